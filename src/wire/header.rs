@@ -1,0 +1,330 @@
+//! The line in front of every payload:
+//! `KIND:topic:version[:requestId[:parentRequestId[:timeout]]]`.
+
+use std::{fmt, time::Duration};
+
+use super::version::{Version, VersionError};
+
+/// Longest header line, in bytes before the line feed.
+pub const MAX_HEADER_SIZE: usize = 1024;
+/// Longest topic, in bytes.
+pub const MAX_TOPIC_SIZE: usize = 255;
+/// Longest request id, in bytes.
+pub const MAX_REQUEST_ID_SIZE: usize = 64;
+/// Longest timeout that a request may ask for: one hour.
+pub const MAX_TIMEOUT: Duration = Duration::from_millis(3_600_000);
+
+/// First field of the line. The protocol calls it ACTION; here `action` is
+/// what a topic names, so this is the kind of the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A client asks and gets exactly one answer.
+    Request,
+    /// The server answers.
+    Response,
+    /// The server refuses, or the service fails.
+    Error,
+    /// A client tells, and wants at most to know that it arrived.
+    Publish,
+}
+
+impl Kind {
+    /// The word on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "REQUEST",
+            Self::Response => "RESPONSE",
+            Self::Error => "ERROR",
+            Self::Publish => "PUBLISH",
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        [Self::Request, Self::Response, Self::Error, Self::Publish]
+            .into_iter()
+            .find(|kind| kind.as_str().eq_ignore_ascii_case(text))
+    }
+}
+
+/// What a message is about: two to five segments joined by dots. The first is
+/// the service, the rest its action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Topic<'a> {
+    text: &'a str,
+    /// Invariant: the index of the first dot in `text`.
+    dot: usize,
+}
+
+impl<'a> Topic<'a> {
+    /// Checks a topic.
+    ///
+    /// # Errors
+    /// Breaks of the grammar above, or more than 255 bytes.
+    pub fn parse(text: &'a str) -> Result<Self, HeaderError> {
+        let dots = text.bytes().filter(|&b| b == b'.').count();
+        let sound = text.len() <= MAX_TOPIC_SIZE && (1..=4).contains(&dots) && text.split('.').all(is_segment);
+        match text.find('.') {
+            Some(dot) if sound => Ok(Self { text, dot }),
+            _ => Err(HeaderError::Topic),
+        }
+    }
+
+    /// The whole topic.
+    #[must_use]
+    pub fn as_str(&self) -> &'a str {
+        self.text
+    }
+
+    /// The service's name.
+    #[must_use]
+    pub fn service(&self) -> &'a str {
+        &self.text[..self.dot]
+    }
+
+    /// The action, which may hold dots itself.
+    #[must_use]
+    pub fn action(&self) -> &'a str {
+        &self.text[self.dot + 1..]
+    }
+}
+
+/// A letter, then letters, digits, `-` and `_`: a segment of a topic, and so
+/// the name of a service too.
+#[must_use]
+pub fn is_segment(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    bytes.next().is_some_and(|b| b.is_ascii_alphabetic())
+        && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
+/// 1 to 64 letters, digits, `.`, `_` and `-`.
+#[must_use]
+pub fn is_request_id(text: &str) -> bool {
+    (1..=MAX_REQUEST_ID_SIZE).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+/// A header line that follows the grammar. Whether a REQUEST carries an id is
+/// not the grammar's business: it has an error code of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header<'a> {
+    /// What the message is.
+    pub kind: Kind,
+    /// What it is about.
+    pub topic: Topic<'a>,
+    /// The version that the client was written against.
+    pub version: Version,
+    /// Joins an answer to its request.
+    pub request_id: Option<&'a str>,
+    /// The request that caused this one.
+    pub parent_request_id: Option<&'a str>,
+    /// REQUEST only: how long the client waits, 1 ms to 1 h.
+    pub timeout: Option<Duration>,
+}
+
+impl<'a> Header<'a> {
+    /// Splits a message into its header and its payload.
+    ///
+    /// # Errors
+    /// Whatever breaks the grammar, the first that is found from the left.
+    pub fn parse(message: &'a [u8]) -> Result<(Self, &'a [u8]), HeaderError> {
+        if message.is_empty() {
+            return Err(HeaderError::EmptyMessage);
+        }
+        let searched = &message[..message.len().min(MAX_HEADER_SIZE + 1)];
+        let Some(end) = searched.iter().position(|&b| b == b'\n') else {
+            let too_long = message.len() > MAX_HEADER_SIZE;
+            return Err(if too_long { HeaderError::TooLong } else { HeaderError::NoLineFeed });
+        };
+        let line = &message[..end];
+        if let Some(&byte) = line.iter().find(|b| !b.is_ascii_graphic()) {
+            return Err(HeaderError::Byte { byte });
+        }
+        let line = std::str::from_utf8(line).map_err(|_| HeaderError::Byte { byte: 0x80 })?;
+        Ok((Self::parse_line(line)?, &message[end + 1..]))
+    }
+
+    fn parse_line(line: &'a str) -> Result<Self, HeaderError> {
+        let mut fields = line.split(':');
+        let mut required = |missing| fields.next().filter(|f| !f.is_empty()).ok_or(missing);
+        let kind = Kind::parse(required(HeaderError::Kind)?).ok_or(HeaderError::Kind)?;
+        let topic = Topic::parse(required(HeaderError::Topic)?)?;
+        let version = required(HeaderError::Version)?.parse().map_err(|VersionError| HeaderError::Version)?;
+        let mut optional = || fields.next().filter(|f| !f.is_empty());
+        let (request_id, parent_request_id, timeout) = (optional(), optional(), optional());
+        if fields.next().is_some() {
+            return Err(HeaderError::TooManyFields);
+        }
+        if ![request_id, parent_request_id].into_iter().flatten().all(is_request_id) {
+            return Err(HeaderError::RequestId);
+        }
+        let timeout = match timeout {
+            None => None,
+            Some(_) if kind != Kind::Request => return Err(HeaderError::TimeoutKind { kind }),
+            Some(text) => Some(parse_timeout(text).ok_or(HeaderError::Timeout)?),
+        };
+        Ok(Self { kind, topic, version, request_id, parent_request_id, timeout })
+    }
+}
+
+fn parse_timeout(text: &str) -> Option<Duration> {
+    if !text.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let timeout = Duration::from_millis(text.parse().ok()?);
+    (!timeout.is_zero() && timeout <= MAX_TIMEOUT).then_some(timeout)
+}
+
+impl fmt::Display for Header<'_> {
+    /// The line without its line feed, and without empty fields at its end.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, topic, version, request_id, parent_request_id, timeout } = self;
+        write!(f, "{}:{}:{version}", kind.as_str(), topic.as_str())?;
+        let id = request_id.unwrap_or_default();
+        let parent = parent_request_id.unwrap_or_default();
+        match (id, parent, timeout) {
+            (_, _, Some(timeout)) => write!(f, ":{id}:{parent}:{}", timeout.as_millis()),
+            ("", "", None) => Ok(()),
+            (id, "", None) => write!(f, ":{id}"),
+            (id, parent, None) => write!(f, ":{id}:{parent}"),
+        }
+    }
+}
+
+/// Why a message has no readable header. The answer is `MALFORMED_MESSAGE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeaderError {
+    /// The message holds no byte.
+    EmptyMessage,
+    /// The message ends before its header line does.
+    NoLineFeed,
+    /// The line is longer than 1,024 bytes.
+    TooLong,
+    /// A byte that is not printable ASCII, or a space.
+    Byte {
+        /// The first such byte.
+        byte: u8,
+    },
+    /// The first field is none of the four words.
+    Kind,
+    /// The second field is no topic.
+    Topic,
+    /// The third field is no version.
+    Version,
+    /// The fourth or fifth field is no request id.
+    RequestId,
+    /// The sixth field is no timeout.
+    Timeout,
+    /// A timeout on anything but a REQUEST.
+    TimeoutKind {
+        /// What it stood on.
+        kind: Kind,
+    },
+    /// More than six fields.
+    TooManyFields,
+}
+
+impl fmt::Display for HeaderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EmptyMessage => f.write_str("empty message"),
+            Self::NoLineFeed => f.write_str("no line feed after the header line"),
+            Self::TooLong => write!(f, "header line exceeds the limit of {MAX_HEADER_SIZE} bytes"),
+            Self::Byte { byte } => {
+                write!(f, "byte {byte:#04x} in the header line, allowed is printable ASCII without spaces")
+            }
+            Self::Kind => f.write_str("first field must be REQUEST or PUBLISH"),
+            Self::Topic => write!(
+                f,
+                "second field must be a topic: 2 to 5 segments joined by dots, at most {MAX_TOPIC_SIZE} bytes, \
+                 each a letter then letters, digits, - and _"
+            ),
+            Self::Version => write!(f, "third field must be a version: {VersionError}"),
+            Self::RequestId => {
+                write!(f, "a request id is 1 to {MAX_REQUEST_ID_SIZE} letters, digits, dots, - and _")
+            }
+            Self::Timeout => write!(f, "sixth field must be a timeout of 1 to {} ms", MAX_TIMEOUT.as_millis()),
+            Self::TimeoutKind { kind } => write!(f, "a timeout goes with REQUEST only, not with {}", kind.as_str()),
+            Self::TooManyFields => f.write_str("more than 6 fields"),
+        }
+    }
+}
+
+impl std::error::Error for HeaderError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good(line: &str) -> String {
+        let message = format!("{line}\n{{}}");
+        let (header, payload) = Header::parse(message.as_bytes()).unwrap_or_else(|e| panic!("{line}: {e}"));
+        assert_eq!(payload, b"{}", "{line}");
+        header.to_string()
+    }
+
+    #[test]
+    fn lines_that_follow_the_grammar() {
+        for line in [
+            "REQUEST:service.action:1.0.0:req-uuid",
+            "REQUEST:a.b:0.0.0",
+            "PUBLISH:a.b.c.d.e:1.2.3",
+            "REQUEST:calc.add:1.0.0:1:p.1:250",
+            "REQUEST:calc.add:1.0.0:1::3600000",
+            "REQUEST:calc.add:1.0.0::p_1",
+            "ERROR:system.error:1.0.0",
+            "RESPONSE:A-1.b_2:1.0.0:x",
+        ] {
+            assert_eq!(good(line), line);
+        }
+        assert_eq!(good("request:a.b:1.0.0:::"), "REQUEST:a.b:1.0.0");
+        assert_eq!(good("ReQuEsT:a.b:1.0.0:7::"), "REQUEST:a.b:1.0.0:7");
+        let topic = Topic::parse("orders.create.bulk").unwrap();
+        assert_eq!((topic.service(), topic.action()), ("orders", "create.bulk"));
+    }
+
+    #[test]
+    fn lines_that_break_it() {
+        let check = |message: &[u8], expected: HeaderError| {
+            assert_eq!(Header::parse(message), Err(expected), "{:?}", String::from_utf8_lossy(message));
+        };
+        check(b"", HeaderError::EmptyMessage);
+        check(b"REQUEST:a.b:1.0.0:1", HeaderError::NoLineFeed);
+        check(b"\n", HeaderError::Kind);
+        check(b":a.b:1.0.0\n", HeaderError::Kind);
+        check(b"ASK:a.b:1.0.0\n", HeaderError::Kind);
+        check(b"REQUEST\n", HeaderError::Topic);
+        check(b"REQUEST::1.0.0\n", HeaderError::Topic);
+        for topic in ["a", "a.", ".a", "a..b", "1a.b", "a.1", "a.b.c.d.e.f", "a.b$", "-a.b"] {
+            check(format!("REQUEST:{topic}:1.0.0:1\n").as_bytes(), HeaderError::Topic);
+        }
+        check(format!("REQUEST:a.{}:1.0.0\n", "b".repeat(254)).as_bytes(), HeaderError::Topic);
+        assert!(Topic::parse(&format!("a.{}", "b".repeat(253))).is_ok());
+        check(b"REQUEST:a.b\n", HeaderError::Version);
+        check(b"REQUEST:a.b:1.0\n", HeaderError::Version);
+        check(b"REQUEST:a.b:1.0.0:a/b\n", HeaderError::RequestId);
+        check(b"REQUEST:a.b:1.0.0:1:a/b\n", HeaderError::RequestId);
+        check(format!("REQUEST:a.b:1.0.0:{}\n", "i".repeat(65)).as_bytes(), HeaderError::RequestId);
+        for timeout in ["0", "-1", "+1", "1.5", "3600001", "99999999999999999999999", "5s"] {
+            check(format!("REQUEST:a.b:1.0.0:1::{timeout}\n").as_bytes(), HeaderError::Timeout);
+        }
+        check(b"PUBLISH:a.b:1.0.0:1::5\n", HeaderError::TimeoutKind { kind: Kind::Publish });
+        check(b"REQUEST:a.b:1.0.0:1:2:3:4\n", HeaderError::TooManyFields);
+        check(b"REQUEST:a.b:1.0.0:1::::\n", HeaderError::TooManyFields);
+        check(b"REQUEST:a.b:1.0.0:1\r\n", HeaderError::Byte { byte: b'\r' });
+        check(b"REQUEST:a b:1.0.0:1\n", HeaderError::Byte { byte: b' ' });
+        check("REQUEST:ä.b:1.0.0:1\n".as_bytes(), HeaderError::Byte { byte: 0xc3 });
+        check(&[b"REQUEST:a.b:1.0.0:".as_slice(), &[b'x'; 1100], b"\n"].concat(), HeaderError::TooLong);
+    }
+
+    #[test]
+    fn the_longest_line() {
+        let pad = MAX_HEADER_SIZE - "REQUEST:a.b:1.0.0::::".len();
+        let line = format!("REQUEST:a.b:1.0.0:{}\n", ":".repeat(3 + pad));
+        assert_eq!(line.len(), MAX_HEADER_SIZE + 1);
+        assert_eq!(Header::parse(line.as_bytes()), Err(HeaderError::TooManyFields));
+        let line = format!("REQUEST:a.b:1.0.0:{}\n", ":".repeat(4 + pad));
+        assert_eq!(Header::parse(line.as_bytes()), Err(HeaderError::TooLong));
+    }
+}

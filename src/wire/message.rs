@@ -1,0 +1,237 @@
+//! Writing messages: frame header, header line, payload, in one buffer.
+
+use std::{borrow::Cow, fmt::Write as _, time::SystemTime};
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{
+    codes::Code,
+    frame::{FRAME_HEADER_SIZE, FrameHeader},
+    header::Header,
+};
+
+/// A payload without a copy of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Payload<'a> {
+    /// One JSON text.
+    Json(&'a str),
+    /// Opaque bytes; the frame has BINARY set.
+    Binary(&'a [u8]),
+}
+
+impl<'a> Payload<'a> {
+    /// The bytes, whatever they are.
+    #[must_use]
+    pub fn as_bytes(&self) -> &'a [u8] {
+        match self {
+            Self::Json(text) => text.as_bytes(),
+            Self::Binary(bytes) => bytes,
+        }
+    }
+
+    /// Whether the frame has BINARY set.
+    #[must_use]
+    pub fn is_binary(&self) -> bool {
+        matches!(self, Self::Binary(_))
+    }
+}
+
+/// Appends one message to a buffer, as one frame. The length is filled in by
+/// [`FrameWriter::finish`]; a writer that is dropped instead takes back what
+/// it wrote, so the buffer always holds whole frames.
+#[derive(Debug)]
+pub struct FrameWriter<'a> {
+    out: &'a mut Vec<u8>,
+    /// Invariant: `start + FRAME_HEADER_SIZE <= out.len()`.
+    start: usize,
+    finished: bool,
+}
+
+impl<'a> FrameWriter<'a> {
+    /// Begins a message with its header line.
+    pub fn begin(out: &'a mut Vec<u8>, header: &Header<'_>) -> Self {
+        let mut writer = Self::begin_line(out);
+        writer.line(format_args!("{header}"));
+        writer
+    }
+
+    fn begin_line(out: &'a mut Vec<u8>) -> Self {
+        let start = out.len();
+        out.extend_from_slice(&[0; FRAME_HEADER_SIZE]);
+        Self { out, start, finished: false }
+    }
+
+    fn line(&mut self, line: std::fmt::Arguments<'_>) {
+        let mut text = Utf8(self.out);
+        // Writing to a vector can't fail.
+        let _ = text.write_fmt(line);
+        self.out.push(b'\n');
+    }
+
+    /// The buffer, to append the payload to. What was there must stay.
+    pub fn payload(&mut self) -> &mut Vec<u8> {
+        self.out
+    }
+
+    /// Ends the message.
+    ///
+    /// # Panics
+    /// If the body holds 4 GiB or more, which the limits on answers exclude.
+    pub fn finish(mut self, binary: bool) {
+        let length = self.out.len() - self.start - FRAME_HEADER_SIZE;
+        let length = u32::try_from(length).expect("answers are bounded far below 4 GiB");
+        let header = FrameHeader { length, keep_alive: false, binary, more: false };
+        self.out[self.start..self.start + FRAME_HEADER_SIZE].copy_from_slice(&header.encode());
+        self.finished = true;
+    }
+}
+
+impl Drop for FrameWriter<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.out.truncate(self.start);
+        }
+    }
+}
+
+/// `fmt::Write` for a vector of bytes.
+struct Utf8<'a>(&'a mut Vec<u8>);
+
+impl std::fmt::Write for Utf8<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+}
+
+/// Appends a message with its whole payload.
+pub fn write_message(out: &mut Vec<u8>, header: &Header<'_>, payload: Payload<'_>) {
+    let mut writer = FrameWriter::begin(out, header);
+    writer.payload().extend_from_slice(payload.as_bytes());
+    writer.finish(payload.is_binary());
+}
+
+/// Appends a message in pieces of at most `piece` bytes each (at least 1),
+/// all but the last with MORE.
+pub fn write_pieces(out: &mut Vec<u8>, header: &Header<'_>, payload: Payload<'_>, piece: usize) {
+    let mut body = format!("{header}\n").into_bytes();
+    body.extend_from_slice(payload.as_bytes());
+    let mut chunks = body.chunks(piece.max(1)).peekable();
+    while let Some(chunk) = chunks.next() {
+        let length = u32::try_from(chunk.len()).expect("a piece is below 4 GiB");
+        let more = chunks.peek().is_some();
+        let header = FrameHeader { length, keep_alive: false, binary: payload.is_binary(), more };
+        out.extend_from_slice(&header.encode());
+        out.extend_from_slice(chunk);
+    }
+}
+
+/// Whose code an ERROR carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// One of [`Code`].
+    Server,
+    /// The service's own.
+    Service,
+}
+
+/// Payload of an ERROR, but for its timestamp.
+#[derive(Debug, Clone)]
+pub struct ErrorBody<'a> {
+    /// What went wrong, for a program.
+    pub code: Cow<'a, str>,
+    /// What went wrong, for a person: the fact and the limit.
+    pub message: Cow<'a, str>,
+    /// Whose code it is.
+    pub origin: Origin,
+    /// More of it, as JSON.
+    pub details: Option<Box<RawValue>>,
+}
+
+impl<'a> ErrorBody<'a> {
+    /// An error of the server's without details.
+    pub fn server(code: Code, message: impl Into<Cow<'a, str>>) -> Self {
+        Self { code: Cow::Borrowed(code.as_str()), message: message.into(), origin: Origin::Server, details: None }
+    }
+
+    /// Adds details.
+    #[must_use]
+    pub fn with_details(mut self, details: &serde_json::Value) -> Self {
+        self.details = serde_json::value::to_raw_value(details).ok();
+        self
+    }
+}
+
+/// Appends an ERROR. `request` is the header of what it answers, or none
+/// where no request can be named; `now` is the time that it carries.
+pub fn write_error(out: &mut Vec<u8>, request: Option<&Header<'_>>, body: &ErrorBody<'_>, now: SystemTime) {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        code: &'a str,
+        message: &'a str,
+        timestamp: String,
+        origin: Origin,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        details: Option<&'a RawValue>,
+    }
+    let mut writer = FrameWriter::begin_line(out);
+    match request.map(|header| (header.topic, header.version, header.request_id)) {
+        None => writer.line(format_args!("ERROR:system.error:1.0.0")),
+        Some((topic, version, None)) => writer.line(format_args!("ERROR:{}:{version}", topic.as_str())),
+        Some((topic, version, Some(id))) => writer.line(format_args!("ERROR:{}:{version}:{id}", topic.as_str())),
+    }
+    let ErrorBody { code, message, origin, details } = body;
+    let timestamp = humantime::format_rfc3339_millis(now).to_string();
+    let document = Document { code, message, timestamp, origin: *origin, details: details.as_deref() };
+    // Strings and a checked JSON text can't fail to serialise into memory.
+    let _ = serde_json::to_writer(writer.payload(), &document);
+    writer.finish(false);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    #[test]
+    fn the_seeds_request_to_the_byte() {
+        let (header, payload) = Header::parse(b"REQUEST:service.action:1.0.0:req-uuid\n{\"data\":\"test\"}").unwrap();
+        let mut out = Vec::new();
+        write_message(&mut out, &header, Payload::Json(std::str::from_utf8(payload).unwrap()));
+        let expected = b"\0\0\0\x35\0\0\0\0REQUEST:service.action:1.0.0:req-uuid\n{\"data\":\"test\"}";
+        assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn errors() {
+        let (header, _) = Header::parse(b"REQUEST:a.b:1.2.3:7:p:100\n").unwrap();
+        let now = UNIX_EPOCH + Duration::from_millis(1_769_517_296_789);
+        let body = ErrorBody::server(Code::Timeout, "stopped").with_details(&serde_json::json!({"phase": "call"}));
+        let mut out = Vec::new();
+        write_error(&mut out, Some(&header), &body, now);
+        let text = String::from_utf8_lossy(&out[8..]);
+        assert_eq!(
+            text,
+            "ERROR:a.b:1.2.3:7\n{\"code\":\"TIMEOUT\",\"message\":\"stopped\",\
+             \"timestamp\":\"2026-01-27T12:34:56.789Z\",\"origin\":\"server\",\"details\":{\"phase\":\"call\"}}"
+        );
+        assert_eq!(u32::from_be_bytes(out[..4].try_into().unwrap()) as usize, out.len() - 8);
+
+        out.clear();
+        write_error(&mut out, None, &ErrorBody::server(Code::ServerBusy, "full"), now);
+        assert!(out[8..].starts_with(b"ERROR:system.error:1.0.0\n{\"code\":\"SERVER_BUSY\""));
+        assert!(!String::from_utf8_lossy(&out).contains("details"));
+    }
+
+    #[test]
+    fn an_unfinished_message_leaves_nothing() {
+        let (header, _) = Header::parse(b"RESPONSE:a.b:1.0.0:7\n").unwrap();
+        let mut out = b"before".to_vec();
+        let mut writer = FrameWriter::begin(&mut out, &header);
+        writer.payload().extend_from_slice(b"half");
+        drop(writer);
+        assert_eq!(out, b"before");
+    }
+}

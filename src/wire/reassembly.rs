@@ -1,0 +1,336 @@
+//! From bytes as they arrive to whole messages.
+//!
+//! The buffer frames and does no I/O. A reader fills [`Reassembly::spare`],
+//! says how much came with [`Reassembly::advance`] and takes out what is
+//! whole with [`Reassembly::next`], until there is nothing more. A message
+//! that came in one frame is handed out where it lies; the pieces of one that
+//! came in several are moved together, over the frame headers between them.
+//!
+//! ```text
+//!   0          start      assembled      parsed           filled       len
+//!   |  consumed  |  pieces  |  old headers |  not parsed yet  |  spare  |
+//! ```
+
+use super::frame::{FRAME_HEADER_SIZE, FrameError, FrameHeader};
+
+/// An empty buffer keeps at most this much memory, in bytes; what a large
+/// message needed beyond it goes back to the system.
+pub const KEPT_SIZE: usize = 64 * 1024;
+
+/// What [`Reassembly::next`] hands out.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Incoming<'a> {
+    /// A keep-alive frame. It may stand between two pieces of a message.
+    KeepAlive,
+    /// A whole message.
+    Message {
+        /// Header line and payload, in one piece.
+        body: &'a [u8],
+        /// The payload is opaque bytes.
+        binary: bool,
+    },
+}
+
+/// A growable buffer that reassembles frames.
+///
+/// Its memory follows what has arrived, never what was promised: it doubles
+/// when it is full, up to `max_message_size` + a frame header + one read.
+#[derive(Debug)]
+pub struct Reassembly {
+    buf: Vec<u8>,
+    /// Invariant: `start <= assembled <= parsed <= filled <= buf.len()`.
+    start: usize,
+    assembled: usize,
+    parsed: usize,
+    filled: usize,
+    /// BINARY of the pieces so far; none between two messages, and then
+    /// `start == assembled`.
+    piece: Option<bool>,
+    max_message_size: usize,
+    read_size: usize,
+}
+
+impl Reassembly {
+    /// An empty buffer that takes messages of up to `max_message_size` bytes
+    /// and starts with room for `read_size`, which is also the least that
+    /// it offers to a read once it has grown to its bound.
+    #[must_use]
+    pub fn new(max_message_size: usize, read_size: usize) -> Self {
+        assert!(read_size >= FRAME_HEADER_SIZE, "a read must hold a frame header");
+        let buf = vec![0; read_size];
+        Self { buf, start: 0, assembled: 0, parsed: 0, filled: 0, piece: None, max_message_size, read_size }
+    }
+
+    /// Room for the next read; never empty.
+    pub fn spare(&mut self) -> &mut [u8] {
+        if self.parsed == self.filled && self.start == self.assembled {
+            self.restart();
+        } else if self.filled == self.buf.len() {
+            self.compact();
+            if self.buf.len() - self.filled < self.buf.len() / 4 {
+                let bound = self.max_message_size + FRAME_HEADER_SIZE + self.read_size;
+                let grown = (self.buf.len() * 2).min(bound).max(self.filled + self.read_size);
+                self.buf.resize(grown, 0);
+            }
+        }
+        self.invariants();
+        &mut self.buf[self.filled..]
+    }
+
+    /// Takes note that a read put `count` bytes into [`Reassembly::spare`].
+    ///
+    /// # Panics
+    /// If that is more than there was room for.
+    pub fn advance(&mut self, count: usize) {
+        self.filled += count;
+        self.invariants();
+    }
+
+    /// The next thing that is whole, or none until more has arrived.
+    ///
+    /// # Errors
+    /// After one the stream can't be read on: drop the buffer.
+    #[allow(clippy::should_implement_trait, reason = "what it yields borrows from the buffer")]
+    pub fn next(&mut self) -> Result<Option<Incoming<'_>>, FrameError> {
+        while let Some((&header, rest)) = self.buf[self.parsed..self.filled].split_first_chunk() {
+            let header = FrameHeader::parse(header)?;
+            if header.keep_alive {
+                self.parsed += FRAME_HEADER_SIZE;
+                return Ok(Some(Incoming::KeepAlive));
+            }
+            self.check(header)?;
+            let length = header.length as usize;
+            if rest.len() < length {
+                return Ok(None);
+            }
+            self.append_piece(length);
+            if header.more {
+                self.piece = Some(header.binary);
+                continue;
+            }
+            self.piece = None;
+            let body = self.start..self.assembled;
+            self.start = self.parsed;
+            self.assembled = self.parsed;
+            self.invariants();
+            return Ok(Some(Incoming::Message { body: &self.buf[body], binary: header.binary }));
+        }
+        Ok(None)
+    }
+
+    /// Whether a frame or a message has begun and not ended: an end of
+    /// stream now cuts it off.
+    #[must_use]
+    pub fn is_midway(&self) -> bool {
+        self.piece.is_some() || self.parsed < self.filled
+    }
+
+    /// Bytes of memory that the buffer holds.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.buf.capacity()
+    }
+
+    /// What can be refused before the body is there.
+    fn check(&self, header: FrameHeader) -> Result<(), FrameError> {
+        if self.piece.is_some_and(|binary| binary != header.binary) {
+            return Err(FrameError::MixedPayload);
+        }
+        let size = (self.assembled - self.start) as u64 + u64::from(header.length);
+        if size > self.max_message_size as u64 {
+            return Err(FrameError::TooLarge { size, limit: self.max_message_size });
+        }
+        Ok(())
+    }
+
+    /// Joins the body that lies behind the next frame header to the pieces.
+    fn append_piece(&mut self, length: usize) {
+        let body = self.parsed + FRAME_HEADER_SIZE;
+        if self.piece.is_none() {
+            // The first piece stays where it is: the message starts there.
+            self.start = body;
+            self.assembled = body + length;
+        } else {
+            self.buf.copy_within(body..body + length, self.assembled);
+            self.assembled += length;
+        }
+        self.parsed = body + length;
+        self.invariants();
+    }
+
+    /// Nothing is held: back to the front, and large memory back.
+    fn restart(&mut self) {
+        (self.start, self.assembled, self.parsed, self.filled) = (0, 0, 0, 0);
+        if self.buf.len() > KEPT_SIZE.max(self.read_size) {
+            self.buf = vec![0; self.read_size];
+        }
+    }
+
+    /// Moves pieces and unparsed bytes to the front, without the gaps.
+    fn compact(&mut self) {
+        self.buf.copy_within(self.start..self.assembled, 0);
+        self.assembled -= self.start;
+        self.start = 0;
+        self.buf.copy_within(self.parsed..self.filled, self.assembled);
+        self.filled -= self.parsed - self.assembled;
+        self.parsed = self.assembled;
+        self.invariants();
+    }
+
+    fn invariants(&self) {
+        assert!(self.start <= self.assembled, "pieces are a range");
+        assert!(self.assembled <= self.parsed, "pieces come from parsed frames");
+        assert!(self.parsed <= self.filled, "only what arrived is parsed");
+        assert!(self.filled <= self.buf.len(), "more arrived than there was room for");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::frame::KEEPALIVE_FRAME;
+    use proptest::prelude::*;
+
+    const LIMIT: usize = 300;
+    const READ: usize = 16;
+
+    /// What came out, owned: none is a keep-alive.
+    type Out = Vec<Option<(Vec<u8>, bool)>>;
+
+    /// Feeds the stream in chunks of the given sizes, over and over.
+    fn feed(stream: &[u8], chunks: &[usize]) -> (Out, Result<(), FrameError>, bool) {
+        let mut buffer = Reassembly::new(LIMIT, READ);
+        let (mut out, mut rest) = (Vec::new(), stream);
+        let mut sizes = chunks.iter().cycle();
+        while !rest.is_empty() {
+            let spare = buffer.spare();
+            let size = (*sizes.next().unwrap()).clamp(1, spare.len()).min(rest.len());
+            spare[..size].copy_from_slice(&rest[..size]);
+            rest = &rest[size..];
+            buffer.advance(size);
+            assert!(buffer.capacity() <= 2 * (LIMIT + FRAME_HEADER_SIZE + READ), "{}", buffer.capacity());
+            loop {
+                match buffer.next() {
+                    Ok(Some(Incoming::KeepAlive)) => out.push(None),
+                    Ok(Some(Incoming::Message { body, binary })) => out.push(Some((body.to_vec(), binary))),
+                    Ok(None) => break,
+                    Err(error) => return (out, Err(error), true),
+                }
+            }
+        }
+        let midway = buffer.is_midway();
+        (out, Ok(()), midway)
+    }
+
+    fn frame(flags: u32, body: &[u8]) -> Vec<u8> {
+        [&u32::try_from(body.len()).unwrap().to_be_bytes(), &flags.to_be_bytes(), body].concat()
+    }
+
+    #[test]
+    fn every_split_point_gives_the_same_result() {
+        let stream = [
+            frame(0, b"one"),
+            KEEPALIVE_FRAME.to_vec(),
+            frame(6, b"tw"),
+            frame(6, b""),
+            KEEPALIVE_FRAME.to_vec(),
+            frame(2, b"o"),
+            frame(0, b""),
+            frame(4, b""),
+            frame(0, &[7; 200]),
+        ]
+        .concat();
+        let expected: Out = vec![
+            Some((b"one".to_vec(), false)),
+            None,
+            None,
+            Some((b"two".to_vec(), true)),
+            Some((Vec::new(), false)),
+            Some((vec![7; 200], false)),
+        ];
+        for split in 1..stream.len() {
+            let (out, result, midway) = feed(&stream, &[split, stream.len() - split]);
+            assert_eq!((out, result, midway), (expected.clone(), Ok(()), false), "split at {split}");
+        }
+        assert_eq!(feed(&stream, &[1]).0, expected);
+    }
+
+    #[test]
+    fn limits_hold_before_memory() {
+        let too_large = |size| Err(FrameError::TooLarge { size, limit: LIMIT });
+        let (out, result, _) = feed(&[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0], &[8]);
+        assert_eq!((out, result), (vec![], too_large(u64::from(u32::MAX))));
+        let stream = [frame(4, &[0; 200]), frame(4, &[0; 100]), frame(0, &[0; 1])].concat();
+        assert_eq!(feed(&stream, &[50]).1, too_large(301));
+        assert_eq!(feed(&stream[..stream.len() - 1], &[50]).1, too_large(301), "known from the header");
+        let stream = [frame(4, &[0; 200]), frame(0, &[0; 100])].concat();
+        assert_eq!(feed(&stream, &[50]).0.len(), 1);
+    }
+
+    #[test]
+    fn pieces_must_agree() {
+        let stream = [frame(4, b"a"), frame(2, b"b")].concat();
+        assert_eq!(feed(&stream, &[3]).1, Err(FrameError::MixedPayload));
+    }
+
+    #[test]
+    fn a_message_in_tiny_pieces_stays_within_the_bound() {
+        let mut stream: Vec<u8> = (0..LIMIT - 1).flat_map(|i| frame(4, &[i as u8])).collect();
+        stream.extend(frame(0, &[0xff]));
+        for chunk in [1, 7, 64, 1000] {
+            let (out, result, midway) = feed(&stream, &[chunk]);
+            assert_eq!((result, midway, out.len()), (Ok(()), false, 1));
+            assert_eq!(out[0].as_ref().unwrap().0.len(), LIMIT);
+        }
+    }
+
+    #[test]
+    fn midway_is_what_an_end_of_stream_would_cut_off() {
+        for (stream, expected) in [
+            (frame(0, b"abc"), false),
+            (frame(4, b"abc"), true),
+            (frame(0, b"abc")[..9].to_vec(), true),
+            (vec![0], true),
+            ([frame(0, b"abc"), vec![0]].concat(), true),
+            (KEEPALIVE_FRAME.to_vec(), false),
+        ] {
+            assert_eq!(feed(&stream, &[100]).2, expected, "{stream:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn messages_survive_any_pieces_and_any_chunks(
+            messages in proptest::collection::vec(
+                (proptest::collection::vec(any::<u8>(), 0..LIMIT), any::<bool>(), 1..80_usize), 1..6),
+            chunks in proptest::collection::vec(1..120_usize, 1..8),
+        ) {
+            let mut stream = Vec::new();
+            for (body, binary, piece) in &messages {
+                let flags = if *binary { 2 } else { 0 };
+                let pieces: Vec<_> = body.chunks(*piece).collect();
+                for piece in pieces.iter().take(pieces.len().saturating_sub(1)) {
+                    stream.extend(frame(flags | 4, piece));
+                    stream.extend(KEEPALIVE_FRAME);
+                }
+                stream.extend(frame(flags, pieces.last().unwrap_or(&[].as_slice())));
+            }
+            let (out, result, midway) = feed(&stream, &chunks);
+            let out: Vec<_> = out.into_iter().flatten().collect();
+            let sent: Vec<_> = messages.into_iter().map(|(body, binary, _)| (body, binary)).collect();
+            prop_assert_eq!((out, result, midway), (sent, Ok(()), false));
+        }
+
+        #[test]
+        fn any_bytes_give_the_same_in_any_chunks(
+            mut stream in proptest::collection::vec(prop_oneof![4 => Just(0_u8), 1 => 0..8_u8, 1 => any::<u8>()], 0..400),
+            chunks in proptest::collection::vec(1..60_usize, 1..8),
+            start in proptest::collection::vec(any::<u8>(), 0..20),
+        ) {
+            let mut whole = frame(0, &start);
+            whole.append(&mut stream);
+            let all_at_once = feed(&whole, &[whole.len()]);
+            prop_assert_eq!(feed(&whole, &chunks), all_at_once);
+        }
+    }
+}

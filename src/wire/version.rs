@@ -1,0 +1,131 @@
+//! Versions of services, and which one serves which request.
+
+use std::{fmt, str::FromStr};
+
+/// Longest text of a version, in bytes.
+pub const MAX_VERSION_SIZE: usize = 20;
+
+/// `MAJOR.MINOR.PATCH`, nothing else: no leading zeros, no pre-release, no
+/// build. Ordered as semver orders them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Version {
+    /// Changes when callers have to.
+    pub major: u64,
+    /// Changes when something is added.
+    pub minor: u64,
+    /// Changes when something is mended.
+    pub patch: u64,
+}
+
+impl Version {
+    /// A version from its numbers.
+    #[must_use]
+    pub const fn new(major: u64, minor: u64, patch: u64) -> Self {
+        Self { major, minor, patch }
+    }
+
+    /// Whether this version may serve a client written against `asked`: the
+    /// caret rule of semver. Same major and not lower; for `0.y` the same
+    /// minor too; for `0.0.z` the same altogether.
+    #[must_use]
+    pub fn serves(self, asked: Self) -> bool {
+        let same_line = match (asked.major, asked.minor) {
+            (0, 0) => self == asked,
+            (0, minor) => self.major == 0 && self.minor == minor,
+            (major, _) => self.major == major,
+        };
+        same_line && self >= asked
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
+    }
+}
+
+/// The text is not `MAJOR.MINOR.PATCH`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VersionError;
+
+impl fmt::Display for VersionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a version is MAJOR.MINOR.PATCH in at most 20 bytes, without leading zeros, pre-release or build")
+    }
+}
+
+impl std::error::Error for VersionError {}
+
+impl FromStr for Version {
+    type Err = VersionError;
+
+    fn from_str(text: &str) -> Result<Self, VersionError> {
+        if text.len() > MAX_VERSION_SIZE {
+            return Err(VersionError);
+        }
+        let mut numbers = text.split('.').map(number);
+        let mut next = || numbers.next().flatten().ok_or(VersionError);
+        let version = Self::new(next()?, next()?, next()?);
+        if numbers.next().is_some() { Err(VersionError) } else { Ok(version) }
+    }
+}
+
+/// Decimal digits without leading zeros. `u64::from_str` alone would also
+/// take a sign.
+fn number(text: &str) -> Option<u64> {
+    let plain = text.bytes().all(|b| b.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    if plain { text.parse().ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts() {
+        for good in ["0.0.0", "1.0.0", "10.20.30", "1.2.9999999999999999"] {
+            assert_eq!(good.parse::<Version>().map(|v| v.to_string()).as_deref(), Ok(good));
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            "1",
+            "1.0",
+            "1.0.0.0",
+            "1..0",
+            "01.0.0",
+            "1.00.0",
+            "1.0.0-rc1",
+            "1.0.0+b",
+            "+1.0.0",
+            " 1.0.0",
+            "1.0.x",
+            "1.0.00",
+            "1.2.99999999999999999",
+        ] {
+            assert_eq!(bad.parse::<Version>(), Err(VersionError), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn caret_rule() {
+        let check = |loaded: &str, asked: &str, expected: bool| {
+            let (loaded, asked): (Version, Version) = (loaded.parse().unwrap(), asked.parse().unwrap());
+            assert_eq!(loaded.serves(asked), expected, "{loaded} for {asked}");
+        };
+        check("1.0.0", "1.0.0", true);
+        check("1.2.0", "1.0.5", true);
+        check("1.0.4", "1.0.5", false);
+        check("2.0.0", "1.9.9", false);
+        check("1.9.9", "2.0.0", false);
+        check("0.2.5", "0.2.1", true);
+        check("0.2.0", "0.2.1", false);
+        check("0.3.0", "0.2.1", false);
+        check("1.0.0", "0.2.1", false);
+        check("0.0.3", "0.0.3", true);
+        check("0.0.4", "0.0.3", false);
+        check("0.1.0", "0.0.3", false);
+        check("0.0.0", "0.0.0", true);
+    }
+}
