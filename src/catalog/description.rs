@@ -1,0 +1,178 @@
+//! What a service says of itself, read once into types.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::wire::{Topic, Version, header::is_segment, json};
+
+/// Longest name of a service, so that it leaves room for an action.
+pub const MAX_NAME_SIZE: usize = 100;
+/// Longest name of an action.
+pub const MAX_ACTION_SIZE: usize = 150;
+/// Most actions of one service.
+pub const MAX_ACTIONS: usize = 256;
+/// Longest description, of the service or of an action, in bytes.
+pub const MAX_DESCRIPTION_SIZE: usize = 4096;
+
+/// The name that is the server itself.
+pub const SYSTEM: &str = "system";
+
+/// A checked `describe` document.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Description {
+    /// First segment of the service's topics.
+    pub name: String,
+    /// Its version.
+    pub version: Version,
+    /// For a person; may be empty.
+    pub description: String,
+    /// What it answers to.
+    pub actions: Vec<Action>,
+}
+
+/// One action.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Action {
+    /// The topic without the service's name.
+    pub name: String,
+    /// For a person; may be empty.
+    #[serde(default)]
+    pub description: String,
+    /// JSON Schema of a JSON payload.
+    #[serde(default)]
+    pub input: Option<Value>,
+    /// JSON Schema of a JSON answer.
+    #[serde(default)]
+    pub output: Option<Value>,
+}
+
+/// The document as it comes. Unknown fields are passed over, so that later
+/// contracts can add some.
+#[derive(Deserialize)]
+struct Document {
+    name: String,
+    version: String,
+    #[serde(default)]
+    description: String,
+    actions: Vec<Action>,
+}
+
+impl Description {
+    /// Reads and checks a document.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn parse(text: &str) -> Result<Self, DescriptionError> {
+        let fail = |problem: String| Err(DescriptionError(problem));
+        json::check_text(text).map_err(|e| DescriptionError(format!("it is {e}")))?;
+        let Document { name, version, description, actions } =
+            serde_json::from_str(text).map_err(|e| DescriptionError(e.to_string()))?;
+        if !is_name(&name) {
+            return fail(format!(
+                "name {name:?} must be a letter, then letters, digits, - and _, at most {MAX_NAME_SIZE} bytes, \
+                 and not {SYSTEM:?}"
+            ));
+        }
+        let version = version.parse().map_err(|e| DescriptionError(format!("version {version:?}: {e}")))?;
+        if actions.is_empty() || actions.len() > MAX_ACTIONS {
+            return fail(format!("{} actions, allowed is 1 to {MAX_ACTIONS}", actions.len()));
+        }
+        for (index, action) in actions.iter().enumerate() {
+            let Action { name: action_name, description, input: _, output: _ } = action;
+            let topic = format!("{name}.{action_name}");
+            if action_name.len() > MAX_ACTION_SIZE || Topic::parse(&topic).is_err() {
+                return fail(format!(
+                    "action {action_name:?} must be 1 to 4 segments joined by dots, at most {MAX_ACTION_SIZE} bytes"
+                ));
+            }
+            if actions[..index].iter().any(|other| other.name == *action_name) {
+                return fail(format!("action {action_name:?} stands twice"));
+            }
+            check_size("description of an action", description)?;
+        }
+        check_size("description", &description)?;
+        Ok(Self { name, version, description, actions })
+    }
+
+    /// Whether the service has an action of this name.
+    #[must_use]
+    pub fn has_action(&self, name: &str) -> bool {
+        self.actions.iter().any(|action| action.name == name)
+    }
+}
+
+/// Whether a service may be called so.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    is_segment(name) && name.len() <= MAX_NAME_SIZE && name != SYSTEM
+}
+
+fn check_size(what: &str, text: &str) -> Result<(), DescriptionError> {
+    if text.len() <= MAX_DESCRIPTION_SIZE {
+        return Ok(());
+    }
+    Err(DescriptionError(format!("{what} of {} bytes exceeds the limit of {MAX_DESCRIPTION_SIZE}", text.len())))
+}
+
+/// What is wrong with a document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DescriptionError(String);
+
+impl fmt::Display for DescriptionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "what describe returns does not follow its schema: {}", self.0)
+    }
+}
+
+impl std::error::Error for DescriptionError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// The published schema, which must agree with the code on every case.
+    fn schema_accepts(text: &str) -> bool {
+        let schema: Value = serde_json::from_str(include_str!("../../wit/describe.schema.json")).unwrap();
+        serde_json::from_str(text).is_ok_and(|document| jsonschema::is_valid(&schema, &document))
+    }
+
+    #[test]
+    fn documents() {
+        let base = json!({"name": "calc", "version": "1.0.0", "actions": [{"name": "add"}]});
+        let check = |change: &dyn Fn(&mut Value), problem: Option<&str>| {
+            let mut document = base.clone();
+            change(&mut document);
+            let text = document.to_string();
+            let parsed = Description::parse(&text);
+            assert_eq!(parsed.is_ok(), schema_accepts(&text), "schema and code disagree about {text}");
+            match (parsed, problem) {
+                (Ok(_), None) => {}
+                (Err(error), Some(problem)) => assert!(error.to_string().contains(problem), "{error}"),
+                (parsed, problem) => panic!("{text}: {parsed:?}, expected {problem:?}"),
+            }
+        };
+        check(&|_| {}, None);
+        check(&|d| d["later"] = json!({"x": 1}), None);
+        check(&|d| d["actions"][0]["input"] = json!({"type": "object"}), None);
+        check(&|d| d["actions"][0]["input"] = json!(true), None);
+        check(&|d| d["actions"][0]["name"] = json!("a.b.c.d"), None);
+        check(&|d| d["name"] = json!("system"), Some("system"));
+        check(&|d| d["name"] = json!("a.b"), Some("letter"));
+        check(&|d| d["name"] = json!(""), Some("letter"));
+        check(&|d| d["name"] = json!("a".repeat(101)), Some("100"));
+        check(&|d| d["version"] = json!("1.0"), Some("MAJOR.MINOR.PATCH"));
+        check(&|d| d["version"] = json!("01.0.0"), Some("MAJOR.MINOR.PATCH"));
+        check(&|d| d["actions"] = json!([]), Some("0 actions"));
+        check(&|d| d["actions"][0]["name"] = json!("a.b.c.d.e"), Some("segments"));
+        check(&|d| d["actions"][0]["name"] = json!("1"), Some("segments"));
+        check(&|d| d["description"] = json!("x".repeat(5000)), Some("5000"));
+        check(&|d| *d = json!([]), Some("invalid"));
+        check(&|d| drop(d.as_object_mut().unwrap().remove("actions")), Some("actions"));
+        let twice = json!({"name": "a", "version": "1.0.0", "actions": [{"name": "x"}, {"name": "x"}]});
+        assert!(Description::parse(&twice.to_string()).unwrap_err().to_string().contains("twice"));
+        assert!(Description::parse("nope").is_err());
+    }
+}

@@ -1,0 +1,231 @@
+//! From a file to a service: what the file's name says, what the component
+//! says, and that the two agree.
+
+use std::{
+    fmt, fs,
+    io::Read as _,
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Service,
+    description::{Description, DescriptionError, is_name},
+};
+use crate::{
+    metrics::ServiceStats,
+    sandbox::{CallError, Component, LoadError, Sandbox, Stop},
+    wire::Version,
+};
+
+/// The ending of a component's file.
+const EXTENSION: &str = "wasm";
+
+/// A load that takes longer says so, and again each time this much later.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// Where components come from and what loading one may cost.
+#[derive(Debug, Clone)]
+pub struct LoadSettings {
+    /// The folder.
+    pub dir: PathBuf,
+    /// Largest file, in bytes.
+    pub max_size: usize,
+    /// For a component to say who it is.
+    pub describe_timeout: Duration,
+}
+
+/// What the name of a file promises.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileName {
+    /// The service.
+    pub name: String,
+    /// Its version, where the name holds one.
+    pub version: Option<Version>,
+}
+
+impl FileName {
+    /// Reads `NAME.wasm` or `NAME@VERSION.wasm`.
+    ///
+    /// # Errors
+    /// If it is neither.
+    pub fn parse(file: &Path) -> Result<Self, FileError> {
+        let stem = file.file_stem().and_then(|stem| stem.to_str()).ok_or(FileError::Name)?;
+        let (name, version) = match stem.split_once('@') {
+            None => (stem, None),
+            Some((name, version)) => (name, Some(version.parse().map_err(|_| FileError::Name)?)),
+        };
+        if is_name(name) { Ok(Self { name: name.into(), version }) } else { Err(FileError::Name) }
+    }
+}
+
+/// The component files of a folder, sorted by name. What begins with a dot is
+/// a file that is still being copied, to many tools.
+pub(super) fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if path.extension().is_some_and(|extension| extension == EXTENSION) && !hidden && path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Loads one file, whatever folder it is in.
+///
+/// # Errors
+/// Says what is wrong with it and what to do.
+pub fn load_file(sandbox: &Arc<Sandbox>, settings: &LoadSettings, file: &Path) -> Result<Service, FileError> {
+    let promised = FileName::parse(file)?;
+    let bytes = read_bounded(file, settings.max_size)?;
+    let component = with_progress(file, bytes.len(), || Component::load(sandbox, &bytes))?;
+    let text = component
+        .described(Instant::now() + settings.describe_timeout)
+        .map_err(|e| FileError::describe(e, settings))?;
+    let description = Description::parse(&text)?;
+    let agrees = promised.name == description.name && promised.version.is_none_or(|v| v == description.version);
+    if !agrees {
+        return Err(FileError::Disagrees { promised, name: description.name, version: description.version });
+    }
+    let digest = Sha256::digest(&bytes).iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"));
+    let size = bytes.len() as u64;
+    Ok(Service { description, file: file.into(), digest, size, component, stats: ServiceStats::default() })
+}
+
+fn read_bounded(file: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
+    let read = || {
+        let mut bytes = Vec::new();
+        fs::File::open(file)?.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().map_err(|e: std::io::Error| FileError::Read(e.to_string()))?;
+    if bytes.len() > limit { Err(FileError::Size { limit }) } else { Ok(bytes) }
+}
+
+/// Compiling a large component takes seconds; nobody shall think that the
+/// server hangs.
+fn with_progress<T>(file: &Path, size: usize, work: impl FnOnce() -> T) -> T {
+    let (done, waiting) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let begun = Instant::now();
+            while waiting.recv_timeout(PROGRESS_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+                let secs = begun.elapsed().as_secs();
+                tracing::info!("compiling {} ({size} bytes), {secs} s so far", file.display());
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
+}
+
+/// Why a file is no service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileError {
+    /// The name is neither `NAME.wasm` nor `NAME@VERSION.wasm`.
+    Name,
+    /// The file can't be read.
+    Read(String),
+    /// The file is too large.
+    Size {
+        /// `max_component_size`.
+        limit: usize,
+    },
+    /// It is no component for this server.
+    Load(LoadError),
+    /// It does not say who it is.
+    Silent(String),
+    /// What it says does not follow the schema.
+    Description(DescriptionError),
+    /// It says that it is somebody else than its file says.
+    Disagrees {
+        /// What the file says.
+        promised: FileName,
+        /// The name that the component says.
+        name: String,
+        /// The version that the component says.
+        version: Version,
+    },
+}
+
+impl FileError {
+    fn describe(error: CallError, settings: &LoadSettings) -> Self {
+        Self::Silent(match error {
+            CallError::Stopped { stop: Stop::Deadline, .. } => {
+                format!("did not return within {} ms", settings.describe_timeout.as_millis())
+            }
+            CallError::Failed { reason, message } => format!("failed ({}): {message}", reason.as_str()),
+            other @ (CallError::Late | CallError::Full | CallError::Stopped { .. }) => {
+                format!("could not run: {other:?}")
+            }
+        })
+    }
+}
+
+impl From<LoadError> for FileError {
+    fn from(error: LoadError) -> Self {
+        Self::Load(error)
+    }
+}
+
+impl From<DescriptionError> for FileError {
+    fn from(error: DescriptionError) -> Self {
+        Self::Description(error)
+    }
+}
+
+impl fmt::Display for FileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name => f.write_str(
+                "a component's file is called NAME.wasm or NAME@VERSION.wasm, where NAME is the service's name and \
+                 VERSION its MAJOR.MINOR.PATCH; rename it",
+            ),
+            Self::Read(error) => write!(f, "can't be read: {error}"),
+            Self::Size { limit } => {
+                write!(f, "exceeds the limit of {limit} bytes, which sandbox.max_component_size sets")
+            }
+            Self::Load(error) => error.fmt(f),
+            Self::Silent(error) => write!(f, "its describe {error}"),
+            Self::Description(error) => error.fmt(f),
+            Self::Disagrees { promised: FileName { name: file, version: file_version }, name, version } => {
+                let at = file_version.map(|v| format!(" {v}")).unwrap_or_default();
+                write!(
+                    f,
+                    "the component says that it is {name} {version}, its file that it is {file}{at}; call the file \
+                     {name}.wasm or {name}@{version}.wasm if you mean it"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for FileError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_names() {
+        let check = |file: &str, expected: Option<(&str, Option<Version>)>| {
+            let parsed = FileName::parse(Path::new(file)).ok();
+            let expected = expected.map(|(name, version)| FileName { name: name.into(), version });
+            assert_eq!(parsed, expected, "{file}");
+        };
+        check("/x/calc.wasm", Some(("calc", None)));
+        check("calc@1.2.3.wasm", Some(("calc", Some(Version::new(1, 2, 3)))));
+        check("a-b_2.wasm", Some(("a-b_2", None)));
+        for bad in ["calc@1.2.wasm", "calc@.wasm", "@1.0.0.wasm", "a.b.wasm", "2.wasm", "system.wasm", "a b.wasm"] {
+            check(bad, None);
+        }
+    }
+}

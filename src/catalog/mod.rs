@@ -1,0 +1,211 @@
+//! From (service, version) to the component that serves it.
+
+mod description;
+mod load;
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+pub use description::{Action, Description, DescriptionError, SYSTEM, is_name};
+pub use load::{FileError, FileName, LoadSettings, load_file};
+
+use crate::{
+    metrics::{ServiceStats, snapshot},
+    sandbox::{Component, Sandbox},
+    wire::Version,
+};
+
+/// One version of a service, ready to be called.
+pub struct Service {
+    /// Who it is.
+    pub description: Description,
+    /// Where it came from.
+    pub file: PathBuf,
+    /// `sha256:` and the hexadecimal digest of the file.
+    pub digest: String,
+    /// Bytes of the file.
+    pub size: u64,
+    /// What runs.
+    pub component: Component,
+    /// What is counted.
+    pub stats: ServiceStats,
+}
+
+/// A file of the folder that serves nobody.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// The service that the file's name promises.
+    pub name: String,
+    /// The version that the file's name promises, if it does.
+    pub version: Option<Version>,
+    /// The file.
+    pub file: PathBuf,
+    /// Why, and what to do.
+    pub error: String,
+}
+
+/// What a look-up finds.
+pub enum Found<'a> {
+    /// The highest version that is compatible with the one asked for.
+    Service(&'a Arc<Service>),
+    /// There is a file for it, but it did not load.
+    Failed(&'a Failure),
+    /// Only these versions, none of them compatible.
+    OtherVersions(Vec<Version>),
+    /// Nobody of this name.
+    Nobody,
+}
+
+/// All services of one folder at one time; never changed.
+#[derive(Default)]
+pub struct Catalog {
+    /// Invariant: each list is sorted by version, highest first, without two
+    /// of the same.
+    services: BTreeMap<String, Vec<Arc<Service>>>,
+    failures: Vec<Failure>,
+}
+
+impl Catalog {
+    /// Loads every `NAME.wasm` and `NAME@VERSION.wasm` of a folder. A file
+    /// that does not load keeps only its own service from being served;
+    /// `progress` hears of each file as it is done.
+    ///
+    /// # Errors
+    /// If the folder can't be read.
+    pub fn load(
+        sandbox: &Arc<Sandbox>,
+        settings: &LoadSettings,
+        mut progress: impl FnMut(&PathBuf, Result<&Service, &str>),
+    ) -> std::io::Result<Self> {
+        let mut catalog = Self::default();
+        for file in load::component_files(&settings.dir)? {
+            match load_file(sandbox, settings, &file) {
+                Ok(service) => {
+                    progress(&file, Ok(&service));
+                    catalog.services.entry(service.description.name.clone()).or_default().push(Arc::new(service));
+                }
+                Err(error) => {
+                    progress(&file, Err(&error.to_string()));
+                    catalog.fail(&file, error.to_string());
+                }
+            }
+        }
+        catalog.refuse_twins(&mut progress);
+        catalog.services.retain(|_, versions| !versions.is_empty());
+        Ok(catalog)
+    }
+
+    /// Finds who serves a request.
+    #[must_use]
+    pub fn find(&self, name: &str, asked: Version) -> Found<'_> {
+        let versions = self.services.get(name).map_or(&[][..], Vec::as_slice);
+        if let Some(service) = versions.iter().find(|service| service.description.version.serves(asked)) {
+            return Found::Service(service);
+        }
+        // A file that failed might have been the one: nobody can tell.
+        let might_serve = |failure: &&Failure| failure.name == name && failure.version.is_none_or(|v| v.serves(asked));
+        match self.failures.iter().find(might_serve) {
+            Some(failure) => Found::Failed(failure),
+            None if versions.is_empty() && !self.failures.iter().any(|f| f.name == name) => Found::Nobody,
+            None => Found::OtherVersions(versions.iter().map(|service| service.description.version).collect()),
+        }
+    }
+
+    /// All services, by name and then highest version first.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values().flatten()
+    }
+
+    /// The files that serve nobody.
+    #[must_use]
+    pub fn failures(&self) -> &[Failure] {
+        &self.failures
+    }
+
+    /// Rows for the admin side.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<snapshot::ServiceRow> {
+        let loaded = self.services().map(|service| service_row(service));
+        let failed = self.failures.iter().map(failure_row);
+        let mut rows: Vec<_> = loaded.chain(failed).collect();
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+        rows
+    }
+
+    fn fail(&mut self, file: &PathBuf, error: String) {
+        let (name, version) = match FileName::parse(file) {
+            Ok(FileName { name, version }) => (name, version),
+            Err(_) => (file.file_stem().unwrap_or_default().to_string_lossy().into_owned(), None),
+        };
+        self.failures.push(Failure { name, version, file: file.clone(), error });
+    }
+
+    /// Two files that claim the same name and version: which one the operator
+    /// means can't be known, so neither serves.
+    fn refuse_twins(&mut self, progress: &mut impl FnMut(&PathBuf, Result<&Service, &str>)) {
+        let mut twins = Vec::new();
+        for versions in self.services.values_mut() {
+            versions.sort_by_key(|service| std::cmp::Reverse(service.description.version));
+            for same in versions.chunk_by(|a, b| a.description.version == b.description.version) {
+                if let [first, .., last] = same {
+                    let Description { name, version, .. } = &first.description;
+                    let error = format!(
+                        "{name} {version} is claimed by {} and by {}, so neither is served; remove one of them",
+                        first.file.display(),
+                        last.file.display()
+                    );
+                    twins.extend(same.iter().map(|service| (service.file.clone(), error.clone())));
+                }
+            }
+            versions.retain(|service| !twins.iter().any(|(file, _)| *file == service.file));
+        }
+        for (file, error) in twins {
+            progress(&file, Err(&error));
+            self.fail(&file, error);
+        }
+    }
+}
+
+fn service_row(service: &Service) -> snapshot::ServiceRow {
+    let Service { description, file, digest, size, component: _, stats } = service;
+    let ServiceStats { calls, failures, errors, latency } = stats;
+    let quantile = |share| latency.quantile(share).unwrap_or_default().as_secs_f64() * 1000.0;
+    snapshot::ServiceRow {
+        name: description.name.clone(),
+        version: Some(description.version.to_string()),
+        state: "loaded",
+        file: file.display().to_string(),
+        digest: Some(digest.clone()),
+        size: Some(*size),
+        error: None,
+        calls: calls.get(),
+        failures: failures.get(),
+        errors: errors.get(),
+        latency: latency.quantile(0.5).is_some().then(|| snapshot::Latency {
+            p50_ms: quantile(0.5),
+            p90_ms: quantile(0.9),
+            p99_ms: quantile(0.99),
+            p999_ms: quantile(0.999),
+        }),
+        buckets: latency.cumulative().collect(),
+        seconds: latency.sum().as_secs_f64(),
+    }
+}
+
+fn failure_row(failure: &Failure) -> snapshot::ServiceRow {
+    let Failure { name, version, file, error } = failure;
+    snapshot::ServiceRow {
+        name: name.clone(),
+        version: version.map(|version| version.to_string()),
+        state: "failed",
+        file: file.display().to_string(),
+        digest: None,
+        size: None,
+        error: Some(error.clone()),
+        calls: 0,
+        failures: 0,
+        errors: 0,
+        latency: None,
+        buckets: Vec::new(),
+        seconds: 0.0,
+    }
+}

@@ -1,0 +1,262 @@
+//! Every setting: its default, unit, bounds and reason.
+//!
+//! Later sources win: defaults, then the TOML file, then the environment
+//! (`MB_PORT`, `MB_ADMIN__PORT`: two underscores between levels), then flags.
+//! Nothing starts with a setting that is unknown or out of bounds.
+
+mod source;
+mod units;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use source::{ConfigError, Flags, Loaded, load};
+pub use units::{Bytes, Millis};
+
+/// All settings of the server. `mb-server check` prints the effective ones.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Addresses or names to listen on, one or a list. The one default that
+    /// differs from the protocol's first document, which has 0.0.0.0: a
+    /// server that nobody has configured is not reachable from outside.
+    pub host: OneOrMore,
+    /// TCP port of the wire; 0 lets the system choose.
+    pub port: u16,
+    /// Connections that the kernel holds until they are accepted, 1 to 65,535.
+    pub backlog: u32,
+    /// TCP keep-alive probes on quiet connections.
+    pub keep_alive: bool,
+    /// Quiet time before the first probe, 1 s to 2 h.
+    pub keep_alive_initial_delay: Millis,
+    /// TCP_NODELAY: answers leave at once, not when the segment is full.
+    pub no_delay: bool,
+    /// Connections served at the same time, 1 to 10,000, each by a thread of
+    /// its own. One more is told SERVER_BUSY.
+    pub max_connections: usize,
+    /// Header line and payload of one message, 1 KiB to 64 MiB; an answer's
+    /// payload may be as large.
+    pub max_message_size: Bytes,
+    /// Answers of one connection that may wait to leave together, 1 to 4,096.
+    pub max_in_flight: usize,
+    /// First size of a connection's read buffer, 1 KiB to 1 MiB.
+    pub read_buffer_size: Bytes,
+    /// Answers of this size together leave without waiting for more, 1 KiB to
+    /// 16 MiB.
+    pub write_buffer_size: Bytes,
+    /// From the first byte of a message to its last, 10 ms to 1 h.
+    pub read_timeout: Millis,
+    /// For a write to be taken by the peer's system, 10 ms to 1 h.
+    pub write_timeout: Millis,
+    /// Silence after which a connection is closed, 10 ms to 24 h.
+    pub idle_timeout: Millis,
+    /// Silence after which clients are asked to send a keep-alive, 10 ms to
+    /// 24 h and below `idle_timeout`.
+    pub keep_alive_interval: Millis,
+    /// For a request whose header names no timeout, 1 ms to 1 h.
+    pub default_timeout: Millis,
+    /// For begun requests when the server stops, 0 to 10 min.
+    pub drain_timeout: Millis,
+    /// Folder of the components.
+    pub services_dir: PathBuf,
+    /// Allow what lets others reach the server without authentication: a
+    /// plain port on an address that is not loopback.
+    pub allow_unsecure: bool,
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace` or `off`, for
+    /// all or by target (`info,mb_server::server=debug`).
+    pub log: String,
+    /// The admin endpoint.
+    pub admin: Admin,
+    /// What a component gets.
+    pub sandbox: Sandbox,
+}
+
+/// Settings of the admin endpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Admin {
+    /// Address or name to listen on; loopback only, since there is no
+    /// authentication yet.
+    pub host: String,
+    /// TCP port; 0 lets the system choose.
+    pub port: u16,
+    /// Host headers that are answered besides loopback names, at most 16.
+    pub allowed_hosts: Vec<String>,
+}
+
+/// Settings of the sandbox.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sandbox {
+    /// Linear memory of one instance, all memories together, 1 MiB to 4 GiB.
+    pub memory: Bytes,
+    /// Call stack of a component, 64 KiB to 8 MiB; each connection's thread
+    /// has as much and 512 KiB more.
+    pub stack: Bytes,
+    /// Folder of the compiled code, made with mode 0700; empty for the
+    /// user's cache folder.
+    pub cache_dir: PathBuf,
+    /// Largest component file, 1 KiB to 1 GiB.
+    pub max_component_size: Bytes,
+    /// For a component to say who it is, when it is loaded, 10 ms to 10 min.
+    pub describe_timeout: Millis,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            host: OneOrMore::One("127.0.0.1".into()),
+            port: 8081,
+            backlog: 1024,
+            keep_alive: true,
+            keep_alive_initial_delay: Millis::secs(60),
+            no_delay: true,
+            max_connections: 1024,
+            max_message_size: Bytes::mib(1),
+            max_in_flight: 64,
+            read_buffer_size: Bytes::kib(8),
+            write_buffer_size: Bytes::kib(64),
+            read_timeout: Millis::secs(10),
+            write_timeout: Millis::secs(10),
+            idle_timeout: Millis::secs(60),
+            keep_alive_interval: Millis::secs(30),
+            default_timeout: Millis::secs(5),
+            drain_timeout: Millis::secs(10),
+            services_dir: "services/dist".into(),
+            allow_unsecure: false,
+            log: "info".into(),
+            admin: Admin::default(),
+            sandbox: Sandbox::default(),
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { host: "127.0.0.1".into(), port: 9090, allowed_hosts: Vec::new() }
+    }
+}
+
+impl Default for Sandbox {
+    fn default() -> Self {
+        Self {
+            memory: Bytes::mib(64),
+            stack: Bytes::kib(512),
+            cache_dir: PathBuf::new(),
+            max_component_size: Bytes::mib(64),
+            describe_timeout: Millis::secs(10),
+        }
+    }
+}
+
+/// One value or a list of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "a text or a list of texts")]
+pub enum OneOrMore {
+    /// One.
+    One(String),
+    /// A list; an empty one is out of bounds.
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    /// All of them.
+    #[must_use]
+    pub fn as_slice(&self) -> &[String] {
+        match self {
+            Self::One(value) => std::slice::from_ref(value),
+            Self::More(values) => values,
+        }
+    }
+}
+
+/// A setting out of its bounds: its key and what is allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutOfBounds {
+    /// Levels joined by dots.
+    pub key: &'static str,
+    /// What it is, and what it may be.
+    pub problem: String,
+}
+
+impl Config {
+    /// Every setting that is out of its bounds.
+    #[must_use]
+    pub fn out_of_bounds(&self) -> Vec<OutOfBounds> {
+        // Destructured, so that a new setting without a bound does not compile.
+        let Self {
+            host,
+            port: _,
+            backlog,
+            keep_alive: _,
+            keep_alive_initial_delay,
+            no_delay: _,
+            max_connections,
+            max_message_size,
+            max_in_flight,
+            read_buffer_size,
+            write_buffer_size,
+            read_timeout,
+            write_timeout,
+            idle_timeout,
+            keep_alive_interval,
+            default_timeout,
+            drain_timeout,
+            services_dir,
+            allow_unsecure: _,
+            log,
+            admin: Admin { host: admin_host, port: _, allowed_hosts },
+            sandbox: Sandbox { memory, stack, cache_dir: _, max_component_size, describe_timeout },
+        } = self;
+        let hour = Millis::secs(3600);
+        let day = Millis::secs(24 * 3600);
+        let least = Millis::new(10);
+        let mut bounds = Bounds(Vec::new());
+        bounds.that("host", (1..=64).contains(&host.as_slice().len()), "1 to 64 addresses or names");
+        bounds.that("host", host.as_slice().iter().all(|h| !h.is_empty()), "addresses or names, none empty");
+        bounds.range("backlog", *backlog, 1, 65_535);
+        bounds.range("keep_alive_initial_delay", *keep_alive_initial_delay, Millis::secs(1), Millis::secs(7200));
+        bounds.range("max_connections", *max_connections, 1, 10_000);
+        bounds.range("max_message_size", *max_message_size, Bytes::kib(1), Bytes::mib(64));
+        bounds.range("max_in_flight", *max_in_flight, 1, 4096);
+        bounds.range("read_buffer_size", *read_buffer_size, Bytes::kib(1), Bytes::mib(1));
+        bounds.range("write_buffer_size", *write_buffer_size, Bytes::kib(1), Bytes::mib(16));
+        bounds.range("read_timeout", *read_timeout, least, hour);
+        bounds.range("write_timeout", *write_timeout, least, hour);
+        bounds.range("idle_timeout", *idle_timeout, least, day);
+        bounds.range("keep_alive_interval", *keep_alive_interval, least, day);
+        bounds.range("default_timeout", *default_timeout, Millis::new(1), hour);
+        bounds.range("drain_timeout", *drain_timeout, Millis::new(0), Millis::secs(600));
+        bounds.that("services_dir", !services_dir.as_os_str().is_empty(), "a folder");
+        let filter = log.parse::<tracing_subscriber::filter::Targets>();
+        bounds.that(
+            "log",
+            filter.is_ok(),
+            "a level (error, warn, info, debug, trace, off), or target=level, with commas",
+        );
+        bounds.that("admin.host", !admin_host.is_empty(), "an address or a name");
+        bounds.that("admin.allowed_hosts", allowed_hosts.len() <= 16, "at most 16 names");
+        bounds.range("sandbox.memory", *memory, Bytes::mib(1), Bytes::mib(4096));
+        bounds.range("sandbox.stack", *stack, Bytes::kib(64), Bytes::mib(8));
+        bounds.range("sandbox.max_component_size", *max_component_size, Bytes::kib(1), Bytes::mib(1024));
+        bounds.range("sandbox.describe_timeout", *describe_timeout, least, Millis::secs(600));
+        bounds.0
+    }
+}
+
+struct Bounds(Vec<OutOfBounds>);
+
+impl Bounds {
+    fn range<T: PartialOrd + Copy + std::fmt::Display>(&mut self, key: &'static str, value: T, least: T, most: T) {
+        if !(least..=most).contains(&value) {
+            self.0.push(OutOfBounds { key, problem: format!("is {value}, allowed is {least} to {most}") });
+        }
+    }
+
+    fn that(&mut self, key: &'static str, holds: bool, allowed: &str) {
+        if !holds {
+            self.0.push(OutOfBounds { key, problem: format!("must be {allowed}") });
+        }
+    }
+}

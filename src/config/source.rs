@@ -1,0 +1,287 @@
+//! Where the settings come from, and what is said when one is wrong.
+
+use std::{collections::BTreeMap, fmt, path::Path};
+
+use figment::{
+    Figment, Metadata, Profile, Provider, Source,
+    error::Kind,
+    providers::{Env, Format, Serialized, Toml},
+    value::{Dict, Map, Value},
+};
+
+use super::Config;
+
+/// Environment variables that begin with this are settings.
+const ENV_PREFIX: &str = "MB_";
+/// Names the file, so it is no setting in it.
+const ENV_CONFIG: &str = "config";
+
+/// The effective settings, and where each comes from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The settings.
+    pub config: Config,
+    /// One row per setting, in the order of their keys.
+    pub rows: Vec<Row>,
+}
+
+/// One effective setting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Levels joined by dots.
+    pub key: String,
+    /// As TOML would have it.
+    pub value: String,
+    /// `default`, a file, a variable or a flag.
+    pub source: String,
+}
+
+/// Joins all sources and checks the result.
+///
+/// # Errors
+/// A file that can't be read, a key that is unknown, a value of the wrong
+/// kind or out of bounds; all of those that can be found at once.
+pub fn load(file: Option<&Path>, flags: Flags) -> Result<Loaded, ConfigError> {
+    if let Some(path) = file {
+        // figment passes over a file that is not there.
+        std::fs::File::open(path).map_err(|e| ConfigError::file(path, &e))?;
+    }
+    load_from(file, Env::prefixed(ENV_PREFIX).ignore(&[ENV_CONFIG]).split("__"), flags)
+}
+
+fn load_from(file: Option<&Path>, environment: impl Provider, flags: Flags) -> Result<Loaded, ConfigError> {
+    let mut figment = Figment::from(Serialized::defaults(Config::default()));
+    if let Some(path) = file {
+        figment = figment.merge(Toml::file_exact(path));
+    }
+    let figment = figment.merge(environment).merge(flags);
+    let config: Config = figment.extract().map_err(|e| ConfigError::unreadable(&figment, e))?;
+    let wrong = config.out_of_bounds();
+    if !wrong.is_empty() {
+        let lines =
+            wrong.into_iter().map(|w| format!("`{}` {} (set by {})", w.key, w.problem, source(&figment, w.key)));
+        return Err(ConfigError { lines: lines.collect() });
+    }
+    let rows = rows(&figment);
+    Ok(Loaded { config, rows })
+}
+
+fn rows(figment: &Figment) -> Vec<Row> {
+    let mut leaves = BTreeMap::new();
+    if let Ok(values) = figment.extract::<Dict>() {
+        collect_leaves(&values, "", &mut leaves);
+    }
+    leaves.into_iter().map(|(key, value)| Row { source: source(figment, &key), value, key }).collect()
+}
+
+fn collect_leaves(values: &Dict, prefix: &str, leaves: &mut BTreeMap<String, String>) {
+    for (name, value) in values {
+        let key = format!("{prefix}{name}");
+        match value {
+            Value::Dict(_, inner) => collect_leaves(inner, &format!("{key}."), leaves),
+            value => {
+                // JSON writes texts, numbers, lists and truths as TOML does.
+                leaves.insert(key, serde_json::to_string(value).unwrap_or_default());
+            }
+        }
+    }
+}
+
+/// Where the value of a key comes from, in words.
+fn source(figment: &Figment, key: &str) -> String {
+    figment.find_metadata(key).map_or_else(|| "default".into(), |metadata| name_source(metadata, key))
+}
+
+fn name_source(metadata: &Metadata, key: &str) -> String {
+    let levels: Vec<_> = key.split('.').collect();
+    match &metadata.source {
+        Some(Source::File(path)) => path.display().to_string(),
+        _ if metadata.name.contains("environment") => {
+            format!("environment variable {ENV_PREFIX}{}", levels.join("__").to_uppercase())
+        }
+        _ if metadata.name == Flags::NAME => format!("flag {}", Flags::flag(key)),
+        _ => "default".into(),
+    }
+}
+
+/// Settings given on the command line.
+#[derive(Debug, Clone, Default)]
+pub struct Flags(Dict);
+
+impl Flags {
+    const NAME: &'static str = "command line";
+
+    /// Adds a setting, if the flag was given. Levels of the key are joined by
+    /// dots.
+    #[must_use]
+    pub fn with<T: Into<Value>>(mut self, key: &str, value: Option<T>) -> Self {
+        if let Some(value) = value {
+            match key.split_once('.') {
+                None => drop(self.0.insert(key.into(), value.into())),
+                Some((table, key)) => {
+                    let entry = self.0.entry(table.into()).or_insert_with(|| Dict::new().into());
+                    if let Value::Dict(_, inner) = entry {
+                        inner.insert(key.into(), value.into());
+                    }
+                }
+            }
+        }
+        self
+    }
+
+    /// The flag that sets a key.
+    fn flag(key: &str) -> String {
+        match key {
+            "services_dir" => "--services".into(),
+            key => format!("--{}", key.replace(['.', '_'], "-")),
+        }
+    }
+}
+
+impl Provider for Flags {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(Self::NAME)
+    }
+
+    fn data(&self) -> figment::error::Result<Map<Profile, Dict>> {
+        Ok(Profile::Default.collect(self.0.clone()))
+    }
+}
+
+/// Why there is no configuration to start with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    lines: Vec<String>,
+}
+
+impl ConfigError {
+    fn file(path: &Path, error: &std::io::Error) -> Self {
+        Self { lines: vec![format!("configuration file {}: {error}", path.display())] }
+    }
+
+    fn unreadable(figment: &Figment, errors: figment::Error) -> Self {
+        Self { lines: errors.into_iter().map(|error| describe(figment, &error)).collect() }
+    }
+}
+
+/// One line for one of figment's errors: the key, its source, what is allowed.
+fn describe(figment: &Figment, error: &figment::Error) -> String {
+    let mut levels = error.path.clone();
+    if let Kind::UnknownField(name, known) = &error.kind {
+        if levels.last() != Some(name) {
+            levels.push(name.clone());
+        }
+        let key = levels.join(".");
+        return format!(
+            "unknown setting `{key}` (set by {}); known here are {}",
+            source(figment, &key),
+            known.join(", ")
+        );
+    }
+    let key = levels.join(".");
+    let origin = match &error.metadata {
+        Some(metadata) if key.is_empty() => {
+            metadata.source.as_ref().map_or(metadata.name.to_string(), ToString::to_string)
+        }
+        Some(metadata) => name_source(metadata, &key),
+        None => "unknown".into(),
+    };
+    match &error.kind {
+        Kind::Message(message) if key.is_empty() => format!("{origin}: {message}"),
+        kind => format!("`{key}`: {kind} (set by {origin})"),
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.lines.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Stands for the environment, under the metadata that figment gives it.
+    struct Environment(Vec<(&'static str, &'static str)>);
+
+    impl Provider for Environment {
+        fn metadata(&self) -> Metadata {
+            Metadata::named("`MB_` environment variable(s)")
+        }
+
+        fn data(&self) -> figment::error::Result<Map<Profile, Dict>> {
+            let mut flags = Flags::default();
+            for (key, value) in &self.0 {
+                let value: Value = value.parse().expect("values always parse");
+                flags = flags.with(key, Some(value));
+            }
+            flags.data()
+        }
+    }
+
+    fn try_load(toml: &str, environment: &[(&'static str, &'static str)], flags: Flags) -> Result<Loaded, String> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, toml.as_bytes()).unwrap();
+        let loaded = load_from(Some(file.path()), Environment(environment.to_vec()), flags);
+        loaded.map_err(|e| e.to_string().replace(&file.path().display().to_string(), "FILE"))
+    }
+
+    #[test]
+    fn later_sources_win() {
+        let toml = "port = 1\nbacklog = 2\nidle_timeout = 60000\n[admin]\nport = 3";
+        let flags = Flags::default().with("port", Some(7)).with("admin.port", None::<u16>);
+        let loaded = try_load(toml, &[("port", "5"), ("admin.port", "6"), ("read_timeout", "2s")], flags).unwrap();
+        let config = &loaded.config;
+        assert_eq!((config.port, config.backlog, config.admin.port), (7, 2, 6));
+        assert_eq!(
+            (config.idle_timeout, config.read_timeout),
+            (Config::default().idle_timeout, super::super::Millis::secs(2))
+        );
+        let source = |key: &str| loaded.rows.iter().find(|row| row.key == key).unwrap().source.clone();
+        assert_eq!(source("port"), "flag --port");
+        assert_eq!(source("admin.port"), "environment variable MB_ADMIN__PORT");
+        assert!(source("backlog").starts_with('/'));
+        assert_eq!(source("no_delay"), "default");
+    }
+
+    #[test]
+    fn hosts_may_be_several() {
+        let loaded = try_load("host = [\"localhost\", \"::1\"]", &[], Flags::default()).unwrap();
+        assert_eq!(loaded.config.host.as_slice(), ["localhost", "::1"]);
+    }
+
+    #[test]
+    fn wrong_settings_are_named_with_their_source() {
+        let check = |toml: &str, environment: &[(&'static str, &'static str)], expected: &[&str]| {
+            let error = try_load(toml, environment, Flags::default()).unwrap_err();
+            for part in expected {
+                assert!(error.contains(part), "{error:?} lacks {part:?}");
+            }
+        };
+        check("prot = 1", &[], &["unknown setting `prot`", "FILE", "port"]);
+        check("[admin]\nprot = 1", &[], &["unknown setting `admin.prot`", "FILE", "allowed_hosts"]);
+        check("", &[("prot", "1")], &["unknown setting `prot`", "MB_PROT"]);
+        check("port = 99999", &[], &["`port`", "99999", "u16", "FILE"]);
+        check("", &[("port", "no")], &["`port`", "no", "MB_PORT"]);
+        check("idle_timeout = \"soon\"", &[], &["`idle_timeout`", "soon", "60s", "FILE"]);
+        check(
+            "max_message_size = 1\nbacklog = 0",
+            &[],
+            &["`max_message_size` is 1B", "1KiB to 64MiB", "`backlog` is 0"],
+        );
+        check("", &[("max_connections", "20000")], &["`max_connections` is 20000", "1 to 10000", "MB_MAX_CONNECTIONS"]);
+        check("host = []", &[], &["`host` must be 1 to 64"]);
+        check("port = [", &[], &["FILE"]);
+        let missing = load(Some(Path::new("/nowhere/x.toml")), Flags::default()).unwrap_err();
+        assert!(missing.to_string().contains("/nowhere/x.toml"), "{missing}");
+    }
+
+    #[test]
+    fn the_defaults_are_within_bounds_and_survive_a_round_trip() {
+        assert_eq!(Config::default().out_of_bounds(), []);
+        assert_eq!(try_load("", &[], Flags::default()).unwrap().config, Config::default());
+    }
+}

@@ -1,0 +1,176 @@
+//! Settings with a unit: durations and sizes, as numbers or as text.
+
+use std::{fmt, time::Duration};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// A duration: a number is milliseconds, a text carries its unit (`"60s"`,
+/// `"1m 30s"`) or is such a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Millis(pub Duration);
+
+impl Millis {
+    /// A duration of whole milliseconds.
+    #[must_use]
+    pub const fn new(millis: u64) -> Self {
+        Self(Duration::from_millis(millis))
+    }
+
+    /// A duration of whole seconds.
+    #[must_use]
+    pub const fn secs(secs: u64) -> Self {
+        Self(Duration::from_secs(secs))
+    }
+}
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.0.as_millis();
+        match (millis % 1000, millis / 1000) {
+            (0, secs) => write!(f, "{secs}s"),
+            _ => write!(f, "{millis}ms"),
+        }
+    }
+}
+
+/// A size: a number is bytes, a text carries its unit (`"1MiB"`, `"64 kB"`)
+/// or is such a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub usize);
+
+impl Bytes {
+    /// A size of whole KiB.
+    #[must_use]
+    pub const fn kib(kib: usize) -> Self {
+        Self(kib * 1024)
+    }
+
+    /// A size of whole MiB.
+    #[must_use]
+    pub const fn mib(mib: usize) -> Self {
+        Self(mib * 1024 * 1024)
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            bytes if bytes > 0 && bytes.is_multiple_of(1024 * 1024) => write!(f, "{}MiB", bytes / (1024 * 1024)),
+            bytes if bytes > 0 && bytes.is_multiple_of(1024) => write!(f, "{}KiB", bytes / 1024),
+            bytes => write!(f, "{bytes}B"),
+        }
+    }
+}
+
+fn parse_millis(text: &str) -> Option<Millis> {
+    match text.parse() {
+        Ok(millis) => Some(Millis::new(millis)),
+        Err(_) => humantime::parse_duration(text).ok().map(Millis),
+    }
+}
+
+fn parse_bytes(text: &str) -> Option<Bytes> {
+    let size: bytesize::ByteSize = text.parse().ok()?;
+    usize::try_from(size.as_u64()).ok().map(Bytes)
+}
+
+impl Serialize for Millis {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for Bytes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Millis {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NumberOrText {
+            expected: "milliseconds, or a duration with its unit such as \"60s\"",
+            number: |n| Some(Self::new(n)),
+            text: parse_millis,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NumberOrText {
+            expected: "bytes, or a size with its unit such as \"1MiB\"",
+            number: |n| usize::try_from(n).ok().map(Self),
+            text: parse_bytes,
+        })
+    }
+}
+
+/// Reads a value that is a whole number or a text.
+struct NumberOrText<T> {
+    expected: &'static str,
+    number: fn(u64) -> Option<T>,
+    text: fn(&str) -> Option<T>,
+}
+
+impl<T> de::Visitor<'_> for NumberOrText<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expected)
+    }
+
+    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
+        (self.number)(number).ok_or_else(|| E::invalid_value(de::Unexpected::Unsigned(number), &self))
+    }
+
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
+        match u64::try_from(number) {
+            Ok(number) => self.visit_u64(number),
+            Err(_) => Err(E::invalid_value(de::Unexpected::Signed(number), &self)),
+        }
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        (self.text)(text).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        let check = |json: &str, expected: Option<u64>| {
+            assert_eq!(serde_json::from_str(json).ok(), expected.map(Millis::new), "{json}");
+        };
+        check("60000", Some(60_000));
+        check("\"60000\"", Some(60_000));
+        check("\"60s\"", Some(60_000));
+        check("\"1m 30s\"", Some(90_000));
+        check("\"250ms\"", Some(250));
+        check("-1", None);
+        check("1.5", None);
+        check("\"soon\"", None);
+        check("true", None);
+        assert_eq!((Millis::secs(60).to_string(), Millis::new(250).to_string()), ("60s".into(), "250ms".into()));
+    }
+
+    #[test]
+    fn sizes() {
+        let check = |json: &str, expected: Option<usize>| {
+            assert_eq!(serde_json::from_str(json).ok(), expected.map(Bytes), "{json}");
+        };
+        check("1048576", Some(1_048_576));
+        check("\"1MiB\"", Some(1_048_576));
+        check("\"64 KiB\"", Some(65_536));
+        check("\"1kB\"", Some(1000));
+        check("\"1000B\"", Some(1000));
+        check("\"big\"", None);
+        check("-5", None);
+        for size in [Bytes::mib(64), Bytes::kib(512), Bytes(1000), Bytes(0)] {
+            assert_eq!(parse_bytes(&size.to_string()), Some(size));
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What is counted, with atomics only: whoever looks never makes the wire
+//! side wait.
+
+mod histogram;
+pub mod snapshot;
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+pub use histogram::Histogram;
+
+use crate::wire::Code;
+
+/// A counter that only rises.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds to it.
+    pub fn add(&self, count: u64) {
+        self.0.fetch_add(count, Relaxed);
+    }
+
+    /// Reads it.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Bytes and messages, of one connection or of all that have ended.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Bytes read.
+    pub bytes_in: Counter,
+    /// Bytes written.
+    pub bytes_out: Counter,
+    /// Whole messages read.
+    pub messages_in: Counter,
+    /// Messages written.
+    pub messages_out: Counter,
+    /// Keep-alive frames read.
+    pub keep_alives: Counter,
+    /// ERRORs written.
+    pub errors: Counter,
+}
+
+impl Traffic {
+    /// Adds what another one has counted.
+    pub fn absorb(&self, other: &Self) {
+        let Self { bytes_in, bytes_out, messages_in, messages_out, keep_alives, errors } = other;
+        self.bytes_in.add(bytes_in.get());
+        self.bytes_out.add(bytes_out.get());
+        self.messages_in.add(messages_in.get());
+        self.messages_out.add(messages_out.get());
+        self.keep_alives.add(keep_alives.get());
+        self.errors.add(errors.get());
+    }
+}
+
+/// Counters of the whole server. Those of every request live with the
+/// connection and the service, so that no two threads write to one of them
+/// in turns.
+#[derive(Debug)]
+pub struct Metrics {
+    started: Instant,
+    /// Connections accepted.
+    pub accepted: Counter,
+    /// Connections told SERVER_BUSY.
+    pub refused: Counter,
+    /// Errors of the accept call.
+    pub accept_errors: Counter,
+    /// Messages cut off by the end of their stream.
+    pub truncated: Counter,
+    /// Connections that ended because the peer took no answer in time.
+    pub write_timeouts: Counter,
+    /// Failures of PUBLISH that nobody was told of.
+    pub publish_failures: Counter,
+    /// Traffic of the connections that have ended.
+    pub ended: Traffic,
+    errors: [Counter; Code::ALL.len()],
+    service_errors: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            accepted: Counter::default(),
+            refused: Counter::default(),
+            accept_errors: Counter::default(),
+            truncated: Counter::default(),
+            write_timeouts: Counter::default(),
+            publish_failures: Counter::default(),
+            ended: Traffic::default(),
+            errors: Default::default(),
+            service_errors: Counter::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Counts an ERROR: the server's by its code, the services' own together,
+    /// because their codes are without number.
+    pub fn count_error(&self, code: Option<Code>) {
+        code.map_or(&self.service_errors, |code| &self.errors[code.index()]).add(1);
+    }
+
+    /// ERRORs so far by code; `None` for the services' own.
+    pub fn errors(&self) -> impl Iterator<Item = (Option<Code>, u64)> {
+        let own = Code::ALL.into_iter().map(|code| (Some(code), self.errors[code.index()].get()));
+        own.chain([(None, self.service_errors.get())])
+    }
+
+    /// How long the server has been up.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Milliseconds from the start of the server to an instant.
+    #[must_use]
+    pub fn millis_at(&self, instant: Instant) -> u64 {
+        u64::try_from(instant.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Counters of one version of a service.
+#[derive(Debug, Default)]
+pub struct ServiceStats {
+    /// Calls begun.
+    pub calls: Counter,
+    /// Calls that ended with the service's own failure.
+    pub failures: Counter,
+    /// Calls that the server ended: trap, limit, timeout, invalid answer.
+    pub errors: Counter,
+    /// How long calls took, from instantiation to answer.
+    pub latency: Histogram,
+}

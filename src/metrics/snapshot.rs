@@ -1,0 +1,130 @@
+//! What the admin side shows: plain copies, taken without a lock. The field
+//! names are those of its JSON.
+
+use serde::Serialize;
+
+/// One connection.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionRow {
+    /// As `system.hello` names it.
+    pub id: String,
+    /// Address and port of the other end.
+    pub peer: String,
+    /// `idle`, `reading`, `calling` or `closing`.
+    pub state: &'static str,
+    /// When it was accepted, RFC 3339.
+    pub since: String,
+    /// When the last byte arrived, RFC 3339.
+    pub last_activity: String,
+    /// Bytes read.
+    pub bytes_in: u64,
+    /// Bytes written.
+    pub bytes_out: u64,
+    /// Whole messages read.
+    pub messages_in: u64,
+    /// Messages written.
+    pub messages_out: u64,
+    /// Requests read and not answered.
+    pub in_flight: u64,
+    /// ERRORs written.
+    pub errors: u64,
+}
+
+/// One version of a service, or a file that is none.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRow {
+    /// As its topics begin.
+    pub name: String,
+    /// None if the file did not load and does not name one.
+    pub version: Option<String>,
+    /// `loaded` or `failed`.
+    pub state: &'static str,
+    /// Where it came from.
+    pub file: String,
+    /// SHA-256 of the file.
+    pub digest: Option<String>,
+    /// Bytes of the file.
+    pub size: Option<u64>,
+    /// Why it did not load.
+    pub error: Option<String>,
+    /// Calls begun.
+    pub calls: u64,
+    /// Calls that ended with the service's own failure.
+    pub failures: u64,
+    /// Calls that the server ended.
+    pub errors: u64,
+    /// How long calls took.
+    pub latency: Option<Latency>,
+    /// Pairs of seconds and calls at or below, for Prometheus.
+    #[serde(skip)]
+    pub buckets: Vec<(f64, u64)>,
+    /// Sum of all calls' seconds, for Prometheus.
+    #[serde(skip)]
+    pub seconds: f64,
+}
+
+/// Quantiles in milliseconds, each to an eighth above.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Latency {
+    /// Median.
+    pub p50_ms: f64,
+    /// 90 %.
+    pub p90_ms: f64,
+    /// 99 %.
+    pub p99_ms: f64,
+    /// 99.9 %.
+    pub p999_ms: f64,
+}
+
+/// Sums over the whole server.
+#[derive(Debug, Clone, Default)]
+pub struct Totals {
+    /// Seconds since the start.
+    pub uptime_seconds: f64,
+    /// Connections open now.
+    pub connections: u64,
+    /// Most connections at a time.
+    pub max_connections: u64,
+    /// Threads that serve connections.
+    pub threads: u64,
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Connections told SERVER_BUSY.
+    pub refused: u64,
+    /// Errors of the accept call.
+    pub accept_errors: u64,
+    /// Messages cut off by the end of their stream.
+    pub truncated: u64,
+    /// Peers that took no answer in time.
+    pub write_timeouts: u64,
+    /// Failures of PUBLISH that nobody was told of.
+    pub publish_failures: u64,
+    /// Bytes read.
+    pub bytes_in: u64,
+    /// Bytes written.
+    pub bytes_out: u64,
+    /// Whole messages read.
+    pub messages_in: u64,
+    /// Messages written.
+    pub messages_out: u64,
+    /// Keep-alive frames read.
+    pub keep_alives: u64,
+    /// ERRORs by code, `SERVICE` for the services' own.
+    pub errors: Vec<(&'static str, u64)>,
+}
+
+/// Everything at one time, more or less: the counters are read one by one.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The server does not drain.
+    pub accepting: bool,
+    /// Sums.
+    pub totals: Totals,
+    /// Open connections, oldest first.
+    pub connections: Vec<ConnectionRow>,
+    /// Services and files that are none, by name and version.
+    pub services: Vec<ServiceRow>,
+}

@@ -1,0 +1,125 @@
+//! The clock of the sandbox: raises the engine's epoch while calls run.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread::{self, JoinHandle, Thread},
+    time::Duration,
+};
+
+use wasmtime::Engine;
+
+/// Time between two ticks: how much later than its deadline a call may end.
+pub const TICK: Duration = Duration::from_millis(5);
+
+/// Ticks without a sign of use after which the thread sleeps: one second.
+const TICKS_TO_SLEEP: u32 = 200;
+
+/// A thread that ticks while the sandbox is used and sleeps while it is not,
+/// so that an idle server does not wake the machine.
+#[derive(Debug)]
+pub struct Ticker {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Someone needs ticks. Set by every call and by every tick that a call
+    /// sees, cleared by the thread once a second.
+    used: AtomicBool,
+    asleep: AtomicBool,
+    stop: AtomicBool,
+}
+
+/// Keeps the ticker awake; held by whoever runs calls.
+#[derive(Debug, Clone)]
+pub struct Pulse {
+    shared: Arc<Shared>,
+    thread: Thread,
+}
+
+impl Ticker {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// If the system refuses another thread.
+    pub fn start(engine: &Engine) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let (engine, ticking) = (engine.clone(), Arc::clone(&shared));
+        let thread = thread::Builder::new().name("mb-ticker".into()).spawn(move || ticking.run(&engine))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// A handle for those who run calls.
+    ///
+    /// # Panics
+    /// Never: the thread is taken out only when the ticker is dropped.
+    #[must_use]
+    pub fn pulse(&self) -> Pulse {
+        let thread = self.thread.as_ref().expect("taken in drop only").thread().clone();
+        Pulse { shared: Arc::clone(&self.shared), thread }
+    }
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, SeqCst);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Pulse {
+    /// A call begins or goes on. Costs two reads as long as calls come often.
+    pub fn beat(&self) {
+        if !self.shared.used.load(SeqCst) {
+            self.shared.used.store(true, SeqCst);
+        }
+        if self.shared.asleep.load(SeqCst) {
+            self.thread.unpark();
+        }
+    }
+}
+
+impl Shared {
+    fn run(&self, engine: &Engine) {
+        while !self.stop.load(SeqCst) {
+            for _ in 0..TICKS_TO_SLEEP {
+                if self.stop.load(SeqCst) {
+                    return;
+                }
+                thread::park_timeout(TICK);
+                engine.increment_epoch();
+            }
+            if !self.used.swap(false, SeqCst) {
+                // A beat sets `used` before it reads `asleep`, and here it is
+                // the other way round: one of the two sees the other.
+                self.asleep.store(true, SeqCst);
+                while !self.used.load(SeqCst) && !self.stop.load(SeqCst) {
+                    thread::park();
+                }
+                self.asleep.store(false, SeqCst);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wakes_for_a_call_and_ends_when_dropped() {
+        let ticker = Ticker::start(&Engine::default()).unwrap();
+        let pulse = ticker.pulse();
+        pulse.beat();
+        assert!(pulse.shared.used.load(SeqCst));
+        drop(ticker);
+        assert_eq!(Arc::strong_count(&pulse.shared), 1, "the thread is gone");
+    }
+}

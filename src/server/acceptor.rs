@@ -1,0 +1,154 @@
+//! Takes connections in, whatever happens.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::json;
+
+use super::{
+    Shared,
+    admission::{Admission, Permit},
+    connection::{Connection, notice},
+    session::Session,
+};
+use crate::{
+    transport::{Socket, half_close},
+    wire::Code,
+};
+
+/// First and longest pause after an error that a retry at once would only
+/// repeat, such as having no file descriptor left.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a refused client is told to wait, in milliseconds.
+const RETRY_WHEN_BUSY_MS: u64 = 1000;
+
+/// Numbers the connections of this process, from 1.
+static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
+
+/// Starts the thread that accepts from one listener until the server drains.
+pub(super) fn start(
+    listener: &Arc<TcpListener>,
+    shared: &Arc<Shared>,
+    admission: &Arc<Admission>,
+) -> io::Result<JoinHandle<()>> {
+    listener.set_nonblocking(true)?;
+    let acceptor = Acceptor {
+        listener: Arc::clone(listener),
+        shared: Arc::clone(shared),
+        admission: Arc::clone(admission),
+        pause: Duration::ZERO,
+    };
+    thread::Builder::new().name("mb-acceptor".into()).spawn(move || acceptor.run())
+}
+
+struct Acceptor {
+    listener: Arc<TcpListener>,
+    shared: Arc<Shared>,
+    admission: Arc<Admission>,
+    /// Zero as long as accepting works.
+    pause: Duration,
+}
+
+impl Acceptor {
+    fn run(mut self) {
+        while !self.shared.drain.draining() {
+            match self.listener.accept() {
+                Ok((stream, peer)) => {
+                    self.recovered();
+                    self.admit(stream, peer);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(None),
+                Err(error) => self.survive(&error),
+            }
+        }
+        self.tell_the_backlog();
+    }
+
+    /// Waits for the drain, and for the next connection or a time.
+    fn wait(&self, timeout: Option<Duration>) {
+        let timespec = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        let drain = PollFd::new(&self.shared.drain.wake, PollFlags::IN);
+        let mut polled = [drain, PollFd::new(&*self.listener, PollFlags::IN)];
+        let polled = if timeout.is_some() { &mut polled[..1] } else { &mut polled[..] };
+        let _ = poll(polled, timespec.as_ref());
+    }
+
+    /// Connections that the kernel has completed and nobody has accepted
+    /// would be reset when the listener closes. They are told instead.
+    fn tell_the_backlog(&self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            self.refuse(stream, &notice(Code::ShuttingDown, "the server shuts down", None));
+        }
+    }
+
+    fn admit(&self, stream: TcpStream, peer: SocketAddr) {
+        self.shared.metrics.accepted.add(1);
+        let Some(permit) = self.admission.admit() else {
+            self.shared.metrics.refused.add(1);
+            self.shared.metrics.count_error(Some(Code::ServerBusy));
+            let limit = self.shared.settings.max_connections;
+            let message = format!("no room for another connection, the limit is {limit}");
+            let details = json!({"retryAfterMs": RETRY_WHEN_BUSY_MS});
+            self.refuse(stream, &notice(Code::ServerBusy, &message, Some(&details)));
+            return;
+        };
+        // A peer that is gone already is found out by the first read.
+        let _ = self.shared.settings.options.apply(&stream);
+        let number = NEXT_CONNECTION.fetch_add(1, Relaxed);
+        let socket = Socket::new(stream);
+        let connection = Connection::new(number, socket, peer, Arc::clone(&self.shared.drain));
+        self.serve(permit, Arc::new(connection));
+    }
+
+    fn serve(&self, permit: Permit, connection: Arc<Connection>) {
+        permit.hold(Arc::clone(&connection));
+        let shared = Arc::clone(&self.shared);
+        self.admission.execute(move || {
+            Session::new(shared, connection).run();
+            drop(permit);
+        });
+    }
+
+    /// Sends a few bytes without waiting, and leaves the rest to `linger`. A
+    /// socket that was just accepted has room for them.
+    fn refuse(&self, stream: TcpStream, frame: &[u8]) {
+        let socket = Socket::new(stream);
+        if socket.try_write(frame).is_ok() {
+            half_close(socket.stream());
+            self.shared.linger.take(socket);
+        }
+    }
+
+    fn recovered(&mut self) {
+        if !self.pause.is_zero() {
+            self.pause = Duration::ZERO;
+            tracing::info!("accepting connections again");
+        }
+    }
+
+    /// No error ends the loop. Those of a single connection are passed over;
+    /// for the others it pauses longer and longer, and says so once.
+    fn survive(&mut self, error: &io::Error) {
+        use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+        self.shared.metrics.accept_errors.add(1);
+        if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
+            return;
+        }
+        if self.pause.is_zero() {
+            tracing::error!("can't accept connections, trying on: {error}");
+        }
+        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+        self.wait(Some(self.pause));
+    }
+}

@@ -1,0 +1,303 @@
+//! What is shared about one connection: with its thread, with the drain and
+//! with whoever looks. Reading belongs to the thread alone; writing goes
+//! through the outbox, so that another may write while the thread reads.
+
+use std::{
+    io,
+    net::{Shutdown, SocketAddr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::DrainFlags;
+use crate::{
+    dispatch::{Outcome, Reply},
+    host::context::Caller,
+    metrics::{Traffic, snapshot::ConnectionRow},
+    sandbox::{Stop, Watch},
+    transport::{Socket, half_close},
+    wire::{
+        Code, ErrorBody, Header, Kind, Payload,
+        frame::KEEPALIVE_FRAME,
+        message::{write_error, write_message},
+        reassembly::KEPT_SIZE,
+    },
+};
+
+/// Nobody calls; the peer may be told that the server ends.
+const QUIET: u8 = 0;
+/// The thread serves a message: it will look at the drain itself.
+const BUSY: u8 = 1;
+/// The last word was said, or is being said. Final.
+const TOLD: u8 = 2;
+
+/// One connection.
+pub(crate) struct Connection {
+    number: u64,
+    peer: SocketAddr,
+    since: (Instant, SystemTime),
+    caller: Arc<Caller>,
+    traffic: Traffic,
+    /// Milliseconds from `since` to the last byte that arrived.
+    last_activity: AtomicU64,
+    in_flight: AtomicU64,
+    midway: AtomicBool,
+    /// `QUIET`, `BUSY` or `TOLD`. The thread moves between the first two; it
+    /// and the drain race for the step to the third, and who wins it speaks.
+    phase: AtomicU8,
+    drain: Arc<DrainFlags>,
+    socket: Socket,
+    outbox: Mutex<Outbox>,
+}
+
+/// Answers that have not left yet.
+#[derive(Default)]
+struct Outbox {
+    pending: Vec<u8>,
+    /// Invariant: `sent <= pending.len()`.
+    sent: usize,
+    /// A write failed; nothing can be sent any more.
+    broken: bool,
+}
+
+impl Connection {
+    pub(super) fn new(number: u64, socket: Socket, peer: SocketAddr, drain: Arc<DrainFlags>) -> Self {
+        let caller = Caller { connection_id: number.to_string(), principal: None, encrypted: false };
+        Self {
+            number,
+            peer,
+            since: (Instant::now(), SystemTime::now()),
+            caller: Arc::new(caller),
+            traffic: Traffic::default(),
+            last_activity: AtomicU64::new(0),
+            in_flight: AtomicU64::new(0),
+            midway: AtomicBool::new(false),
+            phase: AtomicU8::new(QUIET),
+            drain,
+            socket,
+            outbox: Mutex::default(),
+        }
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    pub(super) fn caller(&self) -> &Arc<Caller> {
+        &self.caller
+    }
+
+    pub(super) fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    pub(super) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        self.since.0.elapsed()
+    }
+
+    /// Bytes arrived.
+    pub(super) fn heard(&self, count: usize, now: Instant, midway: bool) {
+        self.traffic.bytes_in.add(count as u64);
+        let millis = now.saturating_duration_since(self.since.0).as_millis();
+        self.last_activity.store(u64::try_from(millis).unwrap_or(u64::MAX), Relaxed);
+        self.midway.store(midway, Relaxed);
+    }
+
+    /// The thread is about to serve a message. False if the peer was told
+    /// that the server ends: what it sent since is not begun.
+    pub(super) fn begin(&self) -> bool {
+        self.phase.compare_exchange(QUIET, BUSY, SeqCst, SeqCst).is_ok()
+    }
+
+    /// The thread has served what there was, and is about to wait. False if
+    /// the server ends and it falls to the thread to say so.
+    ///
+    /// The drain sets its flag before it looks at the phase; here it is the
+    /// other way round, so one of the two sees the other.
+    pub(super) fn rest(&self) -> bool {
+        self.phase.store(QUIET, SeqCst);
+        !(self.drain.draining() && self.close())
+    }
+
+    /// Takes the right to the last word. False if somebody has it.
+    pub(super) fn close(&self) -> bool {
+        self.phase.swap(TOLD, SeqCst) != TOLD
+    }
+
+    /// Whether no further call shall be begun.
+    pub(super) fn draining(&self) -> bool {
+        self.drain.draining()
+    }
+
+    /// The drain's part: says it now if nobody calls. The thread goes on to
+    /// read, until the peer ends the stream.
+    pub(super) fn tell_if_quiet(&self, frame: &[u8]) {
+        if self.phase.compare_exchange(QUIET, TOLD, SeqCst, SeqCst).is_ok() {
+            // Nothing waits in the outbox while nobody calls.
+            if self.socket.try_write(frame).is_ok_and(|sent| sent == frame.len()) {
+                self.traffic.bytes_out.add(frame.len() as u64);
+                self.traffic.messages_out.add(1);
+                self.traffic.errors.add(1);
+                half_close(self.socket.stream());
+            } else {
+                self.cut_off();
+            }
+        }
+    }
+
+    /// Ends the connection of a peer that was told and does not end it itself.
+    pub(super) fn cut_off_if_told(&self) {
+        if self.phase.load(SeqCst) == TOLD {
+            self.cut_off();
+        }
+    }
+
+    fn cut_off(&self) {
+        let _ = self.socket.stream().shutdown(Shutdown::Both);
+    }
+
+    /// A request was read.
+    pub(super) fn request_read(&self) {
+        self.traffic.messages_in.add(1);
+        self.in_flight.fetch_add(1, Relaxed);
+    }
+
+    /// Puts an answer into the outbox; says how many bytes wait there.
+    pub(super) fn answer(&self, reply: &Reply<'_>) -> usize {
+        let mut outbox = self.outbox();
+        let out = &mut outbox.pending;
+        let header = reply.header.as_ref();
+        match (&reply.outcome, header) {
+            (Outcome::Silence, _) | (Outcome::Json(_) | Outcome::Binary(_), None) => {
+                self.in_flight.fetch_sub(1, Relaxed);
+                return out.len();
+            }
+            (Outcome::Json(text), Some(header)) => write_message(out, &answers(header), Payload::Json(text)),
+            (Outcome::Binary(bytes), Some(header)) => write_message(out, &answers(header), Payload::Binary(bytes)),
+            (Outcome::Error(_, body), header) => {
+                self.traffic.errors.add(1);
+                write_error(out, header, body, SystemTime::now());
+            }
+        }
+        self.traffic.messages_out.add(1);
+        self.in_flight.fetch_sub(1, Relaxed);
+        out.len()
+    }
+
+    /// Puts a frame into the outbox as it is.
+    pub(super) fn push(&self, frame: &[u8]) {
+        self.outbox().pending.extend_from_slice(frame);
+    }
+
+    /// Puts the last word into the outbox.
+    pub(super) fn push_notice(&self, code: Code, message: &str) {
+        self.push(&notice(code, message, None));
+        self.traffic.messages_out.add(1);
+        self.traffic.errors.add(1);
+    }
+
+    /// Answers one keep-alive.
+    pub(super) fn push_keep_alive(&self) {
+        self.traffic.keep_alives.add(1);
+        self.push(&KEEPALIVE_FRAME);
+    }
+
+    /// Sends all that waits.
+    pub(super) fn flush(&self, deadline: Instant) -> io::Result<()> {
+        let mut outbox = self.outbox();
+        if outbox.pending.is_empty() {
+            return if outbox.broken { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) };
+        }
+        let result = self.socket.write_all(&outbox.pending[outbox.sent..], deadline);
+        self.traffic.bytes_out.add((outbox.pending.len() - outbox.sent) as u64);
+        outbox.broken |= result.is_err();
+        outbox.clear();
+        result
+    }
+
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        // A panic between two frames leaves whole frames.
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A copy for whoever looks.
+    pub(super) fn row(&self) -> ConnectionRow {
+        let Traffic { bytes_in, bytes_out, messages_in, messages_out, keep_alives: _, errors } = &self.traffic;
+        let state = match self.phase.load(Relaxed) {
+            BUSY => "calling",
+            TOLD => "closing",
+            _ if self.midway.load(Relaxed) => "reading",
+            _ => "idle",
+        };
+        let last_activity = self.since.1 + Duration::from_millis(self.last_activity.load(Relaxed));
+        let text = |time| humantime::format_rfc3339_millis(time).to_string();
+        ConnectionRow {
+            id: self.caller.connection_id.clone(),
+            peer: self.peer.to_string(),
+            state,
+            since: text(self.since.1),
+            last_activity: text(last_activity),
+            bytes_in: bytes_in.get(),
+            bytes_out: bytes_out.get(),
+            messages_in: messages_in.get(),
+            messages_out: messages_out.get(),
+            in_flight: self.in_flight.load(Relaxed),
+            errors: errors.get(),
+        }
+    }
+}
+
+/// While a call takes long, the answers before it shall not wait for it.
+impl Watch for Connection {
+    fn tick(&self) -> Option<Stop> {
+        let mut outbox = self.outbox();
+        if outbox.sent < outbox.pending.len() && !outbox.broken {
+            match self.socket.try_write(&outbox.pending[outbox.sent..]) {
+                Ok(sent) => {
+                    self.traffic.bytes_out.add(sent as u64);
+                    outbox.sent += sent;
+                }
+                Err(_) => outbox.broken = true,
+            }
+            if outbox.sent == outbox.pending.len() {
+                outbox.clear();
+            }
+        }
+        self.drain.calls_stopped().then_some(Stop::Shutdown)
+    }
+}
+
+impl Outbox {
+    fn clear(&mut self) {
+        self.pending.clear();
+        self.pending.shrink_to(KEPT_SIZE);
+        self.sent = 0;
+    }
+}
+
+/// The header of a RESPONSE to this request.
+fn answers<'a>(request: &Header<'a>) -> Header<'a> {
+    Header { kind: Kind::Response, parent_request_id: None, timeout: None, ..*request }
+}
+
+/// An ERROR that answers no request.
+pub(super) fn notice(code: Code, message: &str, details: Option<&serde_json::Value>) -> Vec<u8> {
+    let mut body = ErrorBody::server(code, message.to_owned());
+    if let Some(details) = details {
+        body = body.with_details(details);
+    }
+    let mut frame = Vec::new();
+    write_error(&mut frame, None, &body, SystemTime::now());
+    frame
+}

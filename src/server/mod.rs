@@ -1,0 +1,288 @@
+//! Connections: accepted, admitted, served by a thread each, and ended in
+//! order. In reading order: [`Server`] (start and drain), `acceptor`,
+//! `admission` (slots and threads), `connection` (what is shared about one),
+//! `session` (what its thread does), `linger` (the last two seconds).
+
+mod acceptor;
+mod admission;
+mod connection;
+mod linger;
+mod session;
+
+use std::{
+    fmt, io,
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use admission::Admission;
+pub use admission::raise_open_files;
+use connection::notice;
+use linger::{LINGER, Linger};
+use rustix::{
+    event::{EventfdFlags, eventfd},
+    fd::OwnedFd,
+};
+
+use crate::{
+    dispatch::Handle,
+    metrics::{
+        Metrics, Traffic,
+        snapshot::{ConnectionRow, Totals},
+    },
+    transport::{SocketOptions, listen, resolve},
+    wire::Code,
+};
+
+/// After `drain_timeout`, for peers that were told at the very end to read it.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// What the server needs to know; all bounds were checked before.
+#[derive(Debug, Clone)]
+pub struct ServerSettings {
+    /// Addresses or names to listen on.
+    pub hosts: Vec<String>,
+    /// Port on all of them; 0 lets the system choose for each.
+    pub port: u16,
+    /// Connections that the kernel holds until they are accepted.
+    pub backlog: u32,
+    /// Options of each connection.
+    pub options: SocketOptions,
+    /// Connections at the same time.
+    pub max_connections: usize,
+    /// Bytes of a message.
+    pub max_message_size: usize,
+    /// Answers that may wait to leave together, in number.
+    pub max_in_flight: usize,
+    /// First size of a read buffer, in bytes.
+    pub read_buffer_size: usize,
+    /// Answers that may wait to leave together, in bytes.
+    pub write_buffer_size: usize,
+    /// From the first byte of a message to its last.
+    pub read_timeout: Duration,
+    /// For a write to be taken.
+    pub write_timeout: Duration,
+    /// Silence after which a connection is closed.
+    pub idle_timeout: Duration,
+    /// For begun requests when the server stops.
+    pub drain_timeout: Duration,
+    /// Stack of a connection's thread, in bytes.
+    pub thread_stack: usize,
+}
+
+/// What all threads of the server share.
+pub(crate) struct Shared {
+    settings: ServerSettings,
+    handle: Arc<dyn Handle>,
+    metrics: Arc<Metrics>,
+    drain: Arc<DrainFlags>,
+    linger: Linger,
+}
+
+/// How far the end of the server has come. Rises only.
+#[derive(Debug)]
+pub(crate) struct DrainFlags {
+    /// Readable from the moment that the server drains, for those who poll.
+    wake: OwnedFd,
+    /// No call is begun any more.
+    draining: AtomicBool,
+    /// Calls that still run are stopped.
+    stop_calls: AtomicBool,
+}
+
+/// A running server. Dropping it without [`Server::drain`] leaves its threads
+/// to the end of the process.
+pub struct Server {
+    shared: Arc<Shared>,
+    admission: Arc<Admission>,
+    listeners: Vec<Arc<TcpListener>>,
+    acceptors: Vec<JoinHandle<()>>,
+}
+
+/// How a drain went.
+#[derive(Debug, Clone, Copy)]
+pub struct Drained {
+    /// Connections that were open at its beginning.
+    pub connections: usize,
+    /// Connections that had not ended by themselves at its end.
+    pub cut_off: usize,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Why the server can't listen.
+#[derive(Debug)]
+pub struct ListenError {
+    host: String,
+    port: u16,
+    source: io::Error,
+}
+
+impl fmt::Display for ListenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port, source } = self;
+        write!(f, "can't listen on {host} port {port}: {source}")?;
+        match source.kind() {
+            io::ErrorKind::AddrInUse => f.write_str("; is another server running? --port 0 takes a free one"),
+            io::ErrorKind::PermissionDenied => f.write_str("; ports below 1024 need a privilege"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for ListenError {}
+
+impl Server {
+    /// Listens, and accepts from then on.
+    ///
+    /// # Errors
+    /// If one of the addresses can't be listened on.
+    pub fn start(
+        settings: ServerSettings,
+        handle: Arc<dyn Handle>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, ListenError> {
+        let mut listeners = Vec::new();
+        for host in &settings.hosts {
+            let error = |source| ListenError { host: host.clone(), port: settings.port, source };
+            for address in resolve(host, settings.port).map_err(error)? {
+                listeners.push(Arc::new(listen(address, settings.backlog).map_err(error)?));
+            }
+        }
+        let error = |source| ListenError { host: settings.hosts.join(", "), port: settings.port, source };
+        let linger = Linger::start().map_err(error)?;
+        let admission = Admission::new(settings.max_connections, settings.thread_stack);
+        let drain = Arc::new(DrainFlags::new().map_err(error)?);
+        let shared = Arc::new(Shared { settings: settings.clone(), handle, metrics, drain, linger });
+        let mut acceptors = Vec::new();
+        for listener in &listeners {
+            acceptors.push(acceptor::start(listener, &shared, &admission).map_err(error)?);
+        }
+        Ok(Self { shared, admission, listeners, acceptors })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// A handle for whoever looks.
+    #[must_use]
+    pub fn view(&self) -> View {
+        View { shared: Arc::clone(&self.shared), admission: Arc::clone(&self.admission) }
+    }
+
+    /// Ends in order: no new connections, begun requests answered within
+    /// `drain_timeout`, every peer told.
+    #[must_use]
+    pub fn drain(self) -> Drained {
+        let Self { shared, admission, listeners, acceptors } = self;
+        let begun = Instant::now();
+        let connections = admission.connections().count();
+        shared.drain.begin();
+        for acceptor in acceptors {
+            let _ = acceptor.join();
+        }
+        drop(listeners);
+        for connection in admission.connections() {
+            connection.tell_if_quiet(&notice(Code::ShuttingDown, "the server shuts down", None));
+        }
+        let told = Instant::now();
+        let deadline = begun + shared.settings.drain_timeout;
+        // Peers that were told at once have their two seconds; only calls may
+        // take until the deadline.
+        if !admission.wait_until_empty((told + LINGER).min(deadline)) {
+            for connection in admission.connections() {
+                connection.cut_off_if_told();
+            }
+        }
+        if !admission.wait_until_empty(deadline) {
+            shared.drain.stop_calls.store(true, SeqCst);
+            admission.wait_until_empty(Instant::now() + LAST_WORDS);
+        }
+        shared.linger.wait_until_empty((told + LINGER).max(Instant::now() + LAST_WORDS).min(deadline + LAST_WORDS));
+        Drained { connections, cut_off: admission.connections().count(), elapsed: begun.elapsed() }
+    }
+}
+
+/// What can be seen of a server, without a lock.
+#[derive(Clone)]
+pub struct View {
+    shared: Arc<Shared>,
+    admission: Arc<Admission>,
+}
+
+impl View {
+    /// Whether the server takes connections.
+    #[must_use]
+    pub fn accepting(&self) -> bool {
+        !self.shared.drain.draining.load(SeqCst)
+    }
+
+    /// Open connections, oldest first.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnectionRow> {
+        let mut open: Vec<_> = self.admission.connections().collect();
+        open.sort_by_key(|connection| connection.number());
+        open.iter().map(|connection| connection.row()).collect()
+    }
+
+    /// Sums over the whole server.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let metrics = &self.shared.metrics;
+        let sum = Traffic::default();
+        sum.absorb(&metrics.ended);
+        let mut connections = 0;
+        for connection in self.admission.connections() {
+            sum.absorb(connection.traffic());
+            connections += 1;
+        }
+        let name = |code: Option<Code>| code.map_or("SERVICE", Code::as_str);
+        Totals {
+            uptime_seconds: metrics.uptime().as_secs_f64(),
+            connections,
+            max_connections: self.shared.settings.max_connections as u64,
+            threads: self.admission.threads() as u64,
+            accepted: metrics.accepted.get(),
+            refused: metrics.refused.get(),
+            accept_errors: metrics.accept_errors.get(),
+            truncated: metrics.truncated.get(),
+            write_timeouts: metrics.write_timeouts.get(),
+            publish_failures: metrics.publish_failures.get(),
+            bytes_in: sum.bytes_in.get(),
+            bytes_out: sum.bytes_out.get(),
+            messages_in: sum.messages_in.get(),
+            messages_out: sum.messages_out.get(),
+            keep_alives: sum.keep_alives.get(),
+            errors: metrics.errors().map(|(code, count)| (name(code), count)).collect(),
+        }
+    }
+}
+
+impl DrainFlags {
+    fn new() -> io::Result<Self> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { wake, draining: AtomicBool::new(false), stop_calls: AtomicBool::new(false) })
+    }
+
+    fn begin(&self) {
+        self.draining.store(true, SeqCst);
+        // Nobody reads it, so it stays readable.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    fn draining(&self) -> bool {
+        self.draining.load(SeqCst)
+    }
+
+    fn calls_stopped(&self) -> bool {
+        self.stop_calls.load(SeqCst)
+    }
+}

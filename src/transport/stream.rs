@@ -1,0 +1,163 @@
+//! A stream whose reads and writes end at an instant, not after a duration.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{Shutdown, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use socket2::SockRef;
+
+/// A read may end this much after its deadline. The timeout of a socket
+/// covers one system call from its beginning; as long as what it is set to
+/// is within this much of what remains, it is not set again, which saves a
+/// system call for nearly every read.
+const SLACK: Duration = Duration::from_millis(10);
+
+/// One TCP connection. Reading and writing share no state but the socket, so
+/// one thread may read while another writes.
+#[derive(Debug, Clone)]
+pub struct Socket {
+    stream: Arc<TcpStream>,
+    armed: Arc<Armed>,
+}
+
+/// What the socket's timeouts are set to, in nanoseconds; 0 for not set.
+#[derive(Debug, Default)]
+struct Armed {
+    read: AtomicU64,
+    write: AtomicU64,
+}
+
+impl Socket {
+    /// Takes a connected, blocking stream.
+    #[must_use]
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream: Arc::new(stream), armed: Arc::default() }
+    }
+
+    /// The stream itself.
+    #[must_use]
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Reads what is there, waiting for the first byte until the deadline.
+    /// Zero bytes are the end of the stream.
+    ///
+    /// # Errors
+    /// `TimedOut` at the deadline; else what the system says.
+    pub fn read(&self, buf: &mut [u8], deadline: Instant) -> io::Result<usize> {
+        self.until(deadline, &self.armed.read, TcpStream::set_read_timeout, |mut stream| stream.read(buf))
+    }
+
+    /// Writes everything.
+    ///
+    /// # Errors
+    /// `TimedOut` at the deadline; else what the system says.
+    pub fn write_all(&self, mut buf: &[u8], deadline: Instant) -> io::Result<()> {
+        while !buf.is_empty() {
+            let written =
+                self.until(deadline, &self.armed.write, TcpStream::set_write_timeout, |mut stream| stream.write(buf))?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            buf = &buf[written..];
+        }
+        Ok(())
+    }
+
+    /// Writes what the system takes without waiting.
+    ///
+    /// # Errors
+    /// What the system says; having no room is none.
+    pub fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
+        match SockRef::from(&*self.stream).send_with_flags(buf, libc_flags::DONT_WAIT | libc_flags::NO_SIGNAL) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            result => result,
+        }
+    }
+
+    /// Repeats one system call until it is done or the deadline has passed.
+    fn until(
+        &self,
+        deadline: Instant,
+        armed: &AtomicU64,
+        arm: impl Fn(&TcpStream, Option<Duration>) -> io::Result<()>,
+        mut call: impl FnMut(&TcpStream) -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        let mut woke_early = false;
+        loop {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if remaining.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let set = Duration::from_nanos(armed.load(Relaxed));
+            if set.is_zero() || set > remaining + SLACK || woke_early {
+                // Below a millisecond a timeout may be rounded to none at all.
+                let timeout = remaining.max(Duration::from_millis(1));
+                arm(&self.stream, Some(timeout))?;
+                armed.store(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+            }
+            match call(&self.stream) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => woke_early = true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+/// Says that nothing more will be written. A peer that is gone already does
+/// not mind.
+pub fn half_close(stream: &TcpStream) {
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
+/// Flags of `send` that std does not name, with Linux's values.
+mod libc_flags {
+    pub(super) const DONT_WAIT: i32 = 0x40;
+    pub(super) const NO_SIGNAL: i32 = 0x4000;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    fn pair() -> (Socket, Socket) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (Socket::new(near), Socket::new(listener.accept().unwrap().0))
+    }
+
+    #[test]
+    fn a_read_ends_at_its_deadline_whatever_was_set_before() {
+        let (near, far) = pair();
+        far.write_all(b"x", Instant::now() + Duration::from_secs(60)).unwrap();
+        let mut buf = [0; 8];
+        assert_eq!(near.read(&mut buf, Instant::now() + Duration::from_secs(60)).unwrap(), 1);
+        for millis in [30, 60] {
+            let begun = Instant::now();
+            let deadline = begun + Duration::from_millis(millis);
+            assert_eq!(near.read(&mut buf, deadline).unwrap_err().kind(), io::ErrorKind::TimedOut);
+            assert!(begun.elapsed() >= Duration::from_millis(millis - 1), "too early");
+        }
+        assert_eq!(near.read(&mut buf, Instant::now()).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        half_close(far.stream());
+        assert_eq!(near.read(&mut buf, Instant::now() + Duration::from_secs(60)).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_write_that_nobody_takes_ends_at_its_deadline() {
+        let (near, _far) = pair();
+        let much = vec![0; 16 << 20];
+        let error = near.write_all(&much, Instant::now() + Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(near.try_write(b"x").unwrap(), 0, "full, and said at once");
+    }
+}
