@@ -1,6 +1,11 @@
 //! x
 #[cfg(feature = "server")]
+pub mod admin;
+#[cfg(feature = "server")]
 pub mod catalog;
+pub mod client;
+#[cfg(feature = "server")]
+pub mod commands;
 #[cfg(feature = "server")]
 pub mod config;
 #[cfg(feature = "server")]

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt::Write as _, time::SystemTime};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
@@ -128,7 +128,7 @@ pub fn write_pieces(out: &mut Vec<u8>, header: &Header<'_>, payload: Payload<'_>
 }
 
 /// Whose code an ERROR carries.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
     /// One of [`Code`].

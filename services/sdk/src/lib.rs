@@ -1,0 +1,75 @@
+//! Write services for mb-server in Rust: plain functions with serde types in
+//! and out, and one macro that makes a component of them.
+//!
+//! ```
+//! use mb_service::{Failure, service};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Deserialize)]
+//! struct Person {
+//!     name: String,
+//! }
+//!
+//! #[derive(Serialize)]
+//! struct Greeting {
+//!     text: String,
+//! }
+//!
+//! fn greet(person: Person) -> Result<Greeting, Failure> {
+//!     if person.name.is_empty() {
+//!         return Err(Failure::new("NAME_EMPTY", "the name must not be empty"));
+//!     }
+//!     Ok(Greeting { text: format!("Hello, {}!", person.name) })
+//! }
+//!
+//! service! {
+//!     /// Greets a person by name.
+//!     "greet" => greet,
+//! }
+//!
+//! # use mb_service::{Guest, Payload};
+//! # fn main() {
+//! // `service!` declares `Service`, which a native test can call as the server does.
+//! let answer = Service::handle("greet".into(), Payload::Json(r#"{"name":"Ada"}"#.into()));
+//! assert_eq!(answer, Ok(Payload::Json(r#"{"text":"Hello, Ada!"}"#.into())));
+//! # }
+//! ```
+//!
+//! See [`service!`] for what the macro takes, [`Arguments`] and [`Answer`] for
+//! what a function may take and answer.
+
+pub mod context;
+mod describe;
+mod handler;
+mod macros;
+mod payload;
+
+pub use bindings::exports::mb::service::handler::Guest;
+pub use bindings::mb::service::types::{Failure, Payload};
+pub use describe::{Action, Description};
+pub use handler::{Answer, Arguments, call};
+
+/// Generated from the WIT. Public for [`service!`], and for a crate that
+/// implements [`Guest`] by hand: `mb_service::bindings::export!(Mine
+/// with_types_in mb_service::bindings)`.
+#[doc(hidden)]
+#[allow(missing_docs)]
+pub mod bindings {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        world: "service",
+        pub_export_macro: true,
+        additional_derives: [PartialEq, Eq],
+    });
+}
+
+/// Serves from the memory that the instance was born with, and grows it only
+/// when that is used up.
+///
+/// The standard library's own allocator grows the memory at its first
+/// allocation, whatever is free. For an instance that lives for one call that
+/// is the dearest thing it does: growing costs the server an `mprotect`, giving
+/// the memory back another, and both take a lock that the whole process shares.
+#[cfg(all(target_arch = "wasm32", feature = "allocator"))]
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;

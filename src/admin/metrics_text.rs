@@ -1,0 +1,112 @@
+//! The snapshot in Prometheus' text format.
+
+use std::fmt::Write as _;
+
+use crate::metrics::snapshot::{ServiceRow, Snapshot, Totals};
+
+/// Every metric, with its help and type.
+pub(super) fn render(snapshot: &Snapshot) -> String {
+    let Totals {
+        uptime_seconds,
+        connections,
+        max_connections,
+        threads,
+        accepted,
+        refused,
+        accept_errors,
+        truncated,
+        write_timeouts,
+        publish_failures,
+        bytes_in,
+        bytes_out,
+        messages_in,
+        messages_out,
+        keep_alives,
+        errors,
+    } = &snapshot.totals;
+    let mut text = Text(String::new());
+    text.gauge("mb_uptime_seconds", "Time since the start of the server.", *uptime_seconds);
+    text.gauge("mb_connections", "Open connections.", *connections);
+    text.gauge("mb_connections_max", "Most connections at a time.", *max_connections);
+    text.gauge("mb_threads", "Threads that serve connections.", *threads);
+    text.counter("mb_connections_accepted_total", "Connections accepted.", *accepted);
+    text.counter("mb_connections_refused_total", "Connections told SERVER_BUSY.", *refused);
+    text.counter("mb_accept_errors_total", "Errors of the accept call.", *accept_errors);
+    text.counter("mb_truncated_messages_total", "Messages cut off by the end of their stream.", *truncated);
+    text.counter("mb_write_timeouts_total", "Connections whose peer took no answer in time.", *write_timeouts);
+    text.counter("mb_publish_failures_total", "Failures of PUBLISH that nobody was told of.", *publish_failures);
+    text.counter("mb_received_bytes_total", "Bytes read.", *bytes_in);
+    text.counter("mb_sent_bytes_total", "Bytes written.", *bytes_out);
+    text.counter("mb_received_messages_total", "Whole messages read.", *messages_in);
+    text.counter("mb_sent_messages_total", "Messages written.", *messages_out);
+    text.counter("mb_keep_alives_total", "Keep-alive frames read.", *keep_alives);
+    text.head("mb_errors_total", "ERRORs by code, SERVICE for the services' own.", "counter");
+    for (code, count) in errors {
+        text.line("mb_errors_total", &[("code", code)], *count);
+    }
+    let loaded: Vec<_> = snapshot.services.iter().filter(|service| service.error.is_none()).collect();
+    let failed = snapshot.services.len() - loaded.len();
+    text.gauge("mb_services", "Versions of services that are loaded.", loaded.len());
+    text.gauge("mb_services_failed", "Files that failed to load.", failed);
+    text.services(&loaded);
+    text.0
+}
+
+struct Text(String);
+
+impl Text {
+    fn head(&mut self, name: &str, help: &str, kind: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: impl std::fmt::Display) {
+        self.head(name, help, "gauge");
+        self.line(name, &[], value);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.head(name, help, "counter");
+        self.line(name, &[], value);
+    }
+
+    /// Label values come from fixed words and from names that follow the
+    /// grammar of topics and versions: nothing in them needs an escape.
+    fn line(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        let labels: Vec<_> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
+        let _ = match labels.as_slice() {
+            [] => writeln!(self.0, "{name} {value}"),
+            labels => writeln!(self.0, "{name}{{{}}} {value}", labels.join(",")),
+        };
+    }
+
+    fn services(&mut self, services: &[&ServiceRow]) {
+        let labels = |row: &ServiceRow| (row.name.clone(), row.version.clone().unwrap_or_default());
+        let counters: [(&str, &str, fn(&ServiceRow) -> u64); 3] = [
+            ("mb_calls_total", "Calls begun.", |row| row.calls),
+            ("mb_call_failures_total", "Calls that ended with the service's own failure.", |row| row.failures),
+            ("mb_call_errors_total", "Calls that the server ended.", |row| row.errors),
+        ];
+        for (name, help, value) in counters {
+            self.head(name, help, "counter");
+            for row in services {
+                let (service, version) = labels(row);
+                self.line(name, &[("service", &service), ("version", &version)], value(row));
+            }
+        }
+        let name = "mb_call_duration_seconds";
+        self.head(name, "How long calls took, from instantiation to answer.", "histogram");
+        for row in services {
+            let (service, version) = labels(row);
+            let labels = [("service", &*service), ("version", &*version)];
+            for (bound, count) in &row.buckets {
+                let bound = bound.to_string();
+                self.line(&format!("{name}_bucket"), &[labels[0], labels[1], ("le", &bound)], *count);
+            }
+            // Counters are read one by one: the sum of all is the larger.
+            let count = row.buckets.iter().map(|(_, count)| *count).max().unwrap_or(0).max(row.calls);
+            self.line(&format!("{name}_bucket"), &[labels[0], labels[1], ("le", "+Inf")], count);
+            self.line(&format!("{name}_sum"), &labels, row.seconds);
+            self.line(&format!("{name}_count"), &labels, count);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The subcommands, one file each.
+
+mod call;
+mod check;
+mod inspect;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What the process ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done.
+    Success,
+    /// The service or the server answered ERROR, or the server could not go on.
+    Failure,
+    /// Wrong arguments or settings.
+    Usage,
+    /// The server could not be reached.
+    Unreachable,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Success => 0,
+            Exit::Failure => 1,
+            Exit::Usage => 2,
+            Exit::Unreachable => 3,
+        })
+    }
+}
+
+/// Turns WebAssembly components into network services.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = "Start with: mb-server serve")]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Arguments),
+    Call(call::Arguments),
+    Check(check::Arguments),
+    Inspect(inspect::Arguments),
+}
+
+impl Arguments {
+    /// Runs the command.
+    #[must_use]
+    pub fn run(self) -> Exit {
+        let result = match self.command {
+            Command::Serve(arguments) => serve::run(arguments),
+            Command::Call(arguments) => call::run(&arguments),
+            Command::Check(arguments) => check::run(&arguments),
+            Command::Inspect(arguments) => inspect::run(&arguments),
+        };
+        result.unwrap_or_else(|(exit, message)| {
+            eprintln!("mb-server: {message}");
+            exit
+        })
+    }
+}
+
+/// How a command ends: well, or with a message.
+type Result = std::result::Result<Exit, (Exit, String)>;
+
+/// A usage error.
+fn usage(message: impl std::fmt::Display) -> (Exit, String) {
+    (Exit::Usage, message.to_string())
+}
+
+/// A failure while running.
+fn failure(message: impl std::fmt::Display) -> (Exit, String) {
+    (Exit::Failure, message.to_string())
+}

@@ -1,0 +1,271 @@
+//! `mb-server serve`: wires everything together and waits for a signal.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc,
+    },
+    time::Instant,
+};
+
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use super::{Exit, Result, failure, usage};
+use crate::{
+    admin::{Admin, is_loopback},
+    catalog::{Catalog, LoadSettings},
+    config::{self, Config, ConfigError, Flags, Loaded},
+    dispatch::{Dispatcher, Limits},
+    metrics::{Metrics, snapshot::Snapshot},
+    sandbox::{HOST_STACK, Sandbox, SandboxConfig},
+    server::{Server, ServerSettings, View, raise_open_files},
+    transport::{SocketOptions, listen, resolve},
+};
+
+/// What a second signal ends the process with: that of an interrupted one.
+const INTERRUPTED: i32 = 130;
+
+/// File descriptors that are not connections: listeners, log, cache, admin.
+const OTHER_FILES: u64 = 64;
+
+/// Serve the components of a folder
+///
+/// Later sources of settings win: defaults, the file of --config, environment
+/// variables (MB_PORT, MB_ADMIN__PORT), these flags. Ends with Ctrl-C or
+/// SIGTERM: answers what was begun first; a second signal ends it at once.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Arguments {
+    /// Settings in TOML; `mb-server check` prints all of them
+    #[arg(long, value_name = "FILE", env = "MB_CONFIG")]
+    config: Option<PathBuf>,
+    /// Address or name to listen on [default: 127.0.0.1]
+    #[arg(long)]
+    host: Option<String>,
+    /// Port; 0 takes a free one [default: 8081]
+    #[arg(long)]
+    port: Option<u16>,
+    /// Address or name of the admin endpoint [default: 127.0.0.1]
+    #[arg(long)]
+    admin_host: Option<String>,
+    /// Port of the admin endpoint; 0 takes a free one [default: 9090]
+    #[arg(long)]
+    admin_port: Option<u16>,
+    /// Folder of the components [default: services/dist]
+    #[arg(long, value_name = "DIR")]
+    services: Option<String>,
+}
+
+impl Arguments {
+    pub(super) fn load(&self) -> std::result::Result<Loaded, ConfigError> {
+        let Self { config, host, port, admin_host, admin_port, services } = self.clone();
+        let flags = Flags::default()
+            .with("host", host)
+            .with("port", port)
+            .with("admin.host", admin_host)
+            .with("admin.port", admin_port)
+            .with("services_dir", services);
+        config::load(config.as_deref(), flags)
+    }
+}
+
+pub(super) fn run(arguments: Arguments) -> Result {
+    let begun = Instant::now();
+    let config = arguments.load().map_err(usage)?.config;
+    check_exposure(&config)?;
+    start_log(&config.log)?;
+    let signals = listen_for_signals().map_err(failure)?;
+    check_open_files(&config);
+
+    let sandbox = Sandbox::new(sandbox_config(&config)).map_err(|e| failure(format!("{e:#}")))?;
+    let catalog = Arc::new(load_catalog(&config, &sandbox)?);
+    let metrics = Arc::new(Metrics::default());
+    let dispatcher = Dispatcher::new(Arc::clone(&catalog), limits(&config), Arc::clone(&metrics));
+    // The admin endpoint first: what can't listen shall not have served.
+    let admin = admin_listener(&config)?;
+    let admin_address = admin.local_addr().map_err(failure)?;
+    let server = Server::start(server_settings(&config), Arc::new(dispatcher), metrics).map_err(failure)?;
+    let view = server.view();
+    start_admin(&config, admin, view, Arc::clone(&catalog)).map_err(failure)?;
+    announce(&server.addresses(), admin_address, &config, &catalog, begun);
+
+    // The sender lives as long as the process: this returns with a signal.
+    let _ = signals.recv();
+    tracing::info!("draining: begun requests are answered, within {}", config.drain_timeout);
+    let drained = server.drain();
+    tracing::info!(
+        "drained in {} ms: {} connections, {} of them cut off",
+        drained.elapsed.as_millis(),
+        drained.connections,
+        drained.cut_off
+    );
+    Ok(Exit::Success)
+}
+
+/// Refuses what would let others reach the server without authentication,
+/// unless that was asked for by name.
+pub(super) fn check_exposure(config: &Config) -> std::result::Result<(), (Exit, String)> {
+    if config.allow_unsecure {
+        return Ok(());
+    }
+    let wire = config.host.as_slice().iter().map(|host| ("host", host, config.port));
+    let all = wire.chain([("admin.host", &config.admin.host, config.admin.port)]);
+    for (setting, host, port) in all {
+        let addresses = resolve(host, port).map_err(|e| usage(format!("`{setting}` = {host:?}: {e}")))?;
+        if let Some(open) = addresses.iter().find(|address| !is_loopback(address)) {
+            return Err(usage(format!(
+                "`{setting}` = {host:?} is {}, which others can reach, and nothing asks them who they are; set \
+                 allow_unsecure = true (or MB_ALLOW_UNSECURE=true) if you mean it",
+                open.ip()
+            )));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn start_log(filter: &str) -> std::result::Result<(), (Exit, String)> {
+    let filter: Targets = filter.parse().map_err(|e| usage(format!("`log` = {filter:?}: {e}")))?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
+    // A second start, as in a test, keeps the first.
+    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
+    // What panics is caught and answered; the log says where it was.
+    std::panic::set_hook(Box::new(|panic| tracing::error!("panic: {panic}")));
+    Ok(())
+}
+
+/// The first signal is sent on, the second ends the process.
+fn listen_for_signals() -> std::result::Result<mpsc::Receiver<()>, ctrlc::Error> {
+    let (sender, receiver) = mpsc::channel();
+    let again = AtomicBool::new(false);
+    ctrlc::set_handler(move || {
+        if again.swap(true, SeqCst) {
+            std::process::exit(INTERRUPTED);
+        }
+        let _ = sender.send(());
+    })?;
+    Ok(receiver)
+}
+
+fn check_open_files(config: &Config) {
+    let wanted = config.max_connections as u64 + OTHER_FILES;
+    if let Some(limit) = raise_open_files().filter(|limit| *limit < wanted) {
+        tracing::warn!(
+            "max_connections is {}, but the system allows {limit} open files, so fewer will be accepted; raise it \
+             with ulimit -n or LimitNOFILE",
+            config.max_connections
+        );
+    }
+}
+
+pub(super) fn sandbox_config(config: &Config) -> SandboxConfig {
+    let cache_dir = &config.sandbox.cache_dir;
+    SandboxConfig {
+        memory: config.sandbox.memory.0,
+        stack: config.sandbox.stack.0,
+        // One for each thread that calls.
+        instances: u32::try_from(config.max_connections).unwrap_or(u32::MAX),
+        // Of a failure, the code and the message come on top of the details.
+        host_data: config.max_message_size.0 + 4096,
+        cache_dir: (!cache_dir.as_os_str().is_empty()).then(|| cache_dir.clone()),
+    }
+}
+
+fn load_catalog(config: &Config, sandbox: &Arc<Sandbox>) -> std::result::Result<Catalog, (Exit, String)> {
+    let settings = LoadSettings {
+        dir: config.services_dir.clone(),
+        max_size: config.sandbox.max_component_size.0,
+        describe_timeout: config.sandbox.describe_timeout.0,
+    };
+    let progress = |file: &PathBuf, result: std::result::Result<&crate::catalog::Service, &str>| match result {
+        Ok(service) => {
+            let said = &service.description;
+            tracing::debug!("loaded {} {} from {}", said.name, said.version, file.display());
+        }
+        Err(error) => tracing::error!("{} is not served: {error}", file.display()),
+    };
+    Catalog::load(sandbox, &settings, progress).map_err(|error| {
+        let dir = settings.dir.display();
+        usage(format!("services folder {dir}: {error}; --services names another"))
+    })
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        max_message_size: config.max_message_size.0,
+        max_in_flight: config.max_in_flight,
+        keep_alive_interval: config.keep_alive_interval.0,
+        idle_timeout: config.idle_timeout.0,
+        default_timeout: config.default_timeout.0,
+    }
+}
+
+fn server_settings(config: &Config) -> ServerSettings {
+    ServerSettings {
+        hosts: config.host.as_slice().to_vec(),
+        port: config.port,
+        backlog: config.backlog,
+        options: SocketOptions {
+            keep_alive: config.keep_alive.then_some(config.keep_alive_initial_delay.0),
+            no_delay: config.no_delay,
+        },
+        max_connections: config.max_connections,
+        max_message_size: config.max_message_size.0,
+        max_in_flight: config.max_in_flight,
+        read_buffer_size: config.read_buffer_size.0,
+        write_buffer_size: config.write_buffer_size.0,
+        read_timeout: config.read_timeout.0,
+        write_timeout: config.write_timeout.0,
+        idle_timeout: config.idle_timeout.0,
+        drain_timeout: config.drain_timeout.0,
+        thread_stack: config.sandbox.stack.0 + HOST_STACK,
+    }
+}
+
+fn admin_listener(config: &Config) -> std::result::Result<std::net::TcpListener, (Exit, String)> {
+    let (host, port) = (&config.admin.host, config.admin.port);
+    let open = || listen(resolve(host, port)?.first().copied().ok_or(io::ErrorKind::NotFound)?, 128);
+    open().map_err(|error: io::Error| {
+        let hint = "; is another server running? --admin-port 0 takes a free one";
+        failure(format!("admin endpoint can't listen on {host} port {port}: {error}{hint}"))
+    })
+}
+
+fn start_admin(config: &Config, listener: std::net::TcpListener, view: View, catalog: Arc<Catalog>) -> io::Result<()> {
+    let snapshot = move || Snapshot {
+        accepting: view.accepting(),
+        totals: view.totals(),
+        connections: view.connections(),
+        services: catalog.snapshot(),
+    };
+    Admin { snapshot: Box::new(snapshot), allowed_hosts: config.admin.allowed_hosts.clone() }.start(listener)
+}
+
+/// Says where it listens and what it serves. A reader that has gone is no
+/// reason to end.
+fn announce(wire: &[SocketAddr], admin: SocketAddr, config: &Config, catalog: &Catalog, begun: Instant) {
+    let mut text = format!("mb-server {}\n", env!("CARGO_PKG_VERSION"));
+    for address in wire {
+        text += &format!("  listening  {address}\n");
+    }
+    text += &format!("  admin      http://{admin}/\n");
+    text += &format!("  services   {}\n", config.services_dir.display());
+    for service in catalog.services() {
+        let said = &service.description;
+        let actions: Vec<_> = said.actions.iter().map(|action| action.name.as_str()).collect();
+        text += &format!("    {} {}: {}\n", said.name, said.version, actions.join(", "));
+    }
+    for failed in catalog.failures() {
+        text += &format!("    {} is not served: {}\n", failed.file.display(), failed.error);
+    }
+    if catalog.services().next().is_none() {
+        text += "    none; put a component into that folder and start again\n";
+    }
+    let millis = begun.elapsed().as_millis();
+    let server = wire.first().filter(|a| a.port() != 8081).map(|a| format!(" --server {a}")).unwrap_or_default();
+    text += &format!("ready in {millis} ms; try: mb-server call system.services{server}\n");
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}

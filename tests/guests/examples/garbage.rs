@@ -1,0 +1,3 @@
+//! Fails to load: `describe` answers no JSON.
+
+guests::describes!("I am a service".into());

@@ -1,0 +1,3 @@
+//! Fails to load: `describe` traps.
+
+guests::describes!(std::process::abort());

@@ -1,0 +1,3 @@
+//! `versions` in version 1.2.0, for tests of routing.
+
+guests::versions!("1.2.0");

@@ -1,0 +1,3 @@
+//! `versions` in version 2.0.0, for tests of routing.
+
+guests::versions!("2.0.0");
