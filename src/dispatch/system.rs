@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{json, value::RawValue};
+use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{Dispatcher, Refusal};
 use crate::{
@@ -13,17 +13,8 @@ use crate::{
     wire::{Code, Header, PROTOCOL_VERSION, Payload, SYSTEM_VERSION, header::MAX_HEADER_SIZE},
 };
 
-/// `system.hello`: all optional, anything else is passed over.
-#[derive(Deserialize)]
-struct Hello {
-    #[serde(default)]
-    client: Option<String>,
-    #[serde(default)]
-    protocol: Option<String>,
-    #[serde(default)]
-    #[allow(dead_code, reason = "checked for its type; no server demands one yet")]
-    token: Option<String>,
-}
+/// Characters of a client's name that the log shows.
+const MAX_LOGGED_CLIENT: usize = 100;
 
 impl Dispatcher {
     /// Answers a system topic.
@@ -52,15 +43,22 @@ impl Dispatcher {
     }
 
     fn hello(&self, payload: &str, caller: &Caller) -> Result<String, Refusal> {
-        let hello: Option<Hello> = read(payload)?;
-        let protocol = hello.as_ref().and_then(|hello| hello.protocol.as_deref()).unwrap_or(PROTOCOL_VERSION);
+        let hello: Option<Map<String, Value>> = read(payload)?;
+        let hello = hello.unwrap_or_default();
+        let field = |name: &str| match hello.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.as_str())),
+            Some(_) => Err(Refusal::new(Code::InvalidRequest, format!("wrong payload: {name} must be a text"))),
+        };
+        let (client, protocol, _token) = (field("client")?, field("protocol")?, field("token")?);
+        let protocol = protocol.unwrap_or(PROTOCOL_VERSION);
         if protocol.split('.').next() != PROTOCOL_VERSION.split('.').next() {
             let message = format!("protocol {protocol:?} asked for, this server speaks {PROTOCOL_VERSION}");
             let details = json!({"available": [PROTOCOL_VERSION]});
             return Err(Refusal::new(Code::VersionNotSupported, message).with(&details));
         }
-        let client = hello.and_then(|hello| hello.client).unwrap_or_default();
-        tracing::debug!(connection = caller.connection_id, client = ?client.chars().take(100).collect::<String>(), "hello");
+        let client: String = client.unwrap_or_default().chars().take(MAX_LOGGED_CLIENT).collect();
+        tracing::debug!(connection = caller.connection_id, ?client, "hello");
         let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let limits = &self.limits;
         let answer = json!({
@@ -81,7 +79,7 @@ impl Dispatcher {
     }
 
     fn services(&self, payload: &str) -> Result<String, Refusal> {
-        let _: Option<serde_json::Map<String, serde_json::Value>> = read(payload)?;
+        let _: Option<Map<String, Value>> = read(payload)?;
         #[derive(Serialize)]
         struct Row<'a> {
             name: &'a str,

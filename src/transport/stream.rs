@@ -158,6 +158,7 @@ mod tests {
         let much = vec![0; 16 << 20];
         let error = near.write_all(&much, Instant::now() + Duration::from_millis(50)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert_eq!(near.try_write(b"x").unwrap(), 0, "full, and said at once");
+        // A few bytes more may fit; then it is full, and says so at once.
+        while near.try_write(&much).unwrap() > 0 {}
     }
 }

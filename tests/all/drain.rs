@@ -1,0 +1,84 @@
+//! How the server ends.
+
+use std::net::{Shutdown, TcpStream};
+
+use crate::{setup, start, support::Received};
+
+#[test]
+fn every_connection_is_told_and_what_was_begun_is_answered() {
+    let mut server = start();
+    let mut idle = server.connect();
+    idle.ask("echo.say", "1");
+    let mut silent = server.connect();
+    let mut midway = server.connect();
+    midway.send(&[0, 0, 0, 50, 0, 0, 0, 0, b'R']);
+    let mut busy = server.connect();
+    busy.request("hostile.sleep-spin", "begun", "{\"ms\":500}");
+    busy.request("echo.say", "not-begun", "1");
+    server.until("all are there, and one is calling", |server| {
+        let rows = server.json("/connections");
+        let rows = rows["connections"].as_array().unwrap();
+        rows.len() == 4
+            && rows.iter().any(|row| row["state"] == "calling")
+            && rows.iter().any(|row| row["state"] == "reading")
+    });
+    server.signal("TERM");
+    for client in [&mut idle, &mut silent, &mut midway] {
+        let told = client.message();
+        assert_eq!((&*told.line, &*told.code()), ("ERROR:system.error:1.0.0", "SHUTTING_DOWN"));
+        client.expect_end();
+    }
+    assert_eq!(busy.message().line, "RESPONSE:hostile.sleep-spin:1.0.0:begun");
+    let told = busy.message();
+    assert_eq!((&*told.line, &*told.code()), ("ERROR:system.error:1.0.0", "SHUTTING_DOWN"));
+    busy.expect_end();
+    for client in [idle, silent, midway, busy] {
+        client.stream.shutdown(Shutdown::Write).unwrap();
+    }
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(TcpStream::connect(server.wire).is_err());
+}
+
+#[test]
+fn a_call_that_does_not_end_is_stopped_and_says_so() {
+    let mut server = setup().set("drain_timeout = 200").start();
+    let mut client = server.connect();
+    client.request_within("hostile.spin", "mine", 3_600_000, "");
+    server.until("it is calling", |server| server.json("/connections")["connections"][0]["state"] == "calling");
+    server.signal("INT");
+    let answer = client.message();
+    assert_eq!((&*answer.line, &*answer.code()), ("ERROR:hostile.spin:1.0.0:mine", "SHUTTING_DOWN"));
+    let told = client.message();
+    assert_eq!((&*told.line, &*told.code()), ("ERROR:system.error:1.0.0", "SHUTTING_DOWN"));
+    client.expect_end();
+    drop(client);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn while_it_drains_it_is_not_ready() {
+    let mut server = start();
+    assert_eq!(server.get("/readyz").0, 200);
+    let mut client = server.connect();
+    client.request("hostile.sleep-spin", "begun", "{\"ms\":1500}");
+    server.until("it is calling", |server| server.json("/connections")["connections"][0]["state"] == "calling");
+    server.signal("TERM");
+    server.wait_for_log("draining");
+    server.until("it says so", |server| server.get("/readyz").0 == 503);
+    assert_eq!(server.get("/healthz").0, 200);
+    assert!(matches!(client.receive(), Received::Message(_)));
+    drop(client);
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut server = start();
+    let mut client = server.connect();
+    client.request_within("hostile.spin", "1", 3_600_000, "");
+    server.until("it is calling", |server| server.json("/connections")["connections"][0]["state"] == "calling");
+    server.signal("TERM");
+    server.wait_for_log("draining");
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), Some(130));
+}

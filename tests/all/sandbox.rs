@@ -1,0 +1,123 @@
+//! Guests that misbehave, each with the code that it must give.
+
+use serde_json::{Value, json};
+
+use crate::{
+    BINARY, setup, start,
+    support::{Setup, frame},
+};
+
+#[test]
+fn a_guest_that_fails_gives_its_reason_and_harms_nobody() {
+    let server = start();
+    let mut client = server.connect();
+    let failed = |reason: &str| ("SERVICE_FAILED", json!({"reason": reason}));
+    for (action, payload, (code, details)) in [
+        ("spin", "", ("TIMEOUT", json!({"phase": "call"}))),
+        ("allocate", "", failed("memory")),
+        ("trap", "", failed("trap")),
+        ("panic", "", failed("trap")),
+        ("recurse", "", failed("stack")),
+        ("answer-too-large", "", failed("answer-size")),
+        ("answer-too-large", "{\"bytes\":1048577}", failed("answer-size")),
+        ("invalid-json", "", failed("invalid-answer")),
+        ("empty-json", "", failed("invalid-answer")),
+        ("bad-code", "", failed("invalid-answer")),
+        ("details", "", ("CUSTOM", json!({"reason": "test"}))),
+        ("sleep-spin", "{}", ("INVALID_ARGUMENTS", Value::Null)),
+    ] {
+        client.request_within(&format!("hostile.{action}"), "1", 300, payload);
+        let answer = client.message();
+        assert_eq!(answer.line, format!("ERROR:hostile.{action}:1.0.0:1"));
+        let body = answer.json();
+        assert_eq!((body["code"].as_str().unwrap(), &body["details"]), (code, &details), "{action}: {body}");
+        let origin = if ["CUSTOM", "INVALID_ARGUMENTS"].contains(&code) { "service" } else { "server" };
+        assert_eq!(body["origin"], origin);
+        // The same connection, and the same service, go on.
+        assert_eq!(client.ask("hostile.ok", "").text(), "{\"ok\":true}", "after {action}");
+    }
+    client.request("hostile.answer-too-large", "1", "{\"bytes\":1048576}");
+    assert_eq!(client.message().payload.len(), 1_048_576, "the limit itself is fine");
+    let services = server.json("/services");
+    let hostile = services["services"].as_array().unwrap().iter().find(|row| row["name"] == "hostile").unwrap();
+    assert_eq!((&hostile["errors"], &hostile["failures"]), (&json!(10), &json!(2)));
+    assert_eq!(hostile["calls"], 25);
+    assert!(hostile["latency"]["p50Ms"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn every_request_gets_a_fresh_instance() {
+    let server = start();
+    let mut client = server.connect();
+    for _ in 0..5 {
+        assert_eq!(client.ask("hostile.remember", "").text(), "{\"count\":1}");
+        client.ask("hostile.trap", "");
+    }
+}
+
+#[test]
+fn work_whose_deadline_has_passed_is_not_begun() {
+    let server = start();
+    let mut client = server.connect();
+    let slow = frame(0, b"REQUEST:hostile.sleep-spin:1.0.0:slow\n{\"ms\":200}");
+    let late = frame(0, b"REQUEST:hostile.ok:1.0.0:late::50\n");
+    client.send(&[slow, late].concat());
+    assert_eq!(client.message().line, "RESPONSE:hostile.sleep-spin:1.0.0:slow");
+    let answer = client.message();
+    assert_eq!((&*answer.line, &*answer.code()), ("ERROR:hostile.ok:1.0.0:late", "SERVICE_UNAVAILABLE"));
+    assert!(answer.json()["details"]["retryAfterMs"].as_u64().is_some());
+}
+
+#[test]
+fn a_service_learns_about_its_call_by_asking() {
+    let server = setup().set("default_timeout = 7000").start();
+    let mut client = server.connect();
+    client.send(&frame(0, b"REQUEST:hostile.context:1.0.0:child:parent:60000\n"));
+    let seen = client.message().json();
+    let connection = server.json("/connections")["connections"][0]["id"].clone();
+    let remaining = seen["remainingMs"].as_u64().unwrap();
+    assert!((50_000..=60_000).contains(&remaining), "{remaining}");
+    let expected = json!({
+        "requestId": "child", "parentRequestId": "parent", "requestedVersion": "1.0.0",
+        "principal": null, "connectionId": connection, "encrypted": false, "remainingMs": remaining,
+    });
+    assert_eq!(seen, expected);
+    let seen = client.ask("hostile.context", "").json();
+    assert_eq!(seen["parentRequestId"], Value::Null);
+    assert!((1..=7000).contains(&seen["remainingMs"].as_u64().unwrap()), "the default: {seen}");
+}
+
+#[test]
+fn an_ordinary_call_does_not_grow_its_memory() {
+    let server = start();
+    assert_eq!(server.connect().ask("hostile.pages", "").text(), "{\"pages\":4}");
+}
+
+#[test]
+fn where_the_host_refuses_the_reservation_instances_come_on_demand() {
+    let server = setup().after("ulimit -v 2000000").start();
+    server.wait_for_log("allocated on demand");
+    let mut client = server.connect();
+    for (action, code) in [("allocate", "SERVICE_FAILED"), ("recurse", "SERVICE_FAILED"), ("spin", "TIMEOUT")] {
+        client.request_within(&format!("hostile.{action}"), "1", 300, "");
+        assert_eq!(client.message().code(), code, "{action}");
+        assert_eq!(client.ask("calc.add", "{\"a\":2,\"b\":40}").text(), "{\"sum\":42}");
+    }
+}
+
+#[test]
+fn compiled_code_is_kept_in_a_private_folder_without_a_home() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let setup = Setup::empty(BINARY).with("services", "echo.wasm");
+    let temporary = setup.dir.path().join("tmp");
+    std::fs::create_dir(&temporary).unwrap();
+    let mut command = setup.command();
+    command.env_clear().env("TMPDIR", &temporary);
+    let server = setup.start_with(&mut command);
+    assert_eq!(server.connect().ask("echo.say", "1").text(), "1");
+    let cache = std::fs::read_dir(&temporary).unwrap().next().expect("a folder").unwrap();
+    assert!(cache.file_name().to_string_lossy().starts_with("mb-server-"));
+    assert_eq!(cache.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    let files = std::fs::read_dir(cache.path()).unwrap().count();
+    assert!(files > 0, "nothing was kept");
+}
