@@ -1,4 +1,4 @@
-//! x
+#![doc = include_str!("ARCHITECTURE.md")]
 #[cfg(feature = "server")]
 pub mod admin;
 #[cfg(feature = "server")]

@@ -52,6 +52,9 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     text.0
 }
 
+/// Name, help and value of a counter that each service has.
+type ServiceCounter = (&'static str, &'static str, fn(&ServiceRow) -> u64);
+
 struct Text(String);
 
 impl Text {
@@ -81,7 +84,7 @@ impl Text {
 
     fn services(&mut self, services: &[&ServiceRow]) {
         let labels = |row: &ServiceRow| (row.name.clone(), row.version.clone().unwrap_or_default());
-        let counters: [(&str, &str, fn(&ServiceRow) -> u64); 3] = [
+        let counters: [ServiceCounter; 3] = [
             ("mb_calls_total", "Calls begun.", |row| row.calls),
             ("mb_call_failures_total", "Calls that ended with the service's own failure.", |row| row.failures),
             ("mb_call_errors_total", "Calls that the server ended.", |row| row.errors),

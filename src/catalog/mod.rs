@@ -3,7 +3,11 @@
 mod description;
 mod load;
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 pub use description::{Action, Description, DescriptionError, SYSTEM, is_name};
 pub use load::{FileError, FileName, LoadSettings, load_file};
@@ -131,12 +135,12 @@ impl Catalog {
         rows
     }
 
-    fn fail(&mut self, file: &PathBuf, error: String) {
+    fn fail(&mut self, file: &Path, error: String) {
         let (name, version) = match FileName::parse(file) {
             Ok(FileName { name, version }) => (name, version),
             Err(_) => (file.file_stem().unwrap_or_default().to_string_lossy().into_owned(), None),
         };
-        self.failures.push(Failure { name, version, file: file.clone(), error });
+        self.failures.push(Failure { name, version, file: file.to_owned(), error });
     }
 
     /// Two files that claim the same name and version: which one the operator

@@ -21,8 +21,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result {
     serve::start_log("warn")?;
-    let mut config = Config::default();
-    config.max_connections = 1;
+    let config = Config { max_connections: 1, ..Config::default() };
     let sandbox = Sandbox::new(serve::sandbox_config(&config)).map_err(|e| failure(format!("{e:#}")))?;
     let settings = LoadSettings {
         dir: PathBuf::new(),

@@ -108,14 +108,19 @@ pub(super) fn run(arguments: Arguments) -> Result {
 /// Refuses what would let others reach the server without authentication,
 /// unless that was asked for by name.
 pub(super) fn check_exposure(config: &Config) -> std::result::Result<(), (Exit, String)> {
-    if config.allow_unsecure {
-        return Ok(());
-    }
     let wire = config.host.as_slice().iter().map(|host| ("host", host, config.port));
     let all = wire.chain([("admin.host", &config.admin.host, config.admin.port)]);
     for (setting, host, port) in all {
         let addresses = resolve(host, port).map_err(|e| usage(format!("`{setting}` = {host:?}: {e}")))?;
-        if let Some(open) = addresses.iter().find(|address| !is_loopback(address)) {
+        let allowed = config.allow_unsecure && setting == "host";
+        if let Some(open) = addresses.iter().find(|address| !allowed && !is_loopback(address)) {
+            if setting != "host" {
+                let open = open.ip();
+                return Err(usage(format!(
+                    "`{setting}` = {host:?} is {open}, but the admin endpoint listens on loopback only, because it \
+                     asks nobody who they are; use a tunnel"
+                )));
+            }
             return Err(usage(format!(
                 "`{setting}` = {host:?} is {}, which others can reach, and nothing asks them who they are; set \
                  allow_unsecure = true (or MB_ALLOW_UNSECURE=true) if you mean it",

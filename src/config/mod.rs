@@ -91,7 +91,7 @@ pub struct Admin {
 pub struct Sandbox {
     /// Linear memory of one instance, all memories together, 1 MiB to 4 GiB.
     pub memory: Bytes,
-    /// Call stack of a component, 64 KiB to 8 MiB; each connection's thread
+    /// Call stack of a component, 64 KiB to 2 MiB; each connection's thread
     /// has as much and 512 KiB more.
     pub stack: Bytes,
     /// Folder of the compiled code, made with mode 0700; empty for the
@@ -226,6 +226,7 @@ impl Config {
         bounds.range("write_timeout", *write_timeout, least, hour);
         bounds.range("idle_timeout", *idle_timeout, least, day);
         bounds.range("keep_alive_interval", *keep_alive_interval, least, day);
+        bounds.that("keep_alive_interval", keep_alive_interval < idle_timeout, "below idle_timeout");
         bounds.range("default_timeout", *default_timeout, Millis::new(1), hour);
         bounds.range("drain_timeout", *drain_timeout, Millis::new(0), Millis::secs(600));
         bounds.that("services_dir", !services_dir.as_os_str().is_empty(), "a folder");
@@ -238,7 +239,7 @@ impl Config {
         bounds.that("admin.host", !admin_host.is_empty(), "an address or a name");
         bounds.that("admin.allowed_hosts", allowed_hosts.len() <= 16, "at most 16 names");
         bounds.range("sandbox.memory", *memory, Bytes::mib(1), Bytes::mib(4096));
-        bounds.range("sandbox.stack", *stack, Bytes::kib(64), Bytes::mib(8));
+        bounds.range("sandbox.stack", *stack, Bytes::kib(64), Bytes::mib(2));
         bounds.range("sandbox.max_component_size", *max_component_size, Bytes::kib(1), Bytes::mib(1024));
         bounds.range("sandbox.describe_timeout", *describe_timeout, least, Millis::secs(600));
         bounds.0

@@ -25,6 +25,11 @@ const RETRY_WHEN_FULL_MS: u64 = 100;
 /// The same when a service did not load: someone has to mend it first.
 const RETRY_WHEN_FAILED_MS: u64 = 10_000;
 
+/// Longest message of a service's failure, in bytes.
+const MAX_FAILURE_MESSAGE: usize = 4096;
+/// Of a peer's own text, an error repeats at most this many characters.
+const MAX_REPEATED: usize = 200;
+
 /// A whole message, and who sent it.
 pub struct Request<'a> {
     /// Header line and payload.
@@ -255,6 +260,12 @@ impl Dispatcher {
                 Ok(Outcome::Binary(bytes))
             }
             Answer::Failure { code, message, details } => {
+                // Escaped, a text may take six times as much.
+                if message.len() > MAX_FAILURE_MESSAGE {
+                    let size = message.len();
+                    let message = format!("failure message of {size} bytes exceeds the limit of {MAX_FAILURE_MESSAGE}");
+                    return Err(Refusal::failed(Reason::AnswerSize, message));
+                }
                 sized(code.len() + message.len() + details.as_ref().map_or(0, String::len))?;
                 if !is_service_code(&code) {
                     let message = "failure code breaks its grammar [A-Z][A-Z0-9_]{0,63}";
@@ -319,6 +330,9 @@ fn timed_out(timeout: Duration, phase: Phase) -> Refusal {
 #[must_use]
 pub fn internal_error<'a>(body: &'a [u8], error_id: &str) -> Reply<'a> {
     let header = Header::parse(body).ok().map(|(header, _)| header);
+    if header.is_some_and(|header| header.kind == Kind::Publish && header.request_id.is_none()) {
+        return Reply { header, outcome: Outcome::Silence };
+    }
     let message = format!("defect of the server, error id {error_id}");
     let body = ErrorBody::server(Code::InternalError, message).with_details(&json!({"errorId": error_id}));
     Reply { header, outcome: Outcome::Error(Some(Code::InternalError), body) }

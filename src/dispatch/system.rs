@@ -6,7 +6,7 @@ use std::{sync::Arc, time::SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::RawValue};
 
-use super::{Dispatcher, Refusal};
+use super::{Dispatcher, MAX_REPEATED, Refusal};
 use crate::{
     catalog::{Action, Description},
     host::context::Caller,
@@ -53,7 +53,8 @@ impl Dispatcher {
         let (client, protocol, _token) = (field("client")?, field("protocol")?, field("token")?);
         let protocol = protocol.unwrap_or(PROTOCOL_VERSION);
         if protocol.split('.').next() != PROTOCOL_VERSION.split('.').next() {
-            let message = format!("protocol {protocol:?} asked for, this server speaks {PROTOCOL_VERSION}");
+            let asked: String = protocol.chars().take(MAX_REPEATED).collect();
+            let message = format!("protocol {asked:?} asked for, this server speaks {PROTOCOL_VERSION}");
             let details = json!({"available": [PROTOCOL_VERSION]});
             return Err(Refusal::new(Code::VersionNotSupported, message).with(&details));
         }
@@ -117,5 +118,6 @@ fn read<'a, T: Deserialize<'a>>(payload: &'a str) -> Result<T, Refusal> {
 
 #[allow(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
 fn wrong(error: serde_json::Error) -> Refusal {
-    Refusal::new(Code::InvalidRequest, format!("wrong payload: {error}"))
+    let message: String = format!("wrong payload: {error}").chars().take(MAX_REPEATED).collect();
+    Refusal::new(Code::InvalidRequest, message)
 }

@@ -75,8 +75,8 @@ impl Sandbox {
             Ok(engine) => (engine, true),
             Err(error) => {
                 tracing::warn!(
-                    "the host refuses the address space for {} pooled instances, they are allocated on demand, \
-                     which is slower: {error:#}",
+                    "there is no pool of {} instances to be had, they are allocated on demand, which is \
+                     slower: {error:#}",
                     config.instances
                 );
                 (Engine::new(&base(&config, cache.clone()).on_demand())?, false)
@@ -207,15 +207,16 @@ fn make_private(dir: &Path) -> std::io::Result<()> {
         fs::create_dir_all(parent)?;
     }
     match fs::DirBuilder::new().mode(0o700).create(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
+        Ok(()) => return Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
     }
     let metadata = fs::symlink_metadata(dir)?;
     if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
         return Err(std::io::Error::other("it is not a folder of this user's own"));
     }
     if metadata.permissions().mode() & 0o077 != 0 {
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+        return Err(std::io::Error::other("others may use it; chmod 0700 it, or name one that does not exist yet"));
     }
     Ok(())
 }
@@ -231,9 +232,9 @@ mod tests {
         make_private(&dir).unwrap();
         let mode = |dir: &Path| fs::metadata(dir).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&dir), 0o700);
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
         make_private(&dir).unwrap();
-        assert_eq!(mode(&dir), 0o700);
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(make_private(&dir).is_err());
         let link = parent.path().join("link");
         std::os::unix::fs::symlink(&dir, &link).unwrap();
         assert!(make_private(&link).is_err());

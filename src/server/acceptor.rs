@@ -87,8 +87,13 @@ impl Acceptor {
     /// Connections that the kernel has completed and nobody has accepted
     /// would be reset when the listener closes. They are told instead.
     fn tell_the_backlog(&self) {
-        while let Ok((stream, _)) = self.listener.accept() {
-            self.refuse(stream, &notice(Code::ShuttingDown, "the server shuts down", None));
+        // Bounded, because clients that come back at once would fill it for ever.
+        for _ in 0..self.shared.settings.backlog {
+            match self.listener.accept() {
+                Ok((stream, _)) => self.refuse(stream, &notice(Code::ShuttingDown, "the server shuts down", None)),
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(_) => break,
+            }
         }
     }
 
@@ -140,9 +145,8 @@ impl Acceptor {
     /// No error ends the loop. Those of a single connection are passed over;
     /// for the others it pauses longer and longer, and says so once.
     fn survive(&mut self, error: &io::Error) {
-        use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
         self.shared.metrics.accept_errors.add(1);
-        if matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
+        if is_of_one_connection(error) {
             return;
         }
         if self.pause.is_zero() {
@@ -151,4 +155,10 @@ impl Acceptor {
         self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
         self.wait(Some(self.pause));
     }
+}
+
+/// Whether an error of the accept call says nothing about the next one.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
 }

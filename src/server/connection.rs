@@ -107,10 +107,14 @@ impl Connection {
     }
 
     /// Bytes arrived.
-    pub(super) fn heard(&self, count: usize, now: Instant, midway: bool) {
+    pub(super) fn heard(&self, count: usize, now: Instant) {
         self.traffic.bytes_in.add(count as u64);
         let millis = now.saturating_duration_since(self.since.0).as_millis();
         self.last_activity.store(u64::try_from(millis).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// The thread is about to wait, for the rest of a message or for a new one.
+    pub(super) fn waits(&self, midway: bool) {
         self.midway.store(midway, Relaxed);
     }
 

@@ -206,7 +206,7 @@ impl Server {
             shared.drain.stop_calls.store(true, SeqCst);
             admission.wait_until_empty(Instant::now() + LAST_WORDS);
         }
-        shared.linger.wait_until_empty((told + LINGER).max(Instant::now() + LAST_WORDS).min(deadline + LAST_WORDS));
+        shared.linger.wait_until_empty((Instant::now() + LINGER).min(deadline + LAST_WORDS));
         Drained { connections, cut_off: admission.connections().count(), elapsed: begun.elapsed() }
     }
 }

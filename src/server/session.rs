@@ -142,6 +142,7 @@ impl Session {
     fn read(&mut self) -> Result<usize, End> {
         let settings = &self.shared.settings;
         let midway = self.buffer.is_midway();
+        self.connection.waits(midway);
         let deadline = if midway {
             *self.midway_since.get_or_insert_with(Instant::now) + settings.read_timeout
         } else {
@@ -152,7 +153,7 @@ impl Session {
             Ok(count) => {
                 self.buffer.advance(count);
                 self.active = Instant::now();
-                self.connection.heard(count, self.active, self.buffer.is_midway());
+                self.connection.heard(count, self.active);
                 Ok(count)
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {

@@ -112,7 +112,7 @@ fn check_says_what_is_set_and_where() {
     for (environment, parts) in [
         (("MB_PROT", "1"), ["unknown setting `prot`", "MB_PROT"]),
         (("MB_BACKLOG", "0"), ["`backlog` is 0, allowed is 1 to 65535", "MB_BACKLOG"]),
-        (("MB_LOG", "loud!"), ["`log` must be", "MB_LOG"]),
+        (("MB_LOG", "mb_server=loud"), ["`log` must be", "MB_LOG"]),
     ] {
         let (status, _, error) = check(&[], &[environment]);
         assert_eq!(status, Some(2));

@@ -73,7 +73,7 @@ fn a_bad_file_keeps_only_itself_from_being_served() {
         ("wants", "imports acme:secrets/vault@1.0.0, which this server does not offer"),
         ("empty", "the file is empty"),
         ("text", "not WebAssembly"),
-        ("module", "can't be turned into a component"),
+        ("module", "does not export mb:service/handler@1.0.0"),
         ("component", "does not export mb:service/handler@1.0.0"),
         ("broken", "does not compile"),
         ("not a name", "called NAME.wasm or NAME@VERSION.wasm"),

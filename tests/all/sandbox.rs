@@ -98,8 +98,11 @@ fn where_the_host_refuses_the_reservation_instances_come_on_demand() {
     let server = setup().after("ulimit -v 2000000").start();
     server.wait_for_log("allocated on demand");
     let mut client = server.connect();
-    for (action, code) in [("allocate", "SERVICE_FAILED"), ("recurse", "SERVICE_FAILED"), ("spin", "TIMEOUT")] {
-        client.request_within(&format!("hostile.{action}"), "1", 300, "");
+    // Growing moves the memory here, so `allocate` takes its time.
+    for (action, timeout, code) in
+        [("allocate", 20_000, "SERVICE_FAILED"), ("recurse", 5000, "SERVICE_FAILED"), ("spin", 300, "TIMEOUT")]
+    {
+        client.request_within(&format!("hostile.{action}"), "1", timeout, "");
         assert_eq!(client.message().code(), code, "{action}");
         assert_eq!(client.ask("calc.add", "{\"a\":2,\"b\":40}").text(), "{\"sum\":42}");
     }
