@@ -201,7 +201,7 @@ fn limits(config: &Config) -> Limits {
     Limits {
         max_message_size: config.max_message_size.0,
         max_in_flight: config.max_in_flight,
-        keep_alive_interval: config.keep_alive_interval.0,
+        keep_alive_interval: config.keep_alive_interval.0.min(config.idle_timeout.0 / 2),
         idle_timeout: config.idle_timeout.0,
         default_timeout: config.default_timeout.0,
     }
