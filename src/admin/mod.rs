@@ -80,7 +80,8 @@ impl Admin {
         } else {
             self.page(path)
         };
-        let mut response = Response::from_string(body).with_status_code(status);
+        // One piece with its length, however large: simple for simple clients.
+        let mut response = Response::from_string(body).with_status_code(status).with_chunked_threshold(usize::MAX);
         for (name, value) in [
             ("Content-Type", kind),
             ("Cache-Control", "no-store"),
