@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Loads a real server and holds what it costs against the bounds.
 
-    cargo build --release && python3 tests/load/soak.py [rounds|slow|hostile]...
+    cargo build --release && python3 tests/load/soak.py [rounds|slow|hostile|drain]...
 
 Starts its own server on free loopback ports, prints figures, exits 1 where a
 bound is broken. Needs Linux (/proc) and nothing but Python.
@@ -13,6 +13,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -143,7 +144,52 @@ def hostile():
     return good >= 99 and resident[1] <= resident[0] * 1.1
 
 
+def drain():
+    """SIGTERM under load from 50 connections, five times."""
+    for _ in range(5):
+        server = Server(ROOT / "tests/guests/dist")
+        told, cut, answered = [], [], []
+
+        def load():
+            connection, count, sent = server.connect(), 0, 0
+            body = b'REQUEST:hostile.sleep-spin:1.0.0:1\n{"ms":2}'
+            frame = struct.pack(">II", len(body), 0) + body
+            try:
+                while True:
+                    try:
+                        connection.sendall(frame * 4)
+                    except OSError:
+                        pass
+                    for _ in range(4):
+                        length, _ = struct.unpack(">II", exactly(connection, 8))
+                        message = exactly(connection, length)
+                        if message.startswith(b"ERROR:system.error") and b"SHUTTING_DOWN" in message:
+                            told.append(connection.recv(1) == b"")
+                            answered.append(count)
+                            connection.close()
+                            return
+                        assert message.startswith(b"RESPONSE:"), message
+                        count += 1
+            except (OSError, AssertionError) as error:
+                cut.append(repr(error))
+
+        threads = [threading.Thread(target=load) for _ in range(50)]
+        for thread in threads:
+            thread.start()
+        while server.connections() < 50:
+            pass
+        server.process.terminate()
+        for thread in threads:
+            thread.join(30)
+        code = server.process.wait(20)
+        print(f"drain: {len(told)} told, {sum(answered)} answered, {len(cut)} cut off, exit {code}", flush=True)
+        if len(told) != 50 or not all(told) or cut or code != 0:
+            print(cut[:3])
+            return False
+    return True
+
+
 if __name__ == "__main__":
-    scenarios = {"rounds": rounds, "slow": slow, "hostile": hostile}
+    scenarios = {"rounds": rounds, "slow": slow, "hostile": hostile, "drain": drain}
     broken = [name for name in sys.argv[1:] or scenarios if not scenarios[name]()]
     sys.exit(f"bound broken: {', '.join(broken)}" if broken else 0)
