@@ -179,13 +179,7 @@ fn describe(figment: &Figment, error: &figment::Error) -> String {
         );
     }
     let key = levels.join(".");
-    let origin = match &error.metadata {
-        Some(metadata) if key.is_empty() => {
-            metadata.source.as_ref().map_or(metadata.name.to_string(), ToString::to_string)
-        }
-        Some(metadata) => name_source(metadata, &key),
-        None => "unknown".into(),
-    };
+    let origin = error.metadata.as_ref().map_or_else(|| "unknown".into(), |metadata| name_source(metadata, &key));
     match &error.kind {
         Kind::Message(message) if key.is_empty() => format!("{origin}: {message}"),
         kind => format!("`{key}`: {kind} (set by {origin})"),
