@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::{
     Shared,
-    admission::{Admission, Permit},
+    admission::Admission,
     connection::{Connection, notice},
     session::Session,
 };
@@ -111,15 +111,14 @@ impl Acceptor {
         // A peer that is gone already is found out by the first read.
         let _ = self.shared.settings.options.apply(&stream);
         let number = NEXT_CONNECTION.fetch_add(1, Relaxed);
-        let socket = Socket::new(stream);
-        let connection = Connection::new(number, socket, peer, Arc::clone(&self.shared.drain));
-        self.serve(permit, Arc::new(connection));
-    }
-
-    fn serve(&self, permit: Permit, connection: Arc<Connection>) {
-        permit.hold(Arc::clone(&connection));
         let shared = Arc::clone(&self.shared);
+        // The connection is made on the thread that also frees it: what one
+        // thread allocates and a thousand others free stays with each of
+        // those, in the allocator's caches.
         self.admission.execute(move || {
+            let connection = Connection::new(number, Socket::new(stream), peer, Arc::clone(&shared.drain));
+            let connection = Arc::new(connection);
+            permit.hold(Arc::clone(&connection));
             Session::new(shared, connection).run();
             drop(permit);
         });
