@@ -2,6 +2,8 @@
 #[cfg(feature = "server")]
 pub mod admin;
 #[cfg(feature = "server")]
+pub mod budget;
+#[cfg(feature = "server")]
 pub mod catalog;
 pub mod client;
 #[cfg(feature = "server")]

@@ -15,10 +15,12 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Service,
     description::{Description, DescriptionError, is_name},
+    policy::Policy,
 };
 use crate::{
+    host::{GrantError, Stop},
     metrics::ServiceStats,
-    sandbox::{CallError, Component, LoadError, Sandbox, Stop},
+    sandbox::{CallError, Component, LoadError, Sandbox},
     wire::Version,
 };
 
@@ -29,7 +31,7 @@ const EXTENSION: &str = "wasm";
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// Where components come from and what loading one may cost.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct LoadSettings {
     /// The folder.
     pub dir: PathBuf,
@@ -37,6 +39,8 @@ pub struct LoadSettings {
     pub max_size: usize,
     /// For a component to say who it is.
     pub describe_timeout: Duration,
+    /// What each service may take and use.
+    pub policy: Policy,
 }
 
 /// What the name of a file promises.
@@ -85,7 +89,9 @@ pub(super) fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
 pub fn load_file(sandbox: &Arc<Sandbox>, settings: &LoadSettings, file: &Path) -> Result<Service, FileError> {
     let promised = FileName::parse(file)?;
     let bytes = read_bounded(file, settings.max_size)?;
-    let component = with_progress(file, bytes.len(), || Component::load(sandbox, &bytes))?;
+    let digest = Sha256::digest(&bytes).iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"));
+    let terms = settings.policy.terms(&promised.name, &digest).map_err(FileError::Grant)?;
+    let component = with_progress(file, bytes.len(), || Component::load(sandbox, &bytes, terms))?;
     let text = component
         .described(Instant::now() + settings.describe_timeout)
         .map_err(|e| FileError::describe(e, settings))?;
@@ -94,7 +100,6 @@ pub fn load_file(sandbox: &Arc<Sandbox>, settings: &LoadSettings, file: &Path) -
     if !agrees {
         return Err(FileError::Disagrees { promised, name: description.name, version: description.version });
     }
-    let digest = Sha256::digest(&bytes).iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"));
     let size = bytes.len() as u64;
     Ok(Service { description, file: file.into(), digest, size, component, stats: ServiceStats::default() })
 }
@@ -139,6 +144,8 @@ pub enum FileError {
         /// `max_component_size`.
         limit: usize,
     },
+    /// Its grants are not to be had.
+    Grant(GrantError),
     /// It is no component for this server.
     Load(LoadError),
     /// It does not say who it is.
@@ -163,7 +170,7 @@ impl FileError {
                 format!("did not return within {} ms", settings.describe_timeout.as_millis())
             }
             CallError::Failed { reason, message } => format!("failed ({}): {message}", reason.as_str()),
-            other @ (CallError::Late | CallError::Full | CallError::Stopped { .. }) => {
+            other @ (CallError::NotBegun(_) | CallError::Stopped { .. }) => {
                 format!("could not run: {other:?}")
             }
         })
@@ -193,6 +200,7 @@ impl fmt::Display for FileError {
             Self::Size { limit } => {
                 write!(f, "exceeds the limit of {limit} bytes, which sandbox.max_component_size sets")
             }
+            Self::Grant(error) => error.fmt(f),
             Self::Load(error) => error.fmt(f),
             Self::Silent(error) => write!(f, "its describe {error}"),
             Self::Description(error) => error.fmt(f),

@@ -2,6 +2,7 @@
 
 mod description;
 mod load;
+mod policy;
 
 use std::{
     collections::BTreeMap,
@@ -11,6 +12,7 @@ use std::{
 
 pub use description::{Action, Description, DescriptionError, SYSTEM, is_name};
 pub use load::{FileError, FileName, LoadSettings, load_file};
+pub use policy::Policy;
 
 use crate::{
     metrics::{ServiceStats, snapshot},

@@ -1,6 +1,7 @@
 //! `mb-server check`: the effective configuration, and where it comes from.
 
 use super::{Exit, Result, serve, usage};
+use crate::config::MemoryPlan;
 
 /// Print the effective configuration and where each setting comes from
 ///
@@ -19,6 +20,10 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     for row in &loaded.rows {
         let setting = format!("{} = {}", row.key, row.value);
         println!("{setting:width$}  # {}", row.source);
+    }
+    println!();
+    for line in MemoryPlan::of(&loaded.config).lines() {
+        println!("# {line}");
     }
     Ok(Exit::Success)
 }

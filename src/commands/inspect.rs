@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use super::{Exit, Result, failure, serve};
 use crate::{
-    catalog::{LoadSettings, load_file},
-    config::Config,
+    budget::Budget,
+    catalog::{LoadSettings, Policy, load_file},
+    config::{Config, MemoryPlan},
     sandbox::Sandbox,
 };
 
@@ -22,11 +23,15 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result {
     serve::start_log("warn")?;
     let config = Config { max_connections: 1, ..Config::default() };
-    let sandbox = Sandbox::new(serve::sandbox_config(&config)).map_err(|e| failure(format!("{e:#}")))?;
+    let policy = Policy::new(&config).for_inspection();
+    let memory = Budget::new(MemoryPlan::of(&config).shared);
+    let sandbox = serve::sandbox_config(&config, &policy, &memory);
+    let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
     let settings = LoadSettings {
         dir: PathBuf::new(),
         max_size: config.sandbox.max_component_size.0,
         describe_timeout: config.sandbox.describe_timeout.0,
+        policy,
     };
     let file = arguments.file.display();
     let service = load_file(&sandbox, &settings, &arguments.file).map_err(|e| failure(format!("{file}: {e}")))?;

@@ -17,11 +17,12 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::Subsc
 use super::{Exit, Result, failure, usage};
 use crate::{
     admin::{Admin, is_loopback},
-    catalog::{Catalog, LoadSettings},
-    config::{self, Config, ConfigError, Flags, Loaded},
+    budget::Budget,
+    catalog::{Catalog, LoadSettings, Policy},
+    config::{self, Config, ConfigError, Flags, Loaded, MemoryPlan},
     dispatch::{Dispatcher, Limits},
     metrics::{Metrics, snapshot::Snapshot},
-    sandbox::{HOST_STACK, Sandbox, SandboxConfig},
+    sandbox::{HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
     server::{Server, ServerSettings, View, raise_open_files},
     transport::{SocketOptions, listen, resolve},
 };
@@ -80,8 +81,10 @@ pub(super) fn run(arguments: Arguments) -> Result {
     let signals = listen_for_signals().map_err(failure)?;
     check_open_files(&config);
 
-    let sandbox = Sandbox::new(sandbox_config(&config)).map_err(|e| failure(format!("{e:#}")))?;
-    let catalog = Arc::new(load_catalog(&config, &sandbox)?);
+    let memory = Budget::new(MemoryPlan::of(&config).shared);
+    let policy = Policy::new(&config);
+    let sandbox = Sandbox::new(sandbox_config(&config, &policy, &memory)).map_err(|e| failure(format!("{e:#}")))?;
+    let catalog = Arc::new(load_catalog(&config, policy, &sandbox)?);
     let metrics = Arc::new(Metrics::default());
     let dispatcher = Dispatcher::new(Arc::clone(&catalog), limits(&config), Arc::clone(&metrics));
     // The admin endpoint first: what can't listen shall not have served.
@@ -155,34 +158,37 @@ fn listen_for_signals() -> std::result::Result<mpsc::Receiver<()>, ctrlc::Error>
 }
 
 fn check_open_files(config: &Config) {
-    let wanted = config.max_connections as u64 + OTHER_FILES;
+    let connections = MemoryPlan::of(config).connections;
+    let wanted = connections as u64 + OTHER_FILES;
     if let Some(limit) = raise_open_files().filter(|limit| *limit < wanted) {
         tracing::warn!(
-            "max_connections is {}, but the system allows {limit} open files, so fewer will be accepted; raise it \
-             with ulimit -n or LimitNOFILE",
-            config.max_connections
+            "there is memory for {connections} connections, but the system allows {limit} open files, so fewer will \
+             be accepted; raise it with ulimit -n or LimitNOFILE"
         );
     }
 }
 
-pub(super) fn sandbox_config(config: &Config) -> SandboxConfig {
+pub(super) fn sandbox_config(config: &Config, policy: &Policy, memory: &Arc<Budget>) -> SandboxConfig {
     let cache_dir = &config.sandbox.cache_dir;
     SandboxConfig {
-        memory: config.sandbox.memory.0,
+        largest_instance: policy.largest_instance(),
         stack: config.sandbox.stack.0,
-        // One for each thread that calls.
-        instances: u32::try_from(config.max_connections).unwrap_or(u32::MAX),
-        // Of a failure, the code and the message come on top of the details.
-        host_data: config.max_message_size.0 + 4096,
+        instances: MemoryPlan::of(config).instances,
+        memory: Arc::clone(memory),
         cache_dir: (!cache_dir.as_os_str().is_empty()).then(|| cache_dir.clone()),
     }
 }
 
-fn load_catalog(config: &Config, sandbox: &Arc<Sandbox>) -> std::result::Result<Catalog, (Exit, String)> {
+fn load_catalog(
+    config: &Config,
+    policy: Policy,
+    sandbox: &Arc<Sandbox>,
+) -> std::result::Result<Catalog, (Exit, String)> {
     let settings = LoadSettings {
         dir: config.services_dir.clone(),
         max_size: config.sandbox.max_component_size.0,
         describe_timeout: config.sandbox.describe_timeout.0,
+        policy,
     };
     let progress = |file: &PathBuf, result: std::result::Result<&crate::catalog::Service, &str>| match result {
         Ok(service) => {
@@ -204,6 +210,7 @@ fn limits(config: &Config) -> Limits {
         keep_alive_interval: config.keep_alive_interval.0.min(config.idle_timeout.0 / 2),
         idle_timeout: config.idle_timeout.0,
         default_timeout: config.default_timeout.0,
+        call_depth: config.sandbox.call_depth,
     }
 }
 
@@ -216,7 +223,7 @@ fn server_settings(config: &Config) -> ServerSettings {
             keep_alive: config.keep_alive.then_some(config.keep_alive_initial_delay.0),
             no_delay: config.no_delay,
         },
-        max_connections: config.max_connections,
+        max_connections: MemoryPlan::of(config).connections,
         max_message_size: config.max_message_size.0,
         max_in_flight: config.max_in_flight,
         read_buffer_size: config.read_buffer_size.0,
@@ -225,7 +232,7 @@ fn server_settings(config: &Config) -> ServerSettings {
         write_timeout: config.write_timeout.0,
         idle_timeout: config.idle_timeout.0,
         drain_timeout: config.drain_timeout.0,
-        thread_stack: config.sandbox.stack.0 + HOST_STACK,
+        thread_stack: HOST_STACK + (config.sandbox.stack.0 + NESTED_STACK) * (config.sandbox.call_depth + 1),
     }
 }
 
@@ -256,6 +263,9 @@ fn announce(wire: &[SocketAddr], admin: SocketAddr, config: &Config, catalog: &C
         text += &format!("  listening  {address}\n");
     }
     text += &format!("  admin      http://{admin}/\n");
+    for (index, line) in MemoryPlan::of(config).lines().iter().enumerate() {
+        text += &format!("  {:9}  {line}\n", if index == 0 { "memory" } else { "" });
+    }
     text += &format!("  services   {}\n", config.services_dir.display());
     for service in catalog.services() {
         let said = &service.description;

@@ -4,6 +4,8 @@
 //! (`MB_PORT`, `MB_ADMIN__PORT`: two underscores between levels), then flags.
 //! Nothing starts with a setting that is unknown or out of bounds.
 
+pub mod memory;
+pub mod services;
 mod source;
 mod units;
 
@@ -11,6 +13,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use memory::MemoryPlan;
+pub use services::{Isolation, LogLevel, ServiceSettings, Services};
 pub use source::{ConfigError, Flags, Loaded, load};
 pub use units::{Bytes, Millis};
 
@@ -32,8 +36,12 @@ pub struct Config {
     pub keep_alive_initial_delay: Millis,
     /// TCP_NODELAY: answers leave at once, not when the segment is full.
     pub no_delay: bool,
+    /// Memory that the whole server may take, 32 MiB to 1 TiB, for guests,
+    /// frames and threads; the rest is derived from it (see [`MemoryPlan`]).
+    pub memory: Bytes,
     /// Connections served at the same time, 1 to 10,000, each by a thread of
-    /// its own. One more is told SERVER_BUSY.
+    /// its own. One more is told SERVER_BUSY. 0: as many as `memory` has room
+    /// for, 1,024 at most.
     pub max_connections: usize,
     /// Header line and payload of one message, 1 KiB to 64 MiB; an answer's
     /// payload may be as large.
@@ -68,8 +76,11 @@ pub struct Config {
     pub log: String,
     /// The admin endpoint.
     pub admin: Admin,
-    /// What a component gets.
+    /// What components are loaded and run with.
     pub sandbox: Sandbox,
+    /// What each service may take and use: `[services.NAME]` over
+    /// `[services.default]`.
+    pub services: Services,
 }
 
 /// Settings of the admin endpoint.
@@ -89,8 +100,6 @@ pub struct Admin {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sandbox {
-    /// Linear memory of one instance, all memories together, 1 MiB to 4 GiB.
-    pub memory: Bytes,
     /// Call stack of a component, 64 KiB to 2 MiB; each connection's thread
     /// has as much and 512 KiB more.
     pub stack: Bytes,
@@ -101,6 +110,12 @@ pub struct Sandbox {
     pub max_component_size: Bytes,
     /// For a component to say who it is, when it is loaded, 10 ms to 10 min.
     pub describe_timeout: Millis,
+    /// How deep services may call each other, 0 to 16; each level adds a call
+    /// stack to the threads.
+    pub call_depth: usize,
+    /// Every grant of values, secrets, durable values and calls must name the
+    /// digest of the file that it is for.
+    pub require_digest: bool,
 }
 
 impl Default for Config {
@@ -112,7 +127,8 @@ impl Default for Config {
             keep_alive: true,
             keep_alive_initial_delay: Millis::secs(60),
             no_delay: true,
-            max_connections: 1024,
+            memory: Bytes::mib(256),
+            max_connections: 0,
             max_message_size: Bytes::mib(1),
             max_in_flight: 64,
             read_buffer_size: Bytes::kib(8),
@@ -128,6 +144,7 @@ impl Default for Config {
             log: "info".into(),
             admin: Admin::default(),
             sandbox: Sandbox::default(),
+            services: services::built_in(),
         }
     }
 }
@@ -141,11 +158,12 @@ impl Default for Admin {
 impl Default for Sandbox {
     fn default() -> Self {
         Self {
-            memory: Bytes::mib(64),
             stack: Bytes::kib(512),
             cache_dir: PathBuf::new(),
             max_component_size: Bytes::mib(64),
             describe_timeout: Millis::secs(10),
+            call_depth: 4,
+            require_digest: false,
         }
     }
 }
@@ -175,7 +193,7 @@ impl OneOrMore {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutOfBounds {
     /// Levels joined by dots.
-    pub key: &'static str,
+    pub key: String,
     /// What it is, and what it may be.
     pub problem: String,
 }
@@ -192,6 +210,7 @@ impl Config {
             keep_alive: _,
             keep_alive_initial_delay,
             no_delay: _,
+            memory,
             max_connections,
             max_message_size,
             max_in_flight,
@@ -207,7 +226,8 @@ impl Config {
             allow_unsecure: _,
             log,
             admin: Admin { host: admin_host, port: _, allowed_hosts },
-            sandbox: Sandbox { memory, stack, cache_dir: _, max_component_size, describe_timeout },
+            sandbox: Sandbox { stack, cache_dir: _, max_component_size, describe_timeout, call_depth, require_digest },
+            services,
         } = self;
         let hour = Millis::secs(3600);
         let day = Millis::secs(24 * 3600);
@@ -217,7 +237,8 @@ impl Config {
         bounds.that("host", host.as_slice().iter().all(|h| !h.is_empty()), "addresses or names, none empty");
         bounds.range("backlog", *backlog, 1, 65_535);
         bounds.range("keep_alive_initial_delay", *keep_alive_initial_delay, Millis::secs(1), Millis::secs(7200));
-        bounds.range("max_connections", *max_connections, 1, 10_000);
+        bounds.range("memory", *memory, Bytes::mib(32), Bytes::mib(1024 * 1024));
+        bounds.range("max_connections", *max_connections, 0, 10_000);
         bounds.range("max_message_size", *max_message_size, Bytes::kib(1), Bytes::mib(64));
         bounds.range("max_in_flight", *max_in_flight, 1, 4096);
         bounds.range("read_buffer_size", *read_buffer_size, Bytes::kib(1), Bytes::mib(1));
@@ -237,10 +258,14 @@ impl Config {
         );
         bounds.that("admin.host", !admin_host.is_empty(), "an address or a name");
         bounds.that("admin.allowed_hosts", allowed_hosts.len() <= 16, "at most 16 names");
-        bounds.range("sandbox.memory", *memory, Bytes::mib(1), Bytes::mib(4096));
         bounds.range("sandbox.stack", *stack, Bytes::kib(64), Bytes::mib(2));
         bounds.range("sandbox.max_component_size", *max_component_size, Bytes::kib(1), Bytes::mib(1024));
         bounds.range("sandbox.describe_timeout", *describe_timeout, least, Millis::secs(600));
+        bounds.range("sandbox.call_depth", *call_depth, 0, 16);
+        services::check(services, *require_digest, &mut bounds);
+        if bounds.0.is_empty() {
+            bounds.0 = MemoryPlan::of(self).conflicts(self);
+        }
         bounds.0
     }
 }
@@ -248,15 +273,28 @@ impl Config {
 struct Bounds(Vec<OutOfBounds>);
 
 impl Bounds {
-    fn range<T: PartialOrd + Copy + std::fmt::Display>(&mut self, key: &'static str, value: T, least: T, most: T) {
+    fn range<T>(&mut self, key: impl Into<String>, value: T, least: T, most: T)
+    where
+        T: PartialOrd + Copy + std::fmt::Display,
+    {
         if !(least..=most).contains(&value) {
-            self.0.push(OutOfBounds { key, problem: format!("is {value}, allowed is {least} to {most}") });
+            let problem = format!("is {value}, allowed is {least} to {most}");
+            self.0.push(OutOfBounds { key: key.into(), problem });
         }
     }
 
-    fn that(&mut self, key: &'static str, holds: bool, allowed: &str) {
+    fn optional<T>(&mut self, key: impl Into<String>, value: Option<T>, least: T, most: T)
+    where
+        T: PartialOrd + Copy + std::fmt::Display,
+    {
+        if let Some(value) = value {
+            self.range(key, value, least, most);
+        }
+    }
+
+    fn that(&mut self, key: impl Into<String>, holds: bool, allowed: &str) {
         if !holds {
-            self.0.push(OutOfBounds { key, problem: format!("must be {allowed}") });
+            self.0.push(OutOfBounds { key: key.into(), problem: format!("must be {allowed}") });
         }
     }
 }

@@ -59,7 +59,7 @@ fn load_from(file: Option<&Path>, environment: impl Provider, flags: Flags) -> R
     let wrong = config.out_of_bounds();
     if !wrong.is_empty() {
         let lines =
-            wrong.into_iter().map(|w| format!("`{}` {} (set by {})", w.key, w.problem, source(&figment, w.key)));
+            wrong.into_iter().map(|w| format!("`{}` {} (set by {})", w.key, w.problem, source(&figment, &w.key)));
         return Err(ConfigError { lines: lines.collect() });
     }
     let rows = rows(&figment);
@@ -266,7 +266,7 @@ mod tests {
             &[],
             &["`max_message_size` is 1B", "1KiB to 64MiB", "`backlog` is 0"],
         );
-        check("", &[("max_connections", "20000")], &["`max_connections` is 20000", "1 to 10000", "MB_MAX_CONNECTIONS"]);
+        check("", &[("max_connections", "20000")], &["`max_connections` is 20000", "0 to 10000", "MB_MAX_CONNECTIONS"]);
         check("host = []", &[], &["`host` must be 1 to 64"]);
         check("port = [", &[], &["FILE"]);
         let missing = load(Some(Path::new("/nowhere/x.toml")), Flags::default()).unwrap_err();

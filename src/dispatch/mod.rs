@@ -1,6 +1,7 @@
 //! From a message to its answer: parse, authorise, route, call, and turn
 //! whatever comes of it into a code of the protocol.
 
+mod run;
 mod system;
 
 use std::{
@@ -9,24 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::{json, value::RawValue};
+use run::{Checked, Task};
+use serde_json::json;
 
 use crate::{
-    catalog::{Catalog, Found, SYSTEM, Service},
-    host::{Context, context::Caller},
+    catalog::{Catalog, SYSTEM},
+    host::{Context, Watch, context::Caller},
     metrics::Metrics,
-    sandbox::{Answer, Call, CallError, Phase, Stop, Watch},
-    wire::{Code, ErrorBody, Header, Kind, Origin, Payload, Reason, codes::is_service_code, json as wire_json},
+    wire::{Code, ErrorBody, Header, Kind, Payload, Reason, json as wire_json},
 };
 
-/// What a caller is told to wait before it tries again, when there was no
-/// room: in milliseconds, about the time of a slow call.
-const RETRY_WHEN_FULL_MS: u64 = 100;
-/// The same when a service did not load: someone has to mend it first.
-const RETRY_WHEN_FAILED_MS: u64 = 10_000;
-
-/// Longest message of a service's failure, in bytes.
-const MAX_FAILURE_MESSAGE: usize = 4096;
 /// Of a peer's own text, an error repeats at most this many characters.
 const MAX_REPEATED: usize = 200;
 
@@ -85,10 +78,15 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// For a request that names none.
     pub default_timeout: Duration,
+    /// How deep services may call each other.
+    pub call_depth: usize,
 }
 
 /// Serves requests from a catalog.
-pub struct Dispatcher {
+#[derive(Clone)]
+pub struct Dispatcher(Arc<Core>);
+
+struct Core {
     catalog: Arc<Catalog>,
     limits: Limits,
     metrics: Arc<Metrics>,
@@ -121,6 +119,7 @@ impl Refusal {
 
 impl Handle for Dispatcher {
     fn handle<'a>(&self, request: Request<'a>) -> Reply<'a> {
+        let core = &self.0;
         let (header, payload) = match Header::parse(request.body) {
             Ok(parsed) => parsed,
             Err(error) => {
@@ -134,8 +133,8 @@ impl Handle for Dispatcher {
             let refusal = Refusal::new(Code::InvalidRequestId, message);
             return Reply { header: None, outcome: Outcome::Error(refusal.code, refusal.body) };
         }
-        let outcome = self.serve(&header, payload, &request);
-        let outcome = if header.kind == Kind::Publish { self.published(&header, outcome) } else { outcome };
+        let outcome = core.serve(&header, payload, &request);
+        let outcome = if header.kind == Kind::Publish { core.published(&header, outcome) } else { outcome };
         Reply { header: Some(header), outcome }
     }
 }
@@ -144,10 +143,12 @@ impl Dispatcher {
     /// A dispatcher over a catalog.
     #[must_use]
     pub fn new(catalog: Arc<Catalog>, limits: Limits, metrics: Arc<Metrics>) -> Self {
-        Self { catalog, limits, metrics }
+        Self(Arc::new(Core { catalog, limits, metrics }))
     }
+}
 
-    fn serve(&self, header: &Header<'_>, payload: &[u8], request: &Request<'_>) -> Outcome {
+impl Core {
+    fn serve(self: &Arc<Self>, header: &Header<'_>, payload: &[u8], request: &Request<'_>) -> Outcome {
         match self.route(header, payload, request) {
             Ok(outcome) => outcome,
             Err(Refusal { code, body }) => Outcome::Error(code, body),
@@ -155,7 +156,7 @@ impl Dispatcher {
     }
 
     /// The checks in the order that the protocol gives them.
-    fn route(&self, header: &Header<'_>, payload: &[u8], request: &Request<'_>) -> Result<Outcome, Refusal> {
+    fn route(self: &Arc<Self>, header: &Header<'_>, payload: &[u8], request: &Request<'_>) -> Result<Outcome, Refusal> {
         if matches!(header.kind, Kind::Response | Kind::Error) {
             let message = format!("a client sends REQUEST or PUBLISH, not {}", header.kind.as_str());
             return Err(Refusal::new(Code::InvalidRequest, message));
@@ -164,38 +165,6 @@ impl Dispatcher {
         if header.topic.service() == SYSTEM {
             return self.system(header, payload, request.caller).map(Outcome::Json);
         }
-        let service = self.find(header)?;
-        let action = header.topic.action();
-        if !service.description.has_action(action) {
-            let message = format!("service {} has no action {action}", service.description.name);
-            return Err(Refusal::new(Code::TopicNotSupported, message));
-        }
-        self.call(service, header, payload, request)
-    }
-
-    fn find(&self, header: &Header<'_>) -> Result<&Arc<Service>, Refusal> {
-        let name = header.topic.service();
-        match self.catalog.find(name, header.version) {
-            Found::Service(service) => Ok(service),
-            Found::Failed(_) => {
-                Err(Refusal::unavailable(format!("service {name} failed to load"), RETRY_WHEN_FAILED_MS))
-            }
-            Found::OtherVersions(available) => {
-                let message = format!("no loaded version of {name} is compatible with {}", header.version);
-                let available: Vec<_> = available.iter().map(ToString::to_string).collect();
-                Err(Refusal::new(Code::VersionNotSupported, message).with(&json!({"available": available})))
-            }
-            Found::Nobody => Err(Refusal::new(Code::NoRouteFound, format!("no service {name}"))),
-        }
-    }
-
-    fn call(
-        &self,
-        service: &Service,
-        header: &Header<'_>,
-        payload: Payload<'_>,
-        request: &Request<'_>,
-    ) -> Result<Outcome, Refusal> {
         let timeout = header.timeout.unwrap_or(self.limits.default_timeout);
         let context = Context {
             request_id: header.request_id.map(Into::into),
@@ -203,82 +172,21 @@ impl Dispatcher {
             requested_version: Some(header.version),
             caller: Arc::clone(request.caller),
             deadline: request.arrived + timeout,
+            calls: None,
+            chain: None,
         };
-        let call = Call { action: header.topic.action(), payload, context, watch: Arc::clone(&request.watch) };
-        let report = service.component.call(call);
-        let result = report.result.map_err(|error| refuse(error, timeout)).and_then(|answer| self.check(answer));
-        let stats = &service.stats;
-        let begun = !matches!(&result, Err(Refusal { code: Some(Code::ServiceUnavailable), .. }));
-        if begun {
-            stats.calls.add(1);
-            stats.latency.record(report.elapsed);
-        }
-        match &result {
-            Ok(_) => {}
-            Err(Refusal { code: None, .. }) => stats.failures.add(1),
-            Err(Refusal { code: Some(code), body }) => {
-                if begun {
-                    stats.errors.add(1);
-                }
-                tracing::warn!(
-                    service = service.description.name,
-                    version = %service.description.version,
-                    action = header.topic.action(),
-                    request_id = header.request_id.unwrap_or("-"),
-                    connection = request.caller.connection_id,
-                    code = code.as_str(),
-                    details = body.details.as_deref().map_or("", RawValue::get),
-                    peak_memory = report.peak_memory,
-                    elapsed_us = report.elapsed.as_micros(),
-                    "call failed: {}",
-                    body.message
-                );
-            }
-        }
-        result
-    }
-
-    /// A service's answer is a stranger's: checked before anyone relies on it.
-    fn check(&self, answer: Answer) -> Result<Outcome, Refusal> {
-        let limit = self.limits.max_message_size;
-        let sized = |size: usize| {
-            let message = || format!("answer of {size} bytes exceeds the limit of {limit}");
-            if size > limit { Err(Refusal::failed(Reason::AnswerSize, message())) } else { Ok(()) }
-        };
-        let checked_json = |what: &str, text: &str| {
-            wire_json::check_text(text)
-                .map_err(|error| Refusal::failed(Reason::InvalidAnswer, format!("{what} is {error}")))
-        };
-        match answer {
-            Answer::Json(text) => {
-                sized(text.len())?;
-                checked_json("answer", &text)?;
-                Ok(Outcome::Json(text))
-            }
-            Answer::Binary(bytes) => {
-                sized(bytes.len())?;
-                Ok(Outcome::Binary(bytes))
-            }
-            Answer::Failure { code, message, details } => {
-                // Escaped, a text may take six times as much.
-                if message.len() > MAX_FAILURE_MESSAGE {
-                    let size = message.len();
-                    let message = format!("failure message of {size} bytes exceeds the limit of {MAX_FAILURE_MESSAGE}");
-                    return Err(Refusal::failed(Reason::AnswerSize, message));
-                }
-                sized(code.len() + message.len() + details.as_ref().map_or(0, String::len))?;
-                if !is_service_code(&code) {
-                    let message = "failure code breaks its grammar [A-Z][A-Z0-9_]{0,63}";
-                    return Err(Refusal::failed(Reason::InvalidAnswer, message));
-                }
-                if let Some(details) = &details {
-                    checked_json("failure details", details)?;
-                }
-                let details = details.and_then(|text| RawValue::from_string(text).ok());
-                let body = ErrorBody { code: code.into(), message: message.into(), origin: Origin::Service, details };
-                Err(Refusal { code: None, body })
-            }
-        }
+        self.run(Task {
+            topic: header.topic,
+            version: header.version,
+            payload,
+            context,
+            watch: &request.watch,
+            timeout,
+        })
+        .map(|answer| match answer {
+            Checked::Json(text) => Outcome::Json(text),
+            Checked::Binary(bytes) => Outcome::Binary(bytes),
+        })
     }
 
     /// What comes back of a PUBLISH: without an id nothing, whatever happened.
@@ -304,27 +212,6 @@ fn check_json(payload: &[u8]) -> Result<&str, Refusal> {
     wire_json::check(payload).map_err(|error| Refusal::new(Code::InvalidPayload, format!("payload is {error}")))
 }
 
-/// From the sandbox's reasons to the protocol's codes.
-fn refuse(error: CallError, timeout: Duration) -> Refusal {
-    match error {
-        CallError::Late => {
-            let message = format!("not begun within the timeout of {} ms", timeout.as_millis());
-            Refusal::unavailable(message, RETRY_WHEN_FULL_MS)
-        }
-        CallError::Full => Refusal::unavailable("all instances are taken", RETRY_WHEN_FULL_MS),
-        CallError::Stopped { stop: Stop::Deadline, phase } => timed_out(timeout, phase),
-        CallError::Stopped { stop: Stop::Shutdown, phase: _ } => {
-            Refusal::new(Code::ShuttingDown, "stopped, because the server shuts down and its time for that is over")
-        }
-        CallError::Failed { reason, message } => Refusal::failed(reason, message),
-    }
-}
-
-fn timed_out(timeout: Duration, phase: Phase) -> Refusal {
-    let message = format!("stopped at the timeout of {} ms", timeout.as_millis());
-    Refusal::new(Code::Timeout, message).with(&json!({"phase": phase.as_str()}))
-}
-
 /// The answer to a request whose handling panicked: a defect of the server.
 /// The log line carries the same id.
 #[must_use]
@@ -341,7 +228,7 @@ pub fn internal_error<'a>(body: &'a [u8], error_id: &str) -> Reply<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::Unwatched;
+    use crate::host::Unwatched;
 
     fn dispatcher() -> Dispatcher {
         let limits = Limits {
@@ -350,6 +237,7 @@ mod tests {
             keep_alive_interval: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(60),
             default_timeout: Duration::from_secs(5),
+            call_depth: 4,
         };
         Dispatcher::new(Arc::default(), limits, Arc::default())
     }
@@ -417,33 +305,5 @@ mod tests {
         assert_eq!(hello["limits"]["maxHeaderSize"], 1024);
         assert_eq!(hello["limits"]["idleTimeoutMs"], 60_000);
         assert!(hello["server"].as_str().unwrap().starts_with("mb-server/"), "{hello}");
-    }
-
-    #[test]
-    fn answers_are_checked() {
-        let dispatcher = dispatcher();
-        let reason = |answer: Answer| match dispatcher.check(answer) {
-            Ok(_) => "fine".to_owned(),
-            Err(Refusal { code: None, body }) => body.code.into_owned(),
-            Err(Refusal { code: Some(code), body }) => {
-                assert_eq!(code, Code::ServiceFailed);
-                let details: serde_json::Value = serde_json::from_str(body.details.unwrap().get()).unwrap();
-                details["reason"].as_str().unwrap().to_owned()
-            }
-        };
-        let failure = |code: &str, details: Option<&str>| Answer::Failure {
-            code: code.into(),
-            message: "m".into(),
-            details: details.map(str::to_owned),
-        };
-        assert_eq!(reason(Answer::Json("[]".into())), "fine");
-        assert_eq!(reason(Answer::Json(String::new())), "invalid-answer");
-        assert_eq!(reason(Answer::Json("{".into())), "invalid-answer");
-        assert_eq!(reason(Answer::Binary(vec![0; 1000])), "fine");
-        assert_eq!(reason(Answer::Binary(vec![0; 1001])), "answer-size");
-        assert_eq!(reason(failure("NOT_FOUND", Some("{}"))), "NOT_FOUND");
-        assert_eq!(reason(failure("not ok", None)), "invalid-answer");
-        assert_eq!(reason(failure("NOT_FOUND", Some("{"))), "invalid-answer");
-        assert_eq!(reason(failure("NOT_FOUND", Some(&"1".repeat(1000)))), "answer-size");
     }
 }

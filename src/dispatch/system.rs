@@ -6,7 +6,7 @@ use std::{sync::Arc, time::SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::RawValue};
 
-use super::{Dispatcher, MAX_REPEATED, Refusal};
+use super::{Core, MAX_REPEATED, Refusal};
 use crate::{
     catalog::{Action, Description},
     host::context::Caller,
@@ -16,7 +16,7 @@ use crate::{
 /// Characters of a client's name that the log shows.
 const MAX_LOGGED_CLIENT: usize = 100;
 
-impl Dispatcher {
+impl Core {
     /// Answers a system topic.
     pub(super) fn system(
         &self,
@@ -33,7 +33,7 @@ impl Dispatcher {
         let answer: fn(&Self, &str, &Caller) -> Result<String, Refusal> = match action {
             "hello" => Self::hello,
             "ping" => |_, payload, _| ping(payload),
-            "services" => |dispatcher, payload, _| dispatcher.services(payload),
+            "services" => |core, payload, _| core.services(payload),
             _ => return Err(Refusal::new(Code::TopicNotSupported, format!("the server has no action {action}"))),
         };
         match payload {

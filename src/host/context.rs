@@ -2,7 +2,11 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::bindings::mb::service::context::Host;
+use super::{
+    Host,
+    bindings::mb::service::{context, types},
+    calls::{Calls, Link},
+};
 use crate::wire::Version;
 
 /// The connection that a call came over, as a service sees it.
@@ -17,12 +21,12 @@ pub struct Caller {
 }
 
 /// One call, as the service may ask about it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Context {
     /// The caller's id of the request.
-    pub request_id: Option<Box<str>>,
+    pub request_id: Option<Arc<str>>,
     /// The request that caused this one.
-    pub parent_request_id: Option<Box<str>>,
+    pub parent_request_id: Option<Arc<str>>,
     /// The version that the caller was written against; none while a
     /// component is loaded.
     pub requested_version: Option<Version>,
@@ -30,35 +34,57 @@ pub struct Context {
     pub caller: Arc<Caller>,
     /// When the call is stopped.
     pub deadline: Instant,
+    /// Who serves the calls that this one makes.
+    pub calls: Option<Arc<dyn Calls>>,
+    /// The services that this call came through.
+    pub chain: Option<Arc<Link>>,
 }
 
-impl Host for Context {
-    fn request_id(&mut self) -> Option<String> {
-        self.request_id.as_deref().map(str::to_owned)
+impl Context {
+    /// For a component that is loaded: nobody calls.
+    #[must_use]
+    pub fn of_loading(deadline: Instant) -> Self {
+        Self {
+            request_id: None,
+            parent_request_id: None,
+            requested_version: None,
+            caller: Arc::default(),
+            deadline,
+            calls: None,
+            chain: None,
+        }
+    }
+}
+
+impl types::Host for Host {}
+
+impl context::Host for Host {
+    fn request_id(&mut self) -> wasmtime::Result<Option<String>> {
+        Ok(self.context.request_id.as_deref().map(str::to_owned))
     }
 
-    fn parent_request_id(&mut self) -> Option<String> {
-        self.parent_request_id.as_deref().map(str::to_owned)
+    fn parent_request_id(&mut self) -> wasmtime::Result<Option<String>> {
+        Ok(self.context.parent_request_id.as_deref().map(str::to_owned))
     }
 
-    fn requested_version(&mut self) -> String {
-        self.requested_version.map(|version| version.to_string()).unwrap_or_default()
+    fn requested_version(&mut self) -> wasmtime::Result<String> {
+        Ok(self.context.requested_version.map(|version| version.to_string()).unwrap_or_default())
     }
 
-    fn principal(&mut self) -> Option<String> {
-        self.caller.principal.clone()
+    fn principal(&mut self) -> wasmtime::Result<Option<String>> {
+        Ok(self.context.caller.principal.clone())
     }
 
-    fn connection_id(&mut self) -> String {
-        self.caller.connection_id.clone()
+    fn connection_id(&mut self) -> wasmtime::Result<String> {
+        Ok(self.context.caller.connection_id.clone())
     }
 
-    fn encrypted(&mut self) -> bool {
-        self.caller.encrypted
+    fn encrypted(&mut self) -> wasmtime::Result<bool> {
+        Ok(self.context.caller.encrypted)
     }
 
-    fn remaining_ms(&mut self) -> u64 {
-        let remaining = self.deadline.saturating_duration_since(Instant::now());
-        u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX)
+    fn remaining_ms(&mut self) -> wasmtime::Result<u64> {
+        let remaining = self.context.deadline.saturating_duration_since(Instant::now());
+        Ok(u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX))
     }
 }

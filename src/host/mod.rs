@@ -1,25 +1,105 @@
-//! What a component may import: one capability a file.
+//! What a component may import: one capability a file, and which of them the
+//! operator grants it.
 //!
 //! The bindings are generated from `wit/`, so that the contract that authors
 //! read is the one that the server holds.
 
+pub mod calls;
 pub mod context;
+mod grants;
+mod link;
+mod log;
+mod settings;
+mod wasi;
+mod watch;
+
+use std::{sync::Arc, time::Instant};
 
 pub use context::Context;
+pub use grants::{GrantError, Granted};
+pub use link::{LinkError, link};
+use wasmtime::component::ResourceTable;
+pub use watch::{Stop, Unwatched, Watch};
 
 /// The generated side of the contract.
 #[allow(missing_docs, unreachable_pub, reason = "generated; the documentation is in wit/")]
 pub mod bindings {
     wasmtime::component::bindgen!({
         path: "wit",
-        world: "service",
+        world: "full",
         ownership: Borrowing { duplicate_if_necessary: true },
+        imports: { default: trappable },
     });
 }
 
-/// Interfaces that every component may import, as they stand in the
-/// contract. Types alone need no grant.
-pub const OFFERED: [&str; 2] = ["mb:service/context@1.0.0", "mb:service/types@1.0.0"];
-
 /// The interface that every component exports.
 pub const HANDLER: &str = "mb:service/handler@1.0.0";
+
+/// What the host functions of one call work with.
+pub struct Host {
+    context: Context,
+    granted: Arc<Granted>,
+    watch: Arc<dyn Watch>,
+    table: ResourceTable,
+    log: log::Meter,
+    /// A host function waits: what a deadline that passes now interrupts.
+    waiting: bool,
+}
+
+impl Host {
+    /// For one call of a component with these grants, which may hold so many
+    /// handles and write so much to the log.
+    #[must_use]
+    pub fn new(context: Context, granted: Arc<Granted>, watch: Arc<dyn Watch>) -> Self {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(granted.handles);
+        let log = log::Meter::new(granted.log_bytes);
+        Self { context, granted, watch, table, log, waiting: false }
+    }
+
+    /// For the next call of the same instance. Handles stay: they are part of
+    /// what a shared instance keeps.
+    pub fn renew(&mut self, context: Context, watch: Arc<dyn Watch>) {
+        self.finish();
+        self.log = log::Meter::new(self.granted.log_bytes);
+        (self.context, self.watch, self.waiting) = (context, watch, false);
+    }
+
+    /// The call is over: writes out what waits for the end of its line.
+    pub fn finish(&mut self) {
+        let Self { context, granted, log, .. } = self;
+        log.finish(granted, context);
+    }
+
+    /// The call that is served.
+    #[must_use]
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Whether a host function waits.
+    #[must_use]
+    pub fn waiting(&self) -> bool {
+        self.waiting
+    }
+
+    /// Looks after the call at a tick: its deadline, then its watch.
+    #[must_use]
+    pub fn tick(&self) -> Option<Stop> {
+        (Instant::now() >= self.context.deadline).then_some(Stop::Deadline).or_else(|| self.watch.tick())
+    }
+
+    /// Sleeps; the call ends if its time is over before.
+    fn sleep(&mut self, until: Instant) -> wasmtime::Result<()> {
+        self.waiting = true;
+        watch::sleep(&*self.watch, until, self.context.deadline)?;
+        self.waiting = false;
+        Ok(())
+    }
+}
+
+/// Host functions exist for whatever store holds a [`Host`].
+pub trait HasHost: 'static {
+    /// The host's part of the store.
+    fn host(&mut self) -> &mut Host;
+}

@@ -1,21 +1,62 @@
 //! From a file's bytes to something that can be called.
 
-use std::{borrow::Cow, fmt, sync::Arc, time::Instant};
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
 use wasmtime::component;
 use wit_component::ComponentEncoder;
 
-use super::{
-    engine::Sandbox,
-    instance::{CallError, Guest},
+use super::{engine::Sandbox, instance::Guest, limits::Bounds, pool::Idle};
+use crate::{
+    budget::Budget,
+    config::ServiceSettings,
+    host::{Granted, HANDLER, LinkError, bindings::FullPre, link},
 };
-use crate::host::{Context, HANDLER, OFFERED, bindings::ServicePre, context::Caller};
+
+/// What a component runs under.
+#[derive(Clone)]
+pub struct Terms {
+    /// Its settings.
+    pub settings: ServiceSettings,
+    /// Linear memory of one instance, in bytes.
+    pub memory: usize,
+    /// Bytes of an answer's payload.
+    pub answer_size: usize,
+    /// What the operator allows it.
+    pub granted: Arc<Granted>,
+}
+
+impl Terms {
+    pub(super) fn bounds(&self) -> Bounds {
+        let ServiceSettings { table_elements, instances, .. } = self.settings;
+        Bounds { memory: self.memory, table_elements, instances }
+    }
+
+    /// What may cross the border at once. wasmtime has one limit for what a
+    /// component hands to a host function and for its answer, which is then
+    /// checked again; an answer has some words beside its payload.
+    pub(super) fn host_data(&self) -> usize {
+        self.settings.host_data.0.max(self.answer_size + 4096)
+    }
+}
 
 /// A compiled component, its imports linked and its exports looked up: what
 /// is left for a call is to instantiate and to run.
 pub struct Component {
     pub(super) sandbox: Arc<Sandbox>,
-    pub(super) pre: ServicePre<Guest>,
+    pub(super) pre: FullPre<Guest>,
+    pub(super) terms: Terms,
+    /// Calls at the same time.
+    pub(super) turns: Arc<Budget>,
+    pub(super) idle: Arc<Idle>,
+    /// Memory of a new instance in bytes; zero until the first one was made.
+    first_memory: AtomicUsize,
     imports: Vec<String>,
     wrapped: bool,
 }
@@ -27,21 +68,30 @@ impl Component {
     ///
     /// # Errors
     /// Says what to do about it, for the author of the component.
-    pub fn load(sandbox: &Arc<Sandbox>, bytes: &[u8]) -> Result<Self, LoadError> {
+    pub fn load(sandbox: &Arc<Sandbox>, bytes: &[u8], terms: Terms) -> Result<Self, LoadError> {
         let (bytes, wrapped) = componentize(bytes)?;
         let compiled = component::Component::new(&sandbox.engine, &bytes).map_err(LoadError::compile)?;
         let kind = compiled.component_type();
         let imports: Vec<_> = kind.imports(&sandbox.engine).map(|(name, _)| name.to_owned()).collect();
-        if let Some(import) = imports.iter().find(|import| !is_offered(import)) {
-            return Err(LoadError::Import { import: import.clone() });
-        }
+        let linker = link::<Guest>(&sandbox.engine, &compiled, &terms.granted).map_err(LoadError::Import)?;
         let exports: Vec<_> = kind.exports(&sandbox.engine).map(|(name, _)| name.to_owned()).collect();
         if !exports.iter().any(|name| name == HANDLER) {
             return Err(LoadError::Export { exports });
         }
-        let linked = sandbox.linker.instantiate_pre(&compiled).map_err(|e| LoadError::Contract(format!("{e:#}")))?;
-        let pre = ServicePre::new(linked).map_err(|e| LoadError::Contract(format!("{e:#}")))?;
-        Ok(Self { sandbox: Arc::clone(sandbox), pre, imports, wrapped })
+        let linked = linker.instantiate_pre(&compiled).map_err(LoadError::contract)?;
+        let pre = FullPre::new(linked).map_err(LoadError::contract)?;
+        let idle = Arc::new(Idle::default());
+        sandbox.remember(&idle);
+        Ok(Self {
+            sandbox: Arc::clone(sandbox),
+            pre,
+            turns: Budget::new(terms.settings.concurrency),
+            terms,
+            idle,
+            first_memory: AtomicUsize::new(0),
+            imports,
+            wrapped,
+        })
     }
 
     /// Interfaces that the component imports.
@@ -56,20 +106,19 @@ impl Component {
         self.wrapped
     }
 
-    /// Asks the component who it is.
-    ///
-    /// # Errors
-    /// If it does not answer before the deadline, or not at all.
-    pub fn described(&self, deadline: Instant) -> Result<String, CallError> {
-        let caller = Arc::new(Caller::default());
-        self.describe(Context { request_id: None, parent_request_id: None, requested_version: None, caller, deadline })
+    /// What it runs under.
+    #[must_use]
+    pub fn terms(&self) -> &Terms {
+        &self.terms
     }
-}
 
-/// Whether the server offers an import, or a later minor version of it,
-/// which has all that an earlier one has.
-fn is_offered(import: &str) -> bool {
-    OFFERED.contains(&import)
+    pub(super) fn first_memory(&self) -> usize {
+        self.first_memory.load(Relaxed)
+    }
+
+    pub(super) fn note_first_memory(&self, bytes: usize) {
+        self.first_memory.store(bytes, Relaxed);
+    }
 }
 
 /// Takes a component as it is and wraps a core module.
@@ -102,11 +151,8 @@ pub enum LoadError {
     Module(String),
     /// Does not validate or compile.
     Compile(String),
-    /// Imports what the server does not offer.
-    Import {
-        /// The first such interface.
-        import: String,
-    },
+    /// Imports what the server does not offer, or the operator does not grant.
+    Import(LinkError),
     /// Lacks the interface that makes it a service.
     Export {
         /// What it exports instead.
@@ -120,6 +166,11 @@ impl LoadError {
     #[allow(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
     fn compile(error: wasmtime::Error) -> Self {
         Self::Compile(format!("{error:#}"))
+    }
+
+    #[allow(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
+    fn contract(error: wasmtime::Error) -> Self {
+        Self::Contract(format!("{error:#}"))
     }
 }
 
@@ -136,9 +187,7 @@ impl fmt::Display for LoadError {
                  bindings generated from the world mb:service/service"
             ),
             Self::Compile(error) => write!(f, "does not compile: {error}"),
-            Self::Import { import } => {
-                write!(f, "imports {import}, which this server does not offer; it offers {}", OFFERED.join(" and "))
-            }
+            Self::Import(error) => error.fmt(f),
             Self::Export { exports } => {
                 let exports = if exports.is_empty() { "nothing".into() } else { exports.join(", ") };
                 write!(

@@ -4,58 +4,55 @@ use std::{
     fs,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Instant,
 };
 
-use wasmtime::{
-    Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, component::Linker,
-};
+use wasmtime::{Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use super::{
-    instance::Guest,
-    limits::MAX_TABLE_ELEMENTS,
+    limits::{MAX_MEMORIES, MAX_TABLES},
+    pool::{Idle, Place},
     ticker::{Pulse, Ticker},
 };
-use crate::host::{self, bindings::mb::service::context};
+use crate::{
+    budget::Budget,
+    config::memory::{KEPT_MEMORY, KEPT_TABLES},
+};
 
-/// Memory of a slot that is kept for its next instance, and cleared by
-/// writing zeros instead of by asking the kernel. Covers what the SDK's
-/// guests have in all (256 KiB).
-const KEPT_MEMORY: usize = 512 * 1024;
-/// Likewise for tables.
-const KEPT_TABLE: usize = 64 * 1024;
-/// Memories and tables of one component. JavaScript takes up to three of
-/// each, Python more.
-const MAX_MEMORIES: u32 = 8;
-const MAX_TABLES: u32 = 16;
 /// Core instances in one component: those of Python come in dozens.
-const MAX_CORE_INSTANCES: u32 = 128;
+const MAX_CORE_INSTANCES: u32 = 1000;
+/// Elements of one table of the pool: address space, not memory.
+const MAX_TABLE_ELEMENTS: usize = 1_000_000;
 /// Address space of a memory where the host refuses the reservation of 4 GiB.
 const SMALL_RESERVATION: u64 = 4 * 1024 * 1024;
 
 /// What the sandbox is made with.
 #[derive(Debug, Clone)]
 pub struct SandboxConfig {
-    /// Linear memory of one instance in bytes, all memories together.
-    pub memory: usize,
+    /// Linear memory of the largest instance in bytes, all memories together.
+    pub largest_instance: usize,
     /// Call stack of a component in bytes.
     pub stack: usize,
     /// Instances that may live at the same time.
-    pub instances: u32,
-    /// Bytes that a component may hand to the host in one call: its answer
-    /// or the arguments of an import.
-    pub host_data: usize,
+    pub instances: usize,
+    /// Bytes for memory of instances beyond what each keeps; shared with
+    /// whoever else takes from it.
+    pub memory: Arc<Budget>,
     /// Folder of the compiled code; none to find one, empty parent folders
     /// are made.
     pub cache_dir: Option<PathBuf>,
 }
 
-/// The engine with its clock and what components may import.
+/// The engine with its clock, and the places for instances.
 pub struct Sandbox {
     pub(super) engine: Engine,
-    pub(super) linker: Linker<Guest>,
     pub(super) pulse: Pulse,
     pub(super) config: SandboxConfig,
+    pub(super) memory: Arc<Budget>,
+    places: Arc<Budget>,
+    /// Of all components that keep instances.
+    idle: Mutex<Vec<Weak<Idle>>>,
     cache: Option<Cache>,
     pooled: bool,
     /// Ends with the sandbox.
@@ -82,15 +79,45 @@ impl Sandbox {
                 (Engine::new(&base(&config, cache.clone()).on_demand())?, false)
             }
         };
-        let mut linker = Linker::new(&engine);
-        context::add_to_linker::<Guest, wasmtime::component::HasSelf<host::Context>>(&mut linker, |guest| {
-            guest.context()
-        })?;
-        // An interface of types alone, which some tool chains import.
-        linker.instance("mb:service/types@1.0.0")?;
         let ticker = Ticker::start(&engine)?;
-        let pulse = ticker.pulse();
-        Ok(Arc::new(Self { engine, linker, pulse, config, cache, pooled, _ticker: ticker }))
+        Ok(Arc::new(Self {
+            engine,
+            pulse: ticker.pulse(),
+            memory: Arc::clone(&config.memory),
+            places: Budget::new(config.instances),
+            config,
+            idle: Mutex::default(),
+            cache,
+            pooled,
+            _ticker: ticker,
+        }))
+    }
+
+    /// A place for one more instance, until the deadline.
+    pub(super) fn place(&self, deadline: Instant) -> Option<Place> {
+        if !self.places.try_take(1) {
+            self.reclaim();
+            if !self.places.take_until(1, deadline) {
+                return None;
+            }
+        }
+        Some(Place(Arc::clone(&self.places)))
+    }
+
+    /// Remembers where a component keeps instances, to take them back.
+    pub(super) fn remember(&self, idle: &Arc<Idle>) {
+        let mut all = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|known| known.strong_count() > 0);
+        all.push(Arc::downgrade(idle));
+    }
+
+    /// Gives up all instances that nobody uses just now.
+    pub(super) fn reclaim(&self) {
+        let all: Vec<_> = {
+            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            idle.iter().filter_map(Weak::upgrade).collect()
+        };
+        all.iter().for_each(|idle| idle.clear());
     }
 
     /// Whether instances come from a pool.
@@ -134,21 +161,22 @@ trait Allocation {
 
 impl Allocation for Config {
     fn pooled(mut self, config: &SandboxConfig) -> Self {
-        let instances = config.instances;
+        let instances = u32::try_from(config.instances).unwrap_or(u32::MAX);
+        let (memories, tables) = (MAX_MEMORIES as u32, MAX_TABLES as u32);
         let mut pool = PoolingAllocationConfig::new();
         pool.total_component_instances(instances)
             .total_core_instances(instances.saturating_mul(4).max(MAX_CORE_INSTANCES))
-            .total_memories(instances.saturating_mul(2).max(MAX_MEMORIES))
-            .total_tables(instances.saturating_mul(4).max(MAX_TABLES))
+            .total_memories(instances.saturating_mul(2).max(2 * memories))
+            .total_tables(instances.saturating_mul(4).max(2 * tables))
             .max_core_instances_per_component(MAX_CORE_INSTANCES)
-            .max_memories_per_component(MAX_MEMORIES)
-            .max_tables_per_component(MAX_TABLES)
+            .max_memories_per_component(memories)
+            .max_tables_per_component(tables)
             .max_component_instance_size(1024 * 1024)
             .max_core_instance_size(1024 * 1024)
-            .max_memory_size(config.memory)
+            .max_memory_size(config.largest_instance)
             .table_elements(MAX_TABLE_ELEMENTS)
-            .linear_memory_keep_resident(KEPT_MEMORY)
-            .table_keep_resident(KEPT_TABLE)
+            .linear_memory_keep_resident(KEPT_MEMORY.0)
+            .table_keep_resident(KEPT_TABLES.0)
             .pagemap_scan(Enabled::Auto);
         self.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
         self

@@ -1,58 +1,36 @@
-//! One call: a fresh instance, a deadline, and an account of how it ended.
+//! One call: an instance, a deadline, and an account of how it ended.
 
 use std::{
-    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline};
+use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline, WasmBacktrace, component::ResourceTableError};
 
-use super::{component::Component, limits::Limits};
+use super::{
+    component::Component,
+    limits::Limits,
+    pool::{Place, Warm},
+};
 use crate::{
+    budget::Budget,
+    config::Isolation,
     host::{
-        Context,
-        bindings::exports::mb::service::handler::{PayloadParam, PayloadResult},
+        Context, HasHost, Host, Stop, Unwatched, Watch,
+        bindings::{
+            Full,
+            exports::mb::service::handler::{PayloadParam, PayloadResult},
+        },
     },
     wire::{Payload, Reason},
 };
 
-/// Looks after a call that takes longer than a tick. It is asked on the
-/// thread of the call, and must not block.
-pub trait Watch: Send + Sync {
-    /// Whether the call shall end before its deadline.
-    fn tick(&self) -> Option<Stop>;
-}
-
-/// Nobody looks.
-#[derive(Debug, Clone, Copy)]
-pub struct Unwatched;
-
-impl Watch for Unwatched {
-    fn tick(&self) -> Option<Stop> {
-        None
-    }
-}
-
-/// Why a running call was stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stop {
-    /// Its deadline passed.
-    Deadline,
-    /// The server ends, and its time for that is over.
-    Shutdown,
-}
-
-impl fmt::Display for Stop {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Deadline => "stopped at its deadline",
-            Self::Shutdown => "stopped because the server shuts down",
-        })
-    }
-}
-
-impl std::error::Error for Stop {}
+/// Frames of a backtrace that are kept.
+const MAX_FRAMES: usize = 32;
+/// Longest name of a function in a backtrace, in bytes.
+const MAX_FUNCTION_NAME: usize = 200;
+/// Longest account of a failure, in bytes: a component's own names can be in it.
+const MAX_MESSAGE: usize = 500;
 
 /// One request to a component.
 pub struct Call<'a> {
@@ -91,6 +69,9 @@ pub enum Phase {
     Start,
     /// The service was running.
     Call,
+    /// The service waited for a host function: a sleep, another service, the
+    /// store.
+    HostCall,
 }
 
 impl Phase {
@@ -100,17 +81,29 @@ impl Phase {
         match self {
             Self::Start => "start",
             Self::Call => "call",
+            Self::HostCall => "host-call",
         }
     }
+}
+
+/// What a call that was not begun waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing: its deadline had passed when it came.
+    Time,
+    /// A turn: the service's `concurrency` is used up.
+    Turn,
+    /// An instance.
+    Instance,
+    /// Memory of the server.
+    Memory,
 }
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallError {
-    /// The deadline had passed before anything ran.
-    Late,
-    /// All instances are taken; nothing ran.
-    Full,
+    /// Nothing ran.
+    NotBegun(Wanted),
     /// Begun and stopped.
     Stopped {
         /// Why.
@@ -134,46 +127,123 @@ pub struct CallReport {
     pub result: Result<Answer, CallError>,
     /// Most linear memory that the instance held, in bytes.
     pub peak_memory: usize,
-    /// From before the instance was made until after it was asked.
+    /// From when it came until after it was asked.
     pub elapsed: Duration,
+    /// Functions of the component that ran when it failed, innermost first.
+    pub backtrace: Vec<String>,
 }
 
 /// What belongs to one store.
 pub struct Guest {
-    context: Context,
-    limits: Limits,
-    watch: Arc<dyn Watch>,
+    pub(super) host: Host,
+    pub(super) limits: Limits,
 }
 
-impl Guest {
-    pub(super) fn context(&mut self) -> &mut Context {
-        &mut self.context
+impl HasHost for Guest {
+    fn host(&mut self) -> &mut Host {
+        &mut self.host
+    }
+}
+
+/// An instance that runs or may run.
+pub(super) struct Live {
+    pub(super) store: Store<Guest>,
+    pub(super) service: Full,
+    /// Its place among the instances of the server.
+    _place: Place,
+}
+
+/// Why a call did not come to an end, with what was found out about it.
+struct Ended {
+    error: CallError,
+    peak_memory: usize,
+    backtrace: Vec<String>,
+}
+
+impl From<CallError> for Ended {
+    fn from(error: CallError) -> Self {
+        Self { error, peak_memory: 0, backtrace: Vec::new() }
     }
 }
 
 impl Component {
-    /// Serves one request in an instance of its own.
+    /// Serves one request. Waits for its turn until the deadline; work whose
+    /// deadline has passed is not begun.
     #[must_use]
-    pub fn call(&self, call: Call<'_>) -> CallReport {
+    pub fn call(&self, mut call: Call<'_>) -> CallReport {
         let begun = Instant::now();
-        if begun >= call.context.deadline {
-            return CallReport { result: Err(CallError::Late), peak_memory: 0, elapsed: Duration::ZERO };
+        call.context.deadline = call.context.deadline.min(begun + self.terms.settings.timeout.0);
+        let outcome = self.admit_and_run(call, begun);
+        let elapsed = begun.elapsed();
+        match outcome {
+            Ok((answer, peak_memory)) => CallReport { result: Ok(answer), peak_memory, elapsed, backtrace: Vec::new() },
+            Err(Ended { error, peak_memory, backtrace }) => {
+                CallReport { result: Err(error), peak_memory, elapsed, backtrace }
+            }
         }
-        let mut store = self.store(call.context, call.watch);
-        let result = self.run(&mut store, call.action, call.payload);
-        CallReport { result, peak_memory: store.data().limits.memory(), elapsed: begun.elapsed() }
     }
 
-    fn run(&self, store: &mut Store<Guest>, action: &str, payload: Payload<'_>) -> Result<Answer, CallError> {
-        let service = self.pre.instantiate(&mut *store).map_err(|error| self.explain(store, Phase::Start, &error))?;
+    fn admit_and_run(&self, call: Call<'_>, begun: Instant) -> Result<(Answer, usize), Ended> {
+        let deadline = call.context.deadline;
+        if begun >= deadline {
+            return Err(CallError::NotBegun(Wanted::Time).into());
+        }
+        let not_begun = |wanted| move || CallError::NotBegun(wanted);
+        let _turn = Turn::take(&self.turns, deadline).ok_or_else(not_begun(Wanted::Turn))?;
+        match self.terms.settings.isolation {
+            Isolation::Request => {
+                let mut live = self.fresh(call.context, call.watch)?;
+                let answer = self.ask(&mut live, call.action, call.payload)?;
+                Ok((answer, live.store.data().limits.memory()))
+            }
+            Isolation::Shared => {
+                let Warm { mut live, calls } = match self.idle.take() {
+                    Some(mut warm) => {
+                        renew(&mut warm.live.store, call.context, call.watch);
+                        warm
+                    }
+                    None => Warm { live: self.fresh(call.context, call.watch)?, calls: 0 },
+                };
+                // One that failed is dropped here.
+                let answer = self.ask(&mut live, call.action, call.payload)?;
+                let memory = live.store.data().limits.memory();
+                if calls + 1 < self.terms.settings.max_calls {
+                    self.idle.put(Warm { live, calls: calls + 1 });
+                }
+                Ok((answer, memory))
+            }
+        }
+    }
+
+    /// A new instance, once there is a place and memory for it.
+    fn fresh(&self, context: Context, watch: Arc<dyn Watch>) -> Result<Live, Ended> {
+        let deadline = context.deadline;
+        let place = self.sandbox.place(deadline).ok_or(CallError::NotBegun(Wanted::Instance))?;
+        let mut store = self.store(context, watch);
+        if !store.data_mut().limits.reserve(self.first_memory(), Instant::now()) {
+            // What is kept for others is given up before anyone waits.
+            self.sandbox.reclaim();
+            if !store.data_mut().limits.reserve(self.first_memory(), deadline) {
+                return Err(CallError::NotBegun(Wanted::Memory).into());
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(CallError::NotBegun(Wanted::Instance).into());
+        }
+        let service = self.pre.instantiate(&mut store);
+        let service = service.map_err(|error| self.explain(&store, Phase::Start, &error))?;
+        Ok(Live { store, service, _place: place })
+    }
+
+    fn ask(&self, live: &mut Live, action: &str, payload: Payload<'_>) -> Result<Answer, Ended> {
+        let Live { store, service, _place } = live;
         let payload = match payload {
             Payload::Json(text) => PayloadParam::Json(text),
             Payload::Binary(bytes) => PayloadParam::Binary(bytes),
         };
-        let answer = service
-            .mb_service_handler()
-            .call_handle(&mut *store, action, payload)
-            .map_err(|error| self.explain(store, Phase::Call, &error))?;
+        let answer = service.mb_service_handler().call_handle(&mut *store, action, payload);
+        store.data_mut().host.finish();
+        let answer = answer.map_err(|error| self.explain(store, Phase::Call, &error))?;
         Ok(match answer {
             Ok(PayloadResult::Json(text)) => Answer::Json(text),
             Ok(PayloadResult::Binary(bytes)) => Answer::Binary(bytes),
@@ -181,28 +251,35 @@ impl Component {
         })
     }
 
-    /// What the component says of itself, in an instance of its own.
-    pub(super) fn describe(&self, context: Context) -> Result<String, CallError> {
-        let mut store = self.store(context, Arc::new(Unwatched));
-        let service = self.pre.instantiate(&mut store).map_err(|error| self.explain(&store, Phase::Start, &error))?;
-        let text = service.mb_service_handler().call_describe(&mut store);
-        text.map_err(|error| self.explain(&store, Phase::Call, &error))
+    /// What the component says of itself, in an instance of its own; and how
+    /// much memory an instance begins with.
+    ///
+    /// # Errors
+    /// If it does not answer before the deadline, or not at all.
+    pub fn described(&self, deadline: Instant) -> Result<String, CallError> {
+        let asked = || {
+            let mut live = self.fresh(Context::of_loading(deadline), Arc::new(Unwatched))?;
+            self.note_first_memory(live.store.data().limits.memory());
+            let text = live.service.mb_service_handler().call_describe(&mut live.store);
+            live.store.data_mut().host.finish();
+            text.map_err(|error| self.explain(&live.store, Phase::Call, &error))
+        };
+        asked().map_err(|Ended { error, .. }| error)
     }
 
     fn store(&self, context: Context, watch: Arc<dyn Watch>) -> Store<Guest> {
-        self.sandbox.pulse.beat();
-        let config = &self.sandbox.config;
-        let guest = Guest { context, limits: Limits::new(config.memory), watch };
-        let mut store = Store::new(&self.sandbox.engine, guest);
-        store.limiter(|guest| &mut guest.limits);
-        store.set_hostcall_fuel(config.host_data);
+        let sandbox = &self.sandbox;
+        sandbox.pulse.beat();
+        let host = Host::new(context, Arc::clone(&self.terms.granted), watch);
+        let guest = Guest { host, limits: Limits::new(self.terms.bounds(), &sandbox.memory) };
+        let mut store = Store::new(&sandbox.engine, guest);
+        store.limiter(|guest| guest);
+        store.set_hostcall_fuel(self.terms.host_data());
         store.set_epoch_deadline(1);
-        let pulse = self.sandbox.pulse.clone();
+        let pulse = sandbox.pulse.clone();
         store.epoch_deadline_callback(move |store| {
             pulse.beat();
-            let guest = store.data();
-            let late = (Instant::now() >= guest.context.deadline).then_some(Stop::Deadline);
-            match late.or_else(|| guest.watch.tick()) {
+            match store.data().host.tick() {
                 None => Ok(UpdateDeadline::Continue(1)),
                 Some(stop) => Err(stop.into()),
             }
@@ -211,31 +288,92 @@ impl Component {
     }
 
     /// From wasmtime's error to what the caller is told.
-    fn explain(&self, store: &Store<Guest>, phase: Phase, error: &wasmtime::Error) -> CallError {
+    fn explain(&self, store: &Store<Guest>, phase: Phase, error: &wasmtime::Error) -> Ended {
+        let Guest { host, limits } = store.data();
+        let phase = if host.waiting() { Phase::HostCall } else { phase };
+        let trace = error.downcast_ref::<WasmBacktrace>();
+        Ended {
+            error: self.judge(limits, phase, trace.is_some(), error),
+            peak_memory: limits.memory(),
+            backtrace: trace.map(frames).unwrap_or_default(),
+        }
+    }
+
+    fn judge(&self, limits: &Limits, phase: Phase, in_guest: bool, error: &wasmtime::Error) -> CallError {
         if let Some(stop) = error.downcast_ref::<Stop>() {
             return CallError::Stopped { stop: *stop, phase };
         }
         if error.is::<PoolConcurrencyLimitError>() {
-            return CallError::Full;
+            return CallError::NotBegun(Wanted::Instance);
         }
-        let config = &self.sandbox.config;
         let failed = |reason, message| CallError::Failed { reason, message };
         let trap = error.downcast_ref::<Trap>();
+        let stack = self.sandbox.config.stack;
         if trap == Some(&Trap::StackOverflow) {
-            return failed(Reason::Stack, format!("call stack exceeds the limit of {} bytes", config.stack));
+            return failed(Reason::Stack, format!("call stack exceeds the limit of {stack} bytes"));
         }
-        if store.data().limits.refused() {
-            return failed(Reason::Memory, format!("needs more memory than the limit of {} bytes", config.memory));
+        if limits.refused() {
+            let bounds = self.terms.bounds();
+            let message = format!(
+                "needs more than the limit of {} bytes of memory or {} table elements",
+                bounds.memory, bounds.table_elements
+            );
+            return failed(Reason::Memory, message);
         }
-        let root = error.root_cause().to_string();
+        if error.is::<ResourceTableError>() {
+            let limit = self.terms.settings.handles;
+            return failed(Reason::HostData, format!("holds more handles than the limit of {limit}"));
+        }
+        let mut root = error.root_cause().to_string();
+        root.truncate(root.floor_char_boundary(MAX_MESSAGE));
+        // wasmtime keeps the type of this error to itself.
+        if trap.is_none() && root.contains("fuel allocated for hostcalls") {
+            let limit = self.terms.host_data();
+            return match in_guest {
+                true => failed(Reason::HostData, format!("host call carries more than the limit of {limit} bytes")),
+                false => failed(Reason::AnswerSize, format!("answer exceeds the limit of {limit} bytes")),
+            };
+        }
         match (trap, phase) {
             (Some(trap), _) => failed(Reason::Trap, trap.to_string()),
-            // wasmtime keeps the type of this error to itself.
-            (None, Phase::Call) if root.contains("fuel allocated for hostcalls") => {
-                failed(Reason::AnswerSize, format!("answer exceeds the limit of {} bytes", config.host_data))
-            }
-            (None, Phase::Call) => failed(Reason::InvalidAnswer, root),
             (None, Phase::Start) => failed(Reason::Start, root),
+            // A host function refused to go on, so the component trapped there.
+            (None, _) if in_guest => failed(Reason::Trap, root),
+            (None, _) => failed(Reason::InvalidAnswer, root),
         }
+    }
+}
+
+/// Makes an instance that is used again ready for its next call.
+fn renew(store: &mut Store<Guest>, context: Context, watch: Arc<dyn Watch>) {
+    let guest = store.data_mut();
+    guest.host.renew(context, watch);
+    guest.limits.renew();
+    store.set_epoch_deadline(1);
+}
+
+fn frames(trace: &WasmBacktrace) -> Vec<String> {
+    let name = |frame: &wasmtime::FrameInfo| {
+        let name = frame.func_name().map_or_else(|| format!("function {}", frame.func_index()), |name| name.into());
+        let demangled = rustc_demangle::demangle(&name);
+        let mut text = format!("{demangled:#}");
+        text.truncate(text.floor_char_boundary(MAX_FUNCTION_NAME));
+        text
+    };
+    trace.frames().iter().take(MAX_FRAMES).map(name).collect()
+}
+
+/// A place among the calls of one service, given back when dropped.
+struct Turn<'a>(&'a Budget);
+
+impl<'a> Turn<'a> {
+    fn take(turns: &'a Budget, deadline: Instant) -> Option<Self> {
+        turns.take_until(1, deadline).then_some(Self(turns))
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.give(1);
     }
 }

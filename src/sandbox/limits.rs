@@ -1,30 +1,66 @@
 //! What one instance may hold, counted over all that it holds.
 
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
 use wasmtime::ResourceLimiter;
 
-/// Elements of all tables of one instance. A function table of a large
-/// Python or JavaScript component has about 10,000.
-pub const MAX_TABLE_ELEMENTS: usize = 40_000;
+use super::instance::Guest;
+use crate::{
+    budget::{Budget, Charge},
+    config::memory::KEPT_MEMORY,
+};
 
-/// One limit for the sum of all memories, and one for that of all tables.
+/// Memories of one component. Fifty small ones are odd but harmless: the sum
+/// of them is what is limited.
+pub(super) const MAX_MEMORIES: usize = 64;
+/// Tables of one component. JavaScript has three, Python more.
+pub(super) const MAX_TABLES: usize = 64;
+
+/// How long a call that waits for memory may go without being looked after.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// What an instance may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes of all linear memories together.
+    pub memory: usize,
+    /// Elements of all tables together.
+    pub table_elements: usize,
+    /// Core instances in the component.
+    pub instances: usize,
+}
+
+/// One limit for the sum of all memories, and one for that of all tables; and
+/// what of the memory is taken from the server's.
 ///
 /// wasmtime's own `StoreLimits` holds each memory against the limit alone, so
 /// a component with fifty memories gets fifty times as much.
 #[derive(Debug)]
 pub struct Limits {
-    max_memory: usize,
-    /// Invariant: `memory <= max_memory`.
+    bounds: Bounds,
+    /// Invariant: `memory <= bounds.memory`.
     memory: usize,
-    /// Invariant: `table_elements <= MAX_TABLE_ELEMENTS`.
+    /// Invariant: `table_elements <= bounds.table_elements`.
     table_elements: usize,
+    /// What the memory exceeds that which every instance keeps anyway.
+    charge: Charge,
     refused: bool,
 }
 
 impl Limits {
-    /// Nothing held yet, and at most `max_memory` bytes to come.
+    /// Nothing held yet.
     #[must_use]
-    pub fn new(max_memory: usize) -> Self {
-        Self { max_memory, memory: 0, table_elements: 0, refused: false }
+    pub fn new(bounds: Bounds, shared: &Arc<Budget>) -> Self {
+        Self { bounds, memory: 0, table_elements: 0, charge: Charge::none(shared), refused: false }
+    }
+
+    /// Takes from the server's memory what an instance of this size needs,
+    /// before it is made.
+    pub fn reserve(&mut self, memory: usize, deadline: Instant) -> bool {
+        self.charge.raise_until(beyond_kept(memory), deadline)
     }
 
     /// Bytes of linear memory; it never shrinks, so this is the peak too.
@@ -33,58 +69,122 @@ impl Limits {
         self.memory
     }
 
-    /// Whether the instance was ever refused something.
+    /// Whether the instance was refused something in this call.
     #[must_use]
     pub fn refused(&self) -> bool {
         self.refused
     }
 
-    /// Grants the growth of one of the counters, or remembers the refusal.
-    fn grow(counter: &mut usize, refused: &mut bool, limit: usize, current: usize, desired: usize) -> bool {
-        let grown = counter.saturating_add(desired.saturating_sub(current));
-        if grown > limit {
-            *refused = true;
-            return false;
+    /// For the next call of the same instance.
+    pub fn renew(&mut self) {
+        self.refused = false;
+    }
+
+    /// The new sum, if it is within the limit.
+    fn grown(&mut self, held: usize, limit: usize, current: usize, desired: usize) -> Option<usize> {
+        let sum = held.saturating_add(desired.saturating_sub(current));
+        if sum > limit {
+            self.refused = true;
+            return None;
         }
-        *counter = grown;
-        true
+        Some(sum)
     }
 }
 
-impl ResourceLimiter for Limits {
+/// An instance's first 512 KiB are counted with the pool that keeps them.
+fn beyond_kept(memory: usize) -> usize {
+    memory.saturating_sub(KEPT_MEMORY.0)
+}
+
+impl ResourceLimiter for Guest {
+    /// Waits for the server's memory where others hold it, until the call's
+    /// time is over.
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(Self::grow(&mut self.memory, &mut self.refused, self.max_memory, current, desired))
+        let Self { host, limits } = self;
+        let Some(sum) = limits.grown(limits.memory, limits.bounds.memory, current, desired) else { return Ok(false) };
+        while !limits.charge.raise_until(beyond_kept(sum), Instant::now() + LOOK_EVERY) {
+            if let Some(stop) = host.tick() {
+                return Err(stop.into());
+            }
+        }
+        limits.memory = sum;
+        Ok(true)
     }
 
     fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
-        self.refused = true;
+        self.limits.refused = true;
         Ok(())
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(Self::grow(&mut self.table_elements, &mut self.refused, MAX_TABLE_ELEMENTS, current, desired))
+        let limits = &mut self.limits;
+        let sum = limits.grown(limits.table_elements, limits.bounds.table_elements, current, desired);
+        limits.table_elements = sum.unwrap_or(limits.table_elements);
+        Ok(sum.is_some())
+    }
+
+    fn instances(&self) -> usize {
+        self.limits.bounds.instances
+    }
+
+    fn memories(&self) -> usize {
+        MAX_MEMORIES
+    }
+
+    fn tables(&self) -> usize {
+        MAX_TABLES
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        config::{Config, services::settings_of},
+        host::{Context, Granted, Host, Stop, Unwatched},
+    };
+
+    fn guest(memory: usize, table_elements: usize, shared: &Arc<Budget>, deadline: Instant) -> Guest {
+        let settings = settings_of(&Config::default().services, "x");
+        let granted = Granted::for_inspection("x", &settings);
+        let host = Host::new(Context::of_loading(deadline), granted, Arc::new(Unwatched));
+        Guest { host, limits: Limits::new(Bounds { memory, table_elements, instances: 1 }, shared) }
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
 
     #[test]
     fn the_sum_counts_not_the_single_memory() {
-        let mut limits = Limits::new(100);
-        assert!(limits.memory_growing(0, 60, None).unwrap());
-        assert!(limits.memory_growing(0, 40, None).unwrap(), "a second memory");
-        assert_eq!((limits.memory(), limits.refused()), (100, false));
-        assert!(!limits.memory_growing(40, 41, None).unwrap());
-        assert_eq!((limits.memory(), limits.refused()), (100, true));
+        let mut guest = guest(100, 0, &Budget::new(0), soon());
+        assert!(guest.memory_growing(0, 60, None).unwrap());
+        assert!(guest.memory_growing(0, 40, None).unwrap(), "a second memory");
+        assert_eq!((guest.limits.memory(), guest.limits.refused()), (100, false));
+        assert!(!guest.memory_growing(40, 41, None).unwrap());
+        assert_eq!((guest.limits.memory(), guest.limits.refused()), (100, true));
     }
 
     #[test]
     fn tables_have_a_sum_of_their_own() {
-        let mut limits = Limits::new(0);
-        assert!(limits.table_growing(0, MAX_TABLE_ELEMENTS, None).unwrap());
-        assert!(!limits.table_growing(0, 1, None).unwrap());
-        assert!(limits.refused());
+        let mut guest = guest(0, 10, &Budget::new(0), soon());
+        assert!(guest.table_growing(0, 10, None).unwrap());
+        assert!(!guest.table_growing(0, 1, None).unwrap());
+        assert!(guest.limits.refused());
+    }
+
+    #[test]
+    fn what_exceeds_the_kept_part_is_the_servers() {
+        let shared = Budget::new(100);
+        let limit = KEPT_MEMORY.0 + 1000;
+        let mut first = guest(limit, 0, &shared, soon());
+        assert!(first.memory_growing(0, KEPT_MEMORY.0 + 80, None).unwrap());
+        assert_eq!(shared.used(), 80);
+        let mut late = guest(limit, 0, &shared, Instant::now());
+        let error = late.memory_growing(0, KEPT_MEMORY.0 + 30, None).unwrap_err();
+        assert_eq!(error.downcast_ref(), Some(&Stop::Deadline));
+        drop(first);
+        assert_eq!(shared.used(), 0);
+        assert!(late.memory_growing(0, KEPT_MEMORY.0 + 30, None).unwrap());
     }
 }

@@ -15,9 +15,8 @@ use std::{
 use super::DrainFlags;
 use crate::{
     dispatch::{Outcome, Reply},
-    host::context::Caller,
+    host::{Stop, Watch, context::Caller},
     metrics::{Traffic, snapshot::ConnectionRow},
-    sandbox::{Stop, Watch},
     transport::{Socket, half_close},
     wire::{
         Code, ErrorBody, Header, Kind, Payload,

@@ -12,7 +12,7 @@ use std::{
 use super::{Shared, connection::Connection, linger::LINGER};
 use crate::{
     dispatch::{Outcome, Request, internal_error},
-    sandbox::Watch,
+    host::Watch,
     transport::half_close,
     wire::{Code, FrameError, Incoming, Reassembly},
 };

@@ -3,21 +3,34 @@
 use std::{fs, path::Path};
 
 /// Each module and the modules of the project that it may use.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("wire", &[]),
     ("transport", &[]),
     ("config", &[]),
     ("metrics", &["wire"]),
-    ("host", &["wire"]),
-    ("sandbox", &["host", "wire"]),
-    ("catalog", &["metrics", "sandbox", "wire"]),
+    ("budget", &[]),
+    ("host", &["config", "wire"]),
+    ("sandbox", &["budget", "config", "host", "wire"]),
+    ("catalog", &["config", "host", "metrics", "sandbox", "wire"]),
     ("dispatch", &["catalog", "host", "metrics", "sandbox", "wire"]),
-    ("server", &["dispatch", "host", "metrics", "sandbox", "transport", "wire"]),
+    ("server", &["budget", "dispatch", "host", "metrics", "sandbox", "transport", "wire"]),
     ("admin", &["metrics", "wire"]),
     ("client", &["transport", "wire"]),
     (
         "commands",
-        &["admin", "catalog", "client", "config", "dispatch", "metrics", "sandbox", "server", "transport", "wire"],
+        &[
+            "admin",
+            "budget",
+            "catalog",
+            "client",
+            "config",
+            "dispatch",
+            "metrics",
+            "sandbox",
+            "server",
+            "transport",
+            "wire",
+        ],
     ),
 ];
 

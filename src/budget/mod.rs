@@ -1,0 +1,200 @@
+//! A bounded amount of something, memory or places, that many threads take
+//! from and wait for, each until its own deadline.
+
+use std::{
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Instant,
+};
+
+/// How much there is and how much of it is taken.
+#[derive(Debug)]
+pub struct Budget {
+    limit: usize,
+    /// May exceed the limit by what was taken with [`Budget::overdraw`].
+    used: AtomicUsize,
+    /// Threads that wait; a giver that sees none need not take the lock.
+    waiting: AtomicUsize,
+    turn: Mutex<()>,
+    given: Condvar,
+}
+
+impl Budget {
+    /// Nothing taken yet.
+    #[must_use]
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            used: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            turn: Mutex::default(),
+            given: Condvar::new(),
+        })
+    }
+
+    /// How much there is in all.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// How much is taken.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used.load(SeqCst)
+    }
+
+    /// Takes some if it is there.
+    pub fn try_take(&self, amount: usize) -> bool {
+        let fits = |used: usize| used.checked_add(amount).filter(|sum| *sum <= self.limit);
+        self.used.fetch_update(SeqCst, SeqCst, fits).is_ok()
+    }
+
+    /// Takes some, and waits for it until the deadline. What exceeds the
+    /// whole is refused at once.
+    pub fn take_until(&self, amount: usize, deadline: Instant) -> bool {
+        if self.try_take(amount) {
+            return true;
+        }
+        if amount > self.limit {
+            return false;
+        }
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // A waiter counts itself before it looks again, a giver gives before
+        // it looks for waiters: one of the two sees the other.
+        self.waiting.fetch_add(1, SeqCst);
+        let taken = loop {
+            if self.try_take(amount) {
+                break true;
+            }
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if remaining.is_zero() {
+                break false;
+            }
+            turn = self.given.wait_timeout(turn, remaining).unwrap_or_else(PoisonError::into_inner).0;
+        };
+        self.waiting.fetch_sub(1, SeqCst);
+        drop(turn);
+        // Whoever was woken passes the news on: what is left may do for the next.
+        self.wake_one();
+        taken
+    }
+
+    /// Takes what can't be refused any more, beyond the limit if need be:
+    /// then others wait until it is given back.
+    pub fn overdraw(&self, amount: usize) {
+        self.used.fetch_add(amount, SeqCst);
+    }
+
+    /// Gives back.
+    pub fn give(&self, amount: usize) {
+        if amount > 0 {
+            let before = self.used.fetch_sub(amount, SeqCst);
+            assert!(before >= amount, "more given than taken");
+            self.wake_one();
+        }
+    }
+
+    fn wake_one(&self) {
+        if self.waiting.load(SeqCst) > 0 && self.used() < self.limit {
+            drop(self.turn.lock());
+            self.given.notify_one();
+        }
+    }
+}
+
+/// What one holder has taken; given back when dropped.
+#[derive(Debug)]
+pub struct Charge {
+    budget: Arc<Budget>,
+    held: usize,
+}
+
+impl Charge {
+    /// Holds nothing yet.
+    #[must_use]
+    pub fn none(budget: &Arc<Budget>) -> Self {
+        Self { budget: Arc::clone(budget), held: 0 }
+    }
+
+    /// Holds `amount` in all from now on; waits until the deadline for what
+    /// that is more than before. False if there was not enough.
+    pub fn raise_until(&mut self, amount: usize, deadline: Instant) -> bool {
+        let more = amount.saturating_sub(self.held);
+        let taken = more == 0 || self.budget.take_until(more, deadline);
+        if taken {
+            self.held += more;
+        }
+        taken
+    }
+
+    /// Holds `amount` in all from now on, whatever there is.
+    pub fn set(&mut self, amount: usize) {
+        if amount > self.held {
+            self.budget.overdraw(amount - self.held);
+        } else {
+            self.budget.give(self.held - amount);
+        }
+        self.held = amount;
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.budget.give(self.held);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{thread, time::Duration};
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
+    #[test]
+    fn no_more_than_there_is() {
+        let budget = Budget::new(10);
+        assert!(budget.try_take(7));
+        assert!(!budget.try_take(4));
+        assert!(!budget.take_until(4, Instant::now()));
+        assert!(!budget.take_until(11, soon()), "refused at once");
+        budget.give(1);
+        assert!(budget.try_take(4));
+        assert_eq!(budget.used(), 10);
+    }
+
+    #[test]
+    fn waits_for_what_others_give() {
+        let budget = Budget::new(4);
+        assert!(budget.try_take(4));
+        thread::scope(|scope| {
+            let waiters: Vec<_> = (0..8).map(|_| scope.spawn(|| budget.take_until(1, soon()))).collect();
+            for _ in 0..8 {
+                while budget.used() < 4 {
+                    thread::yield_now();
+                }
+                budget.give(1);
+            }
+            assert!(waiters.into_iter().all(|waiter| waiter.join().unwrap()));
+        });
+    }
+
+    #[test]
+    fn a_charge_gives_back() {
+        let budget = Budget::new(10);
+        let mut charge = Charge::none(&budget);
+        assert!(charge.raise_until(6, soon()));
+        charge.set(12);
+        assert_eq!(budget.used(), 12);
+        assert!(!charge.raise_until(13, Instant::now()));
+        charge.set(2);
+        assert_eq!(budget.used(), 2);
+        drop(charge);
+        assert_eq!(budget.used(), 0);
+    }
+}

@@ -1,0 +1,71 @@
+//! From a service's name to the terms that it runs under.
+
+use std::sync::Arc;
+
+use crate::{
+    config::{Bytes, Config, MemoryPlan, ServiceSettings, Services, services::settings_of},
+    host::{GrantError, Granted},
+    sandbox::Terms,
+};
+
+/// What the operator settled for services, whoever they are.
+#[derive(Clone)]
+pub struct Policy {
+    services: Services,
+    /// Linear memory of an instance of a service whose settings name none.
+    default_memory: Bytes,
+    max_message_size: usize,
+    /// Components are only looked at: all imports are linked, none is served.
+    inspects: bool,
+}
+
+impl Policy {
+    /// What the settings say.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        Self {
+            services: config.services.clone(),
+            default_memory: MemoryPlan::of(config).default_instance(),
+            max_message_size: config.max_message_size.0,
+            inspects: false,
+        }
+    }
+
+    /// The same for components that are only looked at.
+    #[must_use]
+    pub fn for_inspection(mut self) -> Self {
+        self.inspects = true;
+        self
+    }
+
+    /// The settings of one service.
+    #[must_use]
+    pub fn settings(&self, name: &str) -> ServiceSettings {
+        settings_of(&self.services, name)
+    }
+
+    /// Linear memory of the largest instance that any service may have.
+    #[must_use]
+    pub fn largest_instance(&self) -> usize {
+        let own = self.services.values().filter_map(|overlay| overlay.memory);
+        own.chain([self.default_memory]).map(|memory| memory.0).max().unwrap_or_default()
+    }
+
+    /// The terms for the file of a service that has this digest.
+    ///
+    /// # Errors
+    /// If its grants are not to be had.
+    pub fn terms(&self, name: &str, digest: &str) -> Result<Terms, GrantError> {
+        let settings = self.settings(name);
+        let granted = match self.inspects {
+            true => Granted::for_inspection(name, &settings),
+            false => Granted::new(name, &settings, digest)?,
+        };
+        Ok(Terms {
+            memory: settings.memory.unwrap_or(self.default_memory).0,
+            answer_size: settings.answer_size.0.min(self.max_message_size),
+            granted: Arc::clone(&granted),
+            settings,
+        })
+    }
+}

@@ -1,0 +1,176 @@
+//! One number for the memory of the whole server, and what follows from it.
+
+use super::{Bytes, Config, OutOfBounds, services::settings_of};
+
+/// What a pooled instance keeps resident between two calls: memory and tables.
+/// Covers all that a service written with the SDK has.
+pub const KEPT_MEMORY: Bytes = Bytes::kib(512);
+/// See [`KEPT_MEMORY`].
+pub const KEPT_TABLES: Bytes = Bytes::kib(64);
+/// What a connection costs beside its read buffer: touched stack, write
+/// buffer and what the allocator keeps for its thread. Measured with a
+/// thousand connections that had each called a service: 43 KiB with a read
+/// buffer of 8 KiB.
+const CONNECTION: Bytes = Bytes::kib(56);
+/// Connections that are derived at most.
+const MAX_DERIVED_CONNECTIONS: usize = 1024;
+/// Linear memory of an instance where no setting says another.
+const DEFAULT_INSTANCE: Bytes = Bytes::mib(64);
+
+/// How the memory is divided. A quarter at most goes to connections, a
+/// quarter at most to what instances keep, the rest is shared by everything
+/// that grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// The whole, in bytes.
+    pub total: usize,
+    /// Connections at the same time.
+    pub connections: usize,
+    /// Bytes of one connection.
+    pub per_connection: usize,
+    /// Instances at the same time.
+    pub instances: usize,
+    /// Bytes that one instance keeps.
+    pub per_instance: usize,
+    /// Bytes for what grows: memory of guests beyond what instances keep,
+    /// large messages and answers.
+    pub shared: usize,
+}
+
+impl MemoryPlan {
+    /// Derives it from the settings.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let total = config.memory.0;
+        let per_connection = CONNECTION.0 + config.read_buffer_size.0;
+        let connections = match config.max_connections {
+            0 => (total / 4 / per_connection).clamp(1, MAX_DERIVED_CONNECTIONS),
+            set => set,
+        };
+        let per_instance = KEPT_MEMORY.0 + KEPT_TABLES.0;
+        let instances = (total / 4 / per_instance).clamp(1, 10_000);
+        let taken = connections.saturating_mul(per_connection).saturating_add(instances * per_instance);
+        Self { total, connections, per_connection, instances, per_instance, shared: total.saturating_sub(taken) }
+    }
+
+    /// Linear memory of an instance of a service whose settings name none.
+    #[must_use]
+    pub fn default_instance(&self) -> Bytes {
+        // Whole pages of WebAssembly.
+        Bytes(DEFAULT_INSTANCE.0.min(self.shared / 2) / (64 * 1024) * (64 * 1024))
+    }
+
+    /// The division in words, and what is not in it.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / (1024.0 * 1024.0));
+        let Self { total, connections, per_connection, instances, per_instance, shared } = *self;
+        vec![
+            format!("{} in all, of which", mib(total)),
+            format!(
+                "{} for {connections} connections of {} KiB",
+                mib(connections * per_connection),
+                per_connection / 1024
+            ),
+            format!(
+                "{} for {instances} instances that keep {} KiB",
+                mib(instances * per_instance),
+                per_instance / 1024
+            ),
+            format!("{} shared by what grows: memory of services, large messages and answers", mib(shared)),
+            "not counted: the program and compiled code, the kernel's stacks, socket buffers and page cache".into(),
+        ]
+    }
+
+    /// Settings that do not fit into the memory, with the arithmetic.
+    #[must_use]
+    pub fn conflicts(&self, config: &Config) -> Vec<OutOfBounds> {
+        let Self { total, connections, per_connection, shared, .. } = *self;
+        let mut conflicts = Vec::new();
+        let quarter = total / 4;
+        if connections * per_connection > quarter {
+            let problem = format!(
+                "is {connections}; at {} each they need {}, more than a quarter of memory = {}: set it to at most {}, \
+                 or memory to at least {}",
+                Bytes(per_connection),
+                Bytes(connections * per_connection),
+                Bytes(total),
+                quarter / per_connection,
+                Bytes(round_up(connections * per_connection * 4)),
+            );
+            conflicts.push(OutOfBounds { key: "max_connections".into(), problem });
+        }
+        let largest = shared + KEPT_MEMORY.0;
+        let names = config.services.keys().filter(|name| config.services[*name].memory.is_some());
+        for name in names {
+            let memory = settings_of(&config.services, name).memory.unwrap_or(Bytes(0));
+            if memory.0 > largest {
+                let problem = format!(
+                    "is {memory}; of memory = {} only {} are left for one call: set it to at most that, or memory to \
+                     at least {}",
+                    Bytes(total),
+                    Bytes(largest),
+                    Bytes(round_up(total + memory.0 - largest) * 2),
+                );
+                conflicts.push(OutOfBounds { key: format!("services.{name}.memory"), problem });
+            }
+        }
+        if config.max_message_size.0.saturating_mul(2) > shared {
+            let problem = format!(
+                "is {}; of memory = {} only {} are left for messages and calls, and one of this size takes twice as \
+                 much: set it to at most {}, or memory to more",
+                config.max_message_size,
+                Bytes(total),
+                Bytes(shared),
+                Bytes(shared / 2),
+            );
+            conflicts.push(OutOfBounds { key: "max_message_size".into(), problem });
+        }
+        conflicts
+    }
+}
+
+/// To the next whole MiB.
+fn round_up(bytes: usize) -> usize {
+    bytes.next_multiple_of(1024 * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::services::Overlay;
+
+    fn config(memory: Bytes) -> Config {
+        Config { memory, ..Config::default() }
+    }
+
+    #[test]
+    fn the_parts_make_the_whole() {
+        for mib in [32, 64, 256, 1024, 65536] {
+            let config = config(Bytes::mib(mib));
+            let plan = MemoryPlan::of(&config);
+            let MemoryPlan { total, connections, per_connection, instances, per_instance, shared } = plan;
+            assert_eq!(connections * per_connection + instances * per_instance + shared, total);
+            assert!(shared >= total / 2);
+            assert_eq!(plan.conflicts(&config), [], "{mib}");
+        }
+        assert_eq!(MemoryPlan::of(&Config::default()).connections, 1024);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_arithmetic() {
+        let check = |config: Config, key: &str, part: &str| {
+            let conflicts = MemoryPlan::of(&config).conflicts(&config);
+            assert_eq!(conflicts.len(), 1, "{conflicts:?}");
+            assert_eq!(conflicts[0].key, key);
+            assert!(conflicts[0].problem.contains(part), "{}", conflicts[0].problem);
+        };
+        let many = Config { max_connections: 2048, ..config(Bytes::mib(256)) };
+        check(many, "max_connections", "at most 1024, or memory to at least 512MiB");
+        let mut large = config(Bytes::mib(256));
+        large.services.insert("big".into(), Overlay { memory: Some(Bytes::mib(512)), ..Overlay::default() });
+        check(large, "services.big.memory", "is 512MiB");
+        let messages = Config { max_message_size: Bytes::mib(64), ..config(Bytes::mib(64)) };
+        check(messages, "max_message_size", "twice as much");
+    }
+}

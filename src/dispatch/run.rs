@@ -1,0 +1,306 @@
+//! From a topic to an answer: finds the service, runs it, checks what it
+//! says, counts and logs. For calls of clients and of services alike.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::{Map, Value, json, value::RawValue};
+
+use super::{Core, Refusal, check_json};
+use crate::{
+    catalog::{Found, Service},
+    host::{
+        Context, Stop, Watch,
+        bindings::mb::service::types::PayloadResult,
+        calls::{self, Calls, Nested},
+    },
+    metrics::ServiceStats,
+    sandbox::{Answer, Call, CallError, CallReport, Phase, Wanted},
+    wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::is_service_code, json as wire_json},
+};
+
+/// What a caller is told to wait before it tries again, when there was no
+/// room: in milliseconds, about the time of a slow call.
+const RETRY_WHEN_FULL_MS: u64 = 100;
+/// The same when a service did not load: someone has to mend it first.
+const RETRY_WHEN_FAILED_MS: u64 = 10_000;
+
+/// Longest message of a service's failure, in bytes.
+const MAX_FAILURE_MESSAGE: usize = 4096;
+
+/// A call on its way to a service.
+pub(super) struct Task<'a> {
+    pub(super) topic: Topic<'a>,
+    pub(super) version: Version,
+    pub(super) payload: Payload<'a>,
+    pub(super) context: Context,
+    pub(super) watch: &'a Arc<dyn Watch>,
+    /// As the caller gave it; the deadline is in the context.
+    pub(super) timeout: Duration,
+}
+
+/// An answer that was checked.
+pub(super) enum Checked {
+    Json(String),
+    Binary(Vec<u8>),
+}
+
+impl Core {
+    /// Runs a call to its end.
+    pub(super) fn run(self: &Arc<Self>, task: Task<'_>) -> Result<Checked, Refusal> {
+        let Task { topic, version, payload, mut context, watch, timeout } = task;
+        let service = self.find(&topic, version)?;
+        let action = topic.action();
+        if !service.description.has_action(action) {
+            let message = format!("service {} has no action {action}", service.description.name);
+            return Err(Refusal::new(Code::TopicNotSupported, message));
+        }
+        if service.component.terms().granted.may_call() {
+            context.calls = Some(Arc::new(Arc::clone(self)));
+        }
+        let about = context.clone();
+        let terms = service.component.terms();
+        let report = service.component.call(Call { action, payload, context, watch: Arc::clone(watch) });
+        let CallReport { result, peak_memory, elapsed, backtrace } = report;
+        let begun = !matches!(result, Err(CallError::NotBegun(_)));
+        let expose = if terms.settings.expose_traps { &*backtrace } else { &[] };
+        let result = result
+            .map_err(|error| refuse(error, timeout.min(terms.settings.timeout.0)))
+            .and_then(|answer| check(answer, terms.answer_size))
+            .map_err(|refusal| explain(refusal, peak_memory, elapsed, expose));
+        if begun {
+            count(&service.stats, elapsed, &result);
+        }
+        let ended = Ended { service: &service, action, context: &about, peak_memory, elapsed, backtrace: &backtrace };
+        ended.tell(result.as_ref().err());
+        result
+    }
+
+    fn find(&self, topic: &Topic<'_>, version: Version) -> Result<Arc<Service>, Refusal> {
+        let name = topic.service();
+        match self.catalog.find(name, version) {
+            Found::Service(service) => Ok(Arc::clone(service)),
+            Found::Failed(_) => {
+                Err(Refusal::unavailable(format!("service {name} failed to load"), RETRY_WHEN_FAILED_MS))
+            }
+            Found::OtherVersions(available) => {
+                let message = format!("no loaded version of {name} is compatible with {version}");
+                let available: Vec<_> = available.iter().map(ToString::to_string).collect();
+                Err(Refusal::new(Code::VersionNotSupported, message).with(&json!({"available": available})))
+            }
+            Found::Nobody => Err(Refusal::new(Code::NoRouteFound, format!("no service {name}"))),
+        }
+    }
+}
+
+/// Calls that services make.
+impl Calls for Arc<Core> {
+    fn call(&self, call: Nested<'_>) -> Result<PayloadResult, calls::Refusal> {
+        let Nested { topic, version, payload, context, watch } = call;
+        let refuse = |Refusal { code, body }: Refusal| calls::Refusal {
+            code: body.code.into_owned(),
+            message: body.message.into_owned(),
+            from_service: code.is_none(),
+            details: body.details.map(|details| details.get().to_owned()),
+        };
+        let payload = match &payload {
+            PayloadResult::Json(text) => Payload::Json(check_json(text.as_bytes()).map_err(refuse)?),
+            PayloadResult::Binary(bytes) => Payload::Binary(bytes),
+        };
+        let size = match payload {
+            Payload::Json(text) => text.len(),
+            Payload::Binary(bytes) => bytes.len(),
+        };
+        if size > self.limits.max_message_size {
+            let limit = self.limits.max_message_size;
+            let message = format!("message of {size} bytes exceeds the limit of {limit}");
+            return Err(refuse(Refusal::new(Code::InvalidPayload, message)));
+        }
+        let timeout = context.deadline.saturating_duration_since(std::time::Instant::now());
+        let task = Task { topic, version, payload, context, watch: &watch, timeout };
+        match Core::run(self, task).map_err(refuse)? {
+            Checked::Json(text) => Ok(PayloadResult::Json(text)),
+            Checked::Binary(bytes) => Ok(PayloadResult::Binary(bytes)),
+        }
+    }
+
+    fn max_depth(&self) -> usize {
+        self.limits.call_depth
+    }
+}
+
+/// A service's answer is a stranger's: checked before anyone relies on it.
+fn check(answer: Answer, limit: usize) -> Result<Checked, Refusal> {
+    let sized = |size: usize| {
+        let message = || format!("answer of {size} bytes exceeds the limit of {limit}");
+        if size > limit { Err(Refusal::failed(Reason::AnswerSize, message())) } else { Ok(()) }
+    };
+    let checked_json = |what: &str, text: &str| {
+        wire_json::check_text(text)
+            .map_err(|error| Refusal::failed(Reason::InvalidAnswer, format!("{what} is {error}")))
+    };
+    match answer {
+        Answer::Json(text) => {
+            sized(text.len())?;
+            checked_json("answer", &text)?;
+            Ok(Checked::Json(text))
+        }
+        Answer::Binary(bytes) => {
+            sized(bytes.len())?;
+            Ok(Checked::Binary(bytes))
+        }
+        Answer::Failure { code, message, details } => {
+            // Escaped, a text may take six times as much.
+            if message.len() > MAX_FAILURE_MESSAGE {
+                let size = message.len();
+                let message = format!("failure message of {size} bytes exceeds the limit of {MAX_FAILURE_MESSAGE}");
+                return Err(Refusal::failed(Reason::AnswerSize, message));
+            }
+            sized(code.len() + message.len() + details.as_ref().map_or(0, String::len))?;
+            if !is_service_code(&code) {
+                let message = "failure code breaks its grammar [A-Z][A-Z0-9_]{0,63}";
+                return Err(Refusal::failed(Reason::InvalidAnswer, message));
+            }
+            if let Some(details) = &details {
+                checked_json("failure details", details)?;
+            }
+            let details = details.and_then(|text| RawValue::from_string(text).ok());
+            let body = ErrorBody { code: code.into(), message: message.into(), origin: Origin::Service, details };
+            Err(Refusal { code: None, body })
+        }
+    }
+}
+
+/// From the sandbox's reasons to the protocol's codes.
+fn refuse(error: CallError, timeout: Duration) -> Refusal {
+    let millis = timeout.as_millis();
+    match error {
+        CallError::NotBegun(wanted) => {
+            let waited = match wanted {
+                Wanted::Time => "the call came too late",
+                Wanted::Turn => "its concurrency was used up",
+                Wanted::Instance => "all instances were taken",
+                Wanted::Memory => "the server's memory was used up",
+            };
+            let message = format!("not begun within the timeout of {millis} ms: {waited}");
+            Refusal::unavailable(message, RETRY_WHEN_FULL_MS)
+        }
+        CallError::Stopped { stop: Stop::Deadline, phase } => timed_out(millis, phase),
+        CallError::Stopped { stop: Stop::Shutdown, phase: _ } => {
+            Refusal::new(Code::ShuttingDown, "stopped, because the server shuts down and its time for that is over")
+        }
+        CallError::Failed { reason, message } => Refusal::failed(reason, message),
+    }
+}
+
+fn timed_out(millis: u128, phase: Phase) -> Refusal {
+    let message = format!("stopped at the timeout of {millis} ms");
+    Refusal::new(Code::Timeout, message).with(&json!({"phase": phase.as_str()}))
+}
+
+/// Adds to a failure of the sandbox what is known about it.
+fn explain(mut refusal: Refusal, peak_memory: usize, elapsed: Duration, backtrace: &[String]) -> Refusal {
+    if refusal.code != Some(Code::ServiceFailed) {
+        return refusal;
+    }
+    let known = refusal.body.details.take().and_then(|details| serde_json::from_str(details.get()).ok());
+    let mut known: Map<String, Value> = known.unwrap_or_default();
+    known.insert("peakMemory".into(), json!(peak_memory));
+    known.insert("elapsedMs".into(), json!(elapsed.as_millis() as u64));
+    if !backtrace.is_empty() {
+        known.insert("backtrace".into(), json!(backtrace));
+    }
+    refusal.with(&Value::Object(known))
+}
+
+fn count(stats: &ServiceStats, elapsed: Duration, result: &Result<Checked, Refusal>) {
+    stats.calls.add(1);
+    stats.latency.record(elapsed);
+    match result {
+        Ok(_) => {}
+        Err(Refusal { code: None, .. }) => stats.failures.add(1),
+        Err(Refusal { code: Some(_), .. }) => stats.errors.add(1),
+    }
+}
+
+/// What the log says of a call.
+struct Ended<'a> {
+    service: &'a Service,
+    action: &'a str,
+    context: &'a Context,
+    peak_memory: usize,
+    elapsed: Duration,
+    backtrace: &'a [String],
+}
+
+impl Ended<'_> {
+    /// One line at debug for every call, and one at warn for each that the
+    /// server ended.
+    fn tell(&self, refusal: Option<&Refusal>) {
+        let Self { service, action, context, peak_memory, elapsed, backtrace } = self;
+        let said = &service.description;
+        let request_id = context.request_id.as_deref().unwrap_or("-");
+        let parent_request_id = context.parent_request_id.as_deref().unwrap_or("-");
+        let connection = &*context.caller.connection_id;
+        let elapsed_us = elapsed.as_micros() as u64;
+        match refusal {
+            Some(Refusal { code: Some(code), body }) => tracing::warn!(
+                service = said.name,
+                version = %said.version,
+                action,
+                request_id,
+                parent_request_id,
+                connection,
+                code = code.as_str(),
+                details = body.details.as_deref().map_or("", RawValue::get),
+                peak_memory,
+                elapsed_us,
+                backtrace = backtrace.join(" < "),
+                "call failed: {}",
+                body.message
+            ),
+            None | Some(Refusal { code: None, .. }) => tracing::debug!(
+                service = said.name,
+                version = %said.version,
+                action,
+                request_id,
+                parent_request_id,
+                connection,
+                code = refusal.map_or("-", |refusal| &*refusal.body.code),
+                elapsed_us,
+                "call ended"
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_checked() {
+        let reason = |answer: Answer| match check(answer, 1000) {
+            Ok(_) => "fine".to_owned(),
+            Err(Refusal { code: None, body }) => body.code.into_owned(),
+            Err(Refusal { code: Some(code), body }) => {
+                assert_eq!(code, Code::ServiceFailed);
+                let details: serde_json::Value = serde_json::from_str(body.details.unwrap().get()).unwrap();
+                details["reason"].as_str().unwrap().to_owned()
+            }
+        };
+        let failure = |code: &str, details: Option<&str>| Answer::Failure {
+            code: code.into(),
+            message: "m".into(),
+            details: details.map(str::to_owned),
+        };
+        assert_eq!(reason(Answer::Json("[]".into())), "fine");
+        assert_eq!(reason(Answer::Json(String::new())), "invalid-answer");
+        assert_eq!(reason(Answer::Json("{".into())), "invalid-answer");
+        assert_eq!(reason(Answer::Binary(vec![0; 1000])), "fine");
+        assert_eq!(reason(Answer::Binary(vec![0; 1001])), "answer-size");
+        assert_eq!(reason(failure("NOT_FOUND", Some("{}"))), "NOT_FOUND");
+        assert_eq!(reason(failure("not ok", None)), "invalid-answer");
+        assert_eq!(reason(failure("NOT_FOUND", Some("{"))), "invalid-answer");
+        assert_eq!(reason(failure("NOT_FOUND", Some(&"1".repeat(1000)))), "answer-size");
+    }
+}

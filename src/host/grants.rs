@@ -1,0 +1,154 @@
+//! What the operator grants one service, ready for use.
+
+use std::{collections::BTreeMap, fmt, fs, io::Read as _, path::PathBuf, sync::Arc};
+
+use super::log;
+use crate::config::{LogLevel, ServiceSettings};
+
+/// Largest file of a secret, in bytes.
+const MAX_SECRET: u64 = 64 * 1024;
+
+/// The grants of one service, and the bounds of what it does with them.
+pub struct Granted {
+    pub(super) service: Box<str>,
+    pub(super) handles: usize,
+    pub(super) log: LogLevel,
+    pub(super) log_bytes: usize,
+    pub(super) log_rate: log::Rate,
+    /// None where neither values nor secrets are granted.
+    pub(super) settings: Option<BTreeMap<String, String>>,
+    pub(super) keyvalue: Option<()>,
+    /// Topics; empty where no calls are granted.
+    pub(super) calls: Vec<String>,
+    /// Imports are only looked at: everything may be linked.
+    pub(super) inspected: bool,
+}
+
+impl Granted {
+    /// What the settings grant to the file with this digest.
+    ///
+    /// # Errors
+    /// If a secret can't be read, or the grants are for another file.
+    pub fn new(service: &str, settings: &ServiceSettings, digest: &str) -> Result<Arc<Self>, GrantError> {
+        let grants = &settings.grants;
+        if let Some(pinned) = grants.digest.as_ref().filter(|pinned| !pinned.eq_ignore_ascii_case(digest)) {
+            return Err(GrantError::Digest { pinned: pinned.clone(), found: digest.into() });
+        }
+        let mut values = grants.config.clone();
+        for (key, file) in &grants.secrets {
+            let error = |source| GrantError::Secret { key: key.clone(), file: file.clone(), error: source };
+            values.insert(key.clone(), read_secret(file).map_err(error)?);
+        }
+        Ok(Arc::new(Self {
+            service: service.into(),
+            handles: settings.handles,
+            log: settings.log,
+            log_bytes: settings.log_bytes.0,
+            log_rate: log::Rate::new(settings.log_lines),
+            settings: (!values.is_empty()).then_some(values),
+            keyvalue: None,
+            calls: grants.calls.clone(),
+            inspected: false,
+        }))
+    }
+
+    /// For a component that is only looked at: it may import everything and
+    /// use nothing.
+    #[must_use]
+    pub fn for_inspection(service: &str, settings: &ServiceSettings) -> Arc<Self> {
+        Arc::new(Self {
+            service: service.into(),
+            handles: settings.handles,
+            log: LogLevel::Off,
+            log_bytes: 0,
+            log_rate: log::Rate::new(0),
+            settings: None,
+            keyvalue: None,
+            calls: Vec::new(),
+            inspected: true,
+        })
+    }
+}
+
+impl Granted {
+    /// Whether the service may call others.
+    #[must_use]
+    pub fn may_call(&self) -> bool {
+        !self.calls.is_empty()
+    }
+}
+
+/// A line feed at the end belongs to the file, not to the secret.
+fn read_secret(file: &PathBuf) -> Result<String, String> {
+    let mut text = String::new();
+    fs::File::open(file)
+        .and_then(|file| file.take(MAX_SECRET + 1).read_to_string(&mut text))
+        .map_err(|error| error.to_string())?;
+    if text.len() as u64 > MAX_SECRET {
+        return Err(format!("exceeds the limit of {MAX_SECRET} bytes"));
+    }
+    text.truncate(text.trim_end_matches(['\n', '\r']).len());
+    Ok(text)
+}
+
+/// Why a service does not get its grants, and so is not loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GrantError {
+    /// They are for another file.
+    Digest {
+        /// What the settings say.
+        pinned: String,
+        /// What the file has.
+        found: String,
+    },
+    /// A secret can't be read.
+    Secret {
+        /// Its name.
+        key: String,
+        /// Its file.
+        file: PathBuf,
+        /// Why.
+        error: String,
+    },
+}
+
+impl fmt::Display for GrantError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Digest { pinned, found } => write!(
+                f,
+                "its grants are for a file with digest {pinned}, this one has {found}; if you trust it, set \
+                 grants.digest to that"
+            ),
+            Self::Secret { key, file, error } => {
+                write!(f, "secret {key} can't be read from {}: {error}", file.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for GrantError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, services::settings_of};
+
+    #[test]
+    fn a_pinned_digest_and_a_missing_secret_are_refused() {
+        let mut settings = settings_of(&Config::default().services, "x");
+        settings.grants.digest = Some("sha256:aa".into());
+        assert!(Granted::new("x", &settings, "sha256:AA").is_ok());
+        assert!(matches!(Granted::new("x", &settings, "sha256:ab"), Err(GrantError::Digest { .. })));
+        settings.grants.digest = None;
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        settings.grants.secrets.insert("key".into(), file.clone());
+        assert!(matches!(Granted::new("x", &settings, ""), Err(GrantError::Secret { .. })));
+        fs::write(&file, "s3cret\n").unwrap();
+        let granted = Granted::new("x", &settings, "").unwrap();
+        assert_eq!(granted.settings.as_ref().unwrap()["key"], "s3cret");
+        fs::write(&file, vec![b'x'; 70_000]).unwrap();
+        assert!(matches!(Granted::new("x", &settings, ""), Err(GrantError::Secret { .. })));
+    }
+}

@@ -1,0 +1,159 @@
+//! From a component's imports to what the linker offers it: what is granted,
+//! and nothing else.
+
+use std::fmt;
+
+use wasmtime::{
+    Engine,
+    component::{Component, HasSelf, Linker, types::ComponentItem},
+};
+
+use super::{
+    Granted, HasHost, Host,
+    bindings::{mb::service as mb, wasi as capability},
+    wasi,
+};
+use crate::config::LogLevel;
+
+/// What an import needs before it is linked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    Nothing,
+    Log,
+    Settings,
+    KeyValue,
+    Calls,
+}
+
+/// Interfaces by their names without versions, and what each needs. Those of
+/// WASI that only refuse are told by their package.
+const INTERFACES: [(&str, Needs); 12] = [
+    ("mb:service/context", Needs::Nothing),
+    ("mb:service/types", Needs::Nothing),
+    ("mb:service/calls", Needs::Calls),
+    ("wasi:logging/logging", Needs::Log),
+    ("wasi:config/store", Needs::Settings),
+    ("wasi:keyvalue/", Needs::KeyValue),
+    ("wasi:io/", Needs::Nothing),
+    ("wasi:clocks/", Needs::Nothing),
+    ("wasi:random/", Needs::Nothing),
+    ("wasi:cli/", Needs::Nothing),
+    ("wasi:filesystem/", Needs::Nothing),
+    ("wasi:sockets/", Needs::Nothing),
+];
+
+impl Needs {
+    fn of(import: &str) -> Option<Self> {
+        let name = import.split('@').next().unwrap_or_default();
+        let names = |listed: &str| if listed.ends_with('/') { name.starts_with(listed) } else { name == listed };
+        INTERFACES.iter().find(|(listed, _)| names(listed)).map(|(_, needs)| *needs)
+    }
+
+    /// The setting that would grant it, where it is not granted.
+    fn missing(self, granted: &Granted) -> Option<&'static str> {
+        let (given, setting) = match self {
+            Self::Nothing => return None,
+            Self::Log => (granted.log != LogLevel::Off, "log = \"info\""),
+            Self::Settings => (granted.settings.is_some(), "config = { … } or secrets = { … }"),
+            Self::KeyValue => (granted.keyvalue.is_some(), "keyvalue = true"),
+            Self::Calls => (!granted.calls.is_empty(), "calls = [\"service.action\"]"),
+        };
+        (!given && !granted.inspected).then_some(setting)
+    }
+}
+
+/// A linker with what this component imports, as far as it is granted.
+///
+/// # Errors
+/// Names the import and, where one would help, the setting.
+pub fn link<T: HasHost>(engine: &Engine, component: &Component, granted: &Granted) -> Result<Linker<T>, LinkError> {
+    let mut linker = Linker::new(engine);
+    let offer = |linker: &mut Linker<T>| {
+        mb::context::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
+        mb::types::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
+        mb::calls::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
+        capability::logging::logging::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
+        capability::config::store::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
+        wasi::add_to_linker(linker)
+    };
+    // What is linked is decided by the check below: an import that passes it
+    // is granted, one that does not keeps the component from being loaded.
+    offer(&mut linker).map_err(|e| LinkError::Contract(format!("{e:#}")))?;
+    let kind = component.component_type();
+    for (name, item) in kind.imports(engine) {
+        let needs = Needs::of(name).ok_or_else(|| LinkError::Unknown { import: name.into() })?;
+        if let Some(setting) = needs.missing(granted) {
+            let service = granted.service.to_string();
+            return Err(LinkError::NotGranted { service, import: name.into(), setting });
+        }
+        if let ComponentItem::ComponentInstance(interface) = item.ty
+            && wasi::refused::is_refused(name)
+        {
+            wasi::refused::link(&mut linker, name, &interface, engine)
+                .map_err(|e| LinkError::Contract(format!("{e:#}")))?;
+        }
+    }
+    Ok(linker)
+}
+
+/// Why a component's imports can't be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkError {
+    /// Nobody offers it.
+    Unknown {
+        /// The interface.
+        import: String,
+    },
+    /// The operator does not grant it.
+    NotGranted {
+        /// Who wants it.
+        service: String,
+        /// The interface.
+        import: String,
+        /// What would grant it.
+        setting: &'static str,
+    },
+    /// The right name, not the right types.
+    Contract(String),
+}
+
+impl fmt::Display for LinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown { import } => write!(
+                f,
+                "imports {import}, which this server does not offer; it offers mb:service, wasi:logging, wasi:config, \
+                 wasi:keyvalue and WASI 0.2"
+            ),
+            Self::NotGranted { service, import, setting } => write!(
+                f,
+                "imports {import}, which is not granted; if you trust it, set {setting} under \
+                 [services.{service}.grants]"
+            ),
+            Self::Contract(error) => {
+                write!(f, "does not fit the contract mb:service@1.0.0, was it built against another one? {error}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for LinkError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_imports_need() {
+        let check = |import: &str, needs| assert_eq!(Needs::of(import), needs, "{import}");
+        check("mb:service/context@1.0.0", Some(Needs::Nothing));
+        check("mb:service/calls@1.0.0", Some(Needs::Calls));
+        check("mb:service/other@1.0.0", None);
+        check("wasi:keyvalue/atomics@0.2.0-draft2", Some(Needs::KeyValue));
+        check("wasi:config/store@0.2.0-rc.1", Some(Needs::Settings));
+        check("wasi:io/poll@0.2.6", Some(Needs::Nothing));
+        check("wasi:filesystem/types@0.2.6", Some(Needs::Nothing));
+        check("wasi:http/types@0.2.6", None);
+        check("example:thing/api", None);
+    }
+}

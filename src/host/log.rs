@@ -1,0 +1,212 @@
+//! `wasi:logging`, and what components print: lines in the server's log,
+//! bounded in size and number, under the request that they belong to.
+
+use std::{
+    fmt::Write as _,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Instant,
+};
+
+use super::{Context, Granted, Host, bindings::wasi::logging::logging};
+use crate::config::LogLevel;
+
+/// Longest line in bytes; the rest of a longer one is dropped.
+const MAX_LINE: usize = 4096;
+
+/// What one call may still write.
+pub(super) struct Meter {
+    left: usize,
+    dropped: u64,
+    /// The unfinished line of each of the two streams.
+    lines: [String; 2],
+}
+
+/// Where printed text came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+/// Lines of one service in the current second.
+#[derive(Debug)]
+pub(super) struct Rate {
+    per_second: u64,
+    begun: Instant,
+    /// The second that is counted in the upper half, lines in the lower.
+    window: AtomicU64,
+}
+
+impl Rate {
+    pub(super) fn new(per_second: usize) -> Self {
+        Self { per_second: per_second as u64, begun: Instant::now(), window: AtomicU64::new(0) }
+    }
+
+    /// Whether one more line fits into this second.
+    fn admits(&self, now: Instant) -> bool {
+        let second = now.saturating_duration_since(self.begun).as_secs() << 32;
+        let step = |window: u64| {
+            let lines = if window & !0xffff_ffff == second { window & 0xffff_ffff } else { 0 };
+            (lines < self.per_second).then_some(second | (lines + 1))
+        };
+        self.window.fetch_update(Relaxed, Relaxed, step).is_ok()
+    }
+}
+
+impl Meter {
+    pub(super) fn new(bytes: usize) -> Self {
+        Self { left: bytes, dropped: 0, lines: Default::default() }
+    }
+
+    /// Writes one line, if the service may.
+    fn line(&mut self, granted: &Granted, context: &Context, level: LogLevel, source: &str, text: &str) {
+        if level < granted.log || granted.log == LogLevel::Off {
+            return;
+        }
+        if self.left == 0 || !granted.log_rate.admits(Instant::now()) {
+            self.dropped += 1;
+            return;
+        }
+        let size = text.len().min(MAX_LINE);
+        // A line that does not fit into what is left is the last one.
+        self.left = self.left.saturating_sub(size.max(1));
+        emit(granted, context, level, &escape(source, 64), &escape(text, MAX_LINE));
+    }
+
+    /// Takes what was printed, and writes the lines that are whole.
+    fn print(&mut self, granted: &Granted, context: &Context, stream: Stream, bytes: &[u8]) {
+        let text = String::from_utf8_lossy(bytes);
+        let level = stream.level();
+        for piece in text.split_inclusive('\n') {
+            let line = &mut self.lines[stream as usize];
+            let room = MAX_LINE.saturating_sub(line.len());
+            line.push_str(&piece[..piece.floor_char_boundary(room)]);
+            if piece.ends_with('\n') {
+                let line = std::mem::take(line);
+                self.line(granted, context, level, stream.name(), line.trim_end_matches(['\n', '\r']));
+            }
+        }
+    }
+
+    /// Writes unfinished lines, and how much was dropped.
+    pub(super) fn finish(&mut self, granted: &Granted, context: &Context) {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let line = std::mem::take(&mut self.lines[stream as usize]);
+            if !line.is_empty() {
+                self.line(granted, context, stream.level(), stream.name(), &line);
+            }
+        }
+        if self.dropped > 0 {
+            let text = format!("{} lines dropped, over log_bytes or log_lines", self.dropped);
+            emit(granted, context, LogLevel::Warn, "mb-server", &text);
+            self.dropped = 0;
+        }
+    }
+}
+
+impl Stream {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+
+    fn level(self) -> LogLevel {
+        match self {
+            Self::Stdout => LogLevel::Info,
+            Self::Stderr => LogLevel::Warn,
+        }
+    }
+}
+
+impl Host {
+    /// What a component prints is its log too.
+    pub(super) fn print(&mut self, stream: Stream, bytes: &[u8]) {
+        let Self { context, granted, log, .. } = self;
+        log.print(granted, context, stream, bytes);
+    }
+}
+
+impl logging::Host for Host {
+    fn log(&mut self, level: logging::Level, source: String, message: String) -> wasmtime::Result<()> {
+        let level = match level {
+            logging::Level::Trace => LogLevel::Trace,
+            logging::Level::Debug => LogLevel::Debug,
+            logging::Level::Info => LogLevel::Info,
+            logging::Level::Warn => LogLevel::Warn,
+            logging::Level::Error | logging::Level::Critical => LogLevel::Error,
+        };
+        let Self { context, granted, log, .. } = self;
+        log.line(granted, context, level, &source, &message);
+        Ok(())
+    }
+}
+
+fn emit(granted: &Granted, context: &Context, level: LogLevel, source: &str, text: &str) {
+    macro_rules! event {
+        ($level:ident) => {
+            tracing::event!(
+                target: "mb_server::service",
+                tracing::Level::$level,
+                service = &*granted.service,
+                request_id = context.request_id.as_deref().unwrap_or("-"),
+                parent_request_id = context.parent_request_id.as_deref().unwrap_or("-"),
+                connection = context.caller.connection_id,
+                source,
+                "{text}"
+            )
+        };
+    }
+    match level {
+        LogLevel::Trace => event!(TRACE),
+        LogLevel::Debug => event!(DEBUG),
+        LogLevel::Info => event!(INFO),
+        LogLevel::Warn => event!(WARN),
+        LogLevel::Error | LogLevel::Off => event!(ERROR),
+    }
+}
+
+/// A stranger's text, cut to a length, in which nothing moves the cursor,
+/// ends the line or turns the direction of writing.
+fn escape(text: &str, limit: usize) -> String {
+    let cut = &text[..text.floor_char_boundary(limit)];
+    let mut escaped = String::with_capacity(cut.len());
+    for c in cut.chars() {
+        let hidden =
+            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        if c.is_control() || hidden {
+            let _ = write!(escaped, "{}", c.escape_default());
+        } else {
+            escaped.push(c);
+        }
+    }
+    if cut.len() < text.len() {
+        let _ = write!(escaped, "… ({} bytes more)", text.len() - cut.len());
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn nothing_in_a_line_is_obeyed() {
+        let check = |text: &str, expected: &str| assert_eq!(escape(text, 20), expected);
+        check("plain, ünïcode", "plain, ünïcode");
+        check("a\nb\r\x1b[31m", "a\\nb\\r\\u{1b}[31m");
+        check("\u{202e}x\u{9b}", "\\u{202e}x\\u{9b}");
+        check(&"x".repeat(25), &format!("{}… (5 bytes more)", "x".repeat(20)));
+    }
+
+    #[test]
+    fn lines_in_a_second() {
+        let rate = Rate::new(2);
+        let second = |s| rate.begun + Duration::from_secs(s);
+        assert!(rate.admits(second(0)) && rate.admits(second(0)) && !rate.admits(second(0)));
+        assert!(rate.admits(second(1)));
+        assert!(!Rate::new(0).admits(second(0)));
+    }
+}

@@ -1,0 +1,85 @@
+//! Who looks after a call while it runs or waits, and may stop it.
+
+use std::{
+    fmt, thread,
+    time::{Duration, Instant},
+};
+
+/// How long a waiting call may go without being looked after.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// Looks after a call that takes longer than a tick. It is asked on the
+/// thread of the call, and must not block.
+pub trait Watch: Send + Sync {
+    /// Whether the call shall end before its deadline.
+    fn tick(&self) -> Option<Stop>;
+}
+
+/// Nobody looks.
+#[derive(Debug, Clone, Copy)]
+pub struct Unwatched;
+
+impl Watch for Unwatched {
+    fn tick(&self) -> Option<Stop> {
+        None
+    }
+}
+
+/// Why a running call was stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Its deadline passed.
+    Deadline,
+    /// The server ends, and its time for that is over.
+    Shutdown,
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deadline => "stopped at its deadline",
+            Self::Shutdown => "stopped because the server shuts down",
+        })
+    }
+}
+
+impl std::error::Error for Stop {}
+
+/// Sleeps until an instant, or says why the call must end before.
+pub(super) fn sleep(watch: &dyn Watch, until: Instant, deadline: Instant) -> Result<(), Stop> {
+    loop {
+        let now = Instant::now();
+        if now >= until {
+            return Ok(());
+        }
+        if now >= deadline {
+            return Err(Stop::Deadline);
+        }
+        if let Some(stop) = watch.tick() {
+            return Err(stop);
+        }
+        thread::sleep(LOOK_EVERY.min(until - now).min(deadline - now));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Ends;
+
+    impl Watch for Ends {
+        fn tick(&self) -> Option<Stop> {
+            Some(Stop::Shutdown)
+        }
+    }
+
+    #[test]
+    fn a_sleep_ends_when_the_call_does() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(3600);
+        assert_eq!(sleep(&Unwatched, now, later), Ok(()));
+        assert_eq!(sleep(&Unwatched, later, now), Err(Stop::Deadline));
+        assert_eq!(sleep(&Ends, later, later), Err(Stop::Shutdown));
+    }
+}

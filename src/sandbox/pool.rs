@@ -1,0 +1,46 @@
+//! Places for instances, and instances that wait to be used again.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::instance::Live;
+use crate::budget::Budget;
+
+/// A place among the instances of the server, given back when dropped.
+pub(super) struct Place(pub(super) Arc<Budget>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.give(1);
+    }
+}
+
+/// An instance of a service with `isolation = "shared"`, between two calls.
+pub(super) struct Warm {
+    pub(super) live: Live,
+    /// Calls that it has served.
+    pub(super) calls: u64,
+}
+
+/// The idle instances of one component. There are never more than its
+/// `concurrency`, since each was made for a call.
+#[derive(Default)]
+pub(super) struct Idle(Mutex<Vec<Warm>>);
+
+impl Idle {
+    /// The one that was used last: its memory is most likely still in the
+    /// processor's caches.
+    pub(super) fn take(&self) -> Option<Warm> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    pub(super) fn put(&self, warm: Warm) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(warm);
+    }
+
+    /// Gives up all of them, because others need their places and memory.
+    pub(super) fn clear(&self) {
+        let idle = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        // Outside of the lock: ending an instance takes its time.
+        drop(idle);
+    }
+}
