@@ -20,5 +20,7 @@ pub mod metrics;
 pub mod sandbox;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "server")]
+pub mod store;
 pub mod transport;
 pub mod wire;

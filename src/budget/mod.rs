@@ -130,6 +130,12 @@ impl Charge {
         taken
     }
 
+    /// How much it holds.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
     /// Holds `amount` in all from now on, whatever there is.
     pub fn set(&mut self, amount: usize) {
         if amount > self.held {

@@ -6,6 +6,7 @@ use crate::{
     config::{Bytes, Config, MemoryPlan, ServiceSettings, Services, services::settings_of},
     host::{GrantError, Granted},
     sandbox::Terms,
+    store::Store,
 };
 
 /// What the operator settled for services, whoever they are.
@@ -15,6 +16,8 @@ pub struct Policy {
     /// Linear memory of an instance of a service whose settings name none.
     default_memory: Bytes,
     max_message_size: usize,
+    /// Of durable values, where any service is granted them.
+    store: Option<Arc<Store>>,
     /// Components are only looked at: all imports are linked, none is served.
     inspects: bool,
 }
@@ -22,11 +25,12 @@ pub struct Policy {
 impl Policy {
     /// What the settings say.
     #[must_use]
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, store: Option<Arc<Store>>) -> Self {
         Self {
             services: config.services.clone(),
             default_memory: MemoryPlan::of(config).default_instance(),
             max_message_size: config.max_message_size.0,
+            store,
             inspects: false,
         }
     }
@@ -59,7 +63,7 @@ impl Policy {
         let settings = self.settings(name);
         let granted = match self.inspects {
             true => Granted::for_inspection(name, &settings),
-            false => Granted::new(name, &settings, digest)?,
+            false => Granted::new(name, &settings, digest, self.store.as_ref())?,
         };
         Ok(Terms {
             memory: settings.memory.unwrap_or(self.default_memory).0,

@@ -23,7 +23,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result {
     serve::start_log("warn")?;
     let config = Config { max_connections: 1, ..Config::default() };
-    let policy = Policy::new(&config).for_inspection();
+    let policy = Policy::new(&config, None).for_inspection();
     let memory = Budget::new(MemoryPlan::of(&config).shared);
     let sandbox = serve::sandbox_config(&config, &policy, &memory);
     let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;

@@ -4,6 +4,7 @@ mod call;
 mod check;
 mod inspect;
 mod serve;
+mod store;
 
 use std::process::ExitCode;
 
@@ -47,6 +48,7 @@ enum Command {
     Call(call::Arguments),
     Check(check::Arguments),
     Inspect(inspect::Arguments),
+    Store(store::Arguments),
 }
 
 impl Arguments {
@@ -58,6 +60,7 @@ impl Arguments {
             Command::Call(arguments) => call::run(&arguments),
             Command::Check(arguments) => check::run(&arguments),
             Command::Inspect(arguments) => inspect::run(&arguments),
+            Command::Store(arguments) => store::run(&arguments),
         };
         result.unwrap_or_else(|(exit, message)| {
             eprintln!("mb-server: {message}");

@@ -24,6 +24,7 @@ use crate::{
     metrics::{Metrics, snapshot::Snapshot},
     sandbox::{HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
     server::{Server, ServerSettings, View, raise_open_files},
+    store::Store,
     transport::{SocketOptions, listen, resolve},
 };
 
@@ -82,7 +83,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
     check_open_files(&config);
 
     let memory = Budget::new(MemoryPlan::of(&config).shared);
-    let policy = Policy::new(&config);
+    let policy = Policy::new(&config, open_store(&config));
     let sandbox = Sandbox::new(sandbox_config(&config, &policy, &memory)).map_err(|e| failure(format!("{e:#}")))?;
     let catalog = Arc::new(load_catalog(&config, policy, &sandbox)?);
     let metrics = Arc::new(Metrics::default());
@@ -90,7 +91,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
     // The admin endpoint first: what can't listen shall not have served.
     let admin = admin_listener(&config)?;
     let admin_address = admin.local_addr().map_err(failure)?;
-    let server = Server::start(server_settings(&config), Arc::new(dispatcher), metrics).map_err(failure)?;
+    let server = Server::start(server_settings(&config, memory), Arc::new(dispatcher), metrics).map_err(failure)?;
     let view = server.view();
     start_admin(&config, admin, view, Arc::clone(&catalog)).map_err(failure)?;
     announce(&server.addresses(), admin_address, &config, &catalog, begun);
@@ -179,6 +180,15 @@ pub(super) fn sandbox_config(config: &Config, policy: &Policy, memory: &Arc<Budg
     }
 }
 
+/// Opens the store if any service is granted durable values. Without it the
+/// others are served all the same.
+fn open_store(config: &Config) -> Option<Arc<Store>> {
+    config.services.values().find(|overlay| overlay.grants.keyvalue == Some(true))?;
+    let file = config.store_file();
+    let opened = Store::open(&file, config.store_cache.0);
+    opened.inspect_err(|error| tracing::error!("store {}: {error}", file.display())).ok()
+}
+
 fn load_catalog(
     config: &Config,
     policy: Policy,
@@ -214,7 +224,7 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
-fn server_settings(config: &Config) -> ServerSettings {
+fn server_settings(config: &Config, memory: Arc<Budget>) -> ServerSettings {
     ServerSettings {
         hosts: config.host.as_slice().to_vec(),
         port: config.port,
@@ -233,6 +243,7 @@ fn server_settings(config: &Config) -> ServerSettings {
         idle_timeout: config.idle_timeout.0,
         drain_timeout: config.drain_timeout.0,
         thread_stack: HOST_STACK + (config.sandbox.stack.0 + NESTED_STACK) * (config.sandbox.call_depth + 1),
+        memory,
     }
 }
 

@@ -68,6 +68,12 @@ pub struct Config {
     pub drain_timeout: Millis,
     /// Folder of the components.
     pub services_dir: PathBuf,
+    /// Folder of what outlives the process: the store of durable values. Made
+    /// with mode 0700; empty for the user's state folder.
+    pub state_dir: PathBuf,
+    /// Memory that the store may use as cache, 1 MiB to 4 GiB; not counted in
+    /// `memory`.
+    pub store_cache: Bytes,
     /// Allow what lets others reach the server without authentication: a
     /// plain port on an address that is not loopback.
     pub allow_unsecure: bool,
@@ -140,6 +146,8 @@ impl Default for Config {
             default_timeout: Millis::secs(5),
             drain_timeout: Millis::secs(10),
             services_dir: "services/dist".into(),
+            state_dir: PathBuf::new(),
+            store_cache: Bytes::mib(8),
             allow_unsecure: false,
             log: "info".into(),
             admin: Admin::default(),
@@ -199,6 +207,25 @@ pub struct OutOfBounds {
 }
 
 impl Config {
+    /// The file of the store.
+    #[must_use]
+    pub fn store_file(&self) -> PathBuf {
+        self.state_dir().join("store.redb")
+    }
+
+    /// Folder of what outlives the process: the setting, else
+    /// `$XDG_STATE_HOME/mb-server`, else `$HOME/.local/state/mb-server`, else
+    /// `/var/lib/mb-server`.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        if !self.state_dir.as_os_str().is_empty() {
+            return self.state_dir.clone();
+        }
+        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let home = || absolute("HOME").map(|home| home.join(".local/state"));
+        absolute("XDG_STATE_HOME").or_else(home).unwrap_or_else(|| "/var/lib".into()).join("mb-server")
+    }
+
     /// Every setting that is out of its bounds.
     #[must_use]
     pub fn out_of_bounds(&self) -> Vec<OutOfBounds> {
@@ -223,6 +250,8 @@ impl Config {
             default_timeout,
             drain_timeout,
             services_dir,
+            state_dir: _,
+            store_cache,
             allow_unsecure: _,
             log,
             admin: Admin { host: admin_host, port: _, allowed_hosts },
@@ -250,6 +279,7 @@ impl Config {
         bounds.range("default_timeout", *default_timeout, Millis::new(1), hour);
         bounds.range("drain_timeout", *drain_timeout, Millis::new(0), Millis::secs(600));
         bounds.that("services_dir", !services_dir.as_os_str().is_empty(), "a folder");
+        bounds.range("store_cache", *store_cache, Bytes::mib(1), Bytes::mib(4096));
         let filter = log.parse::<tracing_subscriber::filter::Targets>();
         bounds.that(
             "log",

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Bounds, Bytes, Millis};
 
+/// Quota of durable values where `grants.quota` names none.
+pub const DEFAULT_QUOTA: Bytes = Bytes::mib(64);
+
 /// The table that holds for every service.
 pub const DEFAULT: &str = "default";
 
@@ -90,7 +93,8 @@ pub struct Grants {
     /// Durable values through `wasi:keyvalue`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keyvalue: Option<bool>,
-    /// Keys and values of this service together, 4 KiB to 1 TiB.
+    /// Keys and values of this service together, 4 KiB to 1 TiB; left out,
+    /// 64 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quota: Option<Bytes>,
     /// Topics of other services that it may call, as `calc.add` or `calc.*`,

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, fmt, fs, io::Read as _, path::PathBuf, sync::Arc};
 
 use super::log;
-use crate::config::{LogLevel, ServiceSettings};
+use crate::{
+    config::{LogLevel, ServiceSettings, services::DEFAULT_QUOTA},
+    store::{Namespace, Store},
+};
 
 /// Largest file of a secret, in bytes.
 const MAX_SECRET: u64 = 64 * 1024;
@@ -17,7 +20,7 @@ pub struct Granted {
     pub(super) log_rate: log::Rate,
     /// None where neither values nor secrets are granted.
     pub(super) settings: Option<BTreeMap<String, String>>,
-    pub(super) keyvalue: Option<()>,
+    pub(super) keyvalue: Option<Namespace>,
     /// Topics; empty where no calls are granted.
     pub(super) calls: Vec<String>,
     /// Imports are only looked at: everything may be linked.
@@ -29,7 +32,12 @@ impl Granted {
     ///
     /// # Errors
     /// If a secret can't be read, or the grants are for another file.
-    pub fn new(service: &str, settings: &ServiceSettings, digest: &str) -> Result<Arc<Self>, GrantError> {
+    pub fn new(
+        service: &str,
+        settings: &ServiceSettings,
+        digest: &str,
+        store: Option<&Arc<Store>>,
+    ) -> Result<Arc<Self>, GrantError> {
         let grants = &settings.grants;
         if let Some(pinned) = grants.digest.as_ref().filter(|pinned| !pinned.eq_ignore_ascii_case(digest)) {
             return Err(GrantError::Digest { pinned: pinned.clone(), found: digest.into() });
@@ -39,6 +47,11 @@ impl Granted {
             let error = |source| GrantError::Secret { key: key.clone(), file: file.clone(), error: source };
             values.insert(key.clone(), read_secret(file).map_err(error)?);
         }
+        let keyvalue = match (grants.keyvalue, store) {
+            (Some(true), None) => return Err(GrantError::NoStore),
+            (Some(true), Some(store)) => Some(store.namespace(service, grants.quota.unwrap_or(DEFAULT_QUOTA).0 as u64)),
+            (Some(false) | None, _) => None,
+        };
         Ok(Arc::new(Self {
             service: service.into(),
             handles: settings.handles,
@@ -46,7 +59,7 @@ impl Granted {
             log_bytes: settings.log_bytes.0,
             log_rate: log::Rate::new(settings.log_lines),
             settings: (!values.is_empty()).then_some(values),
-            keyvalue: None,
+            keyvalue,
             calls: grants.calls.clone(),
             inspected: false,
         }))
@@ -101,6 +114,8 @@ pub enum GrantError {
         /// What the file has.
         found: String,
     },
+    /// There is no store for durable values.
+    NoStore,
     /// A secret can't be read.
     Secret {
         /// Its name.
@@ -120,6 +135,9 @@ impl fmt::Display for GrantError {
                 "its grants are for a file with digest {pinned}, this one has {found}; if you trust it, set \
                  grants.digest to that"
             ),
+            Self::NoStore => f.write_str(
+                "grants.keyvalue is set, but the store could not be opened; the log says why, state_dir says where",
+            ),
             Self::Secret { key, file, error } => {
                 write!(f, "secret {key} can't be read from {}: {error}", file.display())
             }
@@ -138,17 +156,17 @@ mod tests {
     fn a_pinned_digest_and_a_missing_secret_are_refused() {
         let mut settings = settings_of(&Config::default().services, "x");
         settings.grants.digest = Some("sha256:aa".into());
-        assert!(Granted::new("x", &settings, "sha256:AA").is_ok());
-        assert!(matches!(Granted::new("x", &settings, "sha256:ab"), Err(GrantError::Digest { .. })));
+        assert!(Granted::new("x", &settings, "sha256:AA", None).is_ok());
+        assert!(matches!(Granted::new("x", &settings, "sha256:ab", None), Err(GrantError::Digest { .. })));
         settings.grants.digest = None;
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("key");
         settings.grants.secrets.insert("key".into(), file.clone());
-        assert!(matches!(Granted::new("x", &settings, ""), Err(GrantError::Secret { .. })));
+        assert!(matches!(Granted::new("x", &settings, "", None), Err(GrantError::Secret { .. })));
         fs::write(&file, "s3cret\n").unwrap();
-        let granted = Granted::new("x", &settings, "").unwrap();
+        let granted = Granted::new("x", &settings, "", None).unwrap();
         assert_eq!(granted.settings.as_ref().unwrap()["key"], "s3cret");
         fs::write(&file, vec![b'x'; 70_000]).unwrap();
-        assert!(matches!(Granted::new("x", &settings, ""), Err(GrantError::Secret { .. })));
+        assert!(matches!(Granted::new("x", &settings, "", None), Err(GrantError::Secret { .. })));
     }
 }

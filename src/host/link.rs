@@ -74,6 +74,9 @@ pub fn link<T: HasHost>(engine: &Engine, component: &Component, granted: &Grante
         mb::calls::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
         capability::logging::logging::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
         capability::config::store::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
+        capability::keyvalue::store::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
+        capability::keyvalue::atomics::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
+        capability::keyvalue::batch::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
         wasi::add_to_linker(linker)
     };
     // What is linked is decided by the check below: an import that passes it

@@ -7,6 +7,7 @@
 pub mod calls;
 pub mod context;
 mod grants;
+mod keyvalue;
 mod link;
 mod log;
 mod settings;
@@ -29,6 +30,10 @@ pub mod bindings {
         world: "full",
         ownership: Borrowing { duplicate_if_necessary: true },
         imports: { default: trappable },
+        with: {
+            "wasi:keyvalue/store.bucket": super::keyvalue::Bucket,
+            "wasi:keyvalue/atomics.cas": super::keyvalue::Cas,
+        },
     });
 }
 

@@ -17,7 +17,7 @@ use serde_json::json;
 use super::{
     Shared,
     admission::Admission,
-    connection::{Connection, notice},
+    connection::{Connection, RETRY_WHEN_BUSY_MS, notice},
     session::Session,
 };
 use crate::{
@@ -29,9 +29,6 @@ use crate::{
 /// repeat, such as having no file descriptor left.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-/// What a refused client is told to wait, in milliseconds.
-const RETRY_WHEN_BUSY_MS: u64 = 1000;
 
 /// Numbers the connections of this process, from 1.
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
@@ -116,7 +113,8 @@ impl Acceptor {
         // thread allocates and a thousand others free stays with each of
         // those, in the allocator's caches.
         self.admission.execute(move || {
-            let connection = Connection::new(number, Socket::new(stream), peer, Arc::clone(&shared.drain));
+            let drain = Arc::clone(&shared.drain);
+            let connection = Connection::new(number, Socket::new(stream), peer, drain, &shared.settings.memory);
             let connection = Arc::new(connection);
             permit.hold(Arc::clone(&connection));
             Session::new(shared, connection).run();

@@ -14,6 +14,7 @@ use std::{
 
 use super::DrainFlags;
 use crate::{
+    budget::{Budget, Charge},
     dispatch::{Outcome, Reply},
     host::{Stop, Watch, context::Caller},
     metrics::{Traffic, snapshot::ConnectionRow},
@@ -32,6 +33,9 @@ const QUIET: u8 = 0;
 const BUSY: u8 = 1;
 /// The last word was said, or is being said. Final.
 const TOLD: u8 = 2;
+
+/// What a client that is sent away is told to wait, in milliseconds.
+pub(super) const RETRY_WHEN_BUSY_MS: u64 = 1000;
 
 /// One connection.
 pub(crate) struct Connection {
@@ -53,17 +57,25 @@ pub(crate) struct Connection {
 }
 
 /// Answers that have not left yet.
-#[derive(Default)]
 struct Outbox {
     pending: Vec<u8>,
     /// Invariant: `sent <= pending.len()`.
     sent: usize,
     /// A write failed; nothing can be sent any more.
     broken: bool,
+    /// Memory of `pending` beyond what every connection keeps. Answers are
+    /// there already: they are never refused for it, others wait.
+    charge: Charge,
 }
 
 impl Connection {
-    pub(super) fn new(number: u64, socket: Socket, peer: SocketAddr, drain: Arc<DrainFlags>) -> Self {
+    pub(super) fn new(
+        number: u64,
+        socket: Socket,
+        peer: SocketAddr,
+        drain: Arc<DrainFlags>,
+        memory: &Arc<Budget>,
+    ) -> Self {
         let caller = Caller { connection_id: number.to_string(), principal: None, encrypted: false };
         Self {
             number,
@@ -77,7 +89,7 @@ impl Connection {
             phase: AtomicU8::new(QUIET),
             drain,
             socket,
-            outbox: Mutex::default(),
+            outbox: Mutex::new(Outbox::new(memory)),
         }
     }
 
@@ -195,7 +207,8 @@ impl Connection {
         }
         self.traffic.messages_out.add(1);
         self.in_flight.fetch_sub(1, Relaxed);
-        out.len()
+        outbox.recharge();
+        outbox.pending.len()
     }
 
     /// Puts a frame into the outbox as it is.
@@ -205,7 +218,8 @@ impl Connection {
 
     /// Puts the last word into the outbox.
     pub(super) fn push_notice(&self, code: Code, message: &str) {
-        self.push(&notice(code, message, None));
+        let details = (code == Code::ServerBusy).then(|| serde_json::json!({"retryAfterMs": RETRY_WHEN_BUSY_MS}));
+        self.push(&notice(code, message, details.as_ref()));
         self.traffic.messages_out.add(1);
         self.traffic.errors.add(1);
     }
@@ -282,10 +296,22 @@ impl Watch for Connection {
 }
 
 impl Outbox {
+    fn new(memory: &Arc<Budget>) -> Self {
+        Self { pending: Vec::new(), sent: 0, broken: false, charge: Charge::none(memory) }
+    }
+
     fn clear(&mut self) {
         self.pending.clear();
         self.pending.shrink_to(KEPT_SIZE);
         self.sent = 0;
+        self.recharge();
+    }
+
+    fn recharge(&mut self) {
+        let beyond = self.pending.capacity().saturating_sub(KEPT_SIZE);
+        if beyond != self.charge.held() {
+            self.charge.set(beyond);
+        }
     }
 }
 

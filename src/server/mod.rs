@@ -30,6 +30,7 @@ use rustix::{
 };
 
 use crate::{
+    budget::Budget,
     dispatch::Handle,
     metrics::{
         Metrics, Traffic,
@@ -73,6 +74,8 @@ pub struct ServerSettings {
     pub drain_timeout: Duration,
     /// Stack of a connection's thread, in bytes.
     pub thread_stack: usize,
+    /// Bytes for large messages and answers; shared with the sandbox.
+    pub memory: Arc<Budget>,
 }
 
 /// What all threads of the server share.

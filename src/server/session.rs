@@ -6,16 +6,25 @@ use std::{
     fmt, io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use super::{Shared, connection::Connection, linger::LINGER};
+use super::{
+    Shared,
+    connection::{Connection, RETRY_WHEN_BUSY_MS},
+    linger::LINGER,
+};
 use crate::{
-    dispatch::{Outcome, Request, internal_error},
+    budget::Charge,
+    dispatch::{Outcome, Reply, Request, internal_error},
     host::Watch,
     transport::half_close,
-    wire::{Code, FrameError, Incoming, Reassembly},
+    wire::{Code, ErrorBody, FrameError, Header, Incoming, Kind, Reassembly},
 };
+
+/// How long a connection that waits for memory may go without looking at the
+/// drain.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Our state machine over one connection.
 pub(super) struct Session {
@@ -27,6 +36,8 @@ pub(super) struct Session {
     active: Instant,
     /// When the thread began to wait for the rest of a message.
     midway_since: Option<Instant>,
+    /// Memory of the buffer beyond its first size.
+    charge: Charge,
 }
 
 /// Why a session is over.
@@ -50,7 +61,8 @@ impl Session {
     pub(super) fn new(shared: Arc<Shared>, connection: Arc<Connection>) -> Self {
         let settings = &shared.settings;
         let buffer = Reassembly::new(settings.max_message_size, settings.read_buffer_size);
-        Self { buffer, connection, active: Instant::now(), midway_since: None, shared }
+        let charge = Charge::none(&settings.memory);
+        Self { buffer, connection, active: Instant::now(), midway_since: None, charge, shared }
     }
 
     /// Serves until the end, and ends in order.
@@ -140,6 +152,7 @@ impl Session {
     /// Waits for bytes: for the rest of a message until `read_timeout` after
     /// the thread began to wait for it, else until `idle_timeout`.
     fn read(&mut self) -> Result<usize, End> {
+        self.room()?;
         let settings = &self.shared.settings;
         let midway = self.buffer.is_midway();
         self.connection.waits(midway);
@@ -165,6 +178,51 @@ impl Session {
                 Err(End::Notice(code, format!("{setting} within {} ms", timeout.as_millis())))
             }
             Err(error) => Err(End::Io(error)),
+        }
+    }
+
+    /// Sees to it that there is memory for the next read. While the server
+    /// has none it does not read, so no read deadline runs; it gives up after
+    /// as long.
+    fn room(&mut self) -> Result<(), End> {
+        let settings = &self.shared.settings;
+        let wanted = self.buffer.next_capacity().saturating_sub(settings.read_buffer_size);
+        if wanted <= self.charge.held() {
+            if wanted < self.charge.held() {
+                self.charge.set(wanted);
+            }
+            return Ok(());
+        }
+        let begun = Instant::now();
+        while !self.charge.raise_until(wanted, Instant::now() + LOOK_EVERY) {
+            if self.connection.draining() || begun.elapsed() >= settings.read_timeout {
+                self.answer_unread();
+                self.flush()?;
+                let message = format!(
+                    "no memory for the rest of a message within {} ms; {} bytes of {} are taken",
+                    begun.elapsed().as_millis(),
+                    settings.memory.used(),
+                    settings.memory.limit()
+                );
+                return Err(End::Notice(Code::ServerBusy, message));
+            }
+        }
+        if let Some(since) = &mut self.midway_since {
+            *since += begun.elapsed();
+        }
+        Ok(())
+    }
+
+    /// The request whose end can't be read was not begun, and is told so if
+    /// its header line is there.
+    fn answer_unread(&self) {
+        let header = Header::parse(self.buffer.partial()).ok().map(|(header, _)| header);
+        if header.is_some_and(|header| header.kind == Kind::Request && header.request_id.is_some()) {
+            let body = ErrorBody::server(Code::ServiceUnavailable, "the server's memory is used up; nothing ran")
+                .with_details(&serde_json::json!({"retryAfterMs": RETRY_WHEN_BUSY_MS}));
+            self.connection.request_read();
+            self.shared.metrics.count_error(Some(Code::ServiceUnavailable));
+            self.connection.answer(&Reply { header, outcome: Outcome::Error(Some(Code::ServiceUnavailable), body) });
         }
     }
 

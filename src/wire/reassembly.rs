@@ -63,18 +63,42 @@ impl Reassembly {
 
     /// Room for the next read; never empty.
     pub fn spare(&mut self) -> &mut [u8] {
-        if self.parsed == self.filled && self.start == self.assembled {
-            self.restart();
+        let capacity = self.next_capacity();
+        if self.is_empty() {
+            self.restart(capacity);
         } else if self.filled == self.buf.len() {
             self.compact();
-            if self.buf.len() - self.filled < self.buf.len() / 4 {
-                let bound = self.max_message_size + FRAME_HEADER_SIZE + self.read_size;
-                let grown = (self.buf.len() * 2).min(bound).max(self.filled + self.read_size);
-                self.buf.resize(grown, 0);
-            }
+            self.buf.resize(capacity, 0);
         }
         self.invariants();
         &mut self.buf[self.filled..]
+    }
+
+    /// Memory that the buffer will have once [`Reassembly::spare`] was
+    /// called, in bytes. Whoever has to ask for memory asks before.
+    #[must_use]
+    pub fn next_capacity(&self) -> usize {
+        if self.is_empty() {
+            let large = self.buf.len() > KEPT_SIZE.max(self.read_size);
+            return if large { self.read_size } else { self.buf.len() };
+        }
+        let held = (self.assembled - self.start) + (self.filled - self.parsed);
+        if self.filled < self.buf.len() || self.buf.len() - held >= self.buf.len() / 4 {
+            return self.buf.len();
+        }
+        let bound = self.max_message_size + FRAME_HEADER_SIZE + self.read_size;
+        (self.buf.len() * 2).min(bound).max(held + self.read_size)
+    }
+
+    /// What has arrived of a message that is not whole: its header line is at
+    /// the beginning.
+    #[must_use]
+    pub fn partial(&self) -> &[u8] {
+        if self.piece.is_some() {
+            return &self.buf[self.start..self.assembled];
+        }
+        let body = (self.parsed + FRAME_HEADER_SIZE).min(self.filled);
+        &self.buf[body..self.filled]
     }
 
     /// Takes note that a read put `count` bytes into [`Reassembly::spare`].
@@ -158,11 +182,15 @@ impl Reassembly {
         self.invariants();
     }
 
+    fn is_empty(&self) -> bool {
+        self.parsed == self.filled && self.start == self.assembled
+    }
+
     /// Nothing is held: back to the front, and large memory back.
-    fn restart(&mut self) {
+    fn restart(&mut self, capacity: usize) {
         (self.start, self.assembled, self.parsed, self.filled) = (0, 0, 0, 0);
-        if self.buf.len() > KEPT_SIZE.max(self.read_size) {
-            self.buf = vec![0; self.read_size];
+        if self.buf.len() != capacity {
+            self.buf = vec![0; capacity];
         }
     }
 
@@ -203,11 +231,13 @@ mod tests {
         let (mut out, mut rest) = (Vec::new(), stream);
         let mut sizes = chunks.iter().cycle();
         while !rest.is_empty() {
+            let announced = buffer.next_capacity();
             let spare = buffer.spare();
             let size = (*sizes.next().unwrap()).clamp(1, spare.len()).min(rest.len());
             spare[..size].copy_from_slice(&rest[..size]);
             rest = &rest[size..];
             buffer.advance(size);
+            assert_eq!(buffer.capacity(), announced);
             assert!(buffer.capacity() <= 2 * (LIMIT + FRAME_HEADER_SIZE + READ), "{}", buffer.capacity());
             loop {
                 match buffer.next() {
@@ -281,6 +311,19 @@ mod tests {
             let (out, result, midway) = feed(&stream, &[chunk]);
             assert_eq!((result, midway, out.len()), (Ok(()), false, 1));
             assert_eq!(out[0].as_ref().unwrap().0.len(), LIMIT);
+        }
+    }
+
+    #[test]
+    fn the_beginning_of_a_message_can_be_read_before_its_end() {
+        let whole = frame(0, b"REQUEST and more");
+        let pieces = [frame(4, b"REQUEST"), frame(0, b" and more")[..10].to_vec()].concat();
+        for (stream, expected) in [(&whole[..12], "REQU"), (&whole[..5], ""), (&pieces[..], "REQUEST")] {
+            let mut buffer = Reassembly::new(LIMIT, 64);
+            buffer.spare()[..stream.len()].copy_from_slice(stream);
+            buffer.advance(stream.len());
+            assert_eq!(buffer.next(), Ok(None));
+            assert_eq!(buffer.partial(), expected.as_bytes());
         }
     }
 

@@ -3,15 +3,16 @@
 use std::{fs, path::Path};
 
 /// Each module and the modules of the project that it may use.
-const MAY_USE: [(&str, &[&str]); 13] = [
+const MAY_USE: [(&str, &[&str]); 14] = [
     ("wire", &[]),
     ("transport", &[]),
     ("config", &[]),
     ("metrics", &["wire"]),
     ("budget", &[]),
-    ("host", &["config", "wire"]),
+    ("store", &[]),
+    ("host", &["config", "store", "wire"]),
     ("sandbox", &["budget", "config", "host", "wire"]),
-    ("catalog", &["config", "host", "metrics", "sandbox", "wire"]),
+    ("catalog", &["config", "host", "metrics", "sandbox", "store", "wire"]),
     ("dispatch", &["catalog", "host", "metrics", "sandbox", "wire"]),
     ("server", &["budget", "dispatch", "host", "metrics", "sandbox", "transport", "wire"]),
     ("admin", &["metrics", "wire"]),
@@ -30,6 +31,7 @@ const MAY_USE: [(&str, &[&str]); 13] = [
             "server",
             "transport",
             "wire",
+            "store",
         ],
     ),
 ];

@@ -1,0 +1,210 @@
+//! Group commit: of the threads that want to write, one leads and commits for
+//! all that wait.
+
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use redb::{Database, Durability, ReadableTable as _, Table};
+
+use super::{StoreError, USED, VALUES};
+
+/// Writes that are committed together at most.
+const MAX_GROUP: usize = 256;
+
+/// Keys and their new values; none removes.
+pub(super) type Pairs = Vec<(String, Option<Vec<u8>>)>;
+
+/// One write of one service.
+pub(super) struct Op {
+    pub(super) service: Arc<str>,
+    pub(super) quota: u64,
+    pub(super) bucket: Box<str>,
+    pub(super) change: Change,
+}
+
+pub(super) enum Change {
+    Put(Pairs),
+    Increment { key: String, delta: i64 },
+    Swap { key: String, expected: Option<Vec<u8>>, value: Vec<u8> },
+}
+
+/// What came of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Done {
+    Written,
+    Number(i64),
+    Swapped(bool),
+}
+
+type Outcome = Result<Done, StoreError>;
+
+/// Writes that wait. Each belongs to a thread that waits with it, so there
+/// are never more than threads.
+#[derive(Default)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Arc<Ticket>>,
+    /// A thread commits.
+    led: bool,
+}
+
+struct Ticket {
+    op: Op,
+    outcome: Mutex<Option<Outcome>>,
+}
+
+impl Queue {
+    /// Has a write committed, by this thread or by another. One that has no
+    /// turn before its deadline is withdrawn; one that has waits for its end.
+    pub(super) fn submit(
+        &self,
+        op: Op,
+        deadline: Instant,
+        commit: impl Fn(&[&Op]) -> Result<Vec<Outcome>, StoreError>,
+    ) -> Outcome {
+        let ticket = Arc::new(Ticket { op, outcome: Mutex::default() });
+        let mut state = self.lock();
+        state.waiting.push_back(Arc::clone(&ticket));
+        loop {
+            if let Some(outcome) = ticket.outcome.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                return outcome;
+            }
+            let place = state.waiting.iter().position(|waiting| Arc::ptr_eq(waiting, &ticket));
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            match place {
+                Some(place) if remaining.is_zero() => {
+                    state.waiting.remove(place);
+                    return Err(StoreError::Busy);
+                }
+                Some(_) if !state.led => {
+                    state.led = true;
+                    let count = state.waiting.len().min(MAX_GROUP);
+                    let group: Vec<_> = state.waiting.drain(..count).collect();
+                    drop(state);
+                    lead(&group, &commit);
+                    state = self.lock();
+                    state.led = false;
+                    self.changed.notify_all();
+                }
+                Some(_) => {
+                    state = self.changed.wait_timeout(state, remaining).unwrap_or_else(PoisonError::into_inner).0;
+                }
+                // Taken: it may be committed, so only its outcome counts now.
+                None => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Commits a group and hands each its outcome, whatever happens.
+fn lead(group: &[Arc<Ticket>], commit: impl Fn(&[&Op]) -> Result<Vec<Outcome>, StoreError>) {
+    let ops: Vec<_> = group.iter().map(|ticket| &ticket.op).collect();
+    let outcomes = catch_unwind(AssertUnwindSafe(|| commit(&ops)))
+        .unwrap_or_else(|_| Err(StoreError::Io("defect while writing".into())));
+    let outcomes = outcomes.unwrap_or_else(|error| vec![Err(error); group.len()]);
+    for (ticket, outcome) in group.iter().zip(outcomes) {
+        *ticket.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+    }
+}
+
+/// Writes a group in one transaction. One that fails by its own fault leaves
+/// the others alone; an error of the disk is everybody's.
+pub(super) fn apply(database: &Database, ops: &[&Op]) -> Result<Vec<Outcome>, StoreError> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    // Services choose what is written: with two phases a commit that a crash
+    // cuts off can't be made to look like a whole one. Implied by the other,
+    // which keeps opening after a crash short.
+    transaction.set_two_phase_commit(true);
+    transaction.set_quick_repair(true);
+    let mut outcomes = Vec::with_capacity(ops.len());
+    {
+        let mut values = transaction.open_table(VALUES)?;
+        let mut used = transaction.open_table(USED)?;
+        for op in ops {
+            match op.apply(&mut values, &mut used) {
+                Err(error) if error.needs_reopening() => return Err(error),
+                outcome => outcomes.push(outcome),
+            }
+        }
+    }
+    transaction.commit()?;
+    Ok(outcomes)
+}
+
+type Values<'txn> = Table<'txn, (&'static str, &'static str, &'static str), &'static [u8]>;
+type Used<'txn> = Table<'txn, &'static str, u64>;
+
+impl Op {
+    /// Checks first and writes then, so that it has its whole effect or none.
+    fn apply(&self, values: &mut Values<'_>, used: &mut Used<'_>) -> Outcome {
+        match &self.change {
+            Change::Put(pairs) => {
+                let pairs: Vec<_> = pairs.iter().map(|(key, value)| (&**key, value.as_deref())).collect();
+                self.put(&pairs, values, used).map(|()| Done::Written)
+            }
+            Change::Increment { key, delta } => {
+                let before = self.value(key, values)?;
+                let before = before.map_or(Some(0), |text| std::str::from_utf8(&text).ok()?.parse::<i64>().ok());
+                let sum = before.and_then(|number| number.checked_add(*delta)).ok_or(StoreError::NotANumber)?;
+                self.put(&[(key, Some(sum.to_string().as_bytes()))], values, used)?;
+                Ok(Done::Number(sum))
+            }
+            Change::Swap { key, expected, value } => {
+                if self.value(key, values)? != *expected {
+                    return Ok(Done::Swapped(false));
+                }
+                self.put(&[(key, Some(value))], values, used)?;
+                Ok(Done::Swapped(true))
+            }
+        }
+    }
+
+    fn value(&self, key: &str, values: &Values<'_>) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(values.get((&*self.service, &*self.bucket, key))?.map(|value| value.value().to_vec()))
+    }
+
+    fn put(
+        &self,
+        pairs: &[(&str, Option<&[u8]>)],
+        values: &mut Values<'_>,
+        used: &mut Used<'_>,
+    ) -> Result<(), StoreError> {
+        let before = used.get(&*self.service)?.map_or(0, |used| used.value());
+        // Of a key that stands twice the last one counts.
+        let last: std::collections::BTreeMap<_, _> = pairs.iter().copied().collect();
+        let size = |key: &str, value: Option<usize>| value.map_or(0, |value| (key.len() + value) as u64);
+        let (mut wanted, mut grows) = (before, false);
+        for (key, value) in &last {
+            let old = values.get((&*self.service, &*self.bucket, *key))?.map(|value| value.value().len());
+            let new = size(key, value.map(<[u8]>::len));
+            grows |= new > size(key, old);
+            wanted = (wanted + new).saturating_sub(size(key, old));
+        }
+        if grows && wanted > self.quota {
+            return Err(StoreError::Quota { wanted, limit: self.quota });
+        }
+        for (key, value) in last {
+            let place = (&*self.service, &*self.bucket, key);
+            match value {
+                Some(value) => drop(values.insert(place, value)?),
+                None => drop(values.remove(place)?),
+            }
+        }
+        used.insert(&*self.service, wanted)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,332 @@
+//! The store behind `wasi:keyvalue`: values by service, bucket and key in one
+//! file (redb), durable before they are acknowledged, with a quota for each
+//! service.
+//!
+//! Reads never wait for writers. Writers that come at the same time are
+//! committed together (`commit`), because making anything durable costs one
+//! flush of the disk, whatever the number.
+
+mod commit;
+mod error;
+mod transfer;
+
+use std::{
+    fs,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::Path,
+    sync::{Arc, PoisonError, RwLock},
+    time::Instant,
+};
+
+use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, backends::FileBackend};
+
+use commit::{Change, Done, Op, Queue};
+pub use error::StoreError;
+
+/// Longest key in bytes; an empty one is refused too.
+pub const MAX_KEY: usize = 1024;
+/// Largest value in bytes.
+pub const MAX_VALUE: usize = 1024 * 1024;
+/// Longest name of a bucket in bytes.
+pub const MAX_BUCKET: usize = 64;
+/// Keys in one batch.
+pub const MAX_BATCH: usize = 1000;
+/// Keys in one page of a listing.
+const MAX_PAGE: usize = 1000;
+/// What one batch reads or writes, and one page lists, in bytes.
+const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// Version of the tables below, in the file under `format`.
+const FORMAT: u64 = 1;
+
+/// (service, bucket, key) to value.
+const VALUES: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("values");
+/// Bytes of keys and values of each service.
+const USED: TableDefinition<'_, &str, u64> = TableDefinition::new("used");
+/// About the file itself.
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+
+/// The store of one server.
+pub struct Store {
+    /// None after an error from which opening again did not recover; the next
+    /// one who comes tries.
+    database: RwLock<Option<Database>>,
+    open: Box<dyn Fn() -> Result<Database, StoreError> + Send + Sync>,
+    queue: Queue,
+}
+
+impl Store {
+    /// Opens the file, or makes it, for this user alone.
+    ///
+    /// # Errors
+    /// Another process has it open, it is of another format, or the system
+    /// refuses.
+    pub fn open(file: &Path, cache: usize) -> Result<Arc<Self>, StoreError> {
+        if let Some(dir) = file.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        }
+        let path = file.to_owned();
+        Self::with(move || {
+            let file =
+                fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            Ok(Builder::new().set_cache_size(cache).create_with_backend(FileBackend::new(file)?)?)
+        })
+    }
+
+    fn with(open: impl Fn() -> Result<Database, StoreError> + Send + Sync + 'static) -> Result<Arc<Self>, StoreError> {
+        let database = open()?;
+        prepare(&database)?;
+        Ok(Arc::new(Self { database: RwLock::new(Some(database)), open: Box::new(open), queue: Queue::default() }))
+    }
+
+    /// What one service sees of it.
+    #[must_use]
+    pub fn namespace(self: &Arc<Self>, service: &str, quota: u64) -> Namespace {
+        Namespace { store: Arc::clone(self), service: service.into(), quota }
+    }
+
+    /// Works with the database. After an error of the disk redb refuses to go
+    /// on, so the file is opened again, now or by who comes next.
+    fn work<T>(&self, work: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let closed = self.database.read().unwrap_or_else(PoisonError::into_inner).is_none();
+        if closed {
+            self.reopen()?;
+        }
+        let result = {
+            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            database.as_ref().map_or_else(|| Err(StoreError::Io("it could not be opened again".into())), work)
+        };
+        if result.as_ref().is_err_and(StoreError::needs_reopening) {
+            // The error is this one's; opening again is for the next.
+            let _ = self.reopen();
+        }
+        result
+    }
+
+    fn reopen(&self) -> Result<(), StoreError> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        // The old one holds the lock of the file.
+        drop(database.take());
+        let opened = (self.open)()?;
+        prepare(&opened)?;
+        *database = Some(opened);
+        Ok(())
+    }
+}
+
+/// Makes the tables of a new file, and refuses one of another format.
+fn prepare(database: &Database) -> Result<(), StoreError> {
+    let transaction = database.begin_write()?;
+    {
+        let mut meta = transaction.open_table(META)?;
+        let format = meta.get("format")?.map(|format| format.value());
+        match format {
+            Some(FORMAT) => {}
+            Some(found) => return Err(StoreError::Format { found, known: FORMAT }),
+            None => drop(meta.insert("format", FORMAT)?),
+        }
+        transaction.open_table(VALUES)?;
+        transaction.open_table(USED)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// One service's part of the store.
+#[derive(Clone)]
+pub struct Namespace {
+    store: Arc<Store>,
+    service: Arc<str>,
+    /// Bytes of keys and values in all buckets.
+    quota: u64,
+}
+
+/// Some keys of a bucket, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyPage {
+    /// The keys.
+    pub keys: Vec<String>,
+    /// Where the next page begins, if there is one.
+    pub next: Option<String>,
+}
+
+impl Namespace {
+    /// The value of a key, if there is one.
+    ///
+    /// # Errors
+    /// The key or bucket breaks its bounds, or the disk fails; likewise below.
+    pub fn get(&self, bucket: &str, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        check_key(bucket, key)?;
+        self.read(|values| Ok(values.get((&*self.service, bucket, key))?.map(|value| value.value().to_vec())))
+    }
+
+    /// Whether a key has a value.
+    ///
+    /// # Errors
+    /// As [`Namespace::get`].
+    pub fn exists(&self, bucket: &str, key: &str) -> Result<bool, StoreError> {
+        check_key(bucket, key)?;
+        self.read(|values| Ok(values.get((&*self.service, bucket, key))?.is_some()))
+    }
+
+    /// The values of several keys, as they are at one time.
+    ///
+    /// # Errors
+    /// As [`Namespace::get`]; too many or too large together.
+    pub fn get_many(&self, bucket: &str, keys: &[String]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        check_batch(keys.len())?;
+        keys.iter().try_for_each(|key| check_key(bucket, key))?;
+        self.read(|values| {
+            let mut bytes = 0;
+            let mut one = |key: &String| {
+                let value = values.get((&*self.service, bucket, key.as_str()))?.map(|value| value.value().to_vec());
+                bytes += value.as_ref().map_or(0, Vec::len);
+                if bytes > MAX_BATCH_BYTES { Err(batch_too_large(bytes)) } else { Ok(value) }
+            };
+            keys.iter().map(&mut one).collect()
+        })
+    }
+
+    /// Keys of a bucket in order, from one on.
+    ///
+    /// # Errors
+    /// As [`Namespace::get`].
+    pub fn list(&self, bucket: &str, from: Option<&str>) -> Result<KeyPage, StoreError> {
+        check_bucket(bucket)?;
+        self.read(|values| {
+            let mut page = KeyPage { keys: Vec::new(), next: None };
+            let mut bytes = 0;
+            for entry in values.range((&*self.service, bucket, from.unwrap_or_default())..)? {
+                let (place, _) = entry?;
+                let (service, its_bucket, key) = place.value();
+                if service != &*self.service || its_bucket != bucket {
+                    break;
+                }
+                bytes += key.len();
+                if page.keys.len() == MAX_PAGE || bytes > MAX_BATCH_BYTES {
+                    page.next = Some(key.to_owned());
+                    break;
+                }
+                page.keys.push(key.to_owned());
+            }
+            Ok(page)
+        })
+    }
+
+    /// Sets a value.
+    ///
+    /// # Errors
+    /// As [`Namespace::get`]; over the quota; no turn before the deadline, and
+    /// then nothing was written.
+    pub fn set(&self, bucket: &str, key: String, value: Vec<u8>, deadline: Instant) -> Result<(), StoreError> {
+        self.set_many(bucket, vec![(key, value)], deadline)
+    }
+
+    /// Removes a key; one without a value is no error.
+    ///
+    /// # Errors
+    /// As [`Namespace::set`].
+    pub fn delete(&self, bucket: &str, key: String, deadline: Instant) -> Result<(), StoreError> {
+        self.delete_many(bucket, vec![key], deadline)
+    }
+
+    /// Sets several values, all or none.
+    ///
+    /// # Errors
+    /// As [`Namespace::set`].
+    pub fn set_many(&self, bucket: &str, pairs: Vec<(String, Vec<u8>)>, deadline: Instant) -> Result<(), StoreError> {
+        let bytes: usize = pairs.iter().map(|(key, value)| key.len() + value.len()).sum();
+        if bytes > MAX_BATCH_BYTES {
+            return Err(batch_too_large(bytes));
+        }
+        pairs.iter().try_for_each(|(_, value)| check_value(value))?;
+        self.put(bucket, pairs.into_iter().map(|(key, value)| (key, Some(value))).collect(), deadline)
+    }
+
+    /// Removes several keys, all or none.
+    ///
+    /// # Errors
+    /// As [`Namespace::set`].
+    pub fn delete_many(&self, bucket: &str, keys: Vec<String>, deadline: Instant) -> Result<(), StoreError> {
+        self.put(bucket, keys.into_iter().map(|key| (key, None)).collect(), deadline)
+    }
+
+    fn put(&self, bucket: &str, pairs: commit::Pairs, deadline: Instant) -> Result<(), StoreError> {
+        check_batch(pairs.len())?;
+        pairs.iter().try_for_each(|(key, _)| check_key(bucket, key))?;
+        self.write(bucket, Change::Put(pairs), deadline).map(drop)
+    }
+
+    /// Adds to a number, which is kept as decimal text, and returns the sum.
+    /// A key without a value counts as zero.
+    ///
+    /// # Errors
+    /// As [`Namespace::set`]; the value is no number, or the sum too large.
+    pub fn increment(&self, bucket: &str, key: String, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
+        check_key(bucket, &key)?;
+        match self.write(bucket, Change::Increment { key, delta }, deadline)? {
+            Done::Number(sum) => Ok(sum),
+            Done::Written | Done::Swapped(_) => Err(StoreError::Io("unexpected outcome".into())),
+        }
+    }
+
+    /// Sets a value if the present one is as expected; says whether it was.
+    ///
+    /// # Errors
+    /// As [`Namespace::set`].
+    pub fn swap(
+        &self,
+        bucket: &str,
+        key: String,
+        expected: Option<Vec<u8>>,
+        value: Vec<u8>,
+        deadline: Instant,
+    ) -> Result<bool, StoreError> {
+        check_key(bucket, &key)?;
+        check_value(&value)?;
+        match self.write(bucket, Change::Swap { key, expected, value }, deadline)? {
+            Done::Swapped(swapped) => Ok(swapped),
+            Done::Written | Done::Number(_) => Err(StoreError::Io("unexpected outcome".into())),
+        }
+    }
+
+    fn write(&self, bucket: &str, change: Change, deadline: Instant) -> Result<Done, StoreError> {
+        let op = Op { service: Arc::clone(&self.service), quota: self.quota, bucket: bucket.into(), change };
+        self.store.queue.submit(op, deadline, |ops| self.store.work(|database| commit::apply(database, ops)))
+    }
+
+    fn read<T>(
+        &self,
+        read: impl Fn(
+            &redb::ReadOnlyTable<(&'static str, &'static str, &'static str), &'static [u8]>,
+        ) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.store.work(|database| read(&database.begin_read()?.open_table(VALUES)?))
+    }
+}
+
+fn check_bucket(bucket: &str) -> Result<(), StoreError> {
+    let fine = bucket.len() <= MAX_BUCKET
+        && bucket.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    if fine { Ok(()) } else { Err(StoreError::Bucket) }
+}
+
+fn check_key(bucket: &str, key: &str) -> Result<(), StoreError> {
+    check_bucket(bucket)?;
+    if (1..=MAX_KEY).contains(&key.len()) { Ok(()) } else { Err(StoreError::Key { size: key.len() }) }
+}
+
+fn check_value(value: &[u8]) -> Result<(), StoreError> {
+    if value.len() <= MAX_VALUE { Ok(()) } else { Err(StoreError::Value { size: value.len() }) }
+}
+
+fn check_batch(count: usize) -> Result<(), StoreError> {
+    if count <= MAX_BATCH { Ok(()) } else { Err(StoreError::Batch { size: count, limit: MAX_BATCH, unit: "keys" }) }
+}
+
+fn batch_too_large(bytes: usize) -> StoreError {
+    StoreError::Batch { size: bytes, limit: MAX_BATCH_BYTES, unit: "bytes" }
+}
+
+#[cfg(test)]
+mod tests;

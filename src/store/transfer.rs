@@ -1,0 +1,105 @@
+//! Backup: the whole store as lines of JSON, and back.
+
+use std::io::{BufRead, Read as _, Write};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use redb::{ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
+use serde::{Deserialize, Serialize};
+
+use super::{FORMAT, MAX_KEY, MAX_VALUE, Store, StoreError, USED, VALUES};
+
+/// What stands in the first line.
+const KIND: &str = "mb-server store";
+
+/// Longest line: a value in base64, a key that is all escapes, and words.
+const MAX_LINE: u64 = (MAX_VALUE / 3 * 4 + 6 * MAX_KEY + 1024) as u64;
+
+/// One line of a backup.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged, deny_unknown_fields)]
+enum Line {
+    First { kind: String, format: u64 },
+    Entry { service: String, bucket: String, key: String, value: String },
+    Last { entries: u64 },
+}
+
+impl Store {
+    /// Writes everything, as it is at one time; says how many entries.
+    ///
+    /// # Errors
+    /// The disk or the writer fails.
+    pub fn export(&self, out: &mut dyn Write) -> Result<u64, StoreError> {
+        let transaction = self.work(|database| Ok(database.begin_read()?))?;
+        let values = transaction.open_table(VALUES)?;
+        line(out, &Line::First { kind: KIND.into(), format: FORMAT })?;
+        let mut entries = 0;
+        for entry in values.iter()? {
+            let (place, value) = entry?;
+            let (service, bucket, key) = place.value();
+            let value = BASE64_STANDARD.encode(value.value());
+            line(out, &Line::Entry { service: service.into(), bucket: bucket.into(), key: key.into(), value })?;
+            entries += 1;
+        }
+        line(out, &Line::Last { entries })?;
+        out.flush()?;
+        Ok(entries)
+    }
+
+    /// Reads a backup into this store, all of it or nothing; says how many
+    /// entries.
+    ///
+    /// # Errors
+    /// The backup is broken or cut off; the store is not empty and `merge` is
+    /// not asked for, which lets the backup's values win; the disk fails.
+    pub fn import(&self, input: &mut dyn BufRead, merge: bool) -> Result<u64, StoreError> {
+        let refuse = |error: &str| StoreError::Import(error.into());
+        self.work(|database| {
+            let transaction = database.begin_write()?;
+            let mut entries = 0;
+            {
+                let mut values = transaction.open_table(VALUES)?;
+                let mut used = transaction.open_table(USED)?;
+                if !merge && !values.is_empty()? {
+                    return Err(refuse("the store is not empty; --merge lets the backup's values win"));
+                }
+                match read_line(input, 1)? {
+                    Line::First { kind, format: FORMAT } if kind == KIND => {}
+                    Line::First { format, .. } => return Err(StoreError::Format { found: format, known: FORMAT }),
+                    _ => return Err(refuse("line 1 does not say that this is a backup")),
+                }
+                loop {
+                    match read_line(input, entries + 2)? {
+                        Line::Entry { service, bucket, key, value } => {
+                            let value = BASE64_STANDARD.decode(value).map_err(|e| refuse(&e.to_string()))?;
+                            let place = (&*service, &*bucket, &*key);
+                            let old = values.insert(place, &*value)?.map(|old| key.len() + old.value().len());
+                            let before = used.get(&*service)?.map_or(0, |used| used.value());
+                            let sum = before + (key.len() + value.len()) as u64 - old.unwrap_or(0) as u64;
+                            used.insert(&*service, sum)?;
+                            entries += 1;
+                        }
+                        Line::Last { entries: announced } if announced == entries => break,
+                        _ => return Err(refuse("the last line does not fit the number of entries")),
+                    }
+                }
+            }
+            transaction.commit()?;
+            Ok(entries)
+        })
+    }
+}
+
+fn line(out: &mut dyn Write, line: &Line) -> Result<(), StoreError> {
+    let mut text = serde_json::to_string(line).map_err(|e| StoreError::Io(e.to_string()))?;
+    text.push('\n');
+    Ok(out.write_all(text.as_bytes())?)
+}
+
+fn read_line(input: &mut dyn BufRead, number: u64) -> Result<Line, StoreError> {
+    let mut text = String::new();
+    input.take(MAX_LINE + 1).read_line(&mut text)?;
+    if text.is_empty() {
+        return Err(StoreError::Import(format!("it ends before line {number}, so it was cut off")));
+    }
+    serde_json::from_str(&text).map_err(|_| StoreError::Import(format!("line {number} is not one of a backup")))
+}
