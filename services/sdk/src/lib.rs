@@ -35,12 +35,21 @@
 //! # }
 //! ```
 //!
+//! What a service may use beside processor and memory is in [`log`],
+//! [`config`], [`keyvalue`] and [`calls`]. A component imports what it uses
+//! and nothing else, and each import but that of the log needs a grant of the
+//! operator.
+//!
 //! See [`service!`] for what the macro takes, [`Arguments`] and [`Answer`] for
 //! what a function may take and answer.
 
+pub mod calls;
+pub mod config;
 pub mod context;
 mod describe;
 mod handler;
+pub mod keyvalue;
+pub mod log;
 mod macros;
 mod payload;
 
@@ -57,9 +66,12 @@ pub use handler::{Answer, Arguments, call};
 pub mod bindings {
     wit_bindgen::generate!({
         path: "../../wit",
-        world: "service",
+        world: "full",
+        generate_all,
         pub_export_macro: true,
         additional_derives: [PartialEq, Eq],
+        // Holds a handle, which is never equal to another.
+        additional_derives_ignore: ["cas-error"],
     });
 }
 

@@ -1,0 +1,28 @@
+//! Values and secrets that the operator gives this service: the grants
+//! `config` and `secrets`.
+
+use std::str::FromStr;
+
+use crate::{Failure, bindings::wasi::config::store};
+
+/// The value of a key, if the operator gives one.
+///
+/// # Errors
+/// `CONFIG_FAILED` if the server can't read it.
+pub fn get(key: &str) -> Result<Option<String>, Failure> {
+    store::get(key).map_err(|error| {
+        let (store::Error::Upstream(error) | store::Error::Io(error)) = error;
+        Failure::new("CONFIG_FAILED", format!("{key}: {error}"))
+    })
+}
+
+/// The value of a key as another type, or the default where there is none.
+///
+/// # Errors
+/// `CONFIG_FAILED` if the value is not of that type.
+pub fn get_or<T: FromStr>(key: &str, default: T) -> Result<T, Failure> {
+    match get(key)? {
+        None => Ok(default),
+        Some(text) => text.parse().map_err(|_| Failure::new("CONFIG_FAILED", format!("{key} has a wrong value"))),
+    }
+}

@@ -1,0 +1,143 @@
+//! Durable values of this service: the grant `keyvalue`.
+//!
+//! Keys are texts of 1 to 1,024 bytes, values bytes, at most 1 MiB. What was
+//! written is on the disk before the function returns. Buckets need not be
+//! made: each name is one.
+
+use crate::{
+    Failure,
+    bindings::wasi::keyvalue::{atomics, batch, store},
+};
+
+pub use store::Error;
+
+/// A set of keys.
+pub struct Bucket(store::Bucket);
+
+impl Bucket {
+    /// Opens a bucket: at most 64 letters, digits, `.`, `_` and `-`, or none.
+    ///
+    /// # Errors
+    /// The name breaks that, or the store fails.
+    pub fn open(name: &str) -> Result<Self, Error> {
+        store::open(name).map(Self)
+    }
+
+    /// The value of a key, if there is one.
+    ///
+    /// # Errors
+    /// The key breaks its bounds, or the store fails; likewise below.
+    pub fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
+        self.0.get(key)
+    }
+
+    /// Whether a key has a value.
+    ///
+    /// # Errors
+    /// As [`Bucket::get`].
+    pub fn exists(&self, key: &str) -> Result<bool, Error> {
+        self.0.exists(key)
+    }
+
+    /// Sets a value.
+    ///
+    /// # Errors
+    /// As [`Bucket::get`]; the quota is used up.
+    pub fn set(&self, key: &str, value: &[u8]) -> Result<(), Error> {
+        self.0.set(key, value)
+    }
+
+    /// Removes a key; one without a value is no error.
+    ///
+    /// # Errors
+    /// As [`Bucket::get`].
+    pub fn delete(&self, key: &str) -> Result<(), Error> {
+        self.0.delete(key)
+    }
+
+    /// All keys in order, read page by page.
+    pub fn keys(&self) -> Keys<'_> {
+        Keys { bucket: self, page: Vec::new().into_iter(), cursor: Some(None) }
+    }
+
+    /// Adds to a number, whatever other calls do meanwhile, and returns the
+    /// sum. A key without a value counts as 0; [`Bucket::get`] finds decimal
+    /// text.
+    ///
+    /// # Errors
+    /// As [`Bucket::set`]; the value is no number.
+    pub fn increment(&self, key: &str, delta: i64) -> Result<i64, Error> {
+        atomics::increment(&self.0, key, delta)
+    }
+
+    /// Sets a key to what a function makes of its value. The function is
+    /// called again if another call was quicker.
+    ///
+    /// # Errors
+    /// As [`Bucket::set`].
+    pub fn update(&self, key: &str, mut change: impl FnMut(Option<Vec<u8>>) -> Vec<u8>) -> Result<(), Error> {
+        let mut seen = atomics::Cas::new(&self.0, key)?;
+        loop {
+            let value = change(seen.current()?);
+            match atomics::swap(seen, &value) {
+                Ok(()) => return Ok(()),
+                Err(atomics::CasError::StoreError(error)) => return Err(error),
+                Err(atomics::CasError::CasFailed(now)) => seen = now,
+            }
+        }
+    }
+
+    /// Sets several values, all or none.
+    ///
+    /// # Errors
+    /// As [`Bucket::set`]; more than 1,000 keys or 4 MiB.
+    pub fn set_many(&self, pairs: &[(String, Vec<u8>)]) -> Result<(), Error> {
+        batch::set_many(&self.0, pairs)
+    }
+
+    /// Removes several keys, all or none.
+    ///
+    /// # Errors
+    /// As [`Bucket::set_many`].
+    pub fn delete_many(&self, keys: &[String]) -> Result<(), Error> {
+        batch::delete_many(&self.0, keys)
+    }
+}
+
+/// The keys of a bucket. Ends after an error.
+pub struct Keys<'a> {
+    bucket: &'a Bucket,
+    page: std::vec::IntoIter<String>,
+    /// Where the next page begins: none at the end, none inside at the start.
+    cursor: Option<Option<String>>,
+}
+
+impl Iterator for Keys<'_> {
+    type Item = Result<String, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(key) = self.page.next() {
+                return Some(Ok(key));
+            }
+            match self.bucket.0.list_keys(self.cursor.take()?.as_deref()) {
+                Err(error) => return Some(Err(error)),
+                Ok(page) => {
+                    self.page = page.keys.into_iter();
+                    self.cursor = page.cursor.map(Some);
+                }
+            }
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let message = match error {
+            Error::NoSuchStore => "there is no such store".to_owned(),
+            Error::AccessDenied => "durable values are not granted".to_owned(),
+            Error::Other(message) => message,
+        };
+        Self::new("STORE_FAILED", message)
+    }
+}
