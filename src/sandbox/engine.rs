@@ -171,6 +171,8 @@ impl Allocation for Config {
             .max_core_instances_per_component(MAX_CORE_INSTANCES)
             .max_memories_per_component(memories)
             .max_tables_per_component(tables)
+            .max_memories_per_module(memories)
+            .max_tables_per_module(tables)
             .max_component_instance_size(1024 * 1024)
             .max_core_instance_size(1024 * 1024)
             .max_memory_size(config.largest_instance)

@@ -368,7 +368,7 @@ struct Turn<'a>(&'a Budget);
 
 impl<'a> Turn<'a> {
     fn take(turns: &'a Budget, deadline: Instant) -> Option<Self> {
-        turns.take_until(1, deadline).then_some(Self(turns))
+        turns.take_until(1, deadline).then(|| Self(turns))
     }
 }
 

@@ -68,6 +68,7 @@ impl Reassembly {
             self.restart(capacity);
         } else if self.filled == self.buf.len() {
             self.compact();
+            self.buf.reserve_exact(capacity - self.buf.len());
             self.buf.resize(capacity, 0);
         }
         self.invariants();

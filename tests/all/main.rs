@@ -5,9 +5,11 @@ mod support;
 
 mod admin;
 mod architecture;
+mod capabilities;
 mod cli;
 mod connections;
 mod drain;
+mod hostile;
 mod routing;
 mod sandbox;
 mod wire;

@@ -3,6 +3,8 @@
 //! repeated on the other side.
 #![allow(dead_code, missing_docs, reason = "shared by programs that each use a part")]
 
+pub mod wat;
+
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -115,6 +117,7 @@ impl Setup {
         command.args(["serve", "--port", "0", "--admin-port", "0", "--config"]).arg(file);
         command.arg("--services").arg(self.services());
         // One cache for all, so that each component is compiled once.
+        command.env("XDG_STATE_HOME", self.dir.path().join("state"));
         command.env("XDG_CACHE_HOME", self.binary.parent().unwrap().join("test-cache"));
         command
     }

@@ -1,0 +1,214 @@
+//! What services may use, once it is granted by name.
+
+use std::{fs, thread, time::Instant};
+
+use serde_json::json;
+
+use crate::{
+    BINARY,
+    support::{RawClient, Setup, frame},
+};
+
+fn granted() -> Setup {
+    Setup::new(BINARY)
+        .with_as("services", "granted/counter.wasm", "counter.wasm")
+        .with_as("services", "granted/order.wasm", "order.wasm")
+        .with("guests", "greedy.wasm")
+}
+
+const GRANTS: &str = r#"
+[services.counter.grants]
+keyvalue = true
+
+[services.greedy.grants]
+keyvalue = true
+calls = ["order.create", "hostile.sleep-spin"]
+"#;
+
+const ORDER_GRANTS: &str = "[services.order.grants]\ncalls = [\"calc.*\", \"counter.add\"]\n";
+
+const ORDER: &str =
+    r#"{"customer":"Ada","items":[{"name":"tea","price":250,"quantity":3},{"name":"cup","price":100,"quantity":2}]}"#;
+
+#[test]
+fn what_is_not_granted_is_not_loaded_and_the_way_out_is_said() {
+    let server = granted().start();
+    let failed = server.json("/readyz")["failedServices"].clone();
+    let error = |name: &str| {
+        let row = failed.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
+        row["error"].as_str().unwrap().to_owned()
+    };
+    for (name, import, setting) in [
+        ("counter", "wasi:keyvalue/store@0.2.0-draft2", "set keyvalue = true under [services.counter.grants]"),
+        ("order", "wasi:config/store@0.2.0-rc.1", "set config = "),
+    ] {
+        assert!(error(name).contains(import) && error(name).contains(setting), "{}", error(name));
+    }
+    assert_eq!(server.connect().ask("counter.add", "{\"name\":\"x\"}").code(), "SERVICE_UNAVAILABLE");
+}
+
+#[test]
+fn an_order_uses_all_of_them() {
+    let setup = granted();
+    let secret = setup.dir.path().join("currency");
+    fs::write(&secret, "CHF\n").unwrap();
+    let server = setup.set(GRANTS).set(&format!("{ORDER_GRANTS}secrets = {{ currency = {secret:?} }}")).start();
+    let mut client = server.connect();
+    client.request("order.create", "the-order", ORDER);
+    assert_eq!(client.message().json(), json!({"number": 1, "total": 950, "currency": "CHF"}));
+    let line = server.wait_for_log("order 1 of Ada");
+    assert!(line.contains("service=\"order\"") && line.contains("request_id=\"the-order\""), "{line}");
+    assert_eq!(client.ask("order.create", ORDER).json()["number"], 2);
+    assert_eq!(client.ask("order.create", "{\"customer\":\"Ada\",\"items\":[]}").code(), "EMPTY_ORDER");
+    let tour = client.ask("greedy.kv-tour", "").json();
+    assert_eq!(tour, json!({"keys": ["a", "c", "n"], "value": "1!", "number": 83, "left": false}));
+    assert_eq!(client.ask("counter.get", "{\"name\":\"orders\"}").text(), "{\"value\":2}", "each has its own");
+}
+
+#[test]
+fn calls_between_services_are_one_chain_and_end_together() {
+    let server = granted()
+        .set("log = \"debug\"")
+        .set(GRANTS)
+        .set(&format!("{ORDER_GRANTS}config = {{ currency = \"EUR\" }}"))
+        .start();
+    let mut client = server.connect();
+    for round in 0..100 {
+        client.request("order.create", &format!("order-{round}"), ORDER);
+        assert!(client.message().line.starts_with("RESPONSE"));
+    }
+    for round in 0..100 {
+        // Three calls, each with an id of its own, all under the order's.
+        let parent = format!("parent_request_id=\"order-{round}\"");
+        let ids: std::collections::BTreeSet<_> = (0..3)
+            .map(|_| {
+                let line = server.wait_for_log(&parent);
+                assert!(line.contains("call ended"), "{line}");
+                line.split("request_id=\"").nth(1).unwrap().split('"').next().unwrap().to_owned()
+            })
+            .collect();
+        assert_eq!(ids.len(), 3, "{ids:?}");
+        // The order's own line, and its end.
+        let own = format!(" request_id=\"order-{round}\" parent_request_id=\"-\"");
+        assert!(server.wait_for_log(&own).contains("of Ada"));
+        assert!(server.wait_for_log(&own).contains("call ended"));
+    }
+    let begun = Instant::now();
+    let slow = json!({"topic": "hostile.sleep-spin", "payload": {"ms": 60_000}});
+    client.request_within("greedy.call", "slow", 300, &slow.to_string());
+    let body = client.message().json();
+    assert_eq!((&body["code"], &body["details"]["phase"]), (&json!("TIMEOUT"), &json!("host-call")), "{body}");
+    assert!(begun.elapsed().as_millis() < 5000);
+    server.wait_for_log("parent_request_id=\"slow\"");
+}
+
+#[test]
+fn clocks_and_random_numbers_and_output_need_no_grant_but_those_of_the_rest() {
+    let server = granted().set(GRANTS).start();
+    let mut client = server.connect();
+    let nap = client.ask("greedy.nap", "{\"ms\":30}").json();
+    assert!(nap["ms"].as_u64().unwrap() >= 30 && nap["year"].as_u64().unwrap() >= 2026, "{nap}");
+    assert_eq!(client.ask("greedy.random", "").text(), "{\"different\":true}");
+    client.request("greedy.stdout", "printed", "\"half a line, \\nand \\u001b[1mmore\"");
+    assert_eq!(client.message().text(), "null");
+    let line = server.wait_for_log("half a line, ");
+    assert!(line.contains("source=\"stdout\"") && line.contains("request_id=\"printed\""), "{line}");
+    assert!(server.wait_for_log("more").contains("and \\u{1b}[1mmore"));
+}
+
+#[test]
+fn a_pinned_digest_lets_only_that_file_have_its_grants() {
+    let digest = "sha256:".to_owned() + &"0".repeat(64);
+    let pinned = format!("[services.counter.grants]\nkeyvalue = true\ndigest = \"{digest}\"");
+    let server = granted().set(&pinned).start();
+    let failed = server.json("/readyz").to_string();
+    assert!(failed.contains("its grants are for a file with digest sha256:0000"), "{failed}");
+    let setup = granted().set("sandbox.require_digest = true").set(GRANTS);
+    let refused = setup.command().output().unwrap();
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{text}");
+    assert!(text.contains("services.counter.grants.digest"), "{text}");
+}
+
+#[test]
+fn no_byte_of_one_service_is_seen_by_another() {
+    for isolation in ["request", "shared"] {
+        let server = Setup::new(BINARY)
+            .with("guests", "marker-a.wasm")
+            .with("guests", "marker-b.wasm")
+            .set(&format!("[services.default]\nisolation = \"{isolation}\""))
+            .start();
+        thread::scope(|scope| {
+            for start in 0..4 {
+                let mut client = server.connect();
+                scope.spawn(move || {
+                    for round in 0..125 {
+                        let name = if (start + round) % 2 == 0 { "marker-a" } else { "marker-b" };
+                        assert_eq!(client.ask(&format!("{name}.look"), "").text(), "{\"others\":0}", "{isolation}");
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn shared_instances_are_used_again_but_not_after_a_failure() {
+    let shared = "[services.hostile]\nisolation = \"shared\"\nmax_calls = 5";
+    let server = Setup::new(BINARY).set(shared).start();
+    let mut client = server.connect();
+    let mut count = || client.ask("hostile.remember", "").json()["count"].as_u64().unwrap();
+    assert_eq!((0..7).map(|_| count()).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 1, 2]);
+    for (action, timeout) in [("trap", 1000), ("spin", 100), ("allocate", 5000)] {
+        client.ask("hostile.remember", "");
+        client.request_within(&format!("hostile.{action}"), "1", timeout, "");
+        client.message().code();
+        assert_eq!(client.ask("hostile.remember", "").text(), "{\"count\":1}", "after {action}");
+    }
+    // A failure of the service's own is an answer like another.
+    client.ask("hostile.details", "");
+    assert_eq!(client.ask("hostile.remember", "").text(), "{\"count\":2}");
+}
+
+#[test]
+fn over_its_concurrency_a_call_waits_for_its_turn_within_its_deadline() {
+    let server = Setup::new(BINARY).set("[services.hostile]\nconcurrency = 1").start();
+    let mut busy = server.connect();
+    let mut waiting = server.connect();
+    busy.send(&frame(0, b"REQUEST:hostile.sleep-spin:1.0.0:1::20000\n{\"ms\":1500}"));
+    server.until("the first one runs", |server| {
+        server.json("/connections")["connections"].as_array().unwrap().iter().any(|row| row["inFlight"] == 1)
+    });
+    waiting.request_within("hostile.ok", "late", 100, "");
+    let refused = waiting.message();
+    assert_eq!(refused.code(), "SERVICE_UNAVAILABLE");
+    assert!(
+        refused.json()["details"]["retryAfterMs"].is_u64() && refused.text().contains("concurrency"),
+        "{refused:?}"
+    );
+    assert_eq!(waiting.ask("echo.say", "1").text(), "1", "others are served");
+    waiting.request_within("hostile.ok", "patient", 20_000, "");
+    assert_eq!(waiting.message().text(), "{\"ok\":true}");
+    let answer = busy.message();
+    assert!(answer.line.starts_with("RESPONSE"), "{answer:?}");
+}
+
+#[test]
+fn a_call_ends_at_the_limit_of_its_service() {
+    let server = Setup::new(BINARY).set("[services.hostile]\ntimeout = 200").start();
+    let mut client: RawClient = server.connect();
+    client.request_within("hostile.spin", "1", 60_000, "");
+    let body = client.message().json();
+    assert_eq!(body["code"], "TIMEOUT");
+    assert!(body["message"].as_str().unwrap().contains("200 ms"), "{body}");
+}
+
+#[test]
+fn traps_are_explained_where_that_is_allowed() {
+    let server = Setup::new(BINARY).set("[services.hostile]\nexpose_traps = true").start();
+    let body = server.connect().ask("hostile.recurse", "").json();
+    assert!(!body["details"]["backtrace"].as_array().unwrap().is_empty(), "{body}");
+    assert!(server.wait_for_log("call failed").contains("backtrace="));
+    let body = crate::start().connect().ask("hostile.recurse", "").json();
+    assert_eq!(body["details"]["backtrace"], json!(null), "{body}");
+}

@@ -1,0 +1,219 @@
+//! Guests that take what they can: each has its stated outcome, and none
+//! harms another. `hostile` of `sandbox.rs` is for the plain ones.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::{
+    BINARY,
+    support::{Setup, TestServer, wat},
+};
+
+/// What the operator grants to `greedy`, whatever it does with it.
+const GRANTS: &str = r#"
+[services.greedy]
+log_bytes = "16KiB"
+host_data = "1MiB"
+
+[services.greedy.grants]
+keyvalue = true
+quota = "1MiB"
+log = "info"
+calls = ["greedy.call", "echo.*", "relay.*", "hostile.spin"]
+
+[services.relay.grants]
+calls = ["greedy.call", "relay.forward"]
+"#;
+
+fn start() -> TestServer {
+    Setup::new(BINARY).with("guests", "greedy.wasm").set(GRANTS).start()
+}
+
+/// Code and reason or phase of an ERROR.
+fn told(body: &Value) -> (String, String) {
+    let details = &body["details"];
+    let word = details["reason"].as_str().or(details["phase"].as_str()).unwrap_or_default();
+    (body["code"].as_str().unwrap().to_owned(), word.to_owned())
+}
+
+#[test]
+fn whatever_a_guest_does_to_the_host_has_its_outcome() {
+    let server = start();
+    let mut client = server.connect();
+    for (action, code, word) in [
+        ("host-loop", "TIMEOUT", "call"),
+        ("wasi-sleep", "TIMEOUT", "host-call"),
+        ("wasi-poll", "TIMEOUT", "host-call"),
+        ("random-bomb", "SERVICE_FAILED", "trap"),
+        ("exit", "SERVICE_FAILED", "trap"),
+        ("log-string", "SERVICE_FAILED", "host-data"),
+        ("kv-list", "SERVICE_FAILED", "host-data"),
+        ("handles", "SERVICE_FAILED", "host-data"),
+    ] {
+        let begun = Instant::now();
+        client.request_within(&format!("greedy.{action}"), "1", 1500, "");
+        let body = client.message().json();
+        assert_eq!(told(&body), (code.to_owned(), word.to_owned()), "{action}: {body}");
+        assert!(begun.elapsed().as_millis() < 10_000, "{action} took {:?}", begun.elapsed());
+        assert_eq!(client.ask("echo.say", "1").text(), "1", "after {action}");
+    }
+}
+
+#[test]
+fn guests_that_no_compiler_makes() {
+    let fifty = "(memory 1) ".repeat(49);
+    let grow_all: String = (0..50).map(|i| format!("(drop (memory.grow {i} (i32.const 16)))")).collect();
+    let guests = [
+        (
+            "copy",
+            "",
+            "(loop (memory.copy (i32.const 0) (i32.const 65536) (i32.const 4000000)) (br 0))",
+            "TIMEOUT",
+            "call",
+        ),
+        (
+            "table",
+            "(table $t 1 funcref)",
+            "(loop (br_if 0 (i32.ne (table.grow $t (ref.null func) (i32.const 1000)) (i32.const -1)))) unreachable",
+            "SERVICE_FAILED",
+            "memory",
+        ),
+        (
+            "fifty",
+            &fifty,
+            &format!("(loop {grow_all} (br_if 0 (i32.ne (memory.grow 49 (i32.const 1)) (i32.const -1)))) unreachable"),
+            "SERVICE_FAILED",
+            "memory",
+        ),
+        ("float", "", "(drop (i32.trunc_f32_s (f32.const nan)))", "SERVICE_FAILED", "trap"),
+        ("unreached", "", "unreachable", "SERVICE_FAILED", "trap"),
+        ("zero", "", "(drop (i32.div_s (i32.const 1) (i32.const 0)))", "SERVICE_FAILED", "trap"),
+        ("outside", "", "(drop (i32.load (i32.const -8)))", "SERVICE_FAILED", "trap"),
+    ];
+    let mut setup = Setup::new(BINARY);
+    for (name, more, body, _, _) in &guests {
+        setup = setup.with_bytes(&format!("{name}.wasm"), &wat::guest(name, more, body));
+    }
+    let server = setup.start();
+    assert_eq!(server.json("/readyz")["failedServices"], json!([]));
+    let mut client = server.connect();
+    for (name, _, _, code, word) in guests {
+        client.request_within(&format!("{name}.run"), "1", 800, "");
+        let body = client.message().json();
+        assert_eq!(told(&body), (code.to_owned(), word.to_owned()), "{name}: {body}");
+        assert_eq!(client.ask("echo.say", "1").text(), "1", "after {name}");
+    }
+}
+
+#[test]
+fn those_that_say_wrong_things_of_themselves_are_not_served() {
+    let say = |name: &str, version: &str| {
+        format!(
+            r#"{{"name":"{name}","version":"{version}","description":"d","actions":[{{"name":"run","description":"d"}}]}}"#
+        )
+    };
+    let server = Setup::new(BINARY)
+        .with_bytes("caps.wasm", &wat::guest_that_says(&say("Ca ps", "1.0.0"), "", ""))
+        .with_bytes("prerelease.wasm", &wat::guest_that_says(&say("prerelease", "1.0.0-rc.1"), "", ""))
+        .with_bytes("other.wasm", &wat::guest("another", "", ""))
+        .with_bytes("start.wasm", &wat::guest("start", "(func $s unreachable) (start $s)", ""))
+        .set("sandbox.describe_timeout = 1000")
+        .with("guests", "loop.wasm")
+        .start();
+    let failed = server.json("/readyz")["failedServices"].clone();
+    let error = |name: &str| {
+        let row = failed.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
+        row["error"].as_str().unwrap().to_owned()
+    };
+    for (name, part) in [
+        ("caps", "name"),
+        ("prerelease", "version"),
+        ("other", "another"),
+        ("start", "unreachable"),
+        ("loop", "did not return within 1000 ms"),
+    ] {
+        assert!(error(name).contains(part), "{name}: {}", error(name));
+    }
+    assert_eq!(server.connect().ask("calc.add", "{\"a\":1,\"b\":1}").text(), "{\"sum\":2}");
+}
+
+#[test]
+fn the_store_refuses_what_is_out_of_bounds() {
+    let server = start();
+    let mut client = server.connect();
+    let full = client.ask("greedy.kv-quota", "").json();
+    assert_eq!(full["count"], 10, "{full}");
+    assert!(full["error"].as_str().unwrap().contains("quota of 1048576"), "{full}");
+    let wrong = client.ask("greedy.kv-keys", "").json();
+    for (index, part) in ["key of 0 bytes", "key of 1048576 bytes", "a bucket is named"].iter().enumerate() {
+        assert!(wrong[index].as_str().unwrap().contains(part), "{wrong}");
+    }
+}
+
+#[test]
+fn calls_that_lead_nowhere_are_forbidden() {
+    let server = start();
+    let mut client = server.connect();
+    let mut call = |topic: &str| {
+        client.request_within(
+            "greedy.call",
+            "1",
+            2000,
+            &json!({"topic": topic, "payload": {}, "timeout": 300}).to_string(),
+        );
+        client.message().json()
+    };
+    assert_eq!(call("echo.say"), json!({"answer": {}}));
+    for (topic, code, part) in [
+        ("greedy.call", "FORBIDDEN", "close a circle"),
+        ("calc.add", "FORBIDDEN", "services.greedy.grants.calls"),
+        ("hostile.ok", "FORBIDDEN", "may not call hostile.ok"),
+        ("nonsense", "MALFORMED_MESSAGE", "topic"),
+        ("relay.forward", "NO_ROUTE_FOUND", "no service relay"),
+        ("echo.sing", "TOPIC_NOT_SUPPORTED", "no action sing"),
+        ("hostile.spin", "TIMEOUT", "stopped at the timeout of"),
+    ] {
+        let answer = call(topic);
+        assert_eq!(answer["code"], code, "{answer}");
+        assert!(answer["message"].as_str().unwrap().contains(part), "{answer}");
+    }
+}
+
+#[test]
+fn a_circle_through_another_service_is_found() {
+    // Two services of the same kind that may call each other.
+    let ring = |other: &str| format!("[services.{other}.grants]\ncalls = [\"greedy.*\", \"order.*\"]\n");
+    let server = Setup::new(BINARY)
+        .with("guests", "greedy.wasm")
+        .with_as("services", "granted/order.wasm", "order.wasm")
+        .with_as("services", "granted/counter.wasm", "counter.wasm")
+        .set("[services.counter.grants]\nkeyvalue = true")
+        .set("[services.greedy.grants]\nkeyvalue = true\ncalls = [\"order.*\"]")
+        .set("[services.order.grants]\ncalls = [\"calc.add\", \"counter.add\"]\nconfig = { currency = \"EUR\" }")
+        .start();
+    let _ = ring("greedy");
+    let order = json!({"customer": "Ada", "items": [{"name": "tea", "price": 5, "quantity": 2}]});
+    let payload = json!({"topic": "order.create", "payload": order});
+    let answer = server.connect().ask("greedy.call", &payload.to_string()).json();
+    assert_eq!(answer["answer"]["total"], 10, "three deep: {answer}");
+}
+
+#[test]
+fn the_log_stays_bounded_and_readable() {
+    let server = start();
+    let mut client = server.connect();
+    client.request("greedy.log-control", "control", "");
+    client.message();
+    let line = server.wait_for_log("request_id=\"control\"");
+    assert!(line.contains("one\\nFAKE two\\r\\u{1b}[2J\\u{202e}three\\u{0}"), "{line:?}");
+    client.request("greedy.log-long", "long", "");
+    client.message();
+    let line = server.wait_for_log("request_id=\"long\"");
+    assert!(line.len() < 5000 && line.contains("1044480 bytes more"), "{} bytes", line.len());
+    client.request_within("greedy.log-flood", "flood", 60_000, "");
+    assert_eq!(client.message().text(), "\"flooded\"");
+    let line = server.wait_for_log("lines dropped");
+    let dropped: u64 = line.split(" lines dropped").next().unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    assert_eq!(dropped, (1 << 20) - 16, "16 KiB are 16 lines");
+}
