@@ -56,8 +56,6 @@ pub struct Sandbox {
     pub(super) linker: Linker<Guest>,
     pub(super) pulse: Pulse,
     pub(super) config: SandboxConfig,
-    cache: Option<Cache>,
-    pooled: bool,
     /// Ends with the sandbox.
     _ticker: Ticker,
 }
@@ -71,15 +69,15 @@ impl Sandbox {
     /// If there is no engine to be had at all.
     pub fn new(config: SandboxConfig) -> wasmtime::Result<Arc<Self>> {
         let cache = open_cache(config.cache_dir.as_deref());
-        let (engine, pooled) = match Engine::new(&base(&config, cache.clone()).pooled(&config)) {
-            Ok(engine) => (engine, true),
+        let engine = match Engine::new(&base(&config, cache.clone()).pooled(&config)) {
+            Ok(engine) => engine,
             Err(error) => {
                 tracing::warn!(
                     "there is no pool of {} instances to be had, they are allocated on demand, which is \
                      slower: {error:#}",
                     config.instances
                 );
-                (Engine::new(&base(&config, cache.clone()).on_demand())?, false)
+                Engine::new(&base(&config, cache).on_demand())?
             }
         };
         let mut linker = Linker::new(&engine);
@@ -90,25 +88,7 @@ impl Sandbox {
         linker.instance("mb:service/types@1.0.0")?;
         let ticker = Ticker::start(&engine)?;
         let pulse = ticker.pulse();
-        Ok(Arc::new(Self { engine, linker, pulse, config, cache, pooled, _ticker: ticker }))
-    }
-
-    /// Whether instances come from a pool.
-    #[must_use]
-    pub fn is_pooled(&self) -> bool {
-        self.pooled
-    }
-
-    /// Folder of the compiled code, if it is kept.
-    #[must_use]
-    pub fn cache_dir(&self) -> Option<&Path> {
-        self.cache.as_ref().map(|cache| cache.directory().as_path())
-    }
-
-    /// Components whose compiled code was not in the cache, so far.
-    #[must_use]
-    pub fn cache_misses(&self) -> usize {
-        self.cache.as_ref().map_or(0, Cache::cache_misses)
+        Ok(Arc::new(Self { engine, linker, pulse, config, _ticker: ticker }))
     }
 }
 
