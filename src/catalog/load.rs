@@ -4,6 +4,7 @@
 use std::{
     fmt, fs,
     io::Read as _,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread,
@@ -17,6 +18,7 @@ use super::{
     description::{Description, DescriptionError, is_name},
 };
 use crate::{
+    log::{Limiter, panic_text},
     metrics::ServiceStats,
     sandbox::{CallError, Component, LoadError, Sandbox, Stop},
     wire::Version,
@@ -65,7 +67,10 @@ impl FileName {
 
 /// The component files of a folder, sorted by name. What begins with a dot is
 /// a file that is still being copied, to many tools.
-pub(super) fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// If the folder can't be read.
+pub fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -83,6 +88,16 @@ pub(super) fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
 /// # Errors
 /// Says what is wrong with it and what to do.
 pub fn load_file(sandbox: &Arc<Sandbox>, settings: &LoadSettings, file: &Path) -> Result<Service, FileError> {
+    contain(|| load_contained(sandbox, settings, file))
+}
+
+/// A stranger's file may reach a defect of the compiler: a panic of it is
+/// this file's failure, and the others are served.
+fn contain<T>(work: impl FnOnce() -> Result<T, FileError>) -> Result<T, FileError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(FileError::Panic(panic_text(&*panic).to_owned())))
+}
+
+fn load_contained(sandbox: &Arc<Sandbox>, settings: &LoadSettings, file: &Path) -> Result<Service, FileError> {
     let promised = FileName::parse(file)?;
     let bytes = read_bounded(file, settings.max_size)?;
     let component = with_progress(file, bytes.len(), || Component::load(sandbox, &bytes))?;
@@ -94,9 +109,31 @@ pub fn load_file(sandbox: &Arc<Sandbox>, settings: &LoadSettings, file: &Path) -
     if !agrees {
         return Err(FileError::Disagrees { promised, name: description.name, version: description.version });
     }
-    let digest = Sha256::digest(&bytes).iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"));
-    let size = bytes.len() as u64;
-    Ok(Service { description, file: file.into(), digest, size, component, stats: ServiceStats::default() })
+    Ok(Service {
+        description,
+        file: file.into(),
+        digest: digest(&bytes),
+        size: bytes.len() as u64,
+        component,
+        stats: ServiceStats::default(),
+        failed_lines: Limiter::new(),
+    })
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+/// What can be known of a file that is no service: its size, and its digest
+/// unless it is over the limit.
+///
+/// # Errors
+/// If the file can't be read.
+pub fn fingerprint(file: &Path, max_size: usize) -> std::io::Result<(u64, Option<String>)> {
+    let metadata = fs::metadata(file)?;
+    // A pipe or a device has no end that could be waited for.
+    let bytes = if metadata.is_file() { read_bounded(file, max_size).ok() } else { None };
+    Ok((metadata.len(), bytes.map(|bytes| digest(&bytes))))
 }
 
 fn read_bounded(file: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
@@ -141,6 +178,8 @@ pub enum FileError {
     },
     /// It is no component for this server.
     Load(LoadError),
+    /// Loading it panicked.
+    Panic(String),
     /// It does not say who it is.
     Silent(String),
     /// What it says does not follow the schema.
@@ -194,6 +233,9 @@ impl fmt::Display for FileError {
                 write!(f, "exceeds the limit of {limit} bytes, which sandbox.max_component_size sets")
             }
             Self::Load(error) => error.fmt(f),
+            Self::Panic(error) => {
+                write!(f, "loading it met a defect of the server or of its compiler, please report it: {error}")
+            }
             Self::Silent(error) => write!(f, "its describe {error}"),
             Self::Description(error) => error.fmt(f),
             Self::Disagrees { promised: FileName { name: file, version: file_version }, name, version } => {
@@ -213,6 +255,13 @@ impl std::error::Error for FileError {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_panic_is_the_failure_of_one_file() {
+        let file = Path::new("calc.wasm");
+        let result = contain(|| with_progress(file, 0, || -> Result<(), _> { panic!("no such register") }));
+        assert_eq!(result, Err(FileError::Panic("no such register".into())));
+    }
 
     #[test]
     fn file_names() {

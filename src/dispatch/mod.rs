@@ -14,6 +14,7 @@ use serde_json::{json, value::RawValue};
 use crate::{
     catalog::{Catalog, Found, SYSTEM, Service},
     host::{Context, context::Caller},
+    log::Limiter,
     metrics::Metrics,
     sandbox::{Answer, Call, CallError, Phase, Stop, Watch},
     wire::{Code, ErrorBody, Header, Kind, Origin, Payload, Reason, codes::is_service_code, json as wire_json},
@@ -27,6 +28,8 @@ const RETRY_WHEN_FAILED_MS: u64 = 10_000;
 
 /// Longest message of a service's failure, in bytes.
 const MAX_FAILURE_MESSAGE: usize = 4096;
+/// Levels that an ERROR puts around its details.
+const DETAILS_DEPTH: usize = 1;
 /// Of a peer's own text, an error repeats at most this many characters.
 const MAX_REPEATED: usize = 200;
 
@@ -220,19 +223,21 @@ impl Dispatcher {
                 if begun {
                     stats.errors.add(1);
                 }
-                tracing::warn!(
-                    service = service.description.name,
-                    version = %service.description.version,
-                    action = header.topic.action(),
-                    request_id = header.request_id.unwrap_or("-"),
-                    connection = request.caller.connection_id,
-                    code = code.as_str(),
-                    details = body.details.as_deref().map_or("", RawValue::get),
-                    peak_memory = report.peak_memory,
-                    elapsed_us = report.elapsed.as_micros(),
-                    "call failed: {}",
-                    body.message
-                );
+                if service.failed_lines.allows("call failed") {
+                    tracing::warn!(
+                        service = service.description.name,
+                        version = %service.description.version,
+                        action = header.topic.action(),
+                        request_id = header.request_id.unwrap_or("-"),
+                        connection = request.caller.connection_id,
+                        code = code.as_str(),
+                        details = body.details.as_deref().map_or("", RawValue::get),
+                        peak_memory = report.peak_memory,
+                        elapsed_us = report.elapsed.as_micros(),
+                        "call failed: {}",
+                        body.message
+                    );
+                }
             }
         }
         result
@@ -273,6 +278,10 @@ impl Dispatcher {
                 }
                 if let Some(details) = &details {
                     checked_json("failure details", details)?;
+                    let limit = wire_json::MAX_DEPTH - DETAILS_DEPTH;
+                    wire_json::check_depth(details, limit).map_err(|error| {
+                        Refusal::failed(Reason::InvalidAnswer, format!("failure details is {error}"))
+                    })?;
                 }
                 let details = details.and_then(|text| RawValue::from_string(text).ok());
                 let body = ErrorBody { code: code.into(), message: message.into(), origin: Origin::Service, details };
@@ -288,7 +297,10 @@ impl Dispatcher {
             (Some(_), _) => Outcome::Json(r#"{"delivered":1}"#.into()),
             (None, Outcome::Error(_, body)) => {
                 self.metrics.publish_failures.add(1);
-                tracing::info!(topic = header.topic.as_str(), code = %body.code, "publish failed: {}", body.message);
+                static LINES: Limiter = Limiter::new();
+                if LINES.allows("publish failed") {
+                    tracing::info!(topic = header.topic.as_str(), code = %body.code, "publish failed: {}", body.message);
+                }
                 Outcome::Silence
             }
             (None, _) => Outcome::Silence,
@@ -408,6 +420,9 @@ mod tests {
         let value = |body: &[u8]| serde_json::from_str::<serde_json::Value>(&ask(body, false).0).unwrap();
         let ping = value(b"REQUEST:system.ping:1.0.0:1\n{\"a\":[1,2]}");
         assert_eq!(ping["echo"], json!({"a": [1, 2]}));
+        let nested = |depth: usize| format!("REQUEST:system.ping:1.0.0:1\n{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(value(nested(126).as_bytes())["echo"].is_array(), "and the answer can be read");
+        assert_eq!(ask(nested(127).as_bytes(), false).0, "INVALID_REQUEST");
         assert!(ping["now"].as_str().is_some_and(|now| now.ends_with('Z')), "{ping}");
         let hello = value(b"REQUEST:system.hello:1.0.0:1\n{\"client\":\"t/1\",\"protocol\":\"1.9\",\"more\":[]}");
         assert_eq!(hello["connectionId"], "7");
@@ -445,5 +460,9 @@ mod tests {
         assert_eq!(reason(failure("not ok", None)), "invalid-answer");
         assert_eq!(reason(failure("NOT_FOUND", Some("{"))), "invalid-answer");
         assert_eq!(reason(failure("NOT_FOUND", Some(&"1".repeat(1000)))), "answer-size");
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(reason(Answer::Json(nested(127))), "fine");
+        assert_eq!(reason(failure("NOT_FOUND", Some(&nested(126)))), "NOT_FOUND");
+        assert_eq!(reason(failure("NOT_FOUND", Some(&nested(127)))), "invalid-answer", "the ERROR nests one deeper");
     }
 }

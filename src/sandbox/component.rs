@@ -66,8 +66,8 @@ impl Component {
     }
 }
 
-/// Whether the server offers an import, or a later minor version of it,
-/// which has all that an earlier one has.
+/// Whether the server offers an import, to the letter: another version of an
+/// interface is another one.
 fn is_offered(import: &str) -> bool {
     OFFERED.contains(&import)
 }
