@@ -1,26 +1,39 @@
 //! The admin endpoint: HTTP over `tiny_http`, on a thread of its own. It
 //! sees copies and holds no lock of the wire side.
 //!
-//! `tiny_http` ends its accept loop on any error; a supervisor starts it
-//! again on the same listener.
+//! `tiny_http` ends its accept loop on any error, and silently where it
+//! panics. A supervisor therefore asks for a page itself now and then, and
+//! starts it again on the same listener when nothing comes of that.
 
 mod metrics_text;
 
 use std::{
-    io,
-    net::{IpAddr, SocketAddr, TcpListener},
+    io::{self, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
 use tiny_http::{Header, Method, Request, Response, Server};
 
-use crate::metrics::snapshot::Snapshot;
+use crate::{log::Limiter, metrics::snapshot::Snapshot};
 
 /// Pause before a server that ended is started again.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often the supervisor asks for a page itself.
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+/// How long its own request may take to arrive.
+const PROBE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long connecting for it may take, which the kernel does in no time
+/// unless nobody accepts; nothing is answered meanwhile.
+const PROBE_CONNECT: Duration = Duration::from_millis(500);
+
+/// Lines about what goes wrong here: it may go wrong ten times a second.
+static LINES: Limiter = Limiter::new();
 
 /// What the endpoint needs.
 pub struct Admin {
@@ -58,14 +71,44 @@ impl Admin {
     }
 
     fn supervise(&self, listener: &TcpListener) {
+        let mut running: Option<Server> = None;
         loop {
-            let server = listener.try_clone().map_err(Into::into).and_then(|l| Server::from_listener(l, None));
-            match server {
-                Ok(server) => server.incoming_requests().for_each(|request| self.answer(request)),
-                Err(error) => tracing::error!("admin endpoint: {error}"),
+            // It panics where no thread can be started.
+            let open = || listener.try_clone().map_err(Into::into).and_then(|l| Server::from_listener(l, None));
+            let why = match catch_unwind(open) {
+                Ok(Ok(server)) => {
+                    // The old one goes last: dropped, it connects to itself,
+                    // which blocks where nobody accepts.
+                    let server = running.insert(server);
+                    self.serve(server, Probe::new(listener, PROBE_EVERY, PROBE_PATIENCE))
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it panicked".into(),
+            };
+            if LINES.allows("admin endpoint") {
+                tracing::warn!("admin endpoint ended, it is started again: {why}");
             }
-            tracing::warn!("admin endpoint ended, it is started again");
             thread::sleep(RESTART_PAUSE);
+        }
+    }
+
+    /// Answers until `tiny_http` ends or hears nothing any more; says why.
+    fn serve(&self, server: &Server, mut probe: Probe) -> String {
+        loop {
+            match server.recv_timeout(probe.wait(Instant::now())) {
+                Ok(Some(request)) => {
+                    if let Some(peer) = request.remote_addr() {
+                        probe.arrived(*peer);
+                    }
+                    // A panic is logged by its hook; the peer gets a 500.
+                    let _ = catch_unwind(AssertUnwindSafe(|| self.answer(request)));
+                }
+                // Only where nothing waits to be answered: the probe may be
+                // behind others.
+                Ok(None) if probe.is_lost(Instant::now()) => return "it does not hear its own request".into(),
+                Ok(None) => probe.send_when_due(Instant::now()),
+                Err(error) => return error.to_string(),
+            }
         }
     }
 
@@ -127,6 +170,67 @@ impl Admin {
     }
 }
 
+/// The supervisor's own request. Whether it arrives is all that counts, so
+/// nobody reads the answer.
+struct Probe {
+    address: Option<SocketAddr>,
+    every: Duration,
+    patience: Duration,
+    /// When the next one is sent.
+    due: Instant,
+    /// The one that has not arrived, and when it was sent; without a stream
+    /// where not even a connection came about.
+    sent: Option<(Option<TcpStream>, Instant)>,
+}
+
+impl Probe {
+    fn new(listener: &TcpListener, every: Duration, patience: Duration) -> Self {
+        let address = listener.local_addr().ok();
+        Self { address, every, patience, due: Instant::now() + every, sent: None }
+    }
+
+    /// Until there is something to do.
+    fn wait(&self, now: Instant) -> Duration {
+        let next = self.sent.as_ref().map_or(self.due, |(_, sent)| *sent + self.patience);
+        next.saturating_duration_since(now)
+    }
+
+    fn send_when_due(&mut self, now: Instant) {
+        if now < self.due || self.sent.is_some() {
+            return;
+        }
+        self.due = now + self.every;
+        let Some(address) = self.address else { return };
+        let send = || {
+            let mut stream = TcpStream::connect_timeout(&address, PROBE_CONNECT)?;
+            stream.set_nonblocking(true)?;
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+            Ok(stream)
+        };
+        match send() {
+            Ok(stream) => self.sent = Some((Some(stream), now)),
+            // The kernel's backlog is full, so nobody has accepted for long.
+            Err(error) if io::Error::kind(&error) == io::ErrorKind::TimedOut => self.sent = Some((None, now)),
+            // No descriptor left, or the like: says nothing about the server.
+            Err(_) => {}
+        }
+    }
+
+    /// A request came from this address.
+    fn arrived(&mut self, peer: SocketAddr) {
+        let own = |(stream, _): &(Option<TcpStream>, _)| {
+            stream.as_ref().is_some_and(|stream| stream.local_addr().is_ok_and(|own| own == peer))
+        };
+        if self.sent.as_ref().is_some_and(own) {
+            self.sent = None;
+        }
+    }
+
+    fn is_lost(&self, now: Instant) -> bool {
+        self.sent.as_ref().is_some_and(|(_, sent)| now >= *sent + self.patience)
+    }
+}
+
 /// Requests are served, although some services may not have loaded: those
 /// are named, and leave the rest alone.
 fn readiness(snapshot: &Snapshot) -> Page {
@@ -175,6 +279,42 @@ mod tests {
         }
         for bad in ["", "evil.example", "127.0.0.1.evil.example", "localhost.evil.example:9090", "[::2]", "10.0.0.1"] {
             assert!(!admin.is_allowed(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn one_that_hears_nothing_is_found_out_and_one_that_hears_goes_on() {
+        let (every, patience) = (Duration::from_millis(20), Duration::from_millis(300));
+        let open = |listener: &TcpListener| Server::from_listener(listener.try_clone().unwrap(), None).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = open(&listener);
+        // Probes go to where nobody accepts, as after the end of its thread.
+        let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(admin().serve(&server, Probe::new(&deaf, every, patience)).contains("own request"));
+
+        let begun = Instant::now();
+        let stop = listener.try_clone().unwrap();
+        thread::spawn(move || {
+            thread::sleep(Duration::from_millis(1000));
+            // Ends the accept loop with an error.
+            let _ = socket2::SockRef::from(&stop).shutdown(std::net::Shutdown::Both);
+        });
+        let why = admin().serve(&server, Probe::new(&listener, every, patience));
+        assert!(!why.contains("own request") && begun.elapsed() >= Duration::from_millis(1000), "{why}");
+    }
+
+    #[test]
+    fn a_panic_ends_one_request() {
+        use std::io::Read as _;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        Admin { snapshot: Box::new(|| panic!("a defect")), allowed_hosts: vec![] }.start(listener).unwrap();
+        for (path, status) in [("/metrics", "500"), ("/healthz", "200")] {
+            let mut stream = TcpStream::connect(address).unwrap();
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {answer}");
         }
     }
 

@@ -16,6 +16,12 @@ pub const MAX_ACTIONS: usize = 256;
 /// Longest description, of the service or of an action, in bytes.
 pub const MAX_DESCRIPTION_SIZE: usize = 4096;
 
+/// Longest document, in bytes: `system.services` gives out all of them.
+pub const MAX_DOCUMENT_SIZE: usize = 64 * 1024;
+/// How deep the document may nest: in the answer of `system.services`, a
+/// schema stands two levels deeper than in it.
+const MAX_DOCUMENT_DEPTH: usize = json::MAX_DEPTH - 2;
+
 /// The name that is the server itself.
 pub const SYSTEM: &str = "system";
 
@@ -66,7 +72,11 @@ impl Description {
     /// The first rule that it breaks.
     pub fn parse(text: &str) -> Result<Self, DescriptionError> {
         let fail = |problem: String| Err(DescriptionError(problem));
-        json::check_text(text).map_err(|e| DescriptionError(format!("it is {e}")))?;
+        if text.len() > MAX_DOCUMENT_SIZE {
+            return fail(format!("it has {} bytes, allowed are {MAX_DOCUMENT_SIZE}", text.len()));
+        }
+        let check = json::check_text(text).and_then(|()| json::check_depth(text, MAX_DOCUMENT_DEPTH));
+        check.map_err(|e| DescriptionError(format!("it is {e}")))?;
         let Document { name, version, description, actions } =
             serde_json::from_str(text).map_err(|e| DescriptionError(e.to_string()))?;
         if !is_name(&name) {
@@ -174,5 +184,16 @@ mod tests {
         let twice = json!({"name": "a", "version": "1.0.0", "actions": [{"name": "x"}, {"name": "x"}]});
         assert!(Description::parse(&twice.to_string()).unwrap_err().to_string().contains("twice"));
         assert!(Description::parse("nope").is_err());
+        let with = |schema: &str| {
+            let text =
+                format!("{{\"name\":\"a\",\"version\":\"1.0.0\",\"actions\":[{{\"name\":\"x\",\"input\":{schema}}}]}}");
+            Description::parse(&text).map_err(|error| error.to_string())
+        };
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(with(&nested(122)).is_ok());
+        assert!(with(&nested(123)).unwrap_err().contains("limit of 125"));
+        let long = |size: usize| format!("\"{}\"", "x".repeat(size));
+        assert!(with(&long(60_000)).is_ok());
+        assert!(with(&long(70_000)).unwrap_err().contains("allowed are 65536"));
     }
 }

@@ -4,6 +4,7 @@
 use std::{
     fmt, fs,
     io::Read as _,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread,
@@ -19,6 +20,7 @@ use super::{
 };
 use crate::{
     host::{GrantError, Stop},
+    log::{Limiter, panic_text},
     metrics::ServiceStats,
     sandbox::{CallError, Component, LoadError, Sandbox},
     wire::Version,
@@ -69,7 +71,10 @@ impl FileName {
 
 /// The component files of a folder, sorted by name. What begins with a dot is
 /// a file that is still being copied, to many tools.
-pub(super) fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// If the folder can't be read.
+pub fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -87,9 +92,19 @@ pub(super) fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
 /// # Errors
 /// Says what is wrong with it and what to do.
 pub fn load_file(sandbox: &Arc<Sandbox>, settings: &LoadSettings, file: &Path) -> Result<Service, FileError> {
+    contain(|| load_contained(sandbox, settings, file))
+}
+
+/// A stranger's file may reach a defect of the compiler: a panic of it is
+/// this file's failure, and the others are served.
+fn contain<T>(work: impl FnOnce() -> Result<T, FileError>) -> Result<T, FileError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(FileError::Panic(panic_text(&*panic).to_owned())))
+}
+
+fn load_contained(sandbox: &Arc<Sandbox>, settings: &LoadSettings, file: &Path) -> Result<Service, FileError> {
     let promised = FileName::parse(file)?;
     let bytes = read_bounded(file, settings.max_size)?;
-    let digest = Sha256::digest(&bytes).iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"));
+    let digest = digest(&bytes);
     let terms = settings.policy.terms(&promised.name, &digest).map_err(FileError::Grant)?;
     let component = with_progress(file, bytes.len(), || Component::load(sandbox, &bytes, terms))?;
     let text = component
@@ -100,8 +115,31 @@ pub fn load_file(sandbox: &Arc<Sandbox>, settings: &LoadSettings, file: &Path) -
     if !agrees {
         return Err(FileError::Disagrees { promised, name: description.name, version: description.version });
     }
-    let size = bytes.len() as u64;
-    Ok(Service { description, file: file.into(), digest, size, component, stats: ServiceStats::default() })
+    Ok(Service {
+        description,
+        file: file.into(),
+        digest,
+        size: bytes.len() as u64,
+        component,
+        stats: ServiceStats::default(),
+        failed_lines: Limiter::new(),
+    })
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+/// What can be known of a file that is no service: its size, and its digest
+/// unless it is over the limit.
+///
+/// # Errors
+/// If the file can't be read.
+pub fn fingerprint(file: &Path, max_size: usize) -> std::io::Result<(u64, Option<String>)> {
+    let metadata = fs::metadata(file)?;
+    // A pipe or a device has no end that could be waited for.
+    let bytes = if metadata.is_file() { read_bounded(file, max_size).ok() } else { None };
+    Ok((metadata.len(), bytes.map(|bytes| digest(&bytes))))
 }
 
 fn read_bounded(file: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
@@ -148,6 +186,8 @@ pub enum FileError {
     Grant(GrantError),
     /// It is no component for this server.
     Load(LoadError),
+    /// Loading it panicked.
+    Panic(String),
     /// It does not say who it is.
     Silent(String),
     /// What it says does not follow the schema.
@@ -202,6 +242,9 @@ impl fmt::Display for FileError {
             }
             Self::Grant(error) => error.fmt(f),
             Self::Load(error) => error.fmt(f),
+            Self::Panic(error) => {
+                write!(f, "loading it met a defect of the server or of its compiler, please report it: {error}")
+            }
             Self::Silent(error) => write!(f, "its describe {error}"),
             Self::Description(error) => error.fmt(f),
             Self::Disagrees { promised: FileName { name: file, version: file_version }, name, version } => {
@@ -221,6 +264,13 @@ impl std::error::Error for FileError {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_panic_is_the_failure_of_one_file() {
+        let file = Path::new("calc.wasm");
+        let result = contain(|| with_progress(file, 0, || -> Result<(), _> { panic!("no such register") }));
+        assert_eq!(result, Err(FileError::Panic("no such register".into())));
+    }
 
     #[test]
     fn file_names() {

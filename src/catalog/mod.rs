@@ -11,14 +11,20 @@ use std::{
 };
 
 pub use description::{Action, Description, DescriptionError, SYSTEM, is_name};
-pub use load::{FileError, FileName, LoadSettings, load_file};
+pub use load::{FileError, FileName, LoadSettings, component_files, fingerprint, load_file};
 pub use policy::Policy;
 
 use crate::{
+    log::Limiter,
     metrics::{ServiceStats, snapshot},
     sandbox::{Component, Sandbox},
     wire::Version,
 };
+
+/// Longest text about a file that did not load, in bytes.
+const MAX_ERROR_SIZE: usize = 2000;
+/// What a text ends with that was cut.
+const ELLIPSIS: &str = "…";
 
 /// One version of a service, ready to be called.
 pub struct Service {
@@ -34,6 +40,9 @@ pub struct Service {
     pub component: Component,
     /// What is counted.
     pub stats: ServiceStats,
+    /// Bounds the log lines about its failed calls: those of one service
+    /// shall not hide those of another.
+    pub failed_lines: Limiter,
 }
 
 /// A file of the folder that serves nobody.
@@ -90,8 +99,9 @@ impl Catalog {
                     catalog.services.entry(service.description.name.clone()).or_default().push(Arc::new(service));
                 }
                 Err(error) => {
-                    progress(&file, Err(&error.to_string()));
-                    catalog.fail(&file, error.to_string());
+                    let error = capped(error.to_string());
+                    progress(&file, Err(&error));
+                    catalog.fail(&file, error);
                 }
             }
         }
@@ -152,13 +162,13 @@ impl Catalog {
         for versions in self.services.values_mut() {
             versions.sort_by_key(|service| std::cmp::Reverse(service.description.version));
             for same in versions.chunk_by(|a, b| a.description.version == b.description.version) {
-                if let [first, .., last] = same {
+                if let [first, _, ..] = same {
                     let Description { name, version, .. } = &first.description;
-                    let error = format!(
-                        "{name} {version} is claimed by {} and by {}, so neither is served; remove one of them",
-                        first.file.display(),
-                        last.file.display()
-                    );
+                    let files: Vec<_> = same.iter().map(|service| service.file.display().to_string()).collect();
+                    let error = capped(format!(
+                        "{name} {version} is claimed by {}, so none of them is served; leave one of them",
+                        files.join(" and by ")
+                    ));
                     twins.extend(same.iter().map(|service| (service.file.clone(), error.clone())));
                 }
             }
@@ -171,10 +181,20 @@ impl Catalog {
     }
 }
 
+/// Cuts a text that holds what a stranger's file says.
+fn capped(mut text: String) -> String {
+    if text.len() > MAX_ERROR_SIZE {
+        text.truncate(text.floor_char_boundary(MAX_ERROR_SIZE - ELLIPSIS.len()));
+        text += ELLIPSIS;
+    }
+    text
+}
+
 fn service_row(service: &Service) -> snapshot::ServiceRow {
-    let Service { description, file, digest, size, component: _, stats } = service;
+    let Service { description, file, digest, size, component: _, stats, failed_lines: _ } = service;
     let ServiceStats { calls, failures, errors, latency } = stats;
-    let quantile = |share| latency.quantile(share).unwrap_or_default().as_secs_f64() * 1000.0;
+    // In whole microseconds: a bucket is wider than that.
+    let quantile = |share| (latency.quantile(share).unwrap_or_default().as_secs_f64() * 1e6).round() / 1e3;
     snapshot::ServiceRow {
         name: description.name.clone(),
         version: Some(description.version.to_string()),
@@ -213,5 +233,19 @@ fn failure_row(failure: &Failure) -> snapshot::ServiceRow {
         latency: None,
         buckets: Vec::new(),
         seconds: 0.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(capped("x".repeat(MAX_ERROR_SIZE)), "x".repeat(MAX_ERROR_SIZE));
+        for shift in 0..2 {
+            let cut = capped("x".repeat(shift) + &"é".repeat(MAX_ERROR_SIZE));
+            assert!(cut.len() <= MAX_ERROR_SIZE && cut.len() >= MAX_ERROR_SIZE - 2 && cut.ends_with("é…"), "{cut}");
+        }
     }
 }

@@ -6,11 +6,14 @@ use std::{
     time::Duration,
 };
 
-use super::{Exit, Result, failure, usage};
+use super::{Exit, Result, failure, printable, usage};
 use crate::{
     client::{Answer, Client, ClientError, Request},
     wire::{DEFAULT_TIMEOUT, Payload, Topic, Version, header::MAX_TIMEOUT, json},
 };
+
+/// Where a server with default settings listens.
+pub(super) const DEFAULT_SERVER: &str = "127.0.0.1:8081";
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,7 +34,7 @@ pub(super) struct Arguments {
     #[arg(allow_hyphen_values = true)]
     payload: Option<String>,
     /// Where the server listens
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8081")]
+    #[arg(long, value_name = "HOST:PORT", default_value = DEFAULT_SERVER)]
     server: String,
     /// The version of the service that you write for
     #[arg(long, value_name = "VERSION", default_value = "1.0.0")]
@@ -75,7 +78,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         Answer::Json(text) => print(&[text.as_bytes(), b"\n"]),
         Answer::Binary(bytes) => print(&[&bytes]),
         Answer::Error(refusal) => {
-            eprintln!("{}: {}", refusal.code, refusal.message);
+            eprintln!("{}: {}", printable(&refusal.code), printable(&refusal.message));
             if let Some(details) = refusal.details {
                 eprintln!("{details}");
             }

@@ -1,11 +1,12 @@
 //! `mb-server check`: the effective configuration, and where it comes from.
 
-use super::{Exit, Result, serve, usage};
-use crate::config::MemoryPlan;
+use super::{Exit, Result, printable, serve, usage};
+use crate::{catalog::component_files, config::MemoryPlan};
 
 /// Print the effective configuration and where each setting comes from
 ///
-/// Takes the same flags as serve. Exit codes: 0 the server could start with
+/// Says too whether the services folder can be read and the system allows as
+/// many open files as needed. Takes the same flags as serve. Exit codes: 0 the server could start with
 /// these settings, 2 it could not.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -24,6 +25,14 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     println!();
     for line in MemoryPlan::of(&loaded.config).lines() {
         println!("# {line}");
+    }
+    let dir = &loaded.config.services_dir;
+    let files = component_files(dir).map_err(|error| {
+        usage(format!("services folder {}: {error}; --services names another", printable(&dir.display().to_string())))
+    })?;
+    println!("# services folder: can be read, component files: {}", files.len());
+    if let Some(warning) = serve::too_few_open_files(&loaded.config) {
+        eprintln!("mb-server: warning: {warning}");
     }
     Ok(Exit::Success)
 }

@@ -81,3 +81,28 @@ fn usage(message: impl std::fmt::Display) -> (Exit, String) {
 fn failure(message: impl std::fmt::Display) -> (Exit, String) {
     (Exit::Failure, message.to_string())
 }
+
+/// A stranger's text for a terminal, on one line: what would move the cursor,
+/// change colours or turn the direction of writing is shown as an escape.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}') {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_strangers() {
+        assert_eq!(printable("Zählt, \u{1f600} \"all\" \\ of it"), "Zählt, \u{1f600} \"all\" \\ of it");
+        assert_eq!(printable("\x1b[2J\r\n\u{9b}\u{202e}"), "\\u{1b}[2J\\r\\n\\u{9b}\\u{202e}");
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::{
         Arc,
@@ -14,25 +14,31 @@ use std::{
 
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-use super::{Exit, Result, failure, usage};
+use super::{Exit, Result, call::DEFAULT_SERVER, failure, printable, usage};
 use crate::{
     admin::{Admin, is_loopback},
     budget::Budget,
     catalog::{Catalog, LoadSettings, Policy},
     config::{self, Config, ConfigError, Flags, Loaded, MemoryPlan},
     dispatch::{Dispatcher, Limits},
+    log::Limiter,
     metrics::{Metrics, snapshot::Snapshot},
     sandbox::{HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
-    server::{Server, ServerSettings, View, raise_open_files},
+    server::{MAX_ENDING, Server, ServerSettings, View, raise_open_files},
     store::Store,
-    transport::{SocketOptions, listen, resolve},
+    transport::{SocketOptions, is_absent, listen, resolve},
 };
 
 /// What a second signal ends the process with: that of an interrupted one.
 const INTERRUPTED: i32 = 130;
 
-/// File descriptors that are not connections: listeners, log, cache, admin.
+/// Open files besides connections, and those that end: listeners, log, cache,
+/// admin.
 const OTHER_FILES: u64 = 64;
+
+/// Connections to the admin endpoint that the kernel holds until they are
+/// accepted.
+const ADMIN_BACKLOG: u32 = 128;
 
 /// Serve the components of a folder
 ///
@@ -80,7 +86,9 @@ pub(super) fn run(arguments: Arguments) -> Result {
     check_exposure(&config)?;
     start_log(&config.log)?;
     let signals = listen_for_signals().map_err(failure)?;
-    check_open_files(&config);
+    if let Some(warning) = too_few_open_files(&config) {
+        tracing::warn!("{warning}");
+    }
 
     let memory = Budget::new(MemoryPlan::of(&config).shared);
     let policy = Policy::new(&config, open_store(&config));
@@ -141,7 +149,12 @@ pub(super) fn start_log(filter: &str) -> std::result::Result<(), (Exit, String)>
     // A second start, as in a test, keeps the first.
     let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
     // What panics is caught and answered; the log says where it was.
-    std::panic::set_hook(Box::new(|panic| tracing::error!("panic: {panic}")));
+    static LINES: Limiter = Limiter::new();
+    std::panic::set_hook(Box::new(|panic| {
+        if LINES.allows("panic") {
+            tracing::error!("panic: {panic}");
+        }
+    }));
     Ok(())
 }
 
@@ -158,15 +171,16 @@ fn listen_for_signals() -> std::result::Result<mpsc::Receiver<()>, ctrlc::Error>
     Ok(receiver)
 }
 
-fn check_open_files(config: &Config) {
+/// What is wrong where the system does not allow as many open files as the
+/// settings ask for.
+pub(super) fn too_few_open_files(config: &Config) -> Option<String> {
     let connections = MemoryPlan::of(config).connections;
-    let wanted = connections as u64 + OTHER_FILES;
-    if let Some(limit) = raise_open_files().filter(|limit| *limit < wanted) {
-        tracing::warn!(
-            "there is memory for {connections} connections, but the system allows {limit} open files, so fewer will \
-             be accepted; raise it with ulimit -n or LimitNOFILE"
-        );
-    }
+    let wanted = connections as u64 + MAX_ENDING as u64 + OTHER_FILES;
+    let limit = raise_open_files().filter(|limit| *limit < wanted)?;
+    Some(format!(
+        "there is memory for {connections} connections, which take up to {wanted} open files with those connections that end, but the \
+         system allows {limit}, so fewer may be accepted; raise it with ulimit -n or LimitNOFILE"
+    ))
 }
 
 pub(super) fn sandbox_config(config: &Config, policy: &Policy, memory: &Arc<Budget>) -> SandboxConfig {
@@ -249,9 +263,21 @@ fn server_settings(config: &Config, memory: Arc<Budget>) -> ServerSettings {
 
 fn admin_listener(config: &Config) -> std::result::Result<std::net::TcpListener, (Exit, String)> {
     let (host, port) = (&config.admin.host, config.admin.port);
-    let open = || listen(resolve(host, port)?.first().copied().ok_or(io::ErrorKind::NotFound)?, 128);
+    let open = || {
+        let mut last = io::ErrorKind::NotFound.into();
+        for address in resolve(host, port)? {
+            match listen(address, ADMIN_BACKLOG) {
+                Err(error) if is_absent(&error) => last = error,
+                result => return result,
+            }
+        }
+        Err(last)
+    };
     open().map_err(|error: io::Error| {
-        let hint = "; is another server running? --admin-port 0 takes a free one";
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => "; is another server running? --admin-port 0 takes a free one",
+            _ => "",
+        };
         failure(format!("admin endpoint can't listen on {host} port {port}: {error}{hint}"))
     })
 }
@@ -284,14 +310,52 @@ fn announce(wire: &[SocketAddr], admin: SocketAddr, config: &Config, catalog: &C
         text += &format!("    {} {}: {}\n", said.name, said.version, actions.join(", "));
     }
     for failed in catalog.failures() {
-        text += &format!("    {} is not served: {}\n", failed.file.display(), failed.error);
+        let file = failed.file.display().to_string();
+        text += &format!("    {} is not served: {}\n", printable(&file), printable(&failed.error));
     }
     if catalog.services().next().is_none() {
         text += "    none; put a component into that folder and start again\n";
     }
     let millis = begun.elapsed().as_millis();
-    let server = wire.first().filter(|a| a.port() != 8081).map(|a| format!(" --server {a}")).unwrap_or_default();
-    text += &format!("ready in {millis} ms; try: mb-server call system.services{server}\n");
+    text += &format!("ready in {millis} ms; try: mb-server call system.services{}\n", server_flag(wire));
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// The flag with which a client on this machine reaches one of the addresses;
+/// none where it needs none.
+fn server_flag(wire: &[SocketAddr]) -> String {
+    let reached = |address: &SocketAddr| {
+        let ip = match address.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        SocketAddr::new(ip, address.port()).to_string()
+    };
+    let reached: Vec<_> = wire.iter().map(reached).collect();
+    match reached.first() {
+        Some(first) if !reached.iter().any(|address| address == DEFAULT_SERVER) => format!(" --server {first}"),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flag_that_reaches_the_server() {
+        let check = |wire: &[&str], expected: &str| {
+            let wire: Vec<_> = wire.iter().map(|address| address.parse().unwrap()).collect();
+            assert_eq!(server_flag(&wire), expected, "{wire:?}");
+        };
+        check(&["127.0.0.1:8081"], "");
+        check(&["[::1]:8081", "127.0.0.1:8081"], "");
+        check(&["0.0.0.0:8081"], "");
+        check(&["[::1]:8081"], " --server [::1]:8081");
+        check(&["127.0.0.2:8081"], " --server 127.0.0.2:8081");
+        check(&["0.0.0.0:9"], " --server 127.0.0.1:9");
+        check(&[], "");
+    }
 }

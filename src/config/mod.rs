@@ -64,7 +64,8 @@ pub struct Config {
     pub keep_alive_interval: Millis,
     /// For a request whose header names no timeout, 1 ms to 1 h.
     pub default_timeout: Millis,
-    /// For begun requests when the server stops, 0 to 10 min.
+    /// For the whole end of the server, 0 to 10 min. Calls are stopped half a
+    /// second before, or at half of it if that is later.
     pub drain_timeout: Millis,
     /// Folder of the components.
     pub services_dir: PathBuf,

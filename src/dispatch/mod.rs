@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::{
     catalog::{Catalog, SYSTEM},
     host::{Context, Watch, context::Caller},
+    log::Limiter,
     metrics::Metrics,
     wire::{Code, ErrorBody, Header, Kind, Payload, Reason, json as wire_json},
 };
@@ -196,7 +197,10 @@ impl Core {
             (Some(_), _) => Outcome::Json(r#"{"delivered":1}"#.into()),
             (None, Outcome::Error(_, body)) => {
                 self.metrics.publish_failures.add(1);
-                tracing::info!(topic = header.topic.as_str(), code = %body.code, "publish failed: {}", body.message);
+                static LINES: Limiter = Limiter::new();
+                if LINES.allows("publish failed") {
+                    tracing::info!(topic = header.topic.as_str(), code = %body.code, "publish failed: {}", body.message);
+                }
                 Outcome::Silence
             }
             (None, _) => Outcome::Silence,
@@ -296,6 +300,9 @@ mod tests {
         let value = |body: &[u8]| serde_json::from_str::<serde_json::Value>(&ask(body, false).0).unwrap();
         let ping = value(b"REQUEST:system.ping:1.0.0:1\n{\"a\":[1,2]}");
         assert_eq!(ping["echo"], json!({"a": [1, 2]}));
+        let nested = |depth: usize| format!("REQUEST:system.ping:1.0.0:1\n{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(value(nested(126).as_bytes())["echo"].is_array(), "and the answer can be read");
+        assert_eq!(ask(nested(127).as_bytes(), false).0, "INVALID_REQUEST");
         assert!(ping["now"].as_str().is_some_and(|now| now.ends_with('Z')), "{ping}");
         let hello = value(b"REQUEST:system.hello:1.0.0:1\n{\"client\":\"t/1\",\"protocol\":\"1.9\",\"more\":[]}");
         assert_eq!(hello["connectionId"], "7");

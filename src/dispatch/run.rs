@@ -27,6 +27,9 @@ const RETRY_WHEN_FAILED_MS: u64 = 10_000;
 /// Longest message of a service's failure, in bytes.
 const MAX_FAILURE_MESSAGE: usize = 4096;
 
+/// Levels that an ERROR puts around its details.
+const DETAILS_DEPTH: usize = 1;
+
 /// A call on its way to a service.
 pub(super) struct Task<'a> {
     pub(super) topic: Topic<'a>,
@@ -162,6 +165,9 @@ fn check(answer: Answer, limit: usize) -> Result<Checked, Refusal> {
             }
             if let Some(details) = &details {
                 checked_json("failure details", details)?;
+                let limit = wire_json::MAX_DEPTH - DETAILS_DEPTH;
+                wire_json::check_depth(details, limit)
+                    .map_err(|error| Refusal::failed(Reason::InvalidAnswer, format!("failure details is {error}")))?;
             }
             let details = details.and_then(|text| RawValue::from_string(text).ok());
             let body = ErrorBody { code: code.into(), message: message.into(), origin: Origin::Service, details };
@@ -243,6 +249,7 @@ impl Ended<'_> {
         let connection = &*context.caller.connection_id;
         let elapsed_us = elapsed.as_micros() as u64;
         match refusal {
+            Some(Refusal { code: Some(_), .. }) if !service.failed_lines.allows("call failed") => {}
             Some(Refusal { code: Some(code), body }) => tracing::warn!(
                 service = said.name,
                 version = %said.version,
@@ -302,5 +309,9 @@ mod tests {
         assert_eq!(reason(failure("not ok", None)), "invalid-answer");
         assert_eq!(reason(failure("NOT_FOUND", Some("{"))), "invalid-answer");
         assert_eq!(reason(failure("NOT_FOUND", Some(&"1".repeat(1000)))), "answer-size");
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(reason(Answer::Json(nested(127))), "fine");
+        assert_eq!(reason(failure("NOT_FOUND", Some(&nested(126)))), "NOT_FOUND");
+        assert_eq!(reason(failure("NOT_FOUND", Some(&nested(127)))), "invalid-answer", "the ERROR nests one deeper");
     }
 }

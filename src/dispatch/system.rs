@@ -10,7 +10,7 @@ use super::{Core, MAX_REPEATED, Refusal};
 use crate::{
     catalog::{Action, Description},
     host::context::Caller,
-    wire::{Code, Header, PROTOCOL_VERSION, Payload, SYSTEM_VERSION, header::MAX_HEADER_SIZE},
+    wire::{Code, Header, PROTOCOL_VERSION, Payload, SYSTEM_VERSION, header::MAX_HEADER_SIZE, json as wire_json},
 };
 
 /// Characters of a client's name that the log shows.
@@ -101,12 +101,17 @@ impl Core {
     }
 }
 
+/// Levels that the answer to a ping puts around what it gives back.
+const PONG_DEPTH: usize = 1;
+
 fn ping(payload: &str) -> Result<String, Refusal> {
     #[derive(Serialize)]
     struct Pong<'a> {
         now: String,
         echo: &'a RawValue,
     }
+    wire_json::check_depth(payload, wire_json::MAX_DEPTH - PONG_DEPTH)
+        .map_err(|error| Refusal::new(Code::InvalidRequest, format!("wrong payload: {error}")))?;
     let now = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
     let echo: &RawValue = read(payload)?;
     serde_json::to_string(&Pong { now, echo }).map_err(wrong)

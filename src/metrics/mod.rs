@@ -5,7 +5,11 @@ mod histogram;
 pub mod snapshot;
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{
+        AtomicBool, AtomicU64,
+        Ordering::{Acquire, Relaxed, Release},
+        fence,
+    },
     time::{Duration, Instant},
 };
 
@@ -28,6 +32,10 @@ impl Counter {
     pub fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
+
+    fn rise_to(&self, count: u64) {
+        self.0.fetch_max(count, Relaxed);
+    }
 }
 
 /// Bytes and messages, of one connection or of all that have ended.
@@ -45,18 +53,48 @@ pub struct Traffic {
     pub keep_alives: Counter,
     /// ERRORs written.
     pub errors: Counter,
+    /// All of this was, or is being, added to the sum of those that ended.
+    ended: AtomicBool,
 }
 
 impl Traffic {
     /// Adds what another one has counted.
     pub fn absorb(&self, other: &Self) {
-        let Self { bytes_in, bytes_out, messages_in, messages_out, keep_alives, errors } = other;
+        let Self { bytes_in, bytes_out, messages_in, messages_out, keep_alives, errors, ended: _ } = other;
         self.bytes_in.add(bytes_in.get());
         self.bytes_out.add(bytes_out.get());
         self.messages_in.add(messages_in.get());
         self.messages_out.add(messages_out.get());
         self.keep_alives.add(keep_alives.get());
         self.errors.add(errors.get());
+    }
+
+    /// Adds all of it to the sum of those that ended, once and for all.
+    pub fn end(&self, sum: &Self) {
+        self.ended.store(true, Relaxed);
+        // Who sees the sum below has seen the mark above, if it then passes
+        // the fence in `add_unless_ended`.
+        fence(Release);
+        sum.absorb(self);
+    }
+
+    /// Adds it to a sum that began with that of those that ended.
+    pub fn add_unless_ended(&self, sum: &Self) {
+        fence(Acquire);
+        if !self.ended.load(Relaxed) {
+            sum.absorb(self);
+        }
+    }
+
+    /// Raises each counter to that of the other where it is lower.
+    pub fn rise_to(&self, other: &Self) {
+        let Self { bytes_in, bytes_out, messages_in, messages_out, keep_alives, errors, ended: _ } = other;
+        self.bytes_in.rise_to(bytes_in.get());
+        self.bytes_out.rise_to(bytes_out.get());
+        self.messages_in.rise_to(messages_in.get());
+        self.messages_out.rise_to(messages_out.get());
+        self.keep_alives.rise_to(keep_alives.get());
+        self.errors.rise_to(errors.get());
     }
 }
 
@@ -80,6 +118,9 @@ pub struct Metrics {
     pub publish_failures: Counter,
     /// Traffic of the connections that have ended.
     pub ended: Traffic,
+    /// The highest sums that were shown: a sum is taken while connections
+    /// end, and may lack one of them; what is shown never falls.
+    pub published: Traffic,
     errors: [Counter; Code::ALL.len()],
     service_errors: Counter,
 }
@@ -95,6 +136,7 @@ impl Default for Metrics {
             write_timeouts: Counter::default(),
             publish_failures: Counter::default(),
             ended: Traffic::default(),
+            published: Traffic::default(),
             errors: Default::default(),
             service_errors: Counter::default(),
         }
@@ -119,12 +161,6 @@ impl Metrics {
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
-
-    /// Milliseconds from the start of the server to an instant.
-    #[must_use]
-    pub fn millis_at(&self, instant: Instant) -> u64 {
-        u64::try_from(instant.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
-    }
 }
 
 /// Counters of one version of a service.
@@ -138,4 +174,28 @@ pub struct ServiceStats {
     pub errors: Counter,
     /// How long calls took, from instantiation to answer.
     pub latency: Histogram,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_ended_is_counted_once_and_what_was_shown_never_falls() {
+        let (ended, published) = (Traffic::default(), Traffic::default());
+        let connection = Traffic::default();
+        connection.bytes_in.add(7);
+        let show = |ended_before: u64| {
+            let sum = Traffic::default();
+            sum.bytes_in.add(ended_before);
+            connection.add_unless_ended(&sum);
+            published.rise_to(&sum);
+            published.bytes_in.get()
+        };
+        assert_eq!(show(ended.bytes_in.get()), 7);
+        let before = ended.bytes_in.get();
+        connection.end(&ended);
+        assert_eq!(show(before), 7, "it ended between the two reads");
+        assert_eq!(show(ended.bytes_in.get()), 7, "it is in the sum, and has not given its slot back");
+    }
 }

@@ -53,8 +53,6 @@ pub struct Sandbox {
     places: Arc<Budget>,
     /// Of all components that keep instances.
     idle: Mutex<Vec<Weak<Idle>>>,
-    cache: Option<Cache>,
-    pooled: bool,
     /// Ends with the sandbox.
     _ticker: Ticker,
 }
@@ -68,15 +66,15 @@ impl Sandbox {
     /// If there is no engine to be had at all.
     pub fn new(config: SandboxConfig) -> wasmtime::Result<Arc<Self>> {
         let cache = open_cache(config.cache_dir.as_deref());
-        let (engine, pooled) = match Engine::new(&base(&config, cache.clone()).pooled(&config)) {
-            Ok(engine) => (engine, true),
+        let engine = match Engine::new(&base(&config, cache.clone()).pooled(&config)) {
+            Ok(engine) => engine,
             Err(error) => {
                 tracing::warn!(
                     "there is no pool of {} instances to be had, they are allocated on demand, which is \
                      slower: {error:#}",
                     config.instances
                 );
-                (Engine::new(&base(&config, cache.clone()).on_demand())?, false)
+                Engine::new(&base(&config, cache).on_demand())?
             }
         };
         let ticker = Ticker::start(&engine)?;
@@ -87,8 +85,6 @@ impl Sandbox {
             places: Budget::new(config.instances),
             config,
             idle: Mutex::default(),
-            cache,
-            pooled,
             _ticker: ticker,
         }))
     }
@@ -118,24 +114,6 @@ impl Sandbox {
             idle.iter().filter_map(Weak::upgrade).collect()
         };
         all.iter().for_each(|idle| idle.clear());
-    }
-
-    /// Whether instances come from a pool.
-    #[must_use]
-    pub fn is_pooled(&self) -> bool {
-        self.pooled
-    }
-
-    /// Folder of the compiled code, if it is kept.
-    #[must_use]
-    pub fn cache_dir(&self) -> Option<&Path> {
-        self.cache.as_ref().map(|cache| cache.directory().as_path())
-    }
-
-    /// Components whose compiled code was not in the cache, so far.
-    #[must_use]
-    pub fn cache_misses(&self) -> usize {
-        self.cache.as_ref().map_or(0, Cache::cache_misses)
     }
 }
 

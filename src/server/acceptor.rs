@@ -15,12 +15,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 use super::{
-    Shared,
+    SHUTS_DOWN, Shared,
     admission::Admission,
     connection::{Connection, RETRY_WHEN_BUSY_MS, notice},
     session::Session,
 };
 use crate::{
+    log::Limiter,
     transport::{Socket, half_close},
     wire::Code,
 };
@@ -29,6 +30,9 @@ use crate::{
 /// repeat, such as having no file descriptor left.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Errors and successes may come in turns.
+static ACCEPT_LINES: Limiter = Limiter::new();
 
 /// Numbers the connections of this process, from 1.
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
@@ -87,7 +91,10 @@ impl Acceptor {
         // Bounded, because clients that come back at once would fill it for ever.
         for _ in 0..self.shared.settings.backlog {
             match self.listener.accept() {
-                Ok((stream, _)) => self.refuse(stream, &notice(Code::ShuttingDown, "the server shuts down", None)),
+                Ok((stream, _)) => {
+                    self.shared.metrics.count_error(Some(Code::ShuttingDown));
+                    self.refuse(stream, &notice(Code::ShuttingDown, SHUTS_DOWN, None));
+                }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(_) => break,
             }
@@ -135,7 +142,9 @@ impl Acceptor {
     fn recovered(&mut self) {
         if !self.pause.is_zero() {
             self.pause = Duration::ZERO;
-            tracing::info!("accepting connections again");
+            if ACCEPT_LINES.allows("accepting connections") {
+                tracing::info!("accepting connections again");
+            }
         }
     }
 
@@ -146,7 +155,7 @@ impl Acceptor {
         if is_of_one_connection(error) {
             return;
         }
-        if self.pause.is_zero() {
+        if self.pause.is_zero() && ACCEPT_LINES.allows("accepting connections") {
             tracing::error!("can't accept connections, trying on: {error}");
         }
         self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);

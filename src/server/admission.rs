@@ -14,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use threadpool::ThreadPool;
 
 use super::connection::Connection;
+use crate::log::Limiter;
 
 /// Threads that are there from the start.
 const FIRST_THREADS: usize = 4;
@@ -124,7 +125,11 @@ impl Inner {
         self.pool.set_num_threads(threads);
         if !self.short_of_threads {
             self.short_of_threads = true;
-            tracing::error!("the system refuses more than {threads} threads, further connections are refused");
+            // Said once, but again where the system gives and refuses in turns.
+            static LINES: Limiter = Limiter::new();
+            if LINES.allows("no further threads") {
+                tracing::error!("the system refuses more than {threads} threads, further connections are refused");
+            }
         }
         false
     }

@@ -31,8 +31,10 @@ use crate::{
 const QUIET: u8 = 0;
 /// The thread serves a message: it will look at the drain itself.
 const BUSY: u8 = 1;
-/// The last word was said, or is being said. Final.
+/// The drain has the last word, said or still being sent. Final.
 const TOLD: u8 = 2;
+/// The thread has it. Final.
+const CLOSING: u8 = 3;
 
 /// What a client that is sent away is told to wait, in milliseconds.
 pub(super) const RETRY_WHEN_BUSY_MS: u64 = 1000;
@@ -48,8 +50,8 @@ pub(crate) struct Connection {
     last_activity: AtomicU64,
     in_flight: AtomicU64,
     midway: AtomicBool,
-    /// `QUIET`, `BUSY` or `TOLD`. The thread moves between the first two; it
-    /// and the drain race for the step to the third, and who wins it speaks.
+    /// The thread moves between `QUIET` and `BUSY`; it and the drain race for
+    /// the step to `CLOSING` or `TOLD`, and who wins it speaks.
     phase: AtomicU8,
     drain: Arc<DrainFlags>,
     socket: Socket,
@@ -145,9 +147,11 @@ impl Connection {
         !(self.drain.draining() && self.close())
     }
 
-    /// Takes the right to the last word. False if somebody has it.
+    /// Takes the right to the last word for the thread. False if somebody has
+    /// it.
     pub(super) fn close(&self) -> bool {
-        self.phase.swap(TOLD, SeqCst) != TOLD
+        let free = |phase| [QUIET, BUSY].contains(&phase).then_some(CLOSING);
+        self.phase.fetch_update(SeqCst, SeqCst, free).is_ok()
     }
 
     /// Whether no further call shall be begun.
@@ -155,31 +159,35 @@ impl Connection {
         self.drain.draining()
     }
 
-    /// The drain's part: says it now if nobody calls. The thread goes on to
-    /// read, until the peer ends the stream.
-    pub(super) fn tell_if_quiet(&self, frame: &[u8]) {
-        if self.phase.compare_exchange(QUIET, TOLD, SeqCst, SeqCst).is_ok() {
-            // Nothing waits in the outbox while nobody calls.
-            if self.socket.try_write(frame).is_ok_and(|sent| sent == frame.len()) {
-                self.traffic.bytes_out.add(frame.len() as u64);
-                self.traffic.messages_out.add(1);
-                self.traffic.errors.add(1);
-                half_close(self.socket.stream());
-            } else {
-                self.cut_off();
-            }
+    /// The drain's part: takes the last word if nobody calls, and says whether
+    /// it did. It is then sent by [`Connection::send_last_word`]; the thread
+    /// goes on to read, until the peer ends the stream.
+    pub(super) fn tell_if_quiet(&self, code: Code, message: &str) -> bool {
+        let told = self.phase.compare_exchange(QUIET, TOLD, SeqCst, SeqCst).is_ok();
+        if told {
+            self.push_notice(code, message);
         }
+        told
     }
 
-    /// Ends the connection of a peer that was told and does not end it itself.
+    /// Sends of the last word what the peer's system takes without waiting;
+    /// says whether there is nothing left to send.
+    pub(super) fn send_last_word(&self) -> bool {
+        let mut outbox = self.outbox();
+        self.send_some(&mut outbox);
+        let done = outbox.broken || outbox.pending.is_empty();
+        if done {
+            half_close(self.socket.stream());
+        }
+        done
+    }
+
+    /// Ends the connection of a peer that was told by the drain and does not
+    /// end it itself. One whose thread says the last word is left to that.
     pub(super) fn cut_off_if_told(&self) {
         if self.phase.load(SeqCst) == TOLD {
-            self.cut_off();
+            let _ = self.socket.stream().shutdown(Shutdown::Both);
         }
-    }
-
-    fn cut_off(&self) {
-        let _ = self.socket.stream().shutdown(Shutdown::Both);
     }
 
     /// A request was read.
@@ -236,11 +244,37 @@ impl Connection {
         if outbox.pending.is_empty() {
             return if outbox.broken { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) };
         }
-        let result = self.socket.write_all(&outbox.pending[outbox.sent..], deadline);
-        self.traffic.bytes_out.add((outbox.pending.len() - outbox.sent) as u64);
-        outbox.broken |= result.is_err();
+        while outbox.sent < outbox.pending.len() {
+            match self.socket.write(&outbox.pending[outbox.sent..], deadline) {
+                Ok(sent) => {
+                    self.traffic.bytes_out.add(sent as u64);
+                    outbox.sent += sent;
+                }
+                Err(error) => {
+                    outbox.broken = true;
+                    outbox.clear();
+                    return Err(error);
+                }
+            }
+        }
         outbox.clear();
-        result
+        Ok(())
+    }
+
+    /// Sends what the peer's system takes without waiting.
+    fn send_some(&self, outbox: &mut Outbox) {
+        if outbox.sent < outbox.pending.len() && !outbox.broken {
+            match self.socket.try_write(&outbox.pending[outbox.sent..]) {
+                Ok(sent) => {
+                    self.traffic.bytes_out.add(sent as u64);
+                    outbox.sent += sent;
+                }
+                Err(_) => outbox.broken = true,
+            }
+            if outbox.sent == outbox.pending.len() {
+                outbox.clear();
+            }
+        }
     }
 
     fn outbox(&self) -> MutexGuard<'_, Outbox> {
@@ -250,10 +284,10 @@ impl Connection {
 
     /// A copy for whoever looks.
     pub(super) fn row(&self) -> ConnectionRow {
-        let Traffic { bytes_in, bytes_out, messages_in, messages_out, keep_alives: _, errors } = &self.traffic;
+        let Traffic { bytes_in, bytes_out, messages_in, messages_out, keep_alives: _, errors, .. } = &self.traffic;
         let state = match self.phase.load(Relaxed) {
             BUSY => "calling",
-            TOLD => "closing",
+            TOLD | CLOSING => "closing",
             _ if self.midway.load(Relaxed) => "reading",
             _ => "idle",
         };
@@ -278,19 +312,7 @@ impl Connection {
 /// While a call takes long, the answers before it shall not wait for it.
 impl Watch for Connection {
     fn tick(&self) -> Option<Stop> {
-        let mut outbox = self.outbox();
-        if outbox.sent < outbox.pending.len() && !outbox.broken {
-            match self.socket.try_write(&outbox.pending[outbox.sent..]) {
-                Ok(sent) => {
-                    self.traffic.bytes_out.add(sent as u64);
-                    outbox.sent += sent;
-                }
-                Err(_) => outbox.broken = true,
-            }
-            if outbox.sent == outbox.pending.len() {
-                outbox.clear();
-            }
-        }
+        self.send_some(&mut self.outbox());
         self.drain.calls_stopped().then_some(Stop::Shutdown)
     }
 }
@@ -329,4 +351,81 @@ pub(super) fn notice(code: Code, message: &str, details: Option<&serde_json::Val
     let mut frame = Vec::new();
     write_error(&mut frame, None, &body, SystemTime::now());
     frame
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        io::Read as _,
+        net::{TcpListener, TcpStream},
+    };
+
+    fn pair() -> (Connection, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        peer.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let (stream, address) = listener.accept().unwrap();
+        (Connection::new(1, Socket::new(stream), address, Arc::new(DrainFlags::new().unwrap()), &Budget::new(0)), peer)
+    }
+
+    #[test]
+    fn a_peer_without_room_is_told_when_it_has_some() {
+        let (connection, mut peer) = pair();
+        let waste = vec![0; 1 << 20];
+        let mut filled = 0;
+        loop {
+            match connection.socket.try_write(&waste).unwrap() {
+                0 => break,
+                sent => filled += sent,
+            }
+        }
+        assert!(connection.tell_if_quiet(Code::ShuttingDown, "the end"));
+        assert!(!connection.tell_if_quiet(Code::ShuttingDown, "the end"), "once");
+        assert!(!connection.begin() && !connection.close());
+        assert!(!connection.send_last_word(), "there is no room");
+        assert_eq!(connection.traffic.bytes_out.get(), 0, "nothing was written");
+        let reader = std::thread::spawn(move || {
+            let mut read = Vec::new();
+            peer.read_to_end(&mut read).unwrap();
+            read
+        });
+        while !connection.send_last_word() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let read = reader.join().unwrap();
+        let word = notice(Code::ShuttingDown, "the end", None);
+        assert_eq!(read.len(), filled + word.len());
+        assert!(read.ends_with(b"}") && read[filled..].windows(7).any(|text| text == b"the end"));
+        assert_eq!(connection.traffic.bytes_out.get(), word.len() as u64);
+    }
+
+    #[test]
+    fn the_drain_cuts_off_those_that_it_told_and_nobody_else() {
+        let cut_off = |connection: &Connection, mut peer: TcpStream| {
+            connection.cut_off_if_told();
+            peer.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+            peer.read_to_end(&mut Vec::new()).is_ok()
+        };
+        let (connection, peer) = pair();
+        assert!(connection.tell_if_quiet(Code::ShuttingDown, "the end"));
+        assert!(cut_off(&connection, peer));
+        let (connection, peer) = pair();
+        assert!(connection.close());
+        assert!(!cut_off(&connection, peer), "its thread still speaks");
+        let (connection, peer) = pair();
+        assert!(!cut_off(&connection, peer));
+    }
+
+    #[test]
+    fn bytes_that_nobody_took_are_not_counted_as_written() {
+        let (connection, mut peer) = pair();
+        connection.push(&vec![0; 16 << 20]);
+        let deadline = Instant::now() + Duration::from_millis(100);
+        assert_eq!(connection.flush(deadline).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        connection.socket.stream().shutdown(Shutdown::Both).unwrap();
+        let mut read = Vec::new();
+        let _ = peer.read_to_end(&mut read);
+        assert_eq!(connection.traffic.bytes_out.get(), read.len() as u64);
+    }
 }

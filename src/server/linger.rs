@@ -19,8 +19,14 @@ use crate::transport::Socket;
 /// How long a peer's bytes are dropped.
 pub(super) const LINGER: Duration = Duration::from_secs(2);
 
-/// Sockets that end at the same time; one more is closed at once.
-const MAX_SOCKETS: usize = 1024;
+/// Sockets that end at the same time; one more is closed at once. They are
+/// open files besides those of the connections.
+pub const MAX_ENDING: usize = 1024;
+
+/// What is dropped in one read, in bytes, and how often one socket is read in
+/// a round.
+const WASTE_SIZE: usize = 64 * 1024;
+const MAX_READS: usize = 16;
 
 /// How long a new socket may wait until it is looked at.
 const ROUND: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
@@ -41,7 +47,7 @@ struct Open {
 impl Linger {
     /// Starts the thread. It ends with the handle.
     pub(super) fn start() -> io::Result<Self> {
-        let (sender, receiver) = sync_channel(MAX_SOCKETS);
+        let (sender, receiver) = sync_channel(MAX_ENDING);
         let open = Arc::new(Open::default());
         let ending = Arc::clone(&open);
         thread::Builder::new().name("mb-linger".into()).spawn(move || run(&receiver, &ending))?;
@@ -50,9 +56,9 @@ impl Linger {
 
     /// Takes a socket that was half-closed.
     pub(super) fn take(&self, socket: Socket) {
-        self.open.add(1);
-        if self.sender.try_send(socket).is_err() {
-            self.open.add(-1);
+        // Those in the channel count as well, so it is never full.
+        if self.open.begin() && self.sender.try_send(socket).is_err() {
+            self.open.end(1);
         }
     }
 
@@ -65,9 +71,17 @@ impl Linger {
 }
 
 impl Open {
-    fn add(&self, change: isize) {
+    /// One more, if there is room.
+    fn begin(&self) -> bool {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        *count = count.saturating_add_signed(change);
+        let room = *count < MAX_ENDING;
+        *count += usize::from(room);
+        room
+    }
+
+    fn end(&self, ended: usize) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count = count.saturating_sub(ended);
         if *count == 0 {
             self.none.notify_all();
         }
@@ -76,12 +90,13 @@ impl Open {
 
 fn run(receiver: &Receiver<Socket>, open: &Open) {
     let mut sockets: Vec<(Socket, Instant)> = Vec::new();
+    let mut waste = vec![0; WASTE_SIZE];
     loop {
         if sockets.is_empty() {
             let Ok(socket) = receiver.recv() else { return };
             sockets.push(begin(socket));
         }
-        while sockets.len() < MAX_SOCKETS {
+        loop {
             match receiver.try_recv() {
                 Ok(socket) => sockets.push(begin(socket)),
                 Err(TryRecvError::Empty) => break,
@@ -89,10 +104,13 @@ fn run(receiver: &Receiver<Socket>, open: &Open) {
             }
         }
         let before = sockets.len();
-        wait(&sockets);
+        let mut ready = wait(&sockets).into_iter();
         let now = Instant::now();
-        sockets.retain(|(socket, deadline)| now < *deadline && drop_bytes(socket));
-        open.add(-isize::try_from(before - sockets.len()).unwrap_or(0));
+        sockets.retain(|(socket, deadline)| {
+            let ready = ready.next().unwrap_or(false);
+            now < *deadline && (!ready || drop_bytes(socket, &mut waste))
+        });
+        open.end(before - sockets.len());
     }
 }
 
@@ -101,17 +119,19 @@ fn begin(socket: Socket) -> (Socket, Instant) {
     (socket, Instant::now() + LINGER)
 }
 
-fn wait(sockets: &[(Socket, Instant)]) {
+/// Waits for a round at most; says of each socket whether there is something
+/// to read, its end included.
+fn wait(sockets: &[(Socket, Instant)]) -> Vec<bool> {
     let mut polled: Vec<_> = sockets.iter().map(|(socket, _)| PollFd::new(socket.stream(), PollFlags::IN)).collect();
     let _ = poll(&mut polled, Some(&ROUND));
+    polled.iter().map(|socket| !socket.revents().is_empty()).collect()
 }
 
 /// Drops a bounded amount, so that no peer keeps the others waiting. False at
 /// the end of the stream.
-fn drop_bytes(socket: &Socket) -> bool {
-    let mut waste = [0; 64 * 1024];
-    for _ in 0..16 {
-        match socket.stream().read(&mut waste) {
+fn drop_bytes(socket: &Socket, waste: &mut [u8]) -> bool {
+    for _ in 0..MAX_READS {
+        match socket.stream().read(waste) {
             Ok(0) => return false,
             Ok(_) => {}
             Err(error) => return matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),

@@ -22,10 +22,11 @@ use std::{
 
 use admission::Admission;
 pub use admission::raise_open_files;
-use connection::notice;
+use connection::Connection;
+pub use linger::MAX_ENDING;
 use linger::{LINGER, Linger};
 use rustix::{
-    event::{EventfdFlags, eventfd},
+    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     fd::OwnedFd,
 };
 
@@ -36,12 +37,19 @@ use crate::{
         Metrics, Traffic,
         snapshot::{ConnectionRow, Totals},
     },
-    transport::{SocketOptions, listen, resolve},
+    transport::{SocketOptions, listen_all, resolve},
     wire::Code,
 };
 
-/// After `drain_timeout`, for peers that were told at the very end to read it.
+/// Of `drain_timeout`, the part after calls are stopped, for their peers to be
+/// told and to read it; half of it at most.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// How often the drain looks at what happens without it.
+const DRAIN_ROUND: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// What peers are told then.
+const SHUTS_DOWN: &str = "the server shuts down";
 
 /// What the server needs to know; all bounds were checked before.
 #[derive(Debug, Clone)]
@@ -150,12 +158,12 @@ impl Server {
         handle: Arc<dyn Handle>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, ListenError> {
-        let mut listeners = Vec::new();
+        let (mut listeners, mut taken) = (Vec::new(), Vec::new());
         for host in &settings.hosts {
             let error = |source| ListenError { host: host.clone(), port: settings.port, source };
-            for address in resolve(host, settings.port).map_err(error)? {
-                listeners.push(Arc::new(listen(address, settings.backlog).map_err(error)?));
-            }
+            let addresses = resolve(host, settings.port).map_err(error)?;
+            let opened = listen_all(&addresses, settings.backlog, &mut taken).map_err(error)?;
+            listeners.extend(opened.into_iter().map(Arc::new));
         }
         let error = |source| ListenError { host: settings.hosts.join(", "), port: settings.port, source };
         let linger = Linger::start().map_err(error)?;
@@ -193,24 +201,48 @@ impl Server {
             let _ = acceptor.join();
         }
         drop(listeners);
-        for connection in admission.connections() {
-            connection.tell_if_quiet(&notice(Code::ShuttingDown, "the server shuts down", None));
-        }
-        let told = Instant::now();
-        let deadline = begun + shared.settings.drain_timeout;
+        let drain_timeout = shared.settings.drain_timeout;
+        let deadline = begun + drain_timeout;
+        let stop = deadline - LAST_WORDS.min(drain_timeout / 2);
         // Peers that were told at once have their two seconds; only calls may
-        // take until the deadline.
-        if !admission.wait_until_empty((told + LINGER).min(deadline)) {
+        // take longer.
+        let told = (Instant::now() + LINGER).min(stop);
+        shared.tell_quiet_ones(&admission, told);
+        if !admission.wait_until_empty(told) {
             for connection in admission.connections() {
                 connection.cut_off_if_told();
             }
         }
-        if !admission.wait_until_empty(deadline) {
+        if !admission.wait_until_empty(stop) {
             shared.drain.stop_calls.store(true, SeqCst);
-            admission.wait_until_empty(Instant::now() + LAST_WORDS);
+            admission.wait_until_empty(deadline);
         }
-        shared.linger.wait_until_empty((Instant::now() + LINGER).min(deadline + LAST_WORDS));
+        shared.linger.wait_until_empty((Instant::now() + LINGER).min(deadline));
         Drained { connections, cut_off: admission.connections().count(), elapsed: begun.elapsed() }
+    }
+}
+
+impl Shared {
+    /// Tells every connection that nobody calls on. Most peers have room for
+    /// that at once; the others have until the deadline to make some.
+    fn tell_quiet_ones(&self, admission: &Admission, deadline: Instant) {
+        let mut unsent: Vec<Arc<Connection>> = Vec::new();
+        for connection in admission.connections() {
+            if connection.tell_if_quiet(Code::ShuttingDown, SHUTS_DOWN) {
+                self.metrics.count_error(Some(Code::ShuttingDown));
+                if !connection.send_last_word() {
+                    unsent.push(connection);
+                }
+            }
+        }
+        while !unsent.is_empty() && Instant::now() < deadline {
+            let mut polled = Vec::new();
+            for connection in &unsent {
+                polled.push(PollFd::new(connection.socket().stream(), PollFlags::OUT));
+            }
+            let _ = poll(&mut polled, Some(&DRAIN_ROUND));
+            unsent.retain(|connection| !connection.send_last_word());
+        }
     }
 }
 
@@ -240,13 +272,18 @@ impl View {
     #[must_use]
     pub fn totals(&self) -> Totals {
         let metrics = &self.shared.metrics;
+        // In this order, and without those that are in it already: a
+        // connection that ends meanwhile is missed at worst, never counted
+        // twice. What is missed is made up for by what was published before.
         let sum = Traffic::default();
         sum.absorb(&metrics.ended);
         let mut connections = 0;
         for connection in self.admission.connections() {
-            sum.absorb(connection.traffic());
+            connection.traffic().add_unless_ended(&sum);
             connections += 1;
         }
+        metrics.published.rise_to(&sum);
+        let sum = &metrics.published;
         let name = |code: Option<Code>| code.map_or("SERVICE", Code::as_str);
         Totals {
             uptime_seconds: metrics.uptime().as_secs_f64(),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Shared,
+    SHUTS_DOWN, Shared,
     connection::{Connection, RETRY_WHEN_BUSY_MS},
     linger::LINGER,
 };
@@ -18,6 +18,7 @@ use crate::{
     budget::Charge,
     dispatch::{Outcome, Reply, Request, internal_error},
     host::Watch,
+    log::{Limiter, panic_text},
     transport::half_close,
     wire::{Code, ErrorBody, FrameError, Header, Incoming, Kind, Reassembly},
 };
@@ -74,13 +75,13 @@ impl Session {
             End::Notice(Code::InternalError, format!("defect of the server, error id {error_id}"))
         });
         self.finish(&end);
-        self.shared.metrics.ended.absorb(self.connection.traffic());
+        self.connection.traffic().end(&self.shared.metrics.ended);
     }
 
     fn serve(&mut self) -> End {
         // The drain may have passed by before this connection was to be seen.
         if self.connection.draining() && self.connection.close() {
-            return End::Notice(Code::ShuttingDown, "the server shuts down".into());
+            return End::Notice(Code::ShuttingDown, SHUTS_DOWN.into());
         }
         loop {
             if let Err(end) = self.serve_what_is_whole() {
@@ -107,7 +108,7 @@ impl Session {
                     // What was begun is answered; this message was not.
                     self.flush()?;
                     self.connection.close();
-                    return Err(End::Notice(Code::ShuttingDown, "the server shuts down".into()));
+                    return Err(End::Notice(Code::ShuttingDown, SHUTS_DOWN.into()));
                 }
                 Ok(Some(Incoming::KeepAlive)) => {
                     busy = true;
@@ -143,7 +144,7 @@ impl Session {
             self.flush()?;
             self.active = Instant::now();
             if !self.connection.rest() {
-                return Err(End::Notice(Code::ShuttingDown, "the server shuts down".into()));
+                return Err(End::Notice(Code::ShuttingDown, SHUTS_DOWN.into()));
             }
         }
         Ok(())
@@ -243,7 +244,10 @@ impl Session {
             End::Peer | End::Io(_) => {}
             End::Truncated => {
                 metrics.truncated.add(1);
-                tracing::info!(connection = number, %peer, "message cut off by the end of the stream");
+                static LINES: Limiter = Limiter::new();
+                if LINES.allows("message cut off by the end of the stream") {
+                    tracing::info!(connection = number, %peer, "message cut off by the end of the stream");
+                }
             }
             End::WriteTimeout => metrics.write_timeouts.add(1),
             End::Told => self.discard(),
@@ -282,7 +286,7 @@ impl fmt::Display for End {
             Self::Io(error) => write!(f, "{error}"),
             Self::WriteTimeout => f.write_str("the peer took no answer"),
             Self::Notice(code, message) => write!(f, "{code}: {message}"),
-            Self::Told => f.write_str("the server shuts down"),
+            Self::Told => f.write_str(SHUTS_DOWN),
         }
     }
 }
@@ -310,11 +314,9 @@ fn answer(shared: &Shared, connection: &Arc<Connection>, body: &[u8], binary: bo
 /// Logs a panic under an id, and returns the id for the peer.
 fn log_panic(panic: &(dyn Any + Send)) -> String {
     let error_id = uuid::Uuid::new_v4().to_string();
-    let message = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message");
-    tracing::error!(error_id, "defect of the server, please report it: {message}");
+    static LINES: Limiter = Limiter::new();
+    if LINES.allows("defect of the server") {
+        tracing::error!(error_id, "defect of the server, please report it: {}", panic_text(panic));
+    }
     error_id
 }

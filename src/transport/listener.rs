@@ -31,14 +31,56 @@ impl SocketOptions {
     }
 }
 
-/// All addresses of a name or an address; `host` may be IPv6 with or without
-/// brackets.
+/// `EAFNOSUPPORT`, which std does not name, with Linux's value.
+const NO_SUCH_FAMILY: i32 = 97;
+
+/// All addresses of a name or an address, each once; `host` may be IPv6 with
+/// or without brackets.
 ///
 /// # Errors
 /// If the name can't be resolved.
 pub fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-    Ok((bare, port).to_socket_addrs()?.collect())
+    let mut addresses = Vec::new();
+    for address in (bare, port).to_socket_addrs()? {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    Ok(addresses)
+}
+
+/// Whether the machine lacks an address, or all of its kind: `localhost` has
+/// an IPv6 address in many a `hosts` file where the kernel has no IPv6.
+#[must_use]
+pub fn is_absent(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable || error.raw_os_error() == Some(NO_SUCH_FAMILY)
+}
+
+/// Listens on all addresses of one host. Of several, those that the machine
+/// lacks are passed over as long as there is another one; `taken` holds the
+/// addresses that other hosts have, and gets those of this one.
+///
+/// # Errors
+/// As [`listen`], and if there is no address left.
+pub fn listen_all(addresses: &[SocketAddr], backlog: u32, taken: &mut Vec<SocketAddr>) -> io::Result<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    let (mut found, mut absent) = (false, None);
+    for address in addresses {
+        if !taken.contains(address) {
+            match listen(*address, backlog) {
+                Ok(listener) => listeners.push(listener),
+                Err(error) if is_absent(&error) => {
+                    absent = Some(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            taken.push(*address);
+        }
+        found = true;
+    }
+    if found { Ok(listeners) } else { Err(absent.unwrap_or_else(|| io::ErrorKind::NotFound.into())) }
 }
 
 /// Listens on one address. `std::net` alone would hold the backlog at 128.
@@ -56,4 +98,32 @@ pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
     Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_addresses_the_absent_ones_are_passed_over() {
+        // A network for documentation: no machine has it.
+        let absent: SocketAddr = "192.0.2.1:0".parse().unwrap();
+        let present: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let mut taken = Vec::new();
+        let listeners = listen_all(&[absent, present], 8, &mut taken).unwrap();
+        assert_eq!((listeners.len(), &*taken), (1, &[present][..]));
+        assert!(listen_all(&[absent, present], 8, &mut taken).unwrap().is_empty(), "another host has it");
+        assert!(is_absent(&listen_all(&[absent], 8, &mut taken).unwrap_err()));
+
+        let own = listeners[0].local_addr().unwrap();
+        let error = listen_all(&[own, present], 8, &mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "what is taken by others is not passed over");
+    }
+
+    #[test]
+    fn each_address_once() {
+        let addresses = resolve("localhost", 7).unwrap();
+        assert!((1..addresses.len()).all(|i| !addresses[..i].contains(&addresses[i])), "{addresses:?}");
+        assert_eq!(resolve("[::1]", 7).unwrap(), ["[::1]:7".parse().unwrap()]);
+    }
 }

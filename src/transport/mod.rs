@@ -3,5 +3,5 @@
 mod listener;
 mod stream;
 
-pub use listener::{SocketOptions, listen, resolve};
+pub use listener::{SocketOptions, is_absent, listen, listen_all, resolve};
 pub use stream::{Socket, half_close};

@@ -61,14 +61,20 @@ impl Socket {
     /// `TimedOut` at the deadline; else what the system says.
     pub fn write_all(&self, mut buf: &[u8], deadline: Instant) -> io::Result<()> {
         while !buf.is_empty() {
-            let written =
-                self.until(deadline, &self.armed.write, TcpStream::set_write_timeout, |mut stream| stream.write(buf))?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
+            let written = self.write(buf, deadline)?;
             buf = &buf[written..];
         }
         Ok(())
+    }
+
+    /// Writes what the system takes at once, waiting until it takes some.
+    ///
+    /// # Errors
+    /// `TimedOut` at the deadline; else what the system says.
+    pub fn write(&self, buf: &[u8], deadline: Instant) -> io::Result<usize> {
+        let written =
+            self.until(deadline, &self.armed.write, TcpStream::set_write_timeout, |mut stream| stream.write(buf))?;
+        if written == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(written) }
     }
 
     /// Writes what the system takes without waiting.

@@ -102,35 +102,6 @@ impl Code {
         }
     }
 
-    /// Whether the server closes the connection after an ERROR with this
-    /// code. The one exception is a SHUTTING_DOWN that carries a request id:
-    /// it answers a call that was stopped, and the one that closes follows.
-    #[must_use]
-    pub const fn closes(self) -> bool {
-        match self {
-            Self::InvalidFrame
-            | Self::MessageTooLarge
-            | Self::Unauthorized
-            | Self::ServerBusy
-            | Self::IdleTimeout
-            | Self::ReadTimeout
-            | Self::ShuttingDown => true,
-            Self::MalformedMessage
-            | Self::InvalidRequest
-            | Self::InvalidRequestId
-            | Self::InvalidPayload
-            | Self::Forbidden
-            | Self::RateLimited
-            | Self::NoRouteFound
-            | Self::VersionNotSupported
-            | Self::TopicNotSupported
-            | Self::ServiceUnavailable
-            | Self::Timeout
-            | Self::ServiceFailed
-            | Self::InternalError => false,
-        }
-    }
-
     /// Position in [`Code::ALL`], for tables of counters.
     #[must_use]
     pub const fn index(self) -> usize {

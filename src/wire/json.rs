@@ -30,21 +30,26 @@ pub fn check(payload: &[u8]) -> Result<&str, JsonError> {
 /// # Errors
 /// As [`check`].
 pub fn check_text(text: &str) -> Result<(), JsonError> {
-    check_depth(text.as_bytes())?;
+    check_depth(text, MAX_DEPTH)?;
     let IgnoredAny =
         serde_json::from_str(text).map_err(|e| JsonError::Grammar { column: e.column(), line: e.line() })?;
     Ok(())
 }
 
-fn check_depth(text: &[u8]) -> Result<(), JsonError> {
+/// Checks the depth alone; for what is to stand inside something else, with
+/// the limit lowered by the levels around it.
+///
+/// # Errors
+/// [`JsonError::Depth`].
+pub fn check_depth(text: &str, limit: usize) -> Result<(), JsonError> {
     let mut depth = 0_usize;
-    let mut bytes = text.iter();
+    let mut bytes = text.as_bytes().iter();
     while let Some(byte) = bytes.next() {
         match byte {
             b'[' | b'{' => {
                 depth += 1;
-                if depth > MAX_DEPTH {
-                    return Err(JsonError::Depth);
+                if depth > limit {
+                    return Err(JsonError::Depth { limit });
                 }
             }
             b']' | b'}' => depth = depth.saturating_sub(1),
@@ -80,8 +85,11 @@ pub enum JsonError {
         /// Counted from 1, in bytes.
         column: usize,
     },
-    /// Nested deeper than 127.
-    Depth,
+    /// Nested too deep.
+    Depth {
+        /// What is allowed.
+        limit: usize,
+    },
 }
 
 impl fmt::Display for JsonError {
@@ -89,7 +97,7 @@ impl fmt::Display for JsonError {
         match self {
             Self::Encoding { at } => write!(f, "not UTF-8 after byte {at}"),
             Self::Grammar { line, column } => write!(f, "not JSON at line {line} column {column}"),
-            Self::Depth => write!(f, "nested deeper than the limit of {MAX_DEPTH}"),
+            Self::Depth { limit } => write!(f, "nested deeper than the limit of {limit}"),
         }
     }
 }
@@ -123,7 +131,7 @@ mod tests {
             let read = serde_json::from_str::<serde_json::Value>(&text).is_ok();
             assert_eq!(check(text.as_bytes()).is_ok(), read, "{depth}");
         }
-        assert_eq!(check(nested(MAX_DEPTH + 1).as_bytes()), Err(JsonError::Depth));
+        assert_eq!(check(nested(MAX_DEPTH + 1).as_bytes()), Err(JsonError::Depth { limit: MAX_DEPTH }));
     }
 
     proptest! {

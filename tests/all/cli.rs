@@ -83,10 +83,15 @@ fn inspect() {
         assert!(out.contains(part), "{part} is not in {out}");
     }
     let liar = component("guests", "liar.wasm").display().to_string();
-    let (status, _, error) = run(&["inspect", &liar], b"");
+    let (status, out, error) = run(&["inspect", &liar], b"");
     assert_eq!(status, Some(1));
     assert!(error.contains("honest"), "{error}");
-    assert_eq!(run(&["inspect", "/nowhere.wasm"], b"").0, Some(1));
+    for part in ["liar.wasm", "sha256:", "bytes"] {
+        assert!(out.contains(part), "{part} is not in {out}");
+    }
+    let (status, out, error) = run(&["inspect", "/nowhere\x1b[2J.wasm"], b"");
+    assert_eq!((status, &*out), (Some(1), ""));
+    assert!(!error.contains('\x1b'), "{error:?}");
 }
 
 #[test]
@@ -108,6 +113,15 @@ fn check_says_what_is_set_and_where() {
     assert!(line("idle_timeout = \"5s\"").ends_with("# environment variable MB_IDLE_TIMEOUT"));
     assert!(line("admin.port = 77").ends_with("# environment variable MB_ADMIN__PORT"));
     assert!(line("no_delay = true").ends_with("# default"));
+    line("# services folder");
+    let (status, _, error) = check(&["--services", "/nowhere"], &[]);
+    assert_eq!(status, Some(2));
+    assert!(error.contains("/nowhere") && error.contains("--services"), "{error}");
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -n 500; exec \"$0\" check", BINARY]);
+    let (status, _, error) = run_in(&mut limited, b"");
+    assert_eq!(status, Some(0));
+    assert!(error.contains("the system allows 500"), "{error}");
 
     for (environment, parts) in [
         (("MB_PROT", "1"), ["unknown setting `prot`", "MB_PROT"]),
