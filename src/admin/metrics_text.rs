@@ -44,7 +44,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     for (code, count) in errors {
         text.line("mb_errors_total", &[("code", code)], *count);
     }
-    let loaded: Vec<_> = snapshot.services.iter().filter(|service| service.error.is_none()).collect();
+    let loaded: Vec<_> = snapshot.services.iter().filter(|service| service.state != "failed").collect();
     let failed = snapshot.services.len() - loaded.len();
     text.gauge("mb_services", "Versions of services that are loaded.", loaded.len());
     text.gauge("mb_services_failed", "Files that failed to load.", failed);

@@ -5,7 +5,9 @@
 //! panics. A supervisor therefore asks for a page itself now and then, and
 //! starts it again on the same listener when nothing comes of that.
 
+mod change;
 mod metrics_text;
+pub mod token;
 
 use std::{
     io::{self, Write as _},
@@ -16,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use change::{CHANGES, Commands};
 use serde_json::json;
 use tiny_http::{Header, Method, Request, Response, Server};
 
@@ -39,6 +42,10 @@ static LINES: Limiter = Limiter::new();
 pub struct Admin {
     /// Takes a snapshot.
     pub snapshot: Box<dyn Fn() -> Snapshot + Send + Sync>,
+    /// Changes things.
+    pub commands: Box<dyn Commands>,
+    /// What a request that changes something must carry; none if nobody may.
+    pub token: Option<String>,
     /// Host headers that are answered besides loopback ones.
     pub allowed_hosts: Vec<String>,
 }
@@ -112,16 +119,19 @@ impl Admin {
         }
     }
 
-    fn answer(&self, request: Request) {
+    fn answer(&self, mut request: Request) {
         let host = request.headers().iter().find(|header| header.field.equiv("Host"));
-        let path = request.url().split('?').next().unwrap_or_default();
-        let (status, kind, body) = if host.is_none_or(|host| !self.is_allowed(host.value.as_str())) {
+        let allowed = host.is_some_and(|host| self.is_allowed(host.value.as_str()));
+        let path = request.url().split('?').next().unwrap_or_default().to_owned();
+        let (status, kind, body) = if !allowed {
             let error = "this Host is not answered; use a loopback name or add it to admin.allowed_hosts";
             (403, JSON, json!({"error": error}).to_string())
+        } else if *request.method() == Method::Post {
+            self.change(&mut request, &path)
         } else if !matches!(request.method(), Method::Get | Method::Head) {
-            (405, JSON, json!({"error": "only GET is answered"}).to_string())
+            (405, JSON, json!({"error": "only GET and POST are answered"}).to_string())
         } else {
-            self.page(path)
+            self.page(&path)
         };
         // One piece with its length, however large: simple for simple clients.
         let mut response = Response::from_string(body).with_status_code(status).with_chunked_threshold(usize::MAX);
@@ -145,7 +155,9 @@ impl Admin {
             "/" => {
                 let routes: serde_json::Map<_, _> =
                     ROUTES.iter().map(|(path, what)| ((*path).into(), json!(what))).collect();
-                ok(json!({"routes": routes}))
+                let changes: serde_json::Map<_, _> =
+                    CHANGES.iter().map(|(path, what)| (format!("POST {path}"), json!(what))).collect();
+                ok(json!({"routes": routes, "changes": changes}))
             }
             "/healthz" => ok(json!({"status": "ok"})),
             "/version" => ok(version()),
@@ -266,9 +278,30 @@ mod tests {
     use super::*;
     use crate::metrics::snapshot::Totals;
 
+    struct Nothing;
+
+    impl Commands for Nothing {
+        fn reload(&self) -> Result<Vec<String>, String> {
+            Ok(Vec::new())
+        }
+
+        fn rollback(&self, _: &str, _: Option<&str>) -> Result<String, String> {
+            Err("nothing".into())
+        }
+
+        fn switch(&self, _: &str, _: Option<&str>, _: bool) -> Result<String, String> {
+            Err("nothing".into())
+        }
+    }
+
     fn admin() -> Admin {
         let empty = || Snapshot { accepting: true, totals: Totals::default(), connections: vec![], services: vec![] };
-        Admin { snapshot: Box::new(empty), allowed_hosts: vec!["Ops.example".into()] }
+        Admin {
+            snapshot: Box::new(empty),
+            commands: Box::new(Nothing),
+            token: None,
+            allowed_hosts: vec!["Ops.example".into()],
+        }
     }
 
     #[test]
@@ -308,7 +341,7 @@ mod tests {
         use std::io::Read as _;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        Admin { snapshot: Box::new(|| panic!("a defect")), allowed_hosts: vec![] }.start(listener).unwrap();
+        Admin { snapshot: Box::new(|| panic!("a defect")), ..admin() }.start(listener).unwrap();
         for (path, status) in [("/metrics", "500"), ("/healthz", "200")] {
             let mut stream = TcpStream::connect(address).unwrap();
             write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();

@@ -21,7 +21,6 @@ use super::{
 use crate::{
     host::{GrantError, Stop},
     log::{Limiter, panic_text},
-    metrics::ServiceStats,
     sandbox::{CallError, Component, LoadError, Sandbox},
     wire::Version,
 };
@@ -92,7 +91,18 @@ pub fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
 /// # Errors
 /// Says what is wrong with it and what to do.
 pub fn load_file(sandbox: &Arc<Sandbox>, settings: &LoadSettings, file: &Path) -> Result<Service, FileError> {
-    contain(|| load_contained(sandbox, settings, file))
+    let bytes = read_bounded(file, settings.max_size)?;
+    load_bytes(sandbox, settings, file, &bytes)
+}
+
+/// Loads what a file holds or held, under that file's name.
+pub(super) fn load_bytes(
+    sandbox: &Arc<Sandbox>,
+    settings: &LoadSettings,
+    file: &Path,
+    bytes: &[u8],
+) -> Result<Service, FileError> {
+    contain(|| load_contained(sandbox, settings, file, bytes))
 }
 
 /// A stranger's file may reach a defect of the compiler: a panic of it is
@@ -101,12 +111,16 @@ fn contain<T>(work: impl FnOnce() -> Result<T, FileError>) -> Result<T, FileErro
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(FileError::Panic(panic_text(&*panic).to_owned())))
 }
 
-fn load_contained(sandbox: &Arc<Sandbox>, settings: &LoadSettings, file: &Path) -> Result<Service, FileError> {
+fn load_contained(
+    sandbox: &Arc<Sandbox>,
+    settings: &LoadSettings,
+    file: &Path,
+    bytes: &[u8],
+) -> Result<Service, FileError> {
     let promised = FileName::parse(file)?;
-    let bytes = read_bounded(file, settings.max_size)?;
-    let digest = digest(&bytes);
+    let digest = digest_of(bytes);
     let terms = settings.policy.terms(&promised.name, &digest).map_err(FileError::Grant)?;
-    let component = with_progress(file, bytes.len(), || Component::load(sandbox, &bytes, terms))?;
+    let component = with_progress(file, bytes.len(), || Component::load(sandbox, bytes, terms))?;
     let text = component
         .described(Instant::now() + settings.describe_timeout)
         .map_err(|e| FileError::describe(e, settings))?;
@@ -121,12 +135,12 @@ fn load_contained(sandbox: &Arc<Sandbox>, settings: &LoadSettings, file: &Path) 
         digest,
         size: bytes.len() as u64,
         component,
-        stats: ServiceStats::default(),
+        stats: Arc::default(),
         failed_lines: Limiter::new(),
     })
 }
 
-fn digest(bytes: &[u8]) -> String {
+pub(super) fn digest_of(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }
 
@@ -139,10 +153,10 @@ pub fn fingerprint(file: &Path, max_size: usize) -> std::io::Result<(u64, Option
     let metadata = fs::metadata(file)?;
     // A pipe or a device has no end that could be waited for.
     let bytes = if metadata.is_file() { read_bounded(file, max_size).ok() } else { None };
-    Ok((metadata.len(), bytes.map(|bytes| digest(&bytes))))
+    Ok((metadata.len(), bytes.map(|bytes| digest_of(&bytes))))
 }
 
-fn read_bounded(file: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
+pub(super) fn read_bounded(file: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
     let read = || {
         let mut bytes = Vec::new();
         fs::File::open(file)?.take(limit as u64 + 1).read_to_end(&mut bytes)?;

@@ -1,8 +1,11 @@
 //! From (service, version) to the component that serves it.
 
 mod description;
+mod kept;
+mod live;
 mod load;
 mod policy;
+mod truncated;
 
 use std::{
     collections::BTreeMap,
@@ -11,13 +14,15 @@ use std::{
 };
 
 pub use description::{Action, Description, DescriptionError, SYSTEM, is_name};
+use live::Entry;
+pub use live::{LiveCatalog, Source};
 pub use load::{FileError, FileName, LoadSettings, component_files, fingerprint, load_file};
 pub use policy::Policy;
 
 use crate::{
     log::Limiter,
     metrics::{ServiceStats, snapshot},
-    sandbox::{Component, Sandbox},
+    sandbox::Component,
     wire::Version,
 };
 
@@ -39,7 +44,7 @@ pub struct Service {
     /// What runs.
     pub component: Component,
     /// What is counted.
-    pub stats: ServiceStats,
+    pub stats: Arc<ServiceStats>,
     /// Bounds the log lines about its failed calls: those of one service
     /// shall not hide those of another.
     pub failed_lines: Limiter,
@@ -64,10 +69,21 @@ pub enum Found<'a> {
     Service(&'a Arc<Service>),
     /// There is a file for it, but it did not load.
     Failed(&'a Failure),
+    /// The operator has switched off whatever could serve it.
+    Disabled,
     /// Only these versions, none of them compatible.
     OtherVersions(Vec<Version>),
     /// Nobody of this name.
     Nobody,
+}
+
+/// A version of a service, and what the operator should know of it.
+struct Listed {
+    service: Arc<Service>,
+    source: Source,
+    /// Why the file, as it is now, is not what is served.
+    error: Option<String>,
+    disabled: bool,
 }
 
 /// All services of one folder at one time; never changed.
@@ -75,60 +91,65 @@ pub enum Found<'a> {
 pub struct Catalog {
     /// Invariant: each list is sorted by version, highest first, without two
     /// of the same.
-    services: BTreeMap<String, Vec<Arc<Service>>>,
+    services: BTreeMap<String, Vec<Listed>>,
     failures: Vec<Failure>,
 }
 
 impl Catalog {
-    /// Loads every `NAME.wasm` and `NAME@VERSION.wasm` of a folder. A file
-    /// that does not load keeps only its own service from being served;
-    /// `progress` hears of each file as it is done.
-    ///
-    /// # Errors
-    /// If the folder can't be read.
-    pub fn load(
-        sandbox: &Arc<Sandbox>,
-        settings: &LoadSettings,
-        mut progress: impl FnMut(&PathBuf, Result<&Service, &str>),
-    ) -> std::io::Result<Self> {
+    /// What the files make together.
+    fn assemble(files: &BTreeMap<PathBuf, Entry>, is_disabled: impl Fn(&Service) -> bool) -> Self {
         let mut catalog = Self::default();
-        for file in load::component_files(&settings.dir)? {
-            match load_file(sandbox, settings, &file) {
-                Ok(service) => {
-                    progress(&file, Ok(&service));
-                    catalog.services.entry(service.description.name.clone()).or_default().push(Arc::new(service));
+        let mut generations = BTreeMap::new();
+        for (path, entry) in files {
+            match (&entry.service, &entry.error) {
+                (Some(service), error) => {
+                    generations.insert(path.clone(), entry.generation);
+                    let listed = Listed {
+                        service: Arc::clone(service),
+                        source: entry.source,
+                        error: error.clone().map(capped),
+                        disabled: is_disabled(service),
+                    };
+                    catalog.services.entry(service.description.name.clone()).or_default().push(listed);
                 }
-                Err(error) => {
-                    let error = capped(error.to_string());
-                    progress(&file, Err(&error));
-                    catalog.fail(&file, error);
-                }
+                (None, Some(error)) => catalog.fail(path, capped(error.clone())),
+                // A new file that may still be growing.
+                (None, None) => {}
             }
         }
-        catalog.refuse_twins(&mut progress);
+        catalog.refuse_twins(&generations);
         catalog.services.retain(|_, versions| !versions.is_empty());
-        Ok(catalog)
+        catalog
     }
 
     /// Finds who serves a request.
     #[must_use]
     pub fn find(&self, name: &str, asked: Version) -> Found<'_> {
         let versions = self.services.get(name).map_or(&[][..], Vec::as_slice);
-        if let Some(service) = versions.iter().find(|service| service.description.version.serves(asked)) {
-            return Found::Service(service);
+        let compatible = || versions.iter().filter(|listed| listed.service.description.version.serves(asked));
+        if let Some(listed) = compatible().find(|listed| !listed.disabled) {
+            return Found::Service(&listed.service);
+        }
+        if compatible().next().is_some() {
+            return Found::Disabled;
         }
         // A file that failed might have been the one: nobody can tell.
         let might_serve = |failure: &&Failure| failure.name == name && failure.version.is_none_or(|v| v.serves(asked));
         match self.failures.iter().find(might_serve) {
             Some(failure) => Found::Failed(failure),
             None if versions.is_empty() && !self.failures.iter().any(|f| f.name == name) => Found::Nobody,
-            None => Found::OtherVersions(versions.iter().map(|service| service.description.version).collect()),
+            None => Found::OtherVersions(versions.iter().map(|listed| listed.service.description.version).collect()),
         }
     }
 
-    /// All services, by name and then highest version first.
+    /// All services that are served, by name and then highest version first.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.services.values().flatten()
+        self.services.values().flatten().filter(|listed| !listed.disabled).map(|listed| &listed.service)
+    }
+
+    /// Services whose file, as it is now, is not what is served; and why.
+    pub fn outdated(&self) -> impl Iterator<Item = (&Service, &str)> {
+        self.services.values().flatten().filter_map(|listed| Some((&*listed.service, listed.error.as_deref()?)))
     }
 
     /// The files that serve nobody.
@@ -140,7 +161,7 @@ impl Catalog {
     /// Rows for the admin side.
     #[must_use]
     pub fn snapshot(&self) -> Vec<snapshot::ServiceRow> {
-        let loaded = self.services().map(|service| service_row(service));
+        let loaded = self.services.values().flatten().map(service_row);
         let failed = self.failures.iter().map(failure_row);
         let mut rows: Vec<_> = loaded.chain(failed).collect();
         rows.sort_by(|a, b| a.name.cmp(&b.name));
@@ -155,27 +176,39 @@ impl Catalog {
         self.failures.push(Failure { name, version, file: file.to_owned(), error });
     }
 
-    /// Two files that claim the same name and version: which one the operator
-    /// means can't be known, so neither serves.
-    fn refuse_twins(&mut self, progress: &mut impl FnMut(&PathBuf, Result<&Service, &str>)) {
-        let mut twins = Vec::new();
+    /// Two files that claim the same name and version: the one that was
+    /// served before the other came stays; where they came together it can't
+    /// be known which one the operator means, so neither serves.
+    fn refuse_twins(&mut self, generations: &BTreeMap<PathBuf, u64>) {
+        let mut refused = Vec::new();
         for versions in self.services.values_mut() {
-            versions.sort_by_key(|service| std::cmp::Reverse(service.description.version));
-            for same in versions.chunk_by(|a, b| a.description.version == b.description.version) {
-                if let [first, _, ..] = same {
-                    let Description { name, version, .. } = &first.description;
-                    let files: Vec<_> = same.iter().map(|service| service.file.display().to_string()).collect();
-                    let error = capped(format!(
-                        "{name} {version} is claimed by {}, so none of them is served; leave one of them",
-                        files.join(" and by ")
-                    ));
-                    twins.extend(same.iter().map(|service| (service.file.clone(), error.clone())));
-                }
+            versions.sort_by_key(|listed| std::cmp::Reverse(listed.service.description.version));
+            for same in versions.chunk_by(|a, b| a.service.description.version == b.service.description.version) {
+                let [first, _, ..] = same else { continue };
+                let Description { name, version, .. } = &first.service.description;
+                let files: Vec<_> = same.iter().map(|listed| listed.service.file.display().to_string()).collect();
+                let generation = |listed: &&Listed| generations.get(&listed.service.file);
+                let oldest = same.iter().min_by_key(generation);
+                let alone =
+                    same.iter().filter(|listed| generation(listed) == oldest.as_ref().and_then(generation)).count()
+                        == 1;
+                let kept = oldest.filter(|_| alone).map(|listed| listed.service.file.clone());
+                let outcome = match &kept {
+                    Some(kept) => format!("{} is served as before", kept.display()),
+                    None => "none of them is served".into(),
+                };
+                let error = capped(format!(
+                    "{name} {version} is claimed by {}, so {outcome}; leave one of them",
+                    files.join(" and by ")
+                ));
+                let others =
+                    same.iter().map(|listed| listed.service.file.clone()).filter(|file| Some(file) != kept.as_ref());
+                refused.extend(others.map(|file| (file, error.clone())));
             }
-            versions.retain(|service| !twins.iter().any(|(file, _)| *file == service.file));
+            versions.retain(|listed| !refused.iter().any(|(file, _)| *file == listed.service.file));
         }
-        for (file, error) in twins {
-            progress(&file, Err(&error));
+        for (file, error) in refused {
+            tracing::error!("{} is not served: {error}", file.display());
             self.fail(&file, error);
         }
     }
@@ -190,19 +223,21 @@ fn capped(mut text: String) -> String {
     text
 }
 
-fn service_row(service: &Service) -> snapshot::ServiceRow {
-    let Service { description, file, digest, size, component: _, stats, failed_lines: _ } = service;
-    let ServiceStats { calls, failures, errors, latency } = stats;
+fn service_row(listed: &Listed) -> snapshot::ServiceRow {
+    let Listed { service, source, error, disabled } = listed;
+    let Service { description, file, digest, size, component: _, stats, failed_lines: _ } = &**service;
+    let ServiceStats { calls, failures, errors, latency } = &**stats;
     // In whole microseconds: a bucket is wider than that.
     let quantile = |share| (latency.quantile(share).unwrap_or_default().as_secs_f64() * 1e6).round() / 1e3;
     snapshot::ServiceRow {
         name: description.name.clone(),
         version: Some(description.version.to_string()),
-        state: "loaded",
+        state: if *disabled { "disabled" } else { "loaded" },
+        source: Some(source.as_str()),
         file: file.display().to_string(),
         digest: Some(digest.clone()),
         size: Some(*size),
-        error: None,
+        error: error.clone(),
         calls: calls.get(),
         failures: failures.get(),
         errors: errors.get(),
@@ -223,6 +258,7 @@ fn failure_row(failure: &Failure) -> snapshot::ServiceRow {
         name: name.clone(),
         version: version.map(|version| version.to_string()),
         state: "failed",
+        source: None,
         file: file.display().to_string(),
         digest: None,
         size: None,

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 
 use crate::{
-    config::{Bytes, Config, MemoryPlan, ServiceSettings, Services, services::settings_of},
+    config::{
+        Bytes, Config, MemoryPlan, ServiceSettings, Services,
+        services::{Disabled, settings_of},
+    },
     host::{GrantError, Granted},
     sandbox::Terms,
     store::Store,
+    wire::Version,
 };
 
 /// What the operator settled for services, whoever they are.
@@ -46,6 +50,15 @@ impl Policy {
     #[must_use]
     pub fn settings(&self, name: &str) -> ServiceSettings {
         settings_of(&self.services, name)
+    }
+
+    /// Whether the settings switch off this version of a service.
+    #[must_use]
+    pub fn is_disabled(&self, name: &str, version: Version) -> bool {
+        match self.settings(name).disabled {
+            Disabled::All(all) => all,
+            Disabled::Versions(versions) => versions.contains(&version.to_string()),
+        }
     }
 
     /// Linear memory of the largest instance that any service may have.

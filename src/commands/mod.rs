@@ -2,7 +2,10 @@
 
 mod call;
 mod check;
+mod compile_worker;
 mod inspect;
+mod operator;
+mod rollback;
 mod serve;
 mod store;
 
@@ -49,6 +52,9 @@ enum Command {
     Check(check::Arguments),
     Inspect(inspect::Arguments),
     Store(store::Arguments),
+    Rollback(rollback::Arguments),
+    #[command(hide = true)]
+    CompileWorker(compile_worker::Arguments),
 }
 
 impl Arguments {
@@ -61,6 +67,8 @@ impl Arguments {
             Command::Check(arguments) => check::run(&arguments),
             Command::Inspect(arguments) => inspect::run(&arguments),
             Command::Store(arguments) => store::run(&arguments),
+            Command::Rollback(arguments) => rollback::run(&arguments),
+            Command::CompileWorker(arguments) => compile_worker::run(&arguments),
         };
         result.unwrap_or_else(|(exit, message)| {
             eprintln!("mb-server: {message}");

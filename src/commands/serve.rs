@@ -9,21 +9,21 @@ use std::{
         atomic::{AtomicBool, Ordering::SeqCst},
         mpsc,
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-use super::{Exit, Result, call::DEFAULT_SERVER, failure, printable, usage};
+use super::{Exit, Result, call::DEFAULT_SERVER, failure, operator::Operator, printable, usage};
 use crate::{
-    admin::{Admin, is_loopback},
+    admin::{Admin, is_loopback, token},
     budget::Budget,
-    catalog::{Catalog, LoadSettings, Policy},
+    catalog::{Catalog, LiveCatalog, LoadSettings, Policy},
     config::{self, Config, ConfigError, Flags, Loaded, MemoryPlan},
     dispatch::{Dispatcher, Limits},
     log::Limiter,
     metrics::{Metrics, snapshot::Snapshot},
-    sandbox::{HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
+    sandbox::{CompileApart, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
     server::{MAX_ENDING, Server, ServerSettings, View, raise_open_files},
     store::Store,
     transport::{SocketOptions, is_absent, listen, resolve},
@@ -92,17 +92,22 @@ pub(super) fn run(arguments: Arguments) -> Result {
 
     let memory = Budget::new(MemoryPlan::of(&config).shared);
     let policy = Policy::new(&config, open_store(&config));
-    let sandbox = Sandbox::new(sandbox_config(&config, &policy, &memory)).map_err(|e| failure(format!("{e:#}")))?;
-    let catalog = Arc::new(load_catalog(&config, policy, &sandbox)?);
+    let apart = compile_apart(&config);
+    let sandbox = SandboxConfig { apart, ..sandbox_config(&config, &policy, &memory) };
+    let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
+    let catalog = load_catalog(&config, policy, &sandbox)?;
     let metrics = Arc::new(Metrics::default());
-    let dispatcher = Dispatcher::new(Arc::clone(&catalog), limits(&config), Arc::clone(&metrics));
+    let dispatcher = Dispatcher::new(catalog.shared(), limits(&config), Arc::clone(&metrics));
     // The admin endpoint first: what can't listen shall not have served.
     let admin = admin_listener(&config)?;
     let admin_address = admin.local_addr().map_err(failure)?;
     let server = Server::start(server_settings(&config, memory), Arc::new(dispatcher), metrics).map_err(failure)?;
     let view = server.view();
     start_admin(&config, admin, view, Arc::clone(&catalog)).map_err(failure)?;
-    announce(&server.addresses(), admin_address, &config, &catalog, begun);
+    announce(&server.addresses(), admin_address, &config, &catalog.current(), begun);
+    if config.reload_interval.0 > Duration::ZERO {
+        catalog.watch(config.reload_interval.0).map_err(failure)?;
+    }
 
     // The sender lives as long as the process: this returns with a signal.
     let _ = signals.recv();
@@ -191,6 +196,7 @@ pub(super) fn sandbox_config(config: &Config, policy: &Policy, memory: &Arc<Budg
         instances: MemoryPlan::of(config).instances,
         memory: Arc::clone(memory),
         cache_dir: (!cache_dir.as_os_str().is_empty()).then(|| cache_dir.clone()),
+        apart: None,
     }
 }
 
@@ -203,28 +209,33 @@ fn open_store(config: &Config) -> Option<Arc<Store>> {
     opened.inspect_err(|error| tracing::error!("store {}: {error}", file.display())).ok()
 }
 
+/// Components are compiled by a process of their own, if this program can be
+/// found to start it from.
+fn compile_apart(config: &Config) -> Option<CompileApart> {
+    // Works even if the file was replaced by a newer version meanwhile.
+    let program = PathBuf::from("/proc/self/exe");
+    if let Err(error) = program.metadata() {
+        tracing::warn!("components are compiled within the server: {}: {error}", program.display());
+        return None;
+    }
+    let (memory, timeout) = (config.sandbox.compile_memory.0, config.sandbox.compile_timeout.0);
+    Some(CompileApart { program, memory, timeout })
+}
+
 fn load_catalog(
     config: &Config,
     policy: Policy,
     sandbox: &Arc<Sandbox>,
-) -> std::result::Result<Catalog, (Exit, String)> {
+) -> std::result::Result<Arc<LiveCatalog>, (Exit, String)> {
     let settings = LoadSettings {
         dir: config.services_dir.clone(),
         max_size: config.sandbox.max_component_size.0,
         describe_timeout: config.sandbox.describe_timeout.0,
         policy,
     };
-    let progress = |file: &PathBuf, result: std::result::Result<&crate::catalog::Service, &str>| match result {
-        Ok(service) => {
-            let said = &service.description;
-            tracing::debug!("loaded {} {} from {}", said.name, said.version, file.display());
-        }
-        Err(error) => tracing::error!("{} is not served: {error}", file.display()),
-    };
-    Catalog::load(sandbox, &settings, progress).map_err(|error| {
-        let dir = settings.dir.display();
-        usage(format!("services folder {dir}: {error}; --services names another"))
-    })
+    let dir = settings.dir.clone();
+    LiveCatalog::load(sandbox, settings, &config.state_dir())
+        .map_err(|error| usage(format!("services folder {}: {error}; --services names another", dir.display())))
 }
 
 fn limits(config: &Config) -> Limits {
@@ -282,14 +293,30 @@ fn admin_listener(config: &Config) -> std::result::Result<std::net::TcpListener,
     })
 }
 
-fn start_admin(config: &Config, listener: std::net::TcpListener, view: View, catalog: Arc<Catalog>) -> io::Result<()> {
+fn start_admin(
+    config: &Config,
+    listener: std::net::TcpListener,
+    view: View,
+    catalog: Arc<LiveCatalog>,
+) -> io::Result<()> {
+    let file = config.token_file();
+    let token = token::load_or_create(&file).inspect_err(|error| {
+        tracing::warn!("nothing can be changed over the admin endpoint: token {}: {error}", file.display());
+    });
+    let commands = Operator { catalog: Arc::clone(&catalog) };
     let snapshot = move || Snapshot {
         accepting: view.accepting(),
         totals: view.totals(),
         connections: view.connections(),
-        services: catalog.snapshot(),
+        services: catalog.current().snapshot(),
     };
-    Admin { snapshot: Box::new(snapshot), allowed_hosts: config.admin.allowed_hosts.clone() }.start(listener)
+    Admin {
+        snapshot: Box::new(snapshot),
+        commands: Box::new(commands),
+        token: token.ok(),
+        allowed_hosts: config.admin.allowed_hosts.clone(),
+    }
+    .start(listener)
 }
 
 /// Says where it listens and what it serves. A reader that has gone is no
@@ -309,12 +336,17 @@ fn announce(wire: &[SocketAddr], admin: SocketAddr, config: &Config, catalog: &C
         let actions: Vec<_> = said.actions.iter().map(|action| action.name.as_str()).collect();
         text += &format!("    {} {}: {}\n", said.name, said.version, actions.join(", "));
     }
+    for (service, error) in catalog.outdated() {
+        let file = service.file.display().to_string();
+        let instead = "a good one from before is served instead";
+        text += &format!("    {} is not served: {}; {instead}\n", printable(&file), printable(error));
+    }
     for failed in catalog.failures() {
         let file = failed.file.display().to_string();
         text += &format!("    {} is not served: {}\n", printable(&file), printable(&failed.error));
     }
     if catalog.services().next().is_none() {
-        text += "    none; put a component into that folder and start again\n";
+        text += "    none; put a component into that folder\n";
     }
     let millis = begun.elapsed().as_millis();
     text += &format!("ready in {millis} ms; try: mb-server call system.services{}\n", server_flag(wire));

@@ -69,9 +69,13 @@ pub struct Config {
     pub drain_timeout: Millis,
     /// Folder of the components.
     pub services_dir: PathBuf,
-    /// Folder of what outlives the process: the store of durable values. Made
-    /// with mode 0700; empty for the user's state folder.
+    /// Folder of what outlives the process: the store of durable values, the
+    /// last good components, the token of the admin endpoint. Made with mode
+    /// 0700; empty for the user's state folder.
     pub state_dir: PathBuf,
+    /// How often the folder of the components is looked at for changes, 50 ms
+    /// to 1 h; 0 for never.
+    pub reload_interval: Millis,
     /// Memory that the store may use as cache, 1 MiB to 4 GiB; not counted in
     /// `memory`.
     pub store_cache: Bytes,
@@ -117,6 +121,11 @@ pub struct Sandbox {
     pub max_component_size: Bytes,
     /// For a component to say who it is, when it is loaded, 10 ms to 10 min.
     pub describe_timeout: Millis,
+    /// Memory that compiling one component may take, 64 MiB to 64 GiB. It
+    /// happens in a process of its own and is not counted in `memory`.
+    pub compile_memory: Bytes,
+    /// How long compiling one component may take, 100 ms to 1 h.
+    pub compile_timeout: Millis,
     /// How deep services may call each other, 0 to 16; each level adds a call
     /// stack to the threads.
     pub call_depth: usize,
@@ -148,6 +157,7 @@ impl Default for Config {
             drain_timeout: Millis::secs(10),
             services_dir: "services/dist".into(),
             state_dir: PathBuf::new(),
+            reload_interval: Millis::new(500),
             store_cache: Bytes::mib(8),
             allow_unsecure: false,
             log: "info".into(),
@@ -171,6 +181,8 @@ impl Default for Sandbox {
             cache_dir: PathBuf::new(),
             max_component_size: Bytes::mib(64),
             describe_timeout: Millis::secs(10),
+            compile_memory: Bytes::mib(1024),
+            compile_timeout: Millis::secs(60),
             call_depth: 4,
             require_digest: false,
         }
@@ -214,6 +226,12 @@ impl Config {
         self.state_dir().join("store.redb")
     }
 
+    /// The file of the token that changing things over the admin endpoint takes.
+    #[must_use]
+    pub fn token_file(&self) -> PathBuf {
+        self.state_dir().join("admin.token")
+    }
+
     /// Folder of what outlives the process: the setting, else
     /// `$XDG_STATE_HOME/mb-server`, else `$HOME/.local/state/mb-server`, else
     /// `/var/lib/mb-server`.
@@ -252,11 +270,22 @@ impl Config {
             drain_timeout,
             services_dir,
             state_dir: _,
+            reload_interval,
             store_cache,
             allow_unsecure: _,
             log,
             admin: Admin { host: admin_host, port: _, allowed_hosts },
-            sandbox: Sandbox { stack, cache_dir: _, max_component_size, describe_timeout, call_depth, require_digest },
+            sandbox:
+                Sandbox {
+                    stack,
+                    cache_dir: _,
+                    max_component_size,
+                    describe_timeout,
+                    compile_memory,
+                    compile_timeout,
+                    call_depth,
+                    require_digest,
+                },
             services,
         } = self;
         let hour = Millis::secs(3600);
@@ -280,6 +309,8 @@ impl Config {
         bounds.range("default_timeout", *default_timeout, Millis::new(1), hour);
         bounds.range("drain_timeout", *drain_timeout, Millis::new(0), Millis::secs(600));
         bounds.that("services_dir", !services_dir.as_os_str().is_empty(), "a folder");
+        let often = *reload_interval == Millis::new(0) || *reload_interval >= Millis::new(50);
+        bounds.that("reload_interval", often && *reload_interval <= hour, "0, or 50ms to 1h");
         bounds.range("store_cache", *store_cache, Bytes::mib(1), Bytes::mib(4096));
         let filter = log.parse::<tracing_subscriber::filter::Targets>();
         bounds.that(
@@ -292,6 +323,8 @@ impl Config {
         bounds.range("sandbox.stack", *stack, Bytes::kib(64), Bytes::mib(2));
         bounds.range("sandbox.max_component_size", *max_component_size, Bytes::kib(1), Bytes::mib(1024));
         bounds.range("sandbox.describe_timeout", *describe_timeout, least, Millis::secs(600));
+        bounds.range("sandbox.compile_memory", *compile_memory, Bytes::mib(64), Bytes::mib(64 * 1024));
+        bounds.range("sandbox.compile_timeout", *compile_timeout, Millis::new(100), hour);
         bounds.range("sandbox.call_depth", *call_depth, 0, 16);
         services::check(services, *require_digest, &mut bounds);
         if bounds.0.is_empty() {

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use run::{Checked, Task};
 use serde_json::json;
 
@@ -88,7 +89,7 @@ pub struct Limits {
 pub struct Dispatcher(Arc<Core>);
 
 struct Core {
-    catalog: Arc<Catalog>,
+    catalog: Arc<ArcSwap<Catalog>>,
     limits: Limits,
     metrics: Arc<Metrics>,
 }
@@ -143,7 +144,7 @@ impl Handle for Dispatcher {
 impl Dispatcher {
     /// A dispatcher over a catalog.
     #[must_use]
-    pub fn new(catalog: Arc<Catalog>, limits: Limits, metrics: Arc<Metrics>) -> Self {
+    pub fn new(catalog: Arc<ArcSwap<Catalog>>, limits: Limits, metrics: Arc<Metrics>) -> Self {
         Self(Arc::new(Core { catalog, limits, metrics }))
     }
 }

@@ -80,10 +80,14 @@ impl Core {
 
     fn find(&self, topic: &Topic<'_>, version: Version) -> Result<Arc<Service>, Refusal> {
         let name = topic.service();
-        match self.catalog.find(name, version) {
+        match self.catalog.load().find(name, version) {
             Found::Service(service) => Ok(Arc::clone(service)),
             Found::Failed(_) => {
                 Err(Refusal::unavailable(format!("service {name} failed to load"), RETRY_WHEN_FAILED_MS))
+            }
+            Found::Disabled => {
+                let message = format!("service {name} is disabled by the operator");
+                Err(Refusal::unavailable(message, RETRY_WHEN_FAILED_MS))
             }
             Found::OtherVersions(available) => {
                 let message = format!("no loaded version of {name} is compatible with {version}");

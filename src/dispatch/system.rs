@@ -89,8 +89,8 @@ impl Core {
             digest: &'a str,
             actions: &'a [Action],
         }
-        let rows: Vec<_> = self
-            .catalog
+        let catalog = self.catalog.load();
+        let rows: Vec<_> = catalog
             .services()
             .map(|service| {
                 let Description { name, version, description, actions } = &service.description;

@@ -39,15 +39,18 @@ pub struct ServiceRow {
     pub name: String,
     /// None if the file did not load and does not name one.
     pub version: Option<String>,
-    /// `loaded` or `failed`.
+    /// `loaded`, `disabled` or `failed`.
     pub state: &'static str,
+    /// `file`, `lastGood` or `rolledBack`: what is served of it; none if it
+    /// failed.
+    pub source: Option<&'static str>,
     /// Where it came from.
     pub file: String,
     /// SHA-256 of the file.
     pub digest: Option<String>,
     /// Bytes of the file.
     pub size: Option<u64>,
-    /// Why it did not load.
+    /// Why the file, as it is, is not served.
     pub error: Option<String>,
     /// Calls begun.
     pub calls: u64,

@@ -9,7 +9,6 @@ use std::{
     },
 };
 
-use wasmtime::component;
 use wit_component::ComponentEncoder;
 
 use super::{engine::Sandbox, instance::Guest, limits::Bounds, pool::Idle};
@@ -70,7 +69,7 @@ impl Component {
     /// Says what to do about it, for the author of the component.
     pub fn load(sandbox: &Arc<Sandbox>, bytes: &[u8], terms: Terms) -> Result<Self, LoadError> {
         let (bytes, wrapped) = componentize(bytes)?;
-        let compiled = component::Component::new(&sandbox.engine, &bytes).map_err(LoadError::compile)?;
+        let compiled = sandbox.compile(&bytes)?;
         let kind = compiled.component_type();
         let imports: Vec<_> = kind.imports(&sandbox.engine).map(|(name, _)| name.to_owned()).collect();
         let linker = link::<Guest>(&sandbox.engine, &compiled, &terms.granted).map_err(LoadError::Import)?;
@@ -164,7 +163,7 @@ pub enum LoadError {
 
 impl LoadError {
     #[allow(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
-    fn compile(error: wasmtime::Error) -> Self {
+    pub(super) fn compile(error: wasmtime::Error) -> Self {
         Self::Compile(format!("{error:#}"))
     }
 

@@ -11,6 +11,7 @@ use std::{
 use wasmtime::{Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use super::{
+    apart::CompileApart,
     limits::{MAX_MEMORIES, MAX_TABLES},
     pool::{Idle, Place},
     ticker::{Pulse, Ticker},
@@ -42,6 +43,8 @@ pub struct SandboxConfig {
     /// Folder of the compiled code; none to find one, empty parent folders
     /// are made.
     pub cache_dir: Option<PathBuf>,
+    /// How to compile in a process of its own; none to compile in this one.
+    pub apart: Option<CompileApart>,
 }
 
 /// The engine with its clock, and the places for instances.
@@ -53,6 +56,10 @@ pub struct Sandbox {
     places: Arc<Budget>,
     /// Of all components that keep instances.
     idle: Mutex<Vec<Weak<Idle>>>,
+    /// None where compiled code is not kept.
+    pub(super) cache_dir: Option<PathBuf>,
+    /// Instances come from a pool.
+    pub(super) pooled: bool,
     /// Ends with the sandbox.
     _ticker: Ticker,
 }
@@ -66,15 +73,17 @@ impl Sandbox {
     /// If there is no engine to be had at all.
     pub fn new(config: SandboxConfig) -> wasmtime::Result<Arc<Self>> {
         let cache = open_cache(config.cache_dir.as_deref());
-        let engine = match Engine::new(&base(&config, cache.clone()).pooled(&config)) {
-            Ok(engine) => engine,
+        let cache_dir = cache.as_ref().map(|(_, dir)| dir.clone());
+        let cache = cache.map(|(cache, _)| cache);
+        let (engine, pooled) = match Engine::new(&base(&config, cache.clone()).pooled(&config)) {
+            Ok(engine) => (engine, true),
             Err(error) => {
                 tracing::warn!(
                     "there is no pool of {} instances to be had, they are allocated on demand, which is \
                      slower: {error:#}",
                     config.instances
                 );
-                Engine::new(&base(&config, cache).on_demand())?
+                (Engine::new(&base(&config, cache).on_demand())?, false)
             }
         };
         let ticker = Ticker::start(&engine)?;
@@ -85,8 +94,17 @@ impl Sandbox {
             places: Budget::new(config.instances),
             config,
             idle: Mutex::default(),
+            cache_dir,
+            pooled,
             _ticker: ticker,
         }))
+    }
+
+    /// An engine that compiles as that of a server does, and runs nothing.
+    pub(super) fn compiling_engine(config: &SandboxConfig, on_demand: bool) -> wasmtime::Result<Engine> {
+        let cache = open_cache(config.cache_dir.as_deref()).map(|(cache, _)| cache);
+        let base = base(config, cache);
+        Engine::new(&if on_demand { base.on_demand() } else { base.pooled(config) })
     }
 
     /// A place for one more instance, until the deadline.
@@ -171,10 +189,11 @@ impl Allocation for Config {
     }
 }
 
-/// Opens the cache of compiled code. Without one the server works all the
+/// Opens the cache of compiled code, and says which folder is ours; wasmtime
+/// tidies up in a part of it. Without one the server works all the
 /// same and compiles at every start, so a folder that can't be used is a
 /// warning.
-fn open_cache(configured: Option<&Path>) -> Option<Cache> {
+fn open_cache(configured: Option<&Path>) -> Option<(Cache, PathBuf)> {
     let dir = match configured {
         Some(dir) => std::path::absolute(dir).ok()?,
         None => default_cache_dir(),
@@ -182,11 +201,11 @@ fn open_cache(configured: Option<&Path>) -> Option<Cache> {
     let open = || -> wasmtime::Result<Cache> {
         make_private(&dir)?;
         let mut config = CacheConfig::new();
-        config.with_directory(&dir);
+        config.with_directory(dir.join("code"));
         Cache::new(config)
     };
     match open() {
-        Ok(cache) => Some(cache),
+        Ok(cache) => Some((cache, dir)),
         Err(error) => {
             tracing::warn!(
                 "compiled code is not kept between starts, because the folder {} can't be used: {error:#}; \

@@ -1,6 +1,7 @@
 //! Runs components: what they may take, how long they may run, and why a
 //! call ended.
 
+mod apart;
 mod component;
 mod engine;
 mod instance;
@@ -8,6 +9,7 @@ mod limits;
 mod pool;
 mod ticker;
 
+pub use apart::{CompileApart, Order};
 pub use component::{Component, LoadError, Terms};
 pub use engine::{Sandbox, SandboxConfig};
 pub use instance::{Answer, Call, CallError, CallReport, Phase, Wanted};

@@ -10,6 +10,7 @@ mod cli;
 mod connections;
 mod drain;
 mod hostile;
+mod reload;
 mod routing;
 mod sandbox;
 mod wire;

@@ -41,6 +41,7 @@ pub struct Setup {
     binary: PathBuf,
     pub dir: tempfile::TempDir,
     settings: String,
+    services: PathBuf,
     wrapper: Option<String>,
 }
 
@@ -64,8 +65,15 @@ impl Setup {
     /// No component at all.
     pub fn empty(binary: impl Into<PathBuf>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("services")).unwrap();
-        Self { binary: binary.into(), dir, settings: String::new(), wrapper: None }
+        let services = dir.path().join("services");
+        fs::create_dir(&services).unwrap();
+        Self { binary: binary.into(), dir, settings: String::new(), services, wrapper: None }
+    }
+
+    /// No component, in a folder that outlives the server.
+    pub fn empty_in(binary: impl Into<PathBuf>, services: &Path) -> Self {
+        fs::create_dir_all(services).unwrap();
+        Self { services: services.to_owned(), ..Self::empty(binary) }
     }
 
     /// Deploys a component under its own name.
@@ -99,7 +107,7 @@ impl Setup {
     }
 
     pub fn services(&self) -> PathBuf {
-        self.dir.path().join("services")
+        self.services.clone()
     }
 
     /// The command that starts it.

@@ -1,0 +1,156 @@
+//! The last good files of each service, kept outside of the services folder:
+//! what is served when a new file is broken, and what a rollback goes back to.
+//!
+//! ```text
+//! STATE_DIR/components/FOLDER/calc/00000001-3fa9….wasm
+//!                                  00000002-77be….wasm    the newest good one
+//!                                  rollback               lines: refused digest, served digest
+//! ```
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest as _, Sha256};
+
+/// Files that are kept of each service.
+const MAX_KEPT: usize = 3;
+/// Holds a rollback, as long as the file that was refused is in place.
+const ROLLBACK: &str = "rollback";
+
+/// Where the files are kept.
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    dir: PathBuf,
+}
+
+/// A file that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct KeptFile {
+    order: u64,
+    /// `sha256:…`
+    pub(super) digest: String,
+    pub(super) path: PathBuf,
+}
+
+/// The operator went back from one file to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rollback {
+    /// Digest of the file that is not served as long as it is in place.
+    pub(super) refused: String,
+    /// Digest of the one that is served instead.
+    pub(super) served: String,
+}
+
+impl Kept {
+    /// In this folder, which is made for this user alone; apart from those
+    /// of other servers of this user, which have other services folders.
+    pub(super) fn open(state_dir: &Path, services_dir: &Path) -> io::Result<Self> {
+        let services = fs::canonicalize(services_dir)?;
+        let digest = Sha256::digest(services.as_os_str().as_bytes());
+        let name: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let dir = state_dir.join("components").join(name);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        Ok(Self { dir })
+    }
+
+    /// The files of a stem (`calc`, `calc@1.0.0`), oldest first.
+    pub(super) fn files(&self, stem: &str) -> Vec<KeptFile> {
+        let entries = fs::read_dir(self.dir.join(stem)).into_iter().flatten().flatten();
+        let mut files: Vec<_> = entries.filter_map(|entry| KeptFile::parse(entry.path())).collect();
+        files.sort_by_key(|file| file.order);
+        files
+    }
+
+    /// Keeps a good file as the newest of its stem, unless it is that already.
+    pub(super) fn keep(&self, stem: &str, digest: &str, bytes: &[u8]) -> io::Result<()> {
+        let files = self.files(stem);
+        if files.last().is_some_and(|newest| newest.digest == digest) {
+            return Ok(());
+        }
+        let dir = self.dir.join(stem);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        let order = files.last().map_or(0, |newest| newest.order) + 1;
+        let hex = digest.trim_start_matches("sha256:");
+        write_whole(&dir.join(format!("{order:08}-{hex}.wasm")), bytes)?;
+        // One file is kept once: the copy that is older goes, and so does
+        // what is too old.
+        let older = files.iter().filter(|file| file.digest == digest);
+        let others = files.iter().filter(|file| file.digest != digest).count();
+        let too_many = files.iter().filter(|file| file.digest != digest).take((others + 1).saturating_sub(MAX_KEPT));
+        older.chain(too_many).try_for_each(|file| fs::remove_file(&file.path))
+    }
+
+    /// The rollback that holds for a stem.
+    pub(super) fn rollback(&self, stem: &str) -> Option<Rollback> {
+        let text = fs::read_to_string(self.dir.join(stem).join(ROLLBACK)).ok()?;
+        let (refused, served) = text.trim_end().split_once('\n')?;
+        Some(Rollback { refused: refused.into(), served: served.into() })
+    }
+
+    /// Remembers a rollback, or forgets it.
+    pub(super) fn set_rollback(&self, stem: &str, rollback: Option<&Rollback>) -> io::Result<()> {
+        let file = self.dir.join(stem).join(ROLLBACK);
+        match rollback {
+            Some(Rollback { refused, served }) => write_whole(&file, format!("{refused}\n{served}\n").as_bytes()),
+            None => match fs::remove_file(file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        }
+    }
+}
+
+impl KeptFile {
+    fn parse(path: PathBuf) -> Option<Self> {
+        let (order, hex) = path.file_stem()?.to_str()?.split_once('-')?;
+        let is_wasm = path.extension().is_some_and(|extension| extension == "wasm");
+        let order = order.parse().ok().filter(|_| is_wasm)?;
+        Some(Self { order, digest: format!("sha256:{hex}"), path })
+    }
+}
+
+/// Writes a file that is there whole or not at all, whatever happens.
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let part = path.with_extension("part");
+    let mut file = fs::File::create(&part)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(part, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_few_are_kept_once_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = Kept::open(dir.path(), dir.path()).unwrap();
+        let digests = || kept.files("calc").into_iter().map(|file| file.digest).collect::<Vec<_>>();
+        for digest in ["sha256:a", "sha256:b", "sha256:b", "sha256:c", "sha256:d"] {
+            kept.keep("calc", digest, digest.as_bytes()).unwrap();
+        }
+        assert_eq!(digests(), ["sha256:b", "sha256:c", "sha256:d"]);
+        kept.keep("calc", "sha256:b", b"x").unwrap();
+        assert_eq!(digests(), ["sha256:c", "sha256:d", "sha256:b"], "an old one that comes back is the newest");
+        assert_eq!(kept.files("other"), []);
+    }
+
+    #[test]
+    fn rollbacks_are_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = Kept::open(dir.path(), dir.path()).unwrap();
+        kept.keep("calc", "sha256:a", b"a").unwrap();
+        assert_eq!(kept.rollback("calc"), None);
+        let rollback = Rollback { refused: "sha256:b".into(), served: "sha256:a".into() };
+        kept.set_rollback("calc", Some(&rollback)).unwrap();
+        assert_eq!(kept.rollback("calc"), Some(rollback));
+        kept.set_rollback("calc", None).unwrap();
+        kept.set_rollback("calc", None).unwrap();
+        assert_eq!(kept.rollback("calc"), None);
+    }
+}

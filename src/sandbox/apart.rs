@@ -1,0 +1,186 @@
+//! Compiles what is new in a process of its own, under limits of memory and
+//! time: the compiler reads a stranger's file, and a few kilobytes can keep it
+//! busy for hours or take all memory. What it compiled is handed over through
+//! the cache.
+
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io::{self, Read as _, Write as _},
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+use wasmtime::component;
+
+use super::{
+    component::LoadError,
+    engine::{Sandbox, SandboxConfig},
+};
+use crate::budget::Budget;
+
+/// How often a compiling process is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Longest complaint of a compiling process, in bytes.
+const MAX_COMPLAINT: u64 = 2000;
+
+/// How to compile in a process of its own.
+#[derive(Debug, Clone)]
+pub struct CompileApart {
+    /// This program, which is called with the arguments of [`Order`].
+    pub program: PathBuf,
+    /// Memory that compiling one component may take, in bytes.
+    pub memory: usize,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// What a compiling process is told on its command line; the component comes
+/// on its standard input.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Order {
+    /// Folder of the compiled code
+    #[arg(long)]
+    cache_dir: PathBuf,
+    /// Call stack of a component, in bytes
+    #[arg(long)]
+    stack: usize,
+    /// Linear memory of the largest instance, in bytes
+    #[arg(long)]
+    largest_instance: usize,
+    /// The server has no pool of instances
+    #[arg(long)]
+    on_demand: bool,
+    /// Memory that may be taken, in bytes
+    #[arg(long)]
+    memory: u64,
+    /// Processor time that may be taken, in seconds
+    #[arg(long)]
+    seconds: u64,
+}
+
+impl Order {
+    /// What the compiling process does.
+    ///
+    /// # Errors
+    /// What the author of the component should read.
+    pub fn carry_out(&self) -> Result<(), String> {
+        let limit = |resource, value| setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) });
+        limit(Resource::Core, 0).map_err(|e| e.to_string())?;
+        limit(Resource::Cpu, self.seconds).map_err(|e| e.to_string())?;
+        limit(Resource::Data, self.memory).map_err(|e| e.to_string())?;
+        let mut bytes = Vec::new();
+        io::stdin().read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+        let config = SandboxConfig {
+            largest_instance: self.largest_instance,
+            stack: self.stack,
+            instances: 1,
+            memory: Budget::new(0),
+            cache_dir: Some(self.cache_dir.clone()),
+            apart: None,
+        };
+        let engine = Sandbox::compiling_engine(&config, self.on_demand).map_err(|e| format!("{e:#}"))?;
+        component::Component::new(&engine, &bytes).map(drop).map_err(|e| format!("{e:#}"))
+    }
+}
+
+impl Sandbox {
+    /// Compiles a component, or takes its compiled code from the cache.
+    pub(super) fn compile(&self, bytes: &[u8]) -> Result<component::Component, LoadError> {
+        let apart = self.config.apart.as_ref().zip(self.cache_dir.as_ref());
+        if let Some((apart, cache_dir)) = apart {
+            let mark = cache_dir.join("compiled").join(self.fingerprint(bytes));
+            if !mark.is_file() {
+                apart.compile(self, cache_dir.clone(), bytes)?;
+                // Without the mark it is compiled once more next time.
+                let _ = mark.parent().map(fs::create_dir_all);
+                let _ = fs::File::create(mark);
+            }
+        }
+        component::Component::new(&self.engine, bytes).map_err(LoadError::compile)
+    }
+
+    /// Names these bytes compiled by this engine.
+    fn fingerprint(&self, bytes: &[u8]) -> String {
+        use sha2::{Digest as _, Sha256};
+        let mut engine = DefaultHasher::new();
+        self.engine.precompile_compatibility_hash().hash(&mut engine);
+        let digest: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{digest}-{:016x}", engine.finish())
+    }
+}
+
+impl CompileApart {
+    fn compile(&self, sandbox: &Sandbox, cache_dir: PathBuf, bytes: &[u8]) -> Result<(), LoadError> {
+        let failed = |error: io::Error| LoadError::Compile(format!("no process to compile it in: {error}"));
+        let deadline = Instant::now() + self.timeout;
+        let mut command = Command::new(&self.program);
+        command.arg("compile-worker").arg("--cache-dir").arg(cache_dir);
+        command.args(["--stack", &sandbox.config.stack.to_string()]);
+        command.args(["--largest-instance", &sandbox.config.largest_instance.to_string()]);
+        command.args(["--memory", &self.memory.to_string()]);
+        command.args(["--seconds", &(self.timeout.as_secs() + 1).to_string()]);
+        if !sandbox.pooled {
+            command.arg("--on-demand");
+        }
+        // Ctrl-C is for the server, which ends in order.
+        command.process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = Ended(command.spawn().map_err(failed)?);
+        let (status, complaint) = child.feed_and_wait(bytes, deadline).map_err(failed)?;
+        match status {
+            None => Err(LoadError::Compile(format!(
+                "compiling took longer than sandbox.compile_timeout, {} ms",
+                self.timeout.as_millis()
+            ))),
+            Some(status) if status.success() => Ok(()),
+            Some(status) if status.code() == Some(1) => Err(LoadError::Compile(complaint)),
+            Some(status) => Err(LoadError::Compile(format!(
+                "the compiler ended with {status}; it may need more than sandbox.compile_memory, {} bytes",
+                self.memory
+            ))),
+        }
+    }
+}
+
+/// A process that does not outlive the wait for it.
+struct Ended(Child);
+
+impl Ended {
+    /// How it ended, if it did in time, and what it complained of.
+    fn feed_and_wait(mut self, bytes: &[u8], deadline: Instant) -> io::Result<(Option<ExitStatus>, String)> {
+        let mut stdin = self.0.stdin.take();
+        let complaints = self.0.stderr.take();
+        thread::scope(|scope| {
+            // One that ends early does not read to the end: its business.
+            scope.spawn(move || stdin.take().map(|mut stdin| stdin.write_all(bytes)));
+            let status = loop {
+                if let Some(status) = self.0.try_wait()? {
+                    break Some(status);
+                }
+                if Instant::now() >= deadline {
+                    self.0.kill()?;
+                    self.0.wait()?;
+                    break None;
+                }
+                thread::sleep(LOOK_EVERY);
+            };
+            let mut complaint = Vec::new();
+            if let Some(complaints) = complaints {
+                complaints.take(MAX_COMPLAINT).read_to_end(&mut complaint)?;
+            }
+            Ok((status, String::from_utf8_lossy(&complaint).trim().to_owned()))
+        })
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
