@@ -1,0 +1,88 @@
+//! What a call costs in each isolation mode, beside the same work in native
+//! code, one thread and no network:
+//!
+//! ```text
+//! cargo run --release --example calls
+//! ```
+//!
+//! The service is `echo`; its native twin copies the payload as it does. Both
+//! JSON checks of the server are left out, since either would have them.
+
+use std::{
+    hint::black_box,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mb_server::{
+    budget::Budget,
+    catalog::{LoadSettings, Policy, load_file},
+    config::{Config, Isolation, MemoryPlan, services::Overlay},
+    host::{Context, Unwatched},
+    sandbox::{Call, Sandbox, SandboxConfig},
+    wire::Payload,
+};
+
+const CALLS: usize = 20_000;
+
+fn main() {
+    println!("{:>8}  {:>16}  {:>16}  {:>16}", "bytes", "request", "shared", "native");
+    for size in [64, 4096, 65_536] {
+        let payload = format!("\"{}\"", "x".repeat(size - 2));
+        let row =
+            [measure_guest(Isolation::Request, &payload), measure_guest(Isolation::Shared, &payload), native(&payload)];
+        let text = row.map(|(p50, p99)| format!("{:>7.2} {:>5.1} µs", micros(p50), micros(p99)));
+        println!("{size:>8}  {}  (median and p99)", text.join("  "));
+    }
+}
+
+fn measure_guest(isolation: Isolation, payload: &str) -> (Duration, Duration) {
+    let mut config = Config::default();
+    config.services.insert("echo".into(), Overlay { isolation: Some(isolation), ..Overlay::default() });
+    let policy = Policy::new(&config, None);
+    let plan = MemoryPlan::of(&config);
+    let sandbox = Sandbox::new(SandboxConfig {
+        largest_instance: policy.largest_instance(),
+        stack: config.sandbox.stack.0,
+        instances: plan.instances,
+        memory: Budget::new(plan.shared),
+        cache_dir: None,
+        apart: None,
+    });
+    let settings = LoadSettings {
+        dir: "services/dist".into(),
+        max_size: config.sandbox.max_component_size.0,
+        describe_timeout: config.sandbox.describe_timeout.0,
+        policy,
+    };
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("services/dist/echo.wasm");
+    let service = load_file(&sandbox.expect("an engine"), &settings, &file).expect("echo loads");
+    times(|| {
+        let context = Context::of_loading(Instant::now() + Duration::from_secs(5));
+        let call = Call { action: "say", payload: Payload::Json(payload), context, watch: Arc::new(Unwatched) };
+        black_box(service.component.call(call).result.expect("an answer"));
+    })
+}
+
+fn native(payload: &str) -> (Duration, Duration) {
+    times(|| drop(black_box(String::from(black_box(payload)))))
+}
+
+/// Median and 99th percentile, after as many calls to warm up.
+fn times(mut work: impl FnMut()) -> (Duration, Duration) {
+    (0..CALLS).for_each(|_| work());
+    let mut times: Vec<_> = (0..CALLS)
+        .map(|_| {
+            let begun = Instant::now();
+            work();
+            begun.elapsed()
+        })
+        .collect();
+    times.sort();
+    (times[CALLS / 2], times[CALLS * 99 / 100])
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
