@@ -139,10 +139,10 @@ fn no_byte_of_one_service_is_seen_by_another() {
             .set(&format!("[services.default]\nisolation = \"{isolation}\""))
             .start();
         thread::scope(|scope| {
-            for start in 0..4 {
+            for start in 0..2 {
                 let mut client = server.connect();
                 scope.spawn(move || {
-                    for round in 0..125 {
+                    for round in 0..2500 {
                         let name = if (start + round) % 2 == 0 { "marker-a" } else { "marker-b" };
                         assert_eq!(client.ask(&format!("{name}.look"), "").text(), "{\"others\":0}", "{isolation}");
                     }
@@ -211,4 +211,41 @@ fn traps_are_explained_where_that_is_allowed() {
     assert!(server.wait_for_log("call failed").contains("backtrace="));
     let body = crate::start().connect().ask("hostile.recurse", "").json();
     assert_eq!(body["details"]["backtrace"], json!(null), "{body}");
+}
+
+#[test]
+fn what_exceeds_the_memory_of_the_server_waits_and_is_then_refused() {
+    let server = Setup::new(BINARY).set("memory = \"32MiB\"\nread_timeout = 1500").start();
+    // More than there is: each promises 1 MiB and sends most of it.
+    let body = [b"REQUEST:echo.say:1.0.0:large\n\"".as_slice(), &vec![b'x'; 900_000]].concat();
+    let mut part = frame(0, &body);
+    part[..4].copy_from_slice(&1_000_000_u32.to_be_bytes());
+    let refused: usize = thread::scope(|scope| {
+        let peers: Vec<_> = (0..40)
+            .map(|_| {
+                let (mut client, part) = (server.connect(), &part);
+                scope.spawn(move || {
+                    // Where the server reads no more, the rest does not leave.
+                    client.stream.set_write_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+                    let _ = std::io::Write::write_all(&mut client.stream, part);
+                    let first = client.message();
+                    if first.code() == "READ_TIMEOUT" {
+                        return 0;
+                    }
+                    assert_eq!((&*first.line, &*first.code()), ("ERROR:echo.say:1.0.0:large", "SERVICE_UNAVAILABLE"));
+                    assert_eq!(client.message().code(), "SERVER_BUSY");
+                    client.expect_end();
+                    1
+                })
+            })
+            .collect();
+        peers.into_iter().map(|peer| peer.join().unwrap()).sum()
+    });
+    assert!((1..40).contains(&refused), "{refused} of 40");
+    assert_eq!(server.connect().ask("echo.say", "1").text(), "1");
+    let text = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
+    let peak: usize =
+        text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok()).unwrap();
+    // The program itself is not counted.
+    assert!(peak < 56 * 1024, "{peak} KiB at most");
 }

@@ -181,22 +181,27 @@ fn calls_that_lead_nowhere_are_forbidden() {
 }
 
 #[test]
-fn a_circle_through_another_service_is_found() {
-    // Two services of the same kind that may call each other.
-    let ring = |other: &str| format!("[services.{other}.grants]\ncalls = [\"greedy.*\", \"order.*\"]\n");
-    let server = Setup::new(BINARY)
-        .with("guests", "greedy.wasm")
-        .with_as("services", "granted/order.wasm", "order.wasm")
-        .with_as("services", "granted/counter.wasm", "counter.wasm")
-        .set("[services.counter.grants]\nkeyvalue = true")
-        .set("[services.greedy.grants]\nkeyvalue = true\ncalls = [\"order.*\"]")
-        .set("[services.order.grants]\ncalls = [\"calc.add\", \"counter.add\"]\nconfig = { currency = \"EUR\" }")
-        .start();
-    let _ = ring("greedy");
-    let order = json!({"customer": "Ada", "items": [{"name": "tea", "price": 5, "quantity": 2}]});
-    let payload = json!({"topic": "order.create", "payload": order});
-    let answer = server.connect().ask("greedy.call", &payload.to_string()).json();
-    assert_eq!(answer["answer"]["total"], 10, "three deep: {answer}");
+fn a_circle_through_another_service_is_found_and_so_is_what_is_too_deep() {
+    let server = |depth: u32| {
+        Setup::new(BINARY)
+            .with("guests", "greedy.wasm")
+            .with("guests", "relay.wasm")
+            .set(&format!("sandbox.call_depth = {depth}"))
+            .set("[services.greedy.grants]\nkeyvalue = true\ncalls = [\"relay.*\"]")
+            .set("[services.relay.grants]\ncalls = [\"greedy.*\", \"echo.*\"]")
+            .start()
+    };
+    let there = |topic: &str| {
+        let inner = json!({"topic": topic, "payload": {"topic": "relay.forward"}});
+        json!({"topic": "relay.forward", "payload": inner}).to_string()
+    };
+    let open = server(4);
+    let answer = open.connect().ask("greedy.call", &there("greedy.call")).json();
+    assert_eq!(answer["answer"]["code"], "FORBIDDEN", "{answer}");
+    assert!(answer["answer"]["message"].as_str().unwrap().contains("close a circle"), "{answer}");
+    assert_eq!(open.connect().ask("greedy.call", &there("echo.say")).json()["answer"]["topic"], "relay.forward");
+    let answer = server(1).connect().ask("greedy.call", &there("echo.say")).json();
+    assert!(answer["answer"]["message"].as_str().unwrap().contains("sandbox.call_depth"), "{answer}");
 }
 
 #[test]
