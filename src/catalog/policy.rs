@@ -68,6 +68,13 @@ impl Policy {
         own.chain([self.default_memory]).map(|memory| memory.0).max().unwrap_or_default()
     }
 
+    /// Elements of the largest table that any service may have.
+    #[must_use]
+    pub fn largest_table(&self) -> usize {
+        let own = self.services.keys().map(|name| self.settings(name).table_elements);
+        own.chain([self.settings("").table_elements]).max().unwrap_or_default()
+    }
+
     /// The terms for the file of a service that has this digest.
     ///
     /// # Errors

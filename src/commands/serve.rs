@@ -192,6 +192,7 @@ pub(super) fn sandbox_config(config: &Config, policy: &Policy, memory: &Arc<Budg
     let cache_dir = &config.sandbox.cache_dir;
     SandboxConfig {
         largest_instance: policy.largest_instance(),
+        largest_table: policy.largest_table(),
         stack: config.sandbox.stack.0,
         instances: MemoryPlan::of(config).instances,
         memory: Arc::clone(memory),

@@ -144,7 +144,76 @@ impl std::error::Error for LinkError {}
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::Arc,
+        time::{Duration, Instant},
+    };
+
+    use wasmtime::Store;
+
     use super::*;
+    use crate::{
+        config::{Config, services::settings_of},
+        host::{Context, Unwatched},
+    };
+
+    struct Guest(Host);
+
+    impl HasHost for Guest {
+        fn host(&mut self) -> &mut Host {
+            &mut self.0
+        }
+    }
+
+    /// Has a component call a function that it imports; answers which of the
+    /// two a `result` was, and its payload.
+    fn call_import(interface: &str, function: &str, result: &str) -> (u32, u32) {
+        let text = format!(
+            r#"(component
+                (import "{interface}" (instance $i
+                    (export "handle" (type $handle (sub resource)))
+                    (type $code' (enum "unknown" "access-denied" "not-supported"))
+                    (export "error-code" (type $code (eq $code')))
+                    (export "{function}" (func (result {result})))))
+                (core module $libc (memory (export "memory") 1))
+                (core instance $libc (instantiate $libc))
+                (alias export $i "{function}" (func $f))
+                (core func $lowered (canon lower (func $f) (memory (core memory $libc "memory"))))
+                (core module $m
+                    (import "h" "f" (func $f (param i32)))
+                    (import "h" "memory" (memory 1))
+                    (func (export "run") (result i32)
+                        (call $f (i32.const 0))
+                        (i32.add
+                            (i32.mul (i32.load8_u (i32.const 0)) (i32.const 256))
+                            (i32.load8_u (i32.const 4)))))
+                (core instance $m (instantiate $m (with "h" (instance
+                    (export "f" (func $lowered))
+                    (export "memory" (memory $libc "memory"))))))
+                (func (export "run") (result u32) (canon lift (core func $m "run"))))"#
+        );
+        let engine = Engine::default();
+        let component = Component::new(&engine, wat::parse_str(text).unwrap()).unwrap();
+        let settings = settings_of(&Config::default().services, "x");
+        let granted = Granted::new("x", &settings, "", None).unwrap();
+        let context = Context::of_loading(Instant::now() + Duration::from_secs(10));
+        let host = Host::new(context, Arc::clone(&granted), Arc::new(Unwatched));
+        let mut store = Store::new(&engine, Guest(host));
+        let linker = link::<Guest>(&engine, &component, &granted).unwrap();
+        let instance = linker.instantiate(&mut store, &component).unwrap();
+        let run = instance.get_typed_func::<(), (u32,)>(&mut store, "run").unwrap();
+        let (both,) = run.call(&mut store, ()).unwrap();
+        (both / 256, both % 256)
+    }
+
+    #[test]
+    fn files_and_sockets_are_there_in_any_version_and_refuse() {
+        let denied = (1, 1);
+        let handle = "(result (own $handle) (error $code))";
+        assert_eq!(call_import("wasi:sockets/tcp-create-socket@0.2.3", "create-tcp-socket", handle), denied);
+        assert_eq!(call_import("wasi:sockets/ip-name-lookup@0.2.0", "resolve", "(result u32 (error $code))"), denied);
+        assert_eq!(call_import("wasi:filesystem/types@0.2.12", "open", handle), denied);
+    }
 
     #[test]
     fn what_imports_need() {

@@ -60,7 +60,7 @@ impl Meter {
 
     /// Writes one line, if the service may.
     fn line(&mut self, granted: &Granted, context: &Context, level: LogLevel, source: &str, text: &str) {
-        if level < granted.log || granted.log == LogLevel::Off {
+        if level < granted.log || granted.log == LogLevel::Off || text.is_empty() {
             return;
         }
         if self.left == 0 || !granted.log_rate.admits(Instant::now()) {

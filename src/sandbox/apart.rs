@@ -77,6 +77,7 @@ impl Order {
         io::stdin().read_to_end(&mut bytes).map_err(|e| e.to_string())?;
         let config = SandboxConfig {
             largest_instance: self.largest_instance,
+            largest_table: 0,
             stack: self.stack,
             instances: 1,
             memory: Budget::new(0),

@@ -23,8 +23,6 @@ use crate::{
 
 /// Core instances in one component: those of Python come in dozens.
 const MAX_CORE_INSTANCES: u32 = 1000;
-/// Elements of one table of the pool: address space, not memory.
-const MAX_TABLE_ELEMENTS: usize = 1_000_000;
 /// Address space of a memory where the host refuses the reservation of 4 GiB.
 const SMALL_RESERVATION: u64 = 4 * 1024 * 1024;
 
@@ -33,6 +31,8 @@ const SMALL_RESERVATION: u64 = 4 * 1024 * 1024;
 pub struct SandboxConfig {
     /// Linear memory of the largest instance in bytes, all memories together.
     pub largest_instance: usize,
+    /// Elements of the largest table of any instance.
+    pub largest_table: usize,
     /// Call stack of a component in bytes.
     pub stack: usize,
     /// Instances that may live at the same time.
@@ -104,7 +104,9 @@ impl Sandbox {
     pub(super) fn compiling_engine(config: &SandboxConfig, on_demand: bool) -> wasmtime::Result<Engine> {
         let cache = open_cache(config.cache_dir.as_deref()).map(|(cache, _)| cache);
         let base = base(config, cache);
-        Engine::new(&if on_demand { base.on_demand() } else { base.pooled(config) })
+        // Where instances come from does not show in compiled code, but for
+        // the address space that each memory gets: the pool's is the default.
+        Engine::new(&if on_demand { base.on_demand() } else { base })
     }
 
     /// A place for one more instance, until the deadline.
@@ -172,7 +174,7 @@ impl Allocation for Config {
             .max_component_instance_size(1024 * 1024)
             .max_core_instance_size(1024 * 1024)
             .max_memory_size(config.largest_instance)
-            .table_elements(MAX_TABLE_ELEMENTS)
+            .table_elements(config.largest_table)
             .linear_memory_keep_resident(KEPT_MEMORY.0)
             .table_keep_resident(KEPT_TABLES.0)
             .pagemap_scan(Enabled::Auto);

@@ -44,6 +44,7 @@ fn measure_guest(isolation: Isolation, payload: &str) -> (Duration, Duration) {
     let plan = MemoryPlan::of(&config);
     let sandbox = Sandbox::new(SandboxConfig {
         largest_instance: policy.largest_instance(),
+        largest_table: policy.largest_table(),
         stack: config.sandbox.stack.0,
         instances: plan.instances,
         memory: Budget::new(plan.shared),
