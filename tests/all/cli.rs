@@ -174,3 +174,25 @@ fn help_and_mistakes() {
         assert!(error.contains("Usage"), "{error}");
     }
 }
+
+#[test]
+fn the_store_is_backed_up_and_restored() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("mb.toml");
+    let state = |name: &str| {
+        std::fs::write(&config, format!("state_dir = {:?}", dir.path().join(name))).unwrap();
+        config.to_str().unwrap()
+    };
+    let (code, _, error) = run(&["store", "export", "--config", state("none")], b"");
+    assert!(code == Some(1) && error.contains("there is no store"), "{error}");
+    let backup = b"{\"kind\":\"mb-server store\",\"format\":1}\n\
+        {\"service\":\"counter\",\"bucket\":\"b\",\"key\":\"k\",\"value\":\"NDI=\"}\n{\"entries\":1}\n";
+    let (code, _, error) = run(&["store", "import", "-", "--config", state("one")], backup);
+    assert_eq!((code, &*error), (Some(0), "1 entries\n"));
+    let (code, out, _) = run(&["store", "export", "--config", state("one")], b"");
+    assert_eq!((code, out.as_bytes()), (Some(0), backup.as_slice()));
+    let (code, _, error) = run(&["store", "import", "-", "--config", state("one")], backup);
+    assert!(code == Some(1) && error.contains("--merge"), "{error}");
+    let (code, _, error) = run(&["store", "import", "-", "--config", state("two")], &backup[..60]);
+    assert!(code == Some(1) && error.contains("nothing was written"), "{error}");
+}
