@@ -112,7 +112,8 @@ pub struct Admin {
 #[serde(deny_unknown_fields)]
 pub struct Sandbox {
     /// Call stack of a component, 64 KiB to 2 MiB; each connection's thread
-    /// has as much and 512 KiB more.
+    /// has as much and 128 KiB more for every call that may be nested and the
+    /// first, and 512 KiB beside.
     pub stack: Bytes,
     /// Folder of the compiled code, made with mode 0700; empty for the
     /// user's cache folder.

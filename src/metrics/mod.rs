@@ -172,7 +172,8 @@ pub struct ServiceStats {
     pub failures: Counter,
     /// Calls that the server ended: trap, limit, timeout, invalid answer.
     pub errors: Counter,
-    /// How long calls took, from instantiation to answer.
+    /// How long calls took, from when they came to the service, waiting for
+    /// a turn, a place and memory included.
     pub latency: Histogram,
 }
 
