@@ -45,9 +45,9 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
         text.line("mb_errors_total", &[("code", code)], *count);
     }
     let loaded: Vec<_> = snapshot.services.iter().filter(|service| service.state != "failed").collect();
-    let failed = snapshot.services.len() - loaded.len();
+    let failed = snapshot.services.iter().filter(|service| service.error.is_some()).count();
     text.gauge("mb_services", "Versions of services that are loaded.", loaded.len());
-    text.gauge("mb_services_failed", "Files that failed to load.", failed);
+    text.gauge("mb_services_failed", "Files that failed to load, also where an earlier one is served.", failed);
     text.services(&loaded);
     text.0
 }
@@ -97,7 +97,7 @@ impl Text {
             }
         }
         let name = "mb_call_duration_seconds";
-        self.head(name, "How long calls took, from instantiation to answer.", "histogram");
+        self.head(name, "How long calls took, from waiting for their turn to their answer.", "histogram");
         for row in services {
             let (service, version) = labels(row);
             let labels = [("service", &*service), ("version", &*version)];

@@ -2,15 +2,15 @@
 //! from and wait for, each until its own deadline.
 
 use std::{
+    fmt,
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc, Condvar, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// How much there is and how much of it is taken.
-#[derive(Debug)]
 pub struct Budget {
     limit: usize,
     /// May exceed the limit by what was taken with [`Budget::overdraw`].
@@ -19,6 +19,17 @@ pub struct Budget {
     waiting: AtomicUsize,
     turn: Mutex<()>,
     given: Condvar,
+    /// Gives back what nobody needs just now, before anyone waits.
+    reclaim: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+/// How often a waiter has what became idle meanwhile given back.
+const RECLAIM_EVERY: Duration = Duration::from_millis(20);
+
+impl fmt::Debug for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.used(), self.limit)
+    }
 }
 
 impl Budget {
@@ -31,7 +42,13 @@ impl Budget {
             waiting: AtomicUsize::new(0),
             turn: Mutex::default(),
             given: Condvar::new(),
+            reclaim: OnceLock::new(),
         })
+    }
+
+    /// Says who can give back what nobody needs just now. The first one counts.
+    pub fn reclaim_with(&self, reclaim: impl Fn() + Send + Sync + 'static) {
+        let _ = self.reclaim.set(Box::new(reclaim));
     }
 
     /// How much there is in all.
@@ -61,6 +78,23 @@ impl Budget {
         if amount > self.limit {
             return false;
         }
+        loop {
+            let next = match self.reclaim.get() {
+                // Without the lock: it gives back here.
+                Some(reclaim) => {
+                    reclaim();
+                    deadline.min(Instant::now() + RECLAIM_EVERY)
+                }
+                None => deadline,
+            };
+            let taken = self.wait(amount, next);
+            if taken || next == deadline {
+                return taken;
+            }
+        }
+    }
+
+    fn wait(&self, amount: usize, deadline: Instant) -> bool {
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // A waiter counts itself before it looks again, a giver gives before
         // it looks for waiters: one of the two sees the other.
@@ -156,7 +190,7 @@ impl Drop for Charge {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{thread, time::Duration};
+    use std::thread;
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(10)
@@ -188,6 +222,17 @@ mod tests {
             }
             assert!(waiters.into_iter().all(|waiter| waiter.join().unwrap()));
         });
+    }
+
+    #[test]
+    fn what_is_idle_is_given_back_before_anyone_waits() {
+        let budget = Budget::new(4);
+        assert!(budget.try_take(4));
+        let idle = Arc::downgrade(&budget);
+        budget
+            .reclaim_with(move || idle.upgrade().filter(|idle| idle.used() == 4).iter().for_each(|idle| idle.give(3)));
+        assert!(budget.take_until(3, soon()));
+        assert!(!budget.take_until(5, soon()));
     }
 
     #[test]

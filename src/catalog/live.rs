@@ -416,6 +416,7 @@ impl Loader {
         match loaded {
             Ok(service) => {
                 let what = self.serve(path, entry, service, Source::RolledBack);
+                tracing::warn!("{} is passed over, the operator went back from it", path.display());
                 format!("{what}, as it was before the present file")
             }
             Err(error) => {

@@ -15,7 +15,7 @@ use crate::{
 
 /// Print what a component says of itself, what it imports, its size and digest
 ///
-/// Exit codes: 0 the server would serve it, 1 it would not: then file,
+/// Exit codes: 0 the server would serve it, grants apart, 1 it would not: then file,
 /// size and digest, and why.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

@@ -120,7 +120,7 @@ impl Calls for Arc<Core> {
         if size > self.limits.max_message_size {
             let limit = self.limits.max_message_size;
             let message = format!("message of {size} bytes exceeds the limit of {limit}");
-            return Err(refuse(Refusal::new(Code::InvalidPayload, message)));
+            return Err(refuse(Refusal::new(Code::MessageTooLarge, message)));
         }
         let timeout = context.deadline.saturating_duration_since(std::time::Instant::now());
         let task = Task { topic, version, payload, context, watch: &watch, timeout };

@@ -45,7 +45,7 @@ impl Host {
 
 impl store::Host for Host {
     fn open(&mut self, identifier: String) -> Answer<Resource<Bucket>> {
-        if let Err(error) = self.stored(|namespace, _| namespace.list(&identifier, None).map(drop))? {
+        if let Err(error) = self.stored(|namespace, _| namespace.open(&identifier))? {
             return Ok(Err(error));
         }
         Ok(Ok(self.table.push(Bucket(identifier.into()))?))

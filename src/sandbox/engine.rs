@@ -13,12 +13,13 @@ use wasmtime::{Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationSt
 use super::{
     apart::CompileApart,
     limits::{MAX_MEMORIES, MAX_TABLES},
-    pool::{Idle, Place},
+    pool::{Idle, Place, take},
     ticker::{Pulse, Ticker},
 };
 use crate::{
     budget::Budget,
     config::memory::{KEPT_MEMORY, KEPT_TABLES},
+    host::Watch,
 };
 
 /// Core instances in one component: those of Python come in dozens.
@@ -87,17 +88,25 @@ impl Sandbox {
             }
         };
         let ticker = Ticker::start(&engine)?;
-        Ok(Arc::new(Self {
+        let places = Budget::new(config.instances);
+        let sandbox = Arc::new(Self {
             engine,
             pulse: ticker.pulse(),
             memory: Arc::clone(&config.memory),
-            places: Budget::new(config.instances),
+            places: Arc::clone(&places),
             config,
             idle: Mutex::default(),
             cache_dir,
             pooled,
             _ticker: ticker,
-        }))
+        });
+        // Instances that nobody uses are given up before anyone waits for a
+        // place or for memory.
+        for budget in [places, Arc::clone(&sandbox.memory)] {
+            let sandbox = Arc::downgrade(&sandbox);
+            budget.reclaim_with(move || sandbox.upgrade().iter().for_each(|sandbox| sandbox.reclaim()));
+        }
+        Ok(sandbox)
     }
 
     /// An engine that compiles as that of a server does, and runs nothing.
@@ -110,14 +119,8 @@ impl Sandbox {
     }
 
     /// A place for one more instance, until the deadline.
-    pub(super) fn place(&self, deadline: Instant) -> Option<Place> {
-        if !self.places.try_take(1) {
-            self.reclaim();
-            if !self.places.take_until(1, deadline) {
-                return None;
-            }
-        }
-        Some(Place(Arc::clone(&self.places)))
+    pub(super) fn place(&self, watch: &dyn Watch, deadline: Instant) -> Option<Place> {
+        take(&self.places, watch, deadline).then(|| Place(Arc::clone(&self.places)))
     }
 
     /// Remembers where a component keeps instances, to take them back.
@@ -210,7 +213,8 @@ fn open_cache(configured: Option<&Path>) -> Option<(Cache, PathBuf)> {
         Ok(cache) => Some((cache, dir)),
         Err(error) => {
             tracing::warn!(
-                "compiled code is not kept between starts, because the folder {} can't be used: {error:#}; \
+                "compiled code is not kept between starts, and components are compiled within the server without its \
+                 limits of memory and time, because the folder {} can't be used: {error:#}; \
                  set sandbox.cache_dir to another",
                 dir.display()
             );

@@ -10,7 +10,7 @@ use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline, WasmBackt
 use super::{
     component::Component,
     limits::Limits,
-    pool::{Place, Warm},
+    pool::{Place, Warm, take},
 };
 use crate::{
     budget::Budget,
@@ -189,7 +189,7 @@ impl Component {
             return Err(CallError::NotBegun(Wanted::Time).into());
         }
         let not_begun = |wanted| move || CallError::NotBegun(wanted);
-        let _turn = Turn::take(&self.turns, deadline).ok_or_else(not_begun(Wanted::Turn))?;
+        let _turn = Turn::take(&self.turns, &*call.watch, deadline).ok_or_else(not_begun(Wanted::Turn))?;
         match self.terms.settings.isolation {
             Isolation::Request => {
                 let mut live = self.fresh(call.context, call.watch)?;
@@ -218,14 +218,10 @@ impl Component {
     /// A new instance, once there is a place and memory for it.
     fn fresh(&self, context: Context, watch: Arc<dyn Watch>) -> Result<Live, Ended> {
         let deadline = context.deadline;
-        let place = self.sandbox.place(deadline).ok_or(CallError::NotBegun(Wanted::Instance))?;
+        let place = self.sandbox.place(&*watch, deadline).ok_or(CallError::NotBegun(Wanted::Instance))?;
         let mut store = self.store(context, watch);
-        if !store.data_mut().limits.reserve(self.first_memory(), Instant::now()) {
-            // What is kept for others is given up before anyone waits.
-            self.sandbox.reclaim();
-            if !store.data_mut().limits.reserve(self.first_memory(), deadline) {
-                return Err(CallError::NotBegun(Wanted::Memory).into());
-            }
+        if !store.data_mut().limits.reserve(self.first_memory(), deadline) {
+            return Err(CallError::NotBegun(Wanted::Memory).into());
         }
         if Instant::now() >= deadline {
             return Err(CallError::NotBegun(Wanted::Instance).into());
@@ -367,8 +363,8 @@ fn frames(trace: &WasmBacktrace) -> Vec<String> {
 struct Turn<'a>(&'a Budget);
 
 impl<'a> Turn<'a> {
-    fn take(turns: &'a Budget, deadline: Instant) -> Option<Self> {
-        turns.take_until(1, deadline).then(|| Self(turns))
+    fn take(turns: &'a Budget, watch: &dyn Watch, deadline: Instant) -> Option<Self> {
+        take(turns, watch, deadline).then(|| Self(turns))
     }
 }
 

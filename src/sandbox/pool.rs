@@ -1,9 +1,12 @@
 //! Places for instances, and instances that wait to be used again.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use super::instance::Live;
-use crate::budget::Budget;
+use crate::{budget::Budget, host::Watch};
 
 /// A place among the instances of the server, given back when dropped.
 pub(super) struct Place(pub(super) Arc<Budget>);
@@ -19,6 +22,29 @@ pub(super) struct Warm {
     pub(super) live: Live,
     /// Calls that it has served.
     pub(super) calls: u64,
+}
+
+/// A call that waits for its turn is looked after this soon, because answers
+/// from before it may wait with it, and then this often.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Takes one of something, until the deadline or the end of the server.
+pub(super) fn take(places: &Budget, watch: &dyn Watch, deadline: Instant) -> bool {
+    if places.try_take(1) {
+        return true;
+    }
+    let mut look = FIRST_LOOK;
+    loop {
+        let now = Instant::now();
+        if places.take_until(1, deadline.min(now + look)) {
+            return true;
+        }
+        look = LOOK_EVERY;
+        if watch.tick().is_some() || Instant::now() >= deadline {
+            return false;
+        }
+    }
 }
 
 /// The idle instances of one component. There are never more than its

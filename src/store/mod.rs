@@ -151,6 +151,14 @@ pub struct KeyPage {
 }
 
 impl Namespace {
+    /// Whether a bucket may have this name; every such bucket is there.
+    ///
+    /// # Errors
+    /// If not.
+    pub fn open(&self, bucket: &str) -> Result<(), StoreError> {
+        check_bucket(bucket)
+    }
+
     /// The value of a key, if there is one.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ const MAY_USE: [(&str, &[&str]); 14] = [
     ("sandbox", &["budget", "config", "host", "wire"]),
     ("catalog", &["config", "host", "metrics", "sandbox", "store", "wire"]),
     ("dispatch", &["catalog", "host", "metrics", "sandbox", "wire"]),
-    ("server", &["budget", "dispatch", "host", "metrics", "sandbox", "transport", "wire"]),
+    ("server", &["budget", "dispatch", "host", "metrics", "transport", "wire"]),
     ("admin", &["metrics", "wire"]),
     ("client", &["transport", "wire"]),
     (
