@@ -13,7 +13,10 @@ use std::{
     io::{self, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -26,6 +29,9 @@ use crate::{log::Limiter, metrics::snapshot::Snapshot};
 
 /// Pause before a server that ended is started again.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
+
+/// Changes at the same time; they wait for each other anyway.
+const MAX_CHANGES: usize = 4;
 
 /// How often the supervisor asks for a page itself.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
@@ -48,6 +54,8 @@ pub struct Admin {
     pub token: Option<String>,
     /// Host headers that are answered besides loopback ones.
     pub allowed_hosts: Vec<String>,
+    /// Changes that are being made.
+    pub changing: AtomicUsize,
 }
 
 /// Status, content type, body.
@@ -77,7 +85,7 @@ impl Admin {
         Ok(())
     }
 
-    fn supervise(&self, listener: &TcpListener) {
+    fn supervise(self: &Arc<Self>, listener: &TcpListener) {
         let mut running: Option<Server> = None;
         loop {
             // It panics where no thread can be started.
@@ -100,15 +108,18 @@ impl Admin {
     }
 
     /// Answers until `tiny_http` ends or hears nothing any more; says why.
-    fn serve(&self, server: &Server, mut probe: Probe) -> String {
+    fn serve(self: &Arc<Self>, server: &Server, mut probe: Probe) -> String {
         loop {
             match server.recv_timeout(probe.wait(Instant::now())) {
                 Ok(Some(request)) => {
                     if let Some(peer) = request.remote_addr() {
                         probe.arrived(*peer);
                     }
-                    // A panic is logged by its hook; the peer gets a 500.
-                    let _ = catch_unwind(AssertUnwindSafe(|| self.answer(request)));
+                    if *request.method() == Method::Post {
+                        self.answer_apart(request);
+                    } else {
+                        self.answer(request);
+                    }
                 }
                 // Only where nothing waits to be answered: the probe may be
                 // behind others.
@@ -119,7 +130,33 @@ impl Admin {
         }
     }
 
-    fn answer(&self, mut request: Request) {
+    /// Changing something may take as long as compiling a component does;
+    /// who looks meanwhile shall not wait.
+    fn answer_apart(self: &Arc<Self>, request: Request) {
+        let admin = Arc::clone(self);
+        let change = move || {
+            if admin.changing.fetch_add(1, SeqCst) < MAX_CHANGES {
+                admin.answer(request);
+            } else {
+                let busy = json!({"error": "other changes are being made; try again"}).to_string();
+                let _ = request.respond(Response::from_string(busy).with_status_code(503));
+            }
+            admin.changing.fetch_sub(1, SeqCst);
+        };
+        // Without a thread the request is dropped, which answers 500.
+        if let Err(error) = thread::Builder::new().name("mb-change".into()).spawn(change)
+            && LINES.allows("admin endpoint")
+        {
+            tracing::warn!("admin endpoint: {error}");
+        }
+    }
+
+    fn answer(&self, request: Request) {
+        // A panic is logged by its hook; the peer gets a 500.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.respond(request)));
+    }
+
+    fn respond(&self, mut request: Request) {
         let host = request.headers().iter().find(|header| header.field.equiv("Host"));
         let allowed = host.is_some_and(|host| self.is_allowed(host.value.as_str()));
         let path = request.url().split('?').next().unwrap_or_default().to_owned();
@@ -301,6 +338,7 @@ mod tests {
             commands: Box::new(Nothing),
             token: None,
             allowed_hosts: vec!["Ops.example".into()],
+            changing: AtomicUsize::new(0),
         }
     }
 
@@ -323,7 +361,7 @@ mod tests {
         let server = open(&listener);
         // Probes go to where nobody accepts, as after the end of its thread.
         let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert!(admin().serve(&server, Probe::new(&deaf, every, patience)).contains("own request"));
+        assert!(Arc::new(admin()).serve(&server, Probe::new(&deaf, every, patience)).contains("own request"));
 
         let begun = Instant::now();
         let stop = listener.try_clone().unwrap();
@@ -332,7 +370,7 @@ mod tests {
             // Ends the accept loop with an error.
             let _ = socket2::SockRef::from(&stop).shutdown(std::net::Shutdown::Both);
         });
-        let why = admin().serve(&server, Probe::new(&listener, every, patience));
+        let why = Arc::new(admin()).serve(&server, Probe::new(&listener, every, patience));
         assert!(!why.contains("own request") && begun.elapsed() >= Duration::from_millis(1000), "{why}");
     }
 

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
         mpsc,
     },
     time::{Duration, Instant},
@@ -316,6 +316,7 @@ fn start_admin(
         commands: Box::new(commands),
         token: token.ok(),
         allowed_hosts: config.admin.allowed_hosts.clone(),
+        changing: AtomicUsize::new(0),
     }
     .start(listener)
 }

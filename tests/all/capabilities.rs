@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     BINARY,
-    support::{RawClient, Setup, frame},
+    support::{RawClient, Setup, frame, wat},
 };
 
 fn granted() -> Setup {
@@ -209,6 +209,12 @@ fn traps_are_explained_where_that_is_allowed() {
     let body = server.connect().ask("hostile.recurse", "").json();
     assert!(!body["details"]["backtrace"].as_array().unwrap().is_empty(), "{body}");
     assert!(server.wait_for_log("call failed").contains("backtrace="));
+    let deep =
+        wat::guest("deep", "(func $in_the_depth unreachable) (func $above (call $in_the_depth))", "(call $above)");
+    let setup = Setup::new(BINARY).with_bytes("deep.wasm", &deep).set("[services.deep]\nexpose_traps = true");
+    let body = setup.start().connect().ask("deep.run", "").json();
+    assert_eq!(body["details"]["backtrace"][0], "in_the_depth", "{body}");
+    assert_eq!(body["details"]["backtrace"][1], "above", "{body}");
     let body = crate::start().connect().ask("hostile.recurse", "").json();
     assert_eq!(body["details"]["backtrace"], json!(null), "{body}");
 }
