@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Holds a real server against what guests do to it.
 
-    cargo build --release && python3 tests/load/sandbox.py [harm|loops|kill|mutated|small|modes]...
+    cargo build --release && python3 tests/load/sandbox.py [harm|loops|kill|mutated|memory|small|modes]...
 
 `harm` and `loops` compare a fixed rate of quick calls beside hostile guests
 with the same beside native busy loops, in pairs. Starts its own servers on
@@ -264,6 +264,18 @@ def post(server, path, token):
         return b"".join(iter(lambda: admin.recv(65536), b"")).decode()
 
 
+def memory():
+    """Sixty connections take all the memory they can, for 15 s."""
+    with serving("echo.wasm", "hostile.wasm") as server:
+        with guests(server, ["hostile.allocate"], 60) as outcomes:
+            waits = quick_calls(server, 15)
+        status = open(f"/proc/{server.process.pid}/status").read()
+        peak = int(status.split("VmHWM:")[1].split()[0]) // 1024
+    print(f"memory: at most {peak} MiB resident of memory = 256 MiB, outcomes {sorted(outcomes['hostile.allocate'])}, "
+          f"quick calls p99 {p99(waits):.1f} ms")
+    return peak <= 256 * 1.1
+
+
 def small():
     """Little memory, and no large reservations."""
     soak.SERVER, real = soak.ROOT / "target/release/small-server", soak.SERVER
@@ -307,6 +319,6 @@ def get(server, path):
 
 
 if __name__ == "__main__":
-    scenarios = {"harm": harm, "loops": loops, "kill": kill, "mutated": mutated, "small": small, "modes": modes}
+    scenarios = {"harm": harm, "loops": loops, "kill": kill, "mutated": mutated, "memory": memory, "small": small, "modes": modes}
     broken = [name for name in sys.argv[1:] or scenarios if not scenarios[name]()]
     sys.exit(f"bound broken: {', '.join(broken)}" if broken else 0)
