@@ -24,7 +24,7 @@ pub struct Budget {
 }
 
 /// How often a waiter has what became idle meanwhile given back.
-const RECLAIM_EVERY: Duration = Duration::from_millis(20);
+const RECLAIM_EVERY: Duration = Duration::from_millis(100);
 
 impl fmt::Debug for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

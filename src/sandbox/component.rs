@@ -79,7 +79,7 @@ impl Component {
         }
         let linked = linker.instantiate_pre(&compiled).map_err(LoadError::contract)?;
         let pre = FullPre::new(linked).map_err(LoadError::contract)?;
-        let idle = Arc::new(Idle::default());
+        let idle = Arc::new(Idle::new(&sandbox.idle_instances));
         sandbox.remember(&idle);
         Ok(Self {
             sandbox: Arc::clone(sandbox),

@@ -4,7 +4,10 @@ use std::{
     fs,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Instant,
 };
 
@@ -55,6 +58,8 @@ pub struct Sandbox {
     pub(super) config: SandboxConfig,
     pub(super) memory: Arc<Budget>,
     places: Arc<Budget>,
+    /// Idle instances of all components together.
+    pub(super) idle_instances: Arc<AtomicUsize>,
     /// Of all components that keep instances.
     idle: Mutex<Vec<Weak<Idle>>>,
     /// None where compiled code is not kept.
@@ -95,6 +100,7 @@ impl Sandbox {
             memory: Arc::clone(&config.memory),
             places: Arc::clone(&places),
             config,
+            idle_instances: Arc::default(),
             idle: Mutex::default(),
             cache_dir,
             pooled,
@@ -132,6 +138,10 @@ impl Sandbox {
 
     /// Gives up all instances that nobody uses just now.
     pub(super) fn reclaim(&self) {
+        // Asked by everyone who waits, most often for nothing.
+        if self.idle_instances.load(Relaxed) == 0 {
+            return;
+        }
         let all: Vec<_> = {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             idle.iter().filter_map(Weak::upgrade).collect()

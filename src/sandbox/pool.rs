@@ -1,7 +1,10 @@
 //! Places for instances, and instances that wait to be used again.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -49,24 +52,47 @@ pub(super) fn take(places: &Budget, watch: &dyn Watch, deadline: Instant) -> boo
 
 /// The idle instances of one component. There are never more than its
 /// `concurrency`, since each was made for a call.
-#[derive(Default)]
-pub(super) struct Idle(Mutex<Vec<Warm>>);
+pub(super) struct Idle {
+    instances: Mutex<Vec<Warm>>,
+    /// Idle instances of all components together.
+    all: Arc<AtomicUsize>,
+}
 
 impl Idle {
+    pub(super) fn new(all: &Arc<AtomicUsize>) -> Self {
+        Self { instances: Mutex::default(), all: Arc::clone(all) }
+    }
+
     /// The one that was used last: its memory is most likely still in the
     /// processor's caches.
     pub(super) fn take(&self) -> Option<Warm> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        let warm = self.lock().pop();
+        if warm.is_some() {
+            self.all.fetch_sub(1, Relaxed);
+        }
+        warm
     }
 
     pub(super) fn put(&self, warm: Warm) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(warm);
+        self.lock().push(warm);
+        self.all.fetch_add(1, Relaxed);
     }
 
     /// Gives up all of them, because others need their places and memory.
     pub(super) fn clear(&self) {
-        let idle = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let idle = std::mem::take(&mut *self.lock());
+        self.all.fetch_sub(idle.len(), Relaxed);
         // Outside of the lock: ending an instance takes its time.
         drop(idle);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Warm>> {
+        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
