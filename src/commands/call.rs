@@ -78,9 +78,9 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         Answer::Json(text) => print(&[text.as_bytes(), b"\n"]),
         Answer::Binary(bytes) => print(&[&bytes]),
         Answer::Error(refusal) => {
-            eprintln!("{}: {}", printable(&refusal.code), printable(&refusal.message));
+            complain!("{}: {}", printable(&refusal.code), printable(&refusal.message));
             if let Some(details) = refusal.details {
-                eprintln!("{details}");
+                complain!("{details}");
             }
             Ok(Exit::Failure)
         }

@@ -20,19 +20,19 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let width = loaded.rows.iter().map(|row| row.key.len() + row.value.len()).max().unwrap_or(0) + 3;
     for row in &loaded.rows {
         let setting = format!("{} = {}", row.key, row.value);
-        println!("{setting:width$}  # {}", row.source);
+        say!("{setting:width$}  # {}", row.source);
     }
-    println!();
+    say!("");
     for line in MemoryPlan::of(&loaded.config).lines() {
-        println!("# {line}");
+        say!("# {line}");
     }
     let dir = &loaded.config.services_dir;
     let files = component_files(dir).map_err(|error| {
         usage(format!("services folder {}: {error}; --services names another", printable(&dir.display().to_string())))
     })?;
-    println!("# services folder: can be read, component files: {}", files.len());
+    say!("# services folder: can be read, component files: {}", files.len());
     if let Some(warning) = serve::too_few_open_files(&loaded.config) {
-        eprintln!("mb-server: warning: {warning}");
+        complain!("mb-server: warning: {warning}");
     }
     Ok(Exit::Success)
 }

@@ -16,7 +16,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     Ok(match arguments.order.carry_out() {
         Ok(()) => Exit::Success,
         Err(error) => {
-            eprintln!("{error}");
+            complain!("{error}");
             Exit::Failure
         }
     })

@@ -1,5 +1,21 @@
 //! The subcommands, one file each.
 
+/// Prints a line; a reader that has gone is no reason to panic.
+macro_rules! say {
+    ($($arguments:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($arguments)*);
+    }};
+}
+
+/// The same for standard error.
+macro_rules! complain {
+    ($($arguments:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($arguments)*);
+    }};
+}
+
 mod call;
 mod check;
 mod compile_worker;
@@ -71,7 +87,7 @@ impl Arguments {
             Command::CompileWorker(arguments) => compile_worker::run(&arguments),
         };
         result.unwrap_or_else(|(exit, message)| {
-            eprintln!("mb-server: {message}");
+            complain!("mb-server: {message}");
             exit
         })
     }

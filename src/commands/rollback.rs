@@ -58,7 +58,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let answer: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
     let text = |key: &str| printable(answer[key].as_str().unwrap_or("an answer that is not understood"));
     if status == 200 {
-        println!("{}", text("done"));
+        say!("{}", text("done"));
         return Ok(Exit::Success);
     }
     Err(failure(text("error")))

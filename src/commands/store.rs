@@ -64,7 +64,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
             store.import(&mut BufReader::new(input), *merge)
         }
     };
-    eprintln!("{} entries", entries.map_err(|e| named(&e))?);
+    complain!("{} entries", entries.map_err(|e| named(&e))?);
     Ok(Exit::Success)
 }
 

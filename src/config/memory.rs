@@ -93,7 +93,7 @@ impl MemoryPlan {
                 "is {connections}; at {} each they need {}, more than a quarter of memory = {}: set it to at most {}, \
                  or memory to at least {}",
                 Bytes(per_connection),
-                Bytes(connections * per_connection),
+                Bytes(round_up(connections * per_connection)),
                 Bytes(total),
                 quarter / per_connection,
                 Bytes(round_up(connections * per_connection * 4)),
@@ -109,25 +109,32 @@ impl MemoryPlan {
                     "is {memory}; of memory = {} only {} are left for one call: set it to at most that, or memory to \
                      at least {}",
                     Bytes(total),
-                    Bytes(largest),
-                    Bytes(round_up(total + memory.0 - largest) * 2),
+                    whole_mib(largest),
+                    // At least half of it is left for calls.
+                    Bytes(round_up(2 * (memory.0 - KEPT_MEMORY.0))),
                 );
                 conflicts.push(OutOfBounds { key: format!("services.{name}.memory"), problem });
             }
         }
-        if config.max_message_size.0.saturating_mul(2) > shared {
+        if conflicts.is_empty() && config.max_message_size.0.saturating_mul(2) > shared {
             let problem = format!(
                 "is {}; of memory = {} only {} are left for messages and calls, and one of this size takes twice as \
                  much: set it to at most {}, or memory to more",
                 config.max_message_size,
                 Bytes(total),
-                Bytes(shared),
-                Bytes(shared / 2),
+                whole_mib(shared),
+                whole_mib(shared / 2),
             );
             conflicts.push(OutOfBounds { key: "max_message_size".into(), problem });
         }
         conflicts
     }
+}
+
+/// What is easier to read, and not more than there is.
+fn whole_mib(bytes: usize) -> Bytes {
+    const MIB: usize = 1024 * 1024;
+    Bytes(if bytes >= MIB { bytes / MIB * MIB } else { bytes })
 }
 
 /// To the next whole MiB.
