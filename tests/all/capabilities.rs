@@ -142,7 +142,7 @@ fn no_byte_of_one_service_is_seen_by_another() {
             for start in 0..2 {
                 let mut client = server.connect();
                 scope.spawn(move || {
-                    for round in 0..2500 {
+                    for round in 0..5000 {
                         let name = if (start + round) % 2 == 0 { "marker-a" } else { "marker-b" };
                         assert_eq!(client.ask(&format!("{name}.look"), "").text(), "{\"others\":0}", "{isolation}");
                     }
