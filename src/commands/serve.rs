@@ -195,6 +195,7 @@ pub(super) fn sandbox_config(config: &Config, policy: &Policy, memory: &Arc<Budg
         largest_table: policy.largest_table(),
         stack: config.sandbox.stack.0,
         instances: MemoryPlan::of(config).instances,
+        call_depth: config.sandbox.call_depth,
         memory: Arc::clone(memory),
         cache_dir: (!cache_dir.as_os_str().is_empty()).then(|| cache_dir.clone()),
         apart: None,

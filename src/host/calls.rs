@@ -30,6 +30,10 @@ pub struct Link {
 }
 
 impl Link {
+    pub(super) fn depth(&self) -> usize {
+        self.depth
+    }
+
     fn holds(&self, service: &str) -> bool {
         &*self.service == service || self.up.as_ref().is_some_and(|up| up.holds(service))
     }

@@ -56,6 +56,14 @@ impl Context {
     }
 }
 
+impl Context {
+    /// How many services this call came through.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.chain.as_ref().map_or(0, |link| link.depth())
+    }
+}
+
 impl types::Host for Host {}
 
 impl context::Host for Host {

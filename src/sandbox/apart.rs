@@ -80,6 +80,7 @@ impl Order {
             largest_table: 0,
             stack: self.stack,
             instances: 1,
+            call_depth: 0,
             memory: Budget::new(0),
             cache_dir: Some(self.cache_dir.clone()),
             apart: None,

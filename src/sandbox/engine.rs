@@ -41,6 +41,8 @@ pub struct SandboxConfig {
     pub stack: usize,
     /// Instances that may live at the same time.
     pub instances: usize,
+    /// How deep services may call each other.
+    pub call_depth: usize,
     /// Bytes for memory of instances beyond what each keeps; shared with
     /// whoever else takes from it.
     pub memory: Arc<Budget>,
@@ -57,7 +59,10 @@ pub struct Sandbox {
     pub(super) pulse: Pulse,
     pub(super) config: SandboxConfig,
     pub(super) memory: Arc<Budget>,
-    places: Arc<Budget>,
+    /// Places for instances by the depth of their calls. A call that waits for
+    /// another one holds its place: without places that only deeper calls can
+    /// take, many such calls at once would wait for each other.
+    places: Vec<Arc<Budget>>,
     /// Idle instances of all components together.
     pub(super) idle_instances: Arc<AtomicUsize>,
     /// Of all components that keep instances.
@@ -93,12 +98,12 @@ impl Sandbox {
             }
         };
         let ticker = Ticker::start(&engine)?;
-        let places = Budget::new(config.instances);
+        let places = places(config.instances, config.call_depth);
         let sandbox = Arc::new(Self {
             engine,
             pulse: ticker.pulse(),
             memory: Arc::clone(&config.memory),
-            places: Arc::clone(&places),
+            places: places.clone(),
             config,
             idle_instances: Arc::default(),
             idle: Mutex::default(),
@@ -108,7 +113,7 @@ impl Sandbox {
         });
         // Instances that nobody uses are given up before anyone waits for a
         // place or for memory.
-        for budget in [places, Arc::clone(&sandbox.memory)] {
+        for budget in places.iter().chain([&sandbox.memory]) {
             let sandbox = Arc::downgrade(&sandbox);
             budget.reclaim_with(move || sandbox.upgrade().iter().for_each(|sandbox| sandbox.reclaim()));
         }
@@ -125,8 +130,9 @@ impl Sandbox {
     }
 
     /// A place for one more instance, until the deadline.
-    pub(super) fn place(&self, watch: &dyn Watch, deadline: Instant) -> Option<Place> {
-        take(&self.places, watch, deadline).then(|| Place(Arc::clone(&self.places)))
+    pub(super) fn place(&self, depth: usize, watch: &dyn Watch, deadline: Instant) -> Option<Place> {
+        let places = self.places.get(depth).or(self.places.last())?;
+        take(places, watch, deadline).then(|| Place(Arc::clone(places)))
     }
 
     /// Remembers where a component keeps instances, to take them back.
@@ -148,6 +154,15 @@ impl Sandbox {
         };
         all.iter().for_each(|idle| idle.clear());
     }
+}
+
+/// Divides the places: one in sixteen for each depth beyond the first, at
+/// least one.
+fn places(instances: usize, call_depth: usize) -> Vec<Arc<Budget>> {
+    let deeper = (instances / 16).max(1);
+    let first = instances.saturating_sub(deeper * call_depth).max(1);
+    let sizes = std::iter::once(first).chain(std::iter::repeat_n(deeper, call_depth));
+    sizes.map(Budget::new).collect()
 }
 
 /// What both allocators have in common.
@@ -172,7 +187,8 @@ trait Allocation {
 
 impl Allocation for Config {
     fn pooled(mut self, config: &SandboxConfig) -> Self {
-        let instances = u32::try_from(config.instances).unwrap_or(u32::MAX);
+        let instances = config.instances.max(config.call_depth + 1);
+        let instances = u32::try_from(instances).unwrap_or(u32::MAX);
         let (memories, tables) = (MAX_MEMORIES as u32, MAX_TABLES as u32);
         let mut pool = PoolingAllocationConfig::new();
         pool.total_component_instances(instances)

@@ -218,7 +218,8 @@ impl Component {
     /// A new instance, once there is a place and memory for it.
     fn fresh(&self, context: Context, watch: Arc<dyn Watch>) -> Result<Live, Ended> {
         let deadline = context.deadline;
-        let place = self.sandbox.place(&*watch, deadline).ok_or(CallError::NotBegun(Wanted::Instance))?;
+        let place =
+            self.sandbox.place(context.depth(), &*watch, deadline).ok_or(CallError::NotBegun(Wanted::Instance))?;
         let mut store = self.store(context, watch);
         if !store.data_mut().limits.reserve(self.first_memory(), deadline) {
             return Err(CallError::NotBegun(Wanted::Memory).into());

@@ -255,3 +255,25 @@ fn what_exceeds_the_memory_of_the_server_waits_and_is_then_refused() {
     // The program itself is not counted.
     assert!(peak < 56 * 1024, "{peak} KiB at most");
 }
+
+#[test]
+fn many_calls_that_call_others_do_not_wait_for_each_other() {
+    // Ten places for them, and one each for what they call.
+    let server = granted()
+        .set("memory = \"32MiB\"")
+        .set(GRANTS)
+        .set(&format!("{ORDER_GRANTS}config = {{ currency = \"EUR\" }}"))
+        .start();
+    thread::scope(|scope| {
+        for peer in 0..40 {
+            let mut client = server.connect();
+            scope.spawn(move || {
+                for round in 0..5 {
+                    client.request_within("order.create", &format!("{peer}-{round}"), 30_000, ORDER);
+                    assert_eq!(client.message().json()["total"], 950);
+                }
+            });
+        }
+    });
+    assert_eq!(server.connect().ask("counter.get", "{\"name\":\"orders\"}").text(), "{\"value\":200}");
+}

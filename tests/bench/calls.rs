@@ -47,6 +47,7 @@ fn measure_guest(isolation: Isolation, payload: &str) -> (Duration, Duration) {
         largest_table: policy.largest_table(),
         stack: config.sandbox.stack.0,
         instances: plan.instances,
+        call_depth: config.sandbox.call_depth,
         memory: Budget::new(plan.shared),
         cache_dir: None,
         apart: None,
