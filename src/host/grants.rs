@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, fmt, fs, io::Read as _, path::PathBuf, sync::Ar
 use super::log;
 use crate::{
     config::{LogLevel, ServiceSettings, services::DEFAULT_QUOTA},
+    log::Limiter,
     store::{Namespace, Store},
 };
 
@@ -18,6 +19,8 @@ pub struct Granted {
     pub(super) log: LogLevel,
     pub(super) log_bytes: usize,
     pub(super) log_rate: log::Rate,
+    /// Bounds the lines that say how much was dropped: there may be one a call.
+    pub(super) log_dropped: Limiter,
     /// None where neither values nor secrets are granted.
     pub(super) settings: Option<BTreeMap<String, String>>,
     pub(super) keyvalue: Option<Namespace>,
@@ -58,6 +61,7 @@ impl Granted {
             log: settings.log,
             log_bytes: settings.log_bytes.0,
             log_rate: log::Rate::new(settings.log_lines),
+            log_dropped: Limiter::new(),
             settings: (!values.is_empty()).then_some(values),
             keyvalue,
             calls: grants.calls.clone(),
@@ -75,6 +79,7 @@ impl Granted {
             log: LogLevel::Off,
             log_bytes: 0,
             log_rate: log::Rate::new(0),
+            log_dropped: Limiter::new(),
             settings: None,
             keyvalue: None,
             calls: Vec::new(),

@@ -96,11 +96,11 @@ impl Meter {
                 self.line(granted, context, stream.level(), stream.name(), &line);
             }
         }
-        if self.dropped > 0 {
+        if self.dropped > 0 && granted.log_dropped.allows("service log") {
             let text = format!("{} lines dropped, over log_bytes or log_lines", self.dropped);
             emit(granted, context, LogLevel::Warn, "mb-server", &text);
-            self.dropped = 0;
         }
+        self.dropped = 0;
     }
 }
 

@@ -14,7 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, setrlimit},
+};
 use wasmtime::component;
 
 use super::{
@@ -23,8 +27,6 @@ use super::{
 };
 use crate::budget::Budget;
 
-/// How often a compiling process is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Longest complaint of a compiling process, in bytes.
 const MAX_COMPLAINT: u64 = 2000;
 
@@ -160,16 +162,12 @@ impl Ended {
         thread::scope(|scope| {
             // One that ends early does not read to the end: its business.
             scope.spawn(move || stdin.take().map(|mut stdin| stdin.write_all(bytes)));
-            let status = loop {
-                if let Some(status) = self.0.try_wait()? {
-                    break Some(status);
-                }
-                if Instant::now() >= deadline {
-                    self.0.kill()?;
-                    self.0.wait()?;
-                    break None;
-                }
-                thread::sleep(LOOK_EVERY);
+            let status = if self.ends_before(deadline)? {
+                Some(self.0.wait()?)
+            } else {
+                self.0.kill()?;
+                self.0.wait()?;
+                None
             };
             let mut complaint = Vec::new();
             if let Some(complaints) = complaints {
@@ -177,6 +175,23 @@ impl Ended {
             }
             Ok((status, String::from_utf8_lossy(&complaint).trim().to_owned()))
         })
+    }
+}
+
+impl Ended {
+    /// Waits for the end of the process; says whether it came in time.
+    fn ends_before(&self, deadline: Instant) -> io::Result<bool> {
+        let end = pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty())?;
+        loop {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let timeout = Timespec::try_from(remaining).map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(&end, PollFlags::IN)], Some(&timeout)) {
+                Ok(0) if remaining.is_zero() => return Ok(false),
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return Ok(true),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
