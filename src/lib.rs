@@ -1,5 +1,7 @@
 #![doc = include_str!("ARCHITECTURE.md")]
 #[cfg(feature = "server")]
+pub mod access;
+#[cfg(feature = "server")]
 pub mod admin;
 #[cfg(feature = "server")]
 pub mod budget;

@@ -19,6 +19,12 @@ pub trait Commands: Send + Sync {
     /// Why that is not possible; likewise below.
     fn reload(&self) -> Result<Vec<String>, String>;
 
+    /// Reads the certificates again.
+    ///
+    /// # Errors
+    /// See above.
+    fn reload_tls(&self) -> Result<(), String>;
+
     /// Goes back to the file that a service had before the present one.
     ///
     /// # Errors
@@ -33,7 +39,8 @@ pub trait Commands: Send + Sync {
 }
 
 /// The routes that change something, and what each does.
-pub const CHANGES: [(&str, &str); 4] = [
+pub const CHANGES: [(&str, &str); 5] = [
+    ("/tls/reload", "read the certificates again; open connections stay"),
     ("/services/reload", "look for changed components now"),
     ("/services/{name}/rollback", "serve the file from before the present one"),
     ("/services/{name}/disable", "serve it no more, until it is enabled or the server starts again"),
@@ -51,7 +58,7 @@ impl Admin {
     pub(super) fn change(&self, request: &mut Request, path: &str) -> Page {
         let refuse = |status, error: &str| (status, JSON, json!({"error": error}).to_string());
         let segments: Vec<_> = path.trim_start_matches('/').split('/').collect();
-        let known = matches!(segments.as_slice(), ["services", "reload"])
+        let known = matches!(segments.as_slice(), ["services" | "tls", "reload"])
             || matches!(segments.as_slice(), ["services", _, "rollback" | "disable" | "enable"]);
         if !known {
             return refuse(405, "only GET is answered here; / lists what takes POST");
@@ -73,6 +80,7 @@ impl Admin {
         };
         let version = body.version.as_deref();
         let done = match segments.as_slice() {
+            ["tls", _] => self.commands.reload_tls().map(|()| "the certificates were read again".into()),
             [_, name, "rollback"] => self.commands.rollback(name, version),
             [_, name, what] => self.commands.switch(name, version, *what == "enable"),
             _ => {

@@ -17,6 +17,10 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
         truncated,
         write_timeouts,
         publish_failures,
+        denied,
+        evicted,
+        handshake_failures,
+        auth_failures,
         bytes_in,
         bytes_out,
         messages_in,
@@ -35,6 +39,17 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     text.counter("mb_truncated_messages_total", "Messages cut off by the end of their stream.", *truncated);
     text.counter("mb_write_timeouts_total", "Connections whose peer took no answer in time.", *write_timeouts);
     text.counter("mb_publish_failures_total", "Failures of PUBLISH that nobody was told of.", *publish_failures);
+    text.counter("mb_connections_denied_total", "Peers from an address that is not let in.", *denied);
+    text.counter("mb_connections_evicted_total", "Strangers sent away to make room for others.", *evicted);
+    for (name, help, counts) in [
+        ("mb_handshake_failures_total", "Handshakes that came to nothing, by reason.", handshake_failures),
+        ("mb_auth_failures_total", "Peers that failed to show who they are, by reason.", auth_failures),
+    ] {
+        text.head(name, help, "counter");
+        for (reason, count) in counts {
+            text.line(name, &[("reason", reason)], *count);
+        }
+    }
     text.counter("mb_received_bytes_total", "Bytes read.", *bytes_in);
     text.counter("mb_sent_bytes_total", "Bytes written.", *bytes_out);
     text.counter("mb_received_messages_total", "Whole messages read.", *messages_in);

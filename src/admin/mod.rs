@@ -322,6 +322,10 @@ mod tests {
             Ok(Vec::new())
         }
 
+        fn reload_tls(&self) -> Result<(), String> {
+            Err("nothing".into())
+        }
+
         fn rollback(&self, _: &str, _: Option<&str>) -> Result<String, String> {
             Err("nothing".into())
         }

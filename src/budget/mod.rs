@@ -1,6 +1,10 @@
 //! A bounded amount of something, memory or places, that many threads take
 //! from and wait for, each until its own deadline.
 
+mod rate;
+
+pub use rate::Rate;
+
 use std::{
     fmt,
     sync::{

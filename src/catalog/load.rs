@@ -19,6 +19,7 @@ use super::{
     policy::Policy,
 };
 use crate::{
+    budget::Rate,
     host::{GrantError, Stop},
     log::{Limiter, panic_text},
     sandbox::{CallError, Component, LoadError, Sandbox},
@@ -120,6 +121,7 @@ fn load_contained(
     let promised = FileName::parse(file)?;
     let digest = digest_of(bytes);
     let terms = settings.policy.terms(&promised.name, &digest).map_err(FileError::Grant)?;
+    let rate = Rate::per_second(terms.settings.rate);
     let component = with_progress(file, bytes.len(), || Component::load(sandbox, bytes, terms))?;
     let text = component
         .described(Instant::now() + settings.describe_timeout)
@@ -136,6 +138,7 @@ fn load_contained(
         size: bytes.len() as u64,
         component,
         stats: Arc::default(),
+        rate,
         failed_lines: Limiter::new(),
     })
 }

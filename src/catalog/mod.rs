@@ -20,6 +20,7 @@ pub use load::{FileError, FileName, LoadSettings, component_files, fingerprint, 
 pub use policy::Policy;
 
 use crate::{
+    budget::Rate,
     log::Limiter,
     metrics::{ServiceStats, snapshot},
     sandbox::Component,
@@ -45,6 +46,8 @@ pub struct Service {
     pub component: Component,
     /// What is counted.
     pub stats: Arc<ServiceStats>,
+    /// How often clients may ask it.
+    pub rate: Option<Rate>,
     /// Bounds the log lines about its failed calls: those of one service
     /// shall not hide those of another.
     pub failed_lines: Limiter,
@@ -225,7 +228,7 @@ fn capped(mut text: String) -> String {
 
 fn service_row(listed: &Listed) -> snapshot::ServiceRow {
     let Listed { service, source, error, disabled } = listed;
-    let Service { description, file, digest, size, component: _, stats, failed_lines: _ } = &**service;
+    let Service { description, file, digest, size, component: _, stats, rate: _, failed_lines: _ } = &**service;
     let ServiceStats { calls, failures, errors, latency } = &**stats;
     // In whole microseconds: a bucket is wider than that.
     let quantile = |share| (latency.quantile(share).unwrap_or_default().as_secs_f64() * 1e6).round() / 1e3;

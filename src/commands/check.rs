@@ -1,6 +1,6 @@
 //! `mb-server check`: the effective configuration, and where it comes from.
 
-use super::{Exit, Result, printable, serve, usage};
+use super::{Exit, Result, edge, printable, serve, usage};
 use crate::{catalog::component_files, config::MemoryPlan};
 
 /// Print the effective configuration and where each setting comes from
@@ -16,7 +16,8 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result {
     let loaded = arguments.settings.load().map_err(usage)?;
-    serve::check_exposure(&loaded.config)?;
+    edge::check_exposure(&loaded.config)?;
+    edge::Edge::load(&loaded.config)?;
     let width = loaded.rows.iter().map(|row| row.key.len() + row.value.len()).max().unwrap_or(0) + 3;
     for row in &loaded.rows {
         let setting = format!("{} = {}", row.key, row.value);
@@ -31,7 +32,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         usage(format!("services folder {}: {error}; --services names another", printable(&dir.display().to_string())))
     })?;
     say!("# services folder: can be read, component files: {}", files.len());
-    if let Some(warning) = serve::too_few_open_files(&loaded.config) {
+    if let Some(warning) = serve::Room::of(&loaded.config).warning() {
         complain!("mb-server: warning: {warning}");
     }
     Ok(Exit::Success)

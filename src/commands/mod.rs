@@ -17,13 +17,16 @@ macro_rules! complain {
 }
 
 mod call;
+mod cert;
 mod check;
 mod compile_worker;
+mod edge;
 mod inspect;
 mod operator;
 mod rollback;
 mod serve;
 mod store;
+mod token;
 
 use std::process::ExitCode;
 
@@ -69,6 +72,8 @@ enum Command {
     Inspect(inspect::Arguments),
     Store(store::Arguments),
     Rollback(rollback::Arguments),
+    Token(token::Arguments),
+    Cert(cert::Arguments),
     #[command(hide = true)]
     CompileWorker(compile_worker::Arguments),
 }
@@ -84,6 +89,8 @@ impl Arguments {
             Command::Inspect(arguments) => inspect::run(&arguments),
             Command::Store(arguments) => store::run(&arguments),
             Command::Rollback(arguments) => rollback::run(&arguments),
+            Command::Token(arguments) => token::run(arguments),
+            Command::Cert(arguments) => cert::run(&arguments),
             Command::CompileWorker(arguments) => compile_worker::run(&arguments),
         };
         result.unwrap_or_else(|(exit, message)| {

@@ -2,16 +2,22 @@
 
 use std::sync::Arc;
 
+use super::edge::Edge;
 use crate::{admin::Commands, catalog::LiveCatalog, wire::Version};
 
 /// The hands of the operator.
 pub(super) struct Operator {
     pub(super) catalog: Arc<LiveCatalog>,
+    pub(super) edge: Arc<Edge>,
 }
 
 impl Commands for Operator {
     fn reload(&self) -> Result<Vec<String>, String> {
         self.catalog.reload().map_err(|error| format!("the services folder can't be read: {error}"))
+    }
+
+    fn reload_tls(&self) -> Result<(), String> {
+        self.edge.reload_tls()
     }
 
     fn rollback(&self, service: &str, version: Option<&str>) -> Result<String, String> {

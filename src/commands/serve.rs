@@ -14,9 +14,16 @@ use std::{
 
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
-use super::{Exit, Result, call::DEFAULT_SERVER, failure, operator::Operator, printable, usage};
+use super::{
+    Exit, Result,
+    call::DEFAULT_SERVER,
+    edge::{self, Edge, peers_can_say},
+    failure,
+    operator::Operator,
+    printable, usage,
+};
 use crate::{
-    admin::{Admin, is_loopback, token},
+    admin::{Admin, token},
     budget::Budget,
     catalog::{Catalog, LiveCatalog, LoadSettings, Policy},
     config::{self, Config, ConfigError, Flags, Loaded, MemoryPlan},
@@ -83,10 +90,12 @@ impl Arguments {
 pub(super) fn run(arguments: Arguments) -> Result {
     let begun = Instant::now();
     let config = arguments.load().map_err(usage)?.config;
-    check_exposure(&config)?;
+    edge::check_exposure(&config)?;
     start_log(&config.log)?;
     let signals = listen_for_signals().map_err(failure)?;
-    if let Some(warning) = too_few_open_files(&config) {
+    let edge = Edge::load(&config)?;
+    let room = Room::of(&config);
+    if let Some(warning) = room.warning() {
         tracing::warn!("{warning}");
     }
 
@@ -97,16 +106,18 @@ pub(super) fn run(arguments: Arguments) -> Result {
     let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
     let catalog = load_catalog(&config, policy, &sandbox)?;
     let metrics = Arc::new(Metrics::default());
-    let dispatcher = Dispatcher::new(catalog.shared(), limits(&config), Arc::clone(&metrics));
+    let dispatcher = Dispatcher::new(catalog.shared(), limits(&config), Arc::clone(&metrics), Arc::clone(&edge.access));
     // The admin endpoint first: what can't listen shall not have served.
     let admin = admin_listener(&config)?;
     let admin_address = admin.local_addr().map_err(failure)?;
-    let server = Server::start(server_settings(&config, memory), Arc::new(dispatcher), metrics).map_err(failure)?;
+    let settings = ServerSettings { listeners: edge.listeners(&config), ..server_settings(&config, memory, room) };
+    let server = Server::start(settings, Arc::new(dispatcher), metrics, Arc::clone(&edge.access)).map_err(failure)?;
     let view = server.view();
-    start_admin(&config, admin, view, Arc::clone(&catalog)).map_err(failure)?;
+    start_admin(&config, admin, view, Arc::clone(&catalog), Arc::clone(&edge)).map_err(failure)?;
     announce(&server.addresses(), admin_address, &config, &catalog.current(), begun);
     if config.reload_interval.0 > Duration::ZERO {
         catalog.watch(config.reload_interval.0).map_err(failure)?;
+        edge.watch(config.reload_interval.0).map_err(failure)?;
     }
 
     // The sender lives as long as the process: this returns with a signal.
@@ -120,32 +131,6 @@ pub(super) fn run(arguments: Arguments) -> Result {
         drained.cut_off
     );
     Ok(Exit::Success)
-}
-
-/// Refuses what would let others reach the server without authentication,
-/// unless that was asked for by name.
-pub(super) fn check_exposure(config: &Config) -> std::result::Result<(), (Exit, String)> {
-    let wire = config.host.as_slice().iter().map(|host| ("host", host, config.port));
-    let all = wire.chain([("admin.host", &config.admin.host, config.admin.port)]);
-    for (setting, host, port) in all {
-        let addresses = resolve(host, port).map_err(|e| usage(format!("`{setting}` = {host:?}: {e}")))?;
-        let allowed = config.allow_unsecure && setting == "host";
-        if let Some(open) = addresses.iter().find(|address| !allowed && !is_loopback(address)) {
-            if setting != "host" {
-                let open = open.ip();
-                return Err(usage(format!(
-                    "`{setting}` = {host:?} is {open}, but the admin endpoint listens on loopback only, because it \
-                     asks nobody who they are; use a tunnel"
-                )));
-            }
-            return Err(usage(format!(
-                "`{setting}` = {host:?} is {}, which others can reach, and nothing asks them who they are; set \
-                 allow_unsecure = true (or MB_ALLOW_UNSECURE=true) if you mean it",
-                open.ip()
-            )));
-        }
-    }
-    Ok(())
 }
 
 pub(super) fn start_log(filter: &str) -> std::result::Result<(), (Exit, String)> {
@@ -176,16 +161,45 @@ fn listen_for_signals() -> std::result::Result<mpsc::Receiver<()>, ctrlc::Error>
     Ok(receiver)
 }
 
-/// What is wrong where the system does not allow as many open files as the
-/// settings ask for.
-pub(super) fn too_few_open_files(config: &Config) -> Option<String> {
-    let connections = MemoryPlan::of(config).connections;
-    let wanted = connections as u64 + MAX_ENDING as u64 + OTHER_FILES;
-    let limit = raise_open_files().filter(|limit| *limit < wanted)?;
-    Some(format!(
-        "there is memory for {connections} connections, which take up to {wanted} open files with those connections that end, but the \
-         system allows {limit}, so fewer may be accepted; raise it with ulimit -n or LimitNOFILE"
-    ))
+/// How many connections there can be, and how many more that are ending: as
+/// many as memory and the system's open files allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Room {
+    connections: usize,
+    ending: usize,
+    /// Open files, where they allow less than the memory does.
+    short_of_files: Option<u64>,
+}
+
+impl Room {
+    pub(super) fn of(config: &Config) -> Self {
+        Self::within(MemoryPlan::of(config).connections, raise_open_files())
+    }
+
+    fn within(connections: usize, files: Option<u64>) -> Self {
+        let wanted = connections as u64 + MAX_ENDING as u64 + OTHER_FILES;
+        match files.filter(|files| *files < wanted) {
+            None => Self { connections, ending: MAX_ENDING, short_of_files: None },
+            Some(files) => {
+                // Without the last file nothing works, the admin endpoint included.
+                let left = usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX).max(2);
+                let connections = connections.min(left * 3 / 4);
+                let ending = MAX_ENDING.min(left - connections);
+                Self { connections, ending, short_of_files: Some(files) }
+            }
+        }
+    }
+
+    /// What is to be said about it.
+    pub(super) fn warning(&self) -> Option<String> {
+        let Self { connections, ending: _, short_of_files } = self;
+        short_of_files.map(|files| {
+            format!(
+                "the system allows {files} open files, which is enough for {connections} connections; raise it with \
+                 ulimit -n or LimitNOFILE"
+            )
+        })
+    }
 }
 
 pub(super) fn sandbox_config(config: &Config, policy: &Policy, memory: &Arc<Budget>) -> SandboxConfig {
@@ -251,21 +265,25 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
-fn server_settings(config: &Config, memory: Arc<Budget>) -> ServerSettings {
+fn server_settings(config: &Config, memory: Arc<Budget>, room: Room) -> ServerSettings {
+    let reserved = if peers_can_say(config) { room.connections * config.reserved_connections / 100 } else { 0 };
     ServerSettings {
-        hosts: config.host.as_slice().to_vec(),
-        port: config.port,
+        listeners: Vec::new(),
         backlog: config.backlog,
         options: SocketOptions {
             keep_alive: config.keep_alive.then_some(config.keep_alive_initial_delay.0),
             no_delay: config.no_delay,
         },
-        max_connections: MemoryPlan::of(config).connections,
+        max_connections: room.connections,
+        reserved,
+        per_address: config.max_connections_per_address,
+        max_ending: room.ending,
         max_message_size: config.max_message_size.0,
         max_in_flight: config.max_in_flight,
         read_buffer_size: config.read_buffer_size.0,
         write_buffer_size: config.write_buffer_size.0,
         read_timeout: config.read_timeout.0,
+        handshake_timeout: config.handshake_timeout.0,
         write_timeout: config.write_timeout.0,
         idle_timeout: config.idle_timeout.0,
         drain_timeout: config.drain_timeout.0,
@@ -300,12 +318,13 @@ fn start_admin(
     listener: std::net::TcpListener,
     view: View,
     catalog: Arc<LiveCatalog>,
+    edge: Arc<Edge>,
 ) -> io::Result<()> {
     let file = config.token_file();
     let token = token::load_or_create(&file).inspect_err(|error| {
         tracing::warn!("nothing can be changed over the admin endpoint: token {}: {error}", file.display());
     });
-    let commands = Operator { catalog: Arc::clone(&catalog) };
+    let commands = Operator { catalog: Arc::clone(&catalog), edge };
     let snapshot = move || Snapshot {
         accepting: view.accepting(),
         totals: view.totals(),
@@ -324,11 +343,13 @@ fn start_admin(
 
 /// Says where it listens and what it serves. A reader that has gone is no
 /// reason to end.
-fn announce(wire: &[SocketAddr], admin: SocketAddr, config: &Config, catalog: &Catalog, begun: Instant) {
+fn announce(listening: &[(SocketAddr, bool)], admin: SocketAddr, config: &Config, catalog: &Catalog, begun: Instant) {
     let mut text = format!("mb-server {}\n", env!("CARGO_PKG_VERSION"));
-    for address in wire {
-        text += &format!("  listening  {address}\n");
+    for (address, tls) in listening {
+        text += &format!("  listening  {address}{}\n", if *tls { " with TLS" } else { "" });
     }
+    let plain = listening.iter().filter(|(_, tls)| !tls);
+    let wire: Vec<_> = plain.map(|(address, _)| *address).collect();
     text += &format!("  admin      http://{admin}/\n");
     for (index, line) in MemoryPlan::of(config).lines().iter().enumerate() {
         text += &format!("  {:9}  {line}\n", if index == 0 { "memory" } else { "" });
@@ -352,7 +373,7 @@ fn announce(wire: &[SocketAddr], admin: SocketAddr, config: &Config, catalog: &C
         text += "    none; put a component into that folder\n";
     }
     let millis = begun.elapsed().as_millis();
-    text += &format!("ready in {millis} ms; try: mb-server call system.services{}\n", server_flag(wire));
+    text += &format!("ready in {millis} ms; try: mb-server call system.services{}\n", server_flag(&wire));
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
@@ -378,6 +399,19 @@ fn server_flag(wire: &[SocketAddr]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_follow_open_files() {
+        let room = |connections, files| {
+            let Room { connections, ending, short_of_files } = Room::within(connections, files);
+            (connections, ending, short_of_files.is_some())
+        };
+        assert_eq!(room(1024, None), (1024, MAX_ENDING, false));
+        assert_eq!(room(1024, Some(1_000_000)), (1024, MAX_ENDING, false));
+        assert_eq!(room(1024, Some(128)), (48, 16, true));
+        assert_eq!(room(16, Some(128)), (16, 48, true));
+        assert_eq!(room(1024, Some(8)), (1, 1, true));
+    }
 
     #[test]
     fn the_flag_that_reaches_the_server() {

@@ -12,6 +12,8 @@ pub const KEPT_TABLES: Bytes = Bytes::kib(64);
 /// thousand connections that had each called a service: 43 KiB with a read
 /// buffer of 8 KiB.
 const CONNECTION: Bytes = Bytes::kib(56);
+/// What TLS adds to it: keys, and a record each way while it is busy.
+const TLS: Bytes = Bytes::kib(40);
 /// Connections that are derived at most.
 const MAX_DERIVED_CONNECTIONS: usize = 1024;
 /// Linear memory of an instance where no setting says another.
@@ -42,7 +44,8 @@ impl MemoryPlan {
     #[must_use]
     pub fn of(config: &Config) -> Self {
         let total = config.memory.0;
-        let per_connection = CONNECTION.0 + config.read_buffer_size.0;
+        let tls = if config.tls.files().is_some() { TLS.0 } else { 0 };
+        let per_connection = CONNECTION.0 + config.read_buffer_size.0 + tls;
         let connections = match config.max_connections {
             0 => (total / 4 / per_connection).clamp(1, MAX_DERIVED_CONNECTIONS),
             set => set,

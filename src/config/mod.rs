@@ -4,6 +4,7 @@
 //! (`MB_PORT`, `MB_ADMIN__PORT`: two underscores between levels), then flags.
 //! Nothing starts with a setting that is unknown or out of bounds.
 
+pub mod access;
 pub mod memory;
 pub mod services;
 mod source;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use access::{Auth, PrincipalFrom, Principals, Right, Tls, TlsFiles, TlsVersion};
 pub use memory::MemoryPlan;
 pub use services::{Isolation, LogLevel, ServiceSettings, Services};
 pub use source::{ConfigError, Flags, Loaded, load};
@@ -28,6 +30,17 @@ pub struct Config {
     pub host: OneOrMore,
     /// TCP port of the wire; 0 lets the system choose.
     pub port: u16,
+    /// Listen on `port` without TLS. Off where only `[tls]` or `[[listeners]]`
+    /// are wanted.
+    pub plain: bool,
+    /// Whether peers are asked who they are: `none`, `optional` or `required`.
+    pub auth: Auth,
+    /// File of the tokens, as `mb-server token` writes it; empty for
+    /// `tokens.json` in the state folder.
+    pub tokens: PathBuf,
+    /// How often in a minute one address may fail to show who it is, 1 to
+    /// 6,000; after that it is refused for a while.
+    pub auth_failures: u32,
     /// Connections that the kernel holds until they are accepted, 1 to 65,535.
     pub backlog: u32,
     /// TCP keep-alive probes on quiet connections.
@@ -43,6 +56,12 @@ pub struct Config {
     /// its own. One more is told SERVER_BUSY. 0: as many as `memory` has room
     /// for, 1,024 at most.
     pub max_connections: usize,
+    /// Connections of one address (of IPv6, one /64), 0 to 10,000; 0 for no
+    /// bound.
+    pub max_connections_per_address: usize,
+    /// Per cent of the connections that are kept for peers who have shown who
+    /// they are, 0 to 90. Counts only where peers can.
+    pub reserved_connections: usize,
     /// Header line and payload of one message, 1 KiB to 64 MiB; an answer's
     /// payload may be as large.
     pub max_message_size: Bytes,
@@ -55,6 +74,9 @@ pub struct Config {
     pub write_buffer_size: Bytes,
     /// From the first byte of a message to its last, 10 ms to 1 h.
     pub read_timeout: Millis,
+    /// For a PROXY header, a TLS handshake and, where it is demanded, the hello
+    /// together, 10 ms to 1 min.
+    pub handshake_timeout: Millis,
     /// For a write to be taken by the peer's system, 10 ms to 1 h.
     pub write_timeout: Millis,
     /// Silence after which a connection is closed, 10 ms to 24 h.
@@ -79,8 +101,9 @@ pub struct Config {
     /// Memory that the store may use as cache, 1 MiB to 4 GiB; not counted in
     /// `memory`.
     pub store_cache: Bytes,
-    /// Allow what lets others reach the server without authentication: a
-    /// plain port on an address that is not loopback.
+    /// Allow what is not safe where strangers can reach the server: a listener
+    /// without authentication on an address that is not loopback, and tokens
+    /// over connections that are not encrypted.
     pub allow_unsecure: bool,
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace` or `off`, for
     /// all or by target (`info,mb_server::server=debug`).
@@ -89,6 +112,12 @@ pub struct Config {
     pub admin: Admin,
     /// What components are loaded and run with.
     pub sandbox: Sandbox,
+    /// TLS.
+    pub tls: Tls,
+    /// What each principal may do: `[principals.NAME]`.
+    pub principals: Principals,
+    /// Further listeners.
+    pub listeners: Vec<access::Listener>,
     /// What each service may take and use: `[services.NAME]` over
     /// `[services.default]`.
     pub services: Services,
@@ -140,17 +169,24 @@ impl Default for Config {
         Self {
             host: OneOrMore::One("127.0.0.1".into()),
             port: 8081,
+            plain: true,
+            auth: Auth::None,
+            tokens: PathBuf::new(),
+            auth_failures: 10,
             backlog: 1024,
             keep_alive: true,
             keep_alive_initial_delay: Millis::secs(60),
             no_delay: true,
             memory: Bytes::mib(256),
             max_connections: 0,
+            max_connections_per_address: 0,
+            reserved_connections: 12,
             max_message_size: Bytes::mib(1),
             max_in_flight: 64,
             read_buffer_size: Bytes::kib(8),
             write_buffer_size: Bytes::kib(64),
             read_timeout: Millis::secs(10),
+            handshake_timeout: Millis::secs(5),
             write_timeout: Millis::secs(10),
             idle_timeout: Millis::secs(60),
             keep_alive_interval: Millis::secs(30),
@@ -164,6 +200,9 @@ impl Default for Config {
             log: "info".into(),
             admin: Admin::default(),
             sandbox: Sandbox::default(),
+            tls: Tls::default(),
+            principals: Principals::new(),
+            listeners: Vec::new(),
             services: services::built_in(),
         }
     }
@@ -227,6 +266,30 @@ impl Config {
         self.state_dir().join("store.redb")
     }
 
+    /// The file of the tokens that clients show.
+    #[must_use]
+    pub fn client_tokens(&self) -> PathBuf {
+        if self.tokens.as_os_str().is_empty() { self.state_dir().join("tokens.json") } else { self.tokens.clone() }
+    }
+
+    /// All listeners: the plain one, the one of `[tls]`, and the further ones.
+    #[must_use]
+    pub fn all_listeners(&self) -> Vec<access::Listener> {
+        let built_in = |port, tls| access::Listener {
+            host: self.host.clone(),
+            port,
+            tls,
+            auth: None,
+            rights: None,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            proxy_from: Vec::new(),
+        };
+        let plain = self.plain.then(|| built_in(self.port, false));
+        let tls = self.tls.files().map(|_| built_in(self.tls.port, true));
+        plain.into_iter().chain(tls).chain(self.listeners.iter().cloned()).collect()
+    }
+
     /// The file of the token that changing things over the admin endpoint takes.
     #[must_use]
     pub fn token_file(&self) -> PathBuf {
@@ -253,17 +316,24 @@ impl Config {
         let Self {
             host,
             port: _,
+            plain,
+            auth: _,
+            tokens: _,
+            auth_failures,
             backlog,
             keep_alive: _,
             keep_alive_initial_delay,
             no_delay: _,
             memory,
             max_connections,
+            max_connections_per_address,
+            reserved_connections,
             max_message_size,
             max_in_flight,
             read_buffer_size,
             write_buffer_size,
             read_timeout,
+            handshake_timeout,
             write_timeout,
             idle_timeout,
             keep_alive_interval,
@@ -287,6 +357,9 @@ impl Config {
                     call_depth,
                     require_digest,
                 },
+            tls,
+            principals,
+            listeners,
             services,
         } = self;
         let hour = Millis::secs(3600);
@@ -299,6 +372,13 @@ impl Config {
         bounds.range("keep_alive_initial_delay", *keep_alive_initial_delay, Millis::secs(1), Millis::secs(7200));
         bounds.range("memory", *memory, Bytes::mib(32), Bytes::mib(1024 * 1024));
         bounds.range("max_connections", *max_connections, 0, 10_000);
+        bounds.range("max_connections_per_address", *max_connections_per_address, 0, 10_000);
+        bounds.range("reserved_connections", *reserved_connections, 0, 90);
+        bounds.range("auth_failures", *auth_failures, 1, 6000);
+        bounds.range("handshake_timeout", *handshake_timeout, least, Millis::secs(60));
+        let some = *plain || tls.files().is_some() || !listeners.is_empty();
+        bounds.that("plain", some, "true, or another listener given");
+        access::check(tls, principals, listeners, &mut bounds);
         bounds.range("max_message_size", *max_message_size, Bytes::kib(1), Bytes::mib(64));
         bounds.range("max_in_flight", *max_in_flight, 1, 4096);
         bounds.range("read_buffer_size", *read_buffer_size, Bytes::kib(1), Bytes::mib(1));

@@ -51,6 +51,10 @@ pub struct Overlay {
     /// together, 0 to 1,000,000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_lines: Option<usize>,
+    /// Requests of clients to the service in a second, 0 to 10,000,000; 0 for
+    /// no bound. A second's worth may come at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u32>,
     /// Calls of the service at the same time, 1 to 10,000; one more waits for
     /// its turn until its deadline.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,6 +162,7 @@ pub struct ServiceSettings {
     pub handles: usize,
     pub log_bytes: Bytes,
     pub log_lines: usize,
+    pub rate: u32,
     pub concurrency: usize,
     pub isolation: Isolation,
     pub max_calls: u64,
@@ -179,6 +184,7 @@ pub(super) fn built_in() -> Services {
         handles: Some(1000),
         log_bytes: Some(Bytes::kib(64)),
         log_lines: Some(1000),
+        rate: Some(0),
         concurrency: Some(64),
         isolation: Some(Isolation::Request),
         max_calls: Some(10_000),
@@ -213,6 +219,7 @@ pub fn settings_of(services: &Services, name: &str) -> ServiceSettings {
         handles: first!(handles),
         log_bytes: first!(log_bytes),
         log_lines: first!(log_lines),
+        rate: first!(rate),
         concurrency: first!(concurrency),
         isolation: first!(isolation),
         max_calls: first!(max_calls),
@@ -263,6 +270,7 @@ fn check_one(name: &str, overlay: &Overlay, bounds: &mut Bounds) {
         handles,
         log_bytes,
         log_lines,
+        rate,
         concurrency,
         isolation: _,
         max_calls,
@@ -281,6 +289,7 @@ fn check_one(name: &str, overlay: &Overlay, bounds: &mut Bounds) {
     bounds.optional(key("handles"), *handles, 1, 100_000);
     bounds.optional(key("log_bytes"), *log_bytes, Bytes(0), Bytes::mib(16));
     bounds.optional(key("log_lines"), *log_lines, 0, 1_000_000);
+    bounds.optional(key("rate"), *rate, 0, 10_000_000);
     bounds.optional(key("concurrency"), *concurrency, 1, 10_000);
     bounds.optional(key("max_calls"), *max_calls, 1, 1_000_000_000);
     bounds.optional(key("grants.quota"), *quota, Bytes::kib(4), Bytes::mib(1024 * 1024));
@@ -302,7 +311,7 @@ fn check_one(name: &str, overlay: &Overlay, bounds: &mut Bounds) {
 }
 
 /// `service.action`, where the action may be `*` or end in `.*`.
-fn is_pattern(text: &str) -> bool {
+pub(super) fn is_pattern(text: &str) -> bool {
     let mut segments = text.split('.').peekable();
     let is_word = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     let mut count = 0;

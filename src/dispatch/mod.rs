@@ -11,16 +11,21 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use run::{Checked, Task};
+use run::{Checked, RETRY_WHEN_FULL_MS, Task};
 use serde_json::json;
 
 use crate::{
+    access::{Access, Identity},
+    budget::Charge,
     catalog::{Catalog, SYSTEM},
-    host::{Context, Watch, context::Caller},
+    host::{Context, Watch},
     log::Limiter,
     metrics::Metrics,
-    wire::{Code, ErrorBody, Header, Kind, Payload, Reason, json as wire_json},
+    wire::{Code, ErrorBody, Header, Kind, Payload, Reason, Version, json as wire_json},
 };
+
+/// The one topic that may come before anybody has said who they are.
+const HELLO: &str = "system.hello";
 
 /// Of a peer's own text, an error repeats at most this many characters.
 const MAX_REPEATED: usize = 200;
@@ -34,7 +39,7 @@ pub struct Request<'a> {
     /// When its last byte was read; its timeout counts from here.
     pub arrived: Instant,
     /// Who asks.
-    pub caller: &'a Arc<Caller>,
+    pub identity: &'a Arc<Identity>,
     /// Looks after a slow call.
     pub watch: Arc<dyn Watch>,
 }
@@ -46,6 +51,16 @@ pub struct Reply<'a> {
     pub header: Option<Header<'a>>,
     /// The answer.
     pub outcome: Outcome,
+    /// Who asks, if that has just come out.
+    pub identity: Option<Identity>,
+}
+
+impl<'a> Reply<'a> {
+    /// An answer after which the peer is who it was.
+    #[must_use]
+    pub fn new(header: Option<Header<'a>>, outcome: Outcome) -> Self {
+        Self { header, outcome, identity: None }
+    }
 }
 
 /// The answer itself.
@@ -92,6 +107,7 @@ struct Core {
     catalog: Arc<ArcSwap<Catalog>>,
     limits: Limits,
     metrics: Arc<Metrics>,
+    access: Arc<Access>,
 }
 
 /// A refusal, before it is joined with the header that it answers.
@@ -110,6 +126,14 @@ impl Refusal {
         self
     }
 
+    /// Over somebody's rate.
+    fn too_often(whose: &str, per_second: u32, wait: Duration) -> Self {
+        let message = format!("more than the {per_second} requests a second of {whose}");
+        // Rounded up: a millisecond too early would be refused again.
+        let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+        Self::new(Code::RateLimited, message).with(&json!({"retryAfterMs": millis}))
+    }
+
     fn unavailable(message: impl Into<Cow<'static, str>>, retry_after_ms: u64) -> Self {
         Self::new(Code::ServiceUnavailable, message).with(&json!({"retryAfterMs": retry_after_ms}))
     }
@@ -126,53 +150,86 @@ impl Handle for Dispatcher {
             Ok(parsed) => parsed,
             Err(error) => {
                 let refusal = Refusal::new(Code::MalformedMessage, error.to_string());
-                return Reply { header: None, outcome: Outcome::Error(refusal.code, refusal.body) };
+                return Reply::new(None, Outcome::Error(refusal.code, refusal.body));
             }
         };
+        if let Err(Refusal { code, body }) = core.admits(&header, request.identity) {
+            return Reply::new(header.request_id.map(|_| header), Outcome::Error(code, body));
+        }
         if header.kind == Kind::Request && header.request_id.is_none() {
             // Without an id there is no request that could be named.
             let message = format!("REQUEST to {} has no request id, the fourth field", header.topic.as_str());
             let refusal = Refusal::new(Code::InvalidRequestId, message);
-            return Reply { header: None, outcome: Outcome::Error(refusal.code, refusal.body) };
+            return Reply::new(None, Outcome::Error(refusal.code, refusal.body));
         }
-        let outcome = core.serve(&header, payload, &request);
+        let mut identity = None;
+        let outcome = core.serve(&header, payload, &request, &mut identity);
         let outcome = if header.kind == Kind::Publish { core.published(&header, outcome) } else { outcome };
-        Reply { header: Some(header), outcome }
+        Reply { header: Some(header), outcome, identity }
     }
 }
 
 impl Dispatcher {
     /// A dispatcher over a catalog.
     #[must_use]
-    pub fn new(catalog: Arc<ArcSwap<Catalog>>, limits: Limits, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(Core { catalog, limits, metrics }))
+    pub fn new(catalog: Arc<ArcSwap<Catalog>>, limits: Limits, metrics: Arc<Metrics>, access: Arc<Access>) -> Self {
+        Self(Arc::new(Core { catalog, limits, metrics, access }))
     }
 }
 
 impl Core {
-    fn serve(self: &Arc<Self>, header: &Header<'_>, payload: &[u8], request: &Request<'_>) -> Outcome {
-        match self.route(header, payload, request) {
+    /// Whether somebody may ask anything at all: the check of who they are.
+    fn admits(&self, header: &Header<'_>, identity: &Identity) -> Result<(), Refusal> {
+        let says = header.kind == Kind::Request && header.topic.as_str() == HELLO;
+        let (reason, message) = if matches!(header.kind, Kind::Response | Kind::Error) {
+            return Ok(());
+        } else if identity.has_ended() {
+            ("ended", "the token of this connection has expired or was revoked")
+        } else if identity.must_say() && !says {
+            ("missing", "say first who you are: system.hello with a token")
+        } else {
+            return Ok(());
+        };
+        self.metrics.auth_failures.add(reason);
+        Err(Refusal::new(Code::Unauthorized, message))
+    }
+
+    fn serve(
+        self: &Arc<Self>,
+        header: &Header<'_>,
+        payload: &[u8],
+        request: &Request<'_>,
+        known: &mut Option<Identity>,
+    ) -> Outcome {
+        match self.route(header, payload, request, known) {
             Ok(outcome) => outcome,
             Err(Refusal { code, body }) => Outcome::Error(code, body),
         }
     }
 
     /// The checks in the order that the protocol gives them.
-    fn route(self: &Arc<Self>, header: &Header<'_>, payload: &[u8], request: &Request<'_>) -> Result<Outcome, Refusal> {
+    fn route(
+        self: &Arc<Self>,
+        header: &Header<'_>,
+        payload: &[u8],
+        request: &Request<'_>,
+        known: &mut Option<Identity>,
+    ) -> Result<Outcome, Refusal> {
         if matches!(header.kind, Kind::Response | Kind::Error) {
             let message = format!("a client sends REQUEST or PUBLISH, not {}", header.kind.as_str());
             return Err(Refusal::new(Code::InvalidRequest, message));
         }
         let payload = if request.binary { Payload::Binary(payload) } else { Payload::Json(check_json(payload)?) };
         if header.topic.service() == SYSTEM {
-            return self.system(header, payload, request.caller).map(Outcome::Json);
+            return self.system(header, payload, request.identity, known).map(Outcome::Json);
         }
         let timeout = header.timeout.unwrap_or(self.limits.default_timeout);
+        let _place = self.permit(header, request.identity, request.arrived + timeout)?;
         let context = Context {
             request_id: header.request_id.map(Into::into),
             parent_request_id: header.parent_request_id.map(Into::into),
             requested_version: Some(header.version),
-            caller: Arc::clone(request.caller),
+            caller: Arc::clone(&request.identity.caller),
             deadline: request.arrived + timeout,
             calls: None,
             chain: None,
@@ -184,11 +241,33 @@ impl Core {
             context,
             watch: &request.watch,
             timeout,
+            client: true,
         })
         .map(|answer| match answer {
             Checked::Json(text) => Outcome::Json(text),
             Checked::Binary(bytes) => Outcome::Binary(bytes),
         })
+    }
+
+    /// Rights, rate and share of a principal, in this order. What is returned
+    /// keeps the place of the call.
+    fn permit(&self, header: &Header<'_>, identity: &Identity, deadline: Instant) -> Result<Option<Charge>, Refusal> {
+        let Version { major, minor, patch } = header.version;
+        let principal = &identity.principal;
+        if !identity.may_call(header.topic.as_str(), [major, minor, patch]) {
+            let message = format!("{} may not call {} {}", principal.name, header.topic.as_str(), header.version);
+            return Err(Refusal::new(Code::Forbidden, message));
+        }
+        if let Some(rate) = &principal.rate {
+            rate.take().map_err(|wait| Refusal::too_often(&principal.name, rate.limit(), wait))?;
+        }
+        let Some(calls) = &principal.calls else { return Ok(None) };
+        let mut place = Charge::none(calls);
+        if place.raise_until(1, deadline) {
+            return Ok(Some(place));
+        }
+        let message = format!("not begun within its timeout: {} has {} calls already", principal.name, calls.limit());
+        Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS))
     }
 
     /// What comes back of a PUBLISH: without an id nothing, whatever happened.
@@ -223,17 +302,21 @@ fn check_json(payload: &[u8]) -> Result<&str, Refusal> {
 pub fn internal_error<'a>(body: &'a [u8], error_id: &str) -> Reply<'a> {
     let header = Header::parse(body).ok().map(|(header, _)| header);
     if header.is_some_and(|header| header.kind == Kind::Publish && header.request_id.is_none()) {
-        return Reply { header, outcome: Outcome::Silence };
+        return Reply::new(header, Outcome::Silence);
     }
     let message = format!("defect of the server, error id {error_id}");
     let body = ErrorBody::server(Code::InternalError, message).with_details(&json!({"errorId": error_id}));
-    Reply { header, outcome: Outcome::Error(Some(Code::InternalError), body) }
+    Reply::new(header, Outcome::Error(Some(Code::InternalError), body))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::Unwatched;
+    use crate::{
+        access::Terms,
+        config::{Auth, Principals},
+        host::Unwatched,
+    };
 
     fn dispatcher() -> Dispatcher {
         let limits = Limits {
@@ -244,14 +327,18 @@ mod tests {
             default_timeout: Duration::from_secs(5),
             call_depth: 4,
         };
-        Dispatcher::new(Arc::default(), limits, Arc::default())
+        let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).unwrap();
+        Dispatcher::new(Arc::default(), limits, Arc::default(), access)
     }
 
     /// `CODE` or the payload, and the request id that it goes to.
     fn ask(body: &[u8], binary: bool) -> (String, Option<String>) {
-        let caller = Arc::new(Caller { connection_id: "7".into(), ..Caller::default() });
-        let request = Request { body, binary, arrived: Instant::now(), caller: &caller, watch: Arc::new(Unwatched) };
-        let Reply { header, outcome } = dispatcher().handle(request);
+        let dispatcher = dispatcher();
+        let terms = Arc::new(Terms { auth: Auth::None, rights: None, allow_unsecure: false });
+        let identity = dispatcher.0.access.stranger("7".into(), [127, 0, 0, 1].into(), false, &terms);
+        let identity = &Arc::new(identity);
+        let request = Request { body, binary, arrived: Instant::now(), identity, watch: Arc::new(Unwatched) };
+        let Reply { header, outcome, identity: _ } = dispatcher.handle(request);
         let id = header.and_then(|header| header.request_id).map(str::to_owned);
         let text = match outcome {
             Outcome::Silence => "silence".into(),

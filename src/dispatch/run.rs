@@ -20,7 +20,7 @@ use crate::{
 
 /// What a caller is told to wait before it tries again, when there was no
 /// room: in milliseconds, about the time of a slow call.
-const RETRY_WHEN_FULL_MS: u64 = 100;
+pub(super) const RETRY_WHEN_FULL_MS: u64 = 100;
 /// The same when a service did not load: someone has to mend it first.
 const RETRY_WHEN_FAILED_MS: u64 = 10_000;
 
@@ -39,6 +39,8 @@ pub(super) struct Task<'a> {
     pub(super) watch: &'a Arc<dyn Watch>,
     /// As the caller gave it; the deadline is in the context.
     pub(super) timeout: Duration,
+    /// A client asks, not a service: its service's rate counts.
+    pub(super) client: bool,
 }
 
 /// An answer that was checked.
@@ -50,8 +52,11 @@ pub(super) enum Checked {
 impl Core {
     /// Runs a call to its end.
     pub(super) fn run(self: &Arc<Self>, task: Task<'_>) -> Result<Checked, Refusal> {
-        let Task { topic, version, payload, mut context, watch, timeout } = task;
+        let Task { topic, version, payload, mut context, watch, timeout, client } = task;
         let service = self.find(&topic, version)?;
+        if let Some(rate) = service.rate.as_ref().filter(|_| client) {
+            rate.take().map_err(|wait| Refusal::too_often(&service.description.name, rate.limit(), wait))?;
+        }
         let action = topic.action();
         if !service.description.has_action(action) {
             let message = format!("service {} has no action {action}", service.description.name);
@@ -123,7 +128,7 @@ impl Calls for Arc<Core> {
             return Err(refuse(Refusal::new(Code::MessageTooLarge, message)));
         }
         let timeout = context.deadline.saturating_duration_since(std::time::Instant::now());
-        let task = Task { topic, version, payload, context, watch: &watch, timeout };
+        let task = Task { topic, version, payload, context, watch: &watch, timeout, client: false };
         match Core::run(self, task).map_err(refuse)? {
             Checked::Json(text) => Ok(PayloadResult::Json(text)),
             Checked::Binary(bytes) => Ok(PayloadResult::Binary(bytes)),

@@ -1,15 +1,15 @@
 //! The topics that the server answers itself: `system.hello`, `system.ping`
 //! and `system.services`.
 
-use std::{sync::Arc, time::SystemTime};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{Core, MAX_REPEATED, Refusal};
 use crate::{
+    access::{Denied, Identity},
     catalog::{Action, Description},
-    host::context::Caller,
     wire::{Code, Header, PROTOCOL_VERSION, Payload, SYSTEM_VERSION, header::MAX_HEADER_SIZE, json as wire_json},
 };
 
@@ -22,7 +22,8 @@ impl Core {
         &self,
         header: &Header<'_>,
         payload: Payload<'_>,
-        caller: &Arc<Caller>,
+        identity: &Identity,
+        known: &mut Option<Identity>,
     ) -> Result<String, Refusal> {
         if !SYSTEM_VERSION.serves(header.version) {
             let message = format!("system topics have version {SYSTEM_VERSION} only");
@@ -30,19 +31,20 @@ impl Core {
             return Err(Refusal::new(Code::VersionNotSupported, message).with(&details));
         }
         let action = header.topic.action();
-        let answer: fn(&Self, &str, &Caller) -> Result<String, Refusal> = match action {
-            "hello" => Self::hello,
-            "ping" => |_, payload, _| ping(payload),
-            "services" => |core, payload, _| core.services(payload),
-            _ => return Err(Refusal::new(Code::TopicNotSupported, format!("the server has no action {action}"))),
+        if !["hello", "ping", "services"].contains(&action) {
+            return Err(Refusal::new(Code::TopicNotSupported, format!("the server has no action {action}")));
+        }
+        let Payload::Json(text) = payload else {
+            return Err(Refusal::new(Code::InvalidRequest, "system topics take JSON, not bytes"));
         };
-        match payload {
-            Payload::Json(text) => answer(self, text, caller),
-            Payload::Binary(_) => Err(Refusal::new(Code::InvalidRequest, "system topics take JSON, not bytes")),
+        match action {
+            "hello" => self.hello(text, identity, known),
+            "ping" => ping(text),
+            _ => self.services(text, identity),
         }
     }
 
-    fn hello(&self, payload: &str, caller: &Caller) -> Result<String, Refusal> {
+    fn hello(&self, payload: &str, identity: &Identity, known: &mut Option<Identity>) -> Result<String, Refusal> {
         let hello: Option<Map<String, Value>> = read(payload)?;
         let hello = hello.unwrap_or_default();
         let field = |name: &str| match hello.get(name) {
@@ -50,7 +52,7 @@ impl Core {
             Some(Value::String(text)) => Ok(Some(text.as_str())),
             Some(_) => Err(Refusal::new(Code::InvalidRequest, format!("wrong payload: {name} must be a text"))),
         };
-        let (client, protocol, _token) = (field("client")?, field("protocol")?, field("token")?);
+        let (client, protocol, token) = (field("client")?, field("protocol")?, field("token")?);
         let protocol = protocol.unwrap_or(PROTOCOL_VERSION);
         if protocol.split('.').next() != PROTOCOL_VERSION.split('.').next() {
             let asked: String = protocol.chars().take(MAX_REPEATED).collect();
@@ -59,6 +61,14 @@ impl Core {
             return Err(Refusal::new(Code::VersionNotSupported, message).with(&details));
         }
         let client: String = client.unwrap_or_default().chars().take(MAX_LOGGED_CLIENT).collect();
+        if let Some(token) = token {
+            *known = Some(self.authenticate(identity, token)?);
+        } else if identity.must_say() {
+            self.access.failed(identity, "no token");
+            self.metrics.auth_failures.add("missing");
+            return Err(Refusal::new(Code::Unauthorized, "system.hello must carry a token here"));
+        }
+        let caller = &known.as_ref().unwrap_or(identity).caller;
         tracing::debug!(connection = caller.connection_id, ?client, "hello");
         let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let limits = &self.limits;
@@ -79,7 +89,23 @@ impl Core {
         Ok(answer.to_string())
     }
 
-    fn services(&self, payload: &str) -> Result<String, Refusal> {
+    fn authenticate(&self, identity: &Identity, token: &str) -> Result<Identity, Refusal> {
+        self.access.authenticate(identity, token).map_err(|denied| {
+            let (reason, message) = match &denied {
+                Denied::Token => ("token", "the token is unknown, expired or revoked"),
+                Denied::Exposed => ("exposed", "a token is taken over TLS only, since others can read this connection"),
+                Denied::TooMany(_) => ("too-many", "too many failures from this address"),
+            };
+            self.metrics.auth_failures.add(reason);
+            let refusal = Refusal::new(Code::Unauthorized, message);
+            match denied {
+                Denied::TooMany(wait) => refusal.with(&json!({"retryAfterMs": wait.as_millis() as u64 + 1})),
+                Denied::Token | Denied::Exposed => refusal,
+            }
+        })
+    }
+
+    fn services(&self, payload: &str, identity: &Identity) -> Result<String, Refusal> {
         let _: Option<Map<String, Value>> = read(payload)?;
         #[derive(Serialize)]
         struct Row<'a> {
@@ -87,16 +113,21 @@ impl Core {
             version: String,
             description: &'a str,
             digest: &'a str,
-            actions: &'a [Action],
+            actions: Vec<&'a Action>,
         }
         let catalog = self.catalog.load();
         let rows: Vec<_> = catalog
             .services()
+            .filter(|service| identity.may_see(&service.description.name))
             .map(|service| {
                 let Description { name, version, description, actions } = &service.description;
+                let numbers = [version.major, version.minor, version.patch];
+                let may_call = |action: &&Action| identity.may_call(&format!("{name}.{}", action.name), numbers);
+                let actions = actions.iter().filter(may_call).collect();
                 Row { name, version: version.to_string(), description, digest: &service.digest, actions }
             })
             .collect();
+        let rows: Vec<_> = rows.into_iter().filter(|row| !row.actions.is_empty()).collect();
         Ok(json!({"services": rows}).to_string())
     }
 }

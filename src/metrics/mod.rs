@@ -5,10 +5,14 @@ mod histogram;
 pub mod snapshot;
 
 use std::{
-    sync::atomic::{
-        AtomicBool, AtomicU64,
-        Ordering::{Acquire, Relaxed, Release},
-        fence,
+    collections::BTreeMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+            fence,
+        },
     },
     time::{Duration, Instant},
 };
@@ -35,6 +39,24 @@ impl Counter {
 
     fn rise_to(&self, count: u64) {
         self.0.fetch_max(count, Relaxed);
+    }
+}
+
+/// Counters by a word of the program's own, so that there are only so many.
+/// For what ends a connection, where a lock costs nothing.
+#[derive(Debug, Default)]
+pub struct Labelled(Mutex<BTreeMap<&'static str, u64>>);
+
+impl Labelled {
+    /// One more.
+    pub fn add(&self, label: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(label).or_default() += 1;
+    }
+
+    /// All of them, in the order of their words.
+    #[must_use]
+    pub fn get(&self) -> Vec<(&'static str, u64)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(label, count)| (*label, *count)).collect()
     }
 }
 
@@ -116,6 +138,14 @@ pub struct Metrics {
     pub write_timeouts: Counter,
     /// Failures of PUBLISH that nobody was told of.
     pub publish_failures: Counter,
+    /// Peers from an address that is not let in.
+    pub denied: Counter,
+    /// Strangers that were sent away for others.
+    pub evicted: Counter,
+    /// Handshakes of TLS and PROXY headers that came to nothing, by reason.
+    pub handshake_failures: Labelled,
+    /// Peers that failed to show who they are, by reason.
+    pub auth_failures: Labelled,
     /// Traffic of the connections that have ended.
     pub ended: Traffic,
     /// The highest sums that were shown: a sum is taken while connections
@@ -135,6 +165,10 @@ impl Default for Metrics {
             truncated: Counter::default(),
             write_timeouts: Counter::default(),
             publish_failures: Counter::default(),
+            denied: Counter::default(),
+            evicted: Counter::default(),
+            handshake_failures: Labelled::default(),
+            auth_failures: Labelled::default(),
             ended: Traffic::default(),
             published: Traffic::default(),
             errors: Default::default(),

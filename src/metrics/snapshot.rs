@@ -11,7 +11,11 @@ pub struct ConnectionRow {
     pub id: String,
     /// Address and port of the other end.
     pub peer: String,
-    /// `idle`, `reading`, `calling` or `closing`.
+    /// Who that is, if they have shown it.
+    pub principal: Option<String>,
+    /// `1.2` or `1.3` where it is encrypted.
+    pub tls: Option<&'static str>,
+    /// `handshake`, `idle`, `reading`, `calling` or `closing`.
     pub state: &'static str,
     /// When it was accepted, RFC 3339.
     pub since: String,
@@ -105,6 +109,14 @@ pub struct Totals {
     pub write_timeouts: u64,
     /// Failures of PUBLISH that nobody was told of.
     pub publish_failures: u64,
+    /// Peers from an address that is not let in.
+    pub denied: u64,
+    /// Strangers that were sent away for others.
+    pub evicted: u64,
+    /// Handshakes that came to nothing, by reason.
+    pub handshake_failures: Vec<(&'static str, u64)>,
+    /// Peers that failed to show who they are, by reason.
+    pub auth_failures: Vec<(&'static str, u64)>,
     /// Bytes read.
     pub bytes_in: u64,
     /// Bytes written.

@@ -15,14 +15,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 use super::{
-    SHUTS_DOWN, Shared,
-    admission::Admission,
-    connection::{Connection, RETRY_WHEN_BUSY_MS, notice},
+    ListenerSettings, SHUTS_DOWN, Shared,
+    admission::{Admission, Admitted, Permit},
+    connection::{RETRY_WHEN_BUSY_MS, notice},
     session::Session,
 };
 use crate::{
+    config::Auth,
     log::Limiter,
-    transport::{Socket, half_close},
+    transport::{Socket, Stream},
     wire::Code,
 };
 
@@ -40,12 +41,14 @@ static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 /// Starts the thread that accepts from one listener until the server drains.
 pub(super) fn start(
     listener: &Arc<TcpListener>,
+    settings: &Arc<ListenerSettings>,
     shared: &Arc<Shared>,
     admission: &Arc<Admission>,
 ) -> io::Result<JoinHandle<()>> {
     listener.set_nonblocking(true)?;
     let acceptor = Acceptor {
         listener: Arc::clone(listener),
+        settings: Arc::clone(settings),
         shared: Arc::clone(shared),
         admission: Arc::clone(admission),
         pause: Duration::ZERO,
@@ -55,6 +58,7 @@ pub(super) fn start(
 
 struct Acceptor {
     listener: Arc<TcpListener>,
+    settings: Arc<ListenerSettings>,
     shared: Arc<Shared>,
     admission: Arc<Admission>,
     /// Zero as long as accepting works.
@@ -92,8 +96,7 @@ impl Acceptor {
         for _ in 0..self.shared.settings.backlog {
             match self.listener.accept() {
                 Ok((stream, _)) => {
-                    self.shared.metrics.count_error(Some(Code::ShuttingDown));
-                    self.refuse(stream, &notice(Code::ShuttingDown, SHUTS_DOWN, None));
+                    self.refuse(stream, Code::ShuttingDown, SHUTS_DOWN, None);
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(_) => break,
@@ -103,39 +106,58 @@ impl Acceptor {
 
     fn admit(&self, stream: TcpStream, peer: SocketAddr) {
         self.shared.metrics.accepted.add(1);
-        let Some(permit) = self.admission.admit() else {
-            self.shared.metrics.refused.add(1);
-            self.shared.metrics.count_error(Some(Code::ServerBusy));
-            let limit = self.shared.settings.max_connections;
-            let message = format!("no room for another connection, the limit is {limit}");
-            let details = json!({"retryAfterMs": RETRY_WHEN_BUSY_MS});
-            self.refuse(stream, &notice(Code::ServerBusy, &message, Some(&details)));
+        let proxied = self.settings.is_proxy(peer.ip());
+        if !proxied && !self.settings.lets_in(peer.ip()) {
+            self.shared.metrics.denied.add(1);
             return;
-        };
+        }
+        let address = (!proxied).then(|| peer.ip());
+        // Who has guessed too often is not worth a thread.
+        if self.settings.terms.auth == Auth::Required
+            && let Some(wait) = address.and_then(|address| self.shared.access.is_shut_out(address))
+        {
+            self.shared.metrics.auth_failures.add("too-many");
+            let details = json!({"retryAfterMs": wait.as_millis() as u64 + 1});
+            self.refuse(stream, Code::Unauthorized, "too many failures from this address", Some(&details));
+            return;
+        }
         // A peer that is gone already is found out by the first read.
         let _ = self.shared.settings.options.apply(&stream);
         let number = NEXT_CONNECTION.fetch_add(1, Relaxed);
         let shared = Arc::clone(&self.shared);
-        // The connection is made on the thread that also frees it: what one
-        // thread allocates and a thousand others free stays with each of
-        // those, in the allocator's caches.
-        self.admission.execute(move || {
-            let drain = Arc::clone(&shared.drain);
-            let connection = Connection::new(number, Socket::new(stream), peer, drain, &shared.settings.memory);
-            let connection = Arc::new(connection);
-            permit.hold(Arc::clone(&connection));
-            Session::new(shared, connection).run();
-            drop(permit);
-        });
+        let listener = Arc::clone(&self.settings);
+        let socket = Socket::new(stream);
+        let own = socket.clone();
+        let job = move |permit: Permit| Session::start(number, own, peer, listener, shared, permit);
+        let limits = &self.shared.settings;
+        let message = match self.admission.admit(address, Box::new(job)) {
+            Admitted::Yes => return,
+            Admitted::Full => format!("no room for another connection, the limit is {}", limits.max_connections),
+            Admitted::TooMany => {
+                format!("no room for another connection of {}, the limit is {}", peer.ip(), limits.per_address)
+            }
+        };
+        self.shared.metrics.refused.add(1);
+        let details = json!({"retryAfterMs": RETRY_WHEN_BUSY_MS});
+        self.refuse_socket(socket, Code::ServerBusy, &message, Some(&details));
     }
 
     /// Sends a few bytes without waiting, and leaves the rest to `linger`. A
-    /// socket that was just accepted has room for them.
-    fn refuse(&self, stream: TcpStream, frame: &[u8]) {
-        let socket = Socket::new(stream);
-        if socket.try_write(frame).is_ok() {
-            half_close(socket.stream());
-            self.shared.linger.take(socket);
+    /// socket that was just accepted has room for them. Where TLS is spoken,
+    /// nothing can be said yet.
+    fn refuse(&self, stream: TcpStream, code: Code, message: &str, details: Option<&serde_json::Value>) {
+        self.refuse_socket(Socket::new(stream), code, message, details);
+    }
+
+    fn refuse_socket(&self, socket: Socket, code: Code, message: &str, details: Option<&serde_json::Value>) {
+        if self.settings.tls.is_some() {
+            return;
+        }
+        self.shared.metrics.count_error(Some(code));
+        if socket.try_write(&notice(code, message, details)).is_ok() {
+            let stream = Stream::plain(socket);
+            stream.half_close();
+            self.shared.linger.take(stream);
         }
     }
 

@@ -1,12 +1,14 @@
 //! Who gets in: a slot for each connection, and threads for the slots.
 
 use std::{
+    collections::{HashMap, VecDeque},
+    net::{IpAddr, Ipv6Addr},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
@@ -28,6 +30,7 @@ const FIRST_THREADS: usize = 4;
 pub(super) struct Admission {
     /// Read by the admin side and the drain, without a lock.
     slots: Box<[ArcSwapOption<Connection>]>,
+    shares: Shares,
     inner: Mutex<Inner>,
     /// Told when the last permit is given back.
     empty: Condvar,
@@ -35,11 +38,49 @@ pub(super) struct Admission {
     threads: AtomicUsize,
 }
 
+/// What a thread does with the connection that it got a permit for.
+type Job = Box<dyn FnOnce(Permit) + Send>;
+
+/// Peers that wait for the place of another that was sent away; those leave
+/// within milliseconds.
+const MAX_WAITING: usize = 64;
+
+/// Strangers that came within this time are not sent away for others: they
+/// may be about to say who they are.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// How the slots are shared.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shares {
+    /// Connections at the same time.
+    pub(super) connections: usize,
+    /// Of them, those of peers who have not shown who they are.
+    pub(super) strangers: usize,
+    /// Of them, those of one address.
+    pub(super) per_address: usize,
+}
+
+/// What becomes of a peer that wants in.
+pub(super) enum Admitted {
+    /// It is served, at once or in the place of a stranger that is leaving.
+    Yes,
+    /// There is no room.
+    Full,
+    /// Its address has as many connections as it may.
+    TooMany,
+}
+
 struct Inner {
     /// Free slots; the one that was freed last is taken first, so that its
     /// thread and its memory are used again.
     free: Vec<usize>,
     pool: ThreadPool,
+    /// Slots taken by peers that have not shown who they are.
+    strangers: usize,
+    /// Connections by address, where that is bounded.
+    addresses: HashMap<IpAddr, usize>,
+    /// Peers for whom a stranger was told to leave.
+    waiting: VecDeque<(Job, Option<IpAddr>)>,
     /// Threads could not be started; said once.
     short_of_threads: bool,
 }
@@ -48,10 +89,13 @@ struct Inner {
 pub(super) struct Permit {
     admission: Arc<Admission>,
     slot: usize,
+    stranger: bool,
+    address: Option<IpAddr>,
 }
 
 impl Admission {
-    pub(super) fn new(max_connections: usize, thread_stack: usize) -> Arc<Self> {
+    pub(super) fn new(shares: Shares, thread_stack: usize) -> Arc<Self> {
+        let max_connections = shares.connections;
         let pool = threadpool::Builder::new()
             .num_threads(FIRST_THREADS.min(max_connections))
             .thread_name("mb-connection".into())
@@ -59,15 +103,63 @@ impl Admission {
             .build();
         Arc::new(Self {
             slots: (0..max_connections).map(|_| ArcSwapOption::empty()).collect(),
-            inner: Mutex::new(Inner { free: (0..max_connections).rev().collect(), pool, short_of_threads: false }),
+            shares,
+            inner: Mutex::new(Inner {
+                free: (0..max_connections).rev().collect(),
+                pool,
+                strangers: 0,
+                addresses: HashMap::new(),
+                waiting: VecDeque::new(),
+                short_of_threads: false,
+            }),
             empty: Condvar::new(),
             threads: AtomicUsize::new(FIRST_THREADS.min(max_connections)),
         })
     }
 
-    /// A permit, if there is a free slot and a thread for it.
-    pub(super) fn admit(self: &Arc<Self>) -> Option<Permit> {
+    /// Serves a stranger, if there is a slot and a thread for it. `address` is
+    /// none while it is not known for whom the peer speaks.
+    pub(super) fn admit(self: &Arc<Self>, address: Option<IpAddr>, job: Job) -> Admitted {
+        let address = address.map(whole_address);
         let mut inner = self.lock();
+        if address.is_some_and(|address| inner.has_enough(address, self.shares.per_address)) {
+            return Admitted::TooMany;
+        }
+        if inner.strangers < self.shares.strangers && !inner.free.is_empty() {
+            let Some(slot) = self.slot(&mut inner) else { return Admitted::Full };
+            self.begin(&mut inner, slot, address, job);
+            return Admitted::Yes;
+        }
+        if inner.waiting.len() >= MAX_WAITING {
+            return Admitted::Full;
+        }
+        drop(inner);
+        match self.longest_idle_stranger() {
+            // Who has just come back to life is not sent away; the next one is.
+            Some(stranger) if stranger.evict() => {
+                let mut inner = self.lock();
+                inner.waiting.push_back((job, address));
+                // It, or another, may have been quicker than we are.
+                self.seat_one(&mut inner);
+                Admitted::Yes
+            }
+            _ => Admitted::Full,
+        }
+    }
+
+    /// Serves one of those that wait, if there is room now.
+    fn seat_one(self: &Arc<Self>, inner: &mut Inner) {
+        if inner.strangers < self.shares.strangers
+            && !inner.waiting.is_empty()
+            && let Some(slot) = self.slot(inner)
+            && let Some((job, address)) = inner.waiting.pop_front()
+        {
+            self.begin(inner, slot, address, job);
+        }
+    }
+
+    /// A free slot, if there is a thread for it.
+    fn slot(&self, inner: &mut Inner) -> Option<usize> {
         let slot = inner.free.pop()?;
         let taken = self.slots.len() - inner.free.len();
         if taken > inner.pool.max_count() && !inner.grow() {
@@ -75,12 +167,28 @@ impl Admission {
             return None;
         }
         self.threads.store(inner.pool.max_count(), Relaxed);
-        Some(Permit { admission: Arc::clone(self), slot })
+        Some(slot)
     }
 
-    /// Runs the job of a permit holder.
-    pub(super) fn execute(&self, job: impl FnOnce() + Send + 'static) {
-        self.lock().pool.execute(job);
+    /// Hands a slot, and a thread, to a job.
+    fn begin(self: &Arc<Self>, inner: &mut Inner, slot: usize, address: Option<IpAddr>, job: Job) {
+        inner.strangers += 1;
+        if let Some(address) = address.filter(|_| self.shares.per_address > 0) {
+            *inner.addresses.entry(address).or_default() += 1;
+        }
+        let permit = Permit { admission: Arc::clone(self), slot, stranger: true, address };
+        inner.pool.execute(move || job(permit));
+    }
+
+    /// The stranger who has asked nothing for the longest time, where peers
+    /// can show who they are.
+    fn longest_idle_stranger(&self) -> Option<Arc<Connection>> {
+        if self.shares.strangers == self.shares.connections {
+            return None;
+        }
+        let idle = |connection: &Arc<Connection>| connection.idle_as_stranger().filter(|idle| *idle >= GRACE);
+        let all = self.connections().filter_map(|connection| Some((idle(&connection)?, connection)));
+        all.max_by_key(|(idle, _)| *idle).map(|(_, connection)| connection)
     }
 
     /// Connections that are being served.
@@ -96,7 +204,7 @@ impl Admission {
     /// Waits for all permits to come back; says whether they did.
     pub(super) fn wait_until_empty(&self, deadline: Instant) -> bool {
         let mut inner = self.lock();
-        while inner.free.len() < self.slots.len() {
+        while inner.free.len() < self.slots.len() || !inner.waiting.is_empty() {
             let remaining = deadline.saturating_duration_since(Instant::now());
             if remaining.is_zero() {
                 return false;
@@ -113,6 +221,10 @@ impl Admission {
 }
 
 impl Inner {
+    fn has_enough(&self, address: IpAddr, limit: usize) -> bool {
+        limit > 0 && self.addresses.get(&address).is_some_and(|count| *count >= limit)
+    }
+
     /// One thread more. `threadpool` panics where none can be started; then
     /// it is told to want as many as it has.
     fn grow(&mut self) -> bool {
@@ -140,16 +252,61 @@ impl Permit {
     pub(super) fn hold(&self, connection: Arc<Connection>) {
         self.admission.slots[self.slot].store(Some(connection));
     }
+
+    /// It has come out for whom the peer speaks. False if that address has as
+    /// many connections as it may.
+    #[must_use]
+    pub(super) fn claim(&mut self, address: IpAddr) -> bool {
+        let address = whole_address(address);
+        let limit = self.admission.shares.per_address;
+        if limit == 0 || self.address.is_some() {
+            return true;
+        }
+        let mut inner = self.admission.lock();
+        if inner.has_enough(address, limit) {
+            return false;
+        }
+        *inner.addresses.entry(address).or_default() += 1;
+        self.address = Some(address);
+        true
+    }
+
+    /// The peer has shown who it is: a place for strangers is free again.
+    pub(super) fn is_known(&mut self) {
+        if std::mem::take(&mut self.stranger) {
+            let mut inner = self.admission.lock();
+            inner.strangers -= 1;
+            self.admission.seat_one(&mut inner);
+        }
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.admission.slots[self.slot].store(None);
         let mut inner = self.admission.lock();
+        inner.strangers -= usize::from(self.stranger);
+        if let Some(address) = self.address
+            && let Some(count) = inner.addresses.get_mut(&address)
+        {
+            *count -= 1;
+            if *count == 0 {
+                inner.addresses.remove(&address);
+            }
+        }
         inner.free.push(self.slot);
+        self.admission.seat_one(&mut inner);
         if inner.free.len() == self.admission.slots.len() {
             self.admission.empty.notify_all();
         }
+    }
+}
+
+/// Of IPv6, the /64 that one customer has at least.
+fn whole_address(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & (!0 << 64)).into(),
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -166,34 +323,59 @@ pub fn raise_open_files() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{sync::mpsc, time::Duration};
+    use std::sync::mpsc;
+
+    fn shares(connections: usize, strangers: usize, per_address: usize) -> Shares {
+        Shares { connections, strangers, per_address }
+    }
+
+    /// Peers that stay until the sender is dropped.
+    fn stay(admission: &Arc<Admission>, address: Option<IpAddr>, known: bool) -> (Admitted, mpsc::Sender<()>) {
+        let (leave, stays) = mpsc::channel::<()>();
+        let (started, starts) = mpsc::channel();
+        let job = Box::new(move |mut permit: Permit| {
+            if known {
+                permit.is_known();
+            }
+            started.send(()).unwrap();
+            let _ = stays.recv();
+            drop(permit);
+        });
+        let admitted = admission.admit(address, job);
+        if matches!(admitted, Admitted::Yes) {
+            starts.recv_timeout(Duration::from_secs(10)).unwrap();
+        }
+        (admitted, leave)
+    }
 
     #[test]
     fn as_many_as_there_are_slots_and_threads_grow_with_them() {
-        let admission = Admission::new(6, 256 * 1024);
+        let admission = Admission::new(shares(6, 6, 0), 256 * 1024);
         assert_eq!(admission.threads(), FIRST_THREADS);
-        let permits: Vec<_> = (0..6).map(|_| admission.admit().unwrap()).collect();
-        assert!(admission.admit().is_none());
+        // All six run at the same time: none is queued behind another.
+        let peers: Vec<_> = (0..6).map(|_| stay(&admission, None, false)).collect();
+        assert!(peers.iter().all(|(admitted, _)| matches!(admitted, Admitted::Yes)));
+        assert!(matches!(stay(&admission, None, false).0, Admitted::Full));
         assert_eq!(admission.threads(), 6);
         assert!(!admission.wait_until_empty(Instant::now()));
-
-        // All six run at the same time: none is queued behind another.
-        let (started, starts) = mpsc::channel();
-        let gate = Arc::new(std::sync::Barrier::new(7));
-        for permit in permits {
-            let (started, gate) = (started.clone(), Arc::clone(&gate));
-            admission.execute(move || {
-                started.send(()).unwrap();
-                gate.wait();
-                drop(permit);
-            });
-        }
-        for _ in 0..6 {
-            starts.recv_timeout(Duration::from_secs(10)).unwrap();
-        }
-        gate.wait();
+        drop(peers);
         assert!(admission.wait_until_empty(Instant::now() + Duration::from_secs(10)));
-        assert!(admission.admit().is_some());
+        assert!(matches!(stay(&admission, None, false).0, Admitted::Yes));
         assert_eq!(admission.threads(), 6, "threads are kept");
+    }
+
+    #[test]
+    fn strangers_and_single_addresses_have_their_share() {
+        let admission = Admission::new(shares(4, 2, 3), 256 * 1024);
+        let one: IpAddr = "192.0.2.1".parse().unwrap();
+        let other: IpAddr = "192.0.2.2".parse().unwrap();
+        let known: Vec<_> = (0..2).map(|_| stay(&admission, Some(one), true)).collect();
+        let (first, _stranger) = stay(&admission, Some(one), false);
+        assert!(matches!(first, Admitted::Yes));
+        assert!(matches!(stay(&admission, Some(one), false).0, Admitted::TooMany));
+        let (second, _another) = stay(&admission, Some(other), false);
+        assert!(matches!(second, Admitted::Yes));
+        assert!(matches!(stay(&admission, Some(other), false).0, Admitted::Full));
+        drop(known);
     }
 }

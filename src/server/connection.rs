@@ -4,21 +4,24 @@
 
 use std::{
     io,
-    net::{Shutdown, SocketAddr},
+    net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
     },
     time::{Duration, Instant, SystemTime},
 };
 
+use arc_swap::ArcSwap;
+
 use super::DrainFlags;
 use crate::{
+    access::Identity,
     budget::{Budget, Charge},
     dispatch::{Outcome, Reply},
-    host::{Stop, Watch, context::Caller},
+    host::{Stop, Watch},
     metrics::{Traffic, snapshot::ConnectionRow},
-    transport::{Socket, half_close},
+    transport::Stream,
     wire::{
         Code, ErrorBody, Header, Kind, Payload,
         frame::KEEPALIVE_FRAME,
@@ -42,9 +45,16 @@ pub(super) const RETRY_WHEN_BUSY_MS: u64 = 1000;
 /// One connection.
 pub(crate) struct Connection {
     number: u64,
-    peer: SocketAddr,
+    /// Who connected; a load balancer may speak for somebody else.
+    from: SocketAddr,
+    /// For whom that one speaks.
+    peer: OnceLock<SocketAddr>,
     since: (Instant, SystemTime),
-    caller: Arc<Caller>,
+    identity: ArcSwap<Identity>,
+    /// There is nothing to be said to the peer before the handshake is done.
+    open: AtomicBool,
+    /// Milliseconds from `since` to the end of the last request.
+    last_request: AtomicU64,
     traffic: Traffic,
     /// Milliseconds from `since` to the last byte that arrived.
     last_activity: AtomicU64,
@@ -54,7 +64,7 @@ pub(crate) struct Connection {
     /// the step to `CLOSING` or `TOLD`, and who wins it speaks.
     phase: AtomicU8,
     drain: Arc<DrainFlags>,
-    socket: Socket,
+    stream: Stream,
     outbox: Mutex<Outbox>,
 }
 
@@ -73,24 +83,27 @@ struct Outbox {
 impl Connection {
     pub(super) fn new(
         number: u64,
-        socket: Socket,
-        peer: SocketAddr,
+        stream: Stream,
+        from: SocketAddr,
+        identity: Identity,
         drain: Arc<DrainFlags>,
         memory: &Arc<Budget>,
     ) -> Self {
-        let caller = Caller { connection_id: number.to_string(), principal: None, encrypted: false };
         Self {
             number,
-            peer,
+            from,
+            peer: OnceLock::new(),
             since: (Instant::now(), SystemTime::now()),
-            caller: Arc::new(caller),
+            identity: ArcSwap::from_pointee(identity),
+            open: AtomicBool::new(false),
+            last_request: AtomicU64::new(0),
             traffic: Traffic::default(),
             last_activity: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             midway: AtomicBool::new(false),
             phase: AtomicU8::new(QUIET),
             drain,
-            socket,
+            stream,
             outbox: Mutex::new(Outbox::new(memory)),
         }
     }
@@ -99,20 +112,50 @@ impl Connection {
         self.number
     }
 
+    /// For whom the connection speaks, as far as it is known.
     pub(super) fn peer(&self) -> SocketAddr {
-        self.peer
+        *self.peer.get().unwrap_or(&self.from)
     }
 
-    pub(super) fn caller(&self) -> &Arc<Caller> {
-        &self.caller
+    /// A load balancer has said for whom it speaks.
+    pub(super) fn speaks_for(&self, peer: SocketAddr) {
+        let _ = self.peer.set(peer);
+    }
+
+    pub(super) fn is_now(&self, identity: Identity) {
+        self.identity.store(Arc::new(identity));
+    }
+
+    /// The handshake is done: what is said from here on is the protocol.
+    pub(super) fn opened(&self) {
+        self.open.store(true, SeqCst);
+    }
+
+    /// How long a peer that has not shown who it is has asked nothing.
+    pub(super) fn idle_as_stranger(&self) -> Option<Duration> {
+        let quiet = self.phase.load(Relaxed) == QUIET && !self.identity.load().is_known();
+        let since = self.since.0 + Duration::from_millis(self.last_request.load(Relaxed));
+        quiet.then(|| since.elapsed())
+    }
+
+    /// Sends a stranger away for somebody else; says whether that was to be.
+    pub(super) fn evict(&self) -> bool {
+        let message = "this connection makes room for others, as the one that was idle for longest";
+        let told = self.tell_if_quiet(Code::ServerBusy, message);
+        if told {
+            self.send_last_word();
+            // Its thread wakes up and leaves.
+            self.stream.stop_reading();
+        }
+        told
     }
 
     pub(super) fn traffic(&self) -> &Traffic {
         &self.traffic
     }
 
-    pub(super) fn socket(&self) -> &Socket {
-        &self.socket
+    pub(super) fn stream(&self) -> &Stream {
+        &self.stream
     }
 
     pub(super) fn age(&self) -> Duration {
@@ -143,6 +186,8 @@ impl Connection {
     /// The drain sets its flag before it looks at the phase; here it is the
     /// other way round, so one of the two sees the other.
     pub(super) fn rest(&self) -> bool {
+        let millis = self.since.0.elapsed().as_millis();
+        self.last_request.store(u64::try_from(millis).unwrap_or(u64::MAX), Relaxed);
         self.phase.store(QUIET, SeqCst);
         !(self.drain.draining() && self.close())
     }
@@ -164,7 +209,7 @@ impl Connection {
     /// goes on to read, until the peer ends the stream.
     pub(super) fn tell_if_quiet(&self, code: Code, message: &str) -> bool {
         let told = self.phase.compare_exchange(QUIET, TOLD, SeqCst, SeqCst).is_ok();
-        if told {
+        if told && self.open.load(SeqCst) {
             self.push_notice(code, message);
         }
         told
@@ -175,9 +220,9 @@ impl Connection {
     pub(super) fn send_last_word(&self) -> bool {
         let mut outbox = self.outbox();
         self.send_some(&mut outbox);
-        let done = outbox.broken || outbox.pending.is_empty();
+        let done = outbox.broken || outbox.pending.is_empty() && !self.stream.has_unsent();
         if done {
-            half_close(self.socket.stream());
+            self.stream.half_close();
         }
         done
     }
@@ -186,7 +231,7 @@ impl Connection {
     /// end it itself. One whose thread says the last word is left to that.
     pub(super) fn cut_off_if_told(&self) {
         if self.phase.load(SeqCst) == TOLD {
-            let _ = self.socket.stream().shutdown(Shutdown::Both);
+            self.stream.shut_down();
         }
     }
 
@@ -241,11 +286,11 @@ impl Connection {
     /// Sends all that waits.
     pub(super) fn flush(&self, deadline: Instant) -> io::Result<()> {
         let mut outbox = self.outbox();
-        if outbox.pending.is_empty() {
-            return if outbox.broken { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) };
+        if outbox.broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
         }
         while outbox.sent < outbox.pending.len() {
-            match self.socket.write(&outbox.pending[outbox.sent..], deadline) {
+            match self.stream.write(&outbox.pending[outbox.sent..], deadline) {
                 Ok(sent) => {
                     self.traffic.bytes_out.add(sent as u64);
                     outbox.sent += sent;
@@ -258,13 +303,16 @@ impl Connection {
             }
         }
         outbox.clear();
-        Ok(())
+        let flushed = self.stream.flush(deadline);
+        outbox.broken = flushed.is_err();
+        flushed
     }
 
     /// Sends what the peer's system takes without waiting.
     fn send_some(&self, outbox: &mut Outbox) {
-        if outbox.sent < outbox.pending.len() && !outbox.broken {
-            match self.socket.try_write(&outbox.pending[outbox.sent..]) {
+        let waits = outbox.sent < outbox.pending.len() || self.stream.has_unsent();
+        if waits && !outbox.broken {
+            match self.stream.try_write(&outbox.pending[outbox.sent..]) {
                 Ok(sent) => {
                     self.traffic.bytes_out.add(sent as u64);
                     outbox.sent += sent;
@@ -288,14 +336,18 @@ impl Connection {
         let state = match self.phase.load(Relaxed) {
             BUSY => "calling",
             TOLD | CLOSING => "closing",
+            _ if !self.open.load(Relaxed) => "handshake",
             _ if self.midway.load(Relaxed) => "reading",
             _ => "idle",
         };
         let last_activity = self.since.1 + Duration::from_millis(self.last_activity.load(Relaxed));
+        let identity = self.identity.load();
         let text = |time| humantime::format_rfc3339_millis(time).to_string();
         ConnectionRow {
-            id: self.caller.connection_id.clone(),
-            peer: self.peer.to_string(),
+            id: identity.caller.connection_id.clone(),
+            peer: self.peer().to_string(),
+            principal: identity.caller.principal.clone(),
+            tls: self.stream.tls_version(),
             state,
             since: text(self.since.1),
             last_activity: text(last_activity),
@@ -356,6 +408,11 @@ pub(super) fn notice(code: Code, message: &str, details: Option<&serde_json::Val
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        access::{Access, Terms},
+        config::{Auth, Principals},
+        transport::Socket,
+    };
     use std::{
         io::Read as _,
         net::{TcpListener, TcpStream},
@@ -366,7 +423,14 @@ mod tests {
         let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         peer.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let (stream, address) = listener.accept().unwrap();
-        (Connection::new(1, Socket::new(stream), address, Arc::new(DrainFlags::new().unwrap()), &Budget::new(0)), peer)
+        let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).unwrap();
+        let terms = Arc::new(Terms { auth: Auth::None, rights: None, allow_unsecure: false });
+        let identity = access.stranger("1".into(), address.ip(), false, &terms);
+        let stream = Stream::plain(Socket::new(stream));
+        let drain = Arc::new(DrainFlags::new().unwrap());
+        let connection = Connection::new(1, stream, address, identity, drain, &Budget::new(0));
+        connection.opened();
+        (connection, peer)
     }
 
     #[test]
@@ -375,7 +439,7 @@ mod tests {
         let waste = vec![0; 1 << 20];
         let mut filled = 0;
         loop {
-            match connection.socket.try_write(&waste).unwrap() {
+            match connection.stream.try_write(&waste).unwrap() {
                 0 => break,
                 sent => filled += sent,
             }
@@ -423,7 +487,7 @@ mod tests {
         connection.push(&vec![0; 16 << 20]);
         let deadline = Instant::now() + Duration::from_millis(100);
         assert_eq!(connection.flush(deadline).unwrap_err().kind(), io::ErrorKind::TimedOut);
-        connection.socket.stream().shutdown(Shutdown::Both).unwrap();
+        connection.stream.shut_down();
         let mut read = Vec::new();
         let _ = peer.read_to_end(&mut read);
         assert_eq!(connection.traffic.bytes_out.get(), read.len() as u64);

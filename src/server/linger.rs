@@ -14,7 +14,7 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::transport::Socket;
+use crate::transport::Stream;
 
 /// How long a peer's bytes are dropped.
 pub(super) const LINGER: Duration = Duration::from_secs(2);
@@ -33,29 +33,30 @@ const ROUND: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// One thread that ends sockets, so that no other has to wait for it.
 pub(super) struct Linger {
-    sender: SyncSender<Socket>,
+    sender: SyncSender<Stream>,
     open: Arc<Open>,
 }
 
 /// Sockets that were taken and have not ended.
-#[derive(Default)]
 struct Open {
+    limit: usize,
     count: Mutex<usize>,
     none: Condvar,
 }
 
 impl Linger {
-    /// Starts the thread. It ends with the handle.
-    pub(super) fn start() -> io::Result<Self> {
-        let (sender, receiver) = sync_channel(MAX_ENDING);
-        let open = Arc::new(Open::default());
+    /// Starts the thread, for so many sockets at the same time. It ends with
+    /// the handle.
+    pub(super) fn start(limit: usize) -> io::Result<Self> {
+        let (sender, receiver) = sync_channel(limit);
+        let open = Arc::new(Open { limit, count: Mutex::default(), none: Condvar::new() });
         let ending = Arc::clone(&open);
         thread::Builder::new().name("mb-linger".into()).spawn(move || run(&receiver, &ending))?;
         Ok(Self { sender, open })
     }
 
     /// Takes a socket that was half-closed.
-    pub(super) fn take(&self, socket: Socket) {
+    pub(super) fn take(&self, socket: Stream) {
         // Those in the channel count as well, so it is never full.
         if self.open.begin() && self.sender.try_send(socket).is_err() {
             self.open.end(1);
@@ -74,7 +75,7 @@ impl Open {
     /// One more, if there is room.
     fn begin(&self) -> bool {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = *count < MAX_ENDING;
+        let room = *count < self.limit;
         *count += usize::from(room);
         room
     }
@@ -88,8 +89,8 @@ impl Open {
     }
 }
 
-fn run(receiver: &Receiver<Socket>, open: &Open) {
-    let mut sockets: Vec<(Socket, Instant)> = Vec::new();
+fn run(receiver: &Receiver<Stream>, open: &Open) {
+    let mut sockets: Vec<(Stream, Instant)> = Vec::new();
     let mut waste = vec![0; WASTE_SIZE];
     loop {
         if sockets.is_empty() {
@@ -114,24 +115,25 @@ fn run(receiver: &Receiver<Socket>, open: &Open) {
     }
 }
 
-fn begin(socket: Socket) -> (Socket, Instant) {
-    let _ = socket.stream().set_nonblocking(true);
+fn begin(socket: Stream) -> (Stream, Instant) {
+    let _ = socket.socket().stream().set_nonblocking(true);
     (socket, Instant::now() + LINGER)
 }
 
 /// Waits for a round at most; says of each socket whether there is something
 /// to read, its end included.
-fn wait(sockets: &[(Socket, Instant)]) -> Vec<bool> {
-    let mut polled: Vec<_> = sockets.iter().map(|(socket, _)| PollFd::new(socket.stream(), PollFlags::IN)).collect();
+fn wait(sockets: &[(Stream, Instant)]) -> Vec<bool> {
+    let mut polled: Vec<_> =
+        sockets.iter().map(|(socket, _)| PollFd::new(socket.socket().stream(), PollFlags::IN)).collect();
     let _ = poll(&mut polled, Some(&ROUND));
     polled.iter().map(|socket| !socket.revents().is_empty()).collect()
 }
 
 /// Drops a bounded amount, so that no peer keeps the others waiting. False at
 /// the end of the stream.
-fn drop_bytes(socket: &Socket, waste: &mut [u8]) -> bool {
+fn drop_bytes(socket: &Stream, waste: &mut [u8]) -> bool {
     for _ in 0..MAX_READS {
-        match socket.stream().read(waste) {
+        match socket.socket().stream().read(waste) {
             Ok(0) => return false,
             Ok(_) => {}
             Err(error) => return matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),

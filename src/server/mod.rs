@@ -11,7 +11,7 @@ mod session;
 
 use std::{
     fmt, io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -20,9 +20,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use admission::Admission;
 pub use admission::raise_open_files;
+use admission::{Admission, Shares};
+use arc_swap::ArcSwap;
 use connection::Connection;
+use ipnet::IpNet;
 pub use linger::MAX_ENDING;
 use linger::{LINGER, Linger};
 use rustix::{
@@ -31,13 +33,14 @@ use rustix::{
 };
 
 use crate::{
+    access::{Access, Terms},
     budget::Budget,
     dispatch::Handle,
     metrics::{
         Metrics, Traffic,
         snapshot::{ConnectionRow, Totals},
     },
-    transport::{SocketOptions, listen_all, resolve},
+    transport::{ServerTls, SocketOptions, listen_all, resolve},
     wire::Code,
 };
 
@@ -54,16 +57,20 @@ const SHUTS_DOWN: &str = "the server shuts down";
 /// What the server needs to know; all bounds were checked before.
 #[derive(Debug, Clone)]
 pub struct ServerSettings {
-    /// Addresses or names to listen on.
-    pub hosts: Vec<String>,
-    /// Port on all of them; 0 lets the system choose for each.
-    pub port: u16,
+    /// Where to listen, and on what terms.
+    pub listeners: Vec<Arc<ListenerSettings>>,
     /// Connections that the kernel holds until they are accepted.
     pub backlog: u32,
     /// Options of each connection.
     pub options: SocketOptions,
     /// Connections at the same time.
     pub max_connections: usize,
+    /// Of them, those kept for peers who have shown who they are.
+    pub reserved: usize,
+    /// Of them, those of one address; 0 for no bound.
+    pub per_address: usize,
+    /// Further connections that are ending; one more is closed at once.
+    pub max_ending: usize,
     /// Bytes of a message.
     pub max_message_size: usize,
     /// Answers that may wait to leave together, in number.
@@ -74,6 +81,8 @@ pub struct ServerSettings {
     pub write_buffer_size: usize,
     /// From the first byte of a message to its last.
     pub read_timeout: Duration,
+    /// For all that comes before the first request.
+    pub handshake_timeout: Duration,
     /// For a write to be taken.
     pub write_timeout: Duration,
     /// Silence after which a connection is closed.
@@ -86,11 +95,48 @@ pub struct ServerSettings {
     pub memory: Arc<Budget>,
 }
 
+/// One listener: where, and on what terms.
+#[derive(Debug)]
+pub struct ListenerSettings {
+    /// Addresses or names to listen on.
+    pub hosts: Vec<String>,
+    /// Port on all of them; 0 lets the system choose for each.
+    pub port: u16,
+    /// TLS is spoken, with what is there when a connection comes.
+    pub tls: Option<Arc<ArcSwap<ServerTls>>>,
+    /// What is asked of peers.
+    pub terms: Arc<Terms>,
+    /// Networks that are let in; none for all.
+    pub allow: Vec<IpNet>,
+    /// Networks that are not.
+    pub deny: Vec<IpNet>,
+    /// Networks of load balancers that say for whom they speak.
+    pub proxy_from: Vec<IpNet>,
+}
+
+impl ListenerSettings {
+    fn lets_in(&self, address: IpAddr) -> bool {
+        let is_in = |networks: &[IpNet]| contains(networks, address);
+        (self.allow.is_empty() || is_in(&self.allow)) && !is_in(&self.deny)
+    }
+
+    fn is_proxy(&self, address: IpAddr) -> bool {
+        contains(&self.proxy_from, address)
+    }
+}
+
+fn contains(networks: &[IpNet], address: IpAddr) -> bool {
+    // IPv4 within IPv6 is IPv4.
+    let address = address.to_canonical();
+    networks.iter().any(|network| network.contains(&address))
+}
+
 /// What all threads of the server share.
 pub(crate) struct Shared {
     settings: ServerSettings,
     handle: Arc<dyn Handle>,
     metrics: Arc<Metrics>,
+    access: Arc<Access>,
     drain: Arc<DrainFlags>,
     linger: Linger,
 }
@@ -111,7 +157,7 @@ pub(crate) struct DrainFlags {
 pub struct Server {
     shared: Arc<Shared>,
     admission: Arc<Admission>,
-    listeners: Vec<Arc<TcpListener>>,
+    listeners: Vec<(Arc<TcpListener>, Arc<ListenerSettings>)>,
     acceptors: Vec<JoinHandle<()>>,
 }
 
@@ -157,30 +203,44 @@ impl Server {
         settings: ServerSettings,
         handle: Arc<dyn Handle>,
         metrics: Arc<Metrics>,
+        access: Arc<Access>,
     ) -> Result<Self, ListenError> {
         let (mut listeners, mut taken) = (Vec::new(), Vec::new());
-        for host in &settings.hosts {
-            let error = |source| ListenError { host: host.clone(), port: settings.port, source };
-            let addresses = resolve(host, settings.port).map_err(error)?;
-            let opened = listen_all(&addresses, settings.backlog, &mut taken).map_err(error)?;
-            listeners.extend(opened.into_iter().map(Arc::new));
+        for place in &settings.listeners {
+            for host in &place.hosts {
+                let error = |source| ListenError { host: host.clone(), port: place.port, source };
+                let addresses = resolve(host, place.port).map_err(error)?;
+                // Port 0 is another one each time.
+                let mut none = Vec::new();
+                let taken = if place.port == 0 { &mut none } else { &mut taken };
+                let opened = listen_all(&addresses, settings.backlog, taken).map_err(error)?;
+                listeners.extend(opened.into_iter().map(|listener| (Arc::new(listener), Arc::clone(place))));
+            }
         }
-        let error = |source| ListenError { host: settings.hosts.join(", "), port: settings.port, source };
-        let linger = Linger::start().map_err(error)?;
-        let admission = Admission::new(settings.max_connections, settings.thread_stack);
+        let error = |source| ListenError { host: "all addresses".into(), port: 0, source };
+        let linger = Linger::start(settings.max_ending).map_err(error)?;
+        let shares = Shares {
+            connections: settings.max_connections,
+            strangers: settings.max_connections - settings.reserved,
+            per_address: settings.per_address,
+        };
+        let admission = Admission::new(shares, settings.thread_stack);
         let drain = Arc::new(DrainFlags::new().map_err(error)?);
-        let shared = Arc::new(Shared { settings: settings.clone(), handle, metrics, drain, linger });
+        let shared = Arc::new(Shared { settings, handle, metrics, access, drain, linger });
         let mut acceptors = Vec::new();
-        for listener in &listeners {
-            acceptors.push(acceptor::start(listener, &shared, &admission).map_err(error)?);
+        for (listener, place) in &listeners {
+            acceptors.push(acceptor::start(listener, place, &shared, &admission).map_err(error)?);
         }
         Ok(Self { shared, admission, listeners, acceptors })
     }
 
-    /// Where it listens.
+    /// Where it listens, and whether with TLS.
     #[must_use]
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    pub fn addresses(&self) -> Vec<(SocketAddr, bool)> {
+        let address = |(listener, place): &(Arc<TcpListener>, Arc<ListenerSettings>)| {
+            Some((listener.local_addr().ok()?, place.tls.is_some()))
+        };
+        self.listeners.iter().filter_map(address).collect()
     }
 
     /// A handle for whoever looks.
@@ -238,7 +298,7 @@ impl Shared {
         while !unsent.is_empty() && Instant::now() < deadline {
             let mut polled = Vec::new();
             for connection in &unsent {
-                polled.push(PollFd::new(connection.socket().stream(), PollFlags::OUT));
+                polled.push(PollFd::new(connection.stream().socket().stream(), PollFlags::OUT));
             }
             let _ = poll(&mut polled, Some(&DRAIN_ROUND));
             unsent.retain(|connection| !connection.send_last_word());
@@ -296,6 +356,10 @@ impl View {
             truncated: metrics.truncated.get(),
             write_timeouts: metrics.write_timeouts.get(),
             publish_failures: metrics.publish_failures.get(),
+            denied: metrics.denied.get(),
+            evicted: metrics.evicted.get(),
+            handshake_failures: metrics.handshake_failures.get(),
+            auth_failures: metrics.auth_failures.get(),
             bytes_in: sum.bytes_in.get(),
             bytes_out: sum.bytes_out.get(),
             messages_in: sum.messages_in.get(),

@@ -4,22 +4,25 @@
 use std::{
     any::Any,
     fmt, io,
+    net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use super::{
-    SHUTS_DOWN, Shared,
+    ListenerSettings, SHUTS_DOWN, Shared,
+    admission::Permit,
     connection::{Connection, RETRY_WHEN_BUSY_MS},
     linger::LINGER,
 };
 use crate::{
+    access::Identity,
     budget::Charge,
     dispatch::{Outcome, Reply, Request, internal_error},
     host::Watch,
     log::{Limiter, panic_text},
-    transport::half_close,
+    transport::{Proxied, ServerTls, Socket, Stream, TlsFault, read_proxy_header},
     wire::{Code, ErrorBody, FrameError, Header, Incoming, Kind, Reassembly},
 };
 
@@ -27,10 +30,21 @@ use crate::{
 /// drain.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// Largest message of a peer that has to say who it is and has not, in bytes.
+const MAX_MESSAGE_OF_STRANGERS: usize = 16 * 1024;
+
 /// Our state machine over one connection.
 pub(super) struct Session {
     shared: Arc<Shared>,
+    listener: Arc<ListenerSettings>,
     connection: Arc<Connection>,
+    /// What TLS was when the connection came.
+    tls: Option<Arc<ServerTls>>,
+    permit: Permit,
+    /// Who the peer is, as the connection also knows.
+    identity: Arc<Identity>,
+    /// When a peer that has to say who it is must have done so.
+    handshake_until: Instant,
     buffer: Reassembly,
     /// When the last byte arrived, or the last call ended: idleness counts
     /// from here.
@@ -50,6 +64,12 @@ enum End {
     Truncated,
     /// Reading or writing failed.
     Io(io::Error),
+    /// A PROXY header or a TLS handshake came to nothing.
+    Handshake(&'static str, String),
+    /// The peer's address is not let in.
+    Denied,
+    /// The peer was told UNAUTHORIZED.
+    Unauthorized,
     /// The peer took no answer within `write_timeout`.
     WriteTimeout,
     /// The server says why and closes.
@@ -59,15 +79,52 @@ enum End {
 }
 
 impl Session {
-    pub(super) fn new(shared: Arc<Shared>, connection: Arc<Connection>) -> Self {
+    /// Serves one peer, from its first byte to its last, on this thread. All
+    /// of it is made here and freed here: what one thread allocates and a
+    /// thousand others free stays with each of those, in the allocator's
+    /// caches.
+    pub(super) fn start(
+        number: u64,
+        socket: Socket,
+        from: SocketAddr,
+        listener: Arc<ListenerSettings>,
+        shared: Arc<Shared>,
+        permit: Permit,
+    ) {
+        let tls = listener.tls.as_ref().map(|tls| tls.load_full());
+        let stream = match tls.as_ref().map(|tls| tls.session()) {
+            None => Stream::plain(socket),
+            Some(Ok(session)) => Stream::tls(socket, session),
+            Some(Err(error)) => {
+                tracing::error!(connection = number, "no TLS session: {error}");
+                return;
+            }
+        };
+        let encrypted = stream.is_encrypted();
+        let identity = shared.access.stranger(number.to_string(), from.ip(), encrypted, &listener.terms);
         let settings = &shared.settings;
-        let buffer = Reassembly::new(settings.max_message_size, settings.read_buffer_size);
-        let charge = Charge::none(&settings.memory);
-        Self { buffer, connection, active: Instant::now(), midway_since: None, charge, shared }
+        let drain = Arc::clone(&shared.drain);
+        let connection = Arc::new(Connection::new(number, stream, from, identity.clone(), drain, &settings.memory));
+        permit.hold(Arc::clone(&connection));
+        let now = Instant::now();
+        let session = Self {
+            buffer: Reassembly::new(settings.max_message_size, settings.read_buffer_size),
+            active: now,
+            midway_since: None,
+            charge: Charge::none(&settings.memory),
+            identity: Arc::new(identity),
+            handshake_until: now + settings.handshake_timeout,
+            listener,
+            connection,
+            tls,
+            permit,
+            shared,
+        };
+        session.run();
     }
 
     /// Serves until the end, and ends in order.
-    pub(super) fn run(mut self) {
+    fn run(mut self) {
         tracing::debug!(connection = self.connection.number(), peer = %self.connection.peer(), "connection accepted");
         // A defect outside of a request ends this connection, not the thread.
         let end = catch_unwind(AssertUnwindSafe(|| self.serve())).unwrap_or_else(|panic| {
@@ -81,7 +138,11 @@ impl Session {
     fn serve(&mut self) -> End {
         // The drain may have passed by before this connection was to be seen.
         if self.connection.draining() && self.connection.close() {
+            self.connection.opened();
             return End::Notice(Code::ShuttingDown, SHUTS_DOWN.into());
+        }
+        if let Err(end) = self.open() {
+            return end;
         }
         loop {
             if let Err(end) = self.serve_what_is_whole() {
@@ -94,6 +155,58 @@ impl Session {
                 Err(end) => return end,
             }
         }
+    }
+
+    /// Whatever comes before the protocol itself: for whom a load balancer
+    /// speaks, the TLS handshake, and whom the certificate stands for.
+    fn open(&mut self) -> Result<(), End> {
+        let stream = self.connection.stream().clone();
+        if self.listener.is_proxy(self.connection.peer().ip()) {
+            let read = read_proxy_header(stream.socket(), self.handshake_until);
+            match read.map_err(|error| End::Handshake("proxy-header", error.to_string()))? {
+                Proxied::Balancer => {}
+                Proxied::Peer(peer) => self.speaks_for(peer)?,
+            }
+        }
+        if let Err(error) = stream.handshake(self.handshake_until) {
+            return Err(End::Handshake(TlsFault::of(&error).as_str(), error.to_string()));
+        }
+        self.connection.opened();
+        let principal = self.tls.as_ref().and_then(|tls| tls.principal(&stream.peer_certificates()?));
+        if let Some(principal) = principal {
+            self.is_now(self.shared.access.certified(&self.identity, &principal));
+        }
+        if self.identity.must_say() {
+            self.buffer.set_max_message_size(MAX_MESSAGE_OF_STRANGERS.min(self.shared.settings.max_message_size));
+        }
+        Ok(())
+    }
+
+    fn speaks_for(&mut self, peer: SocketAddr) -> Result<(), End> {
+        if !self.listener.lets_in(peer.ip()) {
+            return Err(End::Denied);
+        }
+        self.connection.speaks_for(peer);
+        let Identity { caller, .. } = &*self.identity;
+        let (id, encrypted) = (caller.connection_id.clone(), caller.encrypted);
+        let identity = self.shared.access.stranger(id, peer.ip(), encrypted, &self.listener.terms);
+        self.connection.is_now(identity.clone());
+        self.identity = Arc::new(identity);
+        if self.permit.claim(peer.ip()) {
+            return Ok(());
+        }
+        let message = format!("{} has as many connections as one address may", peer.ip());
+        Err(if self.tls.is_some() { End::Denied } else { End::Notice(Code::ServerBusy, message) })
+    }
+
+    /// The peer has shown who it is.
+    fn is_now(&mut self, identity: Identity) {
+        let (connection, principal) = (self.connection.number(), &*identity.principal.name);
+        tracing::debug!(connection, principal, "authenticated");
+        self.identity = Arc::new(identity.clone());
+        self.connection.is_now(identity);
+        self.permit.is_known();
+        self.buffer.set_max_message_size(self.shared.settings.max_message_size);
     }
 
     /// Serves every whole message in the buffer. Answers leave together, but
@@ -120,7 +233,18 @@ impl Session {
                     // The next message's time begins when it is waited for. A
                     // keep-alive between two pieces gives no more time.
                     self.midway_since = None;
-                    let bytes = answer(&self.shared, &self.connection, body, binary, self.active);
+                    let answered = answer(&self.shared, &self.connection, &self.identity, body, binary, self.active);
+                    let bytes = match answered {
+                        Answered::Bytes(bytes) => bytes,
+                        Answered::Known(bytes, identity) => {
+                            self.is_now(*identity);
+                            bytes
+                        }
+                        Answered::Unauthorized => {
+                            self.flush()?;
+                            return Err(End::Unauthorized);
+                        }
+                    };
                     let settings = &self.shared.settings;
                     if bytes >= settings.write_buffer_size || waiting >= settings.max_in_flight {
                         waiting = 0;
@@ -163,7 +287,10 @@ impl Session {
             self.midway_since = None;
             self.active + settings.idle_timeout
         };
-        match self.connection.socket().read(self.buffer.spare(), deadline) {
+        // What has to come before anything else does not wait for silence.
+        let hello = self.identity.must_say() && self.handshake_until < deadline;
+        let deadline = if hello { self.handshake_until } else { deadline };
+        match self.connection.stream().read(self.buffer.spare(), deadline) {
             Ok(count) => {
                 self.buffer.advance(count);
                 self.active = Instant::now();
@@ -171,7 +298,9 @@ impl Session {
                 Ok(count)
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                let (code, setting, timeout) = if midway {
+                let (code, setting, timeout) = if hello {
+                    (Code::ReadTimeout, "nobody said hello with a token", settings.handshake_timeout)
+                } else if midway {
                     (Code::ReadTimeout, "a message was begun but not finished", settings.read_timeout)
                 } else {
                     (Code::IdleTimeout, "nothing arrived", settings.idle_timeout)
@@ -223,7 +352,7 @@ impl Session {
                 .with_details(&serde_json::json!({"retryAfterMs": RETRY_WHEN_BUSY_MS}));
             self.connection.request_read();
             self.shared.metrics.count_error(Some(Code::ServiceUnavailable));
-            self.connection.answer(&Reply { header, outcome: Outcome::Error(Some(Code::ServiceUnavailable), body) });
+            self.connection.answer(&Reply::new(header, Outcome::Error(Some(Code::ServiceUnavailable), body)));
         }
     }
 
@@ -242,6 +371,25 @@ impl Session {
         let metrics = &self.shared.metrics;
         match end {
             End::Peer | End::Io(_) => {}
+            End::Denied => metrics.denied.add(1),
+            End::Handshake(reason, problem) => {
+                // A balancer's health check may do no more than connect.
+                let looked = *reason == TlsFault::Abandoned.as_str() && connection.traffic().bytes_in.get() == 0;
+                metrics.handshake_failures.add(reason);
+                static LINES: Limiter = Limiter::new();
+                if !looked && LINES.allows("handshake failed") {
+                    tracing::warn!(connection = number, %peer, reason, "handshake failed: {problem}");
+                }
+                // The peer shall read the alert, not a reset.
+                connection.stream().half_close();
+                self.shared.linger.take(connection.stream().clone());
+            }
+            End::Unauthorized => {
+                if connection.close() {
+                    connection.stream().half_close();
+                    self.shared.linger.take(connection.stream().clone());
+                }
+            }
             End::Truncated => {
                 metrics.truncated.add(1);
                 static LINES: Limiter = Limiter::new();
@@ -250,17 +398,17 @@ impl Session {
                 }
             }
             End::WriteTimeout => metrics.write_timeouts.add(1),
-            End::Told => self.discard(),
+            End::Told => self.leave(),
             End::Notice(code, message) => {
                 // Where the drain was quicker, it has said it.
                 if *code != Code::ShuttingDown && !connection.close() {
-                    self.discard();
+                    self.leave();
                 } else {
                     metrics.count_error(Some(*code));
                     connection.push_notice(*code, message);
                     if self.flush().is_ok() {
-                        half_close(connection.socket().stream());
-                        self.shared.linger.take(connection.socket().clone());
+                        connection.stream().half_close();
+                        self.shared.linger.take(connection.stream().clone());
                     }
                 }
             }
@@ -270,11 +418,17 @@ impl Session {
         tracing::debug!(connection = number, %peer, millis, requests, "connection ended: {end}");
     }
 
-    /// Reads and drops until the peer, or the drain, ends the stream.
-    fn discard(&self) {
+    /// Somebody else has said the last word. Where it has left, this thread
+    /// is not needed any more; else it reads and drops until the peer, or the
+    /// drain, ends the stream.
+    fn leave(&self) {
+        if self.connection.send_last_word() {
+            self.shared.linger.take(self.connection.stream().clone());
+            return;
+        }
         let deadline = Instant::now() + LINGER;
         let mut waste = vec![0; 64 * 1024];
-        while self.connection.socket().read(&mut waste, deadline).is_ok_and(|count| count > 0) {}
+        while self.connection.stream().read(&mut waste, deadline).is_ok_and(|count| count > 0) {}
     }
 }
 
@@ -284,6 +438,9 @@ impl fmt::Display for End {
             Self::Peer => f.write_str("by the peer"),
             Self::Truncated => f.write_str("by the peer, inside a message"),
             Self::Io(error) => write!(f, "{error}"),
+            Self::Handshake(reason, problem) => write!(f, "handshake failed, {reason}: {problem}"),
+            Self::Denied => f.write_str("the peer's address is not let in"),
+            Self::Unauthorized => f.write_str("the peer has not shown who it is"),
             Self::WriteTimeout => f.write_str("the peer took no answer"),
             Self::Notice(code, message) => write!(f, "{code}: {message}"),
             Self::Told => f.write_str(SHUTS_DOWN),
@@ -291,12 +448,29 @@ impl fmt::Display for End {
     }
 }
 
-/// Has one message answered; says how many bytes wait to leave.
-fn answer(shared: &Shared, connection: &Arc<Connection>, body: &[u8], binary: bool, arrived: Instant) -> usize {
+/// What has become of one message.
+enum Answered {
+    /// So many bytes wait to leave.
+    Bytes(usize),
+    /// The same, and it has come out who the peer is.
+    Known(usize, Box<Identity>),
+    /// The peer may not ask anything.
+    Unauthorized,
+}
+
+/// Has one message answered.
+fn answer(
+    shared: &Shared,
+    connection: &Arc<Connection>,
+    identity: &Arc<Identity>,
+    body: &[u8],
+    binary: bool,
+    arrived: Instant,
+) -> Answered {
     connection.request_read();
     let watch: Arc<dyn Watch> = Arc::<Connection>::clone(connection);
-    let request = Request { body, binary, arrived, caller: connection.caller(), watch };
-    let reply = catch_unwind(AssertUnwindSafe(|| shared.handle.handle(request)))
+    let request = Request { body, binary, arrived, identity, watch };
+    let mut reply = catch_unwind(AssertUnwindSafe(|| shared.handle.handle(request)))
         .unwrap_or_else(|panic| internal_error(body, &log_panic(&*panic)));
     if let Outcome::Error(code, body) = &reply.outcome {
         shared.metrics.count_error(*code);
@@ -308,7 +482,12 @@ fn answer(shared: &Shared, connection: &Arc<Connection>, body: &[u8], binary: bo
             body.message
         );
     }
-    connection.answer(&reply)
+    let bytes = connection.answer(&reply);
+    match (reply.identity.take(), reply.outcome) {
+        (_, Outcome::Error(Some(Code::Unauthorized), _)) => Answered::Unauthorized,
+        (Some(identity), _) => Answered::Known(bytes, Box::new(identity)),
+        (None, _) => Answered::Bytes(bytes),
+    }
 }
 
 /// Logs a panic under an id, and returns the id for the peer.

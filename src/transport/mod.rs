@@ -1,7 +1,18 @@
-//! Sockets: how they are opened, and reads and writes that end at a deadline.
+//! Sockets: how they are opened, and reads and writes that end at a deadline,
+//! with TLS or without.
 
+mod client_tls;
 mod listener;
+mod proxy;
+#[cfg(feature = "server")]
+mod server_tls;
 mod stream;
+mod tls;
 
+pub use client_tls::{ClientTls, TlsError, client_config};
 pub use listener::{SocketOptions, is_absent, listen, listen_all, resolve};
-pub use stream::{Socket, half_close};
+pub use proxy::{Proxied, read_proxy_header};
+#[cfg(feature = "server")]
+pub use server_tls::ServerTls;
+pub use stream::{Socket, Stream};
+pub use tls::{ALPN, TlsFault};

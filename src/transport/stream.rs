@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustls::pki_types::CertificateDer;
 use socket2::SockRef;
+
+use super::tls::Tls;
 
 /// A read may end this much after its deadline. The timeout of a socket
 /// covers one system call from its beginning; as long as what it is set to
@@ -118,10 +121,128 @@ impl Socket {
     }
 }
 
-/// Says that nothing more will be written. A peer that is gone already does
-/// not mind.
-pub fn half_close(stream: &TcpStream) {
-    let _ = stream.shutdown(Shutdown::Write);
+/// One TCP connection with or without TLS: what the protocol is spoken over.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    socket: Socket,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Stream {
+    /// Without TLS.
+    #[must_use]
+    pub fn plain(socket: Socket) -> Self {
+        Self { socket, tls: None }
+    }
+
+    /// With TLS, before its handshake.
+    #[must_use]
+    pub fn tls(socket: Socket, session: rustls::Connection) -> Self {
+        Self { socket, tls: Some(Arc::new(Tls::new(session))) }
+    }
+
+    /// What lies below.
+    #[must_use]
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Whether what is said is encrypted.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// The TLS handshake, where there is one.
+    ///
+    /// # Errors
+    /// [`TlsFault::of`](super::TlsFault::of) says why it failed. The peer was
+    /// told, if there was room.
+    pub fn handshake(&self, deadline: Instant) -> io::Result<()> {
+        self.tls.as_ref().map_or(Ok(()), |tls| tls.handshake(&self.socket, deadline))
+    }
+
+    /// What the peer showed of itself, its own certificate first.
+    #[must_use]
+    pub fn peer_certificates(&self) -> Option<Vec<CertificateDer<'static>>> {
+        self.tls.as_ref()?.peer_certificates()
+    }
+
+    /// `1.2` or `1.3`, after the handshake.
+    #[must_use]
+    pub fn tls_version(&self) -> Option<&'static str> {
+        match self.tls.as_ref()?.version()? {
+            rustls::ProtocolVersion::TLSv1_2 => Some("1.2"),
+            rustls::ProtocolVersion::TLSv1_3 => Some("1.3"),
+            _ => None,
+        }
+    }
+
+    /// As [`Socket::read`].
+    ///
+    /// # Errors
+    /// As there; `InvalidData` if the peer breaks TLS.
+    pub fn read(&self, buf: &mut [u8], deadline: Instant) -> io::Result<usize> {
+        match &self.tls {
+            None => self.socket.read(buf, deadline),
+            Some(tls) => tls.read(&self.socket, buf, deadline),
+        }
+    }
+
+    /// As [`Socket::write`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn write(&self, buf: &[u8], deadline: Instant) -> io::Result<usize> {
+        match &self.tls {
+            None => self.socket.write(buf, deadline),
+            Some(tls) => tls.write(&self.socket, buf, deadline),
+        }
+    }
+
+    /// As [`Socket::try_write`]; but see [`Stream::has_unsent`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
+        match &self.tls {
+            None => self.socket.try_write(buf),
+            Some(tls) => tls.try_write(&self.socket, buf),
+        }
+    }
+
+    /// Whether encrypted bytes wait that count as written.
+    #[must_use]
+    pub fn has_unsent(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.has_unsent())
+    }
+
+    /// Sends what waits of that.
+    ///
+    /// # Errors
+    /// As [`Socket::write`].
+    pub fn flush(&self, deadline: Instant) -> io::Result<()> {
+        self.tls.as_ref().map_or(Ok(()), |tls| tls.flush(&self.socket, deadline))
+    }
+
+    /// Says that nothing more will be written. A peer that is gone already
+    /// does not mind.
+    pub fn half_close(&self) {
+        if let Some(tls) = &self.tls {
+            tls.say_end(&self.socket);
+        }
+        let _ = self.socket.stream.shutdown(Shutdown::Write);
+    }
+
+    /// Ends both directions at once; a thread that reads wakes up.
+    pub fn shut_down(&self) {
+        let _ = self.socket.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Wakes the thread that reads, as if the peer had ended the stream.
+    pub fn stop_reading(&self) {
+        let _ = self.socket.stream.shutdown(Shutdown::Read);
+    }
 }
 
 /// Flags of `send` that std does not name, with Linux's values.
@@ -154,7 +275,7 @@ mod tests {
             assert!(begun.elapsed() >= Duration::from_millis(millis - 1), "too early");
         }
         assert_eq!(near.read(&mut buf, Instant::now()).unwrap_err().kind(), io::ErrorKind::TimedOut);
-        half_close(far.stream());
+        Stream::plain(far).half_close();
         assert_eq!(near.read(&mut buf, Instant::now() + Duration::from_secs(60)).unwrap(), 0);
     }
 

@@ -61,6 +61,11 @@ impl Reassembly {
         Self { buf, start: 0, assembled: 0, parsed: 0, filled: 0, piece: None, max_message_size, read_size }
     }
 
+    /// Takes messages of up to so many bytes from the next frame on.
+    pub fn set_max_message_size(&mut self, max_message_size: usize) {
+        self.max_message_size = max_message_size;
+    }
+
     /// Room for the next read; never empty.
     pub fn spare(&mut self) -> &mut [u8] {
         let capacity = self.next_capacity();

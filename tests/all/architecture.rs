@@ -3,23 +3,25 @@
 use std::{fs, path::Path};
 
 /// Each module and the modules of the project that it may use.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 15] = [
     ("wire", &[]),
-    ("transport", &[]),
+    ("transport", &["config"]),
     ("config", &[]),
     ("metrics", &["wire"]),
     ("budget", &[]),
     ("store", &[]),
     ("host", &["config", "store", "wire"]),
+    ("access", &["budget", "config", "host"]),
     ("sandbox", &["budget", "config", "host", "wire"]),
-    ("catalog", &["config", "host", "metrics", "sandbox", "store", "wire"]),
-    ("dispatch", &["catalog", "host", "metrics", "sandbox", "wire"]),
-    ("server", &["budget", "dispatch", "host", "metrics", "transport", "wire"]),
+    ("catalog", &["budget", "config", "host", "metrics", "sandbox", "store", "wire"]),
+    ("dispatch", &["access", "budget", "catalog", "config", "host", "metrics", "sandbox", "wire"]),
+    ("server", &["access", "budget", "config", "dispatch", "host", "metrics", "transport", "wire"]),
     ("admin", &["metrics", "wire"]),
     ("client", &["transport", "wire"]),
     (
         "commands",
         &[
+            "access",
             "admin",
             "budget",
             "catalog",

@@ -1,0 +1,101 @@
+//! How often one address may fail to show who it is.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Addresses that are remembered; those that have long been quiet make room.
+const MAX_ADDRESSES: usize = 8192;
+
+/// Failures by address. For each, one instant is kept: when all its failures
+/// will be forgotten, of which one is in each sixtieth, third or whatever
+/// part of a minute.
+pub(super) struct Guesses {
+    per_minute: u32,
+    forgotten: Mutex<HashMap<IpAddr, Instant>>,
+}
+
+impl Guesses {
+    pub(super) fn new(per_minute: u32) -> Self {
+        Self { per_minute: per_minute.max(1), forgotten: Mutex::default() }
+    }
+
+    /// How long to wait before the next try; none if it is allowed now.
+    pub(super) fn wait(&self, address: IpAddr, now: Instant) -> Option<Duration> {
+        let forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = forgotten.get(&whole(address))?.saturating_duration_since(now);
+        let most = self.each() * (self.per_minute - 1);
+        left.checked_sub(most).filter(|wait| !wait.is_zero())
+    }
+
+    pub(super) fn failed(&self, address: IpAddr, now: Instant) {
+        let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        if forgotten.len() >= MAX_ADDRESSES {
+            forgotten.retain(|_, until| *until > now);
+        }
+        let full = forgotten.len() >= MAX_ADDRESSES;
+        let most = now + self.each() * self.per_minute;
+        // Where even those are too many, the newcomers are not remembered:
+        // a token is too long to be guessed from that many addresses.
+        if !full || forgotten.contains_key(&whole(address)) {
+            let until = forgotten.entry(whole(address)).or_insert(now);
+            *until = ((*until).max(now) + self.each()).min(most);
+        }
+    }
+
+    fn each(&self) -> Duration {
+        Duration::from_secs(60) / self.per_minute
+    }
+}
+
+/// One customer of IPv6 has a /64 at least, and all its addresses are one.
+fn whole(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => v4.into(),
+            None => Ipv6Addr::from(u128::from(v6) & (!0 << 64)).into(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_forgotten_one_by_one() {
+        let guesses = Guesses::new(3);
+        let now = Instant::now();
+        let one: IpAddr = "2001:db8::1".parse().unwrap();
+        let same_network: IpAddr = "2001:db8::ffff:1".parse().unwrap();
+        let other: IpAddr = "2001:db8:0:1::1".parse().unwrap();
+        for _ in 0..3 {
+            assert_eq!(guesses.wait(one, now), None);
+            guesses.failed(one, now);
+        }
+        assert_eq!(guesses.wait(one, now), Some(Duration::from_secs(20)));
+        assert_eq!(guesses.wait(same_network, now), Some(Duration::from_secs(20)));
+        assert_eq!(guesses.wait(other, now), None);
+        guesses.failed(one, now);
+        assert_eq!(guesses.wait(one, now + Duration::from_secs(20)), None, "more failures don't wait for longer");
+        guesses.failed(one, now + Duration::from_secs(20));
+        assert!(guesses.wait(one, now + Duration::from_secs(20)).is_some());
+        assert_eq!(guesses.wait(one, now + Duration::from_secs(81)), None);
+    }
+
+    #[test]
+    fn so_many_addresses_are_remembered() {
+        let guesses = Guesses::new(1);
+        let now = Instant::now();
+        for number in 0..u32::try_from(MAX_ADDRESSES).unwrap() + 10 {
+            guesses.failed(IpAddr::from(number.to_be_bytes()), now);
+        }
+        assert_eq!(guesses.forgotten.lock().unwrap().len(), MAX_ADDRESSES);
+        guesses.failed("9.9.9.9".parse().unwrap(), now + Duration::from_secs(61));
+        assert_eq!(guesses.forgotten.lock().unwrap().len(), 1, "what is forgotten makes room");
+    }
+}

@@ -1,0 +1,339 @@
+//! Who is asking, and what they may do: principals, tokens, rights, rates,
+//! and a bound on how often one may guess.
+
+mod guesses;
+pub mod tokens;
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use guesses::Guesses;
+use tokens::{Tokens, TokensError};
+
+use crate::{
+    budget::{Budget, Rate},
+    config::{
+        Auth, Principals, Right,
+        access::{ANONYMOUS, DEFAULT_PRINCIPAL, MAX_PRINCIPAL_SIZE},
+    },
+    host::context::Caller,
+    log::Limiter,
+};
+
+/// Principals that are remembered at the same time; those that nobody uses
+/// make room.
+const MAX_PRINCIPALS: usize = 10_000;
+
+/// Somebody who may ask, over all their connections.
+#[derive(Debug)]
+pub struct Principal {
+    /// Who it is.
+    pub name: String,
+    /// What they may call.
+    pub rights: Arc<[Right]>,
+    /// How often they may ask.
+    pub rate: Option<Rate>,
+    /// How many of their calls may run at the same time.
+    pub calls: Option<Arc<Budget>>,
+}
+
+/// What a listener asks of its peers.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// Whether they have to say who they are.
+    pub auth: Auth,
+    /// The most that anybody may call; none for everything.
+    pub rights: Option<Arc<[Right]>>,
+    /// Tokens may come over connections that others can read.
+    pub allow_unsecure: bool,
+}
+
+/// Who is at the other end of a connection, as far as it is known. Replaced
+/// as a whole when they show who they are.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// As services see it.
+    pub caller: Arc<Caller>,
+    /// Whose rates and places count.
+    pub principal: Arc<Principal>,
+    /// Of a token, instead of the principal's.
+    rights: Option<Arc<[Right]>>,
+    terms: Arc<Terms>,
+    token: Option<Arc<tokens::Token>>,
+    address: IpAddr,
+}
+
+/// Why somebody is not who they say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Denied {
+    /// The token is unknown, expired or revoked.
+    Token,
+    /// A token over a connection that others can read.
+    Exposed,
+    /// Too many failures; when there will be another chance.
+    TooMany(Duration),
+}
+
+/// Everybody who may ask.
+pub struct Access {
+    file: PathBuf,
+    tokens: ArcSwap<Tokens>,
+    settings: Principals,
+    principals: Mutex<HashMap<String, Arc<Principal>>>,
+    guesses: Guesses,
+    everything: Arc<Principal>,
+}
+
+impl Access {
+    /// With the tokens of a file, which may not be there yet.
+    ///
+    /// # Errors
+    /// If the file is there and can't be used.
+    pub fn new(settings: Principals, file: PathBuf, failures_per_minute: u32) -> Result<Arc<Self>, TokensError> {
+        let tokens = ArcSwap::from_pointee(Tokens::load(&file)?);
+        // Where nobody is asked who they are.
+        let everything = Principal {
+            name: ANONYMOUS.into(),
+            rights: [Right::everything()].into(),
+            rate: settings.get(ANONYMOUS).and_then(|settings| Rate::per_second(settings.rate)),
+            calls: settings.get(ANONYMOUS).and_then(|settings| places(settings.concurrency)),
+        };
+        Ok(Arc::new(Self {
+            file,
+            tokens,
+            settings,
+            principals: Mutex::default(),
+            guesses: Guesses::new(failures_per_minute),
+            everything: Arc::new(everything),
+        }))
+    }
+
+    /// Reads the tokens again. Those that are gone end at once, on open
+    /// connections too.
+    ///
+    /// # Errors
+    /// If the file can't be used; the tokens from before stay.
+    pub fn reload(&self) -> Result<usize, TokensError> {
+        let fresh = Tokens::load(&self.file)?;
+        let count = fresh.len();
+        self.tokens.store(Arc::new(fresh.replacing(&self.tokens.load())));
+        Ok(count)
+    }
+
+    /// The file of the tokens.
+    #[must_use]
+    pub fn file(&self) -> &PathBuf {
+        &self.file
+    }
+
+    /// Whoever has just connected.
+    #[must_use]
+    pub fn stranger(&self, connection_id: String, address: IpAddr, encrypted: bool, terms: &Arc<Terms>) -> Identity {
+        let principal = match terms.auth {
+            Auth::None => Arc::clone(&self.everything),
+            Auth::Optional | Auth::Required => self.principal(ANONYMOUS),
+        };
+        let caller = Arc::new(Caller { connection_id, principal: None, encrypted });
+        Identity { caller, principal, rights: None, terms: Arc::clone(terms), token: None, address }
+    }
+
+    /// The same peer under the principal of its certificate.
+    #[must_use]
+    pub fn certified(&self, identity: &Identity, name: &str) -> Identity {
+        identity.become_principal(self.principal(name), None)
+    }
+
+    /// Whether an address has failed too often; when there will be another
+    /// chance.
+    #[must_use]
+    pub fn is_shut_out(&self, address: IpAddr) -> Option<Duration> {
+        self.guesses.wait(address, Instant::now())
+    }
+
+    /// The same peer under the principal of its token.
+    ///
+    /// # Errors
+    /// Why not. A wrong token counts as a failure of its address.
+    pub fn authenticate(&self, identity: &Identity, token: &str) -> Result<Identity, Denied> {
+        let now = Instant::now();
+        if let Some(wait) = self.guesses.wait(identity.address, now) {
+            return Err(Denied::TooMany(wait));
+        }
+        if !identity.may_show_token() {
+            return Err(Denied::Exposed);
+        }
+        match self.tokens.load().find(token).filter(|token| token.holds(SystemTime::now())) {
+            Some(token) => {
+                let principal = self.principal(&token.principal);
+                Ok(identity.become_principal(principal, Some(Arc::clone(token))))
+            }
+            None => {
+                self.failed(identity, "wrong token");
+                Err(Denied::Token)
+            }
+        }
+    }
+
+    /// Somebody failed to show who they are: counted against their address.
+    pub fn failed(&self, identity: &Identity, reason: &str) {
+        self.guesses.failed(identity.address, Instant::now());
+        static LINES: Limiter = Limiter::new();
+        if LINES.allows("not authenticated") {
+            let connection = &*identity.caller.connection_id;
+            tracing::warn!(connection, peer = %identity.address, reason, "not authenticated");
+        }
+    }
+
+    fn principal(&self, name: &str) -> Arc<Principal> {
+        let mut principals = self.principals.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = principals.get(name) {
+            return Arc::clone(known);
+        }
+        if principals.len() >= MAX_PRINCIPALS {
+            principals.retain(|_, principal| Arc::strong_count(principal) > 1);
+        }
+        // Nobody is anonymous because nothing is said about them.
+        let fallback = || self.settings.get(DEFAULT_PRINCIPAL).filter(|_| name != ANONYMOUS);
+        let settings = self.settings.get(name).or_else(fallback).cloned().unwrap_or_default();
+        let principal = Arc::new(Principal {
+            name: name.chars().take(MAX_PRINCIPAL_SIZE).collect(),
+            rights: settings.rights.into(),
+            rate: Rate::per_second(settings.rate),
+            calls: places(settings.concurrency),
+        });
+        principals.insert(name.to_owned(), Arc::clone(&principal));
+        principal
+    }
+}
+
+fn places(concurrency: usize) -> Option<Arc<Budget>> {
+    (concurrency > 0).then(|| Budget::new(concurrency))
+}
+
+impl Identity {
+    fn become_principal(&self, principal: Arc<Principal>, token: Option<Arc<tokens::Token>>) -> Self {
+        let caller = Caller { principal: Some(principal.name.clone()), ..(*self.caller).clone() };
+        let rights = token.as_ref().and_then(|token| token.rights.clone());
+        Self { caller: Arc::new(caller), principal, rights, token, ..self.clone() }
+    }
+
+    /// Whether they have shown who they are.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.caller.principal.is_some()
+    }
+
+    /// Whether they have to say who they are before anything else.
+    #[must_use]
+    pub fn must_say(&self) -> bool {
+        self.terms.auth == Auth::Required && !self.is_known()
+    }
+
+    /// Whether their token has ended since they showed it.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.token.as_ref().is_some_and(|token| token.has_ended(Instant::now()))
+    }
+
+    /// Whether they may call a topic in the version asked for.
+    #[must_use]
+    pub fn may_call(&self, topic: &str, version: [u64; 3]) -> bool {
+        let allow = |rights: &[Right]| rights.iter().any(|right| right.covers(topic, version));
+        allow(self.rights()) && self.terms.rights.as_deref().is_none_or(allow)
+    }
+
+    /// Whether they may call anything of a service.
+    #[must_use]
+    pub fn may_see(&self, service: &str) -> bool {
+        let allow = |rights: &[Right]| rights.iter().any(|right| right.concerns(service));
+        allow(self.rights()) && self.terms.rights.as_deref().is_none_or(allow)
+    }
+
+    fn rights(&self) -> &[Right] {
+        self.rights.as_deref().unwrap_or(&self.principal.rights)
+    }
+
+    fn may_show_token(&self) -> bool {
+        self.caller.encrypted || self.address.is_loopback() || self.terms.allow_unsecure
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::access::PrincipalSettings;
+
+    fn rights(texts: &[&str]) -> Vec<Right> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn access(dir: &std::path::Path) -> Arc<Access> {
+        let settings = [
+            ("ann", PrincipalSettings { rights: rights(&["math.*", "orders.create@1"]), ..Default::default() }),
+            ("anonymous", PrincipalSettings { rights: rights(&["echo.say"]), ..Default::default() }),
+        ];
+        let settings = settings.map(|(name, settings)| (name.to_owned(), settings)).into();
+        Access::new(settings, dir.join("tokens.json"), 3).unwrap()
+    }
+
+    fn terms(auth: Auth, cap: Option<&[&str]>) -> Arc<Terms> {
+        Arc::new(Terms { auth, rights: cap.map(|cap| rights(cap).into()), allow_unsecure: false })
+    }
+
+    #[test]
+    fn principals_by_services_by_versions() {
+        let dir = tempfile::tempdir().unwrap();
+        let access = access(dir.path());
+        let local: IpAddr = "127.0.0.1".parse().unwrap();
+        let identity = |auth, cap: Option<&[&str]>, name: Option<&str>| {
+            let stranger = access.stranger("1".into(), local, true, &terms(auth, cap));
+            name.map_or(stranger.clone(), |name| access.certified(&stranger, name))
+        };
+        let v1 = [1, 0, 0];
+        let v2 = [2, 0, 0];
+        let topics =
+            [("math.add", v1), ("math.add", v2), ("orders.create", v1), ("orders.create", v2), ("echo.say", v1)];
+        let check = |identity: &Identity, expected: [bool; 5]| {
+            assert_eq!(topics.map(|(topic, version)| identity.may_call(topic, version)), expected, "{identity:?}");
+        };
+        check(&identity(Auth::None, None, None), [true; 5]);
+        check(&identity(Auth::Optional, None, None), [false, false, false, false, true]);
+        check(&identity(Auth::Required, None, Some("ann")), [true, true, true, false, false]);
+        check(&identity(Auth::Required, None, Some("bob")), [false; 5]);
+        check(&identity(Auth::Required, Some(&["math.add@2"]), Some("ann")), [false, true, false, false, false]);
+        assert!(identity(Auth::Required, None, None).must_say());
+        assert!(!identity(Auth::Required, None, Some("ann")).must_say());
+        let ann = identity(Auth::Required, None, Some("ann"));
+        assert!(ann.may_see("math") && ann.may_see("orders") && !ann.may_see("echo") && !ann.may_see("mat"));
+    }
+
+    #[test]
+    fn tokens_hold_until_they_are_revoked_and_guessing_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tokens.json");
+        let (id, token) = tokens::create(&file, "ann", None, Some(rights(&["math.add"]))).unwrap();
+        let access = access(dir.path());
+        let peer: IpAddr = "192.0.2.1".parse().unwrap();
+        let plain = access.stranger("1".into(), peer, false, &terms(Auth::Required, None));
+        assert_eq!(access.authenticate(&plain, &token).unwrap_err(), Denied::Exposed);
+        let stranger = access.stranger("2".into(), peer, true, &terms(Auth::Required, None));
+        let ann = access.authenticate(&stranger, &token).unwrap();
+        assert_eq!(ann.caller.principal.as_deref(), Some("ann"));
+        assert!(ann.may_call("math.add", [1, 0, 0]) && !ann.may_call("math.sub", [1, 0, 0]), "the token's rights");
+        assert!(!ann.has_ended());
+        tokens::revoke(&file, &id).unwrap();
+        assert_eq!(access.reload().unwrap(), 0);
+        assert!(ann.has_ended());
+        for _ in 0..3 {
+            assert_eq!(access.authenticate(&stranger, &token).unwrap_err(), Denied::Token);
+        }
+        assert!(matches!(access.authenticate(&stranger, &token), Err(Denied::TooMany(_))));
+        assert!(access.is_shut_out(peer).is_some() && access.is_shut_out("192.0.2.2".parse().unwrap()).is_none());
+    }
+}

@@ -1,0 +1,156 @@
+//! The edge of the server from its settings: listeners, TLS and who may come
+//! in; and what of it is read again while the server runs.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+
+use super::usage;
+use crate::{
+    access::{Access, Terms},
+    admin::is_loopback,
+    config::{Auth, Config, TlsFiles, access::Listener},
+    log::Limiter,
+    server::ListenerSettings,
+    transport::{ServerTls, resolve},
+};
+
+/// TLS and tokens of a running server.
+pub(super) struct Edge {
+    pub(super) access: Arc<Access>,
+    tls: Option<(TlsFiles, Arc<ArcSwap<ServerTls>>)>,
+}
+
+impl Edge {
+    /// Reads and checks what the settings name.
+    pub(super) fn load(config: &Config) -> Result<Arc<Self>, (super::Exit, String)> {
+        let tls = match config.tls.files() {
+            None => None,
+            Some(files) => {
+                let loaded = ServerTls::load(&files).map_err(|error| usage(format!("tls: {error}")))?;
+                Some((files, Arc::new(ArcSwap::from_pointee(loaded))))
+            }
+        };
+        let access = Access::new(config.principals.clone(), config.client_tokens(), config.auth_failures);
+        Ok(Arc::new(Self { access: access.map_err(usage)?, tls }))
+    }
+
+    /// The listeners that the settings name.
+    pub(super) fn listeners(&self, config: &Config) -> Vec<Arc<ListenerSettings>> {
+        let build = |listener: Listener| {
+            let Listener { host, port, tls, auth, rights, allow, deny, proxy_from } = listener;
+            let terms = Terms {
+                auth: auth.unwrap_or(config.auth),
+                rights: rights.map(Into::into),
+                allow_unsecure: config.allow_unsecure,
+            };
+            let tls = self.tls.as_ref().filter(|_| tls).map(|(_, tls)| Arc::clone(tls));
+            let (hosts, terms) = (host.as_slice().to_vec(), Arc::new(terms));
+            Arc::new(ListenerSettings { hosts, port, tls, terms, allow, deny, proxy_from })
+        };
+        config.all_listeners().into_iter().map(build).collect()
+    }
+
+    /// Reads the certificates again; connections from before keep theirs.
+    pub(super) fn reload_tls(&self) -> Result<(), String> {
+        let Some((files, tls)) = &self.tls else { return Err("TLS is not switched on: tls.cert is not set".into()) };
+        tls.store(Arc::new(ServerTls::load(files).map_err(|error| error.to_string())?));
+        Ok(())
+    }
+
+    /// Looks for changed files from a thread of its own, until the process
+    /// ends.
+    pub(super) fn watch(self: &Arc<Self>, every: Duration) -> io::Result<()> {
+        let edge = Arc::clone(self);
+        let tls: Vec<PathBuf> = edge.tls.as_ref().map(|(files, _)| files.paths()).unwrap_or_default();
+        let tokens = vec![edge.access.file().clone()];
+        let (mut tls_before, mut tokens_before) = (look_at(&tls), look_at(&tokens));
+        let look = move || {
+            loop {
+                thread::sleep(every);
+                let (tls_now, tokens_now) = (look_at(&tls), look_at(&tokens));
+                if tls_now != tls_before {
+                    tls_before = tls_now;
+                    edge.say("certificates", edge.reload_tls().map(|()| "read again".into()));
+                }
+                if tokens_now != tokens_before {
+                    tokens_before = tokens_now;
+                    let read = edge.access.reload();
+                    edge.say("tokens", read.map(|count| format!("{count} of them")).map_err(|e| e.to_string()));
+                }
+            }
+        };
+        thread::Builder::new().name("mb-edge".into()).spawn(look).map(drop)
+    }
+
+    fn say(&self, what: &str, done: Result<String, String>) {
+        static LINES: Limiter = Limiter::new();
+        if LINES.allows("certificates and tokens") {
+            match done {
+                Ok(done) => tracing::info!("{what}: {done}"),
+                Err(error) => tracing::error!("{what} stay as they were: {error}"),
+            }
+        }
+    }
+}
+
+/// What of a file changes when it is replaced or written.
+type Look = Option<(Option<SystemTime>, u64, u64)>;
+
+fn look_at(files: &[PathBuf]) -> Vec<Look> {
+    let look = |file: &PathBuf| {
+        let metadata = fs::metadata(Path::new(file)).ok()?;
+        Some((metadata.modified().ok(), metadata.len(), metadata.ino()))
+    };
+    files.iter().map(look).collect()
+}
+
+/// Whether peers can show who they are, so that it makes sense to keep
+/// something for those who do.
+pub(super) fn peers_can_say(config: &Config) -> bool {
+    let asked = |listener: &Listener| {
+        listener.auth.unwrap_or(config.auth) != Auth::None || listener.tls && !config.tls.ca.as_os_str().is_empty()
+    };
+    config.all_listeners().iter().any(asked)
+}
+
+/// Refuses what would let others reach the server without authentication,
+/// unless that was asked for by name.
+pub(super) fn check_exposure(config: &Config) -> Result<(), (super::Exit, String)> {
+    let find = |setting: &str, host: &str, port: u16| -> Result<Option<SocketAddr>, (super::Exit, String)> {
+        let addresses = resolve(host, port).map_err(|e| usage(format!("`{setting}` = {host:?}: {e}")))?;
+        Ok(addresses.into_iter().find(|address| !is_loopback(address)))
+    };
+    if let Some(open) = find("admin.host", &config.admin.host, config.admin.port)? {
+        return Err(usage(format!(
+            "`admin.host` = {:?} is {}, but the admin endpoint listens on loopback only; use a tunnel",
+            config.admin.host,
+            open.ip()
+        )));
+    }
+    for listener in config.all_listeners() {
+        let asked =
+            listener.auth.unwrap_or(config.auth) != Auth::None || listener.tls && config.tls.demands_certificate();
+        for host in listener.host.as_slice() {
+            let Some(open) = find("host", host, listener.port)?.filter(|_| !asked && !config.allow_unsecure) else {
+                continue;
+            };
+            return Err(usage(format!(
+                "`host` = {host:?} port {} is {}, which others can reach, and nothing asks them who they are; set \
+                 auth = \"required\" and make a token (mb-server token new), or allow_unsecure = true (or \
+                 MB_ALLOW_UNSECURE=true) if you mean it",
+                listener.port,
+                open.ip()
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! `mb-server token`: the tokens with which clients show who they are.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use super::{Exit, Result, failure, printable, usage};
+use crate::{
+    access::tokens::{self, Entry},
+    config::{self, Flags, Right},
+};
+
+/// Make, list and revoke the tokens of clients
+///
+/// The file holds a digest of each token, never the token itself. A running
+/// server picks changes up by itself.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// The file of tokens [default: `tokens` of the settings, or tokens.json in the state folder]
+    #[arg(long, value_name = "FILE", global = true)]
+    file: Option<PathBuf>,
+    /// Settings in TOML
+    #[arg(long, value_name = "FILE", env = "MB_CONFIG", global = true)]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Make a token and print it: the only time that it is shown
+    New {
+        /// For whom it stands
+        principal: String,
+        /// When it ends, as 30days or 12h [default: never]
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        expires: Option<Duration>,
+        /// What may be called with it, as math.* or orders.create@1; may be repeated [default: what
+        /// `[principals.NAME]` of the settings allows]
+        #[arg(long = "right", value_name = "RIGHT")]
+        rights: Vec<Right>,
+    },
+    /// List the tokens
+    List,
+    /// End a token; connections that were opened with it end at their next request
+    Revoke {
+        /// Its id, as `list` shows it
+        id: String,
+    },
+}
+
+pub(super) fn run(arguments: Arguments) -> Result {
+    let file = match arguments.file {
+        Some(file) => file,
+        None => config::load(arguments.config.as_deref(), Flags::default()).map_err(usage)?.config.client_tokens(),
+    };
+    match arguments.command {
+        Command::New { principal, expires, rights } => {
+            let expires = expires.map(|left| SystemTime::now() + left);
+            let rights = (!rights.is_empty()).then_some(rights);
+            let (id, token) = tokens::create(&file, &principal, expires, rights).map_err(failure)?;
+            complain!("token {id} of {principal} is in {}; it is shown only now:", file.display());
+            say!("{token}");
+        }
+        Command::List => {
+            let entries = tokens::list(&file).map_err(failure)?;
+            if entries.is_empty() {
+                complain!("no tokens in {}; `mb-server token new PRINCIPAL` makes one", file.display());
+            }
+            for Entry { id, sha256: _, principal, created, expires, rights } in entries {
+                let rights = rights.map_or("those of the principal".to_owned(), |rights| {
+                    rights.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+                });
+                let expires = expires.unwrap_or_else(|| "never".into());
+                let principal = printable(&principal);
+                say!("{id}  {principal}  created {created}  expires {expires}  rights: {rights}");
+            }
+        }
+        Command::Revoke { id } => {
+            let entry = tokens::revoke(&file, &id).map_err(failure)?;
+            say!("revoked token {id} of {}", printable(&entry.principal));
+        }
+    }
+    Ok(Exit::Success)
+}

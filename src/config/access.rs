@@ -1,0 +1,327 @@
+//! Settings of who may come in, and what they may call.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use super::{Bounds, OneOrMore, services::is_pattern};
+
+/// The table whose settings hold for principals that have none of their own.
+pub const DEFAULT_PRINCIPAL: &str = "default";
+/// The principal of everybody who has shown nothing.
+pub const ANONYMOUS: &str = "anonymous";
+/// Longest name of a principal, in bytes.
+pub const MAX_PRINCIPAL_SIZE: usize = 255;
+
+/// Whether a listener asks its peers who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Auth {
+    /// Nobody has to say, and who says nothing may call everything.
+    None,
+    /// Nobody has to say, and who says nothing may call what
+    /// `principals.anonymous` may.
+    Optional,
+    /// Everybody has to, before anything else.
+    Required,
+}
+
+/// Topics that may be called: `*`, `math.*` or `orders.create`, and after an
+/// `@` the versions: `orders.create@1`, `orders.*@1.2`, `math.add@1.2.3`. The
+/// version is the one that the caller asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Right {
+    /// None for all.
+    topic: Option<String>,
+    /// Leading numbers of the version, as many as were given.
+    version: Vec<u64>,
+}
+
+impl Right {
+    /// The right to everything.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self { topic: None, version: Vec::new() }
+    }
+
+    /// Whether it covers a topic in the version asked for.
+    #[must_use]
+    pub fn covers(&self, topic: &str, version: [u64; 3]) -> bool {
+        let topic_fits = match &self.topic {
+            None => true,
+            Some(pattern) => match pattern.strip_suffix('*') {
+                Some(start) => topic.starts_with(start),
+                None => topic == pattern,
+            },
+        };
+        topic_fits && version.starts_with(&self.version)
+    }
+
+    /// Whether any topic of a service may be covered, in any version.
+    #[must_use]
+    pub fn concerns(&self, service: &str) -> bool {
+        let own = |pattern: &String| pattern.strip_prefix(service).is_some_and(|rest| rest.starts_with('.'));
+        self.topic.as_ref().is_none_or(own)
+    }
+}
+
+impl FromStr for Right {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (topic, version) = text.split_once('@').map_or((text, None), |(topic, version)| (topic, Some(version)));
+        let numbers: Option<Vec<u64>> = version.map_or(Some(Vec::new()), |version| {
+            let numbers: Result<Vec<_>, _> = version.split('.').map(str::parse).collect();
+            numbers.ok().filter(|numbers| numbers.len() <= 3)
+        });
+        match numbers {
+            Some(version) if topic == "*" => Ok(Self { topic: None, version }),
+            Some(version) if is_pattern(topic) => Ok(Self { topic: Some(topic.into()), version }),
+            _ => Err(format!("{text:?} is no right, as `*`, `math.*`, `orders.create` or `orders.create@1.2` is")),
+        }
+    }
+}
+
+impl fmt::Display for Right {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.topic.as_deref().unwrap_or("*"))?;
+        for (index, number) in self.version.iter().enumerate() {
+            write!(f, "{}{number}", if index == 0 { '@' } else { '.' })?;
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for Right {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Right {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// All `[principals.…]` tables by name.
+pub type Principals = BTreeMap<String, PrincipalSettings>;
+
+/// What one principal may do. `[principals.default]` holds for those that
+/// have no table, `[principals.anonymous]` for peers that have shown nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PrincipalSettings {
+    /// What it may call, at most 256 rights; nothing if left out. A token may
+    /// carry rights of its own, which then hold instead.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rights: Vec<Right>,
+    /// Requests in a second over all its connections, 0 to 10,000,000; 0 for
+    /// no bound. A second's worth may come at once.
+    pub rate: u32,
+    /// Calls at the same time over all its connections, 0 to 10,000; 0 for no
+    /// bound. One more waits for its turn until its deadline.
+    pub concurrency: usize,
+}
+
+/// Least version of TLS that is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[serde(rename = "1.2", alias = "TLSv1.2")]
+    V12,
+    /// TLS 1.3.
+    #[serde(rename = "1.3", alias = "TLSv1.3")]
+    V13,
+}
+
+/// Which name in a client's certificate is its principal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrincipalFrom {
+    /// The first DNS name, mail address or URI among the alternative names.
+    San,
+    /// The common name of the subject.
+    Cn,
+}
+
+/// Where the server's TLS comes from.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    /// PEM file of the certificate chain, the server's own first.
+    pub cert: PathBuf,
+    /// PEM file of its key.
+    pub key: PathBuf,
+    /// PEM file of the CAs of clients; without it none is asked for a
+    /// certificate.
+    pub ca: Option<PathBuf>,
+    /// PEM file of revocation lists.
+    pub crl: Option<PathBuf>,
+    /// A client must show a valid certificate. Otherwise one without stays
+    /// anonymous.
+    pub reject_unauthorized: bool,
+    /// Least version.
+    pub min_version: TlsVersion,
+    /// Where a client's principal is in its certificate.
+    pub principal: PrincipalFrom,
+}
+
+impl TlsFiles {
+    /// All files, to see whether one has changed.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let Self { cert, key, ca, crl, .. } = self;
+        [Some(cert), Some(key), ca.as_ref(), crl.as_ref()].into_iter().flatten().cloned().collect()
+    }
+}
+
+/// TLS of the listener on `tls.port`, and of those of `[[listeners]]` that
+/// have `tls = true`. Switched on by `cert`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// TCP port of the listener with TLS, on the addresses of `host`; 0 lets
+    /// the system choose.
+    pub port: u16,
+    /// PEM file of the certificate chain, the server's own first; empty for
+    /// no TLS.
+    pub cert: PathBuf,
+    /// PEM file of its key.
+    pub key: PathBuf,
+    /// PEM file of the CAs of clients; empty to ask no client for a
+    /// certificate.
+    pub ca: PathBuf,
+    /// PEM file of revocation lists for certificates of clients; may be empty.
+    pub crl: PathBuf,
+    /// With `ca`: a client must show a valid certificate. If false, one
+    /// without stays anonymous.
+    pub reject_unauthorized: bool,
+    /// Least version that is spoken: `1.2` or `1.3`.
+    pub min_version: TlsVersion,
+    /// What of a client's certificate names its principal: `san`, the first
+    /// DNS name, mail address or URI, or `cn`.
+    pub principal: PrincipalFrom,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            port: 8444,
+            cert: PathBuf::new(),
+            key: PathBuf::new(),
+            ca: PathBuf::new(),
+            crl: PathBuf::new(),
+            reject_unauthorized: true,
+            min_version: TlsVersion::V12,
+            principal: PrincipalFrom::San,
+        }
+    }
+}
+
+impl Tls {
+    /// The files, if TLS is switched on.
+    #[must_use]
+    pub fn files(&self) -> Option<TlsFiles> {
+        let Self { port: _, cert, key, ca, crl, reject_unauthorized, min_version, principal } = self.clone();
+        let given = |path: PathBuf| (!path.as_os_str().is_empty()).then_some(path);
+        let (ca, crl) = (given(ca), given(crl));
+        Some(TlsFiles { cert: given(cert)?, key, ca, crl, reject_unauthorized, min_version, principal })
+    }
+
+    /// Whether nobody gets past the handshake without a valid certificate.
+    #[must_use]
+    pub fn demands_certificate(&self) -> bool {
+        self.reject_unauthorized && !self.ca.as_os_str().is_empty()
+    }
+}
+
+/// A further listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listener {
+    /// Addresses or names, one or a list.
+    #[serde(default = "loopback")]
+    pub host: OneOrMore,
+    /// TCP port; 0 lets the system choose.
+    pub port: u16,
+    /// TLS with the files of `[tls]`.
+    #[serde(default)]
+    pub tls: bool,
+    /// As the setting `auth`; left out, that one holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
+    /// The most that anybody may call over it, whatever their own rights;
+    /// left out, everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rights: Option<Vec<Right>>,
+    /// Networks whose peers are let in, such as `10.0.0.0/8`; none for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<ipnet::IpNet>,
+    /// Networks whose peers are not; stronger than `allow`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<ipnet::IpNet>,
+    /// Networks of load balancers: their connections must begin with a PROXY
+    /// header of version 2, and nobody else's may.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proxy_from: Vec<ipnet::IpNet>,
+}
+
+fn loopback() -> OneOrMore {
+    OneOrMore::One("127.0.0.1".into())
+}
+
+/// Everything of this file that is out of bounds.
+pub(super) fn check(tls: &Tls, principals: &Principals, listeners: &[Listener], bounds: &mut Bounds) {
+    let on = tls.files().is_some();
+    bounds.that("tls.key", !on || !tls.key.as_os_str().is_empty(), "the file of the key of tls.cert");
+    bounds.that("tls.cert", on || tls.key.as_os_str().is_empty(), "the file of the certificate that tls.key is for");
+    bounds.that("tls.crl", tls.crl.as_os_str().is_empty() || !tls.ca.as_os_str().is_empty(), "used with tls.ca");
+    bounds.that("principals", principals.len() <= 10_000, "at most 10,000 tables");
+    for (name, PrincipalSettings { rights, rate, concurrency }) in principals {
+        let key = |setting: &str| format!("principals.{name}.{setting}");
+        bounds.that(key("rights"), rights.len() <= 256, "at most 256 rights");
+        bounds.range(key("rate"), *rate, 0, 10_000_000);
+        bounds.range(key("concurrency"), *concurrency, 0, 10_000);
+    }
+    bounds.that("listeners", listeners.len() <= 32, "at most 32");
+    for (index, Listener { host, port: _, tls, auth: _, rights, allow, deny, proxy_from }) in
+        listeners.iter().enumerate()
+    {
+        let key = |setting: &str| format!("listeners.{index}.{setting}");
+        let hosts = host.as_slice();
+        let sound = (1..=64).contains(&hosts.len()) && hosts.iter().all(|host| !host.is_empty());
+        bounds.that(key("host"), sound, "1 to 64 addresses or names");
+        bounds.that(key("tls"), on || !tls, "false, or tls.cert and tls.key set");
+        let rights = rights.as_ref().map_or(0, Vec::len);
+        bounds.that(key("rights"), rights <= 256, "at most 256 rights");
+        let networks = allow.len().max(deny.len()).max(proxy_from.len());
+        bounds.that(key("allow"), networks <= 1024, "at most 1,024 networks in each list");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rights_cover_topics_and_versions() {
+        let covers = |right: &str, topic: &str, version: [u64; 3]| {
+            let right: Right = right.parse().unwrap();
+            assert_eq!(right.to_string().parse::<Right>().unwrap(), right);
+            right.covers(topic, version)
+        };
+        assert!(covers("*", "a.b", [1, 2, 3]));
+        assert!(covers("*@1", "a.b", [1, 2, 3]) && !covers("*@1", "a.b", [2, 0, 0]));
+        assert!(covers("math.*", "math.add", [1, 0, 0]) && covers("math.*", "math.deep.add", [0, 1, 0]));
+        assert!(!covers("math.*", "maths.add", [1, 0, 0]) && !covers("math.*", "mat.h", [1, 0, 0]));
+        assert!(covers("math.add", "math.add", [1, 0, 0]) && !covers("math.add", "math.addition", [1, 0, 0]));
+        assert!(covers("math.add@1.2", "math.add", [1, 2, 9]) && !covers("math.add@1.2", "math.add", [1, 20, 0]));
+        assert!(covers("math.add@1.2.3", "math.add", [1, 2, 3]) && !covers("math.add@1.2.3", "math.add", [1, 2, 4]));
+        let concerns = |right: &str, service: &str| right.parse::<Right>().unwrap().concerns(service);
+        assert!(concerns("*", "math") && concerns("math.*", "math") && concerns("math.add@1", "math"));
+        assert!(!concerns("maths.*", "math") && !concerns("math.add", "mat"));
+        for wrong in ["", "math", "*.add", "math.*@", "math.add@1.2.3.4", "math.add@x", "math.a*", "@1"] {
+            assert!(wrong.parse::<Right>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! A TLS session driven by hand: the session itself, ciphertext that came
+//! and ciphertext that leaves each have a lock of their own. A reader that
+//! waits for the socket holds only its own, so nobody who writes waits for it.
+
+use std::{
+    fmt,
+    io::{self, Read as _, Write as _},
+    sync::{Mutex, MutexGuard, PoisonError, TryLockError},
+    time::Instant,
+};
+
+use rustls::{AlertDescription, CertificateError, InvalidMessage, PeerMisbehaved, pki_types::CertificateDer};
+
+use super::Socket;
+
+/// Name of the protocol in the handshake (ALPN).
+pub const ALPN: &[u8] = b"mb/1";
+
+/// Ciphertext that is read at once, in bytes.
+const READ_SIZE: usize = 8 * 1024;
+
+/// Plaintext that is encrypted at once without waiting, in bytes: a record.
+const RECORD_SIZE: usize = 16 * 1024;
+
+/// One session over a socket.
+pub(super) struct Tls {
+    session: Mutex<rustls::Connection>,
+    incoming: Mutex<Incoming>,
+    outgoing: Mutex<Outgoing>,
+}
+
+/// Ciphertext that was read and not yet taken by the session.
+struct Incoming {
+    buf: Box<[u8]>,
+    /// Invariant: `taken <= filled <= buf.len()`.
+    taken: usize,
+    filled: usize,
+}
+
+/// Ciphertext in the order in which it must leave.
+#[derive(Default)]
+struct Outgoing {
+    buf: Vec<u8>,
+    /// Invariant: `sent <= buf.len()`.
+    sent: usize,
+}
+
+/// Why a handshake, or the session after it, came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsFault {
+    /// What came is not TLS.
+    NotTls,
+    /// No version, cipher or protocol name that both sides want.
+    NothingInCommon,
+    /// The peer showed no certificate where one is demanded.
+    NoCertificate,
+    /// Its certificate is not signed by a known CA.
+    UnknownCa,
+    /// Its certificate is no longer valid.
+    Expired,
+    /// Its certificate is not valid yet.
+    NotYetValid,
+    /// Its certificate was revoked.
+    Revoked,
+    /// Its certificate is for another name.
+    WrongName,
+    /// Its certificate is wrong in another way.
+    BadCertificate,
+    /// The peer refuses, most often our certificate.
+    RefusedByPeer,
+    /// The stream ended.
+    Abandoned,
+    /// The deadline passed.
+    Timeout,
+    /// Anything else.
+    Other,
+}
+
+impl TlsFault {
+    /// The word for logs and counters.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotTls => "not-tls",
+            Self::NothingInCommon => "nothing-in-common",
+            Self::NoCertificate => "no-certificate",
+            Self::UnknownCa => "unknown-ca",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not-yet-valid",
+            Self::Revoked => "revoked",
+            Self::WrongName => "wrong-name",
+            Self::BadCertificate => "bad-certificate",
+            Self::RefusedByPeer => "refused-by-peer",
+            Self::Abandoned => "abandoned",
+            Self::Timeout => "timeout",
+            Self::Other => "other",
+        }
+    }
+
+    /// What stands behind an error of this stream.
+    #[must_use]
+    pub fn of(error: &io::Error) -> Self {
+        use rustls::Error;
+        match error.kind() {
+            io::ErrorKind::TimedOut => return Self::Timeout,
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                return Self::Abandoned;
+            }
+            _ => {}
+        }
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            Some(Error::NoCertificatesPresented) => Self::NoCertificate,
+            Some(Error::PeerIncompatible(_) | Error::NoApplicationProtocol) => Self::NothingInCommon,
+            Some(Error::InvalidCertificate(error)) => match error {
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownCa,
+                CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::Expired,
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => Self::NotYetValid,
+                CertificateError::Revoked => Self::Revoked,
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => Self::WrongName,
+                _ => Self::BadCertificate,
+            },
+            // A missing client certificate may be said by either of them.
+            Some(Error::AlertReceived(AlertDescription::CertificateRequired)) => Self::NoCertificate,
+            Some(Error::AlertReceived(AlertDescription::UnknownCA)) => Self::RefusedByPeer,
+            Some(Error::AlertReceived(_)) => Self::RefusedByPeer,
+            Some(Error::InvalidMessage(
+                InvalidMessage::InvalidContentType
+                | InvalidMessage::UnknownProtocolVersion
+                | InvalidMessage::MessageTooLarge
+                | InvalidMessage::InvalidEmptyPayload,
+            )) => Self::NotTls,
+            Some(Error::PeerMisbehaved(PeerMisbehaved::IllegalMiddleboxChangeCipherSpec)) => Self::NotTls,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl fmt::Display for TlsFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
+/// No lock here guards anything that a panic leaves half done: a session that
+/// panicked is not used again, because its connection ends.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn invalid(error: rustls::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+impl Tls {
+    pub(super) fn new(session: rustls::Connection) -> Self {
+        let incoming = Incoming { buf: Box::default(), taken: 0, filled: 0 };
+        Self { session: Mutex::new(session), incoming: Mutex::new(incoming), outgoing: Mutex::default() }
+    }
+
+    /// Both sides agree on keys, and on who they are.
+    pub(super) fn handshake(&self, socket: &Socket, deadline: Instant) -> io::Result<()> {
+        let mut incoming = lock(&self.incoming);
+        loop {
+            self.collect(&mut lock(&self.outgoing));
+            lock(&self.outgoing).send(socket, deadline)?;
+            if !lock(&self.session).is_handshaking() {
+                return Ok(());
+            }
+            if incoming.is_empty() && incoming.fill(socket, deadline)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.take_in(&mut incoming, socket)?;
+        }
+    }
+
+    pub(super) fn read(&self, socket: &Socket, buf: &mut [u8], deadline: Instant) -> io::Result<usize> {
+        let mut incoming = lock(&self.incoming);
+        loop {
+            match lock(&self.session).reader().read(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Without a word of the session's end. What was cut off is
+                // found out by the framing; many peers never say that word.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+                result => return result,
+            }
+            if incoming.is_empty() && incoming.fill(socket, deadline)? == 0 {
+                return Ok(0);
+            }
+            self.take_in(&mut incoming, socket)?;
+        }
+    }
+
+    pub(super) fn write(&self, socket: &Socket, buf: &[u8], deadline: Instant) -> io::Result<usize> {
+        let mut outgoing = lock(&self.outgoing);
+        outgoing.send(socket, deadline)?;
+        let taken = lock(&self.session).writer().write(buf)?;
+        self.collect(&mut outgoing);
+        outgoing.send(socket, deadline)?;
+        Ok(taken)
+    }
+
+    /// Encrypts as long as all of it left at once. What it says was taken
+    /// may still wait here: see [`Tls::has_unsent`].
+    pub(super) fn try_write(&self, socket: &Socket, buf: &[u8]) -> io::Result<usize> {
+        let mut outgoing = lock(&self.outgoing);
+        if !outgoing.try_send(socket)? {
+            return Ok(0);
+        }
+        let taken = lock(&self.session).writer().write(&buf[..buf.len().min(RECORD_SIZE)])?;
+        self.collect(&mut outgoing);
+        outgoing.try_send(socket)?;
+        Ok(taken)
+    }
+
+    pub(super) fn has_unsent(&self) -> bool {
+        !lock(&self.outgoing).buf.is_empty()
+    }
+
+    /// Sends what is encrypted already.
+    pub(super) fn flush(&self, socket: &Socket, deadline: Instant) -> io::Result<()> {
+        lock(&self.outgoing).send(socket, deadline)
+    }
+
+    /// Says that nothing more will come, as far as there is room for it.
+    pub(super) fn say_end(&self, socket: &Socket) {
+        lock(&self.session).send_close_notify();
+        self.try_reply(socket);
+    }
+
+    pub(super) fn peer_certificates(&self) -> Option<Vec<CertificateDer<'static>>> {
+        lock(&self.session).peer_certificates().map(<[_]>::to_vec)
+    }
+
+    pub(super) fn version(&self) -> Option<rustls::ProtocolVersion> {
+        lock(&self.session).protocol_version()
+    }
+
+    /// Hands ciphertext to the session. What that has to say, an alert or
+    /// new keys, leaves if there is room.
+    fn take_in(&self, incoming: &mut Incoming, socket: &Socket) -> io::Result<()> {
+        let processed = {
+            let mut session = lock(&self.session);
+            let mut unread = &incoming.buf[incoming.taken..incoming.filled];
+            incoming.taken += session.read_tls(&mut unread)?;
+            session.process_new_packets().map(drop)
+        };
+        self.try_reply(socket);
+        processed.map_err(invalid)
+    }
+
+    fn try_reply(&self, socket: &Socket) {
+        // Whoever holds it collects the same when it next writes.
+        let mut outgoing = match self.outgoing.try_lock() {
+            Ok(outgoing) => outgoing,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        self.collect(&mut outgoing);
+        // A peer that is gone is found out by the next read.
+        let _ = outgoing.try_send(socket);
+    }
+
+    fn collect(&self, outgoing: &mut Outgoing) {
+        let mut session = lock(&self.session);
+        while session.wants_write() {
+            // Writing to memory does not fail.
+            if session.write_tls(&mut outgoing.buf).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+impl Incoming {
+    fn is_empty(&self) -> bool {
+        self.taken == self.filled
+    }
+
+    fn fill(&mut self, socket: &Socket, deadline: Instant) -> io::Result<usize> {
+        if self.buf.is_empty() {
+            self.buf = vec![0; READ_SIZE].into();
+        }
+        let count = socket.read(&mut self.buf, deadline)?;
+        (self.taken, self.filled) = (0, count);
+        Ok(count)
+    }
+}
+
+impl Outgoing {
+    fn send(&mut self, socket: &Socket, deadline: Instant) -> io::Result<()> {
+        while self.sent < self.buf.len() {
+            self.sent += socket.write(&self.buf[self.sent..], deadline)?;
+        }
+        self.clear();
+        Ok(())
+    }
+
+    /// Says whether all of it left.
+    fn try_send(&mut self, socket: &Socket) -> io::Result<bool> {
+        while self.sent < self.buf.len() {
+            match socket.try_write(&self.buf[self.sent..])? {
+                0 => return Ok(false),
+                sent => self.sent += sent,
+            }
+        }
+        self.clear();
+        Ok(true)
+    }
+
+    fn clear(&mut self) {
+        self.buf.clear();
+        self.buf.shrink_to(RECORD_SIZE);
+        self.sent = 0;
+    }
+}
