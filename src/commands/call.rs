@@ -1,41 +1,55 @@
-//! `mb-server call`: one request, its answer to standard output.
+//! `mb-server call`: one request and its answer, or many of them as lines.
 
 use std::{
-    fs,
-    io::{self, Read as _, Write as _},
-    time::Duration,
+    collections::VecDeque,
+    fs::File,
+    io::{self, BufRead, BufReader, IsTerminal as _, Read as _, Write as _},
+    time::{Duration, Instant},
 };
 
-use super::{Exit, Result, failure, printable, usage};
+use serde::Deserialize;
+use serde_json::{json, value::RawValue};
+
+use super::{Exit, Result, connect::Connect, failure, printable, usage};
 use crate::{
-    client::{Answer, Client, ClientError, Request},
+    client::{Answer, Client, ClientError, Pending, Refusal, Request},
     wire::{DEFAULT_TIMEOUT, Payload, Topic, Version, header::MAX_TIMEOUT, json},
 };
 
-/// Where a server with default settings listens.
-pub(super) const DEFAULT_SERVER: &str = "127.0.0.1:8081";
+/// Longest line of `--requests`, in bytes: a message of the greatest size
+/// that a server may be set to take, and what stands around it.
+const MAX_LINE: u64 = 65 * 1024 * 1024;
 
-/// How long connecting may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often progress is shown.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
-/// Send one request and print its answer
+/// Send a request and print its answer, or many of them as lines of JSON
 ///
 /// The payload of the answer goes to standard output, an error as
 /// CODE: message to standard error. Exit codes: 0 answered, 1 the service or
 /// the server answered an error, 2 wrong usage, 3 the server could not be
-/// reached.
+/// reached or did not answer.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  mb-server call calc.add '{\"a\":2,\"b\":40}'\n  \
-                        mb-server call echo.say --binary @picture.png > same.png")]
+                        mb-server call echo.say --binary @picture.png > same.png\n  \
+                        mb-server call calc.add '{}' --server host:8444 --ca ca.crt --token-file token\n  \
+                        echo '{\"topic\":\"calc.add\",\"payload\":{\"a\":1,\"b\":2}}' | mb-server call --requests -")]
 pub(super) struct Arguments {
     /// Service and action, such as calc.add
-    topic: String,
+    #[arg(required_unless_present = "requests", conflicts_with = "requests")]
+    topic: Option<String>,
     /// JSON, or - to read it from standard input, or @FILE [default: none, which counts as null]
-    #[arg(allow_hyphen_values = true)]
+    #[arg(allow_hyphen_values = true, conflicts_with = "requests")]
     payload: Option<String>,
-    /// Where the server listens
-    #[arg(long, value_name = "HOST:PORT", default_value = DEFAULT_SERVER)]
-    server: String,
+    /// Many requests, one a line, as {"topic":"calc.add","payload":{},"version":"1.0.0","timeout":5000,"id":"a1"},
+    /// of which only topic is needed; - for standard input. Answers are printed as lines in the same order
+    #[arg(long, value_name = "FILE")]
+    requests: Option<String>,
+    /// Requests of --requests that wait for their answers at the same time
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    concurrency: u32,
+    #[command(flatten)]
+    connect: Connect,
     /// The version of the service that you write for
     #[arg(long, value_name = "VERSION", default_value = "1.0.0")]
     version: Version,
@@ -44,17 +58,26 @@ pub(super) struct Arguments {
           value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     timeout: u64,
     /// Send the payload as opaque bytes, not as JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with = "requests")]
     binary: bool,
 }
 
 const _: () = assert!(MAX_TIMEOUT.as_millis() == 3_600_000, "the bound of --timeout");
 
 pub(super) fn run(arguments: &Arguments) -> Result {
-    let topic = Topic::parse(&arguments.topic).map_err(|_| {
-        let topic = &arguments.topic;
-        usage(format!("{topic:?} is no topic: SERVICE.ACTION, each a letter then letters, digits, - and _"))
-    })?;
+    match &arguments.requests {
+        Some(file) => run_many(arguments, file),
+        None => run_one(arguments, arguments.topic.as_deref().unwrap_or_default()),
+    }
+}
+
+fn parse_topic(topic: &str) -> std::result::Result<Topic<'_>, String> {
+    Topic::parse(topic)
+        .map_err(|_| format!("{topic:?} is no topic: SERVICE.ACTION, each a letter then letters, digits, - and _"))
+}
+
+fn run_one(arguments: &Arguments, topic: &str) -> Result {
+    let topic = parse_topic(topic).map_err(usage)?;
     let payload = read_payload(arguments.payload.as_deref().unwrap_or_default())?;
     let payload = if arguments.binary {
         Payload::Binary(&payload)
@@ -64,33 +87,143 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         let hint = "; quote it for the shell, or use --binary for bytes";
         Payload::Json(json::check(&payload).map_err(|e| usage(format!("the payload is {e}{hint}")))?)
     };
-    let request_id = uuid::Uuid::new_v4().to_string();
-    let request = Request {
-        topic,
-        version: arguments.version,
-        request_id: &request_id,
-        timeout: Duration::from_millis(arguments.timeout),
-        payload,
-    };
-    let unreachable = |error: ClientError| (Exit::Unreachable, error.to_string());
-    let mut client = Client::connect(&arguments.server, CONNECT_TIMEOUT).map_err(unreachable)?;
-    match client.call(&request).map_err(unreachable)? {
-        Answer::Json(text) => print(&[text.as_bytes(), b"\n"]),
-        Answer::Binary(bytes) => print(&[&bytes]),
-        Answer::Error(refusal) => {
-            complain!("{}: {}", printable(&refusal.code), printable(&refusal.message));
-            if let Some(details) = refusal.details {
+    let timeout = Duration::from_millis(arguments.timeout);
+    let (version, idempotent) = (arguments.version, arguments.connect.retry > 0);
+    let request = Request { version, timeout, idempotent, ..Request::new(topic, payload) };
+    let client = arguments.connect.open(timeout)?;
+    match client.call(&request) {
+        Ok(Answer::Json(text)) => print(&[text.as_bytes(), b"\n"]),
+        Ok(Answer::Binary(bytes)) => print(&[&bytes]),
+        Err(ClientError::Answered(Refusal { code, message, origin: _, details })) => {
+            complain!("{}: {}", printable(&code), printable(&message));
+            if let Some(details) = details {
                 complain!("{details}");
             }
             Ok(Exit::Failure)
         }
+        Err(error) => Err((Exit::Unreachable, error.to_string())),
+    }
+}
+
+/// A line of `--requests`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line<'a> {
+    topic: String,
+    #[serde(borrow, default)]
+    payload: Option<&'a RawValue>,
+    version: Option<String>,
+    timeout: Option<u64>,
+    id: Option<String>,
+}
+
+/// What became of the lines so far.
+#[derive(Default)]
+struct Tally {
+    answered: u64,
+    errors: u64,
+    lost: u64,
+}
+
+fn run_many(arguments: &Arguments, file: &str) -> Result {
+    let mut input: Box<dyn BufRead> = match file {
+        "-" => Box::new(io::stdin().lock()),
+        file => Box::new(BufReader::new(File::open(file).map_err(|e| usage(format!("can't read {file}: {e}")))?)),
+    };
+    let client = arguments.connect.open(Duration::from_millis(arguments.timeout))?;
+    let mut waiting = VecDeque::new();
+    let mut tally = Tally::default();
+    let mut shown = Instant::now();
+    let mut number = 0_u64;
+    loop {
+        let mut text = String::new();
+        let read = (&mut input).take(MAX_LINE).read_line(&mut text);
+        read.map_err(|error| failure(format!("can't read line {} of {file}: {error}", number + 1)))?;
+        if text.is_empty() {
+            break;
+        }
+        number += 1;
+        if text.trim().is_empty() {
+            continue;
+        }
+        let sent = send(&client, arguments, &text).map_err(|problem| usage(format!("line {number}: {problem}")))?;
+        waiting.push_back((number, sent));
+        while waiting.len() >= arguments.concurrency as usize {
+            take(&mut waiting, &mut tally)?;
+        }
+        tally.show(&mut shown, false);
+    }
+    while !waiting.is_empty() {
+        take(&mut waiting, &mut tally)?;
+        tally.show(&mut shown, false);
+    }
+    tally.show(&mut shown, true);
+    Ok(match tally {
+        Tally { lost: 1.., .. } => Exit::Unreachable,
+        Tally { errors: 1.., .. } => Exit::Failure,
+        Tally { .. } => Exit::Success,
+    })
+}
+
+type Sent = std::result::Result<Pending, ClientError>;
+
+fn send(client: &Client, arguments: &Arguments, text: &str) -> std::result::Result<Sent, String> {
+    let Line { topic, payload, version, timeout, id } = serde_json::from_str(text.trim_end())
+        .map_err(|error| format!("{error}; a line is as {{\"topic\":\"calc.add\",\"payload\":{{}}}}"))?;
+    let topic = parse_topic(&topic)?;
+    let version = match version {
+        Some(version) => version.parse().map_err(|_| format!("{version:?} is no version, as 1.2.0 is"))?,
+        None => arguments.version,
+    };
+    let timeout = Duration::from_millis(timeout.unwrap_or(arguments.timeout).clamp(1, 3_600_000));
+    let payload = Payload::Json(payload.map_or("", RawValue::get));
+    let (request_id, idempotent) = (id.as_deref(), arguments.connect.retry > 0);
+    Ok(client.send(&Request { topic, version, request_id, timeout, payload, idempotent }))
+}
+
+/// Waits for the oldest and prints what came of it.
+fn take(waiting: &mut VecDeque<(u64, Sent)>, tally: &mut Tally) -> std::result::Result<(), (Exit, String)> {
+    let Some((number, sent)) = waiting.pop_front() else { return Ok(()) };
+    let line = match sent.and_then(Pending::wait) {
+        Ok(Answer::Json(text)) => {
+            tally.answered += 1;
+            format!("{{\"line\":{number},\"answer\":{text}}}\n")
+        }
+        Ok(Answer::Binary(bytes)) => {
+            tally.answered += 1;
+            format!("{}\n", json!({"line": number, "bytes": bytes.len()}))
+        }
+        Err(ClientError::Answered(Refusal { code, message, origin, details })) => {
+            tally.errors += 1;
+            let error = json!({"code": code, "message": message, "origin": origin, "details": details});
+            format!("{}\n", json!({"line": number, "error": error}))
+        }
+        Err(error) => {
+            tally.lost += 1;
+            let lost = json!({"message": error.to_string(), "mayHaveRun": error.may_have_run()});
+            format!("{}\n", json!({"line": number, "lost": lost}))
+        }
+    };
+    print(&[line.as_bytes()]).map(drop)
+}
+
+impl Tally {
+    /// Progress for a person who waits, in one line that is written over.
+    fn show(&self, shown: &mut Instant, last: bool) {
+        if !io::stderr().is_terminal() || !last && shown.elapsed() < PROGRESS_EVERY {
+            return;
+        }
+        *shown = Instant::now();
+        let Self { answered, errors, lost } = self;
+        let end = if last { "\n" } else { "" };
+        let _ = write!(io::stderr(), "\r{answered} answered, {errors} errors, {lost} lost{end}");
     }
 }
 
 fn read_payload(argument: &str) -> std::result::Result<Vec<u8>, (Exit, String)> {
     let mut payload = Vec::new();
     match argument.strip_prefix('@') {
-        Some(file) => payload = fs::read(file).map_err(|e| usage(format!("can't read {file}: {e}")))?,
+        Some(file) => payload = std::fs::read(file).map_err(|e| usage(format!("can't read {file}: {e}")))?,
         None if argument == "-" => {
             io::stdin().read_to_end(&mut payload).map_err(|e| usage(format!("can't read standard input: {e}")))?;
         }

@@ -20,9 +20,11 @@ mod call;
 mod cert;
 mod check;
 mod compile_worker;
+mod connect;
 mod edge;
 mod inspect;
 mod operator;
+mod ping;
 mod rollback;
 mod serve;
 mod store;
@@ -68,6 +70,7 @@ pub struct Arguments {
 enum Command {
     Serve(serve::Arguments),
     Call(call::Arguments),
+    Ping(ping::Arguments),
     Check(check::Arguments),
     Inspect(inspect::Arguments),
     Store(store::Arguments),
@@ -85,6 +88,7 @@ impl Arguments {
         let result = match self.command {
             Command::Serve(arguments) => serve::run(arguments),
             Command::Call(arguments) => call::run(&arguments),
+            Command::Ping(arguments) => ping::run(&arguments),
             Command::Check(arguments) => check::run(&arguments),
             Command::Inspect(arguments) => inspect::run(&arguments),
             Command::Store(arguments) => store::run(&arguments),

@@ -16,7 +16,7 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::Subsc
 
 use super::{
     Exit, Result,
-    call::DEFAULT_SERVER,
+    connect::DEFAULT_SERVER,
     edge::{self, Edge, peers_can_say},
     failure,
     operator::Operator,

@@ -3,16 +3,19 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod access;
 mod admin;
 mod architecture;
 mod capabilities;
 mod cli;
+mod client;
 mod connections;
 mod drain;
 mod hostile;
 mod reload;
 mod routing;
 mod sandbox;
+mod tls;
 mod wire;
 
 use support::{Setup, TestServer};

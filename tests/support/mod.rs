@@ -3,6 +3,7 @@
 //! repeated on the other side.
 #![allow(dead_code, missing_docs, reason = "shared by programs that each use a part")]
 
+pub mod pki;
 pub mod wat;
 
 use std::{
@@ -50,6 +51,8 @@ pub struct TestServer {
     pub child: Child,
     pub wire: SocketAddr,
     pub admin: SocketAddr,
+    /// All listeners, in the order in which it names them.
+    pub listeners: Vec<SocketAddr>,
     /// What it printed until it was ready.
     pub said: String,
     log: mpsc::Receiver<String>,
@@ -154,8 +157,12 @@ impl Setup {
             let line = said.lines().find_map(|line| line.trim_start().strip_prefix(start));
             line.unwrap().trim().trim_matches('/').parse().unwrap()
         };
+        let named = said.lines().filter_map(|line| line.trim_start().strip_prefix("listening"));
+        let listeners: Vec<SocketAddr> =
+            named.map(|rest| rest.split_whitespace().next().unwrap().parse().unwrap()).collect();
         TestServer {
-            wire: address("listening"),
+            wire: listeners[0],
+            listeners,
             admin: address("admin      http://"),
             child,
             said,
@@ -209,6 +216,18 @@ impl TestServer {
         let (_, text) = self.get("/metrics");
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
+    }
+
+    /// The same, where one that has never counted is not listed.
+    pub fn count(&self, name: &str) -> u64 {
+        let (_, text) = self.get("/metrics");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.map_or(0, |count| count.parse().unwrap())
+    }
+
+    /// Calls of services so far.
+    pub fn calls(&self) -> u64 {
+        self.json("/services")["services"].as_array().unwrap().iter().map(|row| row["calls"].as_u64().unwrap()).sum()
     }
 
     /// Asks again until it is so.

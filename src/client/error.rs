@@ -1,0 +1,91 @@
+//! Why a call has no answer, and what may have come of it.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::wire::Origin;
+
+/// Payload of an ERROR.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Refusal {
+    /// What went wrong, for a program.
+    pub code: String,
+    /// What went wrong, for a person.
+    pub message: String,
+    /// Whose code it is.
+    pub origin: Origin,
+    /// More of it.
+    pub details: Option<Box<RawValue>>,
+}
+
+/// Why there is no good answer. Which of the three it is says what may have
+/// happened on the other side.
+#[derive(Debug, Clone)]
+pub enum ClientError {
+    /// Nothing ran: the request did not leave as a whole, or the server has
+    /// said that it did not begin it.
+    NotSent(String),
+    /// The request left and no answer came: it may have run.
+    Unanswered(String),
+    /// The answer is an ERROR.
+    Answered(Refusal),
+    /// The answer is not what was asked for: another kind of payload, or
+    /// JSON of another shape. The request has run.
+    Unexpected(String),
+}
+
+impl ClientError {
+    /// Whether the request may have run.
+    #[must_use]
+    pub fn may_have_run(&self) -> bool {
+        match self {
+            Self::NotSent(_) => false,
+            Self::Unanswered(_) | Self::Unexpected(_) => true,
+            Self::Answered(refusal) => !refusal.nothing_ran(),
+        }
+    }
+}
+
+impl Refusal {
+    /// Whether the server answers so only before anything was begun.
+    #[must_use]
+    pub fn nothing_ran(&self) -> bool {
+        // A service may choose any code of its own.
+        let own = matches!(self.origin, Origin::Service);
+        let begun = ["TIMEOUT", "SERVICE_FAILED", "SHUTTING_DOWN", "INTERNAL_ERROR"];
+        !own && !begun.contains(&self.code.as_str())
+    }
+
+    /// How long the server asks to wait, in milliseconds.
+    #[must_use]
+    pub fn retry_after_ms(&self) -> Option<u64> {
+        #[derive(Deserialize)]
+        struct Details {
+            #[serde(rename = "retryAfterMs")]
+            retry_after_ms: u64,
+        }
+        let details: Details = serde_json::from_str(self.details.as_ref()?.get()).ok()?;
+        Some(details.retry_after_ms)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.message)
+    }
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSent(why) => write!(f, "{why}; nothing was served"),
+            Self::Unanswered(why) => write!(f, "{why}; the request may have been served"),
+            Self::Answered(refusal) => refusal.fmt(f),
+            Self::Unexpected(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for ClientError {}

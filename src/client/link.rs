@@ -1,0 +1,142 @@
+//! One connection of a client, from the name to the hello.
+
+use std::{
+    io,
+    net::TcpStream,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustls::pki_types::ServerName;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Settings, error::Refusal};
+use crate::{
+    transport::{Socket, SocketOptions, Stream, TlsFault, resolve},
+    wire::{Header, Incoming, Kind, Payload, Reassembly, SYSTEM_VERSION, Topic, message::write_message},
+};
+
+/// Largest answer that a client takes, in bytes: more than any server sends
+/// (a payload of 64 MiB and a header line).
+const MAX_ANSWER_SIZE: usize = 65 * 1024 * 1024;
+/// First size of the read buffer, in bytes.
+const READ_SIZE: usize = 8 * 1024;
+
+/// An open connection that has said hello.
+#[derive(Debug, Clone)]
+pub(super) struct Link {
+    pub(super) stream: Stream,
+    /// Tells this connection from those before and after it.
+    pub(super) number: u64,
+    /// Silence after which something is to be sent.
+    pub(super) keep_alive: Duration,
+}
+
+/// What the server says of itself; only what a client needs of it.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Hello {
+    pub(super) limits: HelloLimits,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct HelloLimits {
+    keep_alive_interval_ms: u64,
+}
+
+/// Connects, trying all addresses of the name in turn, and says hello.
+pub(super) fn open(settings: &Settings, number: u64) -> Result<(Link, Reassembly), String> {
+    let stream = connect(settings)?;
+    let deadline = Instant::now() + settings.handshake_timeout;
+    if let Err(error) = stream.handshake(deadline) {
+        return Err(format!("TLS with {} failed, {}: {error}", settings.server, TlsFault::of(&error)));
+    }
+    let mut buffer = Reassembly::new(MAX_ANSWER_SIZE, READ_SIZE);
+    let hello = hello(&stream, &mut buffer, settings, deadline)
+        .map_err(|problem| format!("{} does not let us in: {problem}", settings.server))?;
+    let keep_alive = settings.keep_alive.min(Duration::from_millis(hello.limits.keep_alive_interval_ms.max(1)));
+    Ok((Link { stream, number, keep_alive }, buffer))
+}
+
+fn connect(settings: &Settings) -> Result<Stream, String> {
+    let server = &settings.server;
+    let describe = |error: io::Error| {
+        let hint = match error.kind() {
+            io::ErrorKind::ConnectionRefused => {
+                "; is the server running? `mb-server serve` starts one, --server names another"
+            }
+            _ => "",
+        };
+        format!("can't reach {server}: {error}{hint}")
+    };
+    let deadline = Instant::now() + settings.connect_timeout;
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in resolve(&settings.host, settings.port).map_err(describe)? {
+        let remaining = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        match TcpStream::connect_timeout(&address, remaining) {
+            Ok(stream) => {
+                let _ = SocketOptions { keep_alive: None, no_delay: true }.apply(&stream);
+                return secure(settings, Socket::new(stream));
+            }
+            Err(refused) => last = refused,
+        }
+    }
+    Err(describe(last))
+}
+
+fn secure(settings: &Settings, socket: Socket) -> Result<Stream, String> {
+    let Some((config, name)) = &settings.tls else { return Ok(Stream::plain(socket)) };
+    let name = ServerName::try_from(name.clone()).map_err(|error| format!("server name {name:?}: {error}"))?;
+    let session = rustls::ClientConnection::new(Arc::clone(config), name).map_err(|error| error.to_string())?;
+    Ok(Stream::tls(socket, session.into()))
+}
+
+fn hello(stream: &Stream, buffer: &mut Reassembly, settings: &Settings, deadline: Instant) -> Result<Hello, String> {
+    let mut payload = json!({"client": settings.name, "protocol": "1.0"});
+    if let Some(token) = &settings.token {
+        payload["token"] = json!(token);
+    }
+    let topic = Topic::parse("system.hello").map_err(|error| error.to_string())?;
+    let header = Header {
+        kind: Kind::Request,
+        topic,
+        version: SYSTEM_VERSION,
+        request_id: Some("hello"),
+        parent_request_id: None,
+        timeout: None,
+    };
+    let mut frame = Vec::new();
+    write_message(&mut frame, &header, Payload::Json(&payload.to_string()));
+    // A server that refuses before it has read everything says why.
+    let sent = write_all(stream, &frame, deadline);
+    loop {
+        match buffer.next() {
+            Err(error) => return Err(format!("it does not speak this protocol: {error}")),
+            Ok(Some(Incoming::KeepAlive)) => {}
+            Ok(Some(Incoming::Message { body, binary: _ })) => {
+                let (header, payload) =
+                    Header::parse(body).map_err(|error| format!("it does not speak this protocol: {error}"))?;
+                if header.kind == Kind::Error {
+                    let refusal: Result<Refusal, _> = serde_json::from_slice(payload);
+                    return Err(refusal.map_or_else(|error| error.to_string(), |refusal| refusal.to_string()));
+                }
+                return serde_json::from_slice(payload).map_err(|error| format!("its hello can't be read: {error}"));
+            }
+            Ok(None) => match stream.read(buffer.spare(), deadline) {
+                Ok(0) => return Err(sent.err().map_or("it closed the connection".into(), |error| error.to_string())),
+                Ok(count) => buffer.advance(count),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err("no answer to the hello".into()),
+                Err(error) => return Err(format!("{}: {error}", TlsFault::of(&error))),
+            },
+        }
+    }
+}
+
+fn write_all(stream: &Stream, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = stream.write(bytes, deadline)?;
+        bytes = &bytes[written..];
+    }
+    Ok(())
+}

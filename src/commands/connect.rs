@@ -1,0 +1,104 @@
+//! The flags with which `call` and `ping` reach a server.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use super::{Exit, usage};
+use crate::{
+    client::{Builder, Client, ClientError},
+    transport::ClientTls,
+};
+
+/// Where a server with default settings listens.
+pub(super) const DEFAULT_SERVER: &str = "127.0.0.1:8081";
+/// The same with TLS.
+const DEFAULT_TLS_SERVER: &str = "localhost:8444";
+
+/// Longest file of a token, in bytes.
+const MAX_TOKEN_SIZE: usize = 4096;
+
+/// Pause before connecting is tried again; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Connect {
+    /// Where the server listens [default: 127.0.0.1:8081, with TLS localhost:8444]
+    #[arg(long, value_name = "HOST:PORT")]
+    server: Option<String>,
+    /// Use TLS; --ca, --cert and --insecure do too
+    #[arg(long)]
+    tls: bool,
+    /// PEM file of the CA that has signed the server's certificate
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// PEM file of the certificate to show
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// PEM file of its key
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// The name that the server's certificate is for [default: the host]
+    #[arg(long, value_name = "NAME")]
+    server_name: Option<String>,
+    /// Take any certificate for the server's; for development only
+    #[arg(long, conflicts_with = "ca")]
+    insecure: bool,
+    /// File that holds the token to show
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Try again so many times: connecting, and requests that were lost, which may then run twice
+    #[arg(long, value_name = "TIMES", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub(super) retry: u32,
+}
+
+impl Connect {
+    /// Connects, as often as `--retry` says.
+    pub(super) fn open(&self, timeout: Duration) -> Result<Client, (Exit, String)> {
+        let builder = self.builder()?.connect_timeout(timeout.min(Duration::from_secs(5)));
+        let mut pause = FIRST_PAUSE;
+        for _ in 0..self.retry {
+            match builder.clone().connect() {
+                Ok(client) => return Ok(client),
+                Err(error) => complain!("mb-server: {}; trying again", describe(&error)),
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+        builder.connect().map_err(|error| (Exit::Unreachable, describe(&error)))
+    }
+
+    fn builder(&self) -> Result<Builder, (Exit, String)> {
+        let Self { server, tls, ca, cert, key, server_name, insecure, token_file, retry } = self;
+        let tls = *tls || ca.is_some() || cert.is_some() || *insecure;
+        let default = if tls { DEFAULT_TLS_SERVER } else { DEFAULT_SERVER };
+        let server = server.as_deref().unwrap_or(default);
+        let mut builder = Client::builder(server).retries(*retry).reconnect(*retry > 0);
+        if tls {
+            if ca.is_none() && !insecure {
+                return Err(usage("TLS needs --ca, the file of the CA to trust, or --insecure for development"));
+            }
+            builder = builder.tls(ClientTls {
+                ca: ca.clone(),
+                identity: cert.clone().zip(key.clone()),
+                server_name: server_name.clone(),
+                reject_unauthorized: !insecure,
+            });
+        }
+        if let Some(file) = token_file {
+            let token =
+                fs::read_to_string(file).map_err(|error| usage(format!("token {}: {error}", file.display())))?;
+            let token = token.trim();
+            if token.is_empty() || token.len() > MAX_TOKEN_SIZE {
+                return Err(usage(format!("token {}: 1 to {MAX_TOKEN_SIZE} bytes are expected", file.display())));
+            }
+            builder = builder.token(token);
+        }
+        Ok(builder)
+    }
+}
+
+fn describe(error: &ClientError) -> String {
+    match error {
+        ClientError::NotSent(why) => why.clone(),
+        other => other.to_string(),
+    }
+}

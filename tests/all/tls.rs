@@ -1,0 +1,277 @@
+//! TLS: who gets in, and what is said and counted of those who don't.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpStream},
+    process::Command,
+    sync::Arc,
+};
+
+use mb_server::{
+    client::{Builder, Client, ClientError},
+    transport::{ClientTls, client_config},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    setup,
+    support::{
+        PATIENCE, RawClient, TestServer,
+        pki::{Pki, pair},
+    },
+};
+
+fn start(settings: &str) -> TestServer {
+    setup().set(settings).start()
+}
+
+fn tls(pki: &Pki, server: SocketAddr, change: impl FnOnce(&mut ClientTls)) -> Builder {
+    let mut tls = ClientTls { ca: Some(pki.path("ca.crt")), ..ClientTls::default() };
+    change(&mut tls);
+    Client::builder(server.to_string()).tls(tls)
+}
+
+fn sum(builder: Builder) -> Result<Value, ClientError> {
+    let client = builder.retries(0).reconnect(false).connect()?;
+    client.call_json("calc.add", &json!({"a": 2, "b": 40}))
+}
+
+fn failures(server: &TestServer, reason: &str) -> u64 {
+    server.count(&format!("mb_handshake_failures_total{{reason=\"{reason}\"}}"))
+}
+
+#[test]
+fn who_gets_in() {
+    let (pki, other) = (Pki::new(), Pki::new());
+    pki.issue("client", &["ann"], (2020, 2040), 10);
+    pki.issue("expired", &["ann"], (2019, 2020), 11);
+    pki.issue("early", &["ann"], (2039, 2040), 12);
+    pki.issue("revoked", &["ann"], (2020, 2040), 13);
+    other.issue("stranger", &["ann"], (2020, 2040), 14);
+    pki.revoke(&[13]);
+    let crl = format!("crl = {:?}\n", pki.path("crl.pem").display().to_string());
+    let server = start(&pki.settings(&(pki.ca_setting() + &crl)));
+    let port = server.listeners[1];
+    let shows = |dir: &Pki, name: &str| Some(pair(dir.dir.path(), name));
+    let own = shows(&pki, "client");
+
+    let sums = sum(tls(&pki, port, |tls| tls.identity = own.clone())).unwrap();
+    assert_eq!(sums, json!({"sum": 42}));
+    let any = sum(tls(&pki, port, |tls| {
+        tls.identity = own.clone();
+        (tls.ca, tls.reject_unauthorized) = (None, false);
+    }));
+    assert_eq!(any.unwrap(), json!({"sum": 42}), "reject_unauthorized = false takes any certificate");
+    let calls = server.calls();
+    assert_eq!(calls, 2);
+
+    type Change<'a> = Box<dyn Fn(&mut ClientTls) + 'a>;
+    let wrong_ca: Change<'_> = Box::new(|tls| (tls.ca, tls.identity) = (Some(other.path("ca.crt")), own.clone()));
+    let wrong_name: Change<'_> =
+        Box::new(|tls| (tls.server_name, tls.identity) = (Some("other.example".into()), own.clone()));
+    let shown = |dir, name| -> Change<'_> { Box::new(move |tls| tls.identity = Some(pair(dir, name))) };
+    let (own_dir, other_dir) = (pki.dir.path(), other.dir.path());
+    let table: [(&str, Change<'_>, &str); 7] = [
+        ("unknown-ca", wrong_ca, "refused-by-peer"),
+        ("wrong-name", wrong_name, "refused-by-peer"),
+        ("", Box::new(|_| {}), "no-certificate"),
+        ("", shown(own_dir, "expired"), "expired"),
+        ("", shown(own_dir, "early"), "not-yet-valid"),
+        ("", shown(own_dir, "revoked"), "revoked"),
+        ("", shown(other_dir, "stranger"), "unknown-ca"),
+    ];
+    for (said, change, counted) in table {
+        let before = failures(&server, counted);
+        match sum(tls(&pki, port, |tls| change(tls))).unwrap_err() {
+            ClientError::NotSent(why) => assert!(why.contains(said), "{counted}: {why}"),
+            other => panic!("{counted}: {other}"),
+        }
+        server.until(counted, |server| failures(server, counted) == before + 1);
+    }
+    assert_eq!(server.calls(), calls, "no guest was called");
+    let rows = server.json("/connections");
+    assert_eq!(rows["connections"], json!([]), "all of them are gone");
+}
+
+#[test]
+fn what_is_no_handshake_costs_nothing() {
+    let pki = Pki::new();
+    let server = start(&pki.settings(""));
+    let port = server.listeners[1];
+
+    // Plain bytes where TLS is spoken.
+    let mut plain = TcpStream::connect(port).unwrap();
+    plain.set_read_timeout(Some(PATIENCE)).unwrap();
+    plain.write_all(b"\0\0\0\x14\0\0\0\0REQUEST:a.b:1.0.0:1\n").unwrap();
+    let mut answer = Vec::new();
+    plain.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer.first(), Some(&0x15), "an alert: {answer:?}");
+    server.until("not-tls", |server| failures(server, "not-tls") == 1);
+
+    // A hello of TLS 1.1.
+    let mut hello = vec![3, 2];
+    hello.extend([7; 32]);
+    hello.extend([0, 0, 2, 0xc0, 0x13, 1, 0]);
+    let length = u8::try_from(hello.len()).unwrap();
+    let mut record = vec![0x16, 3, 1, 0, length + 4, 1, 0, 0, length];
+    record.extend(hello);
+    let mut old = TcpStream::connect(port).unwrap();
+    old.set_read_timeout(Some(PATIENCE)).unwrap();
+    old.write_all(&record).unwrap();
+    let mut answer = Vec::new();
+    old.read_to_end(&mut answer).unwrap();
+    assert_eq!(answer[..7], [0x15, 3, 3, 0, 2, 2, 70], "alert protocol_version: {answer:?}");
+    server.until("nothing-in-common", |server| failures(server, "nothing-in-common") == 1);
+
+    // TLS where plain bytes are spoken.
+    let mut raw = server.connect();
+    let config = client_config(&ClientTls { ca: Some(pki.path("ca.crt")), ..ClientTls::default() }).unwrap();
+    let name = "localhost".try_into().unwrap();
+    let mut session = rustls::ClientConnection::new(Arc::clone(&config), name).unwrap();
+    let mut hello = Vec::new();
+    session.write_tls(&mut hello).unwrap();
+    raw.send(&hello);
+    let code = raw.message().code();
+    assert!(["INVALID_FRAME", "MESSAGE_TOO_LARGE"].contains(&&*code), "{code}");
+    raw.expect_end();
+
+    // Abandoned at each byte, by an end in order and by none.
+    for (count, end) in (0..hello.len()).zip([true, false].into_iter().cycle()) {
+        let mut stream = TcpStream::connect(port).unwrap();
+        stream.write_all(&hello[..count]).unwrap();
+        if end {
+            stream.shutdown(Shutdown::Write).unwrap();
+        }
+    }
+    server.until("all are gone", |server| failures(server, "abandoned") == hello.len() as u64);
+    assert_eq!(server.calls(), 0);
+    assert_eq!(sum(tls(&pki, port, |_| {})).unwrap(), json!({"sum": 42}), "and it serves");
+}
+
+#[test]
+fn a_handshake_ends_at_its_deadline() {
+    let pki = Pki::new();
+    let server = setup().set("handshake_timeout = 100").set(&pki.settings("")).start();
+    let mut quiet = TcpStream::connect(server.listeners[1]).unwrap();
+    quiet.set_read_timeout(Some(PATIENCE)).unwrap();
+    quiet.write_all(&[0x16]).unwrap();
+    quiet.read_to_end(&mut Vec::new()).unwrap();
+    server.until("timeout", |server| failures(server, "timeout") == 1);
+}
+
+#[test]
+fn certificates_give_names_and_invalid_ones_none() {
+    let (pki, other) = (Pki::new(), Pki::new());
+    pki.issue("client", &["ann"], (2020, 2040), 10);
+    other.issue("client", &["ann"], (2020, 2040), 10);
+    let settings = pki.settings(&(pki.ca_setting() + "reject_unauthorized = false\n"));
+    let server = setup()
+        .set("auth = \"optional\"")
+        .set(&settings)
+        .set("[principals.ann]\nrights = [\"calc.*\"]\n[principals.anonymous]\nrights = [\"echo.*\"]")
+        .start();
+    let port = server.listeners[1];
+    assert!(sum(tls(&pki, port, |tls| tls.identity = Some(pair(pki.dir.path(), "client")))).is_ok());
+    for identity in [None, Some(pair(other.dir.path(), "client"))] {
+        match sum(tls(&pki, port, |tls| tls.identity = identity)).unwrap_err() {
+            ClientError::Answered(refusal) => assert_eq!(refusal.code, "FORBIDDEN"),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
+fn certificates_are_read_again_without_a_restart() {
+    let pki = Pki::new();
+    let server = setup().set("reload_interval = 50").set(&pki.settings("")).start();
+    let port = server.listeners[1];
+    let before = tls(&pki, port, |_| {}).connect().unwrap();
+    pki.issue("server", &["renewed.example"], (2020, 2040), 20);
+    server.wait_for_log("certificates");
+    let named = |name: &'static str| tls(&pki, port, move |tls| tls.server_name = Some(name.into())).connect();
+    server.until("the new one", |_| named("renewed.example").is_ok());
+    assert!(named("localhost").is_err());
+    let sum: Value = before.call_json("calc.add", &json!({"a": 2, "b": 40})).unwrap();
+    assert_eq!(sum, json!({"sum": 42}), "open connections stay");
+}
+
+#[test]
+fn a_server_with_wrong_files_does_not_start() {
+    let pki = Pki::new();
+    pki.issue("other", &["localhost"], (2020, 2040), 2);
+    pki.issue("expired", &["localhost"], (2019, 2020), 3);
+    pki.issue("early", &["localhost"], (2039, 2040), 4);
+    std::fs::write(pki.path("empty"), "").unwrap();
+    let check = |cert: &str, key: &str, expected: &[&str]| {
+        let settings = setup().set(&format!(
+            "[tls]\nport = 0\ncert = {:?}\nkey = {:?}",
+            pki.path(cert).display().to_string(),
+            pki.path(key).display().to_string()
+        ));
+        let output = settings.command().output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let said = String::from_utf8(output.stderr).unwrap();
+        for part in expected {
+            assert!(said.contains(part), "{said:?} lacks {part:?}");
+        }
+    };
+    check("server.crt", "other.key", &["other.key", "is not the key of the certificate", "server.crt"]);
+    check("missing.crt", "server.key", &["missing.crt", "No such file"]);
+    check("server.key", "server.key", &["server.key", "no CERTIFICATE section"]);
+    check("server.crt", "server.crt", &["server.crt", "no PRIVATE KEY section"]);
+    check("empty", "server.key", &["empty", "no CERTIFICATE section"]);
+    check("expired.crt", "expired.key", &["expired.crt", "expired at"]);
+    check("early.crt", "early.key", &["early.crt", "not valid before"]);
+}
+
+#[test]
+fn openssl_and_node_connect_with_certificates() {
+    let pki = Pki::new();
+    pki.issue("client", &["ann"], (2020, 2040), 10);
+    let server = start(&pki.settings(&pki.ca_setting()));
+    let port = server.listeners[1].port().to_string();
+    let path = |name: &str| pki.path(name).display().to_string();
+    let mut openssl = Command::new("openssl");
+    openssl.args(["s_client", "-connect", &format!("127.0.0.1:{port}"), "-CAfile", &path("ca.crt")]);
+    openssl.args(["-verify_return_error", "-alpn", "mb/1", "-cert", &path("client.crt"), "-key", &path("client.key")]);
+    openssl.stdin(std::process::Stdio::null());
+    match openssl.output() {
+        Err(error) => println!("openssl is not here, so it was not tried: {error}"),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(said.contains("Verify return code: 0") && said.contains("ALPN protocol: mb/1"), "{said}");
+        }
+    }
+    // As `RawClient` would, but over TLS.
+    let script = "
+        const tls = require('tls'), fs = require('fs'), [port, ca, cert, key] = process.argv.slice(1);
+        const read = (file) => fs.readFileSync(file);
+        const body = Buffer.from('REQUEST:calc.add:1.0.0:1\\n{\"a\":2,\"b\":40}');
+        const head = Buffer.alloc(8); head.writeUInt32BE(body.length);
+        const options = { port, host: '127.0.0.1', ca: read(ca), cert: read(cert), key: read(key), ALPNProtocols: ['mb/1'] };
+        const socket = tls.connect(options, () => socket.write(Buffer.concat([head, body])));
+        socket.on('data', (data) => { console.log(socket.alpnProtocol, data.subarray(8).toString()); socket.end(); });
+        socket.on('error', (error) => { console.error(error.message); process.exit(1); });";
+    let args = ["-e", script, &port, &path("ca.crt"), &path("client.crt"), &path("client.key")];
+    match Command::new("node").args(args).output() {
+        Err(error) => println!("node is not here, so it was not tried: {error}"),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(said.contains("mb/1 RESPONSE:calc.add:1.0.0:1\n{\"sum\":42}"), "{said} {output:?}");
+        }
+    }
+}
+
+#[test]
+fn large_answers_and_the_drain_pass_through_tls() {
+    let pki = Pki::new();
+    let mut server = start(&pki.settings(""));
+    let client = tls(&pki, server.listeners[1], |_| {}).connect().unwrap();
+    let text = "x".repeat(900_000);
+    let said: Value = client.call_json("echo.say", &json!({"text": text})).unwrap();
+    assert_eq!(said, json!({"text": text}));
+    let mut quiet = RawClient::connect(server.wire);
+    server.signal("TERM");
+    assert_eq!(quiet.message().code(), "SHUTTING_DOWN");
+    assert!(server.wait().success());
+}
