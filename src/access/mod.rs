@@ -66,6 +66,8 @@ pub struct Identity {
     rights: Option<Arc<[Right]>>,
     terms: Arc<Terms>,
     token: Option<Arc<tokens::Token>>,
+    /// The right to everything.
+    everything: Arc<[Right]>,
     address: IpAddr,
 }
 
@@ -140,7 +142,8 @@ impl Access {
             Auth::Optional | Auth::Required => self.principal(ANONYMOUS),
         };
         let caller = Arc::new(Caller { connection_id, principal: None, encrypted });
-        Identity { caller, principal, rights: None, terms: Arc::clone(terms), token: None, address }
+        let everything = Arc::clone(&self.everything.rights);
+        Identity { caller, principal, rights: None, terms: Arc::clone(terms), token: None, everything, address }
     }
 
     /// The same peer under the principal of its certificate.
@@ -256,7 +259,12 @@ impl Identity {
     }
 
     fn rights(&self) -> &[Right] {
-        self.rights.as_deref().unwrap_or(&self.principal.rights)
+        match &self.rights {
+            Some(rights) => rights,
+            // Where nobody is asked, a name alone takes nothing away.
+            None if self.terms.auth == Auth::None && self.principal.rights.is_empty() => &self.everything,
+            None => &self.principal.rights,
+        }
     }
 
     fn may_show_token(&self) -> bool {
@@ -303,6 +311,8 @@ mod tests {
             assert_eq!(topics.map(|(topic, version)| identity.may_call(topic, version)), expected, "{identity:?}");
         };
         check(&identity(Auth::None, None, None), [true; 5]);
+        check(&identity(Auth::None, None, Some("bob")), [true; 5]);
+        check(&identity(Auth::None, None, Some("ann")), [true, true, true, false, false]);
         check(&identity(Auth::Optional, None, None), [false, false, false, false, true]);
         check(&identity(Auth::Required, None, Some("ann")), [true, true, true, false, false]);
         check(&identity(Auth::Required, None, Some("bob")), [false; 5]);

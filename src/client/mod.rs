@@ -57,6 +57,9 @@ const DEFAULT_RETRIES: u32 = 3;
 /// Requests without an answer at the same time, unless the builder says.
 const DEFAULT_MAX_WAITING: usize = 1024;
 
+/// How long the client's own thread sleeps at least, unless it is woken.
+const LEAST_SLEEP: Duration = Duration::from_millis(1);
+
 /// How long a request that was refused for want of room waits at least.
 const LEAST_RETRY: Duration = Duration::from_millis(1);
 
@@ -299,7 +302,7 @@ impl Builder {
             max_waiting,
             piece_size,
         } = self;
-        let wrong = || format!("{server:?} is no server, as localhost:8081 or [::1]:8081 is");
+        let wrong = || format!("{server:?} is no HOST:PORT, as localhost:8081 or [::1]:8081 is");
         let (host, port) = server.rsplit_once(':').ok_or_else(wrong)?;
         let port = port.parse().map_err(|_| wrong())?;
         let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
@@ -574,19 +577,21 @@ impl Shared {
                 return;
             }
             let now = Instant::now();
-            let next_retry = state.queue.wake_due(now);
-            if let Some(link) = &state.link {
+            state.queue.wake_due(now);
+            if let Some(keep_alive) = state.link.as_ref().map(|link| link.keep_alive) {
                 pause = FIRST_PAUSE;
-                let due = state.active.unwrap_or(now) + link.keep_alive;
-                state.keep_alive_due = due <= now;
+                let due = |state: &State| state.active.unwrap_or(now) + keep_alive;
+                state.keep_alive_due = due(&state) <= now;
                 if state.keep_alive_due || state.queue.has_unsent() {
                     drop(state);
                     self.write_what_waits();
                     state = self.state();
                 }
-                // Whoever writes at the moment writes that as well.
-                let least = now + Duration::from_millis(10);
-                let until = next_retry.map_or(due, |next| next.min(due)).max(least);
+                // What has come to be due meanwhile is seen under the lock
+                // that the sleep gives up.
+                let next = state.queue.next_due().into_iter().chain([due(&state)]).min().unwrap_or(now);
+                // Whoever writes at the moment writes all of it.
+                let until = next.max(now + LEAST_SLEEP);
                 self.sleep(state, until);
                 continue;
             }

@@ -176,20 +176,23 @@ impl Queue {
         true
     }
 
-    /// Puts in line what is due; says when the next one will be.
-    pub(super) fn wake_due(&mut self, now: Instant) -> Option<Instant> {
-        let mut next: Option<Instant> = None;
+    /// Puts in line what is due.
+    pub(super) fn wake_due(&mut self, now: Instant) {
         for (id, entry) in &mut self.entries {
-            if let Sent::Later(at) = entry.sent {
-                if at <= now {
-                    entry.sent = Sent::No;
-                    self.unsent.push_back(Arc::clone(id));
-                } else {
-                    next = Some(next.map_or(at, |next| next.min(at)));
-                }
+            if matches!(entry.sent, Sent::Later(at) if at <= now) {
+                entry.sent = Sent::No;
+                self.unsent.push_back(Arc::clone(id));
             }
         }
-        next
+    }
+
+    /// When the next one will be due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let later = |entry: &Entry| match entry.sent {
+            Sent::Later(at) => Some(at),
+            Sent::No | Sent::Maybe(_) => None,
+        };
+        self.entries.values().filter_map(later).min()
     }
 
     /// The connection is lost. What was certainly not begun, or does no harm
@@ -294,7 +297,9 @@ mod tests {
         assert_eq!(ids, ["2", "3"], "in their order");
         let now = Instant::now();
         assert!(queue.retry_later("2", now) && !queue.retry_later("2", now), "as often as it may");
-        assert_eq!(queue.wake_due(now), None);
+        assert_eq!(queue.next_due(), Some(now));
+        queue.wake_due(now);
+        assert_eq!(queue.next_due(), None);
         assert!(queue.take_batch(7, None, now).is_some());
     }
 }

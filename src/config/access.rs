@@ -17,7 +17,8 @@ pub const MAX_PRINCIPAL_SIZE: usize = 255;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Auth {
-    /// Nobody has to say, and who says nothing may call everything.
+    /// Nobody has to say, and everybody may call everything whose principal
+    /// is given no rights of its own.
     None,
     /// Nobody has to say, and who says nothing may call what
     /// `principals.anonymous` may.

@@ -132,6 +132,11 @@ impl Acceptor {
         let limits = &self.shared.settings;
         let message = match self.admission.admit(address, Box::new(job)) {
             Admitted::Yes => return,
+            Admitted::InPlace => {
+                self.shared.metrics.evicted.add(1);
+                self.shared.metrics.count_error(Some(Code::ServerBusy));
+                return;
+            }
             Admitted::Full => format!("no room for another connection, the limit is {}", limits.max_connections),
             Admitted::TooMany => {
                 format!("no room for another connection of {}, the limit is {}", peer.ip(), limits.per_address)

@@ -62,8 +62,10 @@ pub(super) struct Shares {
 
 /// What becomes of a peer that wants in.
 pub(super) enum Admitted {
-    /// It is served, at once or in the place of a stranger that is leaving.
+    /// It is served.
     Yes,
+    /// It is served in the place of a stranger that is leaving.
+    InPlace,
     /// There is no room.
     Full,
     /// Its address has as many connections as it may.
@@ -141,7 +143,7 @@ impl Admission {
                 inner.waiting.push_back((job, address));
                 // It, or another, may have been quicker than we are.
                 self.seat_one(&mut inner);
-                Admitted::Yes
+                Admitted::InPlace
             }
             _ => Admitted::Full,
         }

@@ -53,7 +53,7 @@ pub(crate) struct Connection {
     identity: ArcSwap<Identity>,
     /// There is nothing to be said to the peer before the handshake is done.
     open: AtomicBool,
-    /// Milliseconds from `since` to the end of the last request.
+    /// Microseconds from `since` to the end of the last request.
     last_request: AtomicU64,
     traffic: Traffic,
     /// Milliseconds from `since` to the last byte that arrived.
@@ -134,7 +134,7 @@ impl Connection {
     /// How long a peer that has not shown who it is has asked nothing.
     pub(super) fn idle_as_stranger(&self) -> Option<Duration> {
         let quiet = self.phase.load(Relaxed) == QUIET && !self.identity.load().is_known();
-        let since = self.since.0 + Duration::from_millis(self.last_request.load(Relaxed));
+        let since = self.since.0 + Duration::from_micros(self.last_request.load(Relaxed));
         quiet.then(|| since.elapsed())
     }
 
@@ -186,8 +186,8 @@ impl Connection {
     /// The drain sets its flag before it looks at the phase; here it is the
     /// other way round, so one of the two sees the other.
     pub(super) fn rest(&self) -> bool {
-        let millis = self.since.0.elapsed().as_millis();
-        self.last_request.store(u64::try_from(millis).unwrap_or(u64::MAX), Relaxed);
+        let micros = self.since.0.elapsed().as_micros();
+        self.last_request.store(u64::try_from(micros).unwrap_or(u64::MAX), Relaxed);
         self.phase.store(QUIET, SeqCst);
         !(self.drain.draining() && self.close())
     }

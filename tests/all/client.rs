@@ -89,7 +89,8 @@ const SHUTS_DOWN: &str = r#"{"code":"SHUTTING_DOWN","message":"the end","origin"
 
 #[test]
 fn what_was_sent_and_lost_may_have_run() {
-    let cases: [(fn(&mut RawClient), bool); 3] = [
+    type Say = fn(&mut RawClient);
+    let cases: [(Say, bool); 3] = [
         (|_| {}, true),
         (|peer| answer(peer, "ERROR:system.error:1.0.0", SHUTS_DOWN), false),
         (|peer| answer(peer, "ERROR:system.error:1.0.0", r#"{"code":"X","message":"m","origin":"server"}"#), true),
@@ -134,8 +135,7 @@ fn a_drained_server_is_followed_by_the_next_one() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let begin = || {
         let setup = setup();
-        let mut command = setup.command();
-        command.args(["--port", &port.to_string()]);
+        let mut command = setup.command_on(port);
         setup.start_with(&mut command)
     };
     let mut first = begin();
@@ -189,7 +189,7 @@ fn lines_of_requests_give_lines_of_answers() {
     assert!(code == 2 && said.contains("--ca"), "{code}: {said}");
     let (code, said) = run(&["call", "echo.say", "--token-file", "/nowhere/token"]);
     assert!(code == 2 && said.contains("/nowhere/token"), "{code}: {said}");
-    assert!(run(&["call", "echo.say", "--server", "nonsense"]).1.contains("is no server"));
+    assert!(run(&["call", "echo.say", "--server", "nonsense"]).1.contains("HOST:PORT"));
 }
 
 #[test]

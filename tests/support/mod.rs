@@ -115,6 +115,11 @@ impl Setup {
 
     /// The command that starts it.
     pub fn command(&self) -> Command {
+        self.command_on(0)
+    }
+
+    /// The same on a port of one's own choice.
+    pub fn command_on(&self, port: u16) -> Command {
         let file = self.dir.path().join("mb.toml");
         fs::write(&file, &self.settings).unwrap();
         let mut command = match &self.wrapper {
@@ -125,7 +130,7 @@ impl Setup {
                 shell
             }
         };
-        command.args(["serve", "--port", "0", "--admin-port", "0", "--config"]).arg(file);
+        command.args(["serve", "--port", &port.to_string(), "--admin-port", "0", "--config"]).arg(file);
         command.arg("--services").arg(self.services());
         // One cache for all, so that each component is compiled once.
         command.env("XDG_STATE_HOME", self.dir.path().join("state"));
