@@ -433,6 +433,7 @@ impl Client {
             idempotent,
             retries: shared.settings.retries,
             sent: Sent::No,
+            lost_once: false,
             slot: Arc::clone(&slot),
         };
         let mut state = shared.state();
@@ -473,16 +474,16 @@ impl Pending {
             (state.queue.remove(&self.id), state.trouble.clone())
         };
         self.shared.changed.notify_all();
-        match entry.map(|entry| entry.sent) {
+        let late = "no answer within the timeout";
+        match entry {
             // It came in the last moment.
-            None => self
-                .slot
-                .wait(Instant::now())
-                .unwrap_or_else(|| Err(ClientError::Unanswered("no answer within the timeout".into()))),
-            Some(Sent::Maybe(_)) => Err(ClientError::Unanswered("no answer within the timeout".into())),
-            Some(Sent::No | Sent::Later(_)) => {
-                let why = trouble.unwrap_or_else(|| "it could not be sent within its timeout".into());
-                Err(ClientError::NotSent(why))
+            None => self.slot.wait(Instant::now()).unwrap_or_else(|| Err(ClientError::Unanswered(late.into()))),
+            Some(entry) => {
+                let why = match entry.sent {
+                    Sent::Maybe(_) => late.into(),
+                    Sent::No | Sent::Later(_) => trouble.unwrap_or_else(|| "not sent within its timeout".into()),
+                };
+                Err(entry.without_answer(false, why))
             }
         }
     }
@@ -678,7 +679,10 @@ impl Shared {
         let full = state.queue.len() + 1 >= self.settings.max_waiting;
         drop(state);
         if let Some(entry) = entry {
-            entry.slot.put(answer.map_err(ClientError::Answered));
+            entry.slot.put(answer.map_err(|refusal| match refusal.nothing_ran() {
+                true if entry.lost_once => ClientError::Unanswered(format!("lost, and sent again: {refusal}")),
+                _ => ClientError::Answered(refusal),
+            }));
         }
         if full {
             self.changed.notify_all();

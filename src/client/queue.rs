@@ -57,6 +57,9 @@ pub(super) struct Entry {
     /// How often it may still be sent again.
     pub(super) retries: u32,
     pub(super) sent: Sent,
+    /// It was lost once and sent again, because that does no harm: whatever
+    /// comes of it now, it may have run before.
+    pub(super) lost_once: bool,
     pub(super) slot: Arc<Slot>,
 }
 
@@ -96,6 +99,14 @@ pub(super) struct Loss {
     pub(super) nothing_begun: bool,
     /// Requests are sent again over the next connection.
     pub(super) reconnect: bool,
+}
+
+impl Entry {
+    /// What is said where there will be no answer.
+    pub(super) fn without_answer(&self, nothing_begun: bool, why: String) -> ClientError {
+        let left = matches!(self.sent, Sent::Maybe(_)) && !nothing_begun;
+        if left || self.lost_once { ClientError::Unanswered(why) } else { ClientError::NotSent(why) }
+    }
 }
 
 impl Queue {
@@ -211,6 +222,7 @@ impl Queue {
             if safe && loss.reconnect && entry.retries > 0 {
                 entry.retries -= 1;
                 entry.sent = Sent::No;
+                entry.lost_once |= !loss.nothing_begun;
                 again.push(Arc::clone(id));
             } else {
                 over.push(Arc::clone(id));
@@ -219,9 +231,7 @@ impl Queue {
         self.unsent.extend(again);
         for id in over {
             if let Some(entry) = self.entries.remove(&id) {
-                let began = matches!(entry.sent, Sent::Maybe(_)) && !loss.nothing_begun;
-                let why = loss.why.clone();
-                entry.slot.put(Err(if began { ClientError::Unanswered(why) } else { ClientError::NotSent(why) }));
+                entry.slot.put(Err(entry.without_answer(loss.nothing_begun, loss.why.clone())));
             }
         }
     }
@@ -241,6 +251,7 @@ mod tests {
             idempotent,
             retries: 1,
             sent: Sent::No,
+            lost_once: false,
             slot: Arc::default(),
         }
     }
