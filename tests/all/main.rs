@@ -9,6 +9,7 @@ mod architecture;
 mod capabilities;
 mod cli;
 mod client;
+mod clients;
 mod connections;
 mod drain;
 mod hostile;

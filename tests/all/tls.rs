@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     setup,
     support::{
-        PATIENCE, RawClient, TestServer,
+        PATIENCE, RawClient, TestServer, absent,
         pki::{Pki, pair},
     },
 };
@@ -236,7 +236,7 @@ fn openssl_and_node_connect_with_certificates() {
     openssl.args(["-verify_return_error", "-alpn", "mb/1", "-cert", &path("client.crt"), "-key", &path("client.key")]);
     openssl.stdin(std::process::Stdio::null());
     match openssl.output() {
-        Err(error) => println!("openssl is not here, so it was not tried: {error}"),
+        Err(error) => absent("openssl", &error),
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stdout);
             assert!(said.contains("Verify return code: 0") && said.contains("ALPN protocol: mb/1"), "{said}");
@@ -254,7 +254,7 @@ fn openssl_and_node_connect_with_certificates() {
         socket.on('error', (error) => { console.error(error.message); process.exit(1); });";
     let args = ["-e", script, &port, &path("ca.crt"), &path("client.crt"), &path("client.key")];
     match Command::new("node").args(args).output() {
-        Err(error) => println!("node is not here, so it was not tried: {error}"),
+        Err(error) => absent("node", &error),
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stdout);
             assert!(said.contains("mb/1 RESPONSE:calc.add:1.0.0:1\n{\"sum\":42}"), "{said} {output:?}");

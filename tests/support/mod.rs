@@ -251,6 +251,13 @@ impl Drop for TestServer {
     }
 }
 
+/// A program that a test starts is not on this machine: the test passes it
+/// over, but not where all of them are to be there.
+pub fn absent(program: &str, error: &std::io::Error) {
+    assert!(std::env::var_os("TEST_REQUIRES_TOOLS").is_none(), "{program}: {error}");
+    println!("{program} is not here, so it was not tried: {error}");
+}
+
 /// One raw HTTP exchange: status and body.
 pub fn http(address: SocketAddr, request: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
