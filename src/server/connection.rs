@@ -180,14 +180,19 @@ impl Connection {
         self.phase.compare_exchange(QUIET, BUSY, SeqCst, SeqCst).is_ok()
     }
 
+    /// All that there was is answered, and the answers are about to leave: the
+    /// peer's idle time begins before it can have seen them.
+    pub(super) fn answered(&self) {
+        let micros = self.since.0.elapsed().as_micros();
+        self.last_request.store(u64::try_from(micros).unwrap_or(u64::MAX), Relaxed);
+    }
+
     /// The thread has served what there was, and is about to wait. False if
     /// the server ends and it falls to the thread to say so.
     ///
     /// The drain sets its flag before it looks at the phase; here it is the
     /// other way round, so one of the two sees the other.
     pub(super) fn rest(&self) -> bool {
-        let micros = self.since.0.elapsed().as_micros();
-        self.last_request.store(u64::try_from(micros).unwrap_or(u64::MAX), Relaxed);
         self.phase.store(QUIET, SeqCst);
         !(self.drain.draining() && self.close())
     }

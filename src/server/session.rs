@@ -265,6 +265,7 @@ impl Session {
             }
         }
         if busy {
+            self.connection.answered();
             self.flush()?;
             self.active = Instant::now();
             if !self.connection.rest() {

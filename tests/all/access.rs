@@ -168,6 +168,10 @@ fn the_longest_idle_stranger_makes_room() {
     let mut second = server.connect();
     assert!(second.ask("system.ping", "1").line.starts_with("RESPONSE"));
     assert!(first.ask("system.ping", "1").line.starts_with("RESPONSE"));
+    // Who is still busy with the answer's end is not idle at all.
+    server.until("both are idle", |server| {
+        server.json("/connections")["connections"].as_array().unwrap().iter().all(|row| row["state"] == "idle")
+    });
     // Two strangers may be in. The next ones get in when the idle ones are
     // no longer so new that they are left alone.
     let mut ann = loop {
