@@ -16,6 +16,7 @@ macro_rules! complain {
     }};
 }
 
+mod bench;
 mod call;
 mod cert;
 mod check;
@@ -71,6 +72,7 @@ enum Command {
     Serve(serve::Arguments),
     Call(call::Arguments),
     Ping(ping::Arguments),
+    Bench(bench::Arguments),
     Check(check::Arguments),
     Inspect(inspect::Arguments),
     Store(store::Arguments),
@@ -89,6 +91,7 @@ impl Arguments {
             Command::Serve(arguments) => serve::run(arguments),
             Command::Call(arguments) => call::run(&arguments),
             Command::Ping(arguments) => ping::run(&arguments),
+            Command::Bench(arguments) => bench::run(&arguments),
             Command::Check(arguments) => check::run(&arguments),
             Command::Inspect(arguments) => inspect::run(&arguments),
             Command::Store(arguments) => store::run(&arguments),

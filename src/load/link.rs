@@ -1,0 +1,183 @@
+//! One connection of the load generator.
+
+use std::{
+    io::{self, Read, Write},
+    net::TcpStream,
+};
+
+use rustls::{ClientConnection, StreamOwned};
+
+use super::speech::{Heard, Speech};
+
+/// First size of the read buffer, in bytes.
+const READ_SIZE: usize = 64 * 1024;
+
+/// A connected stream, with TLS or without.
+pub enum Link {
+    /// Without.
+    Plain(TcpStream),
+    /// After the handshake.
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Link {
+    /// What lies below.
+    #[must_use]
+    pub fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => &stream.sock,
+        }
+    }
+
+    /// Whether bytes that were given to it have not left yet.
+    fn holds_back(&self) -> bool {
+        matches!(self, Self::Tls(stream) if stream.conn.wants_write())
+    }
+}
+
+impl Read for Link {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.read(buf),
+            Self::Tls(stream) => stream.read(buf),
+        }
+    }
+}
+
+impl Write for Link {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(stream) => stream.write(buf),
+            Self::Tls(stream) => stream.write(buf),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(_) => Ok(()),
+            Self::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
+/// A connection, what is spoken over it, and what waits on it.
+pub(super) struct Peer<S> {
+    pub(super) link: Link,
+    speech: S,
+    /// Waits for room to be written.
+    pub(super) blocked: bool,
+    /// When each slot's request was sent or due, in nanoseconds.
+    since: Box<[u64]>,
+    free: Vec<usize>,
+    /// Of a protocol that answers in turn: the slot whose answer is next, and
+    /// the one whose request is next.
+    turn: (usize, usize),
+    out: Vec<u8>,
+    sent: usize,
+    buf: Vec<u8>,
+    /// Invariant: `taken <= filled <= buf.len()`.
+    taken: usize,
+    filled: usize,
+}
+
+impl<S: Speech> Peer<S> {
+    pub(super) fn new(link: Link, speech: S, depth: usize) -> Self {
+        Self {
+            link,
+            speech,
+            blocked: false,
+            since: vec![0; depth].into(),
+            free: (0..depth).rev().collect(),
+            turn: (0, 0),
+            out: Vec::new(),
+            sent: 0,
+            buf: vec![0; READ_SIZE],
+            taken: 0,
+            filled: 0,
+        }
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    pub(super) fn waits_for_answers(&self) -> bool {
+        self.free.len() < self.since.len()
+    }
+
+    /// Puts one request where it waits to be written.
+    pub(super) fn ask(&mut self, since: u64) {
+        let Some(free) = self.free.pop() else { return };
+        let slot = if S::IN_TURN {
+            let slot = self.turn.1;
+            self.turn.1 = (slot + 1) % self.since.len();
+            slot
+        } else {
+            free
+        };
+        self.since[slot] = since;
+        self.speech.ask(slot, &mut self.out);
+    }
+
+    /// Writes what the system takes; says whether that was all.
+    pub(super) fn write(&mut self) -> io::Result<bool> {
+        while self.sent < self.out.len() {
+            match self.link.write(&self.out[self.sent..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(sent) => self.sent += sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.out.clear();
+        self.sent = 0;
+        if self.link.holds_back() {
+            match self.link.flush() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                result => result?,
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads once; says whether there may be more at once.
+    pub(super) fn read(&mut self) -> io::Result<bool> {
+        if self.taken == self.filled {
+            (self.taken, self.filled) = (0, 0);
+        } else if self.filled == self.buf.len() {
+            self.buf.copy_within(self.taken..self.filled, 0);
+            self.filled -= self.taken;
+            self.taken = 0;
+            if self.filled > self.buf.len() / 2 {
+                self.buf.resize(self.buf.len() * 2, 0);
+            }
+        }
+        match self.link.read(&mut self.buf[self.filled..]) {
+            Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server has closed a connection")),
+            Ok(count) => {
+                self.filled += count;
+                Ok(self.filled == self.buf.len() || matches!(self.link, Link::Tls(_)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The next whole answer, and since when it was waited for.
+    pub(super) fn next(&mut self) -> io::Result<Option<(Heard, u64)>> {
+        let waiting = &self.buf[self.taken..self.filled];
+        let heard = self.speech.hear(waiting).map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem))?;
+        let Some(heard) = heard else { return Ok(None) };
+        self.taken += heard.bytes;
+        let slot = heard.slot.unwrap_or(self.turn.0);
+        if S::IN_TURN {
+            self.turn.0 = (slot + 1) % self.since.len();
+        }
+        let since = *self.since.get(slot).ok_or_else(|| io::Error::other("an answer to what was never asked"))?;
+        self.free.push(slot);
+        Ok(Some((heard, since)))
+    }
+}

@@ -1,0 +1,326 @@
+//! Load: makes requests over many connections from few threads and measures
+//! when the answers come.
+//!
+//! A thread drives its connections by `epoll`, so that what measures costs
+//! less than what is measured. In a closed loop every answer makes room for
+//! the next request; in an open one requests are due at a fixed rate, and what
+//! is measured begins when a request was due, not when there was room for it:
+//! a server that stops for a second is charged with every request of that
+//! second.
+
+mod link;
+mod speech;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use hdrhistogram::Histogram;
+pub use link::Link;
+use link::Peer;
+use rustix::event::{Timespec, epoll};
+pub use speech::{Frames, Heard, Speech};
+
+/// Longest time that is told apart, in nanoseconds: a request without an
+/// answer for longer counts as this.
+const LONGEST_NS: u64 = 3_600_000_000_000;
+/// Significant digits of a measured time.
+const DIGITS: u8 = 3;
+/// Without any answer for so long, something is broken.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// When the next request is sent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Pace {
+    /// As soon as an answer makes room for it.
+    Closed,
+    /// So many a second, whatever comes back.
+    Open(f64),
+}
+
+/// When it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    /// After this time.
+    Time(Duration),
+    /// After so many answers.
+    Count(u64),
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Requests that wait for their answers at the same time, by connection;
+    /// at least 1.
+    pub depth: usize,
+    /// When the next request is sent.
+    pub pace: Pace,
+    /// Time before anything counts.
+    pub warm_up: Duration,
+    /// How long it counts.
+    pub length: Length,
+    /// Threads that drive the connections; at least 1.
+    pub threads: usize,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    /// Answers that counted, refusals among them.
+    pub answers: u64,
+    /// Of them, those that refused, by code.
+    pub refused: BTreeMap<String, u64>,
+    /// Time in which they came.
+    pub elapsed: Duration,
+    /// Bytes of these answers.
+    pub bytes: u64,
+    /// From when a request was sent, or in an open loop was due, until its
+    /// answer was read, in nanoseconds.
+    pub times: Histogram<u64>,
+}
+
+impl Measured {
+    /// Answers a second.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        #[allow(clippy::cast_precision_loss)]
+        let answers = self.answers as f64;
+        answers / self.elapsed.as_secs_f64().max(1e-9)
+    }
+
+    /// The time that the given share of the answers, of 1, did not exceed.
+    #[must_use]
+    pub fn quantile(&self, share: f64) -> Duration {
+        Duration::from_nanos(self.times.value_at_quantile(share))
+    }
+
+    fn absorb(&mut self, other: &Self) {
+        self.answers += other.answers;
+        self.bytes += other.bytes;
+        self.elapsed = self.elapsed.max(other.elapsed);
+        for (code, count) in &other.refused {
+            *self.refused.entry(code.clone()).or_default() += count;
+        }
+        self.times.add(&other.times).expect("both have the same bounds");
+    }
+}
+
+/// What can be seen while it runs.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Answers so far, those of the warm-up among them.
+    pub answers: AtomicU64,
+    /// Set to end it early; what was measured until then counts.
+    pub stop: AtomicBool,
+}
+
+/// Makes load over these connections, and says what came of it.
+///
+/// # Errors
+/// If a connection ends, is spoken to in another protocol, or nothing is
+/// answered for 30 s.
+pub fn run<S: Speech>(links: Vec<(Link, S)>, plan: &Plan, progress: &Progress) -> io::Result<Measured> {
+    let threads = plan.threads.clamp(1, links.len().max(1));
+    let mut shares: Vec<Vec<_>> = (0..threads).map(|_| Vec::new()).collect();
+    for (number, link) in links.into_iter().enumerate() {
+        shares[number % threads].push(link);
+    }
+    let drive = |share| Driver::new(share, plan, threads, progress)?.drive();
+    thread::scope(|scope| {
+        let threads: Vec<_> = shares.into_iter().map(|share| scope.spawn(|| drive(share))).collect();
+        let mut sum: Option<Measured> = None;
+        for thread in threads {
+            let measured = thread.join().map_err(|_| io::Error::other("defect of the load generator"))??;
+            match &mut sum {
+                None => sum = Some(measured),
+                Some(sum) => sum.absorb(&measured),
+            }
+        }
+        sum.ok_or_else(|| io::Error::other("no connections"))
+    })
+}
+
+/// One thread's share of it.
+struct Driver<'a, S> {
+    peers: Vec<Peer<S>>,
+    epoll: rustix::fd::OwnedFd,
+    plan: &'a Plan,
+    progress: &'a Progress,
+    begun: Instant,
+    /// Of an open loop: nanoseconds between two requests of this thread.
+    interval_ns: f64,
+    /// Requests that were sent.
+    sent: u64,
+    /// Requests that will be; without a warm-up just as many as answers count.
+    to_send: u64,
+    /// The connection that is asked for room next.
+    next: usize,
+    measured: Measured,
+}
+
+impl<'a, S: Speech> Driver<'a, S> {
+    fn new(links: Vec<(Link, S)>, plan: &'a Plan, threads: usize, progress: &'a Progress) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let mut peers = Vec::with_capacity(links.len());
+        for (number, (link, speech)) in links.into_iter().enumerate() {
+            link.socket().set_nonblocking(true)?;
+            epoll::add(&epoll, link.socket(), epoll::EventData::new_u64(number as u64), epoll::EventFlags::IN)?;
+            peers.push(Peer::new(link, speech, plan.depth));
+        }
+        let interval_ns = match plan.pace {
+            Pace::Closed => 0.0,
+            #[allow(clippy::cast_precision_loss)]
+            Pace::Open(rate) => 1e9 * threads as f64 / rate,
+        };
+        let times = Histogram::new_with_bounds(1, LONGEST_NS, DIGITS).map_err(io::Error::other)?;
+        let measured = Measured { answers: 0, refused: BTreeMap::new(), elapsed: Duration::ZERO, bytes: 0, times };
+        let to_send = match plan.length {
+            Length::Count(count) if plan.warm_up.is_zero() => count.div_ceil(threads as u64),
+            _ => u64::MAX,
+        };
+        let begun = Instant::now();
+        Ok(Self { peers, epoll, plan, progress, begun, interval_ns, sent: 0, to_send, next: 0, measured })
+    }
+
+    fn drive(mut self) -> io::Result<Measured> {
+        if self.plan.pace == Pace::Closed {
+            for number in 0..self.peers.len() {
+                let now = self.now();
+                while self.sent < self.to_send && self.peers[number].has_room() {
+                    self.peers[number].ask(now);
+                    self.sent += 1;
+                }
+                self.send(number)?;
+            }
+        }
+        let mut events = Vec::with_capacity(self.peers.len().min(1024));
+        let mut last_answer = Instant::now();
+        let mut first_counted = None;
+        loop {
+            let wait = self.send_what_is_due()?;
+            epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&wait))?;
+            let now = self.now();
+            let counts = Duration::from_nanos(now) >= self.plan.warm_up;
+            if counts && first_counted.is_none() {
+                first_counted = Some(now);
+            }
+            let mut answers = 0;
+            for event in events.drain(..) {
+                answers += self.serve(usize::try_from(event.data.u64()).unwrap_or(0), event.flags, counts)?;
+            }
+            if answers > 0 {
+                self.progress.answers.fetch_add(answers, Relaxed);
+                last_answer = Instant::now();
+            } else if last_answer.elapsed() > PATIENCE && self.waits_for_answers() {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "nothing was answered for 30 s"));
+            }
+            if let Some(first) = first_counted
+                && self.is_done(first)
+            {
+                self.measured.elapsed = Duration::from_nanos(self.now() - first);
+                return Ok(self.measured);
+            }
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn is_done(&self, first_counted: u64) -> bool {
+        let over = match self.plan.length {
+            Length::Time(length) => Duration::from_nanos(self.now() - first_counted) >= length,
+            // Each thread its share; the last answers come together.
+            Length::Count(count) => self.measured.answers >= count.div_ceil(self.plan.threads as u64),
+        };
+        over || self.progress.stop.load(Relaxed)
+    }
+
+    fn waits_for_answers(&self) -> bool {
+        self.peers.iter().any(Peer::waits_for_answers)
+    }
+
+    /// Of an open loop: sends what is due where there is room. Says how long
+    /// there is nothing to send.
+    fn send_what_is_due(&mut self) -> io::Result<Timespec> {
+        const IDLE: Duration = Duration::from_millis(100);
+        if self.plan.pace == Pace::Closed {
+            return Timespec::try_from(IDLE).map_err(io::Error::other);
+        }
+        let mut touched = Vec::new();
+        let wait = loop {
+            #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            let due = (self.sent as f64 * self.interval_ns) as u64;
+            let now = self.now();
+            if self.sent >= self.to_send {
+                break IDLE;
+            }
+            if due > now {
+                break Duration::from_nanos(due - now).min(IDLE);
+            }
+            let count = self.peers.len();
+            let free = (0..count).map(|step| (self.next + step) % count).find(|&number| self.peers[number].has_room());
+            // Without room it waits for answers; what is due stays due.
+            let Some(number) = free else { break IDLE };
+            self.peers[number].ask(due);
+            self.next = number + 1;
+            self.sent += 1;
+            touched.push(number);
+        };
+        touched.sort_unstable();
+        touched.dedup();
+        for number in touched {
+            self.send(number)?;
+        }
+        Timespec::try_from(wait).map_err(io::Error::other)
+    }
+
+    /// Reads what a connection has, and answers in a closed loop.
+    fn serve(&mut self, number: usize, flags: epoll::EventFlags, counts: bool) -> io::Result<u64> {
+        let closed = self.plan.pace == Pace::Closed;
+        let mut answers = 0;
+        if !(flags & !epoll::EventFlags::OUT).is_empty() {
+            loop {
+                let more = self.peers[number].read()?;
+                let now = self.now();
+                while let Some((heard, since)) = self.peers[number].next()? {
+                    answers += 1;
+                    if counts {
+                        self.measured.answers += 1;
+                        self.measured.bytes += heard.bytes as u64;
+                        self.measured.times.saturating_record(now.saturating_sub(since).max(1));
+                        if let Some(code) = heard.refused {
+                            *self.measured.refused.entry(code).or_default() += 1;
+                        }
+                    }
+                    if closed && self.sent < self.to_send {
+                        self.peers[number].ask(now);
+                        self.sent += 1;
+                    }
+                }
+                if !more {
+                    break;
+                }
+            }
+        }
+        self.send(number)?;
+        Ok(answers)
+    }
+
+    /// Writes what waits, and asks to be told when there is room for the rest.
+    fn send(&mut self, number: usize) -> io::Result<()> {
+        let peer = &mut self.peers[number];
+        let blocked = !peer.write()?;
+        if blocked != peer.blocked {
+            peer.blocked = blocked;
+            let mut flags = epoll::EventFlags::IN;
+            flags.set(epoll::EventFlags::OUT, blocked);
+            epoll::modify(&self.epoll, peer.link.socket(), epoll::EventData::new_u64(number as u64), flags)?;
+        }
+        Ok(())
+    }
+}
