@@ -1,6 +1,8 @@
 //! `wasi:keyvalue`: durable values of one service, in buckets that it names
 //! itself.
 
+use std::time::Instant;
+
 use wasmtime::component::Resource;
 
 use super::{
@@ -27,15 +29,22 @@ fn refuse(error: &StoreError) -> store::Error {
 
 impl Host {
     /// Works with the service's part of the store, in time.
-    fn stored<T>(&mut self, work: impl FnOnce(&Namespace, &Self) -> Result<T, StoreError>) -> Answer<T> {
+    fn stored<T>(&mut self, work: impl FnOnce(&Namespace) -> Result<T, StoreError>) -> Answer<T> {
         let Some(namespace) = self.granted.keyvalue.clone() else { return Ok(Err(store::Error::AccessDenied)) };
         self.waiting = true;
-        let result = work(&namespace, self);
+        let result = work(&namespace);
         if let Some(stop) = self.tick() {
             return Err(stop.into());
         }
         self.waiting = false;
         Ok(result.map_err(|error| refuse(&error)))
+    }
+
+    /// The same for a write, which waits for the disk.
+    fn written<T>(&mut self, work: impl FnOnce(&Namespace, Instant) -> Result<T, StoreError>) -> Answer<T> {
+        let deadline = self.context.deadline;
+        self.waits();
+        self.stored(|namespace| work(namespace, deadline))
     }
 
     fn bucket(&self, bucket: &Resource<Bucket>) -> wasmtime::Result<Box<str>> {
@@ -45,7 +54,7 @@ impl Host {
 
 impl store::Host for Host {
     fn open(&mut self, identifier: String) -> Answer<Resource<Bucket>> {
-        if let Err(error) = self.stored(|namespace, _| namespace.open(&identifier))? {
+        if let Err(error) = self.stored(|namespace| namespace.open(&identifier))? {
             return Ok(Err(error));
         }
         Ok(Ok(self.table.push(Bucket(identifier.into()))?))
@@ -55,27 +64,27 @@ impl store::Host for Host {
 impl store::HostBucket for Host {
     fn get(&mut self, bucket: Resource<Bucket>, key: String) -> Answer<Option<Vec<u8>>> {
         let bucket = self.bucket(&bucket)?;
-        self.stored(|namespace, _| namespace.get(&bucket, &key))
+        self.stored(|namespace| namespace.get(&bucket, &key))
     }
 
     fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> Answer<()> {
         let bucket = self.bucket(&bucket)?;
-        self.stored(|namespace, host| namespace.set(&bucket, key, value, host.context.deadline))
+        self.written(|namespace, deadline| namespace.set(&bucket, key, value, deadline))
     }
 
     fn delete(&mut self, bucket: Resource<Bucket>, key: String) -> Answer<()> {
         let bucket = self.bucket(&bucket)?;
-        self.stored(|namespace, host| namespace.delete(&bucket, key, host.context.deadline))
+        self.written(|namespace, deadline| namespace.delete(&bucket, key, deadline))
     }
 
     fn exists(&mut self, bucket: Resource<Bucket>, key: String) -> Answer<bool> {
         let bucket = self.bucket(&bucket)?;
-        self.stored(|namespace, _| namespace.exists(&bucket, &key))
+        self.stored(|namespace| namespace.exists(&bucket, &key))
     }
 
     fn list_keys(&mut self, bucket: Resource<Bucket>, cursor: Option<String>) -> Answer<store::KeyResponse> {
         let bucket = self.bucket(&bucket)?;
-        let page = self.stored(|namespace, _| namespace.list(&bucket, cursor.as_deref()))?;
+        let page = self.stored(|namespace| namespace.list(&bucket, cursor.as_deref()))?;
         Ok(page.map(|page| store::KeyResponse { keys: page.keys, cursor: page.next }))
     }
 
@@ -88,7 +97,7 @@ impl store::HostBucket for Host {
 impl atomics::Host for Host {
     fn increment(&mut self, bucket: Resource<Bucket>, key: String, delta: i64) -> Answer<i64> {
         let bucket = self.bucket(&bucket)?;
-        self.stored(|namespace, host| namespace.increment(&bucket, key, delta, host.context.deadline))
+        self.written(|namespace, deadline| namespace.increment(&bucket, key, delta, deadline))
     }
 
     /// Where the value is another by now, the caller gets the new one to try
@@ -96,7 +105,7 @@ impl atomics::Host for Host {
     fn swap(&mut self, cas: Resource<Cas>, value: Vec<u8>) -> wasmtime::Result<Result<(), atomics::CasError>> {
         let Cas { bucket, key, seen } = self.table.delete(cas)?;
         let swapped =
-            self.stored(|namespace, host| namespace.swap(&bucket, key.clone(), seen, value, host.context.deadline))?;
+            self.written(|namespace, deadline| namespace.swap(&bucket, key.clone(), seen, value, deadline))?;
         match swapped {
             Ok(true) => Ok(Ok(())),
             Ok(false) => Ok(Err(match self.look(bucket, key)? {
@@ -110,7 +119,7 @@ impl atomics::Host for Host {
 
 impl Host {
     fn look(&mut self, bucket: Box<str>, key: String) -> Answer<Resource<Cas>> {
-        match self.stored(|namespace, _| namespace.get(&bucket, &key))? {
+        match self.stored(|namespace| namespace.get(&bucket, &key))? {
             Ok(seen) => Ok(Ok(self.table.push(Cas { bucket, key, seen })?)),
             Err(error) => Ok(Err(error)),
         }
@@ -136,17 +145,17 @@ impl atomics::HostCas for Host {
 impl batch::Host for Host {
     fn get_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Answer<Vec<Option<(String, Vec<u8>)>>> {
         let bucket = self.bucket(&bucket)?;
-        let values = self.stored(|namespace, _| namespace.get_many(&bucket, &keys))?;
+        let values = self.stored(|namespace| namespace.get_many(&bucket, &keys))?;
         Ok(values.map(|values| keys.into_iter().zip(values).map(|(key, value)| Some((key, value?))).collect()))
     }
 
     fn set_many(&mut self, bucket: Resource<Bucket>, pairs: Vec<(String, Vec<u8>)>) -> Answer<()> {
         let bucket = self.bucket(&bucket)?;
-        self.stored(|namespace, host| namespace.set_many(&bucket, pairs, host.context.deadline))
+        self.written(|namespace, deadline| namespace.set_many(&bucket, pairs, deadline))
     }
 
     fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Answer<()> {
         let bucket = self.bucket(&bucket)?;
-        self.stored(|namespace, host| namespace.delete_many(&bucket, keys, host.context.deadline))
+        self.written(|namespace, deadline| namespace.delete_many(&bucket, keys, deadline))
     }
 }

@@ -94,6 +94,11 @@ impl Host {
         (Instant::now() >= self.context.deadline).then_some(Stop::Deadline).or_else(|| self.watch.tick())
     }
 
+    /// The call is about to wait.
+    pub fn waits(&self) {
+        self.watch.waits();
+    }
+
     /// Sleeps; the call ends if its time is over before.
     fn sleep(&mut self, until: Instant) -> wasmtime::Result<()> {
         self.waiting = true;

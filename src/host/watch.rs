@@ -8,11 +8,18 @@ use std::{
 /// How long a waiting call may go without being looked after.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
+/// A sleep that is shorter is not worth another thread.
+const LONG_ENOUGH: Duration = Duration::from_millis(1);
+
 /// Looks after a call that takes longer than a tick. It is asked on the
 /// thread of the call, and must not block.
 pub trait Watch: Send + Sync {
     /// Whether the call shall end before its deadline.
     fn tick(&self) -> Option<Stop>;
+
+    /// The call is about to wait for something, for as long as a quick call
+    /// takes at least.
+    fn waits(&self) {}
 }
 
 /// Nobody looks.
@@ -47,6 +54,9 @@ impl std::error::Error for Stop {}
 
 /// Sleeps until an instant, or says why the call must end before.
 pub(super) fn sleep(watch: &dyn Watch, until: Instant, deadline: Instant) -> Result<(), Stop> {
+    if until.saturating_duration_since(Instant::now()) >= LONG_ENOUGH {
+        watch.waits();
+    }
     loop {
         let now = Instant::now();
         if now >= until {

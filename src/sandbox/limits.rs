@@ -102,6 +102,9 @@ impl ResourceLimiter for Guest {
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
         let Self { host, limits } = self;
         let Some(sum) = limits.grown(limits.memory, limits.bounds.memory, current, desired) else { return Ok(false) };
+        if !limits.charge.raise_until(beyond_kept(sum), Instant::now()) {
+            host.waits();
+        }
         while !limits.charge.raise_until(beyond_kept(sum), Instant::now() + LOOK_EVERY) {
             if let Some(stop) = host.tick() {
                 return Err(stop.into());

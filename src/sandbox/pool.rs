@@ -37,6 +37,7 @@ pub(super) fn take(places: &Budget, watch: &dyn Watch, deadline: Instant) -> boo
     if places.try_take(1) {
         return true;
     }
+    watch.waits();
     let mut look = FIRST_LOOK;
     loop {
         let now = Instant::now();

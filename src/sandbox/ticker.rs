@@ -12,10 +12,10 @@ use std::{
 use wasmtime::Engine;
 
 /// Time between two ticks: how much later than its deadline a call may end.
-pub const TICK: Duration = Duration::from_millis(5);
+pub const TICK: Duration = Duration::from_millis(1);
 
 /// Ticks without a sign of use after which the thread sleeps: one second.
-const TICKS_TO_SLEEP: u32 = 200;
+const TICKS_TO_SLEEP: u32 = 1000;
 
 /// A thread that ticks while the sandbox is used and sleeps while it is not,
 /// so that an idle server does not wake the machine.

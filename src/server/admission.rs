@@ -5,8 +5,8 @@ use std::{
     net::{IpAddr, Ipv6Addr},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -58,6 +58,8 @@ pub(super) struct Shares {
     pub(super) strangers: usize,
     /// Of them, those of one address.
     pub(super) per_address: usize,
+    /// Threads beyond one for each connection.
+    pub(super) spare_threads: usize,
 }
 
 /// What becomes of a peer that wants in.
@@ -79,6 +81,8 @@ struct Inner {
     pool: ThreadPool,
     /// Slots taken by peers that have not shown who they are.
     strangers: usize,
+    /// Threads that are in a slow call, while another one reads.
+    spares: usize,
     /// Connections by address, where that is bounded.
     addresses: HashMap<IpAddr, usize>,
     /// Peers for whom a stranger was told to leave.
@@ -91,8 +95,18 @@ struct Inner {
 pub(super) struct Permit {
     admission: Arc<Admission>,
     slot: usize,
-    stranger: bool,
-    address: Option<IpAddr>,
+    stranger: AtomicBool,
+    address: OnceLock<IpAddr>,
+}
+
+/// The right of a thread that was left behind in a slow call. Given back when
+/// dropped.
+pub(super) struct Spare(Arc<Admission>);
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        self.0.lock().spares -= 1;
+    }
 }
 
 impl Admission {
@@ -110,6 +124,7 @@ impl Admission {
                 free: (0..max_connections).rev().collect(),
                 pool,
                 strangers: 0,
+                spares: 0,
                 addresses: HashMap::new(),
                 waiting: VecDeque::new(),
                 short_of_threads: false,
@@ -163,13 +178,19 @@ impl Admission {
     /// A free slot, if there is a thread for it.
     fn slot(&self, inner: &mut Inner) -> Option<usize> {
         let slot = inner.free.pop()?;
-        let taken = self.slots.len() - inner.free.len();
-        if taken > inner.pool.max_count() && !inner.grow() {
+        if !self.has_thread(inner) {
             inner.free.push(slot);
             return None;
         }
-        self.threads.store(inner.pool.max_count(), Relaxed);
         Some(slot)
+    }
+
+    /// Whether there is a thread for each slot and spare that is taken.
+    fn has_thread(&self, inner: &mut Inner) -> bool {
+        let taken = self.slots.len() - inner.free.len() + inner.spares;
+        let enough = taken <= inner.pool.max_count() || inner.grow();
+        self.threads.store(inner.pool.max_count(), Relaxed);
+        enough
     }
 
     /// Hands a slot, and a thread, to a job.
@@ -178,7 +199,8 @@ impl Admission {
         if let Some(address) = address.filter(|_| self.shares.per_address > 0) {
             *inner.addresses.entry(address).or_default() += 1;
         }
-        let permit = Permit { admission: Arc::clone(self), slot, stranger: true, address };
+        let address = address.map(OnceLock::from).unwrap_or_default();
+        let permit = Permit { admission: Arc::clone(self), slot, stranger: AtomicBool::new(true), address };
         inner.pool.execute(move || job(permit));
     }
 
@@ -255,13 +277,31 @@ impl Permit {
         self.admission.slots[self.slot].store(Some(connection));
     }
 
+    /// Has another thread of the pool go on with the connection while the
+    /// caller stays where it is; none if all are taken. What is returned is
+    /// the caller's for as long.
+    pub(super) fn relieve(&self, job: impl FnOnce() + Send + 'static) -> Option<Spare> {
+        let admission = &self.admission;
+        let mut inner = admission.lock();
+        if inner.spares >= admission.shares.spare_threads {
+            return None;
+        }
+        inner.spares += 1;
+        if !admission.has_thread(&mut inner) {
+            inner.spares -= 1;
+            return None;
+        }
+        inner.pool.execute(job);
+        Some(Spare(Arc::clone(admission)))
+    }
+
     /// It has come out for whom the peer speaks. False if that address has as
     /// many connections as it may.
     #[must_use]
-    pub(super) fn claim(&mut self, address: IpAddr) -> bool {
+    pub(super) fn claim(&self, address: IpAddr) -> bool {
         let address = whole_address(address);
         let limit = self.admission.shares.per_address;
-        if limit == 0 || self.address.is_some() {
+        if limit == 0 || self.address.get().is_some() {
             return true;
         }
         let mut inner = self.admission.lock();
@@ -269,13 +309,13 @@ impl Permit {
             return false;
         }
         *inner.addresses.entry(address).or_default() += 1;
-        self.address = Some(address);
+        let _ = self.address.set(address);
         true
     }
 
     /// The peer has shown who it is: a place for strangers is free again.
-    pub(super) fn is_known(&mut self) {
-        if std::mem::take(&mut self.stranger) {
+    pub(super) fn is_known(&self) {
+        if self.stranger.swap(false, Relaxed) {
             let mut inner = self.admission.lock();
             inner.strangers -= 1;
             self.admission.seat_one(&mut inner);
@@ -287,13 +327,13 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.admission.slots[self.slot].store(None);
         let mut inner = self.admission.lock();
-        inner.strangers -= usize::from(self.stranger);
-        if let Some(address) = self.address
-            && let Some(count) = inner.addresses.get_mut(&address)
+        inner.strangers -= usize::from(*self.stranger.get_mut());
+        if let Some(address) = self.address.get()
+            && let Some(count) = inner.addresses.get_mut(address)
         {
             *count -= 1;
             if *count == 0 {
-                inner.addresses.remove(&address);
+                inner.addresses.remove(address);
             }
         }
         inner.free.push(self.slot);
@@ -328,14 +368,14 @@ mod tests {
     use std::sync::mpsc;
 
     fn shares(connections: usize, strangers: usize, per_address: usize) -> Shares {
-        Shares { connections, strangers, per_address }
+        Shares { connections, strangers, per_address, spare_threads: 1 }
     }
 
     /// Peers that stay until the sender is dropped.
     fn stay(admission: &Arc<Admission>, address: Option<IpAddr>, known: bool) -> (Admitted, mpsc::Sender<()>) {
         let (leave, stays) = mpsc::channel::<()>();
         let (started, starts) = mpsc::channel();
-        let job = Box::new(move |mut permit: Permit| {
+        let job = Box::new(move |permit: Permit| {
             if known {
                 permit.is_known();
             }
@@ -364,6 +404,25 @@ mod tests {
         assert!(admission.wait_until_empty(Instant::now() + Duration::from_secs(10)));
         assert!(matches!(stay(&admission, None, false).0, Admitted::Yes));
         assert_eq!(admission.threads(), 6, "threads are kept");
+    }
+
+    #[test]
+    fn a_thread_in_a_slow_call_is_relieved_as_long_as_there_are_spare_ones() {
+        let admission = Admission::new(shares(1, 1, 0), 256 * 1024);
+        let (tell, told) = mpsc::channel();
+        let job = Box::new(move |permit: Permit| {
+            let (done, is_done) = mpsc::channel();
+            let first = permit.relieve(move || done.send(()).unwrap());
+            is_done.recv_timeout(Duration::from_secs(10)).unwrap();
+            let second = permit.relieve(|| {});
+            tell.send((first.is_some(), second.is_some())).unwrap();
+            drop(first);
+            tell.send((true, permit.relieve(|| {}).is_some())).unwrap();
+        });
+        assert!(matches!(admission.admit(None, job), Admitted::Yes));
+        let next = || told.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!(next(), (true, false));
+        assert_eq!(next(), (true, true));
     }
 
     #[test]

@@ -7,19 +7,21 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
 
-use super::DrainFlags;
+use super::{DrainFlags, phase::Phase, session::End};
 use crate::{
     access::Identity,
     budget::{Budget, Charge},
     dispatch::{Outcome, Reply},
-    host::{Stop, Watch},
     metrics::{Traffic, snapshot::ConnectionRow},
     transport::Stream,
     wire::{
@@ -29,15 +31,6 @@ use crate::{
         reassembly::KEPT_SIZE,
     },
 };
-
-/// Nobody calls; the peer may be told that the server ends.
-const QUIET: u8 = 0;
-/// The thread serves a message: it will look at the drain itself.
-const BUSY: u8 = 1;
-/// The drain has the last word, said or still being sent. Final.
-const TOLD: u8 = 2;
-/// The thread has it. Final.
-const CLOSING: u8 = 3;
 
 /// What a client that is sent away is told to wait, in milliseconds.
 pub(super) const RETRY_WHEN_BUSY_MS: u64 = 1000;
@@ -60,9 +53,9 @@ pub(crate) struct Connection {
     last_activity: AtomicU64,
     in_flight: AtomicU64,
     midway: AtomicBool,
-    /// The thread moves between `QUIET` and `BUSY`; it and the drain race for
-    /// the step to `CLOSING` or `TOLD`, and who wins it speaks.
-    phase: AtomicU8,
+    phase: Phase,
+    /// Why it ends, as whoever found out first says.
+    end: OnceLock<End>,
     drain: Arc<DrainFlags>,
     stream: Stream,
     outbox: Mutex<Outbox>,
@@ -101,7 +94,8 @@ impl Connection {
             last_activity: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             midway: AtomicBool::new(false),
-            phase: AtomicU8::new(QUIET),
+            phase: Phase::new(),
+            end: OnceLock::new(),
             drain,
             stream,
             outbox: Mutex::new(Outbox::new(memory)),
@@ -133,9 +127,13 @@ impl Connection {
 
     /// How long a peer that has not shown who it is has asked nothing.
     pub(super) fn idle_as_stranger(&self) -> Option<Duration> {
-        let quiet = self.phase.load(Relaxed) == QUIET && !self.identity.load().is_known();
-        let since = self.since.0 + Duration::from_micros(self.last_request.load(Relaxed));
-        quiet.then(|| since.elapsed())
+        let quiet = self.phase.is_quiet() && !self.identity.load().is_known();
+        quiet.then(|| self.last_answer().elapsed())
+    }
+
+    /// When the last request was answered; when it came, before.
+    pub(super) fn last_answer(&self) -> Instant {
+        self.since.0 + Duration::from_micros(self.last_request.load(Relaxed))
     }
 
     /// Sends a stranger away for somebody else; says whether that was to be.
@@ -174,10 +172,18 @@ impl Connection {
         self.midway.store(midway, Relaxed);
     }
 
-    /// The thread is about to serve a message. False if the peer was told
-    /// that the server ends: what it sent since is not begun.
-    pub(super) fn begin(&self) -> bool {
-        self.phase.compare_exchange(QUIET, BUSY, SeqCst, SeqCst).is_ok()
+    /// Who is busy on it.
+    pub(super) fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    /// Why it ends; the first one counts.
+    pub(super) fn ends(&self, end: End) {
+        let _ = self.end.set(end);
+    }
+
+    pub(super) fn end(&self) -> Option<&End> {
+        self.end.get()
     }
 
     /// All that there was is answered, and the answers are about to leave: the
@@ -185,23 +191,6 @@ impl Connection {
     pub(super) fn answered(&self) {
         let micros = self.since.0.elapsed().as_micros();
         self.last_request.store(u64::try_from(micros).unwrap_or(u64::MAX), Relaxed);
-    }
-
-    /// The thread has served what there was, and is about to wait. False if
-    /// the server ends and it falls to the thread to say so.
-    ///
-    /// The drain sets its flag before it looks at the phase; here it is the
-    /// other way round, so one of the two sees the other.
-    pub(super) fn rest(&self) -> bool {
-        self.phase.store(QUIET, SeqCst);
-        !(self.drain.draining() && self.close())
-    }
-
-    /// Takes the right to the last word for the thread. False if somebody has
-    /// it.
-    pub(super) fn close(&self) -> bool {
-        let free = |phase| [QUIET, BUSY].contains(&phase).then_some(CLOSING);
-        self.phase.fetch_update(SeqCst, SeqCst, free).is_ok()
     }
 
     /// Whether no further call shall be begun.
@@ -213,7 +202,7 @@ impl Connection {
     /// it did. It is then sent by [`Connection::send_last_word`]; the thread
     /// goes on to read, until the peer ends the stream.
     pub(super) fn tell_if_quiet(&self, code: Code, message: &str) -> bool {
-        let told = self.phase.compare_exchange(QUIET, TOLD, SeqCst, SeqCst).is_ok();
+        let told = self.phase.tell();
         if told && self.open.load(SeqCst) {
             self.push_notice(code, message);
         }
@@ -235,7 +224,7 @@ impl Connection {
     /// Ends the connection of a peer that was told by the drain and does not
     /// end it itself. One whose thread says the last word is left to that.
     pub(super) fn cut_off_if_told(&self) {
-        if self.phase.load(SeqCst) == TOLD {
+        if self.phase.is_told() {
             self.stream.shut_down();
         }
     }
@@ -313,6 +302,18 @@ impl Connection {
         flushed
     }
 
+    /// The same of what waits, if nobody is writing just now.
+    pub(super) fn send_early(&self) {
+        if let Ok(mut outbox) = self.outbox.try_lock() {
+            self.send_some(&mut outbox);
+        }
+    }
+
+    /// Whether calls that still run are to be stopped.
+    pub(super) fn calls_stopped(&self) -> bool {
+        self.drain.calls_stopped()
+    }
+
     /// Sends what the peer's system takes without waiting.
     fn send_some(&self, outbox: &mut Outbox) {
         let waits = outbox.sent < outbox.pending.len() || self.stream.has_unsent();
@@ -338,12 +339,12 @@ impl Connection {
     /// A copy for whoever looks.
     pub(super) fn row(&self) -> ConnectionRow {
         let Traffic { bytes_in, bytes_out, messages_in, messages_out, keep_alives: _, errors, .. } = &self.traffic;
-        let state = match self.phase.load(Relaxed) {
-            BUSY => "calling",
-            TOLD | CLOSING => "closing",
-            _ if !self.open.load(Relaxed) => "handshake",
-            _ if self.midway.load(Relaxed) => "reading",
-            _ => "idle",
+        let state = match () {
+            () if self.phase.is_busy() => "calling",
+            () if self.phase.is_closing() => "closing",
+            () if !self.open.load(Relaxed) => "handshake",
+            () if self.midway.load(Relaxed) => "reading",
+            () => "idle",
         };
         let last_activity = self.since.1 + Duration::from_millis(self.last_activity.load(Relaxed));
         let identity = self.identity.load();
@@ -363,14 +364,6 @@ impl Connection {
             in_flight: self.in_flight.load(Relaxed),
             errors: errors.get(),
         }
-    }
-}
-
-/// While a call takes long, the answers before it shall not wait for it.
-impl Watch for Connection {
-    fn tick(&self) -> Option<Stop> {
-        self.send_some(&mut self.outbox());
-        self.drain.calls_stopped().then_some(Stop::Shutdown)
     }
 }
 
@@ -451,7 +444,7 @@ mod tests {
         }
         assert!(connection.tell_if_quiet(Code::ShuttingDown, "the end"));
         assert!(!connection.tell_if_quiet(Code::ShuttingDown, "the end"), "once");
-        assert!(!connection.begin() && !connection.close());
+        assert!(!connection.phase.begin() && !connection.phase.close());
         assert!(!connection.send_last_word(), "there is no room");
         assert_eq!(connection.traffic.bytes_out.get(), 0, "nothing was written");
         let reader = std::thread::spawn(move || {
@@ -480,7 +473,7 @@ mod tests {
         assert!(connection.tell_if_quiet(Code::ShuttingDown, "the end"));
         assert!(cut_off(&connection, peer));
         let (connection, peer) = pair();
-        assert!(connection.close());
+        assert!(connection.phase.close());
         assert!(!cut_off(&connection, peer), "its thread still speaks");
         let (connection, peer) = pair();
         assert!(!cut_off(&connection, peer));

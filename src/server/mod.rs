@@ -1,13 +1,19 @@
 //! Connections: accepted, admitted, served by a thread each, and ended in
 //! order. In reading order: [`Server`] (start and drain), `acceptor`,
 //! `admission` (slots and threads), `connection` (what is shared about one),
-//! `session` (what its thread does), `linger` (the last two seconds).
+//! `phase` (who is busy on it), `session` (what its threads do), `linger` (the last two seconds).
 
 mod acceptor;
 mod admission;
 mod connection;
 mod linger;
+mod phase;
 mod session;
+
+/// What `phase` is made of; its check of interleavings brings its own.
+mod sync {
+    pub(super) use std::sync::atomic::{AtomicU32, Ordering};
+}
 
 use std::{
     fmt, io,
@@ -47,6 +53,10 @@ use crate::{
 /// Of `drain_timeout`, the part after calls are stopped, for their peers to be
 /// told and to read it; half of it at most.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Threads beyond one for each connection, for connections whose thread is in
+/// a slow call: a quarter of `max_connections`, at least this many.
+const FEWEST_SPARE_THREADS: usize = 16;
 
 /// How often the drain looks at what happens without it.
 const DRAIN_ROUND: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
@@ -223,6 +233,7 @@ impl Server {
             connections: settings.max_connections,
             strangers: settings.max_connections - settings.reserved,
             per_address: settings.per_address,
+            spare_threads: (settings.max_connections / 4).max(FEWEST_SPARE_THREADS),
         };
         let admission = Admission::new(shares, settings.thread_stack);
         let drain = Arc::new(DrainFlags::new().map_err(error)?);

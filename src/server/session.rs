@@ -1,10 +1,13 @@
 //! What a connection's thread does: read, take whole messages out, have them
-//! answered, write; until one side ends it.
+//! answered, write; until one side ends it, or until a call takes long: then
+//! another thread goes on, and this one leaves when the call has its answer.
 
 use std::{
     any::Any,
+    cell::{Cell, OnceCell},
     fmt, io,
     net::SocketAddr,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
@@ -12,7 +15,7 @@ use std::{
 
 use super::{
     ListenerSettings, SHUTS_DOWN, Shared,
-    admission::Permit,
+    admission::{Permit, Spare},
     connection::{Connection, RETRY_WHEN_BUSY_MS},
     linger::LINGER,
 };
@@ -20,10 +23,10 @@ use crate::{
     access::Identity,
     budget::Charge,
     dispatch::{Outcome, Reply, Request, internal_error},
-    host::Watch,
+    host::{Stop, Watch},
     log::{Limiter, panic_text},
     transport::{Proxied, ServerTls, Socket, Stream, TlsFault, read_proxy_header},
-    wire::{Code, ErrorBody, FrameError, Header, Incoming, Kind, Reassembly},
+    wire::{Code, ErrorBody, FrameError, Header, Kind, Reassembly, Taken},
 };
 
 /// How long a connection that waits for memory may go without looking at the
@@ -33,14 +36,24 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Largest message of a peer that has to say who it is and has not, in bytes.
 const MAX_MESSAGE_OF_STRANGERS: usize = 16 * 1024;
 
-/// Our state machine over one connection.
+/// Ticks of the sandbox, a millisecond each, that a call sees before another
+/// thread goes on with its connection: so it has taken 1 to 2 ms.
+const TICKS_UNTIL_SLOW: u32 = 2;
+
+scoped_tls::scoped_thread_local! {
+    /// What this thread serves a message of. A call's watch is asked on the
+    /// thread of the call, deep inside of it, and finds its session here.
+    static SERVED: Session
+}
+
+/// Our state machine over one connection, as far as one thread has it.
 pub(super) struct Session {
     shared: Arc<Shared>,
     listener: Arc<ListenerSettings>,
     connection: Arc<Connection>,
     /// What TLS was when the connection came.
     tls: Option<Arc<ServerTls>>,
-    permit: Permit,
+    permit: Arc<Permit>,
     /// Who the peer is, as the connection also knows.
     identity: Arc<Identity>,
     /// When a peer that has to say who it is must have done so.
@@ -53,11 +66,15 @@ pub(super) struct Session {
     midway_since: Option<Instant>,
     /// Memory of the buffer beyond its first size.
     charge: Charge,
+    /// Ticks that the message at hand has seen.
+    ticks: Cell<u32>,
+    /// Another thread has gone on: this one only finishes its call.
+    relieved: OnceCell<Spare>,
 }
 
 /// Why a session is over.
 #[derive(Debug)]
-enum End {
+pub(super) enum End {
     /// The peer ended the stream, between two messages.
     Peer,
     /// The peer ended the stream inside a message.
@@ -76,6 +93,8 @@ enum End {
     Notice(Code, String),
     /// The drain has said why.
     Told,
+    /// Not the session, but this thread's part in it.
+    Relieved,
 }
 
 impl Session {
@@ -117,33 +136,51 @@ impl Session {
             listener,
             connection,
             tls,
-            permit,
+            permit: Arc::new(permit),
             shared,
+            ticks: Cell::new(0),
+            relieved: OnceCell::new(),
         };
-        session.run();
+        session.run(Self::serve);
     }
 
-    /// Serves until the end, and ends in order.
-    fn run(mut self) {
-        tracing::debug!(connection = self.connection.number(), peer = %self.connection.peer(), "connection accepted");
+    /// Serves until the end. The last thread to leave ends the connection in
+    /// order.
+    fn run(mut self, serve: fn(&mut Self) -> End) {
         // A defect outside of a request ends this connection, not the thread.
-        let end = catch_unwind(AssertUnwindSafe(|| self.serve())).unwrap_or_else(|panic| {
+        let end = catch_unwind(AssertUnwindSafe(|| serve(&mut self))).unwrap_or_else(|panic| {
             let error_id = log_panic(&*panic);
             End::Notice(Code::InternalError, format!("defect of the server, error id {error_id}"))
         });
-        self.finish(&end);
-        self.connection.traffic().end(&self.shared.metrics.ended);
+        if !matches!(end, End::Relieved) {
+            self.connection.ends(end);
+            if self.relieved.get().is_some() {
+                // The thread that reads hears of it.
+                self.connection.stream().stop_reading();
+            }
+        }
+        if self.connection.phase().detach() {
+            if let Some(end) = self.connection.end() {
+                self.finish(end);
+            }
+            self.connection.traffic().end(&self.shared.metrics.ended);
+        }
     }
 
     fn serve(&mut self) -> End {
+        tracing::debug!(connection = self.connection.number(), peer = %self.connection.peer(), "connection accepted");
         // The drain may have passed by before this connection was to be seen.
-        if self.connection.draining() && self.connection.close() {
+        if self.connection.draining() && self.connection.phase().close() {
             self.connection.opened();
             return End::Notice(Code::ShuttingDown, SHUTS_DOWN.into());
         }
         if let Err(end) = self.open() {
             return end;
         }
+        self.serve_on()
+    }
+
+    fn serve_on(&mut self) -> End {
         loop {
             if let Err(end) = self.serve_what_is_whole() {
                 return end;
@@ -214,26 +251,30 @@ impl Session {
     fn serve_what_is_whole(&mut self) -> Result<(), End> {
         let (mut busy, mut waiting) = (false, 0_usize);
         loop {
-            match self.buffer.next() {
+            match self.buffer.take() {
                 Ok(None) => break,
-                Ok(Some(_)) if !busy && !self.connection.begin() => return Err(End::Told),
+                Ok(Some(_)) if !busy && !self.connection.phase().begin() => return Err(End::Told),
                 Ok(Some(_)) if self.connection.draining() => {
                     // What was begun is answered; this message was not.
                     self.flush()?;
-                    self.connection.close();
+                    self.connection.phase().close();
                     return Err(End::Notice(Code::ShuttingDown, SHUTS_DOWN.into()));
                 }
-                Ok(Some(Incoming::KeepAlive)) => {
+                Ok(Some(Taken::KeepAlive)) => {
                     busy = true;
                     self.connection.push_keep_alive();
                 }
-                Ok(Some(Incoming::Message { body, binary })) => {
+                Ok(Some(Taken::Message { body, binary })) => {
                     busy = true;
                     waiting += 1;
                     // The next message's time begins when it is waited for. A
                     // keep-alive between two pieces gives no more time.
                     self.midway_since = None;
-                    let answered = answer(&self.shared, &self.connection, &self.identity, body, binary, self.active);
+                    self.ticks.set(0);
+                    let answered = SERVED.set(self, || self.answer(body, binary));
+                    if self.relieved.get().is_some() {
+                        return Err(self.leave_behind());
+                    }
                     let bytes = match answered {
                         Answered::Bytes(bytes) => bytes,
                         Answered::Known(bytes, identity) => {
@@ -268,16 +309,86 @@ impl Session {
             self.connection.answered();
             self.flush()?;
             self.active = Instant::now();
-            if !self.connection.rest() {
+            let phase = self.connection.phase();
+            if phase.rest() && self.connection.draining() && phase.close() {
                 return Err(End::Notice(Code::ShuttingDown, SHUTS_DOWN.into()));
             }
         }
         Ok(())
     }
 
+    /// Another thread goes on while this one is in a slow call, if there is
+    /// one and the bound of calls at the same time allows it.
+    fn hand_over(&self) {
+        let phase = self.connection.phase();
+        if self.relieved.get().is_some()
+            || self.connection.draining()
+            || phase.attached() as usize >= self.shared.settings.max_in_flight
+        {
+            return;
+        }
+        let settings = &self.shared.settings;
+        let buffer = self.buffer.split();
+        let mut charge = Charge::none(&settings.memory);
+        charge.set(buffer.capacity().saturating_sub(settings.read_buffer_size));
+        let next = Self {
+            buffer,
+            charge,
+            shared: Arc::clone(&self.shared),
+            listener: Arc::clone(&self.listener),
+            connection: Arc::clone(&self.connection),
+            tls: self.tls.clone(),
+            permit: Arc::clone(&self.permit),
+            identity: Arc::clone(&self.identity),
+            handshake_until: self.handshake_until,
+            active: self.active,
+            midway_since: None,
+            ticks: Cell::new(0),
+            relieved: OnceCell::new(),
+        };
+        phase.attach();
+        match self.permit.relieve(move || next.run(Self::serve_on)) {
+            Some(spare) => drop(self.relieved.set(spare)),
+            // This thread stays attached, so it is not the last one that goes.
+            None => drop(phase.detach()),
+        }
+    }
+
+    /// The slow call has its answer; the connection is another thread's.
+    fn leave_behind(&self) -> End {
+        self.connection.answered();
+        if let Err(end) = self.flush() {
+            return end;
+        }
+        let told = |connection: &Connection| connection.tell_if_quiet(Code::ShuttingDown, SHUTS_DOWN);
+        if self.connection.phase().rest() && self.connection.draining() && told(&self.connection) {
+            // As the drain does where nobody is busy; the other thread reads.
+            self.shared.metrics.count_error(Some(Code::ShuttingDown));
+            self.connection.send_last_word();
+        }
+        End::Relieved
+    }
+
     /// Waits for bytes: for the rest of a message until `read_timeout` after
     /// the thread began to wait for it, else until `idle_timeout`.
     fn read(&mut self) -> Result<usize, End> {
+        loop {
+            let read = self.read_once();
+            // Answers that come later than this thread has read count too.
+            if !matches!(read, Err(End::Notice(Code::IdleTimeout, _))) {
+                return read;
+            }
+            let now = Instant::now();
+            let busy = self.connection.phase().attached() > 1;
+            let since = if busy { now } else { self.connection.last_answer() };
+            if since + self.shared.settings.idle_timeout <= now {
+                return read;
+            }
+            self.active = since;
+        }
+    }
+
+    fn read_once(&mut self) -> Result<usize, End> {
         self.room()?;
         let settings = &self.shared.settings;
         let midway = self.buffer.is_midway();
@@ -366,12 +477,12 @@ impl Session {
     }
 
     /// Says the last word, if there is one, and sees to it that it is read.
-    fn finish(&mut self, end: &End) {
+    fn finish(&self, end: &End) {
         let connection = &self.connection;
         let (number, peer) = (connection.number(), connection.peer());
         let metrics = &self.shared.metrics;
         match end {
-            End::Peer | End::Io(_) => {}
+            End::Peer | End::Io(_) | End::Relieved => {}
             End::Denied => metrics.denied.add(1),
             End::Handshake(reason, problem) => {
                 // A balancer's health check may do no more than connect.
@@ -386,7 +497,7 @@ impl Session {
                 self.shared.linger.take(connection.stream().clone());
             }
             End::Unauthorized => {
-                if connection.close() {
+                if connection.phase().close() {
                     connection.stream().half_close();
                     self.shared.linger.take(connection.stream().clone());
                 }
@@ -402,7 +513,7 @@ impl Session {
             End::Told => self.leave(),
             End::Notice(code, message) => {
                 // Where the drain was quicker, it has said it.
-                if *code != Code::ShuttingDown && !connection.close() {
+                if *code != Code::ShuttingDown && !connection.phase().close() {
                     self.leave();
                 } else {
                     metrics.count_error(Some(*code));
@@ -445,6 +556,7 @@ impl fmt::Display for End {
             Self::WriteTimeout => f.write_str("the peer took no answer"),
             Self::Notice(code, message) => write!(f, "{code}: {message}"),
             Self::Told => f.write_str(SHUTS_DOWN),
+            Self::Relieved => f.write_str("another thread has it"),
         }
     }
 }
@@ -459,35 +571,59 @@ enum Answered {
     Unauthorized,
 }
 
-/// Has one message answered.
-fn answer(
-    shared: &Shared,
-    connection: &Arc<Connection>,
-    identity: &Arc<Identity>,
-    body: &[u8],
-    binary: bool,
-    arrived: Instant,
-) -> Answered {
-    connection.request_read();
-    let watch: Arc<dyn Watch> = Arc::<Connection>::clone(connection);
-    let request = Request { body, binary, arrived, identity, watch };
-    let mut reply = catch_unwind(AssertUnwindSafe(|| shared.handle.handle(request)))
-        .unwrap_or_else(|panic| internal_error(body, &log_panic(&*panic)));
-    if let Outcome::Error(code, body) = &reply.outcome {
-        shared.metrics.count_error(*code);
-        tracing::debug!(
-            connection = connection.number(),
-            request_id = reply.header.and_then(|header| header.request_id).unwrap_or("-"),
-            code = %body.code,
-            "answered with an error: {}",
-            body.message
-        );
+impl Session {
+    /// Has one message answered.
+    fn answer(&self, body: Range<usize>, binary: bool) -> Answered {
+        let Self { shared, connection, identity, .. } = self;
+        let body = self.buffer.message(body);
+        connection.request_read();
+        let watch: Arc<dyn Watch> = Arc::<Connection>::clone(connection);
+        let request = Request { body, binary, arrived: self.active, identity, watch };
+        let mut reply = catch_unwind(AssertUnwindSafe(|| shared.handle.handle(request)))
+            .unwrap_or_else(|panic| internal_error(body, &log_panic(&*panic)));
+        if let Outcome::Error(code, body) = &reply.outcome {
+            shared.metrics.count_error(*code);
+            tracing::debug!(
+                connection = connection.number(),
+                request_id = reply.header.and_then(|header| header.request_id).unwrap_or("-"),
+                code = %body.code,
+                "answered with an error: {}",
+                body.message
+            );
+        }
+        let bytes = connection.answer(&reply);
+        match (reply.identity.take(), reply.outcome) {
+            (_, Outcome::Error(Some(Code::Unauthorized), _)) => Answered::Unauthorized,
+            (Some(identity), _) => Answered::Known(bytes, Box::new(identity)),
+            (None, _) => Answered::Bytes(bytes),
+        }
     }
-    let bytes = connection.answer(&reply);
-    match (reply.identity.take(), reply.outcome) {
-        (_, Outcome::Error(Some(Code::Unauthorized), _)) => Answered::Unauthorized,
-        (Some(identity), _) => Answered::Known(bytes, Box::new(identity)),
-        (None, _) => Answered::Bytes(bytes),
+}
+
+/// While a call takes long, neither the answers before it nor the requests
+/// after it shall wait for it.
+impl Watch for Connection {
+    fn tick(&self) -> Option<Stop> {
+        served(|session| {
+            session.ticks.set(session.ticks.get() + 1);
+            if session.ticks.get() >= TICKS_UNTIL_SLOW {
+                session.hand_over();
+            }
+        });
+        self.send_early();
+        self.calls_stopped().then_some(Stop::Shutdown)
+    }
+
+    fn waits(&self) {
+        served(Session::hand_over);
+        self.send_early();
+    }
+}
+
+/// With what this thread serves; nothing in a test of a part.
+fn served(act: impl FnOnce(&Session)) {
+    if SERVED.is_set() {
+        SERVED.with(act);
     }
 }
 

@@ -19,7 +19,7 @@ pub use codes::{Code, Reason};
 pub use frame::{FrameError, FrameHeader};
 pub use header::{Header, HeaderError, Kind, Topic};
 pub use message::{ErrorBody, FrameWriter, Origin, Payload};
-pub use reassembly::{Incoming, Reassembly};
+pub use reassembly::{Incoming, Reassembly, Taken};
 pub use version::Version;
 
 /// Default of `max_message_size`: 1 MiB, header line included.

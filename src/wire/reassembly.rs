@@ -11,6 +11,8 @@
 //!   |  consumed  |  pieces  |  old headers |  not parsed yet  |  spare  |
 //! ```
 
+use std::ops::Range;
+
 use super::frame::{FRAME_HEADER_SIZE, FrameError, FrameHeader};
 
 /// An empty buffer keeps at most this much memory, in bytes; what a large
@@ -26,6 +28,20 @@ pub enum Incoming<'a> {
     Message {
         /// Header line and payload, in one piece.
         body: &'a [u8],
+        /// The payload is opaque bytes.
+        binary: bool,
+    },
+}
+
+/// What [`Reassembly::take`] finds.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// As [`Incoming::KeepAlive`].
+    KeepAlive,
+    /// A whole message.
+    Message {
+        /// Where it lies, for [`Reassembly::message`].
+        body: Range<usize>,
         /// The payload is opaque bytes.
         binary: bool,
     },
@@ -122,11 +138,22 @@ impl Reassembly {
     /// After one the stream can't be read on: drop the buffer.
     #[allow(clippy::should_implement_trait, reason = "what it yields borrows from the buffer")]
     pub fn next(&mut self) -> Result<Option<Incoming<'_>>, FrameError> {
+        Ok(self.take()?.map(|taken| match taken {
+            Taken::KeepAlive => Incoming::KeepAlive,
+            Taken::Message { body, binary } => Incoming::Message { body: &self.buf[body], binary },
+        }))
+    }
+
+    /// The same without borrowing: where a message lies.
+    ///
+    /// # Errors
+    /// As [`Reassembly::next`].
+    pub fn take(&mut self) -> Result<Option<Taken>, FrameError> {
         while let Some((&header, rest)) = self.buf[self.parsed..self.filled].split_first_chunk() {
             let header = FrameHeader::parse(header)?;
             if header.keep_alive {
                 self.parsed += FRAME_HEADER_SIZE;
-                return Ok(Some(Incoming::KeepAlive));
+                return Ok(Some(Taken::KeepAlive));
             }
             self.check(header)?;
             let length = header.length as usize;
@@ -143,9 +170,29 @@ impl Reassembly {
             self.start = self.parsed;
             self.assembled = self.parsed;
             self.invariants();
-            return Ok(Some(Incoming::Message { body: &self.buf[body], binary: header.binary }));
+            return Ok(Some(Taken::Message { body, binary: header.binary }));
         }
         Ok(None)
+    }
+
+    /// A message that was taken; it lies there until the next read.
+    #[must_use]
+    pub fn message(&self, body: Range<usize>) -> &[u8] {
+        &self.buf[body]
+    }
+
+    /// A buffer of the same kind that goes on with what lies behind the
+    /// message that was taken last.
+    #[must_use]
+    pub fn split(&self) -> Self {
+        assert!(self.piece.is_none(), "a message was just taken");
+        let rest = &self.buf[self.parsed..self.filled];
+        let mut buffer = Self::new(self.max_message_size, self.read_size);
+        buffer.buf.resize(self.read_size.max(rest.len()), 0);
+        buffer.buf[..rest.len()].copy_from_slice(rest);
+        buffer.filled = rest.len();
+        buffer.invariants();
+        buffer
     }
 
     /// Whether a frame or a message has begun and not ended: an end of

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 /// Each module and the modules of the project that it may use.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("wire", &[]),
     ("transport", &["config"]),
     ("config", &[]),
@@ -18,6 +18,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     ("server", &["access", "budget", "config", "dispatch", "host", "metrics", "transport", "wire"]),
     ("admin", &["metrics", "wire"]),
     ("client", &["transport", "wire"]),
+    ("load", &["wire"]),
     (
         "commands",
         &[
@@ -28,6 +29,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
             "client",
             "config",
             "dispatch",
+            "load",
             "metrics",
             "sandbox",
             "server",

@@ -14,7 +14,6 @@ fn every_connection_is_told_and_what_was_begun_is_answered() {
     midway.send(&[0, 0, 0, 50, 0, 0, 0, 0, b'R']);
     let mut busy = server.connect();
     busy.request("hostile.sleep-spin", "begun", "{\"ms\":500}");
-    busy.request("echo.say", "not-begun", "1");
     server.until("all are there, and one is calling", |server| {
         let rows = server.json("/connections");
         let rows = rows["connections"].as_array().unwrap();
@@ -28,6 +27,7 @@ fn every_connection_is_told_and_what_was_begun_is_answered() {
         assert_eq!((&*told.line, &*told.code()), ("ERROR:system.error:1.0.0", "SHUTTING_DOWN"));
         client.expect_end();
     }
+    busy.request("echo.say", "not-begun", "1");
     assert_eq!(busy.message().line, "RESPONSE:hostile.sleep-spin:1.0.0:begun");
     let told = busy.message();
     assert_eq!((&*told.line, &*told.code()), ("ERROR:system.error:1.0.0", "SHUTTING_DOWN"));

@@ -13,6 +13,7 @@ mod clients;
 mod connections;
 mod drain;
 mod hostile;
+mod overtaking;
 mod reload;
 mod routing;
 mod sandbox;

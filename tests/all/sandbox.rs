@@ -63,7 +63,8 @@ fn every_request_gets_a_fresh_instance() {
 
 #[test]
 fn work_whose_deadline_has_passed_is_not_begun() {
-    let server = start();
+    // One at a time, so that the second one waits for the first.
+    let server = setup().set("max_in_flight = 1").start();
     let mut client = server.connect();
     let slow = frame(0, b"REQUEST:hostile.sleep-spin:1.0.0:slow\n{\"ms\":200}");
     let late = frame(0, b"REQUEST:hostile.ok:1.0.0:late::50\n");

@@ -9,6 +9,7 @@ Run as a program it holds what the document says against a real server, prints
 import argparse
 import json
 import random
+import select
 import socket
 import ssl
 import struct
@@ -41,7 +42,9 @@ class Client:
         connection = socket.create_connection((host, port), timeout)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = tls.wrap_socket(connection, server_hostname=host) if tls else connection
-        self.socket.settimeout(None)
+        self.socket.setblocking(False)
+        # OpenSSL lets no two threads into one session, so nobody waits inside.
+        self.session = threading.Lock()
         self.lock, self.pending = threading.Condition(), {}
         self.keep_alives, self.ending, self.ended = 0, False, None
         threading.Thread(target=self._read, daemon=True).start()
@@ -66,7 +69,7 @@ class Client:
             if self.ended:
                 raise Lost(self.ended, False)
             self.pending[number] = None
-            self.socket.sendall(b"".join(frames))
+            self._send(b"".join(frames))
         return number
 
     def wait(self, number, timeout=30):
@@ -83,7 +86,7 @@ class Client:
         """Sends one; the server answers with one."""
         with self.lock:
             before = self.keep_alives
-            self.socket.sendall(struct.pack(">II", 0, KEEPALIVE))
+            self._send(struct.pack(">II", 0, KEEPALIVE))
             self.lock.wait_for(lambda: self.keep_alives > before or self.ended, 30)
             return self.keep_alives - before
 
@@ -94,13 +97,29 @@ class Client:
             pass
         self.socket.close()
 
+    def _send(self, data):
+        while data:
+            with self.session:
+                try:
+                    data = data[self.socket.send(data):]
+                    continue
+                except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    pass
+            select.select([], [self.socket], [])
+
     def _exactly(self, count):
         data = bytearray()
         while len(data) < count:
-            more = self.socket.recv(count - len(data))
-            if not more:
-                raise EOFError("the server closed the connection")
-            data += more
+            with self.session:
+                try:
+                    more = self.socket.recv(count - len(data))
+                    if not more:
+                        raise EOFError("the server closed the connection")
+                    data += more
+                    continue
+                except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                    pass
+            select.select([self.socket], [], [])
         return bytes(data)
 
     def _read(self):

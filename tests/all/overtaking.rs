@@ -1,0 +1,127 @@
+//! A slow call holds up nothing but itself.
+
+use std::net::Shutdown;
+
+use crate::{
+    setup,
+    support::{KEEPALIVE, RawClient, Received, Setup, TestServer, frame},
+};
+
+/// With a service whose `wasi-sleep` sleeps until its time is over.
+fn with_sleeper() -> Setup {
+    let grants = "services.greedy.grants = { keyvalue = true, log = \"info\", calls = [\"echo.*\"] }";
+    setup().with("guests", "greedy.wasm").set(grants)
+}
+
+/// Asks for a sleep of so many milliseconds, which ends with TIMEOUT.
+fn sleep(client: &mut RawClient, id: &str, ms: u64) {
+    client.request_within("greedy.wasi-sleep", id, ms, "");
+}
+
+fn until_calling(server: &TestServer, in_flight: u64) {
+    server.until("they are calling", |server| {
+        server.json("/connections")["connections"][0]["inFlight"].as_u64() == Some(in_flight)
+    });
+}
+
+fn ended(client: &mut RawClient, id: &str) {
+    let answer = client.message();
+    assert_eq!((&*answer.line, &*answer.code()), (&*format!("ERROR:greedy.wasi-sleep:1.0.0:{id}"), "TIMEOUT"));
+}
+
+#[test]
+fn what_comes_after_a_slow_call_overtakes_it() {
+    let server = with_sleeper().start();
+    let mut client = server.connect();
+    // In one write with the sleep, and while it sleeps.
+    let asked = |id: &str| frame(0, format!("REQUEST:echo.say:1.0.0:{id}\n1").as_bytes());
+    let slow = frame(0, b"REQUEST:greedy.wasi-sleep:1.0.0:slow::1500\n");
+    client.send(&[asked("a"), slow, asked("b"), KEEPALIVE.to_vec(), asked("c")].concat());
+    for id in ["a", "b"] {
+        assert_eq!(client.message().line, format!("RESPONSE:echo.say:1.0.0:{id}"));
+    }
+    assert_eq!(client.receive(), Received::KeepAlive);
+    assert_eq!(client.message().line, "RESPONSE:echo.say:1.0.0:c");
+    for _ in 0..100 {
+        assert_eq!(client.ask("echo.say", "1").line, "RESPONSE:echo.say:1.0.0:ask");
+    }
+    let row = server.json("/connections")["connections"][0].clone();
+    assert_eq!((row["state"].as_str(), row["inFlight"].as_u64()), (Some("calling"), Some(1)));
+    ended(&mut client, "slow");
+}
+
+#[test]
+fn a_call_that_computes_is_overtaken_too() {
+    let server = setup().start();
+    let mut client = server.connect();
+    client.request_within("hostile.spin", "slow", 1000, "");
+    client.request("echo.say", "quick", "1");
+    assert_eq!(client.message().line, "RESPONSE:echo.say:1.0.0:quick");
+    assert_eq!(client.message().code(), "TIMEOUT");
+}
+
+#[test]
+fn calls_side_by_side_are_bounded_and_nothing_is_lost() {
+    let server = with_sleeper().set("max_in_flight = 2").start();
+    let mut client = server.connect();
+    for id in ["1", "2", "3"] {
+        sleep(&mut client, id, 2000);
+    }
+    client.request("echo.say", "last", "1");
+    until_calling(&server, 2);
+    let mut answers: Vec<_> = (0..4).map(|_| client.message().line).collect();
+    answers.sort();
+    assert_eq!(answers[3], "RESPONSE:echo.say:1.0.0:last");
+    assert!(answers[..3].iter().zip(1..).all(|(line, id)| line.ends_with(&format!(":{id}"))), "{answers:?}");
+}
+
+#[test]
+fn whatever_ends_the_connection_comes_after_the_answers() {
+    let server = with_sleeper().start();
+    let mut broken = server.connect();
+    sleep(&mut broken, "1", 300);
+    broken.send(&[0, 0, 0, 1, 0xff, 0, 0, 0]);
+    ended(&mut broken, "1");
+    assert_eq!(broken.message().code(), "INVALID_FRAME");
+    broken.expect_end();
+
+    let mut closing = server.connect();
+    sleep(&mut closing, "2", 300);
+    sleep(&mut closing, "3", 300);
+    closing.stream.shutdown(Shutdown::Write).unwrap();
+    let mut lines = [closing.message().line, closing.message().line];
+    lines.sort();
+    assert_eq!(lines, ["ERROR:greedy.wasi-sleep:1.0.0:2", "ERROR:greedy.wasi-sleep:1.0.0:3"]);
+    closing.expect_end();
+
+    let mut gone = server.connect();
+    sleep(&mut gone, "4", 300);
+    drop(gone);
+    server.until("all have gone", |server| server.json("/connections")["connections"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn a_slow_call_is_no_silence() {
+    let server = with_sleeper().set("idle_timeout = 1000").start();
+    let mut client = server.connect();
+    sleep(&mut client, "slow", 2500);
+    ended(&mut client, "slow");
+    assert_eq!(client.ask("echo.say", "1").text(), "1", "its time begins with the answer");
+    assert_eq!(client.message().code(), "IDLE_TIMEOUT");
+}
+
+#[test]
+fn the_drain_waits_for_those_left_behind() {
+    let mut server = with_sleeper().start();
+    let mut client = server.connect();
+    sleep(&mut client, "1", 600);
+    sleep(&mut client, "2", 300);
+    assert_eq!(client.ask("echo.say", "1").text(), "1");
+    server.signal("TERM");
+    ended(&mut client, "2");
+    ended(&mut client, "1");
+    assert_eq!(client.message().code(), "SHUTTING_DOWN");
+    client.expect_end();
+    drop(client);
+    assert_eq!(server.wait().code(), Some(0));
+}
