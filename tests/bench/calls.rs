@@ -2,7 +2,7 @@
 //! code, one thread and no network:
 //!
 //! ```text
-//! cargo run --release --example calls
+//! cargo run --release --example calls -- [BYTES …]
 //! ```
 //!
 //! The service is `echo`; its native twin copies the payload as it does. Both
@@ -28,7 +28,9 @@ const CALLS: usize = 20_000;
 
 fn main() {
     println!("{:>8}  {:>16}  {:>16}  {:>16}", "bytes", "request", "shared", "native");
-    for size in [64, 4096, 65_536] {
+    let named: Vec<usize> = std::env::args().skip(1).filter_map(|size| size.parse().ok()).collect();
+    let sizes = if named.is_empty() { vec![64, 4096, 65_536] } else { named };
+    for size in sizes {
         let payload = format!("\"{}\"", "x".repeat(size - 2));
         let row =
             [measure_guest(Isolation::Request, &payload), measure_guest(Isolation::Shared, &payload), native(&payload)];

@@ -1,0 +1,117 @@
+//! Servers that stand for a limit: a bare echo of frames, and our own server
+//! with a handler in native code in the place of the sandbox.
+
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use mb_server::{
+    access::{Access, Terms},
+    budget::Budget,
+    config::{Auth, Config, Principals},
+    dispatch::{Handle, Outcome, Reply, Request},
+    metrics::Metrics,
+    server::{ListenerSettings, Server, ServerSettings},
+    transport::SocketOptions,
+    wire::{Code, ErrorBody, Header},
+};
+use serde_json::{Value, json};
+
+/// A thread for each connection that reads, and writes back what is whole.
+pub fn echo(port: u16) -> ! {
+    let listener = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
+    loop {
+        let Ok((mut stream, _)) = listener.accept() else { continue };
+        let _ = stream.set_nodelay(true);
+        thread::spawn(move || {
+            let mut buf = vec![0; 64 * 1024];
+            let mut filled = 0;
+            loop {
+                if filled == buf.len() {
+                    buf.resize(buf.len() * 2, 0);
+                }
+                match stream.read(&mut buf[filled..]) {
+                    Ok(count @ 1..) => filled += count,
+                    _ => return,
+                }
+                let mut whole = 0;
+                while let Some(head) = buf[whole..filled].first_chunk::<8>() {
+                    let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+                    if whole + 8 + length > filled {
+                        break;
+                    }
+                    whole += 8 + length;
+                }
+                if stream.write_all(&buf[..whole]).is_err() {
+                    return;
+                }
+                buf.copy_within(whole..filled, 0);
+                filled -= whole;
+            }
+        });
+    }
+}
+
+struct Native;
+
+impl Handle for Native {
+    fn handle<'a>(&self, request: Request<'a>) -> Reply<'a> {
+        let refused = |message: String| {
+            let body = ErrorBody::server(Code::InvalidPayload, message);
+            Outcome::Error(Some(Code::InvalidPayload), body)
+        };
+        match Header::parse(request.body) {
+            Err(error) => Reply::new(None, refused(error.to_string())),
+            Ok((header, payload)) => {
+                let outcome = match serde_json::from_slice::<Value>(payload) {
+                    Ok(value) => Outcome::Json(json!({ "ok": true, "echo": value }).to_string()),
+                    Err(error) => refused(error.to_string()),
+                };
+                Reply::new(Some(header), outcome)
+            }
+        }
+    }
+}
+
+/// Our server with a native handler.
+pub fn native(port: u16) -> ! {
+    let config = Config::default();
+    let listener = ListenerSettings {
+        hosts: vec!["127.0.0.1".into()],
+        port,
+        tls: None,
+        terms: Arc::new(Terms { auth: Auth::None, rights: None, allow_unsecure: false }),
+        allow: Vec::new(),
+        deny: Vec::new(),
+        proxy_from: Vec::new(),
+    };
+    let settings = ServerSettings {
+        listeners: vec![Arc::new(listener)],
+        backlog: config.backlog,
+        options: SocketOptions { keep_alive: None, no_delay: true },
+        max_connections: 12_000,
+        reserved: 0,
+        per_address: 0,
+        max_ending: 64,
+        max_message_size: config.max_message_size.0,
+        max_in_flight: config.max_in_flight,
+        read_buffer_size: config.read_buffer_size.0,
+        write_buffer_size: config.write_buffer_size.0,
+        read_timeout: config.read_timeout.0,
+        handshake_timeout: config.handshake_timeout.0,
+        write_timeout: config.write_timeout.0,
+        idle_timeout: config.idle_timeout.0,
+        drain_timeout: config.drain_timeout.0,
+        thread_stack: 512 * 1024,
+        memory: Budget::new(64 << 20),
+    };
+    let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).expect("no tokens");
+    let _server = Server::start(settings, Arc::new(Native), Arc::new(Metrics::default()), access).expect("a free port");
+    loop {
+        thread::sleep(Duration::from_secs(3600));
+    }
+}

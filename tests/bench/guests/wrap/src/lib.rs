@@ -1,0 +1,8 @@
+//! Parses, wraps and serialises JSON.
+
+include!("../../work.rs");
+
+mb_service::service! {
+    /// Answers {"ok","echo"}.
+    "wrap" => wrap,
+}
