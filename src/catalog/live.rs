@@ -239,6 +239,7 @@ impl Loader {
             }
             stays
         });
+        let mut unsettled = Vec::new();
         for path in paths {
             // One that vanished meanwhile is removed by the next look.
             let Ok(stamp) = Stamp::of(&path) else { continue };
@@ -258,15 +259,41 @@ impl Loader {
                 (entry.stamp, entry.since, entry.settled) = (stamp, Instant::now(), false);
             }
             if !entry.settled && (still || now) {
-                changes.extend(self.settle(&path, &mut entry));
+                unsettled.push((path, entry));
+            } else {
+                self.files.insert(path, entry);
             }
+        }
+        for (path, entry, change) in self.settle_all(unsettled) {
             self.files.insert(path, entry);
+            changes.extend(change);
         }
         Ok(changes)
     }
 
+    /// Loads files side by side, as many as there are processors: a start
+    /// with a thousand of them takes as long as that takes.
+    fn settle_all(&self, unsettled: Vec<(PathBuf, Entry)>) -> Vec<(PathBuf, Entry, Option<String>)> {
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(unsettled.len());
+        let settle = |(path, mut entry): (PathBuf, Entry)| {
+            let change = self.settle(&path, &mut entry);
+            (path, entry, change)
+        };
+        if threads < 2 {
+            return unsettled.into_iter().map(settle).collect();
+        }
+        let queue = Mutex::new(unsettled.into_iter());
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        thread::scope(|scope| {
+            let work = || std::iter::from_fn(next).map(settle).collect::<Vec<_>>();
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            // A defect in a load is that file's failure already; see `contain`.
+            threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+        })
+    }
+
     /// Loads a file as it is. None if nothing changes by it.
-    fn settle(&mut self, path: &Path, entry: &mut Entry) -> Option<String> {
+    fn settle(&self, path: &Path, entry: &mut Entry) -> Option<String> {
         let bytes = match read_bounded(path, self.settings.max_size) {
             Ok(bytes) => bytes,
             Err(error) => {

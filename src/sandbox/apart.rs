@@ -10,6 +10,7 @@ use std::{
     os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
+    sync::PoisonError,
     thread,
     time::{Duration, Instant},
 };
@@ -99,6 +100,7 @@ impl Sandbox {
         if let Some((apart, cache_dir)) = apart {
             let mark = cache_dir.join("compiled").join(self.fingerprint(bytes));
             if !mark.is_file() {
+                let _alone = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
                 apart.compile(self, cache_dir.clone(), bytes)?;
                 // Without the mark it is compiled once more next time.
                 let _ = mark.parent().map(fs::create_dir_all);

@@ -67,6 +67,9 @@ pub struct Sandbox {
     pub(super) idle_instances: Arc<AtomicUsize>,
     /// Of all components that keep instances.
     idle: Mutex<Vec<Weak<Idle>>>,
+    /// Held while something new is compiled: one at a time, as its memory is
+    /// not the server's to plan.
+    pub(super) compiling: Mutex<()>,
     /// None where compiled code is not kept.
     pub(super) cache_dir: Option<PathBuf>,
     /// Instances come from a pool.
@@ -107,6 +110,7 @@ impl Sandbox {
             config,
             idle_instances: Arc::default(),
             idle: Mutex::default(),
+            compiling: Mutex::default(),
             cache_dir,
             pooled,
             _ticker: ticker,
