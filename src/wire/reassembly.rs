@@ -19,6 +19,10 @@ use super::frame::{FRAME_HEADER_SIZE, FrameError, FrameHeader};
 /// message needed beyond it goes back to the system.
 pub const KEPT_SIZE: usize = 64 * 1024;
 
+/// A new buffer takes this much memory, in bytes, or less where a read is to
+/// be smaller; most connections never need more, and many are idle.
+const FIRST_SIZE: usize = 1024;
+
 /// What [`Reassembly::next`] hands out.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming<'a> {
@@ -64,17 +68,29 @@ pub struct Reassembly {
     piece: Option<bool>,
     max_message_size: usize,
     read_size: usize,
+    /// The last read left no room: there may be more.
+    full: bool,
 }
 
 impl Reassembly {
     /// An empty buffer that takes messages of up to `max_message_size` bytes
-    /// and starts with room for `read_size`, which is also the least that
-    /// it offers to a read once it has grown to its bound.
+    /// and starts small; reads that fill it let it grow to `read_size`, and
+    /// messages that are larger beyond that. `read_size` is also the least
+    /// that it offers to a read once it has grown to its bound.
     #[must_use]
     pub fn new(max_message_size: usize, read_size: usize) -> Self {
         assert!(read_size >= FRAME_HEADER_SIZE, "a read must hold a frame header");
-        let buf = vec![0; read_size];
-        Self { buf, start: 0, assembled: 0, parsed: 0, filled: 0, piece: None, max_message_size, read_size }
+        Self {
+            buf: vec![0; read_size.min(FIRST_SIZE)],
+            start: 0,
+            assembled: 0,
+            parsed: 0,
+            filled: 0,
+            piece: None,
+            max_message_size,
+            read_size,
+            full: false,
+        }
     }
 
     /// Takes messages of up to so many bytes from the next frame on.
@@ -101,8 +117,11 @@ impl Reassembly {
     #[must_use]
     pub fn next_capacity(&self) -> usize {
         if self.is_empty() {
-            let large = self.buf.len() > KEPT_SIZE.max(self.read_size);
-            return if large { self.read_size } else { self.buf.len() };
+            return match self.buf.len() {
+                large if large > KEPT_SIZE.max(self.read_size) => self.read_size,
+                small if self.full && small < self.read_size => (small * 2).min(self.read_size),
+                fits => fits,
+            };
         }
         let held = (self.assembled - self.start) + (self.filled - self.parsed);
         if self.filled < self.buf.len() || self.buf.len() - held >= self.buf.len() / 4 {
@@ -129,6 +148,7 @@ impl Reassembly {
     /// If that is more than there was room for.
     pub fn advance(&mut self, count: usize) {
         self.filled += count;
+        self.full = self.filled == self.buf.len();
         self.invariants();
     }
 
@@ -188,7 +208,7 @@ impl Reassembly {
         assert!(self.piece.is_none(), "a message was just taken");
         let rest = &self.buf[self.parsed..self.filled];
         let mut buffer = Self::new(self.max_message_size, self.read_size);
-        buffer.buf.resize(self.read_size.max(rest.len()), 0);
+        buffer.buf.resize(buffer.buf.len().max(rest.len()), 0);
         buffer.buf[..rest.len()].copy_from_slice(rest);
         buffer.filled = rest.len();
         buffer.invariants();

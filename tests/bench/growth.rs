@@ -6,7 +6,7 @@
 //! ```
 //!
 //! - `overtaking`: one connection, 16 pipelined, every tenth request sleeps 50 ms; times of the others.
-//! - `idle [N]`: N idle connections (10,000): memory of each, and what they cost 32 active ones.
+//! - `idle [N]`: N idle connections (9,900, so that 100 are left of the greatest number): memory of each, and what they cost 32 active ones.
 //! - `services [N]`: N services loaded (1,000): time to start from the cache, and what they cost one of them.
 //! - `curves`: rates by payload, connections and pipelining.
 
@@ -40,7 +40,7 @@ fn main() {
     let number = arguments.next().and_then(|number| number.parse().ok());
     match &*what {
         "overtaking" => overtaking(),
-        "idle" => idle(number.unwrap_or(10_000)),
+        "idle" => idle(number.unwrap_or(9_900)),
         "services" => services(number.unwrap_or(1_000)),
         "curves" => curves(),
         _ => {
@@ -84,12 +84,14 @@ impl Server {
             .arg(services)
             .current_dir(dir.path())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(fs::File::create(dir.path().join("log")).expect("room for a log"))
             .spawn()
             .expect("cargo build --release builds mb-server");
         let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
         let address = loop {
-            let line = lines.next().expect("the server ended before it was ready").expect("it is text");
+            let Some(Ok(line)) = lines.next() else {
+                panic!("the server ended: {}", fs::read_to_string(dir.path().join("log")).unwrap_or_default());
+            };
             let words = line.split_whitespace().collect::<Vec<_>>();
             let Some(at) = words.iter().find_map(|word| word.trim_end_matches(',').parse::<SocketAddr>().ok()) else {
                 continue;
@@ -206,7 +208,7 @@ fn overtaking() {
 }
 
 fn idle(count: usize) {
-    let settings = format!("max_connections = {}\nidle_timeout = 600000", count + 100);
+    let settings = format!("memory = \"3GiB\"\nmax_connections = {}\nidle_timeout = 600000", count + 100);
     let settings = &*settings;
     let [alone, crowded] = [(); 2].map(|()| Server::start(&dist("services/dist"), settings));
     let payload = format!("\"{}\"", "x".repeat(62));
@@ -273,7 +275,7 @@ fn services(count: usize) {
 }
 
 fn curves() {
-    let settings = "max_connections = 10100\nidle_timeout = 600000\nmax_message_size = \"2MiB\"\n";
+    let settings = "memory = \"3GiB\"\nmax_connections = 10000\nidle_timeout = 600000\nmax_message_size = \"2MiB\"\n";
     let shared = "services.echo.isolation = \"shared\"\n";
     let [request, shared] =
         ["", shared].map(|more| Server::start(&dist("services/dist"), &(settings.to_owned() + more)));
@@ -291,7 +293,7 @@ fn curves() {
         row(format!("{size} B of bytes"), Payload::Binary(json.as_bytes()), 32, 1);
     }
     let json = format!("\"{}\"", "x".repeat(62));
-    for connections in [1, 2, 4, 8, 32, 128, 512, 2048, 10_000] {
+    for connections in [1, 2, 4, 8, 32, 128, 512, 2048, 9_900] {
         row(format!("{connections} connections"), Payload::Json(&json), connections, 1);
     }
     for depth in [1, 2, 4, 8, 16, 32, 64, 256] {
