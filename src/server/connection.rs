@@ -17,18 +17,22 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use super::{DrainFlags, phase::Phase, session::End};
+use super::{
+    DrainFlags,
+    outbox::{LARGE, Outbox},
+    phase::Phase,
+    session::End,
+};
 use crate::{
     access::Identity,
-    budget::{Budget, Charge},
-    dispatch::{Outcome, Reply},
+    budget::Budget,
+    dispatch::Outcome,
     metrics::{Traffic, snapshot::ConnectionRow},
     transport::Stream,
     wire::{
-        Code, ErrorBody, Header, Kind, Payload,
+        Code, ErrorBody, Header, Kind,
         frame::KEEPALIVE_FRAME,
-        message::{write_error, write_message},
-        reassembly::KEPT_SIZE,
+        message::{write_error, write_head, write_message_bytes as write_message},
     },
 };
 
@@ -59,18 +63,6 @@ pub(crate) struct Connection {
     drain: Arc<DrainFlags>,
     stream: Stream,
     outbox: Mutex<Outbox>,
-}
-
-/// Answers that have not left yet.
-struct Outbox {
-    pending: Vec<u8>,
-    /// Invariant: `sent <= pending.len()`.
-    sent: usize,
-    /// A write failed; nothing can be sent any more.
-    broken: bool,
-    /// Memory of `pending` beyond what every connection keeps. Answers are
-    /// there already: they are never refused for it, others wait.
-    charge: Charge,
 }
 
 impl Connection {
@@ -214,7 +206,7 @@ impl Connection {
     pub(super) fn send_last_word(&self) -> bool {
         let mut outbox = self.outbox();
         self.send_some(&mut outbox);
-        let done = outbox.broken || outbox.pending.is_empty() && !self.stream.has_unsent();
+        let done = outbox.broken || outbox.is_empty() && !self.stream.has_unsent();
         if done {
             self.stream.half_close();
         }
@@ -236,31 +228,29 @@ impl Connection {
     }
 
     /// Puts an answer into the outbox; says how many bytes wait there.
-    pub(super) fn answer(&self, reply: &Reply<'_>) -> usize {
+    pub(super) fn answer(&self, header: Option<&Header<'_>>, outcome: Outcome) -> usize {
         let mut outbox = self.outbox();
-        let out = &mut outbox.pending;
-        let header = reply.header.as_ref();
-        match (&reply.outcome, header) {
+        match (outcome, header) {
             (Outcome::Silence, _) | (Outcome::Json(_) | Outcome::Binary(_), None) => {
                 self.in_flight.fetch_sub(1, Relaxed);
-                return out.len();
+                return outbox.len();
             }
-            (Outcome::Json(text), Some(header)) => write_message(out, &answers(header), Payload::Json(text)),
-            (Outcome::Binary(bytes), Some(header)) => write_message(out, &answers(header), Payload::Binary(bytes)),
+            (Outcome::Json(text), Some(header)) => respond(&mut outbox, header, text.into_bytes(), false),
+            (Outcome::Binary(bytes), Some(header)) => respond(&mut outbox, header, bytes, true),
             (Outcome::Error(_, body), header) => {
                 self.traffic.errors.add(1);
-                write_error(out, header, body, SystemTime::now());
+                write_error(outbox.end(), header, &body, SystemTime::now());
             }
         }
         self.traffic.messages_out.add(1);
         self.in_flight.fetch_sub(1, Relaxed);
         outbox.recharge();
-        outbox.pending.len()
+        outbox.len()
     }
 
     /// Puts a frame into the outbox as it is.
     pub(super) fn push(&self, frame: &[u8]) {
-        self.outbox().pending.extend_from_slice(frame);
+        self.outbox().end().extend_from_slice(frame);
     }
 
     /// Puts the last word into the outbox.
@@ -283,11 +273,11 @@ impl Connection {
         if outbox.broken {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        while outbox.sent < outbox.pending.len() {
-            match self.stream.write(&outbox.pending[outbox.sent..], deadline) {
+        while !outbox.is_empty() {
+            match self.stream.write(outbox.next(), deadline) {
                 Ok(sent) => {
                     self.traffic.bytes_out.add(sent as u64);
-                    outbox.sent += sent;
+                    outbox.advance(sent);
                 }
                 Err(error) => {
                     outbox.broken = true;
@@ -296,7 +286,6 @@ impl Connection {
                 }
             }
         }
-        outbox.clear();
         let flushed = self.stream.flush(deadline);
         outbox.broken = flushed.is_err();
         flushed
@@ -316,17 +305,14 @@ impl Connection {
 
     /// Sends what the peer's system takes without waiting.
     fn send_some(&self, outbox: &mut Outbox) {
-        let waits = outbox.sent < outbox.pending.len() || self.stream.has_unsent();
+        let waits = !outbox.is_empty() || self.stream.has_unsent();
         if waits && !outbox.broken {
-            match self.stream.try_write(&outbox.pending[outbox.sent..]) {
+            match self.stream.try_write(outbox.next()) {
                 Ok(sent) => {
                     self.traffic.bytes_out.add(sent as u64);
-                    outbox.sent += sent;
+                    outbox.advance(sent);
                 }
                 Err(_) => outbox.broken = true,
-            }
-            if outbox.sent == outbox.pending.len() {
-                outbox.clear();
             }
         }
     }
@@ -367,29 +353,20 @@ impl Connection {
     }
 }
 
-impl Outbox {
-    fn new(memory: &Arc<Budget>) -> Self {
-        Self { pending: Vec::new(), sent: 0, broken: false, charge: Charge::none(memory) }
-    }
-
-    fn clear(&mut self) {
-        self.pending.clear();
-        self.pending.shrink_to(KEPT_SIZE);
-        self.sent = 0;
-        self.recharge();
-    }
-
-    fn recharge(&mut self) {
-        let beyond = self.pending.capacity().saturating_sub(KEPT_SIZE);
-        if beyond != self.charge.held() {
-            self.charge.set(beyond);
-        }
-    }
-}
-
 /// The header of a RESPONSE to this request.
 fn answers<'a>(request: &Header<'a>) -> Header<'a> {
     Header { kind: Kind::Response, parent_request_id: None, timeout: None, ..*request }
+}
+
+/// Puts a RESPONSE where it waits; a large payload is not copied once more.
+fn respond(outbox: &mut Outbox, request: &Header<'_>, payload: Vec<u8>, binary: bool) {
+    let header = answers(request);
+    if payload.len() < LARGE {
+        write_message(outbox.end(), &header, &payload, binary);
+    } else {
+        write_head(outbox.end(), &header, payload.len(), binary);
+        outbox.push(payload);
+    }
 }
 
 /// An ERROR that answers no request.

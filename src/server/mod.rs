@@ -7,6 +7,7 @@ mod acceptor;
 mod admission;
 mod connection;
 mod linger;
+mod outbox;
 mod phase;
 mod session;
 

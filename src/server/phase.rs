@@ -51,7 +51,10 @@ impl Phase {
     /// Takes the last word for somebody who does not serve the connection,
     /// as the drain, if nobody is busy.
     pub(crate) fn tell(&self) -> bool {
-        self.step(|state| (state == 0).then_some(TOLD))
+        // Written even where it stays as it is: so whoever rests after this
+        // also sees what was stored before it, the drain's flag.
+        let told = |state| Some(if state == 0 { TOLD } else { state });
+        self.state.fetch_update(SeqCst, SeqCst, told) == Ok(0)
     }
 
     /// One thread more serves it.

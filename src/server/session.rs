@@ -464,7 +464,7 @@ impl Session {
                 .with_details(&serde_json::json!({"retryAfterMs": RETRY_WHEN_BUSY_MS}));
             self.connection.request_read();
             self.shared.metrics.count_error(Some(Code::ServiceUnavailable));
-            self.connection.answer(&Reply::new(header, Outcome::Error(Some(Code::ServiceUnavailable), body)));
+            self.connection.answer(header.as_ref(), Outcome::Error(Some(Code::ServiceUnavailable), body));
         }
     }
 
@@ -579,23 +579,25 @@ impl Session {
         connection.request_read();
         let watch: Arc<dyn Watch> = Arc::<Connection>::clone(connection);
         let request = Request { body, binary, arrived: self.active, identity, watch };
-        let mut reply = catch_unwind(AssertUnwindSafe(|| shared.handle.handle(request)))
+        let Reply { header, outcome, identity } = catch_unwind(AssertUnwindSafe(|| shared.handle.handle(request)))
             .unwrap_or_else(|panic| internal_error(body, &log_panic(&*panic)));
-        if let Outcome::Error(code, body) = &reply.outcome {
+        let mut unauthorized = false;
+        if let Outcome::Error(code, body) = &outcome {
+            unauthorized = *code == Some(Code::Unauthorized);
             shared.metrics.count_error(*code);
             tracing::debug!(
                 connection = connection.number(),
-                request_id = reply.header.and_then(|header| header.request_id).unwrap_or("-"),
+                request_id = header.and_then(|header| header.request_id).unwrap_or("-"),
                 code = %body.code,
                 "answered with an error: {}",
                 body.message
             );
         }
-        let bytes = connection.answer(&reply);
-        match (reply.identity.take(), reply.outcome) {
-            (_, Outcome::Error(Some(Code::Unauthorized), _)) => Answered::Unauthorized,
-            (Some(identity), _) => Answered::Known(bytes, Box::new(identity)),
-            (None, _) => Answered::Bytes(bytes),
+        let bytes = connection.answer(header.as_ref(), outcome);
+        match identity {
+            _ if unauthorized => Answered::Unauthorized,
+            Some(identity) => Answered::Known(bytes, Box::new(identity)),
+            None => Answered::Bytes(bytes),
         }
     }
 }

@@ -107,9 +107,27 @@ impl std::fmt::Write for Utf8<'_> {
 
 /// Appends a message with its whole payload.
 pub fn write_message(out: &mut Vec<u8>, header: &Header<'_>, payload: Payload<'_>) {
+    write_message_bytes(out, header, payload.as_bytes(), payload.is_binary());
+}
+
+/// The same, with a payload that is known to be JSON where it is not binary.
+pub fn write_message_bytes(out: &mut Vec<u8>, header: &Header<'_>, payload: &[u8], binary: bool) {
     let mut writer = FrameWriter::begin(out, header);
-    writer.payload().extend_from_slice(payload.as_bytes());
-    writer.finish(payload.is_binary());
+    writer.payload().extend_from_slice(payload);
+    writer.finish(binary);
+}
+
+/// Appends a message up to its payload, which is so many bytes and follows.
+///
+/// # Panics
+/// If the whole would be 4 GiB or more, which the limits on answers exclude.
+pub fn write_head(out: &mut Vec<u8>, header: &Header<'_>, payload: usize, binary: bool) {
+    let start = out.len();
+    FrameWriter::begin(out, header).finish(binary);
+    let length = out.len() - start - FRAME_HEADER_SIZE + payload;
+    let length = u32::try_from(length).expect("answers are bounded far below 4 GiB");
+    let frame = FrameHeader { length, keep_alive: false, binary, more: false };
+    out[start..start + FRAME_HEADER_SIZE].copy_from_slice(&frame.encode());
 }
 
 /// Appends a message in pieces of at most `piece` bytes each (at least 1),
