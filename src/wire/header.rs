@@ -192,6 +192,37 @@ impl fmt::Display for Header<'_> {
     }
 }
 
+impl Header<'_> {
+    /// Appends the line as it is displayed. An answer's line has neither
+    /// parent nor timeout, and needs none of the formatting machinery.
+    pub(super) fn append_to(&self, out: &mut Vec<u8>) {
+        if self.parent_request_id.is_some() || self.timeout.is_some() {
+            out.extend_from_slice(self.to_string().as_bytes());
+            return;
+        }
+        let Version { major, minor, patch } = self.version;
+        out.extend_from_slice(self.kind.as_str().as_bytes());
+        out.push(b':');
+        out.extend_from_slice(self.topic.as_str().as_bytes());
+        for (before, number) in [(b':', major), (b'.', minor), (b'.', patch)] {
+            out.push(before);
+            append_number(out, number);
+        }
+        if let Some(id) = self.request_id.filter(|id| !id.is_empty()) {
+            out.push(b':');
+            out.extend_from_slice(id.as_bytes());
+        }
+    }
+}
+
+fn append_number(out: &mut Vec<u8>, number: u64) {
+    if number >= 10 {
+        append_number(out, number / 10);
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "a digit")]
+    out.push(b'0' + (number % 10) as u8);
+}
+
 /// Why a message has no readable header. The answer is `MALFORMED_MESSAGE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeaderError {
@@ -261,6 +292,9 @@ mod tests {
         let message = format!("{line}\n{{}}");
         let (header, payload) = Header::parse(message.as_bytes()).unwrap_or_else(|e| panic!("{line}: {e}"));
         assert_eq!(payload, b"{}", "{line}");
+        let mut appended = Vec::new();
+        header.append_to(&mut appended);
+        assert_eq!(appended, header.to_string().as_bytes(), "both ways to write it");
         header.to_string()
     }
 

@@ -51,8 +51,9 @@ pub struct FrameWriter<'a> {
 impl<'a> FrameWriter<'a> {
     /// Begins a message with its header line.
     pub fn begin(out: &'a mut Vec<u8>, header: &Header<'_>) -> Self {
-        let mut writer = Self::begin_line(out);
-        writer.line(format_args!("{header}"));
+        let writer = Self::begin_line(out);
+        header.append_to(writer.out);
+        writer.out.push(b'\n');
         writer
     }
 

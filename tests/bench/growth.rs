@@ -153,7 +153,7 @@ impl Speech for EveryTenth {
 
     fn ask(&mut self, slot: usize, out: &mut Vec<u8>) {
         self.count += 1;
-        let sleeps = self.count % 10 == 0;
+        let sleeps = self.count.is_multiple_of(10);
         self.asked[slot] = (Instant::now(), sleeps);
         if sleeps {
             let body = format!("REQUEST:greedy.wasi-sleep:1.0.0:{slot}::50\n");

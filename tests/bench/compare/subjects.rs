@@ -92,12 +92,14 @@ pub struct Starter {
 
 /// Either runs, or why not.
 pub type Started = Result<Subject, String>;
+/// Starts one.
+pub type Start<'a> = Box<dyn Fn() -> Started + 'a>;
 
 impl Starter {
     /// All that can be compared, by name.
-    pub fn all(&self) -> Vec<(&'static str, Box<dyn Fn() -> Started + '_>)> {
+    pub fn all(&self) -> Vec<(&'static str, Start<'_>)> {
         let ours = |name, service: &'static str, topic, settings: &'static str| {
-            (name, Box::new(move || self.ours(name, service, topic, settings)) as Box<dyn Fn() -> Started>)
+            (name, Box::new(move || self.ours(name, service, topic, settings)) as Start<'_>)
         };
         vec![
             ("echo", Box::new(|| self.stand_in("echo", "--serve-echo"))),
