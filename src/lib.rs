@@ -28,5 +28,7 @@ pub mod sandbox;
 pub mod server;
 #[cfg(feature = "server")]
 pub mod store;
+#[cfg(feature = "server")]
+pub mod stripes;
 pub mod transport;
 pub mod wire;

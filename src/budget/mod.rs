@@ -14,11 +14,21 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::stripes::Stripes;
+
+/// Places that are kept at hand for the next who takes one on the same
+/// processor.
+const MAX_AT_HAND: usize = 4;
+
 /// How much there is and how much of it is taken.
 pub struct Budget {
     limit: usize,
-    /// May exceed the limit by what was taken with [`Budget::overdraw`].
+    /// What is at hand included. May exceed the limit by what was taken with
+    /// [`Budget::overdraw`].
     used: AtomicUsize,
+    /// Places that nobody holds, so that taking one and giving it back touches
+    /// nothing that another processor does. None where amounts are taken.
+    at_hand: Option<Stripes<AtomicUsize>>,
     /// Threads that wait; a giver that sees none need not take the lock.
     waiting: AtomicUsize,
     turn: Mutex<()>,
@@ -40,9 +50,21 @@ impl Budget {
     /// Nothing taken yet.
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
+        Self::with(limit, None)
+    }
+
+    /// The same of places, which are taken and given back one at a time and
+    /// often.
+    #[must_use]
+    pub fn places(limit: usize) -> Arc<Self> {
+        Self::with(limit, Some(Stripes::default()))
+    }
+
+    fn with(limit: usize, at_hand: Option<Stripes<AtomicUsize>>) -> Arc<Self> {
         Arc::new(Self {
             limit,
             used: AtomicUsize::new(0),
+            at_hand,
             waiting: AtomicUsize::new(0),
             turn: Mutex::default(),
             given: Condvar::new(),
@@ -64,13 +86,22 @@ impl Budget {
     /// How much is taken.
     #[must_use]
     pub fn used(&self) -> usize {
-        self.used.load(SeqCst)
+        let at_hand = self.at_hand.iter().flat_map(Stripes::iter).map(|places| places.load(SeqCst)).sum();
+        // Both change meanwhile.
+        self.used.load(SeqCst).saturating_sub(at_hand)
     }
 
     /// Takes some if it is there.
     pub fn try_take(&self, amount: usize) -> bool {
+        if let Some(at_hand) = &self.at_hand {
+            assert_eq!(amount, 1, "places are taken one at a time");
+            if take_one(at_hand.own()) {
+                return true;
+            }
+        }
         let fits = |used: usize| used.checked_add(amount).filter(|sum| *sum <= self.limit);
         self.used.fetch_update(SeqCst, SeqCst, fits).is_ok()
+            || self.at_hand.iter().flat_map(Stripes::iter).any(take_one)
     }
 
     /// Takes some, and waits for it until the deadline. What exceeds the
@@ -128,6 +159,15 @@ impl Budget {
 
     /// Gives back.
     pub fn give(&self, amount: usize) {
+        if let Some(own) = self.at_hand.as_ref().map(Stripes::own).filter(|own| own.load(SeqCst) < MAX_AT_HAND) {
+            assert_eq!(amount, 1, "places are given one at a time");
+            own.fetch_add(1, SeqCst);
+            // A waiter counts itself before it looks for what is at hand, and
+            // here it is the other way round: one of the two sees the other.
+            if self.waiting.load(SeqCst) == 0 || !take_one(own) {
+                return;
+            }
+        }
         if amount > 0 {
             let before = self.used.fetch_sub(amount, SeqCst);
             assert!(before >= amount, "more given than taken");
@@ -141,6 +181,12 @@ impl Budget {
             self.given.notify_one();
         }
     }
+}
+
+/// Takes one, if there is one.
+fn take_one(places: &AtomicUsize) -> bool {
+    // Looked at first: what is empty need not be written to.
+    places.load(SeqCst) > 0 && places.fetch_update(SeqCst, SeqCst, |places| places.checked_sub(1)).is_ok()
 }
 
 /// What one holder has taken; given back when dropped.
@@ -214,18 +260,39 @@ mod tests {
 
     #[test]
     fn waits_for_what_others_give() {
-        let budget = Budget::new(4);
-        assert!(budget.try_take(4));
-        thread::scope(|scope| {
-            let waiters: Vec<_> = (0..8).map(|_| scope.spawn(|| budget.take_until(1, soon()))).collect();
-            for _ in 0..8 {
-                while budget.used() < 4 {
-                    thread::yield_now();
+        for budget in [Budget::new(4), Budget::places(4)] {
+            assert!((0..4).all(|_| budget.try_take(1)));
+            thread::scope(|scope| {
+                let waiters: Vec<_> = (0..8).map(|_| scope.spawn(|| budget.take_until(1, soon()))).collect();
+                for _ in 0..8 {
+                    while budget.used() < 4 {
+                        thread::yield_now();
+                    }
+                    budget.give(1);
                 }
-                budget.give(1);
+                assert!(waiters.into_iter().all(|waiter| waiter.join().unwrap()));
+            });
+        }
+    }
+
+    #[test]
+    fn places_at_hand_are_there_for_all() {
+        let budget = Budget::places(3);
+        let held = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..2000 {
+                        assert!(budget.take_until(1, soon()));
+                        assert!(held.fetch_add(1, SeqCst) < 3);
+                        held.fetch_sub(1, SeqCst);
+                        budget.give(1);
+                    }
+                });
             }
-            assert!(waiters.into_iter().all(|waiter| waiter.join().unwrap()));
         });
+        assert_eq!(budget.used(), 0);
+        assert!((0..3).all(|_| budget.try_take(1)) && !budget.try_take(1));
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub use policy::Policy;
 use crate::{
     budget::Rate,
     log::Limiter,
-    metrics::{ServiceStats, snapshot},
+    metrics::{CallStats, ServiceStats, snapshot},
     sandbox::Component,
     wire::Version,
 };
@@ -229,7 +229,7 @@ fn capped(mut text: String) -> String {
 fn service_row(listed: &Listed) -> snapshot::ServiceRow {
     let Listed { service, source, error, disabled } = listed;
     let Service { description, file, digest, size, component: _, stats, rate: _, failed_lines: _ } = &**service;
-    let ServiceStats { calls, failures, errors, latency } = &**stats;
+    let CallStats { calls, failures, errors, latency } = stats.sum();
     // In whole microseconds: a bucket is wider than that.
     let quantile = |share| (latency.quantile(share).unwrap_or_default().as_secs_f64() * 1e6).round() / 1e3;
     snapshot::ServiceRow {

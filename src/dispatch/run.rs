@@ -7,13 +7,13 @@ use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{Core, Refusal, check_json};
 use crate::{
-    catalog::{Found, Service},
+    catalog::{Catalog, Found, Service},
     host::{
         Context, Stop, Watch,
         bindings::mb::service::types::PayloadResult,
         calls::{self, Calls, Nested},
     },
-    metrics::ServiceStats,
+    metrics::CallStats,
     sandbox::{Answer, Call, CallError, CallReport, Phase, Wanted},
     wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::is_service_code, json as wire_json},
 };
@@ -53,7 +53,10 @@ impl Core {
     /// Runs a call to its end.
     pub(super) fn run(self: &Arc<Self>, task: Task<'_>) -> Result<Checked, Refusal> {
         let Task { topic, version, payload, mut context, watch, timeout, client } = task;
-        let service = self.find(&topic, version)?;
+        // Held until the call is over: counting the holders of the service
+        // would have all processors write to one place.
+        let catalog = self.catalog.load();
+        let service = find(&catalog, &topic, version)?;
         if let Some(rate) = service.rate.as_ref().filter(|_| client) {
             rate.take().map_err(|wait| Refusal::too_often(&service.description.name, rate.limit(), wait))?;
         }
@@ -76,31 +79,29 @@ impl Core {
             .and_then(|answer| check(answer, terms.answer_size))
             .map_err(|refusal| explain(refusal, peak_memory, elapsed, expose));
         if begun {
-            count(&service.stats, elapsed, &result);
+            count(service.stats.own(), elapsed, &result);
         }
-        let ended = Ended { service: &service, action, context: &about, peak_memory, elapsed, backtrace: &backtrace };
+        let ended = Ended { service, action, context: &about, peak_memory, elapsed, backtrace: &backtrace };
         ended.tell(result.as_ref().err());
         result
     }
+}
 
-    fn find(&self, topic: &Topic<'_>, version: Version) -> Result<Arc<Service>, Refusal> {
-        let name = topic.service();
-        match self.catalog.load().find(name, version) {
-            Found::Service(service) => Ok(Arc::clone(service)),
-            Found::Failed(_) => {
-                Err(Refusal::unavailable(format!("service {name} failed to load"), RETRY_WHEN_FAILED_MS))
-            }
-            Found::Disabled => {
-                let message = format!("service {name} is disabled by the operator");
-                Err(Refusal::unavailable(message, RETRY_WHEN_FAILED_MS))
-            }
-            Found::OtherVersions(available) => {
-                let message = format!("no loaded version of {name} is compatible with {version}");
-                let available: Vec<_> = available.iter().map(ToString::to_string).collect();
-                Err(Refusal::new(Code::VersionNotSupported, message).with(&json!({"available": available})))
-            }
-            Found::Nobody => Err(Refusal::new(Code::NoRouteFound, format!("no service {name}"))),
+fn find<'a>(catalog: &'a Catalog, topic: &Topic<'_>, version: Version) -> Result<&'a Service, Refusal> {
+    let name = topic.service();
+    match catalog.find(name, version) {
+        Found::Service(service) => Ok(service),
+        Found::Failed(_) => Err(Refusal::unavailable(format!("service {name} failed to load"), RETRY_WHEN_FAILED_MS)),
+        Found::Disabled => {
+            let message = format!("service {name} is disabled by the operator");
+            Err(Refusal::unavailable(message, RETRY_WHEN_FAILED_MS))
         }
+        Found::OtherVersions(available) => {
+            let message = format!("no loaded version of {name} is compatible with {version}");
+            let available: Vec<_> = available.iter().map(ToString::to_string).collect();
+            Err(Refusal::new(Code::VersionNotSupported, message).with(&json!({"available": available})))
+        }
+        Found::Nobody => Err(Refusal::new(Code::NoRouteFound, format!("no service {name}"))),
     }
 }
 
@@ -227,7 +228,7 @@ fn explain(mut refusal: Refusal, peak_memory: usize, elapsed: Duration, backtrac
     refusal.with(&Value::Object(known))
 }
 
-fn count(stats: &ServiceStats, elapsed: Duration, result: &Result<Checked, Refusal>) {
+fn count(stats: &CallStats, elapsed: Duration, result: &Result<Checked, Refusal>) {
     stats.calls.add(1);
     stats.latency.record(elapsed);
     match result {

@@ -34,6 +34,14 @@ impl Histogram {
         self.sum_ns.fetch_add(ns, Relaxed);
     }
 
+    /// Adds all of another one's.
+    pub fn absorb(&self, other: &Self) {
+        for (bucket, more) in self.buckets.iter().zip(&other.buckets) {
+            bucket.fetch_add(more.load(Relaxed), Relaxed);
+        }
+        self.sum_ns.fetch_add(other.sum_ns.load(Relaxed), Relaxed);
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> u64 {

@@ -7,7 +7,7 @@ pub mod snapshot;
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, PoisonError,
+        Mutex, OnceLock, PoisonError,
         atomic::{
             AtomicBool, AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
@@ -19,7 +19,7 @@ use std::{
 
 pub use histogram::Histogram;
 
-use crate::wire::Code;
+use crate::{stripes::Stripes, wire::Code};
 
 /// A counter that only rises.
 #[derive(Debug, Default)]
@@ -197,9 +197,36 @@ impl Metrics {
     }
 }
 
-/// Counters of one version of a service.
+/// Counters of one version of a service, a set for each processor. A service
+/// that nobody calls has none.
 #[derive(Debug, Default)]
-pub struct ServiceStats {
+pub struct ServiceStats(Stripes<OnceLock<Box<CallStats>>>);
+
+impl ServiceStats {
+    /// Where to count what ends here.
+    pub fn own(&self) -> &CallStats {
+        self.0.own().get_or_init(Box::default)
+    }
+
+    /// All together.
+    #[must_use]
+    pub fn sum(&self) -> CallStats {
+        let sum = CallStats::default();
+        for CallStats { calls, failures, errors, latency } in
+            self.0.iter().filter_map(|stats| stats.get().map(|b| &**b))
+        {
+            sum.calls.add(calls.get());
+            sum.failures.add(failures.get());
+            sum.errors.add(errors.get());
+            sum.latency.absorb(latency);
+        }
+        sum
+    }
+}
+
+/// What is counted of calls.
+#[derive(Debug, Default)]
+pub struct CallStats {
     /// Calls begun.
     pub calls: Counter,
     /// Calls that ended with the service's own failure.

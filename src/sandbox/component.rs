@@ -79,12 +79,12 @@ impl Component {
         }
         let linked = linker.instantiate_pre(&compiled).map_err(LoadError::contract)?;
         let pre = FullPre::new(linked).map_err(LoadError::contract)?;
-        let idle = Arc::new(Idle::new(&sandbox.idle_instances));
+        let idle = Arc::new(Idle::new(&sandbox.any_idle));
         sandbox.remember(&idle);
         Ok(Self {
             sandbox: Arc::clone(sandbox),
             pre,
-            turns: Budget::new(terms.settings.concurrency),
+            turns: Budget::places(terms.settings.concurrency),
             terms,
             idle,
             first_memory: AtomicUsize::new(0),

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Instant,
 };
@@ -63,8 +63,8 @@ pub struct Sandbox {
     /// another one holds its place: without places that only deeper calls can
     /// take, many such calls at once would wait for each other.
     places: Vec<Arc<Budget>>,
-    /// Idle instances of all components together.
-    pub(super) idle_instances: Arc<AtomicUsize>,
+    /// There may be idle instances.
+    pub(super) any_idle: Arc<AtomicBool>,
     /// Of all components that keep instances.
     idle: Mutex<Vec<Weak<Idle>>>,
     /// Held while something new is compiled: one at a time, as its memory is
@@ -108,7 +108,7 @@ impl Sandbox {
             memory: Arc::clone(&config.memory),
             places: places.clone(),
             config,
-            idle_instances: Arc::default(),
+            any_idle: Arc::default(),
             idle: Mutex::default(),
             compiling: Mutex::default(),
             cache_dir,
@@ -149,7 +149,7 @@ impl Sandbox {
     /// Gives up all instances that nobody uses just now.
     pub(super) fn reclaim(&self) {
         // Asked by everyone who waits, most often for nothing.
-        if self.idle_instances.load(Relaxed) == 0 {
+        if !self.any_idle.swap(false, Relaxed) {
             return;
         }
         let all: Vec<_> = {
@@ -166,7 +166,7 @@ fn places(instances: usize, call_depth: usize) -> Vec<Arc<Budget>> {
     let deeper = (instances / 16).max(1);
     let first = instances.saturating_sub(deeper * call_depth).max(1);
     let sizes = std::iter::once(first).chain(std::iter::repeat_n(deeper, call_depth));
-    sizes.map(Budget::new).collect()
+    sizes.map(Budget::places).collect()
 }
 
 /// What both allocators have in common.

@@ -3,13 +3,13 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
 use super::instance::Live;
-use crate::{budget::Budget, host::Watch};
+use crate::{budget::Budget, host::Watch, stripes::Stripes};
 
 /// A place among the instances of the server, given back when dropped.
 pub(super) struct Place(pub(super) Arc<Budget>);
@@ -54,46 +54,43 @@ pub(super) fn take(places: &Budget, watch: &dyn Watch, deadline: Instant) -> boo
 /// The idle instances of one component. There are never more than its
 /// `concurrency`, since each was made for a call.
 pub(super) struct Idle {
-    instances: Mutex<Vec<Warm>>,
-    /// Idle instances of all components together.
-    all: Arc<AtomicUsize>,
+    instances: Stripes<Mutex<Vec<Warm>>>,
+    /// Of all components together: there may be one.
+    any: Arc<AtomicBool>,
 }
 
 impl Idle {
-    pub(super) fn new(all: &Arc<AtomicUsize>) -> Self {
-        Self { instances: Mutex::default(), all: Arc::clone(all) }
+    pub(super) fn new(any: &Arc<AtomicBool>) -> Self {
+        Self { instances: Stripes::default(), any: Arc::clone(any) }
     }
 
-    /// The one that was used last: its memory is most likely still in the
-    /// processor's caches.
+    /// The one that was used last on this processor, or else any: its memory
+    /// is most likely still in the processor's caches.
     pub(super) fn take(&self) -> Option<Warm> {
-        let warm = self.lock().pop();
-        if warm.is_some() {
-            self.all.fetch_sub(1, Relaxed);
-        }
-        warm
+        let own = lock(self.instances.own()).pop();
+        own.or_else(|| self.instances.iter().find_map(|stripe| lock(stripe).pop()))
     }
 
     pub(super) fn put(&self, warm: Warm) {
-        self.lock().push(warm);
-        self.all.fetch_add(1, Relaxed);
+        let mut idle = lock(self.instances.own());
+        idle.push(warm);
+        // Within the lock: who clears the mark then sees this instance, or
+        // this sees that the mark was cleared.
+        if !self.any.load(Relaxed) {
+            self.any.store(true, Relaxed);
+        }
     }
 
     /// Gives up all of them, because others need their places and memory.
     pub(super) fn clear(&self) {
-        let idle = std::mem::take(&mut *self.lock());
-        self.all.fetch_sub(idle.len(), Relaxed);
-        // Outside of the lock: ending an instance takes its time.
-        drop(idle);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Warm>> {
-        self.instances.lock().unwrap_or_else(PoisonError::into_inner)
+        for stripe in self.instances.iter() {
+            let idle = std::mem::take(&mut *lock(stripe));
+            // Outside of the lock: ending an instance takes its time.
+            drop(idle);
+        }
     }
 }
 
-impl Drop for Idle {
-    fn drop(&mut self) {
-        self.clear();
-    }
+fn lock(stripe: &Mutex<Vec<Warm>>) -> MutexGuard<'_, Vec<Warm>> {
+    stripe.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -41,9 +41,8 @@ impl Kind {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        [Self::Request, Self::Response, Self::Error, Self::Publish]
-            .into_iter()
-            .find(|kind| kind.as_str().eq_ignore_ascii_case(text))
+        let kinds = [Self::Request, Self::Response, Self::Error, Self::Publish];
+        kinds.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(text))
     }
 }
 
@@ -62,12 +61,21 @@ impl<'a> Topic<'a> {
     /// # Errors
     /// Breaks of the grammar above, or more than 255 bytes.
     pub fn parse(text: &'a str) -> Result<Self, HeaderError> {
-        let dots = text.bytes().filter(|&b| b == b'.').count();
-        let sound = text.len() <= MAX_TOPIC_SIZE && (1..=4).contains(&dots) && text.split('.').all(is_segment);
-        match text.find('.') {
-            Some(dot) if sound => Ok(Self { text, dot }),
-            _ => Err(HeaderError::Topic),
+        // In one pass: the topic of every message goes through here.
+        let (mut dots, mut first_dot, mut begins) = (0, 0, true);
+        for (index, &byte) in text.as_bytes().iter().enumerate() {
+            match class(byte) {
+                LETTER => begins = false,
+                DIGIT | MARK if !begins => {}
+                DOT if !begins => {
+                    (dots, begins) = (dots + 1, true);
+                    first_dot = if dots == 1 { index } else { first_dot };
+                }
+                _ => return Err(HeaderError::Topic),
+            }
         }
+        let sound = (1..=4).contains(&dots) && !begins && text.len() <= MAX_TOPIC_SIZE;
+        if sound { Ok(Self { text, dot: first_dot }) } else { Err(HeaderError::Topic) }
     }
 
     /// The whole topic.
@@ -93,17 +101,54 @@ impl<'a> Topic<'a> {
 /// the name of a service too.
 #[must_use]
 pub fn is_segment(text: &str) -> bool {
-    let mut bytes = text.bytes();
-    bytes.next().is_some_and(|b| b.is_ascii_alphabetic())
-        && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    let mut bytes = text.bytes().map(class);
+    bytes.next() == Some(LETTER) && bytes.all(|class| matches!(class, LETTER | DIGIT | MARK))
 }
 
 /// 1 to 64 letters, digits, `.`, `_` and `-`.
 #[must_use]
 pub fn is_request_id(text: &str) -> bool {
     (1..=MAX_REQUEST_ID_SIZE).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && text.bytes().all(|byte| matches!(class(byte), LETTER | DIGIT | MARK | DOT))
 }
+
+/// What a byte is within a header line, from a table: the lines of all
+/// messages go through here byte by byte.
+fn class(byte: u8) -> u8 {
+    CLASSES[byte as usize]
+}
+
+/// Neither printable nor ASCII, or a space: may not be in a line.
+const REFUSED: u8 = 0;
+/// Printable, but in no name.
+const OTHER: u8 = 1;
+const LETTER: u8 = 2;
+const DIGIT: u8 = 3;
+/// `-` and `_`.
+const MARK: u8 = 4;
+const DOT: u8 = 5;
+const COLON: u8 = 6;
+
+const CLASSES: [u8; 256] = {
+    let mut classes = [REFUSED; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        classes[byte] = match byte as u8 {
+            b'.' => DOT,
+            b':' => COLON,
+            b'-' | b'_' => MARK,
+            b'0'..=b'9' => DIGIT,
+            b'a'..=b'z' | b'A'..=b'Z' => LETTER,
+            b'!'..=b'~' => OTHER,
+            _ => REFUSED,
+        };
+        byte += 1;
+    }
+    classes
+};
+
+/// Fields of a line at most.
+const MAX_FIELDS: usize = 6;
 
 /// A header line that follows the grammar. Whether a REQUEST carries an id is
 /// not the grammar's business: it has an error code of its own.
@@ -133,33 +178,54 @@ impl<'a> Header<'a> {
             return Err(HeaderError::EmptyMessage);
         }
         let searched = &message[..message.len().min(MAX_HEADER_SIZE + 1)];
-        let Some(end) = searched.iter().position(|&b| b == b'\n') else {
+        let (mut ends, mut colons, mut refused) = ([0; MAX_FIELDS], 0, None);
+        let end = searched.iter().enumerate().position(|(index, &byte)| {
+            match class(byte) {
+                REFUSED if byte == b'\n' => return true,
+                REFUSED if refused.is_none() => refused = Some(byte),
+                COLON => {
+                    if let Some(end) = ends.get_mut(colons) {
+                        *end = index;
+                    }
+                    colons += 1;
+                }
+                _ => {}
+            }
+            false
+        });
+        let Some(end) = end else {
             let too_long = message.len() > MAX_HEADER_SIZE;
             return Err(if too_long { HeaderError::TooLong } else { HeaderError::NoLineFeed });
         };
-        let line = &message[..end];
-        if let Some(&byte) = line.iter().find(|b| !b.is_ascii_graphic()) {
+        if let Some(byte) = refused {
             return Err(HeaderError::Byte { byte });
         }
-        let line = std::str::from_utf8(line).map_err(|_| HeaderError::Byte { byte: 0x80 })?;
-        Ok((Self::parse_line(line)?, &message[end + 1..]))
+        let line = std::str::from_utf8(&message[..end]).map_err(|_| HeaderError::Byte { byte: 0x80 })?;
+        if let Some(last) = ends.get_mut(colons) {
+            *last = end;
+        }
+        Ok((Self::from_fields(line, ends, colons + 1)?, &message[end + 1..]))
     }
 
-    fn parse_line(line: &'a str) -> Result<Self, HeaderError> {
-        let mut fields = line.split(':');
-        let mut required = |missing| fields.next().filter(|f| !f.is_empty()).ok_or(missing);
-        let kind = Kind::parse(required(HeaderError::Kind)?).ok_or(HeaderError::Kind)?;
-        let topic = Topic::parse(required(HeaderError::Topic)?)?;
-        let version = required(HeaderError::Version)?.parse().map_err(|VersionError| HeaderError::Version)?;
-        let mut optional = || fields.next().filter(|f| !f.is_empty());
-        let (request_id, parent_request_id, timeout) = (optional(), optional(), optional());
-        if fields.next().is_some() {
+    /// The fields of a line by where each of them ends.
+    fn from_fields(line: &'a str, ends: [usize; MAX_FIELDS], count: usize) -> Result<Self, HeaderError> {
+        let field = |index: usize| {
+            let begin = if index == 0 { 0 } else { ends[index - 1] + 1 };
+            Some(&line[begin..ends[index]]).filter(|field| !field.is_empty())
+        };
+        let optional = |index: usize| if index < count { field(index) } else { None };
+        let kind = optional(0).and_then(Kind::parse).ok_or(HeaderError::Kind)?;
+        let topic = Topic::parse(optional(1).ok_or(HeaderError::Topic)?)?;
+        let version = optional(2).ok_or(HeaderError::Version)?;
+        let version = version.parse().map_err(|VersionError| HeaderError::Version)?;
+        if count > MAX_FIELDS {
             return Err(HeaderError::TooManyFields);
         }
+        let (request_id, parent_request_id) = (optional(3), optional(4));
         if ![request_id, parent_request_id].into_iter().flatten().all(is_request_id) {
             return Err(HeaderError::RequestId);
         }
-        let timeout = match timeout {
+        let timeout = match optional(5) {
             None => None,
             Some(_) if kind != Kind::Request => return Err(HeaderError::TimeoutKind { kind }),
             Some(text) => Some(parse_timeout(text).ok_or(HeaderError::Timeout)?),
