@@ -23,6 +23,10 @@ pub const KEPT_SIZE: usize = 64 * 1024;
 /// be smaller; most connections never need more, and many are idle.
 const FIRST_SIZE: usize = 1024;
 
+/// A full buffer grows so many times at most at once, for a frame that needs
+/// it: each step copies what is there.
+const GROWTH: usize = 8;
+
 /// What [`Reassembly::next`] hands out.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Incoming<'a> {
@@ -53,8 +57,9 @@ pub enum Taken {
 
 /// A growable buffer that reassembles frames.
 ///
-/// Its memory follows what has arrived, never what was promised: it doubles
-/// when it is full, up to `max_message_size` + a frame header + one read.
+/// Its memory follows what has arrived, never what was promised alone: when it
+/// is full it grows to what the frame at hand needs, but to eight times its
+/// size at most, and to `max_message_size` + a frame header + one read.
 #[derive(Debug)]
 pub struct Reassembly {
     buf: Vec<u8>,
@@ -128,7 +133,15 @@ impl Reassembly {
             return self.buf.len();
         }
         let bound = self.max_message_size + FRAME_HEADER_SIZE + self.read_size;
-        (self.buf.len() * 2).min(bound).max(held + self.read_size)
+        let steep = (self.buf.len() * GROWTH).min(held + self.missing());
+        steep.max(self.buf.len() * 2).min(bound).max(held + self.read_size)
+    }
+
+    /// Bytes that the frame at hand has promised and that have not arrived.
+    fn missing(&self) -> usize {
+        let unparsed = &self.buf[self.parsed..self.filled];
+        let header = unparsed.split_first_chunk().and_then(|(&header, _)| FrameHeader::parse(header).ok());
+        header.map_or(0, |header| (FRAME_HEADER_SIZE + header.length as usize).saturating_sub(unparsed.len()))
     }
 
     /// What has arrived of a message that is not whole: its header line is at
