@@ -1,14 +1,19 @@
 //! Sums and quotients, exact wherever both numbers are integers.
 
 use mb_service::{Failure, service};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Number;
 
 /// The arguments of every action. A [`Number`] remembers whether it was
 /// written as an integer, so that 2 + 40 is 42 and not 42.0.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct Pair {
+    /// The first number.
+    #[schemars(with = "f64")]
     a: Number,
+    /// The second one.
+    #[schemars(with = "f64")]
     b: Number,
 }
 
@@ -25,13 +30,15 @@ impl Pair {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Sum {
+    #[schemars(with = "f64")]
     sum: Number,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Quotient {
+    #[schemars(with = "f64")]
     quotient: Number,
 }
 

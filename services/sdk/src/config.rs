@@ -3,17 +3,23 @@
 
 use std::str::FromStr;
 
-use crate::{Failure, bindings::wasi::config::store};
+use crate::Failure;
 
 /// The value of a key, if the operator gives one.
 ///
 /// # Errors
 /// `CONFIG_FAILED` if the server can't read it.
 pub fn get(key: &str) -> Result<Option<String>, Failure> {
-    store::get(key).map_err(|error| {
-        let (store::Error::Upstream(error) | store::Error::Io(error)) = error;
-        Failure::new("CONFIG_FAILED", format!("{key}: {error}"))
-    })
+    #[cfg(target_arch = "wasm32")]
+    {
+        use crate::bindings::wasi::config::store;
+        store::get(key).map_err(|error| {
+            let (store::Error::Upstream(error) | store::Error::Io(error)) = error;
+            Failure::new("CONFIG_FAILED", format!("{key}: {error}"))
+        })
+    }
+    #[cfg(not(target_arch = "wasm32"))]
+    Ok(crate::mock::config_value(key))
 }
 
 /// The value of a key as another type, or the default where there is none.

@@ -1,5 +1,7 @@
 //! The document that tells the server who a service is.
 
+use std::borrow::Cow;
+
 use serde::{Serialize, Serializer, ser::Error};
 use serde_json::value::RawValue;
 
@@ -25,10 +27,10 @@ pub struct Action<'a> {
     pub description: &'a str,
     /// JSON Schema, as text, of the JSON payload that the action takes.
     #[serde(serialize_with = "embedded", skip_serializing_if = "Option::is_none")]
-    pub input: Option<&'a str>,
+    pub input: Option<Cow<'a, str>>,
     /// JSON Schema, as text, of the JSON payload that it answers.
     #[serde(serialize_with = "embedded", skip_serializing_if = "Option::is_none")]
-    pub output: Option<&'a str>,
+    pub output: Option<Cow<'a, str>>,
 }
 
 impl Description<'_> {
@@ -43,6 +45,11 @@ impl Description<'_> {
 }
 
 /// Writes a schema as the JSON that it is, not as a string.
-fn embedded<S: Serializer>(schema: &Option<&str>, serializer: S) -> Result<S::Ok, S::Error> {
-    schema.map(serde_json::from_str::<&RawValue>).transpose().map_err(S::Error::custom)?.serialize(serializer)
+fn embedded<S: Serializer>(schema: &Option<Cow<'_, str>>, serializer: S) -> Result<S::Ok, S::Error> {
+    schema
+        .as_deref()
+        .map(serde_json::from_str::<&RawValue>)
+        .transpose()
+        .map_err(S::Error::custom)?
+        .serialize(serializer)
 }

@@ -4,15 +4,21 @@
 //! written is on the disk before the function returns. Buckets need not be
 //! made: each name is one.
 
-use crate::{
-    Failure,
-    bindings::wasi::keyvalue::{atomics, batch, store},
-};
+use crate::Failure;
+#[cfg(target_arch = "wasm32")]
+use crate::bindings::wasi::keyvalue::{atomics, batch, store};
+#[cfg(not(target_arch = "wasm32"))]
+use crate::{bindings::wasi::keyvalue::store, mock};
 
 pub use store::Error;
 
 /// A set of keys.
+#[cfg(target_arch = "wasm32")]
 pub struct Bucket(store::Bucket);
+
+/// A set of keys.
+#[cfg(not(target_arch = "wasm32"))]
+pub struct Bucket(mock::Bucket);
 
 impl Bucket {
     /// Opens a bucket: at most 64 letters, digits, `.`, `_` and `-`, or none.
@@ -20,7 +26,10 @@ impl Bucket {
     /// # Errors
     /// The name breaks that, or the store fails.
     pub fn open(name: &str) -> Result<Self, Error> {
-        store::open(name).map(Self)
+        #[cfg(target_arch = "wasm32")]
+        return store::open(name).map(Self);
+        #[cfg(not(target_arch = "wasm32"))]
+        mock::Bucket::open(name).map(Self)
     }
 
     /// The value of a key, if there is one.
@@ -67,7 +76,10 @@ impl Bucket {
     /// # Errors
     /// As [`Bucket::set`]; the value is no number.
     pub fn increment(&self, key: &str, delta: i64) -> Result<i64, Error> {
-        atomics::increment(&self.0, key, delta)
+        #[cfg(target_arch = "wasm32")]
+        return atomics::increment(&self.0, key, delta);
+        #[cfg(not(target_arch = "wasm32"))]
+        self.0.increment(key, delta)
     }
 
     /// Sets a key to what a function makes of its value. The function is
@@ -76,15 +88,20 @@ impl Bucket {
     /// # Errors
     /// As [`Bucket::set`].
     pub fn update(&self, key: &str, mut change: impl FnMut(Option<Vec<u8>>) -> Vec<u8>) -> Result<(), Error> {
-        let mut seen = atomics::Cas::new(&self.0, key)?;
-        loop {
-            let value = change(seen.current()?);
-            match atomics::swap(seen, &value) {
-                Ok(()) => return Ok(()),
-                Err(atomics::CasError::StoreError(error)) => return Err(error),
-                Err(atomics::CasError::CasFailed(now)) => seen = now,
+        #[cfg(target_arch = "wasm32")]
+        {
+            let mut seen = atomics::Cas::new(&self.0, key)?;
+            loop {
+                let value = change(seen.current()?);
+                match atomics::swap(seen, &value) {
+                    Ok(()) => return Ok(()),
+                    Err(atomics::CasError::StoreError(error)) => return Err(error),
+                    Err(atomics::CasError::CasFailed(now)) => seen = now,
+                }
             }
         }
+        #[cfg(not(target_arch = "wasm32"))]
+        self.set(key, &change(self.get(key)?))
     }
 
     /// Sets several values, all or none.
@@ -92,7 +109,10 @@ impl Bucket {
     /// # Errors
     /// As [`Bucket::set`]; more than 1,000 keys or 4 MiB.
     pub fn set_many(&self, pairs: &[(String, Vec<u8>)]) -> Result<(), Error> {
-        batch::set_many(&self.0, pairs)
+        #[cfg(target_arch = "wasm32")]
+        return batch::set_many(&self.0, pairs);
+        #[cfg(not(target_arch = "wasm32"))]
+        pairs.iter().try_for_each(|(key, value)| self.set(key, value))
     }
 
     /// Removes several keys, all or none.
@@ -100,7 +120,10 @@ impl Bucket {
     /// # Errors
     /// As [`Bucket::set_many`].
     pub fn delete_many(&self, keys: &[String]) -> Result<(), Error> {
-        batch::delete_many(&self.0, keys)
+        #[cfg(target_arch = "wasm32")]
+        return batch::delete_many(&self.0, keys);
+        #[cfg(not(target_arch = "wasm32"))]
+        keys.iter().try_for_each(|key| self.delete(key))
     }
 }
 

@@ -40,6 +40,8 @@
 //! and nothing else, and each import but that of the log needs a grant of the
 //! operator.
 //!
+//! Natively, as in `cargo test`, the module `mock` stands for the server.
+//!
 //! See [`service!`] for what the macro takes, [`Arguments`] and [`Answer`] for
 //! what a function may take and answer.
 
@@ -51,12 +53,20 @@ mod handler;
 pub mod keyvalue;
 pub mod log;
 mod macros;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod mock;
 mod payload;
+mod schema;
 
 pub use bindings::exports::mb::service::handler::Guest;
 pub use bindings::mb::service::types::{Failure, Payload};
 pub use describe::{Action, Description};
 pub use handler::{Answer, Arguments, call};
+/// The level 1, 2 and 3 of what is known of a handler's types.
+#[doc(hidden)]
+pub use schema::{AnswerSchema, AnyInput, AnyOutput, InputSchema, ResultSchema};
+#[doc(hidden)]
+pub use schema::{Probe, probe};
 
 /// Generated from the WIT. Public for [`service!`], and for a crate that
 /// implements [`Guest`] by hand: `mb_service::bindings::export!(Mine

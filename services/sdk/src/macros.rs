@@ -7,8 +7,11 @@
 /// caller reads about it.
 ///
 /// The service's name, version and description are those of the package in
-/// `Cargo.toml`; each can be given instead, in this order. An action may carry
-/// JSON Schemas of its input and output, as JSON text.
+/// `Cargo.toml`; each can be given instead, in this order.
+///
+/// JSON Schemas come from the types: what derives `schemars::JsonSchema` has
+/// one, with the doc comments of its fields; other types have none. An action
+/// may carry them as JSON text instead.
 ///
 /// ```
 /// use mb_service::service;
@@ -58,11 +61,17 @@ macro_rules! service {
                 $(let name = $name;)?
                 $(let version = $version;)?
                 $(let description = $description;)?
-                let actions = &[$($crate::Action {
-                    name: $action,
-                    description: concat!($($doc),*).trim_ascii(),
-                    $($($schema: Some($text),)+)?
-                    ..Default::default()
+                #[allow(unused_imports)]
+                use $crate::{AnswerSchema as _, AnyInput as _, AnyOutput as _, InputSchema as _, ResultSchema as _};
+                let actions = &[$({
+                    let probe = $crate::probe($handler);
+                    let (input, output) = ((&&probe).input(), (&&&probe).output());
+                    $crate::Action {
+                        name: $action,
+                        description: concat!($($doc),*).trim_ascii(),
+                        $($($schema: Some($text.into()),)+)?
+                        ..$crate::Action { name: "", description: "", input: input.map(Into::into), output: output.map(Into::into) }
+                    }
                 }),+];
                 $crate::Description { name, version, description, actions }.to_json()
             }
@@ -71,6 +80,7 @@ macro_rules! service {
                 action: String,
                 payload: $crate::Payload,
             ) -> Result<$crate::Payload, $crate::Failure> {
+                $crate::log::start();
                 match action.as_str() {
                     $($action => $crate::call($handler, payload),)+
                     // The server asks only for what `describe` lists.
