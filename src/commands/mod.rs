@@ -17,19 +17,23 @@ macro_rules! complain {
 }
 
 mod bench;
+mod build;
 mod call;
 mod cert;
 mod check;
 mod compile_worker;
 mod connect;
+mod dev;
 mod edge;
 mod inspect;
+mod new;
 mod operator;
 mod ping;
 mod rollback;
 mod serve;
 mod store;
 mod token;
+mod wit;
 
 use std::process::ExitCode;
 
@@ -61,7 +65,11 @@ impl From<Exit> for ExitCode {
 
 /// Turns WebAssembly components into network services.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = "Start with: mb-server serve")]
+#[command(
+    version,
+    about,
+    after_help = "Start with: mb-server serve, or write a service: mb-server new NAME --lang rust|js|python"
+)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -70,11 +78,15 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Arguments),
+    New(new::Arguments),
+    Build(build::Arguments),
+    Dev(dev::Arguments),
+    Wit(wit::Arguments),
+    Inspect(inspect::Arguments),
     Call(call::Arguments),
     Ping(ping::Arguments),
     Bench(bench::Arguments),
     Check(check::Arguments),
-    Inspect(inspect::Arguments),
     Store(store::Arguments),
     Rollback(rollback::Arguments),
     Token(token::Arguments),
@@ -89,6 +101,10 @@ impl Arguments {
     pub fn run(self) -> Exit {
         let result = match self.command {
             Command::Serve(arguments) => serve::run(arguments),
+            Command::New(arguments) => new::run(&arguments),
+            Command::Build(arguments) => build::run(&arguments),
+            Command::Dev(arguments) => dev::run(&arguments),
+            Command::Wit(arguments) => wit::run(&arguments),
             Command::Call(arguments) => call::run(&arguments),
             Command::Ping(arguments) => ping::run(&arguments),
             Command::Bench(arguments) => bench::run(&arguments),

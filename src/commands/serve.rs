@@ -27,7 +27,7 @@ use crate::{
     budget::Budget,
     catalog::{Catalog, LiveCatalog, LoadSettings, Policy},
     config::{self, Config, ConfigError, Flags, Loaded, MemoryPlan},
-    dispatch::{Dispatcher, Limits},
+    dispatch::{Dispatcher, Handle, Limits},
     log::Limiter,
     metrics::{Metrics, snapshot::Snapshot},
     sandbox::{CompileApart, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
@@ -93,28 +93,9 @@ pub(super) fn run(arguments: Arguments) -> Result {
     edge::check_exposure(&config)?;
     start_log(&config.log)?;
     let signals = listen_for_signals().map_err(failure)?;
-    let edge = Edge::load(&config)?;
-    let room = Room::of(&config);
-    if let Some(warning) = room.warning() {
-        tracing::warn!("{warning}");
-    }
-
-    let memory = Budget::new(MemoryPlan::of(&config).shared);
-    let policy = Policy::new(&config, open_store(&config));
-    let apart = compile_apart(&config);
-    let sandbox = SandboxConfig { apart, ..sandbox_config(&config, &policy, &memory) };
-    let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
-    let catalog = load_catalog(&config, policy, &sandbox)?;
-    let metrics = Arc::new(Metrics::default());
-    let dispatcher = Dispatcher::new(catalog.shared(), limits(&config), Arc::clone(&metrics), Arc::clone(&edge.access));
-    // The admin endpoint first: what can't listen shall not have served.
-    let admin = admin_listener(&config)?;
-    let admin_address = admin.local_addr().map_err(failure)?;
-    let settings = ServerSettings { listeners: edge.listeners(&config), ..server_settings(&config, memory, room) };
-    let server = Server::start(settings, Arc::new(dispatcher), metrics, Arc::clone(&edge.access)).map_err(failure)?;
-    let view = server.view();
-    start_admin(&config, admin, view, Arc::clone(&catalog), Arc::clone(&edge)).map_err(failure)?;
-    announce(&server.addresses(), admin_address, &config, &catalog.current(), begun);
+    let serving = Serving::start(config, |dispatcher| Arc::new(dispatcher))?;
+    let Serving { server, catalog, edge, config, admin } = &serving;
+    announce(&server.addresses(), *admin, config, &catalog.current(), begun);
     if config.reload_interval.0 > Duration::ZERO {
         catalog.watch(config.reload_interval.0).map_err(failure)?;
         edge.watch(config.reload_interval.0).map_err(failure)?;
@@ -122,15 +103,66 @@ pub(super) fn run(arguments: Arguments) -> Result {
 
     // The sender lives as long as the process: this returns with a signal.
     let _ = signals.recv();
-    tracing::info!("draining: begun requests are answered, within {}", config.drain_timeout);
-    let drained = server.drain();
-    tracing::info!(
-        "drained in {} ms: {} connections, {} of them cut off",
-        drained.elapsed.as_millis(),
-        drained.connections,
-        drained.cut_off
-    );
+    serving.drain();
     Ok(Exit::Success)
+}
+
+/// A server that was wired together and runs.
+pub(super) struct Serving {
+    server: Server,
+    pub(super) catalog: Arc<LiveCatalog>,
+    edge: Arc<Edge>,
+    config: Config,
+    /// Where its admin endpoint listens.
+    pub(super) admin: SocketAddr,
+}
+
+impl Serving {
+    /// Starts a server; `handle` may put something in front of the dispatcher.
+    pub(super) fn start(
+        config: Config,
+        handle: impl FnOnce(Dispatcher) -> Arc<dyn Handle>,
+    ) -> std::result::Result<Self, (Exit, String)> {
+        let edge = Edge::load(&config)?;
+        let room = Room::of(&config);
+        if let Some(warning) = room.warning() {
+            tracing::warn!("{warning}");
+        }
+        let memory = Budget::new(MemoryPlan::of(&config).shared);
+        let policy = Policy::new(&config, open_store(&config));
+        let apart = compile_apart(&config);
+        let sandbox = SandboxConfig { apart, ..sandbox_config(&config, &policy, &memory) };
+        let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
+        let catalog = load_catalog(&config, policy, &sandbox)?;
+        let metrics = Arc::new(Metrics::default());
+        let access = Arc::clone(&edge.access);
+        let dispatcher = Dispatcher::new(catalog.shared(), limits(&config), Arc::clone(&metrics), access);
+        // The admin endpoint first: what can't listen shall not have served.
+        let listener = admin_listener(&config)?;
+        let admin = listener.local_addr().map_err(failure)?;
+        let settings = ServerSettings { listeners: edge.listeners(&config), ..server_settings(&config, memory, room) };
+        let access = Arc::clone(&edge.access);
+        let server = Server::start(settings, handle(dispatcher), metrics, access).map_err(failure)?;
+        start_admin(&config, listener, server.view(), Arc::clone(&catalog), Arc::clone(&edge)).map_err(failure)?;
+        Ok(Self { server, catalog, edge, config, admin })
+    }
+
+    /// Where clients connect.
+    pub(super) fn addresses(&self) -> Vec<(SocketAddr, bool)> {
+        self.server.addresses()
+    }
+
+    /// Ends it in order.
+    pub(super) fn drain(self) {
+        tracing::info!("draining: begun requests are answered, within {}", self.config.drain_timeout);
+        let drained = self.server.drain();
+        tracing::info!(
+            "drained in {} ms: {} connections, {} of them cut off",
+            drained.elapsed.as_millis(),
+            drained.connections,
+            drained.cut_off
+        );
+    }
 }
 
 pub(super) fn start_log(filter: &str) -> std::result::Result<(), (Exit, String)> {
@@ -149,7 +181,7 @@ pub(super) fn start_log(filter: &str) -> std::result::Result<(), (Exit, String)>
 }
 
 /// The first signal is sent on, the second ends the process.
-fn listen_for_signals() -> std::result::Result<mpsc::Receiver<()>, ctrlc::Error> {
+pub(super) fn listen_for_signals() -> std::result::Result<mpsc::Receiver<()>, ctrlc::Error> {
     let (sender, receiver) = mpsc::channel();
     let again = AtomicBool::new(false);
     ctrlc::set_handler(move || {

@@ -68,7 +68,8 @@ impl Component {
     /// # Errors
     /// Says what to do about it, for the author of the component.
     pub fn load(sandbox: &Arc<Sandbox>, bytes: &[u8], terms: Terms) -> Result<Self, LoadError> {
-        let (bytes, wrapped) = componentize(bytes)?;
+        let bytes = componentize(bytes)?;
+        let wrapped = matches!(bytes, Cow::Owned(_));
         let compiled = sandbox.compile(&bytes)?;
         let kind = compiled.component_type();
         let imports: Vec<_> = kind.imports(&sandbox.engine).map(|(name, _)| name.to_owned()).collect();
@@ -120,8 +121,12 @@ impl Component {
     }
 }
 
-/// Takes a component as it is and wraps a core module.
-fn componentize(bytes: &[u8]) -> Result<(Cow<'_, [u8]>, bool), LoadError> {
+/// Takes a component as it is, and makes one of a core module with embedded
+/// WIT.
+///
+/// # Errors
+/// It is no WebAssembly, or a core module that can't become a component.
+pub fn componentize(bytes: &[u8]) -> Result<Cow<'_, [u8]>, LoadError> {
     const MAGIC: &[u8] = b"\0asm";
     let Some((version, layer)) = bytes.strip_prefix(MAGIC).and_then(|rest| {
         let (head, _) = rest.split_first_chunk::<4>()?;
@@ -132,9 +137,9 @@ fn componentize(bytes: &[u8]) -> Result<(Cow<'_, [u8]>, bool), LoadError> {
     match layer {
         0 if version == 1 => {
             let encode = || ComponentEncoder::default().validate(true).module(bytes)?.encode();
-            encode().map(|component| (Cow::Owned(component), true)).map_err(|e| LoadError::Module(format!("{e:#}")))
+            encode().map(Cow::Owned).map_err(|e| LoadError::Module(format!("{e:#}")))
         }
-        _ => Ok((Cow::Borrowed(bytes), false)),
+        _ => Ok(Cow::Borrowed(bytes)),
     }
 }
 

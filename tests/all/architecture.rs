@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 /// Each module and the modules of the project that it may use.
-const MAY_USE: [(&str, &[&str]); 16] = [
+const MAY_USE: [(&str, &[&str]); 17] = [
     ("wire", &[]),
     ("transport", &["config"]),
     ("config", &[]),
@@ -18,6 +18,7 @@ const MAY_USE: [(&str, &[&str]); 16] = [
     ("server", &["access", "budget", "config", "dispatch", "host", "metrics", "transport", "wire"]),
     ("admin", &["metrics", "wire"]),
     ("client", &["transport", "wire"]),
+    ("project", &["sandbox"]),
     ("load", &["wire"]),
     (
         "commands",
@@ -31,6 +32,7 @@ const MAY_USE: [(&str, &[&str]); 16] = [
             "dispatch",
             "load",
             "metrics",
+            "project",
             "sandbox",
             "server",
             "transport",

@@ -1,0 +1,14 @@
+import assert from 'node:assert';
+import { test } from 'node:test';
+import { actions } from './actions.js';
+
+test('greets', () => {
+  const lines = [];
+  assert.deepStrictEqual(actions.greet({ name: 'Ada' }, (line) => lines.push(line)), { text: 'Hello, Ada!' });
+  assert.deepStrictEqual(lines, ['greeting Ada']);
+});
+
+test('refuses', () => {
+  assert.throws(() => actions.greet({ name: '' }), { code: 'NAME_EMPTY' });
+  assert.throws(() => actions.greet(null), { code: 'INVALID_ARGUMENTS' });
+});

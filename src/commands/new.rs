@@ -1,0 +1,33 @@
+//! `mb-server new`: a project to begin with.
+
+use std::path::PathBuf;
+
+use super::{Exit, Result, usage};
+use crate::project::{Language, create};
+
+/// Make a project for a new service
+///
+/// Writes a folder with a service that works, its test, its README and all
+/// that it needs of this project. Overwrites nothing. Exit codes: 0 made, 2
+/// the name or the folder is not to be had.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The service's name, and the folder's unless --dir names another
+    name: String,
+    /// What it is written in
+    #[arg(long, value_enum)]
+    lang: Language,
+    /// The folder to make
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result {
+    let Arguments { name, lang, dir } = arguments;
+    let dir = dir.clone().unwrap_or_else(|| name.into());
+    create(&dir, name, *lang).map_err(usage)?;
+    let shown = dir.display();
+    say!("made {shown}; go on with\n\n    mb-server dev {shown}\n\nand in another terminal\n");
+    say!("    mb-server call {name}.greet '{{\"name\":\"Ada\"}}'");
+    Ok(Exit::Success)
+}

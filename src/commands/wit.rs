@@ -1,0 +1,30 @@
+//! `mb-server wit`: the contract, for any tool chain.
+
+use std::path::PathBuf;
+
+use super::{Exit, Result, failure, usage};
+use crate::project::{CONTRACT, ProjectError, write_contract};
+
+/// Print the contract between a service and the server, as WIT
+///
+/// With --dir it is written with all that it builds upon, as the tools of any
+/// language want it.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// A folder to write it to; must not be there yet
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result {
+    let Some(dir) = &arguments.dir else {
+        say!("{}", CONTRACT.trim_end());
+        return Ok(Exit::Success);
+    };
+    if dir.symlink_metadata().is_ok() {
+        return Err(usage(ProjectError::Taken { dir: dir.clone() }));
+    }
+    write_contract(dir).map_err(failure)?;
+    say!("wrote {}: service.wit, and deps beside it", dir.display());
+    Ok(Exit::Success)
+}

@@ -1,0 +1,194 @@
+//! A service's project on the disk: made from a template, and built with the
+//! tools of its language.
+
+mod build;
+mod contract;
+mod template;
+mod tools;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+pub use build::{Built, Kind, build};
+pub use contract::{CONTRACT, write_contract};
+pub use template::create;
+
+/// Where a project's component is put.
+pub const OUTPUT: &str = "dist";
+/// What a project is served with while it is developed.
+pub const SETTINGS: &str = "mb-server.toml";
+/// Files of `mb-server dev`.
+pub const DEV_STATE: &str = ".dev";
+/// Longest name of a project, in bytes.
+const MAX_NAME_SIZE: usize = 64;
+
+/// What a project is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Language {
+    /// Rust
+    Rust,
+    /// JavaScript, run by QuickJS
+    #[value(name = "js", alias = "javascript")]
+    JavaScript,
+    /// Python, run by CPython
+    #[value(alias = "py")]
+    Python,
+}
+
+impl Language {
+    const ALL: [Self; 3] = [Self::Rust, Self::JavaScript, Self::Python];
+
+    /// The file that tells a project of this language.
+    const fn mark(self) -> &'static str {
+        match self {
+            Self::Rust => "Cargo.toml",
+            Self::JavaScript => "package.json",
+            Self::Python => "pyproject.toml",
+        }
+    }
+}
+
+/// A project that is there.
+#[derive(Debug, Clone)]
+pub struct Project {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// What it is written in.
+    pub language: Language,
+}
+
+impl Project {
+    /// Finds out what lies in a folder.
+    ///
+    /// # Errors
+    /// There is no project.
+    pub fn find(dir: &Path) -> Result<Self, ProjectError> {
+        let found = Language::ALL.into_iter().find(|language| dir.join(language.mark()).is_file());
+        let language = found.ok_or_else(|| {
+            let marks = Language::ALL.map(Language::mark).join(", ");
+            ProjectError::Nothing { dir: dir.into(), marks }
+        })?;
+        let dir = dir.canonicalize().map_err(|error| ProjectError::file(dir, &error))?;
+        Ok(Self { dir, language })
+    }
+
+    /// Where the component is put.
+    #[must_use]
+    pub fn output(&self) -> PathBuf {
+        self.dir.join(OUTPUT)
+    }
+}
+
+/// Whether a project may be called so: what crates, npm packages, files and
+/// services may all be called.
+///
+/// # Errors
+/// Says what it may be called.
+pub fn check_name(name: &str) -> Result<(), ProjectError> {
+    let fine = name.len() <= MAX_NAME_SIZE
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !name.ends_with('-')
+        && !name.contains("--");
+    // Crates can't be called like these, or nothing good comes of it.
+    let taken = ["system", "test", "core", "std", "alloc", "fn", "mod", "use", "self", "super", "crate", "mb-service"];
+    if fine && !taken.contains(&name) {
+        return Ok(());
+    }
+    Err(ProjectError::Name { name: name.into() })
+}
+
+/// Why there is no project, or no component of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProjectError {
+    /// The name is not to be had.
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// Something stands where the project would be.
+    Taken {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// No project in a folder.
+    Nothing {
+        /// The folder.
+        dir: PathBuf,
+        /// The files that would tell one.
+        marks: String,
+    },
+    /// A file can't be read or written.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: String,
+    },
+    /// A tool is not installed.
+    Missing(String),
+    /// A tool said what is wrong.
+    Failed(String),
+}
+
+impl ProjectError {
+    fn file(path: &Path, error: &std::io::Error) -> Self {
+        Self::File { path: path.into(), error: error.to_string() }
+    }
+}
+
+impl fmt::Display for ProjectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name { name } => write!(
+                f,
+                "{name:?} is no name for a project: take a lower-case letter, then lower-case letters, digits and \
+                 single dashes, at most {MAX_NAME_SIZE} in all, and no word that Rust or the server keeps for itself"
+            ),
+            Self::Taken { dir } => write!(f, "{} exists already; nothing was written", dir.display()),
+            Self::Nothing { dir, marks } => write!(
+                f,
+                "no project in {}: none of {marks} is there; mb-server new NAME --lang rust|js|python makes one",
+                dir.display()
+            ),
+            Self::File { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::Missing(what) => f.write_str(what),
+            Self::Failed(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for ProjectError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for good in ["hello", "a", "my-service-2", &"a".repeat(64)] {
+            assert_eq!(check_name(good), Ok(()), "{good}");
+        }
+        for bad in
+            ["", "Hello", "2", "-a", "a-", "a--b", "a_b", "ä", "a b", "a/b", "..", "system", "fn", &"a".repeat(65)]
+        {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_made_is_found_again() {
+        for language in Language::ALL {
+            let parent = tempfile::tempdir().unwrap();
+            let dir = parent.path().join("some-name");
+            assert!(matches!(Project::find(parent.path()), Err(ProjectError::Nothing { .. })));
+            create(&dir, "some-name", language).unwrap();
+            assert_eq!(Project::find(&dir).unwrap().language, language);
+            assert!(matches!(create(&dir, "some-name", language), Err(ProjectError::Taken { .. })));
+            let readme = std::fs::read_to_string(dir.join("README.md")).unwrap();
+            assert!(readme.contains("mb-server call some-name.greet") && !readme.contains("{{"), "{readme}");
+        }
+    }
+}

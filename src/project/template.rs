@@ -1,0 +1,66 @@
+//! What a new project begins with.
+
+use std::path::Path;
+
+use super::{
+    Language, ProjectError, check_name,
+    contract::{SDK, write, write_as_dependency, write_contract},
+};
+
+macro_rules! templates {
+    ($folder:literal: $($file:literal),+ $(,)?) => {
+        &[$(($file, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/services/templates/", $folder, "/", $file)))),+]
+    };
+}
+
+const RUST: &[(&str, &str)] = templates!("rust": "Cargo.toml", ".cargo/config.toml", "src/lib.rs", "README.md");
+const JAVASCRIPT: &[(&str, &str)] =
+    templates!("js": "package.json", "service.js", "actions.js", "actions.test.js", "README.md");
+const PYTHON: &[(&str, &str)] =
+    templates!("python": "pyproject.toml", "requirements.txt", "app.py", "actions.py", "test_actions.py", "README.md");
+const EVERY: &[(&str, &str)] = templates!("": "mb-server.toml", "gitignore");
+const WORLD: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/services/templates/world.wit"));
+
+/// Where the SDK finds the contract in this repository, and in a project.
+const SDK_CONTRACT: (&str, &str) = ("path: \"../../wit\"", "path: \"wit\"");
+
+/// Makes a project. Nothing that is there is overwritten.
+///
+/// # Errors
+/// The name is not to be had, the folder is there already, or a file can't be
+/// written.
+pub fn create(dir: &Path, name: &str, language: Language) -> Result<(), ProjectError> {
+    check_name(name)?;
+    if dir.symlink_metadata().is_ok() {
+        return Err(ProjectError::Taken { dir: dir.into() });
+    }
+    let files = match language {
+        Language::Rust => RUST,
+        Language::JavaScript => JAVASCRIPT,
+        Language::Python => PYTHON,
+    };
+    for (file, text) in files.iter().chain(EVERY) {
+        let file = if *file == "gitignore" { ".gitignore" } else { file };
+        write(&dir.join(file), &text.replace("{{name}}", name))?;
+    }
+    if language == Language::Rust {
+        for (file, text) in SDK {
+            write(&dir.join("sdk").join(file), &text.replace(SDK_CONTRACT.0, SDK_CONTRACT.1))?;
+        }
+        return write_contract(&dir.join("sdk/wit"));
+    }
+    write(&dir.join("wit/world.wit"), WORLD)?;
+    write_as_dependency(&dir.join("wit"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sdk_names_its_contract_once() {
+        let named: usize = SDK.iter().map(|(_, text)| text.matches(SDK_CONTRACT.0).count()).sum();
+        assert_eq!(named, 1);
+        assert!(EVERY.iter().any(|(file, _)| *file == super::super::SETTINGS));
+    }
+}

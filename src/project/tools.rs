@@ -1,0 +1,149 @@
+//! The tools of other people that turn sources into WebAssembly.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use super::ProjectError;
+
+/// What Rust compiles to.
+pub(super) const TARGET: &str = "wasm32-unknown-unknown";
+/// Where Debian's packages have the compiler and the library's source.
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+const DEBIAN_LIBRARY: &str = "/usr/lib/rustlib/src/rust/library";
+
+/// A program in one of the folders of PATH.
+pub(super) fn in_path(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path).map(|dir| dir.join(name)).find(|file| is_program(file))
+}
+
+fn is_program(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::metadata(file).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+/// `cargo build` for WebAssembly: rustup's compiler if it has the target, or
+/// else Debian's, which compiles the standard library too.
+pub(super) fn cargo(dir: &Path) -> Result<Command, ProjectError> {
+    let library = Command::new("rustc")
+        .args(["--print", "target-libdir", "--target", TARGET])
+        .current_dir(dir)
+        .stderr(Stdio::null())
+        .output()
+        .ok()
+        .filter(|output| output.status.success())
+        .map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    let has_std = |library: &PathBuf| {
+        fs::read_dir(library).is_ok_and(|mut files| {
+            files.any(|file| file.is_ok_and(|file| file.file_name().to_string_lossy().starts_with("libstd-")))
+        })
+    };
+    let mut command = if library.as_ref().is_some_and(has_std) {
+        let mut command = Command::new("cargo");
+        command.arg("build");
+        command
+    } else if let Some(linker) = debian_linker() {
+        let mut command = Command::new(DEBIAN_CARGO);
+        command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+        command.args(["build", "-Zbuild-std=std,panic_abort", "-Zbuild-std-features=", "--config"]);
+        command.arg(format!("target.{TARGET}.linker='{}'", linker.display()));
+        command
+    } else {
+        let with_rustup = if in_path("rustup").is_some() || library.is_none() { "" } else { "with rustup: " };
+        return Err(ProjectError::Missing(format!(
+            "no Rust compiler for {TARGET} here; install one of these and try again:\n  {with_rustup}rustup target \
+             add {TARGET}\n  on Debian without rustup: apt-get install rustc-web cargo-web rust-web-src lld-22"
+        )));
+    };
+    // They would replace the linker's flags of .cargo/config.toml, or move
+    // what is built.
+    for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"] {
+        command.env_remove(name);
+    }
+    command.current_dir(dir);
+    Ok(command)
+}
+
+fn debian_linker() -> Option<PathBuf> {
+    let there = [DEBIAN_RUSTC, DEBIAN_CARGO].iter().all(|file| is_program(Path::new(file)));
+    if !there || !Path::new(DEBIAN_LIBRARY).is_dir() {
+        return None;
+    }
+    let mut linkers: Vec<_> = fs::read_dir("/usr/bin").ok()?.filter_map(|file| Some(file.ok()?.path())).collect();
+    linkers.retain(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("wasm-ld")));
+    linkers.sort();
+    linkers.pop()
+}
+
+/// The program of the npm package, installed into the project if need be.
+pub(super) fn componentize_js(dir: &Path, say: &dyn Fn(&str)) -> Result<PathBuf, ProjectError> {
+    let program = dir.join("node_modules/.bin/componentize-qjs");
+    if program.exists() {
+        return Ok(program);
+    }
+    let Some(npm) = in_path("npm") else {
+        return Err(ProjectError::Missing(
+            "npm is not here, which brings componentize-qjs: install Node.js 20 or newer with npm (on Debian: apt-get \
+             install nodejs npm) and try again"
+                .into(),
+        ));
+    };
+    say("npm install: once, into node_modules");
+    run("npm install", Command::new(npm).args(["install", "--no-audit", "--no-fund"]).current_dir(dir))?;
+    if program.exists() {
+        return Ok(program);
+    }
+    Err(ProjectError::Failed(
+        "package.json lacks the devDependency componentize-qjs: npm install -D componentize-qjs".into(),
+    ))
+}
+
+/// The program of the Python package, installed into the project if need be.
+pub(super) fn componentize_py(dir: &Path, say: &dyn Fn(&str)) -> Result<PathBuf, ProjectError> {
+    let program = dir.join(".venv/bin/componentize-py");
+    if program.exists() {
+        return Ok(program);
+    }
+    let Some(python) = in_path("python3") else {
+        return Err(ProjectError::Missing(
+            "python3 is not here: install Python 3.10 or newer with venv (on Debian: apt-get install python3-venv) \
+             and try again"
+                .into(),
+        ));
+    };
+    say("python3 -m venv, pip install: once, into .venv");
+    let made = run("python3 -m venv .venv", Command::new(python).args(["-m", "venv", ".venv"]).current_dir(dir));
+    made.map_err(|error| ProjectError::Missing(format!("{error}\non Debian, apt-get install python3-venv may help")))?;
+    let pip = dir.join(".venv/bin/pip");
+    let arguments = ["install", "--quiet", "--disable-pip-version-check", "-r", "requirements.txt"];
+    run("pip install", Command::new(pip).args(arguments).current_dir(dir))?;
+    if program.exists() {
+        return Ok(program);
+    }
+    Err(ProjectError::Failed("requirements.txt lacks componentize-py".into()))
+}
+
+/// Runs a tool to its end; what it says goes to standard error.
+pub(super) fn run(name: &str, command: &mut Command) -> Result<(), ProjectError> {
+    let status = command.stdin(Stdio::null()).stdout(io::stderr()).status();
+    finish(name, command.get_program(), status)
+}
+
+/// From how a tool ended to what the user is told.
+pub(super) fn finish(
+    name: &str,
+    program: &OsStr,
+    status: io::Result<std::process::ExitStatus>,
+) -> Result<(), ProjectError> {
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(ProjectError::Failed(format!("{name} failed: {status}; what it says is above"))),
+        Err(error) => Err(ProjectError::Missing(format!("{}: {error}", program.to_string_lossy()))),
+    }
+}
