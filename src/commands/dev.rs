@@ -74,7 +74,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let last = Arc::new(Last::default());
     let serving = {
         let last = Arc::clone(&last);
-        Serving::start(config, |dispatcher| Arc::new(Remembering { dispatcher, last }))?
+        Serving::start(config, true, |dispatcher| Arc::new(Remembering { dispatcher, last }))?
     };
     let Some((address, _)) = serving.addresses().first().copied() else {
         return Err(failure("mb-server.toml leaves no listener without TLS: dev needs one"));

@@ -93,7 +93,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
     edge::check_exposure(&config)?;
     start_log(&config.log)?;
     let signals = listen_for_signals().map_err(failure)?;
-    let serving = Serving::start(config, |dispatcher| Arc::new(dispatcher))?;
+    let serving = Serving::start(config, false, |dispatcher| Arc::new(dispatcher))?;
     let Serving { server, catalog, edge, config, admin } = &serving;
     announce(&server.addresses(), *admin, config, &catalog.current(), begun);
     if config.reload_interval.0 > Duration::ZERO {
@@ -118,9 +118,11 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    /// Starts a server; `handle` may put something in front of the dispatcher.
+    /// Starts a server that compiles components quickly or well; `handle` may
+    /// put something in front of the dispatcher.
     pub(super) fn start(
         config: Config,
+        quick: bool,
         handle: impl FnOnce(Dispatcher) -> Arc<dyn Handle>,
     ) -> std::result::Result<Self, (Exit, String)> {
         let edge = Edge::load(&config)?;
@@ -131,7 +133,7 @@ impl Serving {
         let memory = Budget::new(MemoryPlan::of(&config).shared);
         let policy = Policy::new(&config, open_store(&config));
         let apart = compile_apart(&config);
-        let sandbox = SandboxConfig { apart, ..sandbox_config(&config, &policy, &memory) };
+        let sandbox = SandboxConfig { apart, quick, ..sandbox_config(&config, &policy, &memory) };
         let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
         let catalog = load_catalog(&config, policy, &sandbox)?;
         let metrics = Arc::new(Metrics::default());
@@ -245,6 +247,7 @@ pub(super) fn sandbox_config(config: &Config, policy: &Policy, memory: &Arc<Budg
         memory: Arc::clone(memory),
         cache_dir: (!cache_dir.as_os_str().is_empty()).then(|| cache_dir.clone()),
         apart: None,
+        quick: false,
     }
 }
 

@@ -134,30 +134,6 @@ struct Manifest {
 #[derive(Deserialize)]
 struct PyProject {
     project: Named,
-    #[serde(default)]
-    tool: Tool,
-}
-
-#[derive(Deserialize, Default)]
-struct Tool {
-    #[serde(default, rename = "mb-server")]
-    options: Options,
-}
-
-#[derive(Deserialize)]
-struct Package {
-    name: String,
-    #[serde(default, rename = "mb-server")]
-    options: Options,
-}
-
-/// What a project may say to this program in its manifest.
-#[derive(Deserialize, Default)]
-struct Options {
-    /// Keep WASI, which the runtimes of these languages bring: clock, random
-    /// numbers, output. Otherwise using it traps.
-    #[serde(default)]
-    wasi: bool,
 }
 
 fn read_toml<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T, ProjectError> {
@@ -165,22 +141,23 @@ fn read_toml<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T, ProjectErro
     read.map_err(|error| ProjectError::File { path: file.into(), error: error.to_string() })
 }
 
+// Both tools could leave out WASI, which their runtimes bring, but would then
+// leave out all that is called `wasi:`, as the log; and the server has it.
+
 fn javascript(dir: &Path, say: &dyn Fn(&str)) -> Result<(String, Vec<u8>), ProjectError> {
     let manifest = dir.join(Language::JavaScript.mark());
     let text = fs::read(&manifest).map_err(|error| ProjectError::file(&manifest, &error))?;
-    let Package { name, options } = serde_json::from_slice(&text)
+    let Named { name } = serde_json::from_slice(&text)
         .map_err(|error| ProjectError::File { path: manifest, error: error.to_string() })?;
     let mut command = Command::new(componentize_js(dir, say)?);
     command.args(["--wit", "wit", "--world", WORLD, "--js", "service.js", "--module-root", ".", "--sync"]);
-    command.args((!options.wasi).then_some("--stub-wasi"));
     made("componentize-qjs", command, dir).map(|bytes| (name, bytes))
 }
 
 fn python(dir: &Path, say: &dyn Fn(&str)) -> Result<(String, Vec<u8>), ProjectError> {
-    let PyProject { project: Named { name }, tool } = read_toml(&dir.join(Language::Python.mark()))?;
+    let PyProject { project: Named { name } } = read_toml(&dir.join(Language::Python.mark()))?;
     let mut command = Command::new(componentize_py(dir, say)?);
     command.args(["--wit-path", "wit", "--world", WORLD, "componentize", "app"]);
-    command.args((!tool.options.wasi).then_some("--stub-wasi"));
     made("componentize-py", command, dir).map(|bytes| (name, bytes))
 }
 

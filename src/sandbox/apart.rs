@@ -58,6 +58,9 @@ pub struct Order {
     /// The server has no pool of instances
     #[arg(long)]
     on_demand: bool,
+    /// Compile quickly, to code that runs slowly
+    #[arg(long)]
+    quick: bool,
     /// Memory that may be taken, in bytes
     #[arg(long)]
     memory: u64,
@@ -87,6 +90,7 @@ impl Order {
             memory: Budget::new(0),
             cache_dir: Some(self.cache_dir.clone()),
             apart: None,
+            quick: self.quick,
         };
         let engine = Sandbox::compiling_engine(&config, self.on_demand).map_err(|e| format!("{e:#}"))?;
         component::Component::new(&engine, &bytes).map(drop).map_err(|e| format!("{e:#}"))
@@ -130,9 +134,8 @@ impl CompileApart {
         command.args(["--largest-instance", &sandbox.config.largest_instance.to_string()]);
         command.args(["--memory", &self.memory.to_string()]);
         command.args(["--seconds", &(self.timeout.as_secs() + 1).to_string()]);
-        if !sandbox.pooled {
-            command.arg("--on-demand");
-        }
+        command.args((!sandbox.pooled).then_some("--on-demand"));
+        command.args(sandbox.config.quick.then_some("--quick"));
         // Ctrl-C is for the server, which ends in order.
         command.process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());

@@ -11,7 +11,10 @@ use std::{
     time::Instant,
 };
 
-use wasmtime::{Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{
+    Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
+    RegallocAlgorithm,
+};
 
 use super::{
     apart::CompileApart,
@@ -51,6 +54,9 @@ pub struct SandboxConfig {
     pub cache_dir: Option<PathBuf>,
     /// How to compile in a process of its own; none to compile in this one.
     pub apart: Option<CompileApart>,
+    /// Compile quickly, to code that runs slowly: for a component that is
+    /// changed again in a minute.
+    pub quick: bool,
 }
 
 /// The engine with its clock, and the places for instances.
@@ -180,6 +186,9 @@ fn base(config: &SandboxConfig, cache: Option<Cache>) -> Config {
         .wasm_memory64(false)
         .wasm_relaxed_simd(false)
         .wasm_component_model(true);
+    if config.quick {
+        engine.cranelift_opt_level(OptLevel::None).cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
+    }
     engine
 }
 

@@ -53,6 +53,7 @@ fn measure_guest(isolation: Isolation, payload: &str, threads: usize) -> (Durati
         memory: Budget::new(plan.shared),
         cache_dir: None,
         apart: None,
+        quick: false,
     });
     let settings = LoadSettings {
         dir: "services/dist".into(),

@@ -64,6 +64,7 @@ fn calls(count: usize, isolation: Isolation) {
         // Compiling would be most of it, and is not the same each time.
         cache_dir: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("target/instructions")),
         apart: None,
+        quick: false,
     })
     .expect("an engine");
     let settings = LoadSettings {
