@@ -130,6 +130,12 @@ fn check_size(what: &str, text: &str) -> Result<(), DescriptionError> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DescriptionError(String);
 
+impl DescriptionError {
+    pub(super) fn new(problem: String) -> Self {
+        Self(problem)
+    }
+}
+
 impl fmt::Display for DescriptionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "what describe returns does not follow its schema: {}", self.0)

@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Service,
     description::{Description, DescriptionError, is_name},
+    inputs::Inputs,
     policy::Policy,
 };
 use crate::{
@@ -131,12 +132,14 @@ fn load_contained(
     if !agrees {
         return Err(FileError::Disagrees { promised, name: description.name, version: description.version });
     }
+    let inputs = component.terms().settings.validate.then(|| Inputs::of(&description)).transpose()?;
     Ok(Service {
         description,
         file: file.into(),
         digest,
         size: bytes.len() as u64,
         component,
+        inputs,
         stats: Arc::default(),
         rate,
         failed_lines: Limiter::new(),

@@ -1,6 +1,8 @@
 //! From (service, version) to the component that serves it.
 
+mod compat;
 mod description;
+mod inputs;
 mod kept;
 mod live;
 mod load;
@@ -13,7 +15,9 @@ use std::{
     sync::Arc,
 };
 
+pub use compat::{breaks, may_break};
 pub use description::{Action, Description, DescriptionError, SYSTEM, is_name};
+pub use inputs::{Inputs, Misfit};
 use live::Entry;
 pub use live::{LiveCatalog, Source};
 pub use load::{FileError, FileName, LoadSettings, component_files, fingerprint, load_file};
@@ -44,6 +48,8 @@ pub struct Service {
     pub size: u64,
     /// What runs.
     pub component: Component,
+    /// Schemas that payloads are held against, if the operator asks for it.
+    pub inputs: Option<Inputs>,
     /// What is counted.
     pub stats: Arc<ServiceStats>,
     /// How often clients may ask it.
@@ -228,7 +234,8 @@ fn capped(mut text: String) -> String {
 
 fn service_row(listed: &Listed) -> snapshot::ServiceRow {
     let Listed { service, source, error, disabled } = listed;
-    let Service { description, file, digest, size, component: _, stats, rate: _, failed_lines: _ } = &**service;
+    let Service { description, file, digest, size, component: _, inputs: _, stats, rate: _, failed_lines: _ } =
+        &**service;
     let CallStats { calls, failures, errors, latency } = stats.sum();
     // In whole microseconds: a bucket is wider than that.
     let quantile = |share| (latency.quantile(share).unwrap_or_default().as_secs_f64() * 1e6).round() / 1e3;

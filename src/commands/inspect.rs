@@ -1,63 +1,151 @@
 //! `mb-server inspect`: what a component says of itself.
 
 use std::{
+    fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
+
+use wasmparser::{Parser, Payload};
 
 use super::{Exit, Result, failure, printable, serve};
 use crate::{
     budget::Budget,
-    catalog::{FileError, LoadSettings, Policy, fingerprint, load_file},
+    catalog::{FileError, LoadSettings, Policy, Service, breaks, fingerprint, load_file, may_break},
     config::{Config, MemoryPlan},
+    host::grant_for,
     sandbox::Sandbox,
 };
 
 /// Print what a component says of itself, what it imports, its size and digest
 ///
-/// Exit codes: 0 the server would serve it, grants apart, 1 it would not: then file,
-/// size and digest, and why.
+/// Exit codes: 0 the server would serve it, grants apart; 1 it would not: then
+/// file, size and digest, and why; or, with --against, it would break callers
+/// without saying so by its version.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The component
     #[arg(value_name = "FILE.wasm")]
     file: PathBuf,
+    /// An older version: tell what would break those who call it
+    #[arg(long, value_name = "OLD.wasm")]
+    against: Option<PathBuf>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result {
     serve::start_log("warn")?;
-    let config = Config { max_connections: 1, ..Config::default() };
-    let policy = Policy::new(&config, None).for_inspection();
-    let memory = Budget::new(MemoryPlan::of(&config).shared);
-    let sandbox = serve::sandbox_config(&config, &policy, &memory);
-    let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
-    let settings = LoadSettings {
-        dir: PathBuf::new(),
-        max_size: config.sandbox.max_component_size.0,
-        describe_timeout: config.sandbox.describe_timeout.0,
-        policy,
-    };
-    let service = match load_file(&sandbox, &settings, &arguments.file) {
-        Ok(service) => service,
-        Err(error) => return Err(refuse(&arguments.file, &settings, &error)),
-    };
-    let mut text = String::new();
-    let said = &service.description;
-    text += &row("name", &said.name);
-    text += &row("version", &said.version.to_string());
-    text += &row("description", &said.description);
-    for (index, action) in said.actions.iter().enumerate() {
-        let title = if index == 0 { "actions" } else { "" };
-        text += &row(title, &format!("{}  {}", action.name, action.description));
+    let inspector = Inspector::new()?;
+    let service = inspector.load(&arguments.file)?;
+    match &arguments.against {
+        Some(old) => compare(&inspector.load(old)?, &service),
+        None => inspector.show(&service, &arguments.file),
     }
-    let imports = service.component.imports();
-    text += &row("imports", &if imports.is_empty() { "nothing".into() } else { imports.join(", ") });
-    let wrapped = service.component.was_wrapped();
-    text += &row("kind", if wrapped { "core module, turned into a component" } else { "component" });
-    text += &row("size", &format!("{} bytes", service.size));
-    text += &row("digest", &service.digest);
-    print(&text)?;
-    Ok(Exit::Success)
+}
+
+/// A sandbox that grants everything, and calls nothing but `describe`.
+struct Inspector {
+    sandbox: Arc<Sandbox>,
+    settings: LoadSettings,
+}
+
+impl Inspector {
+    fn new() -> std::result::Result<Self, (Exit, String)> {
+        let config = Config { max_connections: 1, ..Config::default() };
+        let policy = Policy::new(&config, None).for_inspection();
+        let memory = Budget::new(MemoryPlan::of(&config).shared);
+        let sandbox = serve::sandbox_config(&config, &policy, &memory);
+        let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
+        let settings = LoadSettings {
+            dir: PathBuf::new(),
+            max_size: config.sandbox.max_component_size.0,
+            describe_timeout: config.sandbox.describe_timeout.0,
+            policy,
+        };
+        Ok(Self { sandbox, settings })
+    }
+
+    fn load(&self, file: &Path) -> std::result::Result<Service, (Exit, String)> {
+        load_file(&self.sandbox, &self.settings, file).map_err(|error| refuse(file, &self.settings, &error))
+    }
+
+    fn show(&self, service: &Service, file: &Path) -> Result {
+        let bytes = fs::read(file).map_err(failure)?;
+        let mut text = String::new();
+        let said = &service.description;
+        text += &row("name", &said.name);
+        text += &row("version", &said.version.to_string());
+        text += &row("description", &said.description);
+        for (index, action) in said.actions.iter().enumerate() {
+            let title = if index == 0 { "actions" } else { "" };
+            text += &row(title, &format!("{}  {}", action.name, action.description));
+            for (word, schema) in [("takes", &action.input), ("answers", &action.output)] {
+                if let Some(schema) = schema {
+                    text += &row("", &format!("  {word} {schema}"));
+                }
+            }
+        }
+        let imports = service.component.imports();
+        for (index, import) in imports.iter().enumerate() {
+            let title = if index == 0 { "imports" } else { "" };
+            let needs = grant_for(import).map(|grant| format!("  needs the grant {grant}")).unwrap_or_default();
+            text += &row(title, &format!("{import}{needs}"));
+        }
+        if imports.is_empty() {
+            text += &row("imports", "nothing");
+        }
+        let wrapped = service.component.was_wrapped();
+        text += &row("kind", if wrapped { "core module, turned into a component" } else { "component" });
+        text += &row("memory", &format!("{} KiB when an instance begins", service.component.first_memory() / 1024));
+        text += &row("size", &format!("{} bytes: {}", service.size, sections(&bytes)));
+        let compiled = self.sandbox.try_compiling(&bytes).map_err(failure)?;
+        let (millis, kib) = (compiled.took.as_millis(), compiled.size / 1024);
+        text += &row("compiled", &format!("in {millis} ms, to {kib} KiB; kept for the next start"));
+        text += &row("digest", &service.digest);
+        print(&text)?;
+        Ok(Exit::Success)
+    }
+}
+
+/// Bytes by what they are, all modules together.
+fn sections(bytes: &[u8]) -> String {
+    let (mut code, mut data, mut custom) = (0, 0, 0);
+    for payload in Parser::new(0).parse_all(bytes).map_while(std::result::Result::ok) {
+        match payload {
+            Payload::CodeSectionStart { range, .. } => code += range.len(),
+            Payload::DataSection(section) => data += section.range().len(),
+            Payload::CustomSection(section) => custom += section.data().len(),
+            _ => {}
+        }
+    }
+    let rest = bytes.len() - code - data - custom;
+    format!("{code} code, {data} data, {custom} names and other custom sections, {rest} rest")
+}
+
+/// Tells what the newer of two would break.
+fn compare(old: &Service, new: &Service) -> Result {
+    let (before, now) = (&old.description, &new.description);
+    let found = breaks(before, now);
+    let title = format!("{} {} against {}", now.name, now.version, before.version);
+    if found.is_empty() {
+        print(&format!("{}: nothing breaks its callers\n", printable(&title)))?;
+        return Ok(Exit::Success);
+    }
+    let lines: String = found.iter().map(|line| format!("  {}\n", printable(line))).collect();
+    print(&format!("{} breaks its callers:\n{lines}", printable(&title)))?;
+    if may_break(before, now) {
+        print("its version says so: callers of the old one are not routed to it\n")?;
+        return Ok(Exit::Success);
+    }
+    let next = if before.version.major == 0 {
+        format!("0.{}.0", before.version.minor + 1)
+    } else {
+        format!("{}.0.0", before.version.major + 1)
+    };
+    Err(failure(format!(
+        "callers of {} would be routed to {}: call it {next}, or mend the above",
+        before.version, now.version
+    )))
 }
 
 /// Of a file that would not be served: what can be known of it, and why.

@@ -70,6 +70,9 @@ pub struct Overlay {
     /// Tell callers the WebAssembly backtrace of a failed call.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expose_traps: Option<bool>,
+    /// Hold payloads against the input schema of their action before the call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validate: Option<bool>,
     /// `true`, or a list of versions: not served.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disabled: Option<Disabled>,
@@ -167,6 +170,7 @@ pub struct ServiceSettings {
     pub isolation: Isolation,
     pub max_calls: u64,
     pub expose_traps: bool,
+    pub validate: bool,
     pub disabled: Disabled,
     pub log: LogLevel,
     pub grants: Grants,
@@ -189,6 +193,7 @@ pub(super) fn built_in() -> Services {
         isolation: Some(Isolation::Request),
         max_calls: Some(10_000),
         expose_traps: Some(false),
+        validate: Some(false),
         disabled: Some(Disabled::All(false)),
         grants: Grants { log: Some(LogLevel::Info), ..Grants::default() },
     };
@@ -224,6 +229,7 @@ pub fn settings_of(services: &Services, name: &str) -> ServiceSettings {
         isolation: first!(isolation),
         max_calls: first!(max_calls),
         expose_traps: first!(expose_traps),
+        validate: first!(validate),
         disabled: first!(disabled),
         log: first!(grants.log),
         grants: own.grants.clone(),
@@ -275,6 +281,7 @@ fn check_one(name: &str, overlay: &Overlay, bounds: &mut Bounds) {
         isolation: _,
         max_calls,
         expose_traps: _,
+        validate: _,
         disabled,
         grants: Grants { log: _, config, secrets, keyvalue: _, quota, calls, digest },
     } = overlay;

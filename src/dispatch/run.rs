@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{Core, Refusal, check_json};
 use crate::{
-    catalog::{Catalog, Found, Service},
+    catalog::{Catalog, Found, Misfit, Service},
     host::{
         Context, Stop, Watch,
         bindings::mb::service::types::PayloadResult,
@@ -64,6 +64,10 @@ impl Core {
         if !service.description.has_action(action) {
             let message = format!("service {} has no action {action}", service.description.name);
             return Err(Refusal::new(Code::TopicNotSupported, message));
+        }
+        if let Some(Err(Misfit { path, problem })) = service.inputs.as_ref().map(|inputs| inputs.check(action, payload))
+        {
+            return Err(Refusal::new(Code::InvalidPayload, problem).with(&json!({"path": path})));
         }
         if service.component.terms().granted.may_call() {
             context.calls = Some(Arc::new(Arc::clone(self)));

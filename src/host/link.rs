@@ -49,17 +49,36 @@ impl Needs {
         INTERFACES.iter().find(|(listed, _)| names(listed)).map(|(_, needs)| *needs)
     }
 
-    /// The setting that would grant it, where it is not granted.
-    fn missing(self, granted: &Granted) -> Option<&'static str> {
-        let (given, setting) = match self {
-            Self::Nothing => return None,
-            Self::Log => (granted.log != LogLevel::Off, "log = \"info\""),
-            Self::Settings => (granted.settings.is_some(), "config = { … } or secrets = { … }"),
-            Self::KeyValue => (granted.keyvalue.is_some(), "keyvalue = true"),
-            Self::Calls => (!granted.calls.is_empty(), "calls = [\"service.action\"]"),
-        };
-        (!given && !granted.inspected).then_some(setting)
+    /// The setting that grants it.
+    const fn setting(self) -> Option<&'static str> {
+        match self {
+            Self::Nothing => None,
+            Self::Log => Some("log = \"info\""),
+            Self::Settings => Some("config = { … } or secrets = { … }"),
+            Self::KeyValue => Some("keyvalue = true"),
+            Self::Calls => Some("calls = [\"service.action\"]"),
+        }
     }
+
+    /// The same, where it is not granted.
+    fn missing(self, granted: &Granted) -> Option<&'static str> {
+        let given = match self {
+            Self::Nothing => true,
+            Self::Log => granted.log != LogLevel::Off,
+            Self::Settings => granted.settings.is_some(),
+            Self::KeyValue => granted.keyvalue.is_some(),
+            Self::Calls => !granted.calls.is_empty(),
+        };
+        self.setting().filter(|_| !given && !granted.inspected)
+    }
+}
+
+/// The setting under `[services.NAME.grants]` that grants an import; none for
+/// one that needs none, or that nobody offers. The log is granted unless the
+/// operator takes it away.
+#[must_use]
+pub fn grant_for(import: &str) -> Option<&'static str> {
+    Needs::of(import).filter(|needs| *needs != Needs::Log)?.setting()
 }
 
 /// A linker with what this component imports, as far as it is granted.

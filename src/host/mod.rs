@@ -18,7 +18,7 @@ use std::{sync::Arc, time::Instant};
 
 pub use context::Context;
 pub use grants::{GrantError, Granted};
-pub use link::{LinkError, link};
+pub use link::{LinkError, grant_for, link};
 use wasmtime::component::ResourceTable;
 pub use watch::{Stop, Unwatched, Watch};
 

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
 use wit_component::ComponentEncoder;
@@ -112,12 +113,36 @@ impl Component {
         &self.terms
     }
 
-    pub(super) fn first_memory(&self) -> usize {
+    /// Memory of a new instance, in bytes.
+    #[must_use]
+    pub fn first_memory(&self) -> usize {
         self.first_memory.load(Relaxed)
     }
 
     pub(super) fn note_first_memory(&self, bytes: usize) {
         self.first_memory.store(bytes, Relaxed);
+    }
+}
+
+/// What compiling a component costs and gives.
+#[derive(Debug, Clone, Copy)]
+pub struct Compiled {
+    /// How long it took, all processors together at work.
+    pub took: Duration,
+    /// Bytes of machine code and what belongs to it.
+    pub size: usize,
+}
+
+impl Sandbox {
+    /// Compiles a component, whatever is in the cache, and drops the code.
+    ///
+    /// # Errors
+    /// It does not compile.
+    pub fn try_compiling(&self, bytes: &[u8]) -> Result<Compiled, LoadError> {
+        let bytes = componentize(bytes)?;
+        let begun = Instant::now();
+        let code = self.engine.precompile_component(&bytes).map_err(LoadError::compile)?;
+        Ok(Compiled { took: begun.elapsed(), size: code.len() })
     }
 }
 

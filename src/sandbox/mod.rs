@@ -10,7 +10,7 @@ mod pool;
 mod ticker;
 
 pub use apart::{CompileApart, Order};
-pub use component::{Component, LoadError, Terms, componentize};
+pub use component::{Compiled, Component, LoadError, Terms, componentize};
 pub use engine::{Sandbox, SandboxConfig};
 pub use instance::{Answer, Call, CallError, CallReport, Phase, Wanted};
 pub use ticker::TICK;

@@ -30,6 +30,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
             "client",
             "config",
             "dispatch",
+            "host",
             "load",
             "metrics",
             "project",
