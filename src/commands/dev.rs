@@ -36,6 +36,8 @@ const MAX_FILES: usize = 10_000;
 const MAX_KEPT_CALL: usize = 1024 * 1024;
 /// How long a repeated call may take.
 const REPEAT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Written by a tool while it builds.
+const WRITTEN_BY_TOOLS: [&str; 2] = ["package-lock.json", "Cargo.lock"];
 /// Folders that hold no sources.
 const NOT_SOURCES: [&str; 5] = ["dist", "node_modules", "target", "__pycache__", "venv"];
 
@@ -204,7 +206,7 @@ fn sources(dir: &Path) -> Sources {
             let hidden = name.starts_with('.') && name != ".cargo";
             if metadata.is_dir() && !hidden && !NOT_SOURCES.contains(&&*name) {
                 dirs.push(entry.path());
-            } else if metadata.is_file() && !hidden {
+            } else if metadata.is_file() && !hidden && !WRITTEN_BY_TOOLS.contains(&&*name) {
                 found.insert(entry.path(), (metadata.len(), metadata.modified().ok()));
             }
         }

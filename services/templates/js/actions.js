@@ -9,10 +9,10 @@ export class Refusal extends Error {
 }
 
 export const actions = {
-  greet(person, log) {
+  greet(person) {
     if (typeof person?.name !== 'string') throw new Refusal('INVALID_ARGUMENTS', 'name must be a text');
     if (person.name === '') throw new Refusal('NAME_EMPTY', 'the name must not be empty');
-    log(`greeting ${person.name}`);
+    console.log(`greeting ${person.name}`);
     return { text: `Hello, ${person.name}!` };
   },
 };

@@ -2,6 +2,10 @@
 import { log } from 'wasi:logging/logging@0.1.0-draft';
 import { actions, Refusal } from './actions.js';
 
+// QuickJS brings no console: these are lines in the server's log.
+const line = (level) => (...values) => log(level, '', values.map(String).join(' '));
+globalThis.console = { debug: line('debug'), log: line('info'), info: line('info'), warn: line('warn'), error: line('error') };
+
 // What the service says of itself; the file must be called like it.
 const description = {
   name: '{{name}}',
@@ -27,7 +31,7 @@ export const handler = {
   handle(action, payload) {
     try {
       if (payload.tag !== 'json') throw new Refusal('INVALID_ARGUMENTS', 'expected JSON');
-      const answer = actions[action](JSON.parse(payload.val), (text) => log('info', '', text));
+      const answer = actions[action](JSON.parse(payload.val));
       return { tag: 'json', val: JSON.stringify(answer) };
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
