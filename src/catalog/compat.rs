@@ -113,7 +113,7 @@ fn types(old: &Map<String, Value>, new: &Map<String, Value>, side: Side, at: &st
     let (narrow, wide) = if side == Side::Takes { (&before, &now) } else { (&now, &before) };
     // An integer is a number too.
     let fits = |name: &&str| wide.contains(name) || (*name == "integer" && wide.contains(&"number"));
-    if !narrow.iter().all(|name| fits(name)) {
+    if !narrow.iter().all(fits) {
         found.push(format!("{at}: was {}, is {}", before.join(" or "), now.join(" or ")));
     }
 }

@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::{
     Language, OUTPUT, Project, ProjectError,
-    tools::{TARGET, cargo, componentize_js, componentize_py, finish, run},
+    tools::{TARGET, cargo, componentize_js, componentize_py, finish, run_quietly},
 };
 use crate::sandbox::componentize;
 
@@ -165,7 +165,7 @@ fn python(dir: &Path, say: &dyn Fn(&str)) -> Result<(String, Vec<u8>), ProjectEr
 fn made(name: &str, mut command: Command, dir: &Path) -> Result<Vec<u8>, ProjectError> {
     let out = dir.join(OUTPUT).join(".made.wasm");
     fs::create_dir_all(dir.join(OUTPUT)).map_err(|error| ProjectError::file(&out, &error))?;
-    run(name, command.arg("-o").arg(&out).current_dir(dir))?;
+    run_quietly(name, command.arg("-o").arg(&out).current_dir(dir))?;
     let bytes = fs::read(&out).map_err(|error| ProjectError::file(&out, &error))?;
     let _ = fs::remove_file(&out);
     Ok(bytes)

@@ -3,9 +3,10 @@
 use std::{
     env,
     ffi::OsStr,
-    fs, io,
+    fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use super::ProjectError;
@@ -129,9 +130,23 @@ pub(super) fn componentize_py(dir: &Path, say: &dyn Fn(&str)) -> Result<PathBuf,
     Err(ProjectError::Failed("requirements.txt lacks componentize-py".into()))
 }
 
-/// Runs a tool to its end; what it says goes to standard error.
+/// Runs a tool that installs something; what it says goes to standard error.
 pub(super) fn run(name: &str, command: &mut Command) -> Result<(), ProjectError> {
     let status = command.stdin(Stdio::null()).stdout(io::stderr()).status();
+    finish(name, command.get_program(), status)
+}
+
+/// Runs a tool to its end; what it says goes to standard error where it fails.
+pub(super) fn run_quietly(name: &str, command: &mut Command) -> Result<(), ProjectError> {
+    // Where the tool itself was when it found a mistake helps nobody.
+    command.env("RUST_BACKTRACE", "0").stdin(Stdio::null());
+    let (status, said) = match command.output() {
+        Ok(Output { status, stdout, stderr }) => (Ok(status), [stdout, stderr].concat()),
+        Err(error) => (Err(error), Vec::new()),
+    };
+    if status.as_ref().is_ok_and(|status| !status.success()) {
+        let _ = io::stderr().write_all(&said);
+    }
     finish(name, command.get_program(), status)
 }
 
