@@ -3,13 +3,17 @@
 use std::io::Read as _;
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tiny_http::Request;
 
-use super::{Admin, JSON, Page, token};
+use super::{Admin, JSON_UTF8, Page, pages::decode, routes::Route, token};
 
 /// Largest body of a request, in bytes.
-const MAX_BODY: u64 = 64 * 1024;
+const MAX_BODY: u64 = 1024 * 1024;
+/// How long an action that is tried may take, in milliseconds, if nobody says.
+const DEFAULT_TRY_MS: u64 = 5000;
+/// How long it may take at most.
+const MAX_TRY_MS: u64 = 60_000;
 
 /// What the operator may do to a running server.
 pub trait Commands: Send + Sync {
@@ -36,68 +40,133 @@ pub trait Commands: Send + Sync {
     /// # Errors
     /// See above.
     fn switch(&self, service: &str, version: Option<&str>, on: bool) -> Result<String, String>;
+
+    /// Has a call stopped; false if there is none of this number.
+    fn kill(&self, call: u64) -> bool;
+
+    /// Has a connection closed in order; false if there is none.
+    fn close(&self, connection: u64) -> bool;
+
+    /// Begins the end of the server.
+    fn drain(&self);
+
+    /// Calls an action once, as the operator: what came of it, as JSON.
+    ///
+    /// # Errors
+    /// It can't be asked for, as with a version that is none.
+    fn try_action(&self, attempt: &Attempt<'_>) -> Result<Value, String>;
 }
 
-/// The routes that change something, and what each does.
-pub const CHANGES: [(&str, &str); 5] = [
-    ("/tls/reload", "read the certificates again; open connections stay"),
-    ("/services/reload", "look for changed components now"),
-    ("/services/{name}/rollback", "serve the file from before the present one"),
-    ("/services/{name}/disable", "serve it no more, until it is enabled or the server starts again"),
-    ("/services/{name}/enable", "serve it again"),
-];
+/// An action that is tried.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt<'a> {
+    /// The service.
+    pub service: &'a str,
+    /// Its action.
+    pub action: &'a str,
+    /// The version that the caller is written against.
+    pub version: &'a str,
+    /// One JSON text.
+    pub payload: &'a str,
+    /// Milliseconds.
+    pub timeout: u64,
+}
 
 #[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, rename_all = "camelCase")]
 struct Body {
     version: Option<String>,
+    action: Option<String>,
+    payload: Value,
+    timeout_ms: Option<u64>,
+    filter: Option<String>,
+}
+
+fn refuse(status: u16, error: &str) -> Page {
+    (status, JSON_UTF8, json!({"error": error}).to_string())
 }
 
 impl Admin {
-    /// Answers a POST.
-    pub(super) fn change(&self, request: &mut Request, path: &str) -> Page {
-        let refuse = |status, error: &str| (status, JSON, json!({"error": error}).to_string());
-        let segments: Vec<_> = path.trim_start_matches('/').split('/').collect();
-        let known = matches!(segments.as_slice(), ["services" | "tls", "reload"])
-            || matches!(segments.as_slice(), ["services", _, "rollback" | "disable" | "enable"]);
-        if !known {
-            return refuse(405, "only GET is answered here; / lists what takes POST");
-        }
+    /// Whether a request may change something; the answer if not.
+    pub(super) fn authorise(&self, request: &Request) -> Result<(), Page> {
         let Some(token) = &self.token else {
-            return refuse(403, "changing is switched off, because there is no token; the log says why");
+            return Err(refuse(403, "changing is switched off, because there is no token; the log says why"));
         };
         let shown = request.headers().iter().find(|header| header.field.equiv("Authorization"));
         let shown = shown.and_then(|header| header.value.as_str().strip_prefix("Bearer "));
-        if !shown.is_some_and(|shown| token::is_same(token, shown.trim())) {
-            return refuse(
-                401,
-                "this takes the header Authorization: Bearer TOKEN; the token is in state_dir/admin.token",
-            );
+        if shown.is_some_and(|shown| token::is_same(token, shown.trim())) {
+            return Ok(());
         }
-        let body = match read_body(request) {
+        let error = "this takes the header Authorization: Bearer TOKEN; the token is in state_dir/admin.token";
+        Err(refuse(401, error))
+    }
+
+    /// Answers what is not GET.
+    pub(super) fn change(&self, request: &mut Request, route: &Route, values: &[&str]) -> Page {
+        if let Err(page) = self.authorise(request) {
+            return page;
+        }
+        let body = match read_body(request, route) {
             Ok(body) => body,
             Err(error) => return refuse(400, &error),
         };
-        let version = body.version.as_deref();
-        let done = match segments.as_slice() {
-            ["tls", _] => self.commands.reload_tls().map(|()| "the certificates were read again".into()),
-            [_, name, "rollback"] => self.commands.rollback(name, version),
-            [_, name, what] => self.commands.switch(name, version, *what == "enable"),
-            _ => {
-                return match self.commands.reload() {
-                    Ok(changes) => (200, JSON, json!({"changes": changes}).to_string()),
-                    Err(error) => refuse(500, &error),
-                };
-            }
-        };
-        match done {
-            Ok(done) => (200, JSON, json!({"done": done}).to_string()),
+        let number = || values.first().and_then(|id| id.parse::<u64>().ok());
+        let name = values.first().and_then(|name| decode(name)).unwrap_or_default();
+        let done = |done: &str| (200, JSON_UTF8, json!({"done": done}).to_string());
+        let result = |result: Result<String, String>| match result {
+            Ok(said) => done(&said),
             Err(error) => refuse(409, &error),
+        };
+        let version = body.version.as_deref();
+        match (route.method, route.path) {
+            ("POST", "/services/reload") => match self.commands.reload() {
+                Ok(changes) => (200, JSON_UTF8, json!({"changes": changes}).to_string()),
+                Err(error) => refuse(500, &error),
+            },
+            ("POST", "/tls/reload") => {
+                result(self.commands.reload_tls().map(|()| "the certificates were read again".into()))
+            }
+            ("POST", "/services/{name}/rollback") => result(self.commands.rollback(&name, version)),
+            ("POST", "/services/{name}/disable") => result(self.commands.switch(&name, version, false)),
+            ("POST", "/services/{name}/enable") => result(self.commands.switch(&name, version, true)),
+            ("POST", "/services/{name}/try") => self.attempt(&name, &body),
+            ("POST", "/log/filter") => {
+                let Some(filter) = &body.filter else { return refuse(400, "the body lacks filter") };
+                result(crate::log::set_filter(filter).map(|()| format!("the log shows {filter} from now on")))
+            }
+            ("POST", "/drain") => {
+                self.commands.drain();
+                done("the server ends in order")
+            }
+            ("DELETE", "/calls/{id}") => match number().is_some_and(|id| self.commands.kill(id)) {
+                true => done("it is stopped by its next tick"),
+                false => refuse(404, "no such call: it may have ended"),
+            },
+            ("DELETE", "/connections/{id}") => match number().is_some_and(|id| self.commands.close(id)) {
+                true => done("it is closed when what was begun is answered"),
+                false => refuse(404, "no such connection: it may have ended"),
+            },
+            _ => refuse(404, "no such page; / lists them"),
+        }
+    }
+
+    fn attempt(&self, service: &str, body: &Body) -> Page {
+        let Some(action) = &body.action else { return refuse(400, "the body lacks action") };
+        let attempt = Attempt {
+            service,
+            action,
+            version: body.version.as_deref().unwrap_or("1.0.0"),
+            payload: &body.payload.to_string(),
+            timeout: body.timeout_ms.unwrap_or(DEFAULT_TRY_MS).clamp(1, MAX_TRY_MS),
+        };
+        match self.commands.try_action(&attempt) {
+            Ok(outcome) => (200, JSON_UTF8, outcome.to_string()),
+            Err(error) => refuse(400, &error),
         }
     }
 }
 
-fn read_body(request: &mut Request) -> Result<Body, String> {
+fn read_body(request: &mut Request, route: &Route) -> Result<Body, String> {
     let mut text = String::new();
     let read = request.as_reader().take(MAX_BODY + 1).read_to_string(&mut text);
     read.map_err(|error| format!("the body can't be read: {error}"))?;
@@ -107,5 +176,11 @@ fn read_body(request: &mut Request) -> Result<Body, String> {
     if text.trim().is_empty() {
         return Ok(Body::default());
     }
-    serde_json::from_str(&text).map_err(|error| format!("the body is not {{\"version\":\"1.0.0\"}}: {error}"))
+    let value: Value = serde_json::from_str(&text).map_err(|error| format!("the body is no JSON: {error}"))?;
+    let fields = value.as_object().ok_or("the body is no JSON object")?;
+    if let Some(unknown) = fields.keys().find(|name| !route.body.iter().any(|(known, ..)| known == name)) {
+        let known: Vec<_> = route.body.iter().map(|(name, ..)| *name).collect();
+        return Err(format!("the body has the field {unknown:?}; known here: {}", known.join(", ")));
+    }
+    serde_json::from_value(value).map_err(|error| format!("the body does not fit: {error}"))
 }

@@ -5,8 +5,13 @@
 //! panics. A supervisor therefore asks for a page itself now and then, and
 //! starts it again on the same listener when nothing comes of that.
 
+mod assets;
 mod change;
+mod events;
 mod metrics_text;
+mod pages;
+mod routes;
+mod socket;
 pub mod token;
 
 use std::{
@@ -21,11 +26,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use change::{CHANGES, Commands};
-use serde_json::json;
+pub use change::{Attempt, Commands};
+use pages::Query;
+pub use routes::{ROUTES, Route};
+use serde_json::{Value, json};
 use tiny_http::{Header, Method, Request, Response, Server};
 
-use crate::{log::Limiter, metrics::snapshot::Snapshot};
+use crate::{
+    log::Limiter,
+    metrics::{Metrics, snapshot::Snapshot},
+};
 
 /// Pause before a server that ended is started again.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
@@ -44,10 +54,19 @@ const PROBE_CONNECT: Duration = Duration::from_millis(500);
 /// Lines about what goes wrong here: it may go wrong ten times a second.
 static LINES: Limiter = Limiter::new();
 
+/// Describes a service in each of its versions; none if there is none.
+pub type Describe = dyn Fn(&str) -> Vec<Value> + Send + Sync;
+
 /// What the endpoint needs.
 pub struct Admin {
     /// Takes a snapshot.
     pub snapshot: Box<dyn Fn() -> Snapshot + Send + Sync>,
+    /// Describes a service in each of its versions; none if there is none.
+    pub services: Box<Describe>,
+    /// The settings, as they may be shown.
+    pub settings: Value,
+    /// Has the calls that failed or were slow.
+    pub metrics: Arc<Metrics>,
     /// Changes things.
     pub commands: Box<dyn Commands>,
     /// What a request that changes something must carry; none if nobody may.
@@ -61,18 +80,11 @@ pub struct Admin {
 /// Status, content type, body.
 type Page = (u16, &'static str, String);
 
-const JSON: &str = "application/json; charset=utf-8";
-const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const JSON_UTF8: &str = "application/json; charset=utf-8";
 
-/// The routes, and what each is for.
-pub const ROUTES: [(&str, &str); 6] = [
-    ("/healthz", "200 while the process lives"),
-    ("/readyz", "200 while requests are served, 503 with the reasons else"),
-    ("/connections", "open connections"),
-    ("/services", "services, and the files that failed to load"),
-    ("/metrics", "counters, as Prometheus reads them"),
-    ("/version", "what runs here"),
-];
+/// The page loads what comes from here, and nothing else.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 impl Admin {
     /// Serves from a thread of its own until the process ends.
@@ -115,10 +127,13 @@ impl Admin {
                     if let Some(peer) = request.remote_addr() {
                         probe.arrived(*peer);
                     }
-                    if *request.method() == Method::Post {
-                        self.answer_apart(request);
-                    } else {
+                    let looks = matches!(request.method(), Method::Get | Method::Head);
+                    if looks && request.url() == "/events" && self.is_addressed(&request) {
+                        self.listen(request);
+                    } else if looks {
                         self.answer(request);
+                    } else {
+                        self.answer_apart(request);
                     }
                 }
                 // Only where nothing waits to be answered: the probe may be
@@ -157,26 +172,16 @@ impl Admin {
     }
 
     fn respond(&self, mut request: Request) {
-        let host = request.headers().iter().find(|header| header.field.equiv("Host"));
-        let allowed = host.is_some_and(|host| self.is_allowed(host.value.as_str()));
-        let path = request.url().split('?').next().unwrap_or_default().to_owned();
-        let (status, kind, body) = if !allowed {
-            let error = "this Host is not answered; use a loopback name or add it to admin.allowed_hosts";
-            (403, JSON, json!({"error": error}).to_string())
-        } else if *request.method() == Method::Post {
-            self.change(&mut request, &path)
-        } else if !matches!(request.method(), Method::Get | Method::Head) {
-            (405, JSON, json!({"error": "only GET and POST are answered"}).to_string())
-        } else {
-            self.page(&path)
-        };
+        let (status, kind, body) = self.route(&mut request);
         // One piece with its length, however large: simple for simple clients.
         let mut response = Response::from_string(body).with_status_code(status).with_chunked_threshold(usize::MAX);
         for (name, value) in [
             ("Content-Type", kind),
             ("Cache-Control", "no-store"),
             ("X-Content-Type-Options", "nosniff"),
-            ("Content-Security-Policy", "default-src 'none'"),
+            ("X-Frame-Options", "DENY"),
+            ("Referrer-Policy", "no-referrer"),
+            ("Content-Security-Policy", POLICY),
         ] {
             if let Ok(header) = Header::from_bytes(name, value) {
                 response.add_header(header);
@@ -186,24 +191,34 @@ impl Admin {
         let _ = request.respond(response);
     }
 
-    fn page(&self, path: &str) -> Page {
-        let ok = |value: serde_json::Value| (200, JSON, value.to_string());
-        match path {
-            "/" => {
-                let routes: serde_json::Map<_, _> =
-                    ROUTES.iter().map(|(path, what)| ((*path).into(), json!(what))).collect();
-                let changes: serde_json::Map<_, _> =
-                    CHANGES.iter().map(|(path, what)| (format!("POST {path}"), json!(what))).collect();
-                ok(json!({"routes": routes, "changes": changes}))
-            }
-            "/healthz" => ok(json!({"status": "ok"})),
-            "/version" => ok(version()),
-            "/readyz" => readiness(&(self.snapshot)()),
-            "/connections" => ok(json!({"connections": (self.snapshot)().connections})),
-            "/services" => ok(json!({"services": (self.snapshot)().services})),
-            "/metrics" => (200, TEXT, metrics_text::render(&(self.snapshot)())),
-            _ => (404, JSON, json!({"error": "no such page; / lists them"}).to_string()),
+    fn route(&self, request: &mut Request) -> Page {
+        let refuse = |status: u16, error: &str| (status, JSON_UTF8, json!({"error": error}).to_string());
+        if !self.is_addressed(request) {
+            return refuse(403, "this Host is not answered; use a loopback name or add it to admin.allowed_hosts");
         }
+        let url = request.url().to_owned();
+        let (path, query) = url.split_once('?').unwrap_or((&url, ""));
+        let method = if *request.method() == Method::Head { "GET" } else { request.method().as_str() };
+        let method = method.to_owned();
+        match routes::find(&method, path) {
+            Ok((route, values)) if method == "GET" => {
+                let page = Query::parse(query, route.query).and_then(|query| self.page(route.path, &values, &query));
+                page.unwrap_or_else(|error| refuse(400, &error))
+            }
+            Ok((route, values)) => self.change(request, route, &values),
+            Err(true) => refuse(405, "another method is answered here; / lists what there is"),
+            Err(false) => {
+                let accepts = request.headers().iter().find(|header| header.field.equiv("Accept"));
+                let wants_html = accepts.is_some_and(|header| header.value.as_str().contains("text/html"));
+                let front = (method == "GET").then(|| Self::front(path, wants_html)).flatten();
+                front.unwrap_or_else(|| refuse(404, "no such page; / lists them"))
+            }
+        }
+    }
+
+    fn is_addressed(&self, request: &Request) -> bool {
+        let host = request.headers().iter().find(|header| header.field.equiv("Host"));
+        host.is_some_and(|host| self.is_allowed(host.value.as_str()))
     }
 
     /// A page of somebody else, in the operator's browser, can make requests
@@ -280,19 +295,6 @@ impl Probe {
     }
 }
 
-/// Requests are served, although some services may not have loaded: those
-/// are named, and leave the rest alone.
-fn readiness(snapshot: &Snapshot) -> Page {
-    let failed: Vec<_> = snapshot
-        .services
-        .iter()
-        .filter(|service| service.error.is_some())
-        .map(|service| json!({"name": service.name, "file": service.file, "error": service.error}))
-        .collect();
-    let (status, word) = if snapshot.accepting { (200, "ready") } else { (503, "draining") };
-    (status, JSON, json!({"status": word, "failedServices": failed}).to_string())
-}
-
 /// What runs here.
 #[must_use]
 pub fn version() -> serde_json::Value {
@@ -333,12 +335,35 @@ mod tests {
         fn switch(&self, _: &str, _: Option<&str>, _: bool) -> Result<String, String> {
             Err("nothing".into())
         }
+
+        fn kill(&self, _: u64) -> bool {
+            false
+        }
+
+        fn close(&self, _: u64) -> bool {
+            false
+        }
+
+        fn drain(&self) {}
+
+        fn try_action(&self, _: &Attempt<'_>) -> Result<Value, String> {
+            Err("nothing".into())
+        }
     }
 
     fn admin() -> Admin {
-        let empty = || Snapshot { accepting: true, totals: Totals::default(), connections: vec![], services: vec![] };
+        let empty = || Snapshot {
+            accepting: true,
+            totals: Totals::default(),
+            connections: vec![],
+            calls: vec![],
+            services: vec![],
+        };
         Admin {
             snapshot: Box::new(empty),
+            services: Box::new(|_| Vec::new()),
+            settings: Value::Null,
+            metrics: Arc::default(),
             commands: Box::new(Nothing),
             token: None,
             allowed_hosts: vec!["Ops.example".into()],
@@ -391,13 +416,5 @@ mod tests {
             stream.read_to_string(&mut answer).unwrap();
             assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {answer}");
         }
-    }
-
-    #[test]
-    fn every_listed_route_is_answered() {
-        for (path, _) in ROUTES {
-            assert_eq!(admin().page(path).0, 200, "{path}");
-        }
-        assert_eq!(admin().page("/nothing").0, 404);
     }
 }

@@ -156,6 +156,11 @@ impl Catalog {
         self.services.values().flatten().filter(|listed| !listed.disabled).map(|listed| &listed.service)
     }
 
+    /// All versions of one service, switched off or not, highest first.
+    pub fn versions(&self, name: &str) -> impl Iterator<Item = &Service> {
+        self.services.get(name).into_iter().flatten().map(|listed| &*listed.service)
+    }
+
     /// Services whose file, as it is now, is not what is served; and why.
     pub fn outdated(&self) -> impl Iterator<Item = (&Service, &str)> {
         self.services.values().flatten().filter_map(|listed| Some((&*listed.service, listed.error.as_deref()?)))

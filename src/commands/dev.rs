@@ -21,8 +21,9 @@ use super::{
 };
 use crate::{
     client::{self, Client},
-    config::{self, Config, Flags},
+    config::{self, Flags, Loaded},
     dispatch::{Dispatcher, Handle, Reply, Request},
+    log::Format,
     project::{Built, DEV_STATE, Kind, OUTPUT, Project, SETTINGS, build},
     wire::{Header, Payload, Topic},
 };
@@ -65,18 +66,18 @@ enum Event {
 
 pub(super) fn run(arguments: &Arguments) -> Result {
     let project = Project::find(&arguments.dir).map_err(usage)?;
-    let signals = listen_for_signals().map_err(failure)?;
+    let (end, signals) = listen_for_signals().map_err(failure)?;
     let (sender, events) = mpsc::channel();
     // Before the first build: what changes meanwhile is a change.
     let seen = sources(&project.dir);
     let built = attempt(&project);
     std::fs::create_dir_all(project.output()).map_err(failure)?;
-    let config = settings(&project.dir, arguments.port)?;
-    start_log(&config.log)?;
+    let Loaded { config, rows } = settings(&project.dir, arguments.port)?;
+    start_log(&config.log, Format::Text)?;
     let last = Arc::new(Last::default());
     let serving = {
         let last = Arc::clone(&last);
-        Serving::start(config, true, |dispatcher| Arc::new(Remembering { dispatcher, last }))?
+        Serving::start(config, rows, true, end, |dispatcher| Arc::new(Remembering { dispatcher, last }))?
     };
     let Some((address, _)) = serving.addresses().first().copied() else {
         return Err(failure("mb-server.toml leaves no listener without TLS: dev needs one"));
@@ -153,7 +154,7 @@ fn show(serving: &Serving, address: SocketAddr) {
 }
 
 /// Those of the project's own file, and what suits a developer.
-fn settings(dir: &Path, port: Option<u16>) -> std::result::Result<Config, (Exit, String)> {
+fn settings(dir: &Path, port: Option<u16>) -> std::result::Result<Loaded, (Exit, String)> {
     let file = dir.join(SETTINGS);
     let state = dir.join(DEV_STATE);
     let text = |path: PathBuf| path.display().to_string();
@@ -167,12 +168,11 @@ fn settings(dir: &Path, port: Option<u16>) -> std::result::Result<Config, (Exit,
     };
     let free = || std::net::TcpListener::bind(("127.0.0.1", 8081)).is_ok();
     let port = port.unwrap_or_else(|| if free() { 8081 } else { 0 });
-    let loaded = config::load(file.is_file().then_some(&*file), flags(port)).map_err(usage)?;
-    let mut config = loaded.config;
-    for overlay in config.services.values_mut() {
+    let mut loaded = config::load(file.is_file().then_some(&*file), flags(port)).map_err(usage)?;
+    for overlay in loaded.config.services.values_mut() {
         overlay.expose_traps.get_or_insert(true);
     }
-    Ok(config)
+    Ok(loaded)
 }
 
 /// Says when the sources have changed and come to rest.

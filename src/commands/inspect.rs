@@ -15,6 +15,7 @@ use crate::{
     catalog::{FileError, LoadSettings, Policy, Service, breaks, fingerprint, load_file, may_break},
     config::{Config, MemoryPlan},
     host::grant_for,
+    log::Format,
     sandbox::Sandbox,
 };
 
@@ -34,7 +35,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result {
-    serve::start_log("warn")?;
+    serve::start_log("warn", Format::Text)?;
     let inspector = Inspector::new()?;
     let service = inspector.load(&arguments.file)?;
     match &arguments.against {

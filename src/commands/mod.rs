@@ -16,12 +16,14 @@ macro_rules! complain {
     }};
 }
 
+mod admin_http;
 mod bench;
 mod build;
 mod call;
 mod cert;
 mod check;
 mod compile_worker;
+mod completions;
 mod connect;
 mod dev;
 mod edge;
@@ -31,8 +33,10 @@ mod operator;
 mod ping;
 mod rollback;
 mod serve;
+mod status;
 mod store;
 mod token;
+mod why;
 mod wit;
 
 use std::process::ExitCode;
@@ -87,10 +91,13 @@ enum Command {
     Ping(ping::Arguments),
     Bench(bench::Arguments),
     Check(check::Arguments),
+    Status(status::Arguments),
+    Why(why::Arguments),
     Store(store::Arguments),
     Rollback(rollback::Arguments),
     Token(token::Arguments),
     Cert(cert::Arguments),
+    Completions(completions::Arguments),
     #[command(hide = true)]
     CompileWorker(compile_worker::Arguments),
 }
@@ -110,10 +117,13 @@ impl Arguments {
             Command::Bench(arguments) => bench::run(&arguments),
             Command::Check(arguments) => check::run(&arguments),
             Command::Inspect(arguments) => inspect::run(&arguments),
+            Command::Status(arguments) => status::run(&arguments),
+            Command::Why(arguments) => why::run(&arguments),
             Command::Store(arguments) => store::run(&arguments),
             Command::Rollback(arguments) => rollback::run(&arguments),
             Command::Token(arguments) => token::run(arguments),
             Command::Cert(arguments) => cert::run(&arguments),
+            Command::Completions(arguments) => completions::run(&arguments),
             Command::CompileWorker(arguments) => compile_worker::run(&arguments),
         };
         result.unwrap_or_else(|(exit, message)| {

@@ -1,14 +1,37 @@
 //! What the admin endpoint may do to a running server.
 
-use std::sync::Arc;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
+    time::Instant,
+};
+
+use serde_json::{Value, json};
 
 use super::edge::Edge;
-use crate::{admin::Commands, catalog::LiveCatalog, wire::Version};
+use crate::{
+    access::Terms,
+    admin::{Attempt, Commands},
+    catalog::{Catalog, LiveCatalog, Service},
+    config::{Auth, Isolation, Row},
+    dispatch::{Dispatcher, Handle as _, Outcome, Reply, Request},
+    host::{Unwatched, grant_for},
+    server::View,
+    wire::Version,
+};
 
 /// The hands of the operator.
 pub(super) struct Operator {
     pub(super) catalog: Arc<LiveCatalog>,
     pub(super) edge: Arc<Edge>,
+    pub(super) view: View,
+    /// Asks for the end of the server.
+    pub(super) end: mpsc::Sender<()>,
+    pub(super) dispatcher: Dispatcher,
 }
 
 impl Commands for Operator {
@@ -27,8 +50,128 @@ impl Commands for Operator {
     fn switch(&self, service: &str, version: Option<&str>, on: bool) -> Result<String, String> {
         self.catalog.switch(service, parse(version)?, on)
     }
+
+    fn kill(&self, call: u64) -> bool {
+        self.view.kill(call)
+    }
+
+    fn close(&self, connection: u64) -> bool {
+        self.view.close(connection)
+    }
+
+    fn drain(&self) {
+        // Nobody hears it any more where the end has begun.
+        let _ = self.end.send(());
+    }
+
+    fn try_action(&self, attempt: &Attempt<'_>) -> Result<Value, String> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let Attempt { service, action, version, payload, timeout } = *attempt;
+        let id = format!("try-{}", NEXT.fetch_add(1, Relaxed));
+        let body = format!("REQUEST:{service}.{action}:{version}:{id}::{timeout}\n{payload}");
+        // Whoever has the token of this endpoint may call everything.
+        let terms = Arc::new(Terms { auth: Auth::None, rights: None, allow_unsecure: false });
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let identity = Arc::new(self.edge.access.stranger("admin".into(), loopback, false, &terms));
+        let begun = Instant::now();
+        let request = Request {
+            body: body.as_bytes(),
+            binary: false,
+            arrived: begun,
+            identity: &identity,
+            watch: Arc::new(Unwatched),
+        };
+        let Reply { header, outcome, identity: _ } = self.dispatcher.handle(request);
+        let elapsed = begun.elapsed().as_secs_f64() * 1e3;
+        if header.is_none() {
+            return Err("no such service, action or version can be: one of the names breaks its grammar".into());
+        }
+        let mut answer = json!({"requestId": id, "elapsedMs": (elapsed * 1e3).round() / 1e3});
+        match outcome {
+            Outcome::Json(text) => {
+                answer["outcome"] = json!("OK");
+                answer["payload"] = serde_json::from_str(&text).unwrap_or(json!(text));
+            }
+            Outcome::Binary(bytes) => {
+                answer["outcome"] = json!("OK");
+                answer["bytes"] = json!(bytes.len());
+            }
+            Outcome::Error(_, error) => {
+                answer["outcome"] = json!(error.code);
+                answer["message"] = json!(error.message);
+                answer["details"] = json!(error.details);
+            }
+            Outcome::Silence => {}
+        }
+        Ok(answer)
+    }
+}
+
+/// What one service is in each of its versions, for its own page.
+pub(super) fn described(catalog: &Catalog, name: &str) -> Vec<Value> {
+    catalog.versions(name).map(version).collect()
+}
+
+fn version(service: &Service) -> Value {
+    let said = &service.description;
+    let terms = service.component.terms();
+    let settings = &terms.settings;
+    let imports = service.component.imports();
+    let grants: Vec<_> = imports.iter().filter_map(|import| grant_for(import)).collect();
+    json!({
+        "version": said.version.to_string(),
+        "description": said.description,
+        "actions": said.actions,
+        "isolation": match settings.isolation { Isolation::Request => "request", Isolation::Shared => "shared" },
+        "limits": {
+            "timeout": settings.timeout.to_string(),
+            "memory": terms.memory,
+            "answerSize": terms.answer_size,
+            "concurrency": settings.concurrency,
+            "rate": settings.rate,
+            "tableElements": settings.table_elements,
+            "logLines": settings.log_lines,
+        },
+        "imports": imports,
+        "grants": grants,
+    })
+}
+
+/// The settings for whoever looks: what may be secret is not shown.
+pub(super) fn masked(rows: &[Row]) -> Value {
+    let is_secret = |key: &str| {
+        let key = key.to_lowercase();
+        key.contains(".grants.config.")
+            || ["secret", "password", "token"]
+                .iter()
+                .any(|word| key.rsplit('.').next().is_some_and(|last| last.contains(word)))
+    };
+    rows.iter()
+        .map(|Row { key, value, source }| {
+            let value = if is_secret(key) { "***" } else { value };
+            json!({"key": key, "value": value, "source": source})
+        })
+        .collect()
 }
 
 fn parse(version: Option<&str>) -> Result<Option<Version>, String> {
     version.map(|text| text.parse().map_err(|_| format!("{text:?} is no version, as 1.2.0 is"))).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_secret_is_masked() {
+        let row = |key: &str| Row { key: key.into(), value: "\"v\"".into(), source: "default".into() };
+        let shown = masked(&[
+            row("port"),
+            row("services.a.grants.config.url"),
+            row("services.a.grants.secrets.password"),
+            row("tokens"),
+        ]);
+        let values: Vec<_> = shown.as_array().unwrap().iter().map(|row| row["value"].as_str().unwrap()).collect();
+        assert_eq!(values, ["\"v\"", "***", "***", "***"]);
+    }
 }

@@ -1,7 +1,7 @@
 //! `mb-server serve`: wires everything together and waits for a signal.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::{
@@ -12,26 +12,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _};
-
 use super::{
     Exit, Result,
     connect::DEFAULT_SERVER,
     edge::{self, Edge, peers_can_say},
     failure,
-    operator::Operator,
+    operator::{self, Operator},
     printable, usage,
 };
 use crate::{
     admin::{Admin, token},
     budget::Budget,
     catalog::{Catalog, LiveCatalog, LoadSettings, Policy},
-    config::{self, Config, ConfigError, Flags, Loaded, MemoryPlan},
+    config::{self, Config, ConfigError, Flags, Loaded, MemoryPlan, Row},
     dispatch::{Dispatcher, Handle, Limits},
-    log::Limiter,
+    log::{self, Limiter},
     metrics::{Metrics, snapshot::Snapshot},
     sandbox::{CompileApart, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
-    server::{MAX_ENDING, Server, ServerSettings, View, raise_open_files},
+    server::{MAX_ENDING, Server, ServerSettings, raise_open_files},
     store::Store,
     transport::{SocketOptions, is_absent, listen, resolve},
 };
@@ -89,11 +87,11 @@ impl Arguments {
 
 pub(super) fn run(arguments: Arguments) -> Result {
     let begun = Instant::now();
-    let config = arguments.load().map_err(usage)?.config;
+    let Loaded { config, rows: settings } = arguments.load().map_err(usage)?;
     edge::check_exposure(&config)?;
-    start_log(&config.log)?;
-    let signals = listen_for_signals().map_err(failure)?;
-    let serving = Serving::start(config, false, |dispatcher| Arc::new(dispatcher))?;
+    start_log(&config.log, config.log_format)?;
+    let (end, signals) = listen_for_signals().map_err(failure)?;
+    let serving = Serving::start(config, settings, false, end, |dispatcher| Arc::new(dispatcher))?;
     let Serving { server, catalog, edge, config, admin } = &serving;
     announce(&server.addresses(), *admin, config, &catalog.current(), begun);
     if config.reload_interval.0 > Duration::ZERO {
@@ -118,11 +116,13 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    /// Starts a server that compiles components quickly or well; `handle` may
-    /// put something in front of the dispatcher.
+    /// Starts a server that compiles components quickly or well; `end` asks
+    /// for its end, `handle` may put something in front of the dispatcher.
     pub(super) fn start(
         config: Config,
+        rows: Vec<Row>,
         quick: bool,
+        end: mpsc::Sender<()>,
         handle: impl FnOnce(Dispatcher) -> Arc<dyn Handle>,
     ) -> std::result::Result<Self, (Exit, String)> {
         let edge = Edge::load(&config)?;
@@ -144,8 +144,11 @@ impl Serving {
         let admin = listener.local_addr().map_err(failure)?;
         let settings = ServerSettings { listeners: edge.listeners(&config), ..server_settings(&config, memory, room) };
         let access = Arc::clone(&edge.access);
-        let server = Server::start(settings, handle(dispatcher), metrics, access).map_err(failure)?;
-        start_admin(&config, listener, server.view(), Arc::clone(&catalog), Arc::clone(&edge)).map_err(failure)?;
+        let trying = dispatcher.clone();
+        let server = Server::start(settings, handle(dispatcher), Arc::clone(&metrics), access).map_err(failure)?;
+        let (catalog_of, edge_of) = (Arc::clone(&catalog), Arc::clone(&edge));
+        let operator = Operator { catalog: catalog_of, edge: edge_of, view: server.view(), end, dispatcher: trying };
+        start_admin(&config, &rows, listener, operator, metrics).map_err(failure)?;
         Ok(Self { server, catalog, edge, config, admin })
     }
 
@@ -167,11 +170,8 @@ impl Serving {
     }
 }
 
-pub(super) fn start_log(filter: &str) -> std::result::Result<(), (Exit, String)> {
-    let filter: Targets = filter.parse().map_err(|e| usage(format!("`log` = {filter:?}: {e}")))?;
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal());
-    // A second start, as in a test, keeps the first.
-    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
+pub(super) fn start_log(filter: &str, format: log::Format) -> std::result::Result<(), (Exit, String)> {
+    log::start(filter, format).map_err(|error| usage(format!("`log` = {error}")))?;
     // What panics is caught and answered; the log says where it was.
     static LINES: Limiter = Limiter::new();
     std::panic::set_hook(Box::new(|panic| {
@@ -183,8 +183,10 @@ pub(super) fn start_log(filter: &str) -> std::result::Result<(), (Exit, String)>
 }
 
 /// The first signal is sent on, the second ends the process.
-pub(super) fn listen_for_signals() -> std::result::Result<mpsc::Receiver<()>, ctrlc::Error> {
+/// Whoever has the sender may do as a signal does.
+pub(super) fn listen_for_signals() -> std::result::Result<(mpsc::Sender<()>, mpsc::Receiver<()>), ctrlc::Error> {
     let (sender, receiver) = mpsc::channel();
+    let end = sender.clone();
     let again = AtomicBool::new(false);
     ctrlc::set_handler(move || {
         if again.swap(true, SeqCst) {
@@ -192,7 +194,7 @@ pub(super) fn listen_for_signals() -> std::result::Result<mpsc::Receiver<()>, ct
         }
         let _ = sender.send(());
     })?;
-    Ok(receiver)
+    Ok((end, receiver))
 }
 
 /// How many connections there can be, and how many more that are ending: as
@@ -317,6 +319,7 @@ fn server_settings(config: &Config, memory: Arc<Budget>, room: Room) -> ServerSe
         max_in_flight: config.max_in_flight,
         read_buffer_size: config.read_buffer_size.0,
         write_buffer_size: config.write_buffer_size.0,
+        default_timeout: config.default_timeout.0,
         read_timeout: config.read_timeout.0,
         handshake_timeout: config.handshake_timeout.0,
         write_timeout: config.write_timeout.0,
@@ -350,25 +353,29 @@ fn admin_listener(config: &Config) -> std::result::Result<std::net::TcpListener,
 
 fn start_admin(
     config: &Config,
+    rows: &[Row],
     listener: std::net::TcpListener,
-    view: View,
-    catalog: Arc<LiveCatalog>,
-    edge: Arc<Edge>,
+    operator: Operator,
+    metrics: Arc<Metrics>,
 ) -> io::Result<()> {
     let file = config.token_file();
     let token = token::load_or_create(&file).inspect_err(|error| {
         tracing::warn!("nothing can be changed over the admin endpoint: token {}: {error}", file.display());
     });
-    let commands = Operator { catalog: Arc::clone(&catalog), edge };
+    let (view, catalog, described) = (operator.view.clone(), operator.catalog.clone(), operator.catalog.clone());
     let snapshot = move || Snapshot {
         accepting: view.accepting(),
         totals: view.totals(),
         connections: view.connections(),
+        calls: view.calls(),
         services: catalog.current().snapshot(),
     };
     Admin {
         snapshot: Box::new(snapshot),
-        commands: Box::new(commands),
+        services: Box::new(move |name| operator::described(&described.current(), name)),
+        settings: operator::masked(rows),
+        metrics,
+        commands: Box::new(operator),
         token: token.ok(),
         allowed_hosts: config.admin.allowed_hosts.clone(),
         changing: AtomicUsize::new(0),

@@ -14,10 +14,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::log::Format;
+
 pub use access::{Auth, PrincipalFrom, Principals, Right, Tls, TlsFiles, TlsVersion};
 pub use memory::MemoryPlan;
 pub use services::{Isolation, LogLevel, ServiceSettings, Services};
-pub use source::{ConfigError, Flags, Loaded, load};
+pub use source::{ConfigError, Flags, Loaded, Row, load};
 pub use units::{Bytes, Millis};
 
 /// All settings of the server. `mb-server check` prints the effective ones.
@@ -108,6 +110,9 @@ pub struct Config {
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace` or `off`, for
     /// all or by target (`info,mb_server::server=debug`).
     pub log: String,
+    /// How lines are written: `text`, `json`, or `auto`: text to a terminal,
+    /// JSON to anything else.
+    pub log_format: Format,
     /// The admin endpoint.
     pub admin: Admin,
     /// What components are loaded and run with.
@@ -198,6 +203,7 @@ impl Default for Config {
             store_cache: Bytes::mib(8),
             allow_unsecure: false,
             log: "info".into(),
+            log_format: Format::Auto,
             admin: Admin::default(),
             sandbox: Sandbox::default(),
             tls: Tls::default(),
@@ -345,6 +351,7 @@ impl Config {
             store_cache,
             allow_unsecure: _,
             log,
+            log_format: _,
             admin: Admin { host: admin_host, port: _, allowed_hosts },
             sandbox:
                 Sandbox {

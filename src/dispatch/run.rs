@@ -1,7 +1,10 @@
 //! From a topic to an answer: finds the service, runs it, checks what it
 //! says, counts and logs. For calls of clients and of services alike.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use serde_json::{Map, Value, json, value::RawValue};
 
@@ -13,7 +16,7 @@ use crate::{
         bindings::mb::service::types::PayloadResult,
         calls::{self, Calls, Nested},
     },
-    metrics::CallStats,
+    metrics::{CallStats, History, PastCall},
     sandbox::{Answer, Call, CallError, CallReport, Phase, Wanted},
     wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::is_service_code, json as wire_json},
 };
@@ -75,7 +78,7 @@ impl Core {
         let about = context.clone();
         let terms = service.component.terms();
         let report = service.component.call(Call { action, payload, context, watch: Arc::clone(watch) });
-        let CallReport { result, peak_memory, elapsed, backtrace } = report;
+        let CallReport { result, peak_memory, waited, elapsed, backtrace } = report;
         let begun = !matches!(result, Err(CallError::NotBegun(_)));
         let expose = if terms.settings.expose_traps { &*backtrace } else { &[] };
         let result = result
@@ -84,6 +87,12 @@ impl Core {
             .map_err(|refusal| explain(refusal, peak_memory, elapsed, expose));
         if begun {
             count(service.stats.own(), elapsed, &result);
+        }
+        if begun && History::wants(matches!(&result, Err(Refusal { code: Some(_), .. })), elapsed) {
+            self.metrics.history.keep(
+                result.is_err(),
+                past(service, action, &about, &result, (waited, elapsed), peak_memory, &backtrace),
+            );
         }
         let ended = Ended { service, action, context: &about, peak_memory, elapsed, backtrace: &backtrace };
         ended.tell(result.as_ref().err());
@@ -208,6 +217,9 @@ fn refuse(error: CallError, timeout: Duration) -> Refusal {
         CallError::Stopped { stop: Stop::Shutdown, phase: _ } => {
             Refusal::new(Code::ShuttingDown, "stopped, because the server shuts down and its time for that is over")
         }
+        CallError::Stopped { stop: Stop::Killed, phase: _ } => {
+            Refusal::failed(Reason::Killed, "stopped by the operator")
+        }
         CallError::Failed { reason, message } => Refusal::failed(reason, message),
     }
 }
@@ -239,6 +251,37 @@ fn count(stats: &CallStats, elapsed: Duration, result: &Result<Checked, Refusal>
         Ok(_) => {}
         Err(Refusal { code: None, .. }) => stats.failures.add(1),
         Err(Refusal { code: Some(_), .. }) => stats.errors.add(1),
+    }
+}
+
+/// A call that has ended, for whoever asks why it did so.
+fn past(
+    service: &Service,
+    action: &str,
+    context: &Context,
+    result: &Result<Checked, Refusal>,
+    (waited, elapsed): (Duration, Duration),
+    peak_memory: usize,
+    backtrace: &[String],
+) -> PastCall {
+    let refusal = result.as_ref().err();
+    let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+    PastCall {
+        request_id: context.request_id.as_deref().unwrap_or("-").to_owned(),
+        parent_request_id: context.parent_request_id.as_deref().map(str::to_owned),
+        connection: context.caller.connection_id.clone(),
+        principal: context.caller.principal.clone(),
+        service: service.description.name.clone(),
+        version: service.description.version.to_string(),
+        action: action.to_owned(),
+        ended: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+        elapsed_ms: millis(elapsed),
+        waited_ms: millis(waited),
+        peak_memory,
+        outcome: refusal.map_or("OK", |refusal| &*refusal.body.code).to_owned(),
+        message: refusal.map(|refusal| refusal.body.message.to_string()),
+        details: refusal.and_then(|refusal| serde_json::from_str(refusal.body.details.as_ref()?.get()).ok()),
+        backtrace: backtrace.to_vec(),
     }
 }
 

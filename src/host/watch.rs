@@ -39,6 +39,8 @@ pub enum Stop {
     Deadline,
     /// The server ends, and its time for that is over.
     Shutdown,
+    /// The operator wants it.
+    Killed,
 }
 
 impl fmt::Display for Stop {
@@ -46,6 +48,7 @@ impl fmt::Display for Stop {
         f.write_str(match self {
             Self::Deadline => "stopped at its deadline",
             Self::Shutdown => "stopped because the server shuts down",
+            Self::Killed => "stopped by the operator",
         })
     }
 }

@@ -2,6 +2,7 @@
 //! side wait.
 
 mod histogram;
+mod history;
 pub mod snapshot;
 
 use std::{
@@ -18,6 +19,7 @@ use std::{
 };
 
 pub use histogram::Histogram;
+pub use history::{History, PastCall};
 
 use crate::{stripes::Stripes, wire::Code};
 
@@ -146,6 +148,8 @@ pub struct Metrics {
     pub handshake_failures: Labelled,
     /// Peers that failed to show who they are, by reason.
     pub auth_failures: Labelled,
+    /// Calls that failed or were slow.
+    pub history: History,
     /// Traffic of the connections that have ended.
     pub ended: Traffic,
     /// The highest sums that were shown: a sum is taken while connections
@@ -169,6 +173,7 @@ impl Default for Metrics {
             evicted: Counter::default(),
             handshake_failures: Labelled::default(),
             auth_failures: Labelled::default(),
+            history: History::default(),
             ended: Traffic::default(),
             published: Traffic::default(),
             errors: Default::default(),

@@ -35,6 +35,31 @@ pub struct ConnectionRow {
     pub errors: u64,
 }
 
+/// One call that takes long.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CallRow {
+    /// Its number since the start.
+    pub id: u64,
+    /// The connection that it came over.
+    pub connection: String,
+    /// As its caller named it, `-` if it did not.
+    pub request_id: String,
+    /// What is called.
+    pub topic: String,
+    /// Who asks, if they have shown it.
+    pub principal: Option<String>,
+    /// `running`, or `waiting` for a turn, memory, time, the store or another
+    /// service.
+    pub state: &'static str,
+    /// Milliseconds since it arrived.
+    pub age_ms: u64,
+    /// Milliseconds until its caller's deadline.
+    pub remaining_ms: u64,
+    /// The operator has asked for its end.
+    pub killed: bool,
+}
+
 /// One version of a service, or a file that is none.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -87,7 +112,8 @@ pub struct Latency {
 }
 
 /// Sums over the whole server.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Totals {
     /// Seconds since the start.
     pub uptime_seconds: f64,
@@ -140,6 +166,8 @@ pub struct Snapshot {
     pub totals: Totals,
     /// Open connections, oldest first.
     pub connections: Vec<ConnectionRow>,
+    /// Calls that take long, oldest first.
+    pub calls: Vec<CallRow>,
     /// Services and files that are none, by name and version.
     pub services: Vec<ServiceRow>,
 }

@@ -127,6 +127,9 @@ pub struct CallReport {
     pub result: Result<Answer, CallError>,
     /// Most linear memory that the instance held, in bytes.
     pub peak_memory: usize,
+    /// From when it came until there was an instance for it: turn, place,
+    /// memory and instantiation.
+    pub waited: Duration,
     /// From when it came until after it was asked.
     pub elapsed: Duration,
     /// Functions of the component that ran when it failed, innermost first.
@@ -173,17 +176,20 @@ impl Component {
     pub fn call(&self, mut call: Call<'_>) -> CallReport {
         let begun = Instant::now();
         call.context.deadline = call.context.deadline.min(begun + self.terms.settings.timeout.0);
-        let outcome = self.admit_and_run(call, begun);
+        let mut waited = Duration::ZERO;
+        let outcome = self.admit_and_run(call, begun, &mut waited);
         let elapsed = begun.elapsed();
         match outcome {
-            Ok((answer, peak_memory)) => CallReport { result: Ok(answer), peak_memory, elapsed, backtrace: Vec::new() },
+            Ok((answer, peak_memory)) => {
+                CallReport { result: Ok(answer), peak_memory, waited, elapsed, backtrace: Vec::new() }
+            }
             Err(Ended { error, peak_memory, backtrace }) => {
-                CallReport { result: Err(error), peak_memory, elapsed, backtrace }
+                CallReport { result: Err(error), peak_memory, waited, elapsed, backtrace }
             }
         }
     }
 
-    fn admit_and_run(&self, call: Call<'_>, begun: Instant) -> Result<(Answer, usize), Ended> {
+    fn admit_and_run(&self, call: Call<'_>, begun: Instant, waited: &mut Duration) -> Result<(Answer, usize), Ended> {
         let deadline = call.context.deadline;
         if begun >= deadline {
             return Err(CallError::NotBegun(Wanted::Time).into());
@@ -193,6 +199,7 @@ impl Component {
         match self.terms.settings.isolation {
             Isolation::Request => {
                 let mut live = self.fresh(call.context, call.watch)?;
+                *waited = begun.elapsed();
                 let answer = self.ask(&mut live, call.action, call.payload)?;
                 Ok((answer, live.store.data().limits.memory()))
             }
@@ -204,6 +211,7 @@ impl Component {
                     }
                     None => Warm { live: self.fresh(call.context, call.watch)?, calls: 0 },
                 };
+                *waited = begun.elapsed();
                 // One that failed is dropped here.
                 let answer = self.ask(&mut live, call.action, call.payload)?;
                 let memory = live.store.data().limits.memory();

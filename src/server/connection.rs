@@ -61,6 +61,8 @@ pub(crate) struct Connection {
     /// Why it ends, as whoever found out first says.
     end: OnceLock<End>,
     drain: Arc<DrainFlags>,
+    /// The operator wants this one to end.
+    dismissed: AtomicBool,
     stream: Stream,
     outbox: Mutex<Outbox>,
 }
@@ -89,6 +91,7 @@ impl Connection {
             phase: Phase::new(),
             end: OnceLock::new(),
             drain,
+            dismissed: AtomicBool::new(false),
             stream,
             outbox: Mutex::new(Outbox::new(memory)),
         }
@@ -187,7 +190,21 @@ impl Connection {
 
     /// Whether no further call shall be begun.
     pub(super) fn draining(&self) -> bool {
-        self.drain.draining()
+        self.drain.draining() || self.dismissed.load(SeqCst)
+    }
+
+    /// The operator's part: as the drain for this connection alone. Says
+    /// whether the peer was told; where somebody is busy, that one tells it.
+    pub(super) fn dismiss(&self) -> bool {
+        // As with the drain: the flag first, then the look who is busy.
+        self.dismissed.store(true, SeqCst);
+        let told = self.tell_if_quiet(Code::ShuttingDown, "the operator closes this connection");
+        if told {
+            self.send_last_word();
+            // Its thread wakes up and leaves.
+            self.stream.stop_reading();
+        }
+        told
     }
 
     /// The drain's part: takes the last word if nobody calls, and says whether

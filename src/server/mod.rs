@@ -9,6 +9,7 @@ mod connection;
 mod linger;
 mod outbox;
 mod phase;
+mod running;
 mod session;
 
 /// What `phase` is made of; its check of interleavings brings its own.
@@ -34,6 +35,7 @@ use connection::Connection;
 use ipnet::IpNet;
 pub use linger::MAX_ENDING;
 use linger::{LINGER, Linger};
+use running::RunningCalls;
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     fd::OwnedFd,
@@ -45,7 +47,7 @@ use crate::{
     dispatch::Handle,
     metrics::{
         Metrics, Traffic,
-        snapshot::{ConnectionRow, Totals},
+        snapshot::{CallRow, ConnectionRow, Totals},
     },
     transport::{ServerTls, SocketOptions, listen_all, resolve},
     wire::Code,
@@ -90,6 +92,8 @@ pub struct ServerSettings {
     pub read_buffer_size: usize,
     /// Answers that may wait to leave together, in bytes.
     pub write_buffer_size: usize,
+    /// For a request that names no timeout.
+    pub default_timeout: Duration,
     /// From the first byte of a message to its last.
     pub read_timeout: Duration,
     /// For all that comes before the first request.
@@ -150,6 +154,8 @@ pub(crate) struct Shared {
     access: Arc<Access>,
     drain: Arc<DrainFlags>,
     linger: Linger,
+    /// Calls that take long.
+    running: Arc<RunningCalls>,
 }
 
 /// How far the end of the server has come. Rises only.
@@ -238,7 +244,7 @@ impl Server {
         };
         let admission = Admission::new(shares, settings.thread_stack);
         let drain = Arc::new(DrainFlags::new().map_err(error)?);
-        let shared = Arc::new(Shared { settings, handle, metrics, access, drain, linger });
+        let shared = Arc::new(Shared { settings, handle, metrics, access, drain, linger, running: Arc::default() });
         let mut acceptors = Vec::new();
         for (listener, place) in &listeners {
             acceptors.push(acceptor::start(listener, place, &shared, &admission).map_err(error)?);
@@ -330,6 +336,31 @@ impl View {
     #[must_use]
     pub fn accepting(&self) -> bool {
         !self.shared.drain.draining.load(SeqCst)
+    }
+
+    /// Calls that take long, oldest first.
+    #[must_use]
+    pub fn calls(&self) -> Vec<CallRow> {
+        self.shared.running.rows()
+    }
+
+    /// Has a call stopped by its next tick; false if there is none of this
+    /// number.
+    #[must_use]
+    pub fn kill(&self, call: u64) -> bool {
+        self.shared.running.kill(call)
+    }
+
+    /// Closes a connection in order: what was begun is answered, and the peer
+    /// is told. False if there is none of this number.
+    #[must_use]
+    pub fn close(&self, connection: u64) -> bool {
+        let found = self.admission.connections().find(|open| open.number() == connection);
+        let Some(connection) = found else { return false };
+        if connection.dismiss() {
+            self.shared.metrics.count_error(Some(Code::ShuttingDown));
+        }
+        true
     }
 
     /// Open connections, oldest first.

@@ -4,7 +4,7 @@
 
 use std::{
     any::Any,
-    cell::{Cell, OnceCell},
+    cell::{Cell, OnceCell, RefCell},
     fmt, io,
     net::SocketAddr,
     ops::Range,
@@ -18,6 +18,7 @@ use super::{
     admission::{Permit, Spare},
     connection::{Connection, RETRY_WHEN_BUSY_MS},
     linger::LINGER,
+    running::Listed,
 };
 use crate::{
     access::Identity,
@@ -68,6 +69,10 @@ pub(super) struct Session {
     charge: Charge,
     /// Ticks that the message at hand has seen.
     ticks: Cell<u32>,
+    /// Where the message at hand lies.
+    at_hand: Cell<(usize, usize)>,
+    /// It takes long, and is shown to whoever looks.
+    listed: RefCell<Option<Listed>>,
     /// Another thread has gone on: this one only finishes its call.
     relieved: OnceCell<Spare>,
 }
@@ -139,6 +144,8 @@ impl Session {
             permit: Arc::new(permit),
             shared,
             ticks: Cell::new(0),
+            at_hand: Cell::default(),
+            listed: RefCell::default(),
             relieved: OnceCell::new(),
         };
         session.run(Self::serve);
@@ -271,7 +278,10 @@ impl Session {
                     // keep-alive between two pieces gives no more time.
                     self.midway_since = None;
                     self.ticks.set(0);
+                    self.at_hand.set((body.start, body.end));
                     let answered = SERVED.set(self, || self.answer(body, binary));
+                    // Whoever looks may hold it for a moment longer.
+                    self.listed.take();
                     if self.relieved.get().is_some() {
                         return Err(self.leave_behind());
                     }
@@ -344,6 +354,8 @@ impl Session {
             active: self.active,
             midway_since: None,
             ticks: Cell::new(0),
+            at_hand: Cell::default(),
+            listed: RefCell::default(),
             relieved: OnceCell::new(),
         };
         phase.attach();
@@ -352,6 +364,21 @@ impl Session {
             // This thread stays attached, so it is not the last one that goes.
             None => drop(phase.detach()),
         }
+    }
+
+    /// Shows the call at hand to whoever looks, and says whether the operator
+    /// wants it stopped.
+    fn list(&self, waits: bool) -> bool {
+        let mut listed = self.listed.borrow_mut();
+        let listed = listed.get_or_insert_with(|| {
+            let (begin, end) = self.at_hand.get();
+            let header = Header::parse(self.buffer.message(begin..end)).ok().map(|(header, _)| header);
+            let principal = self.identity.caller.principal.clone();
+            let timeout = self.shared.settings.default_timeout;
+            self.shared.running.list(self.connection.number(), header.as_ref(), principal, self.active, timeout)
+        });
+        listed.call.waits(waits);
+        listed.call.is_killed()
     }
 
     /// The slow call has its answer; the connection is another thread's.
@@ -606,27 +633,30 @@ impl Session {
 /// after it shall wait for it.
 impl Watch for Connection {
     fn tick(&self) -> Option<Stop> {
-        served(|session| {
+        let killed = served(|session| {
             session.ticks.set(session.ticks.get() + 1);
             if session.ticks.get() >= TICKS_UNTIL_SLOW {
                 session.hand_over();
             }
+            session.list(false)
         });
         self.send_early();
-        self.calls_stopped().then_some(Stop::Shutdown)
+        let killed = killed.unwrap_or(false).then_some(Stop::Killed);
+        killed.or_else(|| self.calls_stopped().then_some(Stop::Shutdown))
     }
 
     fn waits(&self) {
-        served(Session::hand_over);
+        served(|session| {
+            session.hand_over();
+            session.list(true);
+        });
         self.send_early();
     }
 }
 
 /// With what this thread serves; nothing in a test of a part.
-fn served(act: impl FnOnce(&Session)) {
-    if SERVED.is_set() {
-        SERVED.with(act);
-    }
+fn served<R>(act: impl FnOnce(&Session) -> R) -> Option<R> {
+    SERVED.is_set().then(|| SERVED.with(act))
 }
 
 /// Logs a panic under an id, and returns the id for the peer.

@@ -133,6 +133,7 @@ impl Setup {
         command.args(["serve", "--port", &port.to_string(), "--admin-port", "0", "--config"]).arg(file);
         command.arg("--services").arg(self.services());
         // One cache for all, so that each component is compiled once.
+        command.env("MB_LOG_FORMAT", "text");
         command.env("XDG_STATE_HOME", self.dir.path().join("state"));
         command.env("XDG_CACHE_HOME", self.binary.parent().unwrap().join("test-cache"));
         command
@@ -207,6 +208,11 @@ impl TestServer {
     /// A page of the admin endpoint: status and body.
     pub fn get(&self, path: &str) -> (u16, String) {
         http(self.admin, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))
+    }
+
+    /// The token of its admin endpoint.
+    pub fn token(&self) -> String {
+        fs::read_to_string(self._dir.path().join("state/mb-server/admin.token")).unwrap().trim().to_owned()
     }
 
     /// A JSON page of the admin endpoint.

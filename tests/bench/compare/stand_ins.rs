@@ -101,6 +101,7 @@ pub fn native(port: u16) -> ! {
         max_in_flight: config.max_in_flight,
         read_buffer_size: config.read_buffer_size.0,
         write_buffer_size: config.write_buffer_size.0,
+        default_timeout: std::time::Duration::from_secs(5),
         read_timeout: config.read_timeout.0,
         handshake_timeout: config.handshake_timeout.0,
         write_timeout: config.write_timeout.0,

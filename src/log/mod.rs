@@ -1,11 +1,70 @@
-//! What the log needs beyond `tracing`: a bound for lines that strangers can
-//! cause, and the text of a panic.
+//! What the log needs beyond `tracing`: where it goes and what of it, a bound
+//! for lines that strangers can cause, and the text of a panic.
+
+pub mod lines;
 
 use std::{
     any::Any,
-    sync::{Mutex, PoisonError},
+    io::{self, IsTerminal as _},
+    sync::{Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
+
+use tracing_subscriber::{
+    Registry, filter::Targets, fmt, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
+};
+
+/// Changes what is logged, once the log was started.
+static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
+
+/// How lines are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// As text to a terminal, as JSON to anything else.
+    #[default]
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object a line, for programs.
+    Json,
+}
+
+/// Writes the log to standard error from here on, and keeps its newest lines.
+/// A second start, as in a test, changes nothing.
+///
+/// # Errors
+/// The filter breaks its grammar.
+pub fn start(filter: &str, format: Format) -> Result<(), String> {
+    let filter: Targets = filter.parse().map_err(|error| format!("{filter:?}: {error}"))?;
+    let (filter, handle) = reload::Layer::new(filter);
+    let terminal = io::stderr().is_terminal();
+    let json = format == Format::Json || format == Format::Auto && !terminal;
+    let lines = (!json).then(|| fmt::layer().with_writer(io::stderr).with_ansi(terminal));
+    let objects = json.then(|| fmt::layer().json().flatten_event(true).with_writer(io::stderr));
+    let log = tracing_subscriber::registry().with(filter).with(lines).with(objects).with(lines::Keeper);
+    if log.try_init().is_ok() {
+        let _ = FILTER.set(handle);
+    }
+    Ok(())
+}
+
+/// What is logged now.
+#[must_use]
+pub fn filter() -> String {
+    let shown = FILTER.get().and_then(|filter| filter.with_current(ToString::to_string).ok());
+    shown.unwrap_or_default()
+}
+
+/// Changes what is logged.
+///
+/// # Errors
+/// The filter breaks its grammar, or there is no log.
+pub fn set_filter(filter: &str) -> Result<(), String> {
+    let filter: Targets = filter.parse().map_err(|error| format!("{filter:?}: {error}"))?;
+    let handle = FILTER.get().ok_or("the log was not started")?;
+    handle.reload(filter).map_err(|error| error.to_string())
+}
 
 /// Lines of one kind within [`WINDOW`]; more are counted, not written.
 const MAX_LINES: u32 = 10;

@@ -1,0 +1,70 @@
+// One service: its versions, what it may, how it does, and a form to try an action.
+import { bytes, duration, h, histogram, table } from './draw.mjs';
+
+export async function service(name, { read, change, mayChange, keep }) {
+  const { versions, lastCalls } = await read(`/services/${encodeURIComponent(name)}`);
+  return [
+    h('h1', {}, h('a', { href: '#/services' }, 'Services'), ` / ${name}`),
+    ...versions.map((version) => card(name, version, { change, mayChange })),
+    keep('try', () => attempt(name, versions, { change, mayChange })),
+    h('h2', {}, 'Calls that failed or were slow'),
+    table('the newest, failed or over 10 ms', [{ title: 'ended' }, { title: 'action' }, { title: 'outcome' }, { title: 'took', number: true }, { title: 'waited', number: true }, { title: 'request' }, { title: 'message', wide: true }],
+      lastCalls.map((call) => ({
+        bad: call.outcome !== 'OK',
+        cells: [call.ended, call.action, call.outcome, duration(call.elapsedMs), duration(call.waitedMs), call.requestId, call.message ?? ''],
+      })), 'None.'),
+  ];
+}
+
+function card(name, version, { change, mayChange }) {
+  const row = version.row ?? {};
+  const on = row.state !== 'disabled';
+  const button = (what, label) =>
+    h('button', { type: 'button', disabled: !mayChange, onclick: () => change('POST', `/services/${encodeURIComponent(name)}/${what}`, { version: version.version }) }, label);
+  return h('section', { class: 'card' },
+    h('h2', {}, `${version.version} `, h('small', {}, row.state ?? '')),
+    h('p', {}, version.description),
+    row.error ? h('p', { class: 'bad-text' }, row.error) : undefined,
+    h('p', { class: 'fields' }, on ? button('disable', 'Disable') : button('enable', 'Enable'), button('rollback', 'Roll back')),
+    h('dl', {},
+      ...definition('file', `${row.file}, ${bytes(row.size ?? 0)}`),
+      ...definition('digest', row.digest ?? '–'),
+      ...definition('calls', `${row.calls ?? 0}, own failures ${row.failures ?? 0}, ended by the server ${row.errors ?? 0}`),
+      ...definition('isolation', version.isolation),
+      ...definition('limits', Object.entries(version.limits).map(([key, value]) => `${key} ${value}`).join(', ')),
+      ...definition('imports', version.imports.join(', ') || 'nothing'),
+      ...definition('granted', version.grants.join(', ') || 'nothing')),
+    h('h3', {}, 'Latency'), histogram(version.histogram ?? []),
+    h('h3', {}, 'Actions'),
+    ...version.actions.flatMap((action) => [
+      h('p', {}, h('strong', {}, action.name), ` ${action.description}`),
+      action.input || action.output
+        ? h('details', {}, h('summary', {}, `Schemas of ${action.name}`), h('pre', {}, JSON.stringify({ input: action.input, output: action.output }, null, 2)))
+        : undefined,
+    ]));
+}
+
+const definition = (term, text) => [h('dt', {}, term), h('dd', {}, text)];
+
+function attempt(name, versions, { change, mayChange }) {
+  const said = h('pre', { id: 'tried', role: 'status' }, mayChange ? 'Not tried yet.' : 'Trying takes the token.');
+  const action = h('select', { id: 'action' }, versions[0].actions.map((known) => h('option', {}, known.name)));
+  const payload = h('textarea', { id: 'payload', spellcheck: false, value: '{}' });
+  const send = async (event) => {
+    event.preventDefault();
+    let parsed;
+    try {
+      parsed = payload.value.trim() ? JSON.parse(payload.value) : null;
+    } catch (error) {
+      said.textContent = `The payload is no JSON: ${error.message}`;
+      return;
+    }
+    said.textContent = 'calling …';
+    const answer = await change('POST', `/services/${encodeURIComponent(name)}/try`, { action: action.value, payload: parsed, version: versions[0].version });
+    said.textContent = answer ? JSON.stringify(answer, null, 2) : 'It was not called.';
+  };
+  return h('form', { class: 'card', id: 'try', onsubmit: send },
+    h('h2', {}, 'Try an action'),
+    h('div', { class: 'fields' }, h('label', {}, 'Action', action), h('button', {}, 'Call')),
+    h('label', {}, 'Payload, JSON', payload), said);
+}

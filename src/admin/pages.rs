@@ -1,0 +1,216 @@
+//! What GET shows.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::{
+    Admin, JSON_UTF8, Page, assets, metrics_text,
+    routes::{PROMETHEUS, ROUTES, openapi},
+    version,
+};
+use crate::{log::lines, metrics::snapshot::Snapshot};
+
+/// Rows of a list where nobody says how many.
+const DEFAULT_LIMIT: usize = 1000;
+
+/// Parameters of a query. Values are plain or percent-encoded.
+pub(super) struct Query(BTreeMap<String, String>);
+
+impl Query {
+    /// Reads what stands behind the question mark.
+    ///
+    /// # Errors
+    /// A parameter that the route does not have, or one that is no text.
+    pub(super) fn parse(text: &str, known: &[(&str, &str)]) -> Result<Self, String> {
+        let mut found = BTreeMap::new();
+        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            if !known.iter().any(|(known, _)| *known == name) {
+                let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
+                let names = if names.is_empty() { "none".into() } else { names.join(", ") };
+                return Err(format!("unknown parameter {name:?}; known here: {names}"));
+            }
+            let value = decode(value).ok_or_else(|| format!("{name} is not percent-encoded UTF-8"))?;
+            found.insert(name.to_owned(), value);
+        }
+        Ok(Self(found))
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    fn number(&self, name: &str) -> Result<Option<u64>, String> {
+        self.get(name).map(|text| text.parse().map_err(|_| format!("{name} is no whole number"))).transpose()
+    }
+
+    fn limit(&self) -> Result<usize, String> {
+        let limit = self.number("limit")?.unwrap_or(DEFAULT_LIMIT as u64);
+        Ok(usize::try_from(limit).unwrap_or(usize::MAX))
+    }
+}
+
+pub(super) fn decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let pair = [rest.next()?, rest.next()?];
+                u8::from_str_radix(std::str::from_utf8(&pair).ok()?, 16).ok()?
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+impl Admin {
+    /// A page, or what is wrong with the parameters.
+    pub(super) fn page(&self, route: &str, values: &[&str], query: &Query) -> Result<Page, String> {
+        let ok = |value: Value| Ok((200, JSON_UTF8, value.to_string()));
+        let none = |what: &str| Ok((404, JSON_UTF8, json!({"error": format!("no such {what}")}).to_string()));
+        match route {
+            "/healthz" => ok(json!({"status": "ok"})),
+            "/version" => ok(version()),
+            "/readyz" => Ok(readiness(&(self.snapshot)())),
+            "/connections" => ok(json!({"connections": connections(&(self.snapshot)(), query)?})),
+            "/connections/{id}" => {
+                let snapshot = (self.snapshot)();
+                let Some(row) = snapshot.connections.iter().find(|row| row.id == values[0]) else {
+                    return none("connection");
+                };
+                let calls: Vec<_> = snapshot.calls.iter().filter(|call| call.connection == row.id).collect();
+                ok(json!({"connection": row, "socket": super::socket::of(&row.peer), "calls": calls}))
+            }
+            "/calls" => ok(json!({"calls": (self.snapshot)().calls})),
+            "/calls/past" => {
+                let (id, service) = (query.get("requestId"), query.get("service"));
+                let fits = |call: &crate::metrics::PastCall| {
+                    id.is_none_or(|id| call.request_id == id || call.parent_request_id.as_deref() == Some(id))
+                        && service.is_none_or(|service| call.service == service)
+                };
+                ok(json!({"calls": self.metrics.history.find(query.limit()?, fits)}))
+            }
+            "/services" => ok(json!({"services": (self.snapshot)().services})),
+            "/services/{name}" => {
+                let mut versions = (self.services)(values[0]);
+                if versions.is_empty() {
+                    return none("service");
+                }
+                let snapshot = (self.snapshot)();
+                for version in &mut versions {
+                    let row = snapshot
+                        .services
+                        .iter()
+                        .find(|row| row.name == values[0] && row.version.as_deref() == version["version"].as_str());
+                    version["row"] = json!(row);
+                    version["histogram"] = json!(row.map(|row| &row.buckets));
+                }
+                let past = self.metrics.history.find(50, |call| call.service == values[0]);
+                ok(json!({"name": values[0], "versions": versions, "lastCalls": past}))
+            }
+            "/config" => ok(json!({"settings": self.settings})),
+            "/log" => ok(json!({"lines": log(query)?, "filter": crate::log::filter()})),
+            "/metrics" => Ok((200, PROMETHEUS, metrics_text::render(&(self.snapshot)()))),
+            "/openapi.json" => ok(openapi()),
+            _ => none("page"),
+        }
+    }
+
+    /// `/` and what the page is made of; a program gets the list of routes.
+    pub(super) fn front(path: &str, wants_html: bool) -> Option<Page> {
+        if path == "/" && !wants_html {
+            let list = |changes: bool| -> serde_json::Map<String, Value> {
+                let chosen = ROUTES.iter().filter(|route| (route.method != "GET") == changes);
+                chosen
+                    .map(|route| {
+                        let name = if changes { format!("{} {}", route.method, route.path) } else { route.path.into() };
+                        (name, json!(route.what))
+                    })
+                    .collect()
+            };
+            return Some((200, JSON_UTF8, json!({"routes": list(false), "changes": list(true)}).to_string()));
+        }
+        assets::find(path).map(|(kind, text)| (200, kind, text.to_owned()))
+    }
+}
+
+/// Requests are served, although some services may not have loaded: those
+/// are named, and leave the rest alone.
+fn readiness(snapshot: &Snapshot) -> Page {
+    let failed: Vec<_> = snapshot
+        .services
+        .iter()
+        .filter(|service| service.error.is_some())
+        .map(|service| json!({"name": service.name, "file": service.file, "error": service.error}))
+        .collect();
+    let (status, word) = if snapshot.accepting { (200, "ready") } else { (503, "draining") };
+    (status, JSON_UTF8, json!({"status": word, "failedServices": failed}).to_string())
+}
+
+fn connections(snapshot: &Snapshot, query: &Query) -> Result<Vec<Value>, String> {
+    let (state, principal, peer) = (query.get("state"), query.get("principal"), query.get("peer"));
+    let mut rows: Vec<_> = snapshot
+        .connections
+        .iter()
+        .filter(|row| {
+            state.is_none_or(|state| row.state == state)
+                && principal.is_none_or(|principal| row.principal.as_deref() == Some(principal))
+                && peer.is_none_or(|peer| row.peer.starts_with(peer))
+        })
+        .collect();
+    if let Some(sort) = query.get("sort") {
+        let key: fn(&crate::metrics::snapshot::ConnectionRow) -> u64 = match sort {
+            "bytesIn" => |row| row.bytes_in,
+            "bytesOut" => |row| row.bytes_out,
+            "messagesIn" => |row| row.messages_in,
+            "inFlight" => |row| row.in_flight,
+            "errors" => |row| row.errors,
+            other => {
+                return Err(format!("sort by {other:?}? It is one of bytesIn, bytesOut, messagesIn, inFlight, errors"));
+            }
+        };
+        rows.sort_by_key(|row| std::cmp::Reverse(key(row)));
+    }
+    rows.truncate(query.limit()?);
+    Ok(rows.into_iter().map(|row| json!(row)).collect())
+}
+
+/// From the gravest on.
+const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+
+fn log(query: &Query) -> Result<Vec<lines::Line>, String> {
+    let rank = |level: &str| LEVELS.iter().position(|known| *known == level);
+    let level = query
+        .get("level")
+        .map(|level| rank(level).ok_or(format!("level {level:?}? It is one of {}", LEVELS.join(", "))));
+    let level = level.transpose()?;
+    let (service, id, text) = (query.get("service"), query.get("requestId"), query.get("contains"));
+    let field = |line: &lines::Line, name: &str, value: &str| line.fields.get(name).is_some_and(|found| found == value);
+    let fits = |line: &lines::Line| {
+        level.is_none_or(|level| rank(line.level).is_some_and(|rank| rank <= level))
+            && service.is_none_or(|service| field(line, "service", service))
+            && id.is_none_or(|id| field(line, "request_id", id) || field(line, "parent_request_id", id))
+            && text.is_none_or(|text| line.message.contains(text))
+    };
+    Ok(lines::LINES.after(query.number("after")?.unwrap_or(0), query.limit()?, fits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries() {
+        let known = [("a", ""), ("limit", "")];
+        let query = Query::parse("a=x%20y+z&limit=7", &known).unwrap();
+        assert_eq!((query.get("a"), query.limit()), (Some("x y z"), Ok(7)));
+        assert_eq!(Query::parse("", &known).unwrap().limit(), Ok(DEFAULT_LIMIT));
+        assert!(Query::parse("b=1", &known).err().unwrap().contains("known here: a, limit"));
+        assert!(Query::parse("a=%f", &known).is_err() && Query::parse("a=%ff", &known).is_err());
+        assert!(Query::parse("limit=-1", &known).unwrap().limit().is_err());
+    }
+}

@@ -1,0 +1,162 @@
+//! The newest lines of the log, kept for whoever asks the admin endpoint.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt::{self, Write as _},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
+
+use serde::Serialize;
+use tracing::{
+    Event, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::layer::{Context, Layer};
+
+/// Lines that are kept.
+const MAX_LINES: usize = 1000;
+/// Longest message that is kept whole, in bytes.
+const MAX_MESSAGE: usize = 2048;
+/// Longest value of a field that is kept whole, in bytes.
+const MAX_FIELD: usize = 512;
+
+/// One line.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Line {
+    /// Its number since the start.
+    pub number: u64,
+    /// RFC 3339.
+    pub time: String,
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: &'static str,
+    /// The module that wrote it; `mb_server::service` for services.
+    pub target: String,
+    /// What it says.
+    pub message: String,
+    /// What it says it of.
+    pub fields: BTreeMap<&'static str, String>,
+}
+
+/// The newest lines.
+pub struct Lines(Mutex<Kept>);
+
+struct Kept {
+    lines: VecDeque<Line>,
+    next: u64,
+}
+
+/// Those of this process.
+pub static LINES: Lines = Lines(Mutex::new(Kept { lines: VecDeque::new(), next: 1 }));
+
+impl Lines {
+    /// Copies of those after the given number that fit, oldest first, the
+    /// newest `limit` of them.
+    #[must_use]
+    pub fn after(&self, number: u64, limit: usize, fits: impl Fn(&Line) -> bool) -> Vec<Line> {
+        let kept = self.lock();
+        let mut found: Vec<_> = kept
+            .lines
+            .iter()
+            .rev()
+            .take_while(|line| line.number > number)
+            .filter(|line| fits(line))
+            .take(limit)
+            .cloned()
+            .collect();
+        found.reverse();
+        found
+    }
+
+    fn keep(&self, mut line: Line) {
+        let mut kept = self.lock();
+        line.number = kept.next;
+        kept.next += 1;
+        if kept.lines.len() == MAX_LINES {
+            kept.lines.pop_front();
+        }
+        kept.lines.push_back(line);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Gives every line that passes the filter to [`LINES`].
+#[derive(Debug, Clone, Copy)]
+pub struct Keeper;
+
+impl<S: Subscriber> Layer<S> for Keeper {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut said = Said::default();
+        event.record(&mut said);
+        let level = match *event.metadata().level() {
+            tracing::Level::ERROR => "error",
+            tracing::Level::WARN => "warn",
+            tracing::Level::INFO => "info",
+            tracing::Level::DEBUG => "debug",
+            tracing::Level::TRACE => "trace",
+        };
+        LINES.keep(Line {
+            number: 0,
+            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            level,
+            target: event.metadata().target().to_owned(),
+            message: said.message,
+            fields: said.fields,
+        });
+    }
+}
+
+#[derive(Default)]
+struct Said {
+    message: String,
+    fields: BTreeMap<&'static str, String>,
+}
+
+impl Said {
+    fn put(&mut self, field: &Field, value: fmt::Arguments<'_>) {
+        let (text, limit) = match field.name() {
+            "message" => (&mut self.message, MAX_MESSAGE),
+            name => (self.fields.entry(name).or_default(), MAX_FIELD),
+        };
+        text.clear();
+        let _ = text.write_fmt(value);
+        text.truncate(text.floor_char_boundary(limit));
+    }
+}
+
+impl Visit for Said {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, format_args!("{value}"));
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format_args!("{value:?}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_are_kept() {
+        let lines = Lines(Mutex::new(Kept { lines: VecDeque::new(), next: 1 }));
+        let line = |message: String| Line {
+            number: 0,
+            time: String::new(),
+            level: "info",
+            target: "t".into(),
+            message,
+            fields: BTreeMap::new(),
+        };
+        (1..=MAX_LINES + 5).for_each(|number| lines.keep(line(number.to_string())));
+        let all = lines.after(0, usize::MAX, |_| true);
+        assert_eq!((all.len(), all[0].number, &*all[0].message), (MAX_LINES, 6, "6"));
+        let last = lines.after(1000, 2, |line| line.message != "1005");
+        assert_eq!(last.iter().map(|line| line.number).collect::<Vec<_>>(), [1003, 1004]);
+    }
+}

@@ -1,0 +1,138 @@
+//! Calls that have become slow: what runs now, for whoever looks, and the way
+//! to stop one. A call is listed from its first tick on, or when it waits, so
+//! that the quick ones pay nothing.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    time::{Duration, Instant},
+};
+
+use crate::{metrics::snapshot::CallRow, wire::Header};
+
+/// One slow call.
+pub(super) struct Running {
+    id: u64,
+    connection: u64,
+    request_id: String,
+    topic: String,
+    principal: Option<String>,
+    arrived: Instant,
+    timeout: Duration,
+    /// It waits for something, and does not compute.
+    waits: AtomicBool,
+    killed: AtomicBool,
+}
+
+impl Running {
+    pub(super) fn waits(&self, waits: bool) {
+        self.waits.store(waits, Relaxed);
+    }
+
+    /// Whether the operator wants it stopped.
+    pub(super) fn is_killed(&self) -> bool {
+        self.killed.load(SeqCst)
+    }
+}
+
+/// All of them. There are never more than threads.
+#[derive(Default)]
+pub(super) struct RunningCalls {
+    next: AtomicU64,
+    calls: Mutex<BTreeMap<u64, Arc<Running>>>,
+}
+
+impl RunningCalls {
+    /// Lists a call for as long as what this returns is kept.
+    pub(super) fn list(
+        self: &Arc<Self>,
+        connection: u64,
+        header: Option<&Header<'_>>,
+        principal: Option<String>,
+        arrived: Instant,
+        default_timeout: Duration,
+    ) -> Listed {
+        let id = self.next.fetch_add(1, Relaxed) + 1;
+        let call = Arc::new(Running {
+            id,
+            connection,
+            request_id: header.and_then(|header| header.request_id).unwrap_or("-").to_owned(),
+            topic: header.map_or("-", |header| header.topic.as_str()).to_owned(),
+            principal,
+            arrived,
+            timeout: header.and_then(|header| header.timeout).unwrap_or(default_timeout),
+            waits: AtomicBool::new(false),
+            killed: AtomicBool::new(false),
+        });
+        self.lock().insert(id, Arc::clone(&call));
+        Listed { all: Arc::clone(self), call }
+    }
+
+    /// Copies, oldest first.
+    pub(super) fn rows(&self) -> Vec<CallRow> {
+        let now = Instant::now();
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let row = |call: &Arc<Running>| CallRow {
+            id: call.id,
+            connection: call.connection.to_string(),
+            request_id: call.request_id.clone(),
+            topic: call.topic.clone(),
+            principal: call.principal.clone(),
+            state: if call.waits.load(Relaxed) { "waiting" } else { "running" },
+            age_ms: millis(now.saturating_duration_since(call.arrived)),
+            remaining_ms: millis((call.arrived + call.timeout).saturating_duration_since(now)),
+            killed: call.is_killed(),
+        };
+        self.lock().values().map(row).collect()
+    }
+
+    /// Has a call stopped by its next tick; false if there is none.
+    pub(super) fn kill(&self, id: u64) -> bool {
+        self.lock().get(&id).map(|call| call.killed.store(true, SeqCst)).is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Running>>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call that is listed until this is dropped.
+pub(super) struct Listed {
+    all: Arc<RunningCalls>,
+    pub(super) call: Arc<Running>,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.all.lock().remove(&self.call.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_listed_until_it_ends() {
+        let all = Arc::new(RunningCalls::default());
+        let (header, _) = Header::parse(b"REQUEST:a.b:1.0.0:7::50\n").unwrap();
+        let long_ago = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+        let first = all.list(3, Some(&header), None, long_ago, Duration::from_secs(5));
+        let second = all.list(4, None, Some("ann".into()), Instant::now(), Duration::from_secs(5));
+        second.call.waits(true);
+        let rows = all.rows();
+        assert_eq!((&*rows[0].topic, &*rows[0].request_id, rows[0].remaining_ms), ("a.b", "7", 0));
+        assert!(rows[0].age_ms >= 1000 && rows[0].state == "running");
+        assert_eq!((&*rows[1].topic, rows[1].state, rows[1].principal.as_deref()), ("-", "waiting", Some("ann")));
+        assert!(all.kill(rows[0].id) && first.call.is_killed() && !second.call.is_killed());
+        drop(first);
+        assert!(!all.kill(rows[0].id));
+        assert_eq!(all.rows().len(), 1);
+    }
+}
