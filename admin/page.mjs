@@ -89,7 +89,8 @@ function listen() {
   };
 }
 
-const tile = (title, value, series) => h('section', { class: 'tile' }, h('h2', {}, title), h('strong', {}, value), sparkline(series?.length ? series : [0]));
+const tile = (title, value, series) => h('section', { class: 'tile' }, h('h2', {}, title), h('strong', {}, value), series && sparkline(series));
+const series = (name) => state.series[name] ?? [0];
 const last = (name) => state.series[name]?.at(-1) ?? 0;
 
 async function overview() {
@@ -99,10 +100,10 @@ async function overview() {
   return [
     h('h1', {}, 'Overview'),
     h('div', { class: 'tiles' },
-      tile('Requests a second', amount(last('requests')), state.series.requests),
-      tile('Errors a second', amount(last('errors')), state.series.errors),
-      tile('Connections', totals ? `${totals.connections} of ${totals.maxConnections}` : '–', state.series.connections),
-      tile('Bytes a second', bytes(Math.round(last('bytes'))), state.series.bytes),
+      tile('Requests a second', amount(last('requests')), series('requests')),
+      tile('Errors a second', amount(last('errors')), series('errors')),
+      tile('Connections', totals ? `${totals.connections} of ${totals.maxConnections}` : '–', series('connections')),
+      tile('Bytes a second', bytes(Math.round(last('bytes'))), series('bytes')),
       tile('Slowest service, p99', worst ? duration(worst) : '–'),
       tile('Calls that run', state.calls.length),
       tile('Up for', totals ? duration(totals.uptimeSeconds * 1000) : '–')),
@@ -152,7 +153,7 @@ function calls() {
 async function services() {
   const { services: rows } = await read('/services');
   return [h('h1', {}, 'Services'),
-    h('p', {}, button('Look for changes', 'Look for changed components', () => change('POST', '/services/reload'))),
+    h('p', {}, button('Look for changes', 'Look for changes', () => change('POST', '/services/reload'))),
     serviceTable(rows)];
 }
 

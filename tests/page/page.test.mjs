@@ -1,0 +1,160 @@
+// The operator's page in a real browser:
+//
+//     cargo build --release && npm --prefix tests/page install && npm --prefix tests/page test
+//
+// Needs Chromium (Debian: chromium). SCREENSHOTS=DIR keeps what the page looked like.
+import assert from 'node:assert';
+import { spawn } from 'node:child_process';
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import puppeteer from 'puppeteer-core';
+
+const root = fileURLToPath(new URL('../..', import.meta.url));
+const chromium = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'].find(existsSync);
+const axe = readFileSync(join(root, 'tests/page/node_modules/axe-core/axe.min.js'), 'utf8');
+const dir = mkdtempSync(join(tmpdir(), 'mb-page-'));
+const hostile = `<img src=x onerror="document.title='owned'">`;
+const PATIENCE = 20000;
+
+let server, browser, page, wire, adminPort;
+
+async function start(port = 0) {
+  const process = spawn(join(root, 'target/release/mb-server'), ['serve', '--config', join(dir, 'mb.toml'), '--port', '0', '--admin-port', String(port)], {
+    env: { ...globalThis.process.env, XDG_STATE_HOME: join(dir, 'state') },
+    stdio: ['ignore', 'pipe', 'ignore'],
+  });
+  let said = '';
+  for await (const piece of process.stdout) {
+    said += piece;
+    if (said.includes('ready in')) break;
+  }
+  wire = Number(/listening {2}127\.0\.0\.1:(\d+)/.exec(said)[1]);
+  adminPort = Number(/admin {6}http:\/\/127\.0\.0\.1:(\d+)/.exec(said)[1]);
+  return process;
+}
+
+const gone = (process) => new Promise((done) => { process.once('exit', done); process.kill('SIGTERM'); });
+
+/** Sends one frame and keeps the connection open. */
+function send(topic, id, payload) {
+  const body = Buffer.from(`REQUEST:${topic}:1.0.0:${id}\n${JSON.stringify(payload)}`);
+  const head = Buffer.alloc(8);
+  head.writeUInt32BE(body.length);
+  const socket = connect(wire, '127.0.0.1');
+  socket.write(Buffer.concat([head, body]));
+  socket.on('error', () => {});
+  return socket;
+}
+
+const until = (text) => page.waitForFunction((wanted) => document.body.innerText.includes(wanted), { timeout: PATIENCE }, text);
+const without = (text) => page.waitForFunction((wanted) => !document.querySelector('main').innerText.includes(wanted), { timeout: PATIENCE }, text);
+const go = (hash) => page.evaluate((to) => { location.hash = to; }, hash);
+
+before(async () => {
+  assert.ok(chromium, 'chromium is missing: apt-get install chromium');
+  const services = join(dir, 'services');
+  mkdirSync(services);
+  for (const [from, name] of [['services/dist/calc.wasm', 'calc'], ['services/dist/granted/counter.wasm', 'counter'], ['services/dist/granted/order.wasm', 'order'], ['tests/guests/dist/hostile.wasm', 'hostile']]) {
+    copyFileSync(join(root, from), join(services, `${name}.wasm`));
+  }
+  writeFileSync(join(services, `${hostile}.wasm`), 'no wasm');
+  writeFileSync(join(dir, 'mb.toml'), `services_dir = "${services}"\nsandbox.cache_dir = "${join(root, 'target/page-cache')}"\n[services.counter.grants]\nkeyvalue = true\n[services.order.grants]\ncalls = ["calc.add", "counter.add"]\nconfig = { currency = "EUR" }\n`);
+  server = await start();
+  browser = await puppeteer.launch({ executablePath: chromium, args: ['--no-sandbox', '--disable-gpu'] });
+  page = await browser.newPage();
+  page.setDefaultTimeout(PATIENCE);
+  const problems = [];
+  page.on('pageerror', (error) => problems.push(error.message));
+  page.problems = problems;
+  await page.setViewport({ width: 1440, height: 900 });
+  await page.goto(`http://127.0.0.1:${adminPort}/`);
+  await until('Requests a second');
+});
+
+after(async () => {
+  await browser?.close();
+  if (server?.exitCode === null) await gone(server);
+  rmSync(dir, { recursive: true, force: true });
+});
+
+test('services are shown, and what is hostile stays text', async () => {
+  await until('ready');
+  await until(hostile);
+  assert.strictEqual(await page.title(), 'mb-server');
+  const order = send('order.create', 'o-1', { customer: hostile, items: [{ name: 'tea', price: 1, quantity: 1 }] });
+  await go('#/log');
+  await until(`order 1 of ${hostile}`);
+  assert.strictEqual(await page.title(), 'mb-server');
+  assert.strictEqual(await page.$$eval('main img', (images) => images.length), 0);
+  order.destroy();
+});
+
+test('connections come and go, and one is closed by its button', async () => {
+  const token = readFileSync(join(dir, 'state/mb-server/admin.token'), 'utf8').trim();
+  await page.type('#token', token);
+  await page.click('#access button');
+  await go('#/connections');
+  const socket = send('calc.add', 'c-1', { a: 1, b: 2 });
+  const ended = new Promise((done) => socket.once('close', done));
+  socket.resume();
+  await until(`127.0.0.1:${await new Promise((done) => (socket.localPort ? done(socket.localPort) : socket.once('connect', () => done(socket.localPort))))}`);
+  await page.click('main button[aria-label^="Close connection"]');
+  await ended;
+  await until('Nobody is connected.');
+});
+
+test('a call is stopped by its button', async () => {
+  await go('#/calls');
+  const socket = send('hostile.spin', 'spin-1', null);
+  const answer = new Promise((done) => socket.once('data', (data) => done(data.toString())));
+  await until('spin-1');
+  await page.click('main button[aria-label^="Stop call"]');
+  assert.match(await answer, /SERVICE_FAILED.*killed/s);
+  await without('spin-1');
+  socket.destroy();
+});
+
+test('an action is tried by its form', async () => {
+  await go('#/services/calc');
+  await page.waitForSelector('#payload');
+  await page.$eval('#payload', (area) => { area.value = '{"a": 2, "b": 40}'; });
+  await page.click('#try button');
+  await until('"sum": 42');
+  await page.$eval('#payload', (area) => { area.value = '{'; });
+  await page.click('#try button');
+  await until('The payload is no JSON');
+});
+
+test('it is readable in both widths and themes, and axe finds nothing serious', async () => {
+  for (const width of [360, 1440]) {
+    for (const theme of ['light', 'dark']) {
+      await page.setViewport({ width, height: 900 });
+      await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: theme }]);
+      for (const view of ['', 'connections', 'calls', 'services', 'services/calc', 'log']) {
+        await go(`#/${view}`);
+        await page.waitForFunction(() => document.querySelector('main h1'));
+        await page.waitForNetworkIdle({ idleTime: 100, concurrency: 1 });
+        const wide = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+        assert.ok(wide <= 0, `${view} at ${width}: ${wide} pixels too wide`);
+        await page.evaluate(axe);
+        const { violations } = await page.evaluate(() => globalThis.axe.run({ resultTypes: ['violations'] }));
+        const grave = violations.filter(({ impact }) => ['serious', 'critical'].includes(impact));
+        assert.deepStrictEqual(grave.map(({ id, nodes }) => `${id}: ${nodes[0].html}`), [], `${view} ${width} ${theme}`);
+        if (process.env.SCREENSHOTS) await page.screenshot({ path: join(process.env.SCREENSHOTS, `${view.replace('/', '-') || 'overview'}-${width}-${theme}.png`) });
+      }
+    }
+  }
+  assert.deepStrictEqual(page.problems, []);
+});
+
+test('it waits calmly for a server that is gone', async () => {
+  await go('#/');
+  await gone(server);
+  await until('gone; it is asked again');
+  server = await start(adminPort);
+  await page.waitForFunction(() => document.querySelector('#health').dataset.state === 'ready', { timeout: PATIENCE });
+});
