@@ -1,6 +1,6 @@
 //! The snapshot in Prometheus' text format.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, fs};
 
 use crate::metrics::snapshot::{ServiceRow, Snapshot, Totals};
 
@@ -64,6 +64,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     text.gauge("mb_services", "Versions of services that are loaded.", loaded.len());
     text.gauge("mb_services_failed", "Files that failed to load, also where an earlier one is served.", failed);
     text.services(&loaded);
+    text.process();
     text.0
 }
 
@@ -95,6 +96,32 @@ impl Text {
             [] => writeln!(self.0, "{name} {value}"),
             labels => writeln!(self.0, "{name}{{{}}} {value}", labels.join(",")),
         };
+    }
+
+    /// What every program should tell of itself, under the names that all use;
+    /// see proc(5).
+    fn process(&mut self) {
+        let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        // Behind the name, which may hold spaces; its third field is the state.
+        let fields: Vec<u64> = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split_ascii_whitespace()
+            .map(|f| f.parse().unwrap_or(0))
+            .collect();
+        let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
+        #[allow(clippy::cast_precision_loss, reason = "seconds of processor time")]
+        let seconds = (field(14) + field(15)) as f64 / rustix::param::clock_ticks_per_second() as f64;
+        let name = "process_cpu_seconds_total";
+        self.head(name, "Processor time, user and system.", "counter");
+        self.line(name, &[], seconds);
+        let page = rustix::param::page_size() as u64;
+        self.gauge("process_resident_memory_bytes", "Resident memory.", field(24) * page);
+        self.gauge("process_virtual_memory_bytes", "Address space; most of it is never touched.", field(23));
+        self.gauge("process_threads", "Threads.", field(20));
+        let files = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+        self.gauge("process_open_fds", "Open files.", files);
     }
 
     fn services(&mut self, services: &[&ServiceRow]) {

@@ -197,6 +197,30 @@ fn settings_are_shown_without_secrets_and_a_post_drains() {
     assert_eq!(server.wait().code(), Some(0));
 }
 
+/// Words that begin with a prefix, as names of metrics do.
+fn names(text: &str) -> std::collections::BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let metrics = words.filter(|word| word.starts_with("mb_") || word.starts_with("process_"));
+    metrics.map(|name| name.trim_end_matches("_bucket").to_owned()).collect()
+}
+
+#[test]
+fn dashboard_and_alerts_ask_for_metrics_that_there_are() {
+    let server = start();
+    let there = names(&server.get("/metrics").1);
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
+    let (dashboard, alerts, readme) =
+        (read("admin/deploy/grafana.json"), read("admin/deploy/alerts.yml"), read("admin/README.md"));
+    for name in names(&dashboard).union(&names(&alerts)) {
+        assert!(there.contains(name), "{name} is no metric");
+    }
+    assert!(serde_json::from_str::<Value>(&dashboard).unwrap()["panels"].as_array().unwrap().len() >= 8);
+    for alert in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(readme.contains(&format!("### {alert}\n")), "{alert} is not explained");
+    }
+}
+
 #[test]
 fn the_page_is_one_of_its_own() {
     let server = start();
@@ -265,7 +289,11 @@ fn metrics_are_what_prometheus_reads() {
             assert!(value.parse::<f64>().is_ok(), "{line}");
             let name = series.split('{').next().unwrap();
             let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
-            assert!(name.starts_with("mb_") && (typed.contains(name) || typed.contains(base)), "{line}");
+            assert!(
+                (name.starts_with("mb_") || name.starts_with("process_"))
+                    && (typed.contains(name) || typed.contains(base)),
+                "{line}"
+            );
         }
     }
     assert_eq!(server.metric("mb_calls_total{service=\"calc\",version=\"1.0.0\"}"), 2);
