@@ -29,6 +29,7 @@ mod dev;
 mod edge;
 mod inspect;
 mod new;
+mod notify;
 mod operator;
 mod ping;
 mod rollback;

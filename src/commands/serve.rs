@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write as _},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     path::PathBuf,
     sync::{
         Arc,
@@ -16,7 +16,7 @@ use super::{
     Exit, Result,
     connect::DEFAULT_SERVER,
     edge::{self, Edge, peers_can_say},
-    failure,
+    failure, notify,
     operator::{self, Operator},
     printable, usage,
 };
@@ -44,6 +44,9 @@ const OTHER_FILES: u64 = 64;
 /// Connections to the admin endpoint that the kernel holds until they are
 /// accepted.
 const ADMIN_BACKLOG: u32 = 128;
+
+/// How long the watchdog's own connection may take.
+const ALIVE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Serve the components of a folder
 ///
@@ -99,10 +102,25 @@ pub(super) fn run(arguments: Arguments) -> Result {
         edge.watch(config.reload_interval.0).map_err(failure)?;
     }
 
+    notify::notify("READY=1");
+    // That it takes connections on its own ports is the sign of life.
+    let address = server.addresses().first().map(|(address, _)| *address);
+    notify::keep_watchdog(move || address.is_none_or(takes_connections)).map_err(failure)?;
+
     // The sender lives as long as the process: this returns with a signal.
     let _ = signals.recv();
+    notify::notify("STOPPING=1");
     serving.drain();
     Ok(Exit::Success)
+}
+
+/// Whether somebody accepts there. The kernel alone answers until the backlog
+/// is full, which is when nobody has accepted for long.
+fn takes_connections(mut address: SocketAddr) -> bool {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    TcpStream::connect_timeout(&address, ALIVE_WITHIN).is_ok()
 }
 
 /// A server that was wired together and runs.

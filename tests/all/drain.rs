@@ -1,8 +1,14 @@
 //! How the server ends.
 
-use std::net::{Shutdown, TcpStream};
+use std::{
+    net::{Shutdown, TcpStream},
+    os::unix::net::UnixDatagram,
+};
 
-use crate::{setup, start, support::Received};
+use crate::{
+    setup, start,
+    support::{PATIENCE, Received},
+};
 
 #[test]
 fn every_connection_is_told_and_what_was_begun_is_answered() {
@@ -87,4 +93,25 @@ fn a_second_signal_ends_it_at_once() {
     server.wait_for_log("draining");
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(130));
+}
+
+#[test]
+fn systemd_is_told_what_it_asks_for() {
+    let setup = setup();
+    let socket = setup.dir.path().join("notify");
+    let listener = UnixDatagram::bind(&socket).unwrap();
+    listener.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = setup.command();
+    command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "20000");
+    let mut server = setup.start_with(&mut command);
+    let heard = || {
+        let mut text = [0; 64];
+        let length = listener.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..length]).into_owned()
+    };
+    assert_eq!(heard(), "READY=1");
+    assert_eq!([heard(), heard()], ["WATCHDOG=1", "WATCHDOG=1"]);
+    server.signal("TERM");
+    while heard() != "STOPPING=1" {}
+    assert_eq!(server.wait().code(), Some(0));
 }

@@ -1,0 +1,47 @@
+//! What systemd is told, where it asks for it: see `sd_notify(3)`. Without
+//! `NOTIFY_SOCKET` nothing happens.
+
+use std::{
+    env, io,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixDatagram},
+    },
+    thread,
+    time::Duration,
+};
+
+/// Says something, such as `READY=1`, if somebody listens.
+pub(super) fn notify(said: &str) {
+    if let Err(error) = send(said) {
+        tracing::warn!("systemd was not told {said}: {error}");
+    }
+}
+
+fn send(said: &str) -> io::Result<()> {
+    let Some(name) = env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let bytes = name.as_encoded_bytes();
+    let address = match bytes.strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(&name)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(said.as_bytes(), &address).map(drop)
+}
+
+/// Says every so often that `alive` still holds, as `WatchdogSec` wants it.
+pub(super) fn keep_watchdog(alive: impl Fn() -> bool + Send + 'static) -> io::Result<()> {
+    let micros = env::var("WATCHDOG_USEC").ok().and_then(|text| text.parse().ok());
+    let Some(every) = micros.map(|micros: u64| Duration::from_micros(micros / 2)).filter(|every| !every.is_zero())
+    else {
+        return Ok(());
+    };
+    let watch = move || {
+        loop {
+            thread::sleep(every);
+            if alive() {
+                notify("WATCHDOG=1");
+            }
+        }
+    };
+    thread::Builder::new().name("mb-watchdog".into()).spawn(watch).map(drop)
+}
