@@ -41,7 +41,7 @@ class Block:
     def __init__(self, section, folder, out):
         self.section, self.folder, self.running = section, folder, []
         self.environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "OUT": out,
-                            "XDG_STATE_HOME": f"{out}/state"}
+                            "XDG_STATE_HOME": f"{out}/state", "MB_ADMIN__PORT": "0"}
 
     def run(self, line):
         """The line, in a shell that goes on where the one before has stopped."""
