@@ -317,7 +317,7 @@ impl Loader {
         if let Some(rollback) = rollback.as_ref().filter(|rollback| rollback.refused == digest) {
             return Some(self.go_back(path, entry, rollback));
         }
-        match load_bytes(&self.sandbox, &self.settings, path, &bytes) {
+        match load_bytes(&self.sandbox, &self.settings, path, path, &bytes) {
             Ok(service) => {
                 if rollback.is_some() {
                     self.forget_rollback(&stem);
@@ -391,7 +391,7 @@ impl Loader {
         if digest_of(&bytes) != digest {
             return Err(FileError::Read(format!("{} was changed", kept.display())));
         }
-        load_bytes(&self.sandbox, &self.settings, path, &bytes)
+        load_bytes(&self.sandbox, &self.settings, path, kept, &bytes)
     }
 
     fn rollback(&mut self, name: &str, version: Option<Version>) -> Result<String, Refused> {

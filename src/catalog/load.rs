@@ -2,6 +2,7 @@
 //! says, and that the two agree.
 
 use std::{
+    collections::BTreeSet,
     fmt, fs,
     io::Read as _,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -10,8 +11,6 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
-
-use sha2::{Digest as _, Sha256};
 
 use super::{
     Service,
@@ -23,12 +22,15 @@ use crate::{
     budget::Rate,
     host::{GrantError, Stop},
     log::{Limiter, panic_text},
-    sandbox::{CallError, Component, LoadError, Sandbox},
+    sandbox::{CallError, Code, Component, LoadError, Sandbox, hex_digest},
     wire::Version,
 };
 
-/// The ending of a component's file.
-const EXTENSION: &str = "wasm";
+/// The endings of a component's file. Where one stem has both, a server that
+/// can compile takes the first, one that can't the second.
+const ENDINGS: [&str; 2] = ["wasm", "cwasm"];
+/// The one that is taken of two.
+const PREFERRED: &str = ENDINGS[if cfg!(feature = "compiler") { 0 } else { 1 }];
 
 /// A load that takes longer says so, and again each time this much later.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
@@ -56,7 +58,7 @@ pub struct FileName {
 }
 
 impl FileName {
-    /// Reads `NAME.wasm` or `NAME@VERSION.wasm`.
+    /// Reads `NAME.wasm` or `NAME@VERSION.wasm`, or the same with `.cwasm`.
     ///
     /// # Errors
     /// If it is neither.
@@ -80,12 +82,18 @@ pub fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if path.extension().is_some_and(|extension| extension == EXTENSION) && !hidden && path.is_file() {
+        if ENDINGS.iter().any(|ending| has_ending(&path, ending)) && !hidden && path.is_file() {
             files.push(path);
         }
     }
     files.sort();
+    let preferred: BTreeSet<_> = files.iter().filter(|path| has_ending(path, PREFERRED)).cloned().collect();
+    files.retain(|path| has_ending(path, PREFERRED) || !preferred.contains(&path.with_extension(PREFERRED)));
     Ok(files)
+}
+
+fn has_ending(path: &Path, wanted: &str) -> bool {
+    path.extension().is_some_and(|ending| ending == wanted)
 }
 
 /// Loads one file, whatever folder it is in.
@@ -94,17 +102,18 @@ pub fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
 /// Says what is wrong with it and what to do.
 pub fn load_file(sandbox: &Arc<Sandbox>, settings: &LoadSettings, file: &Path) -> Result<Service, FileError> {
     let bytes = read_bounded(file, settings.max_size)?;
-    load_bytes(sandbox, settings, file, &bytes)
+    load_bytes(sandbox, settings, file, file, &bytes)
 }
 
-/// Loads what a file holds or held, under that file's name.
+/// Loads what was read from one file under the name of another.
 pub(super) fn load_bytes(
     sandbox: &Arc<Sandbox>,
     settings: &LoadSettings,
     file: &Path,
+    read_from: &Path,
     bytes: &[u8],
 ) -> Result<Service, FileError> {
-    contain(|| load_contained(sandbox, settings, file, bytes))
+    contain(|| load_contained(sandbox, settings, file, &Code::of(read_from, bytes)?, bytes))
 }
 
 /// A stranger's file may reach a defect of the compiler: a panic of it is
@@ -117,13 +126,14 @@ fn load_contained(
     sandbox: &Arc<Sandbox>,
     settings: &LoadSettings,
     file: &Path,
+    code: &Code<'_>,
     bytes: &[u8],
 ) -> Result<Service, FileError> {
     let promised = FileName::parse(file)?;
     let digest = digest_of(bytes);
     let terms = settings.policy.terms(&promised.name, &digest).map_err(FileError::Grant)?;
     let rate = Rate::per_second(terms.settings.rate);
-    let component = with_progress(file, bytes.len(), || Component::load(sandbox, bytes, terms))?;
+    let component = with_progress(file, bytes.len(), || Component::load(sandbox, code, terms))?;
     let text = component
         .described(Instant::now() + settings.describe_timeout)
         .map_err(|e| FileError::describe(e, settings))?;
@@ -146,8 +156,9 @@ fn load_contained(
     })
 }
 
-pub(super) fn digest_of(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold("sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
+/// `sha256:` and the hexadecimal digest.
+pub(crate) fn digest_of(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex_digest(bytes))
 }
 
 /// What can be known of a file that is no service: its size, and its digest

@@ -20,6 +20,7 @@ pub use description::{Action, Description, DescriptionError, SYSTEM, is_name};
 pub use inputs::{Inputs, Misfit};
 use live::Entry;
 pub use live::{LiveCatalog, Source};
+pub(crate) use load::digest_of;
 pub use load::{FileError, FileName, LoadSettings, component_files, fingerprint, load_file};
 pub use policy::Policy;
 

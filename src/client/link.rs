@@ -11,7 +11,7 @@ use rustls::pki_types::ServerName;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Settings, error::Refusal};
+use super::{builder::Settings, error::Refusal};
 use crate::{
     transport::{Socket, SocketOptions, Stream, TlsFault, resolve},
     wire::{Header, Incoming, Kind, Payload, Reassembly, SYSTEM_VERSION, Topic, message::write_message},

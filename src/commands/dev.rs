@@ -25,7 +25,7 @@ use crate::{
     dispatch::{Dispatcher, Handle, Reply, Request},
     log::Format,
     project::{Built, DEV_STATE, Kind, OUTPUT, Project, SETTINGS, build},
-    wire::{Header, Payload, Topic},
+    wire::{Header, Payload},
 };
 
 /// How often the sources are looked at. Two looks that find the same after a
@@ -35,7 +35,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const MAX_FILES: usize = 10_000;
 /// Of a call that is repeated, at most so many bytes are kept.
 const MAX_KEPT_CALL: usize = 1024 * 1024;
-/// How long a repeated call may take.
+/// How long a repeated call may take that said nothing of it.
 const REPEAT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Written by a tool while it builds.
 const WRITTEN_BY_TOOLS: [&str; 2] = ["package-lock.json", "Cargo.lock"];
@@ -242,7 +242,7 @@ fn repeat(last: &Last, address: SocketAddr) {
     };
     let Ok((header, payload)) = Header::parse(&body) else { return };
     let begun = Instant::now();
-    match ask(address, header.topic, payload, binary) {
+    match ask(address, &header, payload, binary) {
         Ok(answer) => {
             complain!(
                 "{} in {:.2} ms: {}",
@@ -255,12 +255,13 @@ fn repeat(last: &Last, address: SocketAddr) {
     }
 }
 
-fn ask(address: SocketAddr, topic: Topic<'_>, payload: &[u8], binary: bool) -> std::result::Result<String, String> {
+fn ask(address: SocketAddr, header: &Header<'_>, payload: &[u8], binary: bool) -> std::result::Result<String, String> {
     let client = Client::builder(address.to_string()).connect().map_err(|error| error.to_string())?;
     let text = std::str::from_utf8(payload).unwrap_or_default();
     let payload = if binary { Payload::Binary(payload) } else { Payload::Json(text) };
-    let mut request = client::Request::new(topic, payload);
-    request.timeout = REPEAT_TIMEOUT;
+    let mut request = client::Request::new(header.topic, payload);
+    request.version = header.version;
+    request.timeout = header.timeout.unwrap_or(REPEAT_TIMEOUT);
     match client.call(&request).map_err(|error| error.to_string())? {
         client::Answer::Json(text) => Ok(text),
         client::Answer::Binary(bytes) => Ok(format!("{} bytes", bytes.len())),

@@ -45,13 +45,13 @@ pub(super) fn run(arguments: &Arguments) -> Result {
 }
 
 /// A sandbox that grants everything, and calls nothing but `describe`.
-struct Inspector {
+pub(super) struct Inspector {
     sandbox: Arc<Sandbox>,
     settings: LoadSettings,
 }
 
 impl Inspector {
-    fn new() -> std::result::Result<Self, (Exit, String)> {
+    pub(super) fn new() -> std::result::Result<Self, (Exit, String)> {
         let config = Config { max_connections: 1, ..Config::default() };
         let policy = Policy::new(&config, None).for_inspection();
         let memory = Budget::new(MemoryPlan::of(&config).shared);
@@ -66,7 +66,7 @@ impl Inspector {
         Ok(Self { sandbox, settings })
     }
 
-    fn load(&self, file: &Path) -> std::result::Result<Service, (Exit, String)> {
+    pub(super) fn load(&self, file: &Path) -> std::result::Result<Service, (Exit, String)> {
         load_file(&self.sandbox, &self.settings, file).map_err(|error| refuse(file, &self.settings, &error))
     }
 

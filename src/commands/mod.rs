@@ -17,17 +17,26 @@ macro_rules! complain {
 }
 
 mod admin_http;
+#[cfg(feature = "compiler")]
 mod bench;
+#[cfg(feature = "compiler")]
 mod build;
 mod call;
+#[cfg(feature = "compiler")]
 mod cert;
 mod check;
+#[cfg(feature = "compiler")]
+mod compile;
+#[cfg(feature = "compiler")]
 mod compile_worker;
 mod completions;
 mod connect;
+#[cfg(feature = "compiler")]
 mod dev;
 mod edge;
+#[cfg(feature = "compiler")]
 mod inspect;
+#[cfg(feature = "compiler")]
 mod new;
 mod notify;
 mod operator;
@@ -38,6 +47,7 @@ mod status;
 mod store;
 mod token;
 mod why;
+#[cfg(feature = "compiler")]
 mod wit;
 
 use std::process::ExitCode;
@@ -73,7 +83,11 @@ impl From<Exit> for ExitCode {
 #[command(
     version,
     about,
-    after_help = "Start with: mb-server serve, or write a service: mb-server new NAME --lang rust|js|python"
+    after_help = if cfg!(feature = "compiler") {
+        "Start with: mb-server serve, or write a service: mb-server new NAME --lang rust|js|python"
+    } else {
+        "Built without a compiler: serves what mb-server compile made elsewhere. Start with: mb-server serve"
+    }
 )]
 pub struct Arguments {
     #[command(subcommand)]
@@ -83,13 +97,21 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Arguments),
+    #[cfg(feature = "compiler")]
     New(new::Arguments),
+    #[cfg(feature = "compiler")]
     Build(build::Arguments),
+    #[cfg(feature = "compiler")]
     Dev(dev::Arguments),
+    #[cfg(feature = "compiler")]
     Wit(wit::Arguments),
+    #[cfg(feature = "compiler")]
+    Compile(compile::Arguments),
+    #[cfg(feature = "compiler")]
     Inspect(inspect::Arguments),
     Call(call::Arguments),
     Ping(ping::Arguments),
+    #[cfg(feature = "compiler")]
     Bench(bench::Arguments),
     Check(check::Arguments),
     Status(status::Arguments),
@@ -97,8 +119,10 @@ enum Command {
     Store(store::Arguments),
     Rollback(rollback::Arguments),
     Token(token::Arguments),
+    #[cfg(feature = "compiler")]
     Cert(cert::Arguments),
     Completions(completions::Arguments),
+    #[cfg(feature = "compiler")]
     #[command(hide = true)]
     CompileWorker(compile_worker::Arguments),
 }
@@ -109,22 +133,32 @@ impl Arguments {
     pub fn run(self) -> Exit {
         let result = match self.command {
             Command::Serve(arguments) => serve::run(arguments),
+            #[cfg(feature = "compiler")]
             Command::New(arguments) => new::run(&arguments),
+            #[cfg(feature = "compiler")]
             Command::Build(arguments) => build::run(&arguments),
+            #[cfg(feature = "compiler")]
             Command::Dev(arguments) => dev::run(&arguments),
+            #[cfg(feature = "compiler")]
             Command::Wit(arguments) => wit::run(&arguments),
             Command::Call(arguments) => call::run(&arguments),
             Command::Ping(arguments) => ping::run(&arguments),
+            #[cfg(feature = "compiler")]
             Command::Bench(arguments) => bench::run(&arguments),
             Command::Check(arguments) => check::run(&arguments),
+            #[cfg(feature = "compiler")]
+            Command::Compile(arguments) => compile::run(&arguments),
+            #[cfg(feature = "compiler")]
             Command::Inspect(arguments) => inspect::run(&arguments),
             Command::Status(arguments) => status::run(&arguments),
             Command::Why(arguments) => why::run(&arguments),
             Command::Store(arguments) => store::run(&arguments),
             Command::Rollback(arguments) => rollback::run(&arguments),
             Command::Token(arguments) => token::run(arguments),
+            #[cfg(feature = "compiler")]
             Command::Cert(arguments) => cert::run(&arguments),
             Command::Completions(arguments) => completions::run(&arguments),
+            #[cfg(feature = "compiler")]
             Command::CompileWorker(arguments) => compile_worker::run(&arguments),
         };
         result.unwrap_or_else(|(exit, message)| {

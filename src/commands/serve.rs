@@ -9,6 +9,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
         mpsc,
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -28,10 +29,10 @@ use crate::{
     dispatch::{Dispatcher, Handle, Limits},
     log::{self, Limiter},
     metrics::{Metrics, snapshot::Snapshot},
-    sandbox::{CompileApart, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
+    sandbox::{CompileApart, CompilerConfig, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
     server::{MAX_ENDING, Server, ServerSettings, raise_open_files},
-    store::Store,
-    transport::{SocketOptions, is_absent, listen, resolve},
+    store::{Store, StoreError},
+    transport::{Inherited, SocketOptions, is_absent, listen, resolve},
 };
 
 /// What a second signal ends the process with: that of an interrupted one.
@@ -40,6 +41,12 @@ const INTERRUPTED: i32 = 130;
 /// Open files besides connections, and those that end: listeners, log, cache,
 /// admin.
 const OTHER_FILES: u64 = 64;
+
+/// Beyond its drain, how long the process before this one may take to end.
+const TAKE_OVER: Duration = Duration::from_secs(5);
+
+/// How often the store is tried that another process has open.
+const STORE_RETRY: Duration = Duration::from_millis(20);
 
 /// Connections to the admin endpoint that the kernel holds until they are
 /// accepted.
@@ -149,21 +156,33 @@ impl Serving {
             tracing::warn!("{warning}");
         }
         let memory = Budget::new(MemoryPlan::of(&config).shared);
-        let policy = Policy::new(&config, open_store(&config));
-        let apart = compile_apart(&config);
-        let sandbox = SandboxConfig { apart, quick, ..sandbox_config(&config, &policy, &memory) };
+        let mut inherited = Inherited::from_env().map_err(failure)?;
+        // Where it takes over from another process, that one has the store
+        // until it has ended.
+        let patience = if inherited.is_empty() { Duration::ZERO } else { config.drain_timeout.0 + TAKE_OVER };
+        let policy = Policy::new(&config, open_store(&config, patience));
+        let mut sandbox = sandbox_config(&config, &policy, &memory);
+        (sandbox.compiler.apart, sandbox.compiler.quick) = (compile_apart(&config), quick);
         let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
         let catalog = load_catalog(&config, policy, &sandbox)?;
         let metrics = Arc::new(Metrics::default());
         let access = Arc::clone(&edge.access);
         let dispatcher = Dispatcher::new(catalog.shared(), limits(&config), Arc::clone(&metrics), access);
         // The admin endpoint first: what can't listen shall not have served.
-        let listener = admin_listener(&config)?;
+        let listener = admin_listener(&config, &mut inherited)?;
         let admin = listener.local_addr().map_err(failure)?;
         let settings = ServerSettings { listeners: edge.listeners(&config), ..server_settings(&config, memory, room) };
         let access = Arc::clone(&edge.access);
         let trying = dispatcher.clone();
-        let server = Server::start(settings, handle(dispatcher), Arc::clone(&metrics), access).map_err(failure)?;
+        let server = Server::start(settings, &mut inherited, handle(dispatcher), Arc::clone(&metrics), access);
+        let server = server.map_err(failure)?;
+        if !inherited.is_empty() {
+            let left = inherited.left().join(", ");
+            return Err(usage(format!(
+                "inherited sockets that no listener of the settings is for: {left}; set host and port, or \
+                 admin.host and admin.port, to the addresses of ListenStream"
+            )));
+        }
         let (catalog_of, edge_of) = (Arc::clone(&catalog), Arc::clone(&edge));
         let operator = Operator { catalog: catalog_of, edge: edge_of, view: server.view(), end, dispatcher: trying };
         start_admin(&config, &rows, listener, operator, metrics).map_err(failure)?;
@@ -265,18 +284,31 @@ pub(super) fn sandbox_config(config: &Config, policy: &Policy, memory: &Arc<Budg
         instances: MemoryPlan::of(config).instances,
         call_depth: config.sandbox.call_depth,
         memory: Arc::clone(memory),
-        cache_dir: (!cache_dir.as_os_str().is_empty()).then(|| cache_dir.clone()),
-        apart: None,
-        quick: false,
+        compiler: CompilerConfig {
+            cache_dir: (!cache_dir.as_os_str().is_empty()).then(|| cache_dir.clone()),
+            ..CompilerConfig::default()
+        },
     }
 }
 
 /// Opens the store if any service is granted durable values. Without it the
 /// others are served all the same.
-fn open_store(config: &Config) -> Option<Arc<Store>> {
+fn open_store(config: &Config, patience: Duration) -> Option<Arc<Store>> {
     config.services.values().find(|overlay| overlay.grants.keyvalue == Some(true))?;
     let file = config.store_file();
-    let opened = Store::open(&file, config.store_cache.0);
+    let until = Instant::now() + patience;
+    let mut said = false;
+    let opened = loop {
+        match Store::open(&file, config.store_cache.0) {
+            Err(StoreError::Locked) if Instant::now() < until => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::info!("store {}: waiting for the process before this one to end", file.display());
+                }
+                thread::sleep(STORE_RETRY);
+            }
+            opened => break opened,
+        }
+    };
     opened.inspect_err(|error| tracing::error!("store {}: {error}", file.display())).ok()
 }
 
@@ -348,12 +380,15 @@ fn server_settings(config: &Config, memory: Arc<Budget>, room: Room) -> ServerSe
     }
 }
 
-fn admin_listener(config: &Config) -> std::result::Result<std::net::TcpListener, (Exit, String)> {
+fn admin_listener(
+    config: &Config,
+    inherited: &mut Inherited,
+) -> std::result::Result<std::net::TcpListener, (Exit, String)> {
     let (host, port) = (&config.admin.host, config.admin.port);
-    let open = || {
+    let mut open = || {
         let mut last = io::ErrorKind::NotFound.into();
         for address in resolve(host, port)? {
-            match listen(address, ADMIN_BACKLOG) {
+            match inherited.take(address).map_or_else(|| listen(address, ADMIN_BACKLOG), Ok) {
                 Err(error) if is_absent(&error) => last = error,
                 result => return result,
             }

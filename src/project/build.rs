@@ -83,14 +83,8 @@ fn remove_others(output: &Path, file: &Path) -> std::io::Result<()> {
 struct Artifact {
     #[serde(default)]
     filenames: Vec<PathBuf>,
-    target: Option<Target>,
     #[serde(default)]
     manifest_path: PathBuf,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    name: String,
 }
 
 fn rust(dir: &Path, kind: Kind) -> Result<(String, Vec<u8>), ProjectError> {
@@ -111,9 +105,9 @@ fn rust(dir: &Path, kind: Kind) -> Result<(String, Vec<u8>), ProjectError> {
     let component = built.find_map(|artifact| {
         let is_wasm = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "wasm");
         let file = artifact.filenames.into_iter().find(is_wasm)?;
-        (artifact.manifest_path == manifest).then_some((artifact.target?.name, file))
+        (artifact.manifest_path == manifest).then_some(file)
     });
-    let (_, file) = component.ok_or_else(|| {
+    let file = component.ok_or_else(|| {
         ProjectError::Failed("cargo built no WebAssembly: Cargo.toml wants [lib] crate-type = [\"cdylib\"]".into())
     })?;
     let package: Manifest = read_toml(&manifest)?;

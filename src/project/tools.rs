@@ -56,9 +56,8 @@ pub(super) fn cargo(dir: &Path) -> Result<Command, ProjectError> {
         command.arg(format!("target.{TARGET}.linker='{}'", linker.display()));
         command
     } else {
-        let with_rustup = if in_path("rustup").is_some() || library.is_none() { "" } else { "with rustup: " };
         return Err(ProjectError::Missing(format!(
-            "no Rust compiler for {TARGET} here; install one of these and try again:\n  {with_rustup}rustup target \
+            "no Rust compiler for {TARGET} here; install one of these and try again:\n  with rustup: rustup target \
              add {TARGET}\n  on Debian without rustup: apt-get install rustc-web cargo-web rust-web-src lld-22"
         )));
     };

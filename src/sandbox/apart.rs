@@ -4,15 +4,12 @@
 //! the cache.
 
 use std::{
-    fs,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     io::{self, Read as _, Write as _},
     os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::PoisonError,
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use rustix::{
@@ -23,24 +20,13 @@ use rustix::{
 use wasmtime::component;
 
 use super::{
+    compile::{Cpu, open_cache},
     component::LoadError,
-    engine::{Sandbox, SandboxConfig},
+    engine::{CompileApart, CompilerConfig, Sandbox, SandboxConfig},
 };
-use crate::budget::Budget;
 
 /// Longest complaint of a compiling process, in bytes.
 const MAX_COMPLAINT: u64 = 2000;
-
-/// How to compile in a process of its own.
-#[derive(Debug, Clone)]
-pub struct CompileApart {
-    /// This program, which is called with the arguments of [`Order`].
-    pub program: PathBuf,
-    /// Memory that compiling one component may take, in bytes.
-    pub memory: usize,
-    /// How long it may take.
-    pub timeout: Duration,
-}
 
 /// What a compiling process is told on its command line; the component comes
 /// on its standard input.
@@ -81,51 +67,21 @@ impl Order {
         limit(Resource::Data, self.memory).map_err(|e| e.to_string())?;
         let mut bytes = Vec::new();
         io::stdin().read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+        let compiler = CompilerConfig { cache_dir: Some(self.cache_dir.clone()), apart: None, quick: self.quick };
         let config = SandboxConfig {
             largest_instance: self.largest_instance,
-            largest_table: 0,
             stack: self.stack,
-            instances: 1,
-            call_depth: 0,
-            memory: Budget::new(0),
-            cache_dir: Some(self.cache_dir.clone()),
-            apart: None,
-            quick: self.quick,
+            ..SandboxConfig::for_compiling(Some(compiler))
         };
-        let engine = Sandbox::compiling_engine(&config, self.on_demand).map_err(|e| format!("{e:#}"))?;
+        let cache = open_cache(&config.compiler).map(|(cache, _)| cache);
+        let engine =
+            Sandbox::compiling_engine(&config, self.on_demand, Cpu::This, cache).map_err(|e| format!("{e:#}"))?;
         component::Component::new(&engine, &bytes).map(drop).map_err(|e| format!("{e:#}"))
     }
 }
 
-impl Sandbox {
-    /// Compiles a component, or takes its compiled code from the cache.
-    pub(super) fn compile(&self, bytes: &[u8]) -> Result<component::Component, LoadError> {
-        let apart = self.config.apart.as_ref().zip(self.cache_dir.as_ref());
-        if let Some((apart, cache_dir)) = apart {
-            let mark = cache_dir.join("compiled").join(self.fingerprint(bytes));
-            if !mark.is_file() {
-                let _alone = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
-                apart.compile(self, cache_dir.clone(), bytes)?;
-                // Without the mark it is compiled once more next time.
-                let _ = mark.parent().map(fs::create_dir_all);
-                let _ = fs::File::create(mark);
-            }
-        }
-        component::Component::new(&self.engine, bytes).map_err(LoadError::compile)
-    }
-
-    /// Names these bytes compiled by this engine.
-    fn fingerprint(&self, bytes: &[u8]) -> String {
-        use sha2::{Digest as _, Sha256};
-        let mut engine = DefaultHasher::new();
-        self.engine.precompile_compatibility_hash().hash(&mut engine);
-        let digest: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{digest}-{:016x}", engine.finish())
-    }
-}
-
 impl CompileApart {
-    fn compile(&self, sandbox: &Sandbox, cache_dir: PathBuf, bytes: &[u8]) -> Result<(), LoadError> {
+    pub(super) fn compile(&self, sandbox: &Sandbox, cache_dir: PathBuf, bytes: &[u8]) -> Result<(), LoadError> {
         let failed = |error: io::Error| LoadError::Compile(format!("no process to compile it in: {error}"));
         let deadline = Instant::now() + self.timeout;
         let mut command = Command::new(&self.program);
@@ -135,7 +91,7 @@ impl CompileApart {
         command.args(["--memory", &self.memory.to_string()]);
         command.args(["--seconds", &(self.timeout.as_secs() + 1).to_string()]);
         command.args((!sandbox.pooled).then_some("--on-demand"));
-        command.args(sandbox.config.quick.then_some("--quick"));
+        command.args(sandbox.config.compiler.quick.then_some("--quick"));
         // Ctrl-C is for the server, which ends in order.
         command.process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());

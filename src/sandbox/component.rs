@@ -1,18 +1,21 @@
 //! From a file's bytes to something that can be called.
 
 use std::{
-    borrow::Cow,
     fmt,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
 };
 
-use wit_component::ComponentEncoder;
-
-use super::{engine::Sandbox, instance::Guest, limits::Bounds, pool::Idle};
+use super::{
+    engine::Sandbox,
+    instance::Guest,
+    limits::Bounds,
+    pool::Idle,
+    precompiled::{Precompiled, PrecompiledError},
+};
 use crate::{
     budget::Budget,
     config::ServiceSettings,
@@ -46,6 +49,28 @@ impl Terms {
     }
 }
 
+/// What a component's file holds.
+pub enum Code<'a> {
+    /// WebAssembly, a component or a core module.
+    Wasm(&'a [u8]),
+    /// Machine code that this server's compiler made of it earlier.
+    Compiled(Precompiled<'a>),
+}
+
+impl<'a> Code<'a> {
+    /// Of the bytes that were read from this file.
+    ///
+    /// # Errors
+    /// If it is compiled code that may not be loaded.
+    pub fn of(file: &Path, bytes: &'a [u8]) -> Result<Self, LoadError> {
+        if Precompiled::is_one(bytes) {
+            Ok(Self::Compiled(Precompiled::open(file, bytes)?))
+        } else {
+            Ok(Self::Wasm(bytes))
+        }
+    }
+}
+
 /// A compiled component, its imports linked and its exports looked up: what
 /// is left for a call is to instantiate and to run.
 pub struct Component {
@@ -62,16 +87,18 @@ pub struct Component {
 }
 
 impl Component {
-    /// Compiles a component, or takes its compiled code from the cache. A
-    /// core module with embedded WIT, which is what `cargo build` leaves for
-    /// a target without components, is turned into a component first.
+    /// Compiles a component, or takes its compiled code from the cache or
+    /// from a file of it. A core module with embedded WIT, which is what
+    /// `cargo build` leaves for a target without components, is turned into
+    /// a component first.
     ///
     /// # Errors
     /// Says what to do about it, for the author of the component.
-    pub fn load(sandbox: &Arc<Sandbox>, bytes: &[u8], terms: Terms) -> Result<Self, LoadError> {
-        let bytes = componentize(bytes)?;
-        let wrapped = matches!(bytes, Cow::Owned(_));
-        let compiled = sandbox.compile(&bytes)?;
+    pub fn load(sandbox: &Arc<Sandbox>, code: &Code<'_>, terms: Terms) -> Result<Self, LoadError> {
+        let (compiled, wrapped) = match code {
+            Code::Wasm(bytes) => sandbox.compile(bytes)?,
+            Code::Compiled(file) => (file.load(&sandbox.engine)?, file.was_wrapped()),
+        };
         let kind = compiled.component_type();
         let imports: Vec<_> = kind.imports(&sandbox.engine).map(|(name, _)| name.to_owned()).collect();
         let linker = link::<Guest>(&sandbox.engine, &compiled, &terms.granted).map_err(LoadError::Import)?;
@@ -124,50 +151,6 @@ impl Component {
     }
 }
 
-/// What compiling a component costs and gives.
-#[derive(Debug, Clone, Copy)]
-pub struct Compiled {
-    /// How long it took, all processors together at work.
-    pub took: Duration,
-    /// Bytes of machine code and what belongs to it.
-    pub size: usize,
-}
-
-impl Sandbox {
-    /// Compiles a component, whatever is in the cache, and drops the code.
-    ///
-    /// # Errors
-    /// It does not compile.
-    pub fn try_compiling(&self, bytes: &[u8]) -> Result<Compiled, LoadError> {
-        let bytes = componentize(bytes)?;
-        let begun = Instant::now();
-        let code = self.engine.precompile_component(&bytes).map_err(LoadError::compile)?;
-        Ok(Compiled { took: begun.elapsed(), size: code.len() })
-    }
-}
-
-/// Takes a component as it is, and makes one of a core module with embedded
-/// WIT.
-///
-/// # Errors
-/// It is no WebAssembly, or a core module that can't become a component.
-pub fn componentize(bytes: &[u8]) -> Result<Cow<'_, [u8]>, LoadError> {
-    const MAGIC: &[u8] = b"\0asm";
-    let Some((version, layer)) = bytes.strip_prefix(MAGIC).and_then(|rest| {
-        let (head, _) = rest.split_first_chunk::<4>()?;
-        Some((u16::from_le_bytes([head[0], head[1]]), u16::from_le_bytes([head[2], head[3]])))
-    }) else {
-        return Err(LoadError::NotWasm { empty: bytes.is_empty() });
-    };
-    match layer {
-        0 if version == 1 => {
-            let encode = || ComponentEncoder::default().validate(true).module(bytes)?.encode();
-            encode().map(Cow::Owned).map_err(|e| LoadError::Module(format!("{e:#}")))
-        }
-        _ => Ok(Cow::Borrowed(bytes)),
-    }
-}
-
 /// Why a file can't be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoadError {
@@ -189,9 +172,20 @@ pub enum LoadError {
     },
     /// The interfaces have the right names but not the right types.
     Contract(String),
+    /// WebAssembly, and this program was built without a compiler.
+    NoCompiler,
+    /// Compiled code that may not be loaded.
+    Precompiled(PrecompiledError),
+}
+
+impl From<PrecompiledError> for LoadError {
+    fn from(error: PrecompiledError) -> Self {
+        Self::Precompiled(error)
+    }
 }
 
 impl LoadError {
+    #[cfg(feature = "compiler")]
     #[allow(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
     pub(super) fn compile(error: wasmtime::Error) -> Self {
         Self::Compile(format!("{error:#}"))
@@ -228,6 +222,11 @@ impl fmt::Display for LoadError {
             Self::Contract(error) => {
                 write!(f, "does not fit the contract mb:service@1.0.0, was it built against another one? {error}")
             }
+            Self::NoCompiler => f.write_str(
+                "this build of mb-server has no compiler: run mb-server compile on this file where one has, and put \
+                 the .cwasm that it makes here",
+            ),
+            Self::Precompiled(error) => error.fmt(f),
         }
     }
 }

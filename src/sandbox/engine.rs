@@ -1,23 +1,20 @@
 //! The engine: what all components share.
 
 use std::{
-    fs,
-    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use wasmtime::{
-    Cache, CacheConfig, Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
-    RegallocAlgorithm,
-};
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+#[cfg(feature = "compiler")]
+use super::compile;
 
 use super::{
-    apart::CompileApart,
     limits::{MAX_MEMORIES, MAX_TABLES},
     pool::{Idle, Place, take},
     ticker::{Pulse, Ticker},
@@ -49,6 +46,13 @@ pub struct SandboxConfig {
     /// Bytes for memory of instances beyond what each keeps; shared with
     /// whoever else takes from it.
     pub memory: Arc<Budget>,
+    /// How to compile, for a program that can.
+    pub compiler: CompilerConfig,
+}
+
+/// How components are compiled.
+#[derive(Debug, Clone, Default)]
+pub struct CompilerConfig {
     /// Folder of the compiled code; none to find one, empty parent folders
     /// are made.
     pub cache_dir: Option<PathBuf>,
@@ -57,6 +61,17 @@ pub struct SandboxConfig {
     /// Compile quickly, to code that runs slowly: for a component that is
     /// changed again in a minute.
     pub quick: bool,
+}
+
+/// How to compile in a process of its own.
+#[derive(Debug, Clone)]
+pub struct CompileApart {
+    /// This program, which is called with the arguments of an `Order`.
+    pub program: PathBuf,
+    /// Memory that compiling one component may take, in bytes.
+    pub memory: usize,
+    /// How long it may take.
+    pub timeout: Duration,
 }
 
 /// The engine with its clock, and the places for instances.
@@ -75,10 +90,13 @@ pub struct Sandbox {
     idle: Mutex<Vec<Weak<Idle>>>,
     /// Held while something new is compiled: one at a time, as its memory is
     /// not the server's to plan.
+    #[cfg(feature = "compiler")]
     pub(super) compiling: Mutex<()>,
     /// None where compiled code is not kept.
+    #[cfg(feature = "compiler")]
     pub(super) cache_dir: Option<PathBuf>,
     /// Instances come from a pool.
+    #[cfg_attr(not(feature = "compiler"), allow(dead_code, reason = "the compiler has to know"))]
     pub(super) pooled: bool,
     /// Ends with the sandbox.
     _ticker: Ticker,
@@ -92,10 +110,11 @@ impl Sandbox {
     /// # Errors
     /// If there is no engine to be had at all.
     pub fn new(config: SandboxConfig) -> wasmtime::Result<Arc<Self>> {
-        let cache = open_cache(config.cache_dir.as_deref());
-        let cache_dir = cache.as_ref().map(|(_, dir)| dir.clone());
-        let cache = cache.map(|(cache, _)| cache);
-        let (engine, pooled) = match Engine::new(&base(&config, cache.clone()).pooled(&config)) {
+        #[cfg_attr(not(feature = "compiler"), allow(unused_mut, reason = "nothing to set up"))]
+        let mut base = base(&config);
+        #[cfg(feature = "compiler")]
+        let cache_dir = compile::prepare(&mut base, &config.compiler);
+        let (engine, pooled) = match Engine::new(&base.clone().pooled(&config)) {
             Ok(engine) => (engine, true),
             Err(error) => {
                 tracing::warn!(
@@ -103,7 +122,7 @@ impl Sandbox {
                      slower: {error:#}",
                     config.instances
                 );
-                (Engine::new(&base(&config, cache).on_demand())?, false)
+                (Engine::new(&base.on_demand())?, false)
             }
         };
         let ticker = Ticker::start(&engine)?;
@@ -116,7 +135,9 @@ impl Sandbox {
             config,
             any_idle: Arc::default(),
             idle: Mutex::default(),
+            #[cfg(feature = "compiler")]
             compiling: Mutex::default(),
+            #[cfg(feature = "compiler")]
             cache_dir,
             pooled,
             _ticker: ticker,
@@ -128,15 +149,6 @@ impl Sandbox {
             budget.reclaim_with(move || sandbox.upgrade().iter().for_each(|sandbox| sandbox.reclaim()));
         }
         Ok(sandbox)
-    }
-
-    /// An engine that compiles as that of a server does, and runs nothing.
-    pub(super) fn compiling_engine(config: &SandboxConfig, on_demand: bool) -> wasmtime::Result<Engine> {
-        let cache = open_cache(config.cache_dir.as_deref()).map(|(cache, _)| cache);
-        let base = base(config, cache);
-        // Where instances come from does not show in compiled code, but for
-        // the address space that each memory gets: the pool's is the default.
-        Engine::new(&if on_demand { base.on_demand() } else { base })
     }
 
     /// A place for one more instance, until the deadline.
@@ -176,24 +188,20 @@ fn places(instances: usize, call_depth: usize) -> Vec<Arc<Budget>> {
 }
 
 /// What both allocators have in common.
-fn base(config: &SandboxConfig, cache: Option<Cache>) -> Config {
+pub(super) fn base(config: &SandboxConfig) -> Config {
     let mut engine = Config::new();
     engine
-        .cache(cache)
         .epoch_interruption(true)
         .max_wasm_stack(config.stack)
         .concurrency_support(false)
         .wasm_memory64(false)
         .wasm_relaxed_simd(false)
         .wasm_component_model(true);
-    if config.quick {
-        engine.cranelift_opt_level(OptLevel::None).cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
-    }
     engine
 }
 
 /// The two ways to allocate instances.
-trait Allocation {
+pub(super) trait Allocation {
     fn pooled(self, config: &SandboxConfig) -> Self;
     fn on_demand(self) -> Self;
 }
@@ -230,85 +238,5 @@ impl Allocation for Config {
             .memory_reservation_for_growth(SMALL_RESERVATION)
             .memory_guard_size(64 * 1024);
         self
-    }
-}
-
-/// Opens the cache of compiled code, and says which folder is ours; wasmtime
-/// tidies up in a part of it. Without one the server works all the
-/// same and compiles at every start, so a folder that can't be used is a
-/// warning.
-fn open_cache(configured: Option<&Path>) -> Option<(Cache, PathBuf)> {
-    let dir = match configured {
-        Some(dir) => std::path::absolute(dir).ok()?,
-        None => default_cache_dir(),
-    };
-    let open = || -> wasmtime::Result<Cache> {
-        make_private(&dir)?;
-        let mut config = CacheConfig::new();
-        config.with_directory(dir.join("code"));
-        Cache::new(config)
-    };
-    match open() {
-        Ok(cache) => Some((cache, dir)),
-        Err(error) => {
-            tracing::warn!(
-                "compiled code is not kept between starts, and components are compiled within the server without its \
-                 limits of memory and time, because the folder {} can't be used: {error:#}; \
-                 set sandbox.cache_dir to another",
-                dir.display()
-            );
-            None
-        }
-    }
-}
-
-/// `$XDG_CACHE_HOME`, else `$HOME/.cache`; a user without either (a service
-/// user often is) gets a folder of their own under the one for temporary files.
-fn default_cache_dir() -> PathBuf {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache"))).map_or_else(
-        || std::env::temp_dir().join(format!("mb-server-{}", rustix::process::geteuid().as_raw())),
-        |cache| cache.join("mb-server"),
-    )
-}
-
-/// Makes a folder that nobody else can write to, and refuses one that is
-/// somebody else's: what lies in it is run as native code.
-fn make_private(dir: &Path) -> std::io::Result<()> {
-    if let Some(parent) = dir.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    match fs::DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => return Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
-    }
-    let metadata = fs::symlink_metadata(dir)?;
-    if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
-        return Err(std::io::Error::other("it is not a folder of this user's own"));
-    }
-    if metadata.permissions().mode() & 0o077 != 0 {
-        return Err(std::io::Error::other("others may use it; chmod 0700 it, or name one that does not exist yet"));
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_cache_folder_is_private() {
-        let parent = tempfile::tempdir().unwrap();
-        let dir = parent.path().join("a/b");
-        make_private(&dir).unwrap();
-        let mode = |dir: &Path| fs::metadata(dir).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&dir), 0o700);
-        make_private(&dir).unwrap();
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(make_private(&dir).is_err());
-        let link = parent.path().join("link");
-        std::os::unix::fs::symlink(&dir, &link).unwrap();
-        assert!(make_private(&link).is_err());
     }
 }

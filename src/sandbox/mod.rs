@@ -1,18 +1,27 @@
 //! Runs components: what they may take, how long they may run, and why a
 //! call ended.
 
+#[cfg(feature = "compiler")]
 mod apart;
+#[cfg(feature = "compiler")]
+mod compile;
 mod component;
 mod engine;
 mod instance;
 mod limits;
 mod pool;
+mod precompiled;
 mod ticker;
 
-pub use apart::{CompileApart, Order};
-pub use component::{Compiled, Component, LoadError, Terms, componentize};
-pub use engine::{Sandbox, SandboxConfig};
+#[cfg(feature = "compiler")]
+pub use apart::Order;
+#[cfg(feature = "compiler")]
+pub use compile::{Ahead, Compiled, Cpu, componentize};
+pub use component::{Code, Component, LoadError, Terms};
+pub use engine::{CompileApart, CompilerConfig, Sandbox, SandboxConfig};
 pub use instance::{Answer, Call, CallError, CallReport, Phase, Wanted};
+pub(crate) use precompiled::hex_digest;
+pub use precompiled::{Precompiled, PrecompiledError};
 pub use ticker::TICK;
 
 /// Stack of a thread beyond the component's own: the server's frames above

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 use super::{
-    ListenerSettings, SHUTS_DOWN, Shared,
+    ListenerSettings, Listening, SHUTS_DOWN, Shared,
     admission::{Admission, Admitted, Permit},
     connection::{RETRY_WHEN_BUSY_MS, notice},
     session::Session,
@@ -40,15 +40,14 @@ static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
 /// Starts the thread that accepts from one listener until the server drains.
 pub(super) fn start(
-    listener: &Arc<TcpListener>,
-    settings: &Arc<ListenerSettings>,
+    listening: &Arc<Listening>,
     shared: &Arc<Shared>,
     admission: &Arc<Admission>,
 ) -> io::Result<JoinHandle<()>> {
-    listener.set_nonblocking(true)?;
+    listening.listener.set_nonblocking(true)?;
     let acceptor = Acceptor {
-        listener: Arc::clone(listener),
-        settings: Arc::clone(settings),
+        listening: Arc::clone(listening),
+        settings: Arc::clone(&listening.place),
         shared: Arc::clone(shared),
         admission: Arc::clone(admission),
         pause: Duration::ZERO,
@@ -57,7 +56,7 @@ pub(super) fn start(
 }
 
 struct Acceptor {
-    listener: Arc<TcpListener>,
+    listening: Arc<Listening>,
     settings: Arc<ListenerSettings>,
     shared: Arc<Shared>,
     admission: Arc<Admission>,
@@ -68,7 +67,7 @@ struct Acceptor {
 impl Acceptor {
     fn run(mut self) {
         while !self.shared.drain.draining() {
-            match self.listener.accept() {
+            match self.listening.listener.accept() {
                 Ok((stream, peer)) => {
                     self.recovered();
                     self.admit(stream, peer);
@@ -77,14 +76,16 @@ impl Acceptor {
                 Err(error) => self.survive(&error),
             }
         }
-        self.tell_the_backlog();
+        if !self.listening.outlives {
+            self.tell_the_backlog();
+        }
     }
 
     /// Waits for the drain, and for the next connection or a time.
     fn wait(&self, timeout: Option<Duration>) {
         let timespec = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let drain = PollFd::new(&self.shared.drain.wake, PollFlags::IN);
-        let mut polled = [drain, PollFd::new(&*self.listener, PollFlags::IN)];
+        let mut polled = [drain, PollFd::new(&self.listening.listener, PollFlags::IN)];
         let polled = if timeout.is_some() { &mut polled[..1] } else { &mut polled[..] };
         let _ = poll(polled, timespec.as_ref());
     }
@@ -94,7 +95,7 @@ impl Acceptor {
     fn tell_the_backlog(&self) {
         // Bounded, because clients that come back at once would fill it for ever.
         for _ in 0..self.shared.settings.backlog {
-            match self.listener.accept() {
+            match self.listening.listener.accept() {
                 Ok((stream, _)) => {
                     self.refuse(stream, Code::ShuttingDown, SHUTS_DOWN, None);
                 }

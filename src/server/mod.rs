@@ -49,7 +49,7 @@ use crate::{
         Metrics, Traffic,
         snapshot::{CallRow, ConnectionRow, Totals},
     },
-    transport::{ServerTls, SocketOptions, listen_all, resolve},
+    transport::{Inherited, ServerTls, SocketOptions, listen, listen_all, resolve},
     wire::Code,
 };
 
@@ -146,6 +146,15 @@ fn contains(networks: &[IpNet], address: IpAddr) -> bool {
     networks.iter().any(|network| network.contains(&address))
 }
 
+/// A listener that is open.
+struct Listening {
+    listener: TcpListener,
+    /// It is another process's too: whoever comes after this server's end
+    /// waits there for the next.
+    outlives: bool,
+    place: Arc<ListenerSettings>,
+}
+
 /// What all threads of the server share.
 pub(crate) struct Shared {
     settings: ServerSettings,
@@ -174,7 +183,7 @@ pub(crate) struct DrainFlags {
 pub struct Server {
     shared: Arc<Shared>,
     admission: Arc<Admission>,
-    listeners: Vec<(Arc<TcpListener>, Arc<ListenerSettings>)>,
+    listeners: Vec<Arc<Listening>>,
     acceptors: Vec<JoinHandle<()>>,
 }
 
@@ -212,12 +221,14 @@ impl fmt::Display for ListenError {
 impl std::error::Error for ListenError {}
 
 impl Server {
-    /// Listens, and accepts from then on.
+    /// Listens, where somebody does so already for this process with the
+    /// listener of theirs, and accepts from then on.
     ///
     /// # Errors
     /// If one of the addresses can't be listened on.
     pub fn start(
         settings: ServerSettings,
+        inherited: &mut Inherited,
         handle: Arc<dyn Handle>,
         metrics: Arc<Metrics>,
         access: Arc<Access>,
@@ -230,8 +241,14 @@ impl Server {
                 // Port 0 is another one each time.
                 let mut none = Vec::new();
                 let taken = if place.port == 0 { &mut none } else { &mut taken };
-                let opened = listen_all(&addresses, settings.backlog, taken).map_err(error)?;
-                listeners.extend(opened.into_iter().map(|listener| (Arc::new(listener), Arc::clone(place))));
+                let opened = listen_all(&addresses, taken, |address| match inherited.take(address) {
+                    Some(listener) => Ok(Listening { listener, outlives: true, place: Arc::clone(place) }),
+                    None => {
+                        let listener = listen(address, settings.backlog)?;
+                        Ok(Listening { listener, outlives: false, place: Arc::clone(place) })
+                    }
+                });
+                listeners.extend(opened.map_err(error)?.into_iter().map(Arc::new));
             }
         }
         let error = |source| ListenError { host: "all addresses".into(), port: 0, source };
@@ -246,8 +263,8 @@ impl Server {
         let drain = Arc::new(DrainFlags::new().map_err(error)?);
         let shared = Arc::new(Shared { settings, handle, metrics, access, drain, linger, running: Arc::default() });
         let mut acceptors = Vec::new();
-        for (listener, place) in &listeners {
-            acceptors.push(acceptor::start(listener, place, &shared, &admission).map_err(error)?);
+        for listening in &listeners {
+            acceptors.push(acceptor::start(listening, &shared, &admission).map_err(error)?);
         }
         Ok(Self { shared, admission, listeners, acceptors })
     }
@@ -255,9 +272,8 @@ impl Server {
     /// Where it listens, and whether with TLS.
     #[must_use]
     pub fn addresses(&self) -> Vec<(SocketAddr, bool)> {
-        let address = |(listener, place): &(Arc<TcpListener>, Arc<ListenerSettings>)| {
-            Some((listener.local_addr().ok()?, place.tls.is_some()))
-        };
+        let address =
+            |listening: &Arc<Listening>| Some((listening.listener.local_addr().ok()?, listening.place.tls.is_some()));
         self.listeners.iter().filter_map(address).collect()
     }
 

@@ -59,16 +59,21 @@ pub fn is_absent(error: &io::Error) -> bool {
 
 /// Listens on all addresses of one host. Of several, those that the machine
 /// lacks are passed over as long as there is another one; `taken` holds the
-/// addresses that other hosts have, and gets those of this one.
+/// addresses that other hosts have, and gets those of this one. `open` makes
+/// a listener, most often with [`listen`].
 ///
 /// # Errors
-/// As [`listen`], and if there is no address left.
-pub fn listen_all(addresses: &[SocketAddr], backlog: u32, taken: &mut Vec<SocketAddr>) -> io::Result<Vec<TcpListener>> {
+/// As `open`, and if there is no address left.
+pub fn listen_all<L>(
+    addresses: &[SocketAddr],
+    taken: &mut Vec<SocketAddr>,
+    mut open: impl FnMut(SocketAddr) -> io::Result<L>,
+) -> io::Result<Vec<L>> {
     let mut listeners = Vec::new();
     let (mut found, mut absent) = (false, None);
     for address in addresses {
         if !taken.contains(address) {
-            match listen(*address, backlog) {
+            match open(*address) {
                 Ok(listener) => listeners.push(listener),
                 Err(error) if is_absent(&error) => {
                     absent = Some(error);
@@ -110,13 +115,14 @@ mod tests {
         let absent: SocketAddr = "192.0.2.1:0".parse().unwrap();
         let present: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let mut taken = Vec::new();
-        let listeners = listen_all(&[absent, present], 8, &mut taken).unwrap();
+        let open = |address| listen(address, 8);
+        let listeners = listen_all(&[absent, present], &mut taken, open).unwrap();
         assert_eq!((listeners.len(), &*taken), (1, &[present][..]));
-        assert!(listen_all(&[absent, present], 8, &mut taken).unwrap().is_empty(), "another host has it");
-        assert!(is_absent(&listen_all(&[absent], 8, &mut taken).unwrap_err()));
+        assert!(listen_all(&[absent, present], &mut taken, open).unwrap().is_empty(), "another host has it");
+        assert!(is_absent(&listen_all(&[absent], &mut taken, open).unwrap_err()));
 
         let own = listeners[0].local_addr().unwrap();
-        let error = listen_all(&[own, present], 8, &mut Vec::new()).unwrap_err();
+        let error = listen_all(&[own, present], &mut Vec::new(), open).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "what is taken by others is not passed over");
     }
 

@@ -2,17 +2,21 @@
 //! with TLS or without.
 
 mod client_tls;
+#[cfg(feature = "runtime")]
+mod inherited;
 mod listener;
 mod proxy;
-#[cfg(feature = "server")]
+#[cfg(feature = "runtime")]
 mod server_tls;
 mod stream;
 mod tls;
 
 pub use client_tls::{ClientTls, TlsError, client_config};
+#[cfg(feature = "runtime")]
+pub use inherited::Inherited;
 pub use listener::{SocketOptions, is_absent, listen, listen_all, resolve};
 pub use proxy::{Proxied, read_proxy_header};
-#[cfg(feature = "server")]
+#[cfg(feature = "runtime")]
 pub use server_tls::ServerTls;
 pub use stream::{Socket, Stream};
 pub use tls::{ALPN, TlsFault};

@@ -33,7 +33,7 @@ fn request(server: &TestServer, method: &str, path: &str, headers: &str, body: &
 }
 
 /// With the token that the server has made.
-fn change(server: &TestServer, method: &str, path: &str, body: &str) -> (u16, Value) {
+pub fn change(server: &TestServer, method: &str, path: &str, body: &str) -> (u16, Value) {
     let bearer = format!("Authorization: Bearer {}\r\n", server.token());
     request(server, method, path, &bearer, body)
 }

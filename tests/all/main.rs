@@ -16,6 +16,7 @@ mod contract;
 mod drain;
 mod hostile;
 mod languages;
+mod minimal;
 mod overtaking;
 mod reload;
 mod routing;

@@ -20,7 +20,7 @@ use mb_server::{
     catalog::{LoadSettings, Policy, load_file},
     config::{Config, Isolation, MemoryPlan, services::Overlay},
     host::{Context, Unwatched},
-    sandbox::{Call, Sandbox, SandboxConfig},
+    sandbox::{Call, CompilerConfig, Sandbox, SandboxConfig},
     wire::Payload,
 };
 
@@ -51,9 +51,7 @@ fn measure_guest(isolation: Isolation, payload: &str, threads: usize) -> (Durati
         instances: plan.instances,
         call_depth: config.sandbox.call_depth,
         memory: Budget::new(plan.shared),
-        cache_dir: None,
-        apart: None,
-        quick: false,
+        compiler: CompilerConfig::default(),
     });
     let settings = LoadSettings {
         dir: "services/dist".into(),

@@ -11,7 +11,7 @@ use mb_server::{
     catalog::{LoadSettings, Policy, load_file},
     config::{Config, Isolation, MemoryPlan, services::Overlay},
     host::{Context, Unwatched},
-    sandbox::{Call, Sandbox, SandboxConfig},
+    sandbox::{Call, CompilerConfig, Sandbox, SandboxConfig},
     wire::{FrameHeader, Header, Kind, Payload, Reassembly, Taken, json, message::write_message},
 };
 
@@ -62,9 +62,10 @@ fn calls(count: usize, isolation: Isolation) {
         call_depth: 1,
         memory: Budget::new(MemoryPlan::of(&config).shared),
         // Compiling would be most of it, and is not the same each time.
-        cache_dir: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("target/instructions")),
-        apart: None,
-        quick: false,
+        compiler: CompilerConfig {
+            cache_dir: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("target/instructions")),
+            ..CompilerConfig::default()
+        },
     })
     .expect("an engine");
     let settings = LoadSettings {

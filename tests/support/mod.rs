@@ -9,7 +9,8 @@ pub mod wat;
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
@@ -136,7 +137,16 @@ impl Setup {
         command.env("MB_LOG_FORMAT", "text");
         command.env("XDG_STATE_HOME", self.dir.path().join("state"));
         command.env("XDG_CACHE_HOME", self.binary.parent().unwrap().join("test-cache"));
+        command.stdin(Stdio::null());
         command
+    }
+
+    /// The same with a listener that outlives it, handed over as systemd does.
+    pub fn command_with(mut self, listener: &TcpListener) -> (Self, Command) {
+        self.wrapper = Some("export LISTEN_FDS=1 LISTEN_PID=$$; exec 3<&0 </dev/null".into());
+        let mut command = self.command_on(listener.local_addr().unwrap().port());
+        command.stdin(OwnedFd::from(listener.try_clone().unwrap()));
+        (self, command)
     }
 
     pub fn start(self) -> TestServer {
@@ -145,7 +155,7 @@ impl Setup {
     }
 
     pub fn start_with(self, command: &mut Command) -> TestServer {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, log) = mpsc::channel();
         let errors = BufReader::new(child.stderr.take().unwrap());
         // Goes on reading after the test has lost interest: a full pipe would

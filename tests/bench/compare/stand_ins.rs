@@ -16,7 +16,7 @@ use mb_server::{
     dispatch::{Handle, Outcome, Reply, Request},
     metrics::Metrics,
     server::{ListenerSettings, Server, ServerSettings},
-    transport::SocketOptions,
+    transport::{Inherited, SocketOptions},
     wire::{Code, ErrorBody, Header},
 };
 use serde_json::{Value, json};
@@ -111,7 +111,9 @@ pub fn native(port: u16) -> ! {
         memory: Budget::new(64 << 20),
     };
     let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).expect("no tokens");
-    let _server = Server::start(settings, Arc::new(Native), Arc::new(Metrics::default()), access).expect("a free port");
+    let _server =
+        Server::start(settings, &mut Inherited::default(), Arc::new(Native), Arc::new(Metrics::default()), access)
+            .expect("a free port");
     loop {
         thread::sleep(Duration::from_secs(3600));
     }

@@ -2,10 +2,13 @@
 //! answered, write; until one side ends it, or until a call takes long: then
 //! another thread goes on, and this one leaves when the call has its answer.
 
+mod end;
+mod slow;
+
 use std::{
     any::Any,
     cell::{Cell, OnceCell, RefCell},
-    fmt, io,
+    io,
     net::SocketAddr,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -13,18 +16,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(super) use end::End;
+use slow::SERVED;
+
 use super::{
     ListenerSettings, SHUTS_DOWN, Shared,
     admission::{Permit, Spare},
     connection::{Connection, RETRY_WHEN_BUSY_MS},
-    linger::LINGER,
     running::Listed,
 };
 use crate::{
     access::Identity,
     budget::Charge,
     dispatch::{Outcome, Reply, Request, internal_error},
-    host::{Stop, Watch},
+    host::Watch,
     log::{Limiter, panic_text},
     transport::{Proxied, ServerTls, Socket, Stream, TlsFault, read_proxy_header},
     wire::{Code, ErrorBody, FrameError, Header, Kind, Reassembly, Taken},
@@ -36,16 +41,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Largest message of a peer that has to say who it is and has not, in bytes.
 const MAX_MESSAGE_OF_STRANGERS: usize = 16 * 1024;
-
-/// Ticks of the sandbox, a millisecond each, that a call sees before another
-/// thread goes on with its connection: so it has taken 1 to 2 ms.
-const TICKS_UNTIL_SLOW: u32 = 2;
-
-scoped_tls::scoped_thread_local! {
-    /// What this thread serves a message of. A call's watch is asked on the
-    /// thread of the call, deep inside of it, and finds its session here.
-    static SERVED: Session
-}
 
 /// Our state machine over one connection, as far as one thread has it.
 pub(super) struct Session {
@@ -75,31 +70,6 @@ pub(super) struct Session {
     listed: RefCell<Option<Listed>>,
     /// Another thread has gone on: this one only finishes its call.
     relieved: OnceCell<Spare>,
-}
-
-/// Why a session is over.
-#[derive(Debug)]
-pub(super) enum End {
-    /// The peer ended the stream, between two messages.
-    Peer,
-    /// The peer ended the stream inside a message.
-    Truncated,
-    /// Reading or writing failed.
-    Io(io::Error),
-    /// A PROXY header or a TLS handshake came to nothing.
-    Handshake(&'static str, String),
-    /// The peer's address is not let in.
-    Denied,
-    /// The peer was told UNAUTHORIZED.
-    Unauthorized,
-    /// The peer took no answer within `write_timeout`.
-    WriteTimeout,
-    /// The server says why and closes.
-    Notice(Code, String),
-    /// The drain has said why.
-    Told,
-    /// Not the session, but this thread's part in it.
-    Relieved,
 }
 
 impl Session {
@@ -327,75 +297,6 @@ impl Session {
         Ok(())
     }
 
-    /// Another thread goes on while this one is in a slow call, if there is
-    /// one and the bound of calls at the same time allows it.
-    fn hand_over(&self) {
-        let phase = self.connection.phase();
-        if self.relieved.get().is_some()
-            || self.connection.draining()
-            || phase.attached() as usize >= self.shared.settings.max_in_flight
-        {
-            return;
-        }
-        let settings = &self.shared.settings;
-        let buffer = self.buffer.split();
-        let mut charge = Charge::none(&settings.memory);
-        charge.set(buffer.capacity().saturating_sub(settings.read_buffer_size));
-        let next = Self {
-            buffer,
-            charge,
-            shared: Arc::clone(&self.shared),
-            listener: Arc::clone(&self.listener),
-            connection: Arc::clone(&self.connection),
-            tls: self.tls.clone(),
-            permit: Arc::clone(&self.permit),
-            identity: Arc::clone(&self.identity),
-            handshake_until: self.handshake_until,
-            active: self.active,
-            midway_since: None,
-            ticks: Cell::new(0),
-            at_hand: Cell::default(),
-            listed: RefCell::default(),
-            relieved: OnceCell::new(),
-        };
-        phase.attach();
-        match self.permit.relieve(move || next.run(Self::serve_on)) {
-            Some(spare) => drop(self.relieved.set(spare)),
-            // This thread stays attached, so it is not the last one that goes.
-            None => drop(phase.detach()),
-        }
-    }
-
-    /// Shows the call at hand to whoever looks, and says whether the operator
-    /// wants it stopped.
-    fn list(&self, waits: bool) -> bool {
-        let mut listed = self.listed.borrow_mut();
-        let listed = listed.get_or_insert_with(|| {
-            let (begin, end) = self.at_hand.get();
-            let header = Header::parse(self.buffer.message(begin..end)).ok().map(|(header, _)| header);
-            let principal = self.identity.caller.principal.clone();
-            let timeout = self.shared.settings.default_timeout;
-            self.shared.running.list(self.connection.number(), header.as_ref(), principal, self.active, timeout)
-        });
-        listed.call.waits(waits);
-        listed.call.is_killed()
-    }
-
-    /// The slow call has its answer; the connection is another thread's.
-    fn leave_behind(&self) -> End {
-        self.connection.answered();
-        if let Err(end) = self.flush() {
-            return end;
-        }
-        let told = |connection: &Connection| connection.tell_if_quiet(Code::ShuttingDown, SHUTS_DOWN);
-        if self.connection.phase().rest() && self.connection.draining() && told(&self.connection) {
-            // As the drain does where nobody is busy; the other thread reads.
-            self.shared.metrics.count_error(Some(Code::ShuttingDown));
-            self.connection.send_last_word();
-        }
-        End::Relieved
-    }
-
     /// Waits for bytes: for the rest of a message until `read_timeout` after
     /// the thread began to wait for it, else until `idle_timeout`.
     fn read(&mut self) -> Result<usize, End> {
@@ -502,90 +403,6 @@ impl Session {
             _ => End::Io(error),
         })
     }
-
-    /// Says the last word, if there is one, and sees to it that it is read.
-    fn finish(&self, end: &End) {
-        let connection = &self.connection;
-        let (number, peer) = (connection.number(), connection.peer());
-        let metrics = &self.shared.metrics;
-        match end {
-            End::Peer | End::Io(_) | End::Relieved => {}
-            End::Denied => metrics.denied.add(1),
-            End::Handshake(reason, problem) => {
-                // A balancer's health check may do no more than connect.
-                let looked = *reason == TlsFault::Abandoned.as_str() && connection.traffic().bytes_in.get() == 0;
-                metrics.handshake_failures.add(reason);
-                static LINES: Limiter = Limiter::new();
-                if !looked && LINES.allows("handshake failed") {
-                    tracing::warn!(connection = number, %peer, reason, "handshake failed: {problem}");
-                }
-                // The peer shall read the alert, not a reset.
-                connection.stream().half_close();
-                self.shared.linger.take(connection.stream().clone());
-            }
-            End::Unauthorized => {
-                if connection.phase().close() {
-                    connection.stream().half_close();
-                    self.shared.linger.take(connection.stream().clone());
-                }
-            }
-            End::Truncated => {
-                metrics.truncated.add(1);
-                static LINES: Limiter = Limiter::new();
-                if LINES.allows("message cut off by the end of the stream") {
-                    tracing::info!(connection = number, %peer, "message cut off by the end of the stream");
-                }
-            }
-            End::WriteTimeout => metrics.write_timeouts.add(1),
-            End::Told => self.leave(),
-            End::Notice(code, message) => {
-                // Where the drain was quicker, it has said it.
-                if *code != Code::ShuttingDown && !connection.phase().close() {
-                    self.leave();
-                } else {
-                    metrics.count_error(Some(*code));
-                    connection.push_notice(*code, message);
-                    if self.flush().is_ok() {
-                        connection.stream().half_close();
-                        self.shared.linger.take(connection.stream().clone());
-                    }
-                }
-            }
-        }
-        let millis = connection.age().as_millis();
-        let requests = connection.traffic().messages_in.get();
-        tracing::debug!(connection = number, %peer, millis, requests, "connection ended: {end}");
-    }
-
-    /// Somebody else has said the last word. Where it has left, this thread
-    /// is not needed any more; else it reads and drops until the peer, or the
-    /// drain, ends the stream.
-    fn leave(&self) {
-        if self.connection.send_last_word() {
-            self.shared.linger.take(self.connection.stream().clone());
-            return;
-        }
-        let deadline = Instant::now() + LINGER;
-        let mut waste = vec![0; 64 * 1024];
-        while self.connection.stream().read(&mut waste, deadline).is_ok_and(|count| count > 0) {}
-    }
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Peer => f.write_str("by the peer"),
-            Self::Truncated => f.write_str("by the peer, inside a message"),
-            Self::Io(error) => write!(f, "{error}"),
-            Self::Handshake(reason, problem) => write!(f, "handshake failed, {reason}: {problem}"),
-            Self::Denied => f.write_str("the peer's address is not let in"),
-            Self::Unauthorized => f.write_str("the peer has not shown who it is"),
-            Self::WriteTimeout => f.write_str("the peer took no answer"),
-            Self::Notice(code, message) => write!(f, "{code}: {message}"),
-            Self::Told => f.write_str(SHUTS_DOWN),
-            Self::Relieved => f.write_str("another thread has it"),
-        }
-    }
 }
 
 /// What has become of one message.
@@ -627,36 +444,6 @@ impl Session {
             None => Answered::Bytes(bytes),
         }
     }
-}
-
-/// While a call takes long, neither the answers before it nor the requests
-/// after it shall wait for it.
-impl Watch for Connection {
-    fn tick(&self) -> Option<Stop> {
-        let killed = served(|session| {
-            session.ticks.set(session.ticks.get() + 1);
-            if session.ticks.get() >= TICKS_UNTIL_SLOW {
-                session.hand_over();
-            }
-            session.list(false)
-        });
-        self.send_early();
-        let killed = killed.unwrap_or(false).then_some(Stop::Killed);
-        killed.or_else(|| self.calls_stopped().then_some(Stop::Shutdown))
-    }
-
-    fn waits(&self) {
-        served(|session| {
-            session.hand_over();
-            session.list(true);
-        });
-        self.send_early();
-    }
-}
-
-/// With what this thread serves; nothing in a test of a part.
-fn served<R>(act: impl FnOnce(&Session) -> R) -> Option<R> {
-    SERVED.is_set().then(|| SERVED.with(act))
 }
 
 /// Logs a panic under an id, and returns the id for the peer.

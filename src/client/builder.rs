@@ -1,0 +1,243 @@
+//! How to connect: what can be said of it, and the connecting itself.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, atomic::AtomicU64},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustls::ClientConfig;
+
+use super::{
+    Client, ClientError, End, link,
+    shared::{Shared, State, spawn_reader},
+};
+use crate::transport::{ClientTls, client_config};
+
+/// How often a request is sent again at most, unless the builder says.
+const DEFAULT_RETRIES: u32 = 3;
+
+/// Requests without an answer at the same time, unless the builder says.
+const DEFAULT_MAX_WAITING: usize = 1024;
+
+/// Says how to connect; see [`Client::builder`].
+#[derive(Debug, Clone)]
+pub struct Builder {
+    server: String,
+    name: String,
+    tls: Option<ClientTls>,
+    token: Option<String>,
+    connect_timeout: Duration,
+    handshake_timeout: Duration,
+    write_timeout: Duration,
+    keep_alive: Duration,
+    reconnect: bool,
+    retries: u32,
+    max_waiting: usize,
+    piece_size: Option<usize>,
+}
+
+/// What the builder has settled.
+pub(super) struct Settings {
+    pub(super) server: String,
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) name: String,
+    pub(super) tls: Option<(Arc<ClientConfig>, String)>,
+    pub(super) token: Option<String>,
+    pub(super) connect_timeout: Duration,
+    pub(super) handshake_timeout: Duration,
+    pub(super) write_timeout: Duration,
+    pub(super) keep_alive: Duration,
+    pub(super) reconnect: bool,
+    pub(super) retries: u32,
+    pub(super) max_waiting: usize,
+    pub(super) piece_size: Option<usize>,
+}
+
+impl Builder {
+    pub(super) fn new(server: String) -> Self {
+        Self {
+            server,
+            name: concat!("mb-server/", env!("CARGO_PKG_VERSION")).into(),
+            tls: None,
+            token: None,
+            connect_timeout: Duration::from_secs(5),
+            handshake_timeout: Duration::from_secs(5),
+            write_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(30),
+            reconnect: true,
+            retries: DEFAULT_RETRIES,
+            max_waiting: DEFAULT_MAX_WAITING,
+            piece_size: None,
+        }
+    }
+
+    /// Uses TLS.
+    #[must_use]
+    pub fn tls(mut self, tls: ClientTls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Uses TLS and trusts the CAs of a PEM file.
+    #[must_use]
+    pub fn ca(mut self, file: impl Into<PathBuf>) -> Self {
+        self.tls.get_or_insert_default().ca = Some(file.into());
+        self
+    }
+
+    /// Shows a certificate; PEM files of its chain and its key.
+    #[must_use]
+    pub fn certificate(mut self, cert: impl AsRef<Path>, key: impl AsRef<Path>) -> Self {
+        self.tls.get_or_insert_default().identity = Some((cert.as_ref().into(), key.as_ref().into()));
+        self
+    }
+
+    /// Says hello with a token.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// Who the client says it is, as `name/version`.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// For TCP to connect; 5 s unless said.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// For TLS and the hello together; 5 s unless said.
+    #[must_use]
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.handshake_timeout = timeout;
+        self
+    }
+
+    /// For a write to be taken; 10 s unless said.
+    #[must_use]
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.write_timeout = timeout;
+        self
+    }
+
+    /// Silence after which a keep-alive is sent; 30 s unless said, or less if
+    /// the server asks for it.
+    #[must_use]
+    pub fn keep_alive(mut self, interval: Duration) -> Self {
+        self.keep_alive = interval;
+        self
+    }
+
+    /// Whether to connect again after a loss; it is, unless said.
+    #[must_use]
+    pub fn reconnect(mut self, reconnect: bool) -> Self {
+        self.reconnect = reconnect;
+        self
+    }
+
+    /// How often a request is sent again at most; 3 unless said.
+    #[must_use]
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.retries = retries;
+        self
+    }
+
+    /// Requests without an answer at the same time; one more waits for room.
+    /// 1,024 unless said.
+    #[must_use]
+    pub fn max_waiting(mut self, requests: usize) -> Self {
+        self.max_waiting = requests.max(1);
+        self
+    }
+
+    /// Messages leave in pieces of at most so many bytes; whole unless said.
+    #[must_use]
+    pub fn piece_size(mut self, bytes: usize) -> Self {
+        self.piece_size = Some(bytes.max(1));
+        self
+    }
+
+    fn settle(self) -> Result<Settings, String> {
+        let Self {
+            server,
+            name,
+            tls,
+            token,
+            connect_timeout,
+            handshake_timeout,
+            write_timeout,
+            keep_alive,
+            reconnect,
+            retries,
+            max_waiting,
+            piece_size,
+        } = self;
+        let wrong = || format!("{server:?} is no HOST:PORT, as localhost:8081 or [::1]:8081 is");
+        let (host, port) = server.rsplit_once(':').ok_or_else(wrong)?;
+        let port = port.parse().map_err(|_| wrong())?;
+        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        if bare.is_none() && host.contains(':') || host.is_empty() {
+            return Err(wrong());
+        }
+        let host = bare.unwrap_or(host).to_owned();
+        let tls = match tls {
+            None => None,
+            Some(tls) => {
+                let config = client_config(&tls).map_err(|error| error.to_string())?;
+                Some((config, tls.server_name.unwrap_or_else(|| host.clone())))
+            }
+        };
+        Ok(Settings {
+            server,
+            host,
+            port,
+            name,
+            tls,
+            token,
+            connect_timeout,
+            handshake_timeout,
+            write_timeout,
+            keep_alive,
+            reconnect,
+            retries,
+            max_waiting,
+            piece_size,
+        })
+    }
+
+    /// Connects, and says hello.
+    ///
+    /// # Errors
+    /// [`ClientError::NotSent`] says what is wrong: an address, a file, the
+    /// server, its certificate or ours, the token.
+    pub fn connect(self) -> Result<Client, ClientError> {
+        let settings = self.settle().map_err(ClientError::NotSent)?;
+        let (link, buffer) = link::open(&settings, 1).map_err(ClientError::NotSent)?;
+        let state = State { link: Some(link.clone()), active: Some(Instant::now()), ..State::default() };
+        let shared = Arc::new(Shared {
+            settings,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            writing: Mutex::default(),
+            ids: AtomicU64::new(1),
+            prefix: uuid::Uuid::new_v4().simple().to_string()[..12].to_owned(),
+        });
+        let no_thread = |error: io::Error| ClientError::NotSent(format!("can't start a thread: {error}"));
+        let end = End(Arc::clone(&shared));
+        spawn_reader(&shared, link, buffer).map_err(no_thread)?;
+        let manager = Arc::clone(&shared);
+        thread::Builder::new().name("mb-client".into()).spawn(move || manager.manage()).map_err(no_thread)?;
+        Ok(Client { shared, _end: Arc::new(end) })
+    }
+}

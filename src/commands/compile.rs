@@ -1,0 +1,74 @@
+//! `mb-server compile`: machine code ahead of time, for hosts without a
+//! compiler.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use super::{Exit, Result, failure, inspect::Inspector, usage};
+use crate::{
+    log::Format,
+    sandbox::{Ahead, Cpu, Sandbox},
+};
+
+/// Compile a component ahead of time, for hosts that have no compiler
+///
+/// The file fits a server of this very version on this architecture. It is
+/// loaded from the services folder like a .wasm, but only if nobody besides
+/// the server's user and root can write there: loading it is as trusting as
+/// starting a program. Exit codes: 0 compiled, 1 it is no service or does not
+/// compile.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The component
+    #[arg(value_name = "FILE.wasm")]
+    file: PathBuf,
+    /// Where to [default: beside it, as FILE.cwasm]
+    #[arg(long, short, value_name = "FILE.cwasm")]
+    output: Option<PathBuf>,
+    /// Use all that this machine's processor can do; others may not take it
+    #[arg(long)]
+    native: bool,
+    /// For a server that says that it has no pool of instances
+    #[arg(long)]
+    on_demand: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result {
+    let Arguments { file, output, native, on_demand } = arguments;
+    super::serve::start_log("warn", Format::Text)?;
+    let output = output.clone().unwrap_or_else(|| file.with_extension("cwasm"));
+    if output == *file {
+        return Err(usage(format!("{}: --output would replace it", file.display())));
+    }
+    let bytes = fs::read(file).map_err(|error| usage(format!("{}: {error}", file.display())))?;
+    // That it is a service is said here, not on the host it is copied to.
+    let service = Inspector::new()?.load(file)?;
+    complain!("mb-server: compiling {} ({} bytes)", file.display(), bytes.len());
+    let begun = Instant::now();
+    let ahead = Ahead { cpu: if *native { Cpu::This } else { Cpu::Any }, on_demand: *on_demand };
+    let compiled =
+        Sandbox::precompile(&bytes, ahead).map_err(|error| failure(format!("{}: {error}", file.display())))?;
+    let took = begun.elapsed().as_secs_f64();
+    write_whole(&output, &compiled).map_err(|error| failure(format!("{}: {error}", output.display())))?;
+    let said = &service.description;
+    say!("{}: {} {}, {} bytes, compiled in {took:.1} s", output.display(), said.name, said.version, compiled.len());
+    say!(
+        "for mb-server {} on {}; digest for grants: {}",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::ARCH,
+        crate::catalog::digest_of(&compiled)
+    );
+    Ok(Exit::Success)
+}
+
+/// Under its name only when it is whole: a server may follow the folder.
+fn write_whole(file: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(file.file_name().unwrap_or_default());
+    let unfinished = file.with_file_name(name);
+    fs::write(&unfinished, bytes)?;
+    fs::rename(&unfinished, file)
+}
