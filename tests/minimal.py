@@ -36,7 +36,8 @@ def run(*command, **options):
 def build():
     """Both binaries: the one that compiles, and the one that is copied."""
     run("cargo", "build", "--release")
-    flags = "-C target-feature=+crt-static -C relocation-model=static"
+    # Without the second, random numbers come from /dev/urandom, which is not there.
+    flags = '-C target-feature=+crt-static --cfg getrandom_backend="linux_getrandom"'
     # A target that is named keeps these flags away from build scripts.
     run("cargo", "build", "--profile", "dist", "--no-default-features", "--features", "runtime", "--bin", "mb-server",
         "--target", TARGET, "--target-dir", STATIC, env={**os.environ, "RUSTFLAGS": flags})

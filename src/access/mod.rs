@@ -86,10 +86,10 @@ pub enum Denied {
 pub struct Access {
     file: PathBuf,
     tokens: ArcSwap<Tokens>,
-    settings: Principals,
+    settings: ArcSwap<Principals>,
     principals: Mutex<HashMap<String, Arc<Principal>>>,
     guesses: Guesses,
-    everything: Arc<Principal>,
+    everything: ArcSwap<Principal>,
 }
 
 impl Access {
@@ -99,20 +99,13 @@ impl Access {
     /// If the file is there and can't be used.
     pub fn new(settings: Principals, file: PathBuf, failures_per_minute: u32) -> Result<Arc<Self>, TokensError> {
         let tokens = ArcSwap::from_pointee(Tokens::load(&file)?);
-        // Where nobody is asked who they are.
-        let everything = Principal {
-            name: ANONYMOUS.into(),
-            rights: [Right::everything()].into(),
-            rate: settings.get(ANONYMOUS).and_then(|settings| Rate::per_second(settings.rate)),
-            calls: settings.get(ANONYMOUS).and_then(|settings| places(settings.concurrency)),
-        };
         Ok(Arc::new(Self {
             file,
             tokens,
-            settings,
+            everything: ArcSwap::from_pointee(everything(&settings)),
+            settings: ArcSwap::from_pointee(settings),
             principals: Mutex::default(),
             guesses: Guesses::new(failures_per_minute),
-            everything: Arc::new(everything),
         }))
     }
 
@@ -128,6 +121,14 @@ impl Access {
         Ok(count)
     }
 
+    /// Other settings, for those who come or show who they are from now on.
+    pub fn set_principals(&self, settings: Principals) {
+        let mut principals = self.principals.lock().unwrap_or_else(PoisonError::into_inner);
+        self.everything.store(Arc::new(everything(&settings)));
+        self.settings.store(Arc::new(settings));
+        principals.clear();
+    }
+
     /// The file of the tokens.
     #[must_use]
     pub fn file(&self) -> &PathBuf {
@@ -138,11 +139,11 @@ impl Access {
     #[must_use]
     pub fn stranger(&self, connection_id: String, address: IpAddr, encrypted: bool, terms: &Arc<Terms>) -> Identity {
         let principal = match terms.auth {
-            Auth::None => Arc::clone(&self.everything),
+            Auth::None => self.everything.load_full(),
             Auth::Optional | Auth::Required => self.principal(ANONYMOUS),
         };
         let caller = Arc::new(Caller { connection_id, principal: None, encrypted });
-        let everything = Arc::clone(&self.everything.rights);
+        let everything = Arc::clone(&self.everything.load().rights);
         Identity { caller, principal, rights: None, terms: Arc::clone(terms), token: None, everything, address }
     }
 
@@ -189,7 +190,7 @@ impl Access {
         static LINES: Limiter = Limiter::new();
         if LINES.allows("not authenticated") {
             let connection = &*identity.caller.connection_id;
-            tracing::warn!(connection, peer = %identity.address, reason, "not authenticated");
+            tracing::warn!(security = "authentication", connection, peer = %identity.address, reason, "not authenticated");
         }
     }
 
@@ -202,8 +203,9 @@ impl Access {
             principals.retain(|_, principal| Arc::strong_count(principal) > 1);
         }
         // Nobody is anonymous because nothing is said about them.
-        let fallback = || self.settings.get(DEFAULT_PRINCIPAL).filter(|_| name != ANONYMOUS);
-        let settings = self.settings.get(name).or_else(fallback).cloned().unwrap_or_default();
+        let settings = self.settings.load();
+        let fallback = || settings.get(DEFAULT_PRINCIPAL).filter(|_| name != ANONYMOUS);
+        let settings = settings.get(name).or_else(fallback).cloned().unwrap_or_default();
         let principal = Arc::new(Principal {
             name: name.chars().take(MAX_PRINCIPAL_SIZE).collect(),
             rights: settings.rights.into(),
@@ -212,6 +214,17 @@ impl Access {
         });
         principals.insert(name.to_owned(), Arc::clone(&principal));
         principal
+    }
+}
+
+/// Of those who are not asked who they are.
+fn everything(settings: &Principals) -> Principal {
+    let own = settings.get(ANONYMOUS);
+    Principal {
+        name: ANONYMOUS.into(),
+        rights: [Right::everything()].into(),
+        rate: own.and_then(|own| Rate::per_second(own.rate)),
+        calls: own.and_then(|own| places(own.concurrency)),
     }
 }
 

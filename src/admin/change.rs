@@ -6,10 +6,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tiny_http::Request;
 
-use super::{Admin, JSON_UTF8, Page, pages::decode, routes::Route, token};
+use super::{Admin, JSON_UTF8, LINES, Page, front::MAX_BODY, pages::decode, routes::Route, shown, token};
 
-/// Largest body of a request, in bytes.
-const MAX_BODY: u64 = 1024 * 1024;
 /// How long an action that is tried may take, in milliseconds, if nobody says.
 const DEFAULT_TRY_MS: u64 = 5000;
 /// How long it may take at most.
@@ -28,6 +26,13 @@ pub trait Commands: Send + Sync {
     /// # Errors
     /// See above.
     fn reload_tls(&self) -> Result<(), String>;
+
+    /// Reads the settings again and applies what can be applied: what came of
+    /// it, as JSON.
+    ///
+    /// # Errors
+    /// See above; nothing was changed.
+    fn reconfigure(&self) -> Result<Value, String>;
 
     /// Goes back to the file that a service had before the present one.
     ///
@@ -92,10 +97,17 @@ impl Admin {
         let Some(token) = &self.token else {
             return Err(refuse(403, "changing is switched off, because there is no token; the log says why"));
         };
-        let shown = request.headers().iter().find(|header| header.field.equiv("Authorization"));
-        let shown = shown.and_then(|header| header.value.as_str().strip_prefix("Bearer "));
-        if shown.is_some_and(|shown| token::is_same(token, shown.trim())) {
+        let bearer = request.headers().iter().find(|header| header.field.equiv("Authorization"));
+        let bearer = bearer.and_then(|header| header.value.as_str().strip_prefix("Bearer "));
+        if bearer.is_some_and(|shown| token::is_same(token, shown.trim())) {
             return Ok(());
+        }
+        if LINES.allows("admin endpoint without its token") {
+            tracing::warn!(
+                security = "admin-token",
+                path = shown(request.url()),
+                "a change was asked for without the token"
+            );
         }
         let error = "this takes the header Authorization: Bearer TOKEN; the token is in state_dir/admin.token";
         Err(refuse(401, error))
@@ -105,6 +117,14 @@ impl Admin {
     pub(super) fn change(&self, request: &mut Request, route: &Route, values: &[&str]) -> Page {
         if let Err(page) = self.authorise(request) {
             return page;
+        }
+        if LINES.allows("changes over the admin endpoint") {
+            tracing::info!(
+                security = "change",
+                method = route.method,
+                path = shown(request.url()),
+                "asked for by the operator"
+            );
         }
         let body = match read_body(request, route) {
             Ok(body) => body,
@@ -126,6 +146,10 @@ impl Admin {
             ("POST", "/tls/reload") => {
                 result(self.commands.reload_tls().map(|()| "the certificates were read again".into()))
             }
+            ("POST", "/config/reload") => match self.commands.reconfigure() {
+                Ok(applied) => (200, JSON_UTF8, applied.to_string()),
+                Err(error) => refuse(409, &error),
+            },
             ("POST", "/services/{name}/rollback") => result(self.commands.rollback(&name, version)),
             ("POST", "/services/{name}/disable") => result(self.commands.switch(&name, version, false)),
             ("POST", "/services/{name}/enable") => result(self.commands.switch(&name, version, true)),
@@ -168,9 +192,9 @@ impl Admin {
 
 fn read_body(request: &mut Request, route: &Route) -> Result<Body, String> {
     let mut text = String::new();
-    let read = request.as_reader().take(MAX_BODY + 1).read_to_string(&mut text);
+    let read = request.as_reader().take(MAX_BODY as u64 + 1).read_to_string(&mut text);
     read.map_err(|error| format!("the body can't be read: {error}"))?;
-    if text.len() as u64 > MAX_BODY {
+    if text.len() > MAX_BODY {
         return Err(format!("the body exceeds the limit of {MAX_BODY} bytes"));
     }
     if text.trim().is_empty() {

@@ -2,10 +2,7 @@
 
 use std::{
     io::{self, Write},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
+    sync::{Arc, atomic::Ordering::SeqCst},
     thread,
     time::Duration,
 };
@@ -23,39 +20,36 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Lines of the log in one event, the newest.
 const MAX_LINES: usize = 100;
 
-/// Listeners that there are.
-pub(super) static LISTENERS: AtomicUsize = AtomicUsize::new(0);
+/// A listener's place; given back when dropped.
+struct Place(Arc<Admin>);
 
-/// Gives back a listener's place.
-struct Place;
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        LISTENERS.fetch_sub(1, SeqCst);
+impl Place {
+    /// Takes one, if there is one.
+    fn take(admin: &Arc<Admin>) -> Option<Self> {
+        let taken = admin.busy.listeners.fetch_add(1, SeqCst);
+        let place = Self(Arc::clone(admin));
+        (taken < MAX_LISTENERS).then_some(place)
     }
 }
 
-/// Takes a place, if there is one.
-fn place() -> Option<Place> {
-    let taken = LISTENERS.fetch_add(1, SeqCst);
-    let place = Place;
-    (taken < MAX_LISTENERS).then_some(place)
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.busy.listeners.fetch_sub(1, SeqCst);
+    }
 }
 
 impl Admin {
     /// Answers with events until the listener goes.
     pub(super) fn listen(self: &Arc<Self>, request: Request) {
-        let Some(place) = place() else {
+        let Some(place) = Place::take(self) else {
             let error = json!({"error": "as many listen already as may"}).to_string();
             let _ = request.respond(Response::from_string(error).with_status_code(503));
             return;
         };
-        let admin = Arc::clone(self);
         let speak = move || {
-            let _place = place;
             // Ends with the first write that fails, a second after the
             // listener went.
-            let _ = admin.speak(&mut *request.into_writer());
+            let _ = place.0.speak(&mut *request.into_writer());
         };
         if let Err(error) = thread::Builder::new().name("mb-events".into()).spawn(speak) {
             tracing::warn!("admin endpoint: {error}");
@@ -66,7 +60,7 @@ impl Admin {
         write!(
             out,
             "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n\
-             X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n"
+             X-Content-Type-Options: nosniff\r\n\r\n"
         )?;
         // Those who come now have just read the log itself.
         let mut last = lines::LINES.after(0, 1, |_| true).last().map_or(0, |line| line.number);

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, fs};
 
-use crate::metrics::snapshot::{ServiceRow, Snapshot, Totals};
+use crate::metrics::snapshot::{Distribution, ServiceRow, Snapshot, Totals};
 
 /// Every metric, with its help and type.
 pub(super) fn render(snapshot: &Snapshot) -> String {
@@ -139,19 +139,31 @@ impl Text {
             }
         }
         let name = "mb_call_duration_seconds";
-        self.head(name, "How long calls took, from waiting for their turn to their answer.", "histogram");
+        self.head(name, "How long calls took, from waiting for their turn to their answer, by outcome.", "histogram");
         for row in services {
             let (service, version) = labels(row);
-            let labels = [("service", &*service), ("version", &*version)];
-            for (bound, count) in &row.buckets {
-                let bound = bound.to_string();
-                self.line(&format!("{name}_bucket"), &[labels[0], labels[1], ("le", &bound)], *count);
+            for (outcome, durations) in &row.durations {
+                let labels = [("service", &*service), ("version", &*version), ("outcome", *outcome)];
+                self.distribution(name, &labels, durations);
             }
-            // Counters are read one by one: the sum of all is the larger.
-            let count = row.buckets.iter().map(|(_, count)| *count).max().unwrap_or(0).max(row.calls);
-            self.line(&format!("{name}_bucket"), &[labels[0], labels[1], ("le", "+Inf")], count);
-            self.line(&format!("{name}_sum"), &labels, row.seconds);
-            self.line(&format!("{name}_count"), &labels, count);
         }
+        let name = "mb_call_wait_seconds";
+        self.head(name, "The part of it before they ran: turn, place, memory, instance.", "histogram");
+        for row in services {
+            let (service, version) = labels(row);
+            self.distribution(name, &[("service", &*service), ("version", &*version)], &row.waits);
+        }
+    }
+
+    fn distribution(&mut self, name: &str, labels: &[(&str, &str)], durations: &Distribution) {
+        let Distribution { buckets, seconds, count } = durations;
+        let bucket = format!("{name}_bucket");
+        for (bound, seen) in buckets {
+            self.line(&bucket, &[labels, &[("le", &*bound.to_string())]].concat(), *seen);
+        }
+        // One that has never counted has no bounds but this.
+        self.line(&bucket, &[labels, &[("le", "+Inf")]].concat(), *count);
+        self.line(&format!("{name}_sum"), labels, *seconds);
+        self.line(&format!("{name}_count"), labels, *count);
     }
 }

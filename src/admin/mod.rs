@@ -2,12 +2,14 @@
 //! sees copies and holds no lock of the wire side.
 //!
 //! `tiny_http` ends its accept loop on any error, and silently where it
-//! panics. A supervisor therefore asks for a page itself now and then, and
-//! starts it again on the same listener when nothing comes of that.
+//! panics. A front (`front`) stands before it and lets in only what is whole
+//! and in time; a supervisor starts it again when it has ended, or when
+//! something that the front has handed over does not arrive.
 
 mod assets;
 mod change;
 mod events;
+mod front;
 mod metrics_text;
 mod pages;
 mod routes;
@@ -15,8 +17,9 @@ mod socket;
 pub mod token;
 
 use std::{
-    io::{self, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    io,
+    net::{IpAddr, SocketAddr},
+    os::unix::net::UnixListener,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -27,6 +30,8 @@ use std::{
 };
 
 pub use change::{Attempt, Commands};
+pub use front::Door;
+use front::{Front, MARK};
 use pages::Query;
 pub use routes::{ROUTES, Route};
 use serde_json::{Value, json};
@@ -43,13 +48,8 @@ const RESTART_PAUSE: Duration = Duration::from_millis(100);
 /// Changes at the same time; they wait for each other anyway.
 const MAX_CHANGES: usize = 4;
 
-/// How often the supervisor asks for a page itself.
-const PROBE_EVERY: Duration = Duration::from_secs(10);
-/// How long its own request may take to arrive.
-const PROBE_PATIENCE: Duration = Duration::from_secs(5);
-/// How long connecting for it may take, which the kernel does in no time
-/// unless nobody accepts; nothing is answered meanwhile.
-const PROBE_CONNECT: Duration = Duration::from_millis(500);
+/// How often it is looked at whether anything does not arrive.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Lines about what goes wrong here: it may go wrong ten times a second.
 static LINES: Limiter = Limiter::new();
@@ -64,7 +64,7 @@ pub struct Admin {
     /// Describes a service in each of its versions; none if there is none.
     pub services: Box<Describe>,
     /// The settings, as they may be shown.
-    pub settings: Value,
+    pub settings: Box<dyn Fn() -> Value + Send + Sync>,
     /// Has the calls that failed or were slow.
     pub metrics: Arc<Metrics>,
     /// Changes things.
@@ -73,8 +73,15 @@ pub struct Admin {
     pub token: Option<String>,
     /// Host headers that are answered besides loopback ones.
     pub allowed_hosts: Vec<String>,
-    /// Changes that are being made.
-    pub changing: AtomicUsize,
+    /// Changes that are being made, and listeners to events; nobody yet.
+    pub busy: Busy,
+}
+
+/// What the endpoint counts of its own work.
+#[derive(Debug, Default)]
+pub struct Busy {
+    changes: AtomicUsize,
+    listeners: AtomicUsize,
 }
 
 /// Status, content type, body.
@@ -87,28 +94,28 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 impl Admin {
-    /// Serves from a thread of its own until the process ends.
+    /// Serves from threads of its own until the process ends.
     ///
     /// # Errors
-    /// If the thread can't be started.
-    pub fn start(self, listener: TcpListener) -> io::Result<()> {
+    /// If a thread can't be started.
+    pub fn start(self, doors: Vec<Door>) -> io::Result<()> {
+        let front = Front::new(self.token.clone());
+        // Who comes at once shall find somebody behind the front.
+        let first = front.listen_behind()?;
+        doors.into_iter().try_for_each(|door| front.open(door))?;
         let admin = Arc::new(self);
-        thread::Builder::new().name("mb-admin".into()).spawn(move || admin.supervise(&listener))?;
+        thread::Builder::new().name("mb-admin".into()).spawn(move || admin.supervise(&front, first))?;
         Ok(())
     }
 
-    fn supervise(self: &Arc<Self>, listener: &TcpListener) {
-        let mut running: Option<Server> = None;
+    fn supervise(self: &Arc<Self>, front: &Front, first: UnixListener) {
+        let mut first = Some(first);
         loop {
+            let listener = first.take().map_or_else(|| front.listen_behind(), Ok);
             // It panics where no thread can be started.
-            let open = || listener.try_clone().map_err(Into::into).and_then(|l| Server::from_listener(l, None));
-            let why = match catch_unwind(open) {
-                Ok(Ok(server)) => {
-                    // The old one goes last: dropped, it connects to itself,
-                    // which blocks where nobody accepts.
-                    let server = running.insert(server);
-                    self.serve(server, Probe::new(listener, PROBE_EVERY, PROBE_PATIENCE))
-                }
+            let open = || listener.map_err(Into::into).and_then(|listener| Server::from_listener(listener, None));
+            let why = match catch_unwind(AssertUnwindSafe(open)) {
+                Ok(Ok(server)) => self.serve(&server, front),
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "it panicked".into(),
             };
@@ -120,15 +127,18 @@ impl Admin {
     }
 
     /// Answers until `tiny_http` ends or hears nothing any more; says why.
-    fn serve(self: &Arc<Self>, server: &Server, mut probe: Probe) -> String {
+    fn serve(self: &Arc<Self>, server: &Server, front: &Front) -> String {
         loop {
-            match server.recv_timeout(probe.wait(Instant::now())) {
+            match server.recv_timeout(LOOK_EVERY) {
                 Ok(Some(request)) => {
-                    if let Some(peer) = request.remote_addr() {
-                        probe.arrived(*peer);
+                    let mark = request.headers().iter().find(|header| header.field.equiv(MARK));
+                    if !mark.is_some_and(|mark| front.arrived(mark.value.as_str())) {
+                        // Not from the front: a stranger has found the way in.
+                        continue;
                     }
                     let looks = matches!(request.method(), Method::Get | Method::Head);
-                    if looks && request.url() == "/events" && self.is_addressed(&request) {
+                    // With a query it is a page, which refuses that.
+                    if looks && request.url().trim_end_matches('?') == "/events" && self.is_addressed(&request) {
                         self.listen(request);
                     } else if looks {
                         self.answer(request);
@@ -136,10 +146,10 @@ impl Admin {
                         self.answer_apart(request);
                     }
                 }
-                // Only where nothing waits to be answered: the probe may be
-                // behind others.
-                Ok(None) if probe.is_lost(Instant::now()) => return "it does not hear its own request".into(),
-                Ok(None) => probe.send_when_due(Instant::now()),
+                // Only where nothing waits to be answered: it may be behind
+                // others.
+                Ok(None) if front.has_lost_one(Instant::now()) => return "a request did not arrive".into(),
+                Ok(None) => {}
                 Err(error) => return error.to_string(),
             }
         }
@@ -150,13 +160,13 @@ impl Admin {
     fn answer_apart(self: &Arc<Self>, request: Request) {
         let admin = Arc::clone(self);
         let change = move || {
-            if admin.changing.fetch_add(1, SeqCst) < MAX_CHANGES {
+            if admin.busy.changes.fetch_add(1, SeqCst) < MAX_CHANGES {
                 admin.answer(request);
             } else {
                 let busy = json!({"error": "other changes are being made; try again"}).to_string();
                 let _ = request.respond(Response::from_string(busy).with_status_code(503));
             }
-            admin.changing.fetch_sub(1, SeqCst);
+            admin.busy.changes.fetch_sub(1, SeqCst);
         };
         // Without a thread the request is dropped, which answers 500.
         if let Err(error) = thread::Builder::new().name("mb-change".into()).spawn(change)
@@ -194,6 +204,13 @@ impl Admin {
     fn route(&self, request: &mut Request) -> Page {
         let refuse = |status: u16, error: &str| (status, JSON_UTF8, json!({"error": error}).to_string());
         if !self.is_addressed(request) {
+            if LINES.allows("admin endpoint under a foreign name") {
+                tracing::warn!(
+                    security = "admin-host",
+                    path = shown(request.url()),
+                    "asked under a name that is not answered"
+                );
+            }
             return refuse(403, "this Host is not answered; use a loopback name or add it to admin.allowed_hosts");
         }
         let url = request.url().to_owned();
@@ -234,65 +251,10 @@ impl Admin {
     }
 }
 
-/// The supervisor's own request. Whether it arrives is all that counts, so
-/// nobody reads the answer.
-struct Probe {
-    address: Option<SocketAddr>,
-    every: Duration,
-    patience: Duration,
-    /// When the next one is sent.
-    due: Instant,
-    /// The one that has not arrived, and when it was sent; without a stream
-    /// where not even a connection came about.
-    sent: Option<(Option<TcpStream>, Instant)>,
-}
-
-impl Probe {
-    fn new(listener: &TcpListener, every: Duration, patience: Duration) -> Self {
-        let address = listener.local_addr().ok();
-        Self { address, every, patience, due: Instant::now() + every, sent: None }
-    }
-
-    /// Until there is something to do.
-    fn wait(&self, now: Instant) -> Duration {
-        let next = self.sent.as_ref().map_or(self.due, |(_, sent)| *sent + self.patience);
-        next.saturating_duration_since(now)
-    }
-
-    fn send_when_due(&mut self, now: Instant) {
-        if now < self.due || self.sent.is_some() {
-            return;
-        }
-        self.due = now + self.every;
-        let Some(address) = self.address else { return };
-        let send = || {
-            let mut stream = TcpStream::connect_timeout(&address, PROBE_CONNECT)?;
-            stream.set_nonblocking(true)?;
-            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-            Ok(stream)
-        };
-        match send() {
-            Ok(stream) => self.sent = Some((Some(stream), now)),
-            // The kernel's backlog is full, so nobody has accepted for long.
-            Err(error) if io::Error::kind(&error) == io::ErrorKind::TimedOut => self.sent = Some((None, now)),
-            // No descriptor left, or the like: says nothing about the server.
-            Err(_) => {}
-        }
-    }
-
-    /// A request came from this address.
-    fn arrived(&mut self, peer: SocketAddr) {
-        let own = |(stream, _): &(Option<TcpStream>, _)| {
-            stream.as_ref().is_some_and(|stream| stream.local_addr().is_ok_and(|own| own == peer))
-        };
-        if self.sent.as_ref().is_some_and(own) {
-            self.sent = None;
-        }
-    }
-
-    fn is_lost(&self, now: Instant) -> bool {
-        self.sent.as_ref().is_some_and(|(_, sent)| now >= *sent + self.patience)
-    }
+/// A path for the log, in which a stranger's may be long.
+fn shown(url: &str) -> &str {
+    const MAX_SHOWN: usize = 200;
+    &url[..url.floor_char_boundary(MAX_SHOWN)]
 }
 
 /// What runs here.
@@ -325,6 +287,10 @@ mod tests {
         }
 
         fn reload_tls(&self) -> Result<(), String> {
+            Err("nothing".into())
+        }
+
+        fn reconfigure(&self) -> Result<Value, String> {
             Err("nothing".into())
         }
 
@@ -362,12 +328,12 @@ mod tests {
         Admin {
             snapshot: Box::new(empty),
             services: Box::new(|_| Vec::new()),
-            settings: Value::Null,
+            settings: Box::new(|| Value::Null),
             metrics: Arc::default(),
             commands: Box::new(Nothing),
             token: None,
             allowed_hosts: vec!["Ops.example".into()],
-            changing: AtomicUsize::new(0),
+            busy: Busy::default(),
         }
     }
 
@@ -383,32 +349,14 @@ mod tests {
     }
 
     #[test]
-    fn one_that_hears_nothing_is_found_out_and_one_that_hears_goes_on() {
-        let (every, patience) = (Duration::from_millis(20), Duration::from_millis(300));
-        let open = |listener: &TcpListener| Server::from_listener(listener.try_clone().unwrap(), None).unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = open(&listener);
-        // Probes go to where nobody accepts, as after the end of its thread.
-        let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert!(Arc::new(admin()).serve(&server, Probe::new(&deaf, every, patience)).contains("own request"));
-
-        let mut probe = Probe::new(&listener, every, patience);
-        for round in 1..=5 {
-            let now = probe.due;
-            probe.send_when_due(now);
-            assert!(probe.is_lost(now + patience), "{round}: on its way");
-            let request = server.recv_timeout(Duration::from_secs(30)).unwrap().expect("its own request");
-            probe.arrived(*request.remote_addr().unwrap());
-            assert!(!probe.is_lost(now + patience), "{round}: arrived");
-        }
-    }
-
-    #[test]
     fn a_panic_ends_one_request() {
-        use std::io::Read as _;
+        use std::{
+            io::{Read as _, Write as _},
+            net::{TcpListener, TcpStream},
+        };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        Admin { snapshot: Box::new(|| panic!("a defect")), ..admin() }.start(listener).unwrap();
+        Admin { snapshot: Box::new(|| panic!("a defect")), ..admin() }.start(vec![Door::Tcp(listener)]).unwrap();
         for (path, status) in [("/metrics", "500"), ("/healthz", "200")] {
             let mut stream = TcpStream::connect(address).unwrap();
             write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();

@@ -112,7 +112,7 @@ impl Admin {
                 let past = self.metrics.history.find(50, |call| call.service == values[0]);
                 ok(json!({"name": values[0], "versions": versions, "lastCalls": past}))
             }
-            "/config" => ok(json!({"settings": self.settings})),
+            "/config" => ok((self.settings)()),
             "/log" => ok(json!({"lines": log(query)?, "filter": crate::log::filter()})),
             "/metrics" => Ok((200, PROMETHEUS, metrics_text::render(&(self.snapshot)()))),
             "/openapi.json" => ok(openapi()),

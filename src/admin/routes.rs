@@ -113,6 +113,7 @@ pub const ROUTES: &[Route] = &[
     },
     post("/drain", "end the server in order, as SIGTERM does", &[200]),
     get("/config", "the effective settings, and where each comes from; secrets are masked"),
+    post("/config/reload", "read the settings again, as SIGHUP does: apply what can be, name what waits", &[200, 409]),
     Route {
         query: &[
             ("after", "only lines after this number"),

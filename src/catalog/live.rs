@@ -22,7 +22,7 @@ use super::{
     load::{component_files, digest_of, load_bytes, read_bounded},
     truncated::is_truncated,
 };
-use crate::{sandbox::Sandbox, wire::Version};
+use crate::{config::Config, sandbox::Sandbox, wire::Version};
 
 /// How long a file that ends too early may still be growing.
 const COPYING: Duration = Duration::from_secs(10);
@@ -55,6 +55,8 @@ pub(super) struct Entry {
     /// It was loaded, or refused, as it is.
     settled: bool,
     pub(super) service: Option<Arc<Service>>,
+    /// What was served until the settings changed: its counts go on.
+    before: Option<Arc<Service>>,
     /// When the service was loaded, in changes.
     pub(super) generation: u64,
     pub(super) source: Source,
@@ -205,6 +207,29 @@ impl LiveCatalog {
         Ok(done)
     }
 
+    /// Serves everything under other settings. Those that concern a service
+    /// load it anew; where that fails, it is not served, since what it was
+    /// allowed may be what was taken away.
+    ///
+    /// # Errors
+    /// If they want what is settled at the start; nothing has changed then.
+    pub fn set_policy(&self, config: &Config) -> Result<Vec<String>, Refused> {
+        let mut loader = self.lock();
+        let policy = loader.settings.policy.renewed(config)?;
+        loader.sandbox.has_room_for(policy.largest_instance(), policy.largest_table())?;
+        let before = std::mem::replace(&mut loader.settings.policy, policy.clone());
+        for (path, entry) in &mut loader.files {
+            let name = FileName::parse(path).map(|file| file.name).unwrap_or_default();
+            if entry.service.is_none() || before.settings(&name) != policy.settings(&name) {
+                entry.settled = false;
+                entry.before = entry.service.take();
+            }
+        }
+        let changes = loader.scan(true).map_err(|error| error.to_string())?;
+        self.swap(&loader);
+        Ok(changes)
+    }
+
     fn look(&self, now: bool) -> io::Result<Vec<String>> {
         let mut loader = self.lock();
         let changes = loader.scan(now)?;
@@ -248,6 +273,7 @@ impl Loader {
                 since: Instant::now(),
                 settled: false,
                 service: None,
+                before: None,
                 generation: 0,
                 source: Source::File,
                 error: None,
@@ -337,7 +363,7 @@ impl Loader {
     fn serve(&self, path: &Path, entry: &mut Entry, mut service: Service, source: Source) -> String {
         let said = &service.description;
         let what = format!("{} {} is served from {}", said.name, said.version, path.display());
-        if let Some(before) = &entry.service
+        if let Some(before) = entry.service.as_ref().or(entry.before.as_ref())
             && (&before.description.name, before.description.version) == (&said.name, said.version)
         {
             service.stats = Arc::clone(&before.stats);
@@ -347,6 +373,7 @@ impl Loader {
             since: entry.since,
             settled: true,
             service: Some(Arc::new(service)),
+            before: None,
             generation: self.generation,
             source,
             error: None,

@@ -20,6 +20,7 @@ pub use description::{Action, Description, DescriptionError, SYSTEM, is_name};
 pub use inputs::{Inputs, Misfit};
 use live::Entry;
 pub use live::{LiveCatalog, Source};
+#[cfg(feature = "compiler")]
 pub(crate) use load::digest_of;
 pub use load::{FileError, FileName, LoadSettings, component_files, fingerprint, load_file};
 pub use policy::Policy;
@@ -27,7 +28,7 @@ pub use policy::Policy;
 use crate::{
     budget::Rate,
     log::Limiter,
-    metrics::{CallStats, ServiceStats, snapshot},
+    metrics::{ServiceStats, snapshot},
     sandbox::Component,
     wire::Version,
 };
@@ -242,7 +243,8 @@ fn service_row(listed: &Listed) -> snapshot::ServiceRow {
     let Listed { service, source, error, disabled } = listed;
     let Service { description, file, digest, size, component: _, inputs: _, stats, rate: _, failed_lines: _ } =
         &**service;
-    let CallStats { calls, failures, errors, latency } = stats.sum();
+    let stats = stats.sum();
+    let latency = stats.latency();
     // In whole microseconds: a bucket is wider than that.
     let quantile = |share| (latency.quantile(share).unwrap_or_default().as_secs_f64() * 1e6).round() / 1e3;
     snapshot::ServiceRow {
@@ -254,9 +256,9 @@ fn service_row(listed: &Listed) -> snapshot::ServiceRow {
         digest: Some(digest.clone()),
         size: Some(*size),
         error: error.clone(),
-        calls: calls.get(),
-        failures: failures.get(),
-        errors: errors.get(),
+        calls: stats.calls.get(),
+        failures: stats.failures.get(),
+        errors: stats.errors.get(),
         latency: latency.quantile(0.5).is_some().then(|| snapshot::Latency {
             p50_ms: quantile(0.5),
             p90_ms: quantile(0.9),
@@ -264,7 +266,8 @@ fn service_row(listed: &Listed) -> snapshot::ServiceRow {
             p999_ms: quantile(0.999),
         }),
         buckets: latency.cumulative().collect(),
-        seconds: latency.sum().as_secs_f64(),
+        durations: stats.by_outcome().into(),
+        waits: stats.waiting(),
     }
 }
 
@@ -284,7 +287,8 @@ fn failure_row(failure: &Failure) -> snapshot::ServiceRow {
         errors: 0,
         latency: None,
         buckets: Vec::new(),
-        seconds: 0.0,
+        durations: Vec::new(),
+        waits: snapshot::Distribution::default(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     config::{
         Bytes, Config, MemoryPlan, ServiceSettings, Services,
-        services::{Disabled, settings_of},
+        services::{Disabled, Overlay, settings_of},
     },
     host::{GrantError, Granted},
     sandbox::Terms,
@@ -37,6 +37,18 @@ impl Policy {
             store,
             inspects: false,
         }
+    }
+
+    /// What other settings say, with the same store.
+    ///
+    /// # Errors
+    /// If they grant durable values and there is no store yet.
+    pub(super) fn renewed(&self, config: &Config) -> Result<Self, String> {
+        let stored = |overlay: &Overlay| overlay.grants.keyvalue == Some(true);
+        if self.store.is_none() && config.services.values().any(stored) {
+            return Err("grants.keyvalue is the first one, and the store is opened at the start: restart".into());
+        }
+        Ok(Self { services: config.services.clone(), ..self.clone() })
     }
 
     /// The same for components that are only looked at.

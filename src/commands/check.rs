@@ -1,6 +1,6 @@
 //! `mb-server check`: the effective configuration, and where it comes from.
 
-use super::{Exit, Result, edge, printable, serve, usage};
+use super::{Exit, Result, edge, printable, serve, serving, usage};
 use crate::{catalog::component_files, config::MemoryPlan};
 
 /// Print the effective configuration and where each setting comes from
@@ -32,7 +32,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         usage(format!("services folder {}: {error}; --services names another", printable(&dir.display().to_string())))
     })?;
     say!("# services folder: can be read, component files: {}", files.len());
-    if let Some(warning) = serve::Room::of(&loaded.config).warning() {
+    if let Some(warning) = serving::Room::of(&loaded.config).warning() {
         complain!("mb-server: warning: {warning}");
     }
     Ok(Exit::Success)

@@ -16,7 +16,8 @@ use std::{
 
 use super::{
     Exit, Result, failure, printable,
-    serve::{Serving, listen_for_signals, start_log},
+    serve::{listen_for_signals, start_log},
+    serving::{Plan, Serving},
     usage,
 };
 use crate::{
@@ -72,17 +73,20 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let seen = sources(&project.dir);
     let built = attempt(&project);
     std::fs::create_dir_all(project.output()).map_err(failure)?;
-    let Loaded { config, rows } = settings(&project.dir, arguments.port)?;
-    start_log(&config.log, Format::Text)?;
+    let loaded = settings(&project.dir, arguments.port)?;
+    start_log(&loaded.config.log, Format::Text)?;
     let last = Arc::new(Last::default());
     let serving = {
         let last = Arc::clone(&last);
-        Serving::start(config, rows, true, end, |dispatcher| Arc::new(Remembering { dispatcher, last }))?
+        let (dir, port) = (project.dir.clone(), Some(loaded.config.port));
+        let again = Box::new(move || settings(&dir, port).map_err(|(_, error)| error));
+        let plan = Plan { loaded, again, quick: true, end };
+        Serving::start(plan, |dispatcher| Arc::new(Remembering { dispatcher, last }))?
     };
     let Some((address, _)) = serving.addresses().first().copied() else {
         return Err(failure("mb-server.toml leaves no listener without TLS: dev needs one"));
     };
-    complain!("serving {} on {address}, admin http://{}/", project.dir.display(), serving.admin);
+    complain!("serving {} on {address}, admin {}", project.dir.display(), serving.admin.join(" "));
     if built {
         show(&serving, address);
     }

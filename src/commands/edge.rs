@@ -66,6 +66,16 @@ impl Edge {
         Ok(())
     }
 
+    /// Reads certificates and tokens again, as a look that finds them changed
+    /// does; what can't be used leaves what there was.
+    pub(super) fn reload(&self) {
+        if self.tls.is_some() {
+            self.say("certificates", self.reload_tls().map(|()| "read again".into()));
+        }
+        let read = self.access.reload();
+        self.say("tokens", read.map(|count| format!("{count} of them")).map_err(|error| error.to_string()));
+    }
+
     /// Looks for changed files from a thread of its own, until the process
     /// ends.
     pub(super) fn watch(self: &Arc<Self>, every: Duration) -> io::Result<()> {
@@ -129,10 +139,14 @@ pub(super) fn check_exposure(config: &Config) -> Result<(), (super::Exit, String
         let addresses = resolve(host, port).map_err(|e| usage(format!("`{setting}` = {host:?}: {e}")))?;
         Ok(addresses.into_iter().find(|address| !is_loopback(address)))
     };
-    if let Some(open) = find("admin.host", &config.admin.host, config.admin.port)? {
+    let host = &config.admin.host;
+    if !host.is_empty()
+        && !config.allow_unsecure
+        && let Some(open) = find("admin.host", host, config.admin.port)?
+    {
         return Err(usage(format!(
-            "`admin.host` = {:?} is {}, but the admin endpoint listens on loopback only; use a tunnel",
-            config.admin.host,
+            "`admin.host` = {host:?} is {}, which others can reach, and the admin endpoint speaks no TLS: use a tunnel \
+             to a loopback address, or set allow_unsecure = true if you mean it; it then takes the token to read, too",
             open.ip()
         )));
     }

@@ -9,7 +9,7 @@ use std::{
 
 use wasmparser::{Parser, Payload};
 
-use super::{Exit, Result, failure, printable, serve};
+use super::{Exit, Result, failure, printable, serve, serving};
 use crate::{
     budget::Budget,
     catalog::{FileError, LoadSettings, Policy, Service, breaks, fingerprint, load_file, may_break},
@@ -55,7 +55,7 @@ impl Inspector {
         let config = Config { max_connections: 1, ..Config::default() };
         let policy = Policy::new(&config, None).for_inspection();
         let memory = Budget::new(MemoryPlan::of(&config).shared);
-        let sandbox = serve::sandbox_config(&config, &policy, &memory);
+        let sandbox = serving::sandbox_config(&config, &policy, &memory);
         let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
         let settings = LoadSettings {
             dir: PathBuf::new(),

@@ -30,12 +30,17 @@ mod compile;
 #[cfg(feature = "compiler")]
 mod compile_worker;
 mod completions;
+mod confine;
 mod connect;
 #[cfg(feature = "compiler")]
 mod dev;
+mod doors;
 mod edge;
 #[cfg(feature = "compiler")]
 mod inspect;
+#[cfg(feature = "compiler")]
+mod links;
+mod live_settings;
 #[cfg(feature = "compiler")]
 mod new;
 mod notify;
@@ -43,6 +48,7 @@ mod operator;
 mod ping;
 mod rollback;
 mod serve;
+mod serving;
 mod status;
 mod store;
 mod token;

@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::edge::Edge;
+use super::{edge::Edge, live_settings::LiveSettings};
 use crate::{
     access::Terms,
     admin::{Attempt, Commands},
@@ -32,6 +32,7 @@ pub(super) struct Operator {
     /// Asks for the end of the server.
     pub(super) end: mpsc::Sender<()>,
     pub(super) dispatcher: Dispatcher,
+    pub(super) settings: Arc<LiveSettings>,
 }
 
 impl Commands for Operator {
@@ -41,6 +42,10 @@ impl Commands for Operator {
 
     fn reload_tls(&self) -> Result<(), String> {
         self.edge.reload_tls()
+    }
+
+    fn reconfigure(&self) -> Result<Value, String> {
+        self.settings.reload().map(|applied| applied.shown())
     }
 
     fn rollback(&self, service: &str, version: Option<&str>) -> Result<String, String> {

@@ -107,6 +107,9 @@ pub struct Config {
     /// without authentication on an address that is not loopback, and tokens
     /// over connections that are not encrypted.
     pub allow_unsecure: bool,
+    /// The process may write into its own folders only, and start no other
+    /// program, where the kernel can hold it to that.
+    pub landlock: bool,
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace` or `off`, for
     /// all or by target (`info,mb_server::server=debug`).
     pub log: String,
@@ -132,11 +135,13 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Admin {
-    /// Address or name to listen on; loopback only, since there is no
-    /// authentication yet.
+    /// Address or name to listen on; another than a loopback one takes
+    /// `allow_unsecure`. Empty for none, where there is a socket.
     pub host: String,
     /// TCP port; 0 lets the system choose.
     pub port: u16,
+    /// File of a Unix socket to listen on, made with mode 0600; empty for none.
+    pub socket: PathBuf,
     /// Host headers that are answered besides loopback names, at most 16.
     pub allowed_hosts: Vec<String>,
 }
@@ -202,6 +207,7 @@ impl Default for Config {
             reload_interval: Millis::new(500),
             store_cache: Bytes::mib(8),
             allow_unsecure: false,
+            landlock: true,
             log: "info".into(),
             log_format: Format::Auto,
             admin: Admin::default(),
@@ -216,7 +222,7 @@ impl Default for Config {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { host: "127.0.0.1".into(), port: 9090, allowed_hosts: Vec::new() }
+        Self { host: "127.0.0.1".into(), port: 9090, socket: PathBuf::new(), allowed_hosts: Vec::new() }
     }
 }
 
@@ -350,9 +356,10 @@ impl Config {
             reload_interval,
             store_cache,
             allow_unsecure: _,
+            landlock: _,
             log,
             log_format: _,
-            admin: Admin { host: admin_host, port: _, allowed_hosts },
+            admin: Admin { host: admin_host, port: _, socket: admin_socket, allowed_hosts },
             sandbox:
                 Sandbox {
                     stack,
@@ -406,7 +413,10 @@ impl Config {
             filter.is_ok(),
             "a level (error, warn, info, debug, trace, off), or target=level, with commas",
         );
-        bounds.that("admin.host", !admin_host.is_empty(), "an address or a name");
+        let any = !admin_host.is_empty() || !admin_socket.as_os_str().is_empty();
+        bounds.that("admin.host", any, "an address or a name, or empty if there is admin.socket");
+        let length = admin_socket.as_os_str().len();
+        bounds.that("admin.socket", length <= 107, "a path of at most 107 bytes, as the system has it");
         bounds.that("admin.allowed_hosts", allowed_hosts.len() <= 16, "at most 16 names");
         bounds.range("sandbox.stack", *stack, Bytes::kib(64), Bytes::mib(2));
         bounds.range("sandbox.max_component_size", *max_component_size, Bytes::kib(1), Bytes::mib(1024));

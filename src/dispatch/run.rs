@@ -16,7 +16,7 @@ use crate::{
         bindings::mb::service::types::PayloadResult,
         calls::{self, Calls, Nested},
     },
-    metrics::{CallStats, History, PastCall},
+    metrics::{self, History, PastCall},
     sandbox::{Answer, Call, CallError, CallReport, Phase, Wanted},
     wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::is_service_code, json as wire_json},
 };
@@ -86,7 +86,12 @@ impl Core {
             .and_then(|answer| check(answer, terms.answer_size))
             .map_err(|refusal| explain(refusal, peak_memory, elapsed, expose));
         if begun {
-            count(service.stats.own(), elapsed, &result);
+            let outcome = match &result {
+                Ok(_) => metrics::Outcome::Answered,
+                Err(Refusal { code: None, .. }) => metrics::Outcome::Failed,
+                Err(Refusal { code: Some(_), .. }) => metrics::Outcome::Ended,
+            };
+            service.stats.own().record(outcome, waited, elapsed);
         }
         if begun && History::wants(matches!(&result, Err(Refusal { code: Some(_), .. })), elapsed) {
             self.metrics.history.keep(
@@ -242,16 +247,6 @@ fn explain(mut refusal: Refusal, peak_memory: usize, elapsed: Duration, backtrac
         known.insert("backtrace".into(), json!(backtrace));
     }
     refusal.with(&Value::Object(known))
-}
-
-fn count(stats: &CallStats, elapsed: Duration, result: &Result<Checked, Refusal>) {
-    stats.calls.add(1);
-    stats.latency.record(elapsed);
-    match result {
-        Ok(_) => {}
-        Err(Refusal { code: None, .. }) => stats.failures.add(1),
-        Err(Refusal { code: Some(_), .. }) => stats.errors.add(1),
-    }
 }
 
 /// A call that has ended, for whoever asks why it did so.

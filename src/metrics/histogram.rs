@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use super::snapshot::Distribution;
+
 /// Buckets for each doubling: a quantile is off by at most an eighth.
 const STEPS: usize = 8;
 /// Shorter than 2^10 ns, about a microsecond, is the first bucket.
@@ -68,6 +70,15 @@ impl Histogram {
             seen >= rank
         })?;
         Some(Duration::from_nanos(upper(index)))
+    }
+
+    /// As Prometheus has it.
+    #[must_use]
+    pub fn distribution(&self) -> Distribution {
+        // Counters are read one by one: what comes meanwhile is left out.
+        let count = self.count();
+        let buckets = self.cumulative().map(|(bound, seen)| (bound, seen.min(count))).collect();
+        Distribution { buckets, seconds: self.sum().as_secs_f64(), count }
     }
 
     /// Pairs of a bound in seconds and how many are at or below it, the

@@ -21,6 +21,8 @@ use std::{
 pub use histogram::Histogram;
 pub use history::{History, PastCall};
 
+use snapshot::Distribution;
+
 use crate::{stripes::Stripes, wire::Code};
 
 /// A counter that only rises.
@@ -217,13 +219,17 @@ impl ServiceStats {
     #[must_use]
     pub fn sum(&self) -> CallStats {
         let sum = CallStats::default();
-        for CallStats { calls, failures, errors, latency } in
-            self.0.iter().filter_map(|stats| stats.get().map(|b| &**b))
-        {
+        for stats in self.0.iter().filter_map(|stats| stats.get().map(|b| &**b)) {
+            let CallStats { calls, failures, errors, answered, rest, waits } = stats;
             sum.calls.add(calls.get());
             sum.failures.add(failures.get());
             sum.errors.add(errors.get());
-            sum.latency.absorb(latency);
+            sum.answered.absorb(answered);
+            for (sum, part) in sum.rest.iter().chain([&sum.waits]).zip(rest.iter().chain([waits])) {
+                if let Some(part) = part.get() {
+                    sum.get_or_init(Box::default).absorb(part);
+                }
+            }
         }
         sum
     }
@@ -238,9 +244,76 @@ pub struct CallStats {
     pub failures: Counter,
     /// Calls that the server ended: trap, limit, timeout, invalid answer.
     pub errors: Counter,
-    /// How long calls took, from when they came to the service, waiting for
-    /// a turn, a place and memory included.
-    pub latency: Histogram,
+    /// How long calls took that were answered, from when they came to the
+    /// service, waiting for a turn, a place and memory included.
+    pub answered: Histogram,
+    /// The same for failures and errors, which most services have few of.
+    rest: [OnceLock<Box<Histogram>>; 2],
+    /// What of that was waiting, and making an instance; not where it took
+    /// less than [`SHORT_WAIT`], which is most often.
+    waits: OnceLock<Box<Histogram>>,
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// With an answer.
+    Answered,
+    /// With the service's own failure.
+    Failed,
+    /// By the server: trap, limit, timeout, invalid answer.
+    Ended,
+}
+
+/// Waits below the lowest bound that is shown are not told apart.
+const SHORT_WAIT: Duration = Duration::from_nanos(1 << 13);
+
+impl CallStats {
+    /// One more call.
+    pub fn record(&self, outcome: Outcome, waited: Duration, elapsed: Duration) {
+        self.calls.add(1);
+        match outcome {
+            Outcome::Answered => self.answered.record(elapsed),
+            Outcome::Failed => {
+                self.failures.add(1);
+                self.rest[0].get_or_init(Box::default).record(elapsed);
+            }
+            Outcome::Ended => {
+                self.errors.add(1);
+                self.rest[1].get_or_init(Box::default).record(elapsed);
+            }
+        }
+        if waited >= SHORT_WAIT {
+            self.waits.get_or_init(Box::default).record(waited);
+        }
+    }
+
+    /// How long calls took, however they ended.
+    #[must_use]
+    pub fn latency(&self) -> Histogram {
+        let all = Histogram::default();
+        all.absorb(&self.answered);
+        self.rest.iter().filter_map(OnceLock::get).for_each(|part| all.absorb(part));
+        all
+    }
+
+    /// The same, each outcome apart, under the word that Prometheus gets.
+    #[must_use]
+    pub fn by_outcome(&self) -> [(&'static str, Distribution); 3] {
+        let rest = |index: usize| self.rest[index].get().map(|part| part.distribution()).unwrap_or_default();
+        [("answered", self.answered.distribution()), ("failed", rest(0)), ("ended", rest(1))]
+    }
+
+    /// How long calls waited until they ran.
+    #[must_use]
+    pub fn waiting(&self) -> Distribution {
+        let none = Histogram::default();
+        let mut waits = self.waits.get().map_or(&none, |waits| &**waits).distribution();
+        let short = self.calls.get().saturating_sub(waits.count);
+        waits.buckets.iter_mut().for_each(|(_, count)| *count += short);
+        waits.count += short;
+        waits
+    }
 }
 
 #[cfg(test)]

@@ -89,12 +89,26 @@ pub struct ServiceRow {
     pub errors: u64,
     /// How long calls took.
     pub latency: Option<Latency>,
-    /// Pairs of seconds and calls at or below, for Prometheus.
+    /// Pairs of seconds and calls at or below, for the page.
     #[serde(skip)]
     pub buckets: Vec<(f64, u64)>,
-    /// Sum of all calls' seconds, for Prometheus.
+    /// How long calls took, by outcome, for Prometheus.
     #[serde(skip)]
+    pub durations: Vec<(&'static str, Distribution)>,
+    /// How long they waited until they ran.
+    #[serde(skip)]
+    pub waits: Distribution,
+}
+
+/// Durations as Prometheus has them.
+#[derive(Debug, Clone, Default)]
+pub struct Distribution {
+    /// Pairs of seconds and how many are at or below.
+    pub buckets: Vec<(f64, u64)>,
+    /// Their sum.
     pub seconds: f64,
+    /// How many there are.
+    pub count: u64,
 }
 
 /// Quantiles in milliseconds, each to an eighth above.

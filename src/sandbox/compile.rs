@@ -16,7 +16,7 @@ use wit_component::ComponentEncoder;
 
 use super::{
     component::LoadError,
-    engine::{Allocation as _, CompilerConfig, Sandbox, SandboxConfig, base},
+    engine::{Allocation as _, CompilerConfig, Sandbox, SandboxConfig, base, default_cache_dir},
     precompiled::{self, hex_digest},
 };
 use crate::budget::Budget;
@@ -198,16 +198,6 @@ pub(super) fn open_cache(compiler: &CompilerConfig) -> Option<(Cache, PathBuf)> 
             None
         }
     }
-}
-
-/// `$XDG_CACHE_HOME`, else `$HOME/.cache`; a user without either (a service
-/// user often is) gets a folder of their own under the one for temporary files.
-fn default_cache_dir() -> PathBuf {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache"))).map_or_else(
-        || std::env::temp_dir().join(format!("mb-server-{}", rustix::process::geteuid().as_raw())),
-        |cache| cache.join("mb-server"),
-    )
 }
 
 /// Makes a folder that nobody else can write to, and refuses one that is

@@ -151,6 +151,15 @@ impl Component {
     }
 }
 
+#[cfg(not(feature = "compiler"))]
+impl Sandbox {
+    /// Stands for the compiler where there is none.
+    #[allow(clippy::unused_self, reason = "the compiler uses it")]
+    fn compile(&self, _: &[u8]) -> Result<(wasmtime::component::Component, bool), LoadError> {
+        Err(LoadError::NoCompiler)
+    }
+}
+
 /// Why a file can't be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LoadError {

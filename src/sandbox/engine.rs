@@ -1,7 +1,7 @@
 //! The engine: what all components share.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -151,6 +151,21 @@ impl Sandbox {
         Ok(sandbox)
     }
 
+    /// Whether instances may be as large as this, in bytes and elements.
+    ///
+    /// # Errors
+    /// Says what is too large, for the operator.
+    pub fn has_room_for(&self, instance: usize, table: usize) -> Result<(), String> {
+        let SandboxConfig { largest_instance, largest_table, .. } = self.config;
+        if self.pooled && (instance > largest_instance || table > largest_table) {
+            return Err(format!(
+                "memory of {instance} bytes and tables of {table} elements are more than the pool of instances was \
+                 made for, {largest_instance} and {largest_table}: restart"
+            ));
+        }
+        Ok(())
+    }
+
     /// A place for one more instance, until the deadline.
     pub(super) fn place(&self, depth: usize, watch: &dyn Watch, deadline: Instant) -> Option<Place> {
         let places = self.places.get(depth).or(self.places.last())?;
@@ -239,4 +254,22 @@ impl Allocation for Config {
             .memory_guard_size(64 * 1024);
         self
     }
+}
+
+/// The folder of compiled code, as it is configured or not; none where
+/// nothing is compiled.
+#[must_use]
+pub fn cache_dir(configured: &Path) -> Option<PathBuf> {
+    let dir = if configured.as_os_str().is_empty() { default_cache_dir() } else { configured.into() };
+    cfg!(feature = "compiler").then_some(dir)
+}
+
+/// `$XDG_CACHE_HOME`, else `$HOME/.cache`; a user without either (a service
+/// user often is) gets a folder of their own under the one for temporary files.
+pub(super) fn default_cache_dir() -> PathBuf {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache"))).map_or_else(
+        || std::env::temp_dir().join(format!("mb-server-{}", rustix::process::geteuid().as_raw())),
+        |cache| cache.join("mb-server"),
+    )
 }

@@ -18,7 +18,7 @@ pub use apart::Order;
 #[cfg(feature = "compiler")]
 pub use compile::{Ahead, Compiled, Cpu, componentize};
 pub use component::{Code, Component, LoadError, Terms};
-pub use engine::{CompileApart, CompilerConfig, Sandbox, SandboxConfig};
+pub use engine::{CompileApart, CompilerConfig, Sandbox, SandboxConfig, cache_dir};
 pub use instance::{Answer, Call, CallError, CallReport, Phase, Wanted};
 pub(crate) use precompiled::hex_digest;
 pub use precompiled::{Precompiled, PrecompiledError};

@@ -18,7 +18,7 @@ use super::{
     ListenerSettings, Listening, SHUTS_DOWN, Shared,
     admission::{Admission, Admitted, Permit},
     connection::{RETRY_WHEN_BUSY_MS, notice},
-    session::Session,
+    session::{Session, tell_denied},
 };
 use crate::{
     config::Auth,
@@ -110,6 +110,7 @@ impl Acceptor {
         let proxied = self.settings.is_proxy(peer.ip());
         if !proxied && !self.settings.lets_in(peer.ip()) {
             self.shared.metrics.denied.add(1);
+            tell_denied(peer);
             return;
         }
         let address = (!proxied).then(|| peer.ip());

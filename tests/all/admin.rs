@@ -301,8 +301,15 @@ fn metrics_are_what_prometheus_reads() {
     assert_eq!(server.metric("mb_call_errors_total{service=\"hostile\",version=\"1.0.0\"}"), 1);
     assert_eq!(server.metric("mb_errors_total{code=\"SERVICE\"}"), 1);
     assert_eq!(server.metric("mb_errors_total{code=\"SERVICE_FAILED\"}"), 1);
-    let count = "mb_call_duration_seconds_count{service=\"calc\",version=\"1.0.0\"}";
-    let all = "mb_call_duration_seconds_bucket{service=\"calc\",version=\"1.0.0\",le=\"+Inf\"}";
-    assert_eq!((server.metric(count), server.metric(all)), (2, 2));
+    for (service, answered, failed, ended) in [("calc", 1, 1, 0), ("hostile", 0, 0, 1)] {
+        for (outcome, count) in [("answered", answered), ("failed", failed), ("ended", ended)] {
+            let labels = format!("service=\"{service}\",version=\"1.0.0\",outcome=\"{outcome}\"");
+            let seen =
+                |name: &str, more: &str| server.metric(&format!("mb_call_duration_seconds_{name}{{{labels}{more}}}"));
+            assert_eq!((seen("count", ""), seen("bucket", ",le=\"+Inf\"")), (count, count), "{labels}");
+        }
+        let waits = format!("mb_call_wait_seconds_count{{service=\"{service}\",version=\"1.0.0\"}}");
+        assert_eq!(server.metric(&waits), answered + failed + ended);
+    }
     assert_eq!(server.metric("mb_connections"), 1);
 }

@@ -5,6 +5,7 @@ mod support;
 
 mod access;
 mod admin;
+mod admin_front;
 mod architecture;
 mod authors;
 mod capabilities;
@@ -16,6 +17,7 @@ mod contract;
 mod drain;
 mod hostile;
 mod languages;
+mod live_settings;
 mod minimal;
 mod overtaking;
 mod reload;

@@ -220,6 +220,11 @@ impl TestServer {
         http(self.admin, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))
     }
 
+    /// The file of its settings.
+    pub fn settings_file(&self) -> PathBuf {
+        self._dir.path().join("mb.toml")
+    }
+
     /// The token of its admin endpoint.
     pub fn token(&self) -> String {
         fs::read_to_string(self._dir.path().join("state/mb-server/admin.token")).unwrap().trim().to_owned()

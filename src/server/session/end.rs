@@ -1,6 +1,6 @@
 //! Why a session is over, and what is said last.
 
-use std::{fmt, io, time::Instant};
+use std::{fmt, io, net::SocketAddr, time::Instant};
 
 use super::Session;
 use crate::{
@@ -35,6 +35,14 @@ pub(in crate::server) enum End {
     Relieved,
 }
 
+/// A peer whose address is not let in was closed without a word.
+pub(in crate::server) fn tell_denied(peer: SocketAddr) {
+    static LINES: Limiter = Limiter::new();
+    if LINES.allows("address not let in") {
+        tracing::warn!(security = "address", %peer, "address not let in");
+    }
+}
+
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -60,14 +68,17 @@ impl Session {
         let metrics = &self.shared.metrics;
         match end {
             End::Peer | End::Io(_) | End::Relieved => {}
-            End::Denied => metrics.denied.add(1),
+            End::Denied => {
+                metrics.denied.add(1);
+                tell_denied(peer);
+            }
             End::Handshake(reason, problem) => {
                 // A balancer's health check may do no more than connect.
                 let looked = *reason == TlsFault::Abandoned.as_str() && connection.traffic().bytes_in.get() == 0;
                 metrics.handshake_failures.add(reason);
                 static LINES: Limiter = Limiter::new();
                 if !looked && LINES.allows("handshake failed") {
-                    tracing::warn!(connection = number, %peer, reason, "handshake failed: {problem}");
+                    tracing::warn!(security = "handshake", connection = number, %peer, reason, "handshake failed: {problem}");
                 }
                 // The peer shall read the alert, not a reset.
                 connection.stream().half_close();

@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(super) use end::End;
+pub(super) use end::{End, tell_denied};
 use slow::SERVED;
 
 use super::{
@@ -429,6 +429,9 @@ impl Session {
         if let Outcome::Error(code, body) = &outcome {
             unauthorized = *code == Some(Code::Unauthorized);
             shared.metrics.count_error(*code);
+            if *code == Some(Code::Forbidden) {
+                tell_forbidden(connection, &self.identity, header.as_ref(), &body.message);
+            }
             tracing::debug!(
                 connection = connection.number(),
                 request_id = header.and_then(|header| header.request_id).unwrap_or("-"),
@@ -443,6 +446,22 @@ impl Session {
             Some(identity) => Answered::Known(bytes, Box::new(identity)),
             None => Answered::Bytes(bytes),
         }
+    }
+}
+
+/// Who asks for what its rights do not cover may be trying doors.
+fn tell_forbidden(connection: &Connection, identity: &Identity, header: Option<&Header<'_>>, message: &str) {
+    static LINES: Limiter = Limiter::new();
+    if LINES.allows("forbidden") {
+        tracing::warn!(
+            security = "rights",
+            connection = connection.number(),
+            peer = %connection.peer(),
+            principal = &*identity.principal.name,
+            topic = header.map_or("-", |header| header.topic.as_str()),
+            request_id = header.and_then(|header| header.request_id).unwrap_or("-"),
+            "forbidden: {message}"
+        );
     }
 }
 

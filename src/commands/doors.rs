@@ -1,0 +1,106 @@
+//! Where the admin endpoint listens: TCP, a Unix socket, or both.
+
+use std::{
+    fs, io,
+    net::TcpListener,
+    os::unix::{
+        fs::{FileTypeExt as _, PermissionsExt as _},
+        net::{UnixListener, UnixStream},
+    },
+    path::Path,
+};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::{Exit, failure};
+use crate::{
+    admin::Door,
+    config::Config,
+    transport::{Inherited, is_absent, listen, resolve},
+};
+
+/// Connections to the admin endpoint that the kernel holds until they are
+/// accepted.
+const BACKLOG: u32 = 128;
+
+/// The ways in.
+pub(super) struct Doors {
+    pub(super) doors: Vec<Door>,
+    /// How each is reached, for people.
+    pub(super) names: Vec<String>,
+}
+
+impl Doors {
+    /// Opens those that the settings name, or takes them over.
+    pub(super) fn open(config: &Config, inherited: &mut Inherited) -> Result<Self, (Exit, String)> {
+        let mut opened = Self { doors: Vec::new(), names: Vec::new() };
+        let (host, port, path) = (&config.admin.host, config.admin.port, &config.admin.socket);
+        if !host.is_empty() {
+            let listener = tcp(host, port, inherited).map_err(|error| {
+                let hint = match error.kind() {
+                    io::ErrorKind::AddrInUse => "; is another server running? --admin-port 0 takes a free one",
+                    _ => "",
+                };
+                failure(format!("admin endpoint can't listen on {host} port {port}: {error}{hint}"))
+            })?;
+            opened.names.push(format!("http://{}/", listener.local_addr().map_err(failure)?));
+            opened.doors.push(Door::Tcp(listener));
+        }
+        if !path.as_os_str().is_empty() {
+            let listener = inherited.take_unix(path).map_or_else(|| unix(path), Ok).map_err(|error| {
+                failure(format!("admin endpoint can't listen on `admin.socket` = {}: {error}", path.display()))
+            })?;
+            opened.names.push(format!("unix:{}", path.display()));
+            opened.doors.push(Door::Unix(listener));
+        }
+        Ok(opened)
+    }
+}
+
+fn tcp(host: &str, port: u16, inherited: &mut Inherited) -> io::Result<TcpListener> {
+    let mut last = io::ErrorKind::NotFound.into();
+    for address in resolve(host, port)? {
+        match inherited.take(address).map_or_else(|| listen(address, BACKLOG), Ok) {
+            Err(error) if is_absent(&error) => last = error,
+            result => return result,
+        }
+    }
+    Err(last)
+}
+
+/// Listens on a file that this user alone may open.
+fn unix(path: &Path) -> io::Result<UnixListener> {
+    if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+        if UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another server listens there"));
+        }
+        // Of one that has ended.
+        fs::remove_file(path)?;
+    }
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    // Nobody can connect before it listens.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    socket.listen(i32::try_from(BACKLOG).unwrap_or(i32::MAX))?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_of_one_that_has_ended_is_replaced_and_that_of_another_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let first = unix(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(unix(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        drop(unix(&path).unwrap());
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "a file").unwrap();
+        assert!(unix(&path).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"a file");
+    }
+}

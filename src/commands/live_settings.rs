@@ -1,0 +1,136 @@
+//! The settings of a running server: read again when the operator asks,
+//! applied where that is possible, and named where it is not.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    edge::{self, Edge},
+    operator::masked,
+};
+use crate::{
+    catalog::LiveCatalog,
+    config::{Loaded, Row},
+    log,
+};
+
+/// Reads the settings from where they came from.
+pub(super) type ReadSettings = dyn Fn() -> Result<Loaded, String> + Send + Sync;
+
+/// Settings that begin so are applied while the server runs.
+const LIVE: [&str; 4] = ["log", "principals.", "require_digest", "services."];
+
+/// The settings that hold, and how to read them again.
+pub(super) struct LiveSettings {
+    /// Held while they are changed.
+    current: Mutex<Current>,
+    again: Box<ReadSettings>,
+    catalog: Arc<LiveCatalog>,
+    edge: Arc<Edge>,
+}
+
+struct Current {
+    rows: Vec<Row>,
+    /// Changed in their source, and not to be applied before the next start.
+    waiting: Vec<String>,
+}
+
+/// What a reload came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Applied {
+    /// Settings that hold now.
+    applied: Vec<String>,
+    /// Settings that hold from the next start on.
+    waiting: Vec<String>,
+    /// What that changed about services.
+    services: Vec<String>,
+}
+
+impl Applied {
+    pub(super) fn shown(&self) -> Value {
+        json!({"applied": self.applied, "nextStart": self.waiting, "changes": self.services})
+    }
+}
+
+impl LiveSettings {
+    pub(super) fn new(loaded: Loaded, again: Box<ReadSettings>, catalog: Arc<LiveCatalog>, edge: Arc<Edge>) -> Self {
+        let current = Mutex::new(Current { rows: loaded.rows, waiting: Vec::new() });
+        Self { current, again, catalog, edge }
+    }
+
+    /// The settings that hold, for whoever looks.
+    pub(super) fn shown(&self) -> Value {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        json!({"settings": masked(&current.rows), "nextStart": current.waiting})
+    }
+
+    /// Reads them again and applies what can be applied.
+    ///
+    /// # Errors
+    /// What is wrong with them; then nothing has changed.
+    pub(super) fn reload(&self) -> Result<Applied, String> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let Loaded { config, rows } = (self.again)()?;
+        edge::check_exposure(&config).map_err(|(_, error)| error)?;
+        let changed = differing(&current.rows, &rows);
+        let (applied, waiting): (Vec<_>, Vec<_>) = changed.into_iter().partition(|key| is_live(key));
+        let touches = |prefix: &str| applied.iter().any(|key| key.starts_with(prefix));
+        // The only one that can fail comes first.
+        let services = match touches("services.") || touches("require_digest") {
+            true => self.catalog.set_policy(&config)?,
+            false => Vec::new(),
+        };
+        if touches("principals.") {
+            self.edge.access.set_principals(config.principals);
+        }
+        if applied.iter().any(|key| key == "log") {
+            log::set_filter(&config.log)?;
+        }
+        self.edge.reload();
+        let keep = |row: &&Row| !is_live(&row.key);
+        let live = rows.into_iter().filter(|row| is_live(&row.key));
+        let mut merged: Vec<Row> = current.rows.iter().filter(keep).cloned().chain(live).collect();
+        merged.sort_by(|a, b| a.key.cmp(&b.key));
+        *current = Current { rows: merged, waiting: waiting.clone() };
+        tracing::info!(
+            security = "change",
+            applied = applied.join(" "),
+            next_start = waiting.join(" "),
+            "settings were read again"
+        );
+        Ok(Applied { applied, waiting, services })
+    }
+}
+
+fn is_live(key: &str) -> bool {
+    LIVE.iter().any(|live| if live.ends_with('.') { key.starts_with(live) } else { key == *live })
+}
+
+/// Keys whose values are not the same on both sides.
+fn differing(before: &[Row], after: &[Row]) -> BTreeSet<String> {
+    let pairs = |rows: &[Row]| -> BTreeSet<(String, String)> {
+        rows.iter().map(|row| (row.key.clone(), row.value.clone())).collect()
+    };
+    let (before, after) = (pairs(before), pairs(after));
+    before.symmetric_difference(&after).map(|(key, _)| key.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_changed_and_what_of_it_is_live() {
+        let row = |key: &str, value: &str| Row { key: key.into(), value: value.into(), source: "default".into() };
+        let before = [row("backlog", "1"), row("log", "a"), row("services.x.rate", "1")];
+        let after = [row("backlog", "2"), row("log", "a"), row("services.y.rate", "1")];
+        let changed: Vec<_> = differing(&before, &after).into_iter().collect();
+        assert_eq!(changed, ["backlog", "services.x.rate", "services.y.rate"]);
+        assert!(is_live("log") && is_live("services.x.rate") && is_live("principals.a.rights"));
+        assert!(!is_live("log_format") && !is_live("backlog") && !is_live("services_dir"));
+    }
+}

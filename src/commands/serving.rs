@@ -1,0 +1,330 @@
+//! A whole server from its settings: everything wired together.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Exit,
+    doors::Doors,
+    edge::{Edge, peers_can_say},
+    failure,
+    live_settings::{LiveSettings, ReadSettings},
+    operator::{self, Operator},
+    usage,
+};
+use crate::{
+    admin::{Admin, Busy, Door, token},
+    budget::Budget,
+    catalog::{LiveCatalog, LoadSettings, Policy},
+    config::{Config, Loaded, MemoryPlan},
+    dispatch::{Dispatcher, Handle, Limits},
+    metrics::{Metrics, snapshot::Snapshot},
+    sandbox::{CompileApart, CompilerConfig, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
+    server::{MAX_ENDING, Server, ServerSettings, raise_open_files},
+    store::{Store, StoreError},
+    transport::{Inherited, SocketOptions},
+};
+
+/// Open files besides connections, and those that end: listeners, log, cache,
+/// admin.
+const OTHER_FILES: u64 = 64;
+
+/// Beyond its drain, how long the process before this one may take to end.
+const TAKE_OVER: Duration = Duration::from_secs(5);
+
+/// How often the store is tried that another process has open.
+const STORE_RETRY: Duration = Duration::from_millis(20);
+
+/// What a server is started with.
+pub(super) struct Plan {
+    pub(super) loaded: Loaded,
+    /// Reads the settings once more.
+    pub(super) again: Box<ReadSettings>,
+    /// Components are compiled quickly, to code that runs slowly.
+    pub(super) quick: bool,
+    /// Asks for the end.
+    pub(super) end: mpsc::Sender<()>,
+}
+
+/// A server that was wired together and runs.
+pub(super) struct Serving {
+    server: Server,
+    pub(super) catalog: Arc<LiveCatalog>,
+    pub(super) edge: Arc<Edge>,
+    pub(super) config: Config,
+    pub(super) settings: Arc<LiveSettings>,
+    /// Where its admin endpoint listens.
+    pub(super) admin: Vec<String>,
+}
+
+impl Serving {
+    /// Starts a server; `handle` may put something in front of the dispatcher.
+    pub(super) fn start(
+        plan: Plan,
+        handle: impl FnOnce(Dispatcher) -> Arc<dyn Handle>,
+    ) -> std::result::Result<Self, (Exit, String)> {
+        let Plan { loaded, again, quick, end } = plan;
+        let config = loaded.config.clone();
+        let edge = Edge::load(&config)?;
+        let room = Room::of(&config);
+        if let Some(warning) = room.warning() {
+            tracing::warn!("{warning}");
+        }
+        let memory = Budget::new(MemoryPlan::of(&config).shared);
+        let mut inherited = Inherited::from_env().map_err(failure)?;
+        // Where it takes over from another process, that one has the store
+        // until it has ended.
+        let patience = if inherited.is_empty() { Duration::ZERO } else { config.drain_timeout.0 + TAKE_OVER };
+        let policy = Policy::new(&config, open_store(&config, patience));
+        let mut sandbox = sandbox_config(&config, &policy, &memory);
+        (sandbox.compiler.apart, sandbox.compiler.quick) = (compile_apart(&config), quick);
+        let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
+        let catalog = load_catalog(&config, policy, &sandbox)?;
+        let metrics = Arc::new(Metrics::default());
+        let access = Arc::clone(&edge.access);
+        let dispatcher = Dispatcher::new(catalog.shared(), limits(&config), Arc::clone(&metrics), access);
+        // The admin endpoint first: what can't listen shall not have served.
+        let Doors { doors, names: admin } = Doors::open(&config, &mut inherited)?;
+        let settings = ServerSettings { listeners: edge.listeners(&config), ..server_settings(&config, memory, room) };
+        let access = Arc::clone(&edge.access);
+        let trying = dispatcher.clone();
+        let server = Server::start(settings, &mut inherited, handle(dispatcher), Arc::clone(&metrics), access);
+        let server = server.map_err(failure)?;
+        if !inherited.is_empty() {
+            let left = inherited.left().join(", ");
+            return Err(usage(format!(
+                "inherited sockets that no listener of the settings is for: {left}; set host and port, or \
+                 admin.host and admin.port, to the addresses of ListenStream"
+            )));
+        }
+        let (catalog_of, edge_of) = (Arc::clone(&catalog), Arc::clone(&edge));
+        let settings = Arc::new(LiveSettings::new(loaded, again, Arc::clone(&catalog), Arc::clone(&edge)));
+        let operator = Operator {
+            catalog: catalog_of,
+            edge: edge_of,
+            view: server.view(),
+            end,
+            dispatcher: trying,
+            settings: Arc::clone(&settings),
+        };
+        start_admin(&config, doors, operator, metrics).map_err(failure)?;
+        Ok(Self { server, catalog, edge, config, settings, admin })
+    }
+
+    /// Where clients connect.
+    pub(super) fn addresses(&self) -> Vec<(SocketAddr, bool)> {
+        self.server.addresses()
+    }
+
+    /// Ends it in order.
+    pub(super) fn drain(self) {
+        tracing::info!("draining: begun requests are answered, within {}", self.config.drain_timeout);
+        let drained = self.server.drain();
+        tracing::info!(
+            "drained in {} ms: {} connections, {} of them cut off",
+            drained.elapsed.as_millis(),
+            drained.connections,
+            drained.cut_off
+        );
+    }
+}
+
+/// How many connections there can be, and how many more that are ending: as
+/// many as memory and the system's open files allow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Room {
+    connections: usize,
+    ending: usize,
+    /// Open files, where they allow less than the memory does.
+    short_of_files: Option<u64>,
+}
+
+impl Room {
+    pub(super) fn of(config: &Config) -> Self {
+        Self::within(MemoryPlan::of(config).connections, raise_open_files())
+    }
+
+    fn within(connections: usize, files: Option<u64>) -> Self {
+        let wanted = connections as u64 + MAX_ENDING as u64 + OTHER_FILES;
+        match files.filter(|files| *files < wanted) {
+            None => Self { connections, ending: MAX_ENDING, short_of_files: None },
+            Some(files) => {
+                // Without the last file nothing works, the admin endpoint included.
+                let left = usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX).max(2);
+                let connections = connections.min(left * 3 / 4);
+                let ending = MAX_ENDING.min(left - connections);
+                Self { connections, ending, short_of_files: Some(files) }
+            }
+        }
+    }
+
+    /// What is to be said about it.
+    pub(super) fn warning(&self) -> Option<String> {
+        let Self { connections, ending: _, short_of_files } = self;
+        short_of_files.map(|files| {
+            format!(
+                "the system allows {files} open files, which is enough for {connections} connections; raise it with \
+                 ulimit -n or LimitNOFILE"
+            )
+        })
+    }
+}
+
+pub(super) fn sandbox_config(config: &Config, policy: &Policy, memory: &Arc<Budget>) -> SandboxConfig {
+    let cache_dir = &config.sandbox.cache_dir;
+    SandboxConfig {
+        largest_instance: policy.largest_instance(),
+        largest_table: policy.largest_table(),
+        stack: config.sandbox.stack.0,
+        instances: MemoryPlan::of(config).instances,
+        call_depth: config.sandbox.call_depth,
+        memory: Arc::clone(memory),
+        compiler: CompilerConfig {
+            cache_dir: (!cache_dir.as_os_str().is_empty()).then(|| cache_dir.clone()),
+            ..CompilerConfig::default()
+        },
+    }
+}
+
+/// Opens the store if any service is granted durable values. Without it the
+/// others are served all the same.
+fn open_store(config: &Config, patience: Duration) -> Option<Arc<Store>> {
+    config.services.values().find(|overlay| overlay.grants.keyvalue == Some(true))?;
+    let file = config.store_file();
+    let until = Instant::now() + patience;
+    let mut said = false;
+    let opened = loop {
+        match Store::open(&file, config.store_cache.0) {
+            Err(StoreError::Locked) if Instant::now() < until => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::info!("store {}: waiting for the process before this one to end", file.display());
+                }
+                thread::sleep(STORE_RETRY);
+            }
+            opened => break opened,
+        }
+    };
+    opened.inspect_err(|error| tracing::error!("store {}: {error}", file.display())).ok()
+}
+
+/// Components are compiled by a process of their own, if this program can be
+/// found to start it from.
+fn compile_apart(config: &Config) -> Option<CompileApart> {
+    if cfg!(not(feature = "compiler")) {
+        return None;
+    }
+    // Works even if the file was replaced by a newer version meanwhile.
+    let program = PathBuf::from("/proc/self/exe");
+    if let Err(error) = program.metadata() {
+        tracing::warn!("components are compiled within the server: {}: {error}", program.display());
+        return None;
+    }
+    let (memory, timeout) = (config.sandbox.compile_memory.0, config.sandbox.compile_timeout.0);
+    Some(CompileApart { program, memory, timeout })
+}
+
+fn load_catalog(
+    config: &Config,
+    policy: Policy,
+    sandbox: &Arc<Sandbox>,
+) -> std::result::Result<Arc<LiveCatalog>, (Exit, String)> {
+    let settings = LoadSettings {
+        dir: config.services_dir.clone(),
+        max_size: config.sandbox.max_component_size.0,
+        describe_timeout: config.sandbox.describe_timeout.0,
+        policy,
+    };
+    let dir = settings.dir.clone();
+    LiveCatalog::load(sandbox, settings, &config.state_dir())
+        .map_err(|error| usage(format!("services folder {}: {error}; --services names another", dir.display())))
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        max_message_size: config.max_message_size.0,
+        max_in_flight: config.max_in_flight,
+        keep_alive_interval: config.keep_alive_interval.0.min(config.idle_timeout.0 / 2),
+        idle_timeout: config.idle_timeout.0,
+        default_timeout: config.default_timeout.0,
+        call_depth: config.sandbox.call_depth,
+    }
+}
+
+fn server_settings(config: &Config, memory: Arc<Budget>, room: Room) -> ServerSettings {
+    let reserved = if peers_can_say(config) { room.connections * config.reserved_connections / 100 } else { 0 };
+    ServerSettings {
+        listeners: Vec::new(),
+        backlog: config.backlog,
+        options: SocketOptions {
+            keep_alive: config.keep_alive.then_some(config.keep_alive_initial_delay.0),
+            no_delay: config.no_delay,
+        },
+        max_connections: room.connections,
+        reserved,
+        per_address: config.max_connections_per_address,
+        max_ending: room.ending,
+        max_message_size: config.max_message_size.0,
+        max_in_flight: config.max_in_flight,
+        read_buffer_size: config.read_buffer_size.0,
+        write_buffer_size: config.write_buffer_size.0,
+        default_timeout: config.default_timeout.0,
+        read_timeout: config.read_timeout.0,
+        handshake_timeout: config.handshake_timeout.0,
+        write_timeout: config.write_timeout.0,
+        idle_timeout: config.idle_timeout.0,
+        drain_timeout: config.drain_timeout.0,
+        thread_stack: HOST_STACK + (config.sandbox.stack.0 + NESTED_STACK) * (config.sandbox.call_depth + 1),
+        memory,
+    }
+}
+
+fn start_admin(config: &Config, doors: Vec<Door>, operator: Operator, metrics: Arc<Metrics>) -> io::Result<()> {
+    let file = config.token_file();
+    let token = token::load_or_create(&file).inspect_err(|error| {
+        tracing::warn!("nothing can be changed over the admin endpoint: token {}: {error}", file.display());
+    });
+    let settings = Arc::clone(&operator.settings);
+    let (view, catalog, described) = (operator.view.clone(), operator.catalog.clone(), operator.catalog.clone());
+    let snapshot = move || Snapshot {
+        accepting: view.accepting(),
+        totals: view.totals(),
+        connections: view.connections(),
+        calls: view.calls(),
+        services: catalog.current().snapshot(),
+    };
+    Admin {
+        snapshot: Box::new(snapshot),
+        services: Box::new(move |name| operator::described(&described.current(), name)),
+        settings: Box::new(move || settings.shown()),
+        metrics,
+        commands: Box::new(operator),
+        token: token.ok(),
+        allowed_hosts: config.admin.allowed_hosts.clone(),
+        busy: Busy::default(),
+    }
+    .start(doors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_follow_open_files() {
+        let room = |connections, files| {
+            let Room { connections, ending, short_of_files } = Room::within(connections, files);
+            (connections, ending, short_of_files.is_some())
+        };
+        assert_eq!(room(1024, None), (1024, MAX_ENDING, false));
+        assert_eq!(room(1024, Some(1_000_000)), (1024, MAX_ENDING, false));
+        assert_eq!(room(1024, Some(128)), (48, 16, true));
+        assert_eq!(room(16, Some(128)), (16, 48, true));
+        assert_eq!(room(1024, Some(8)), (1, 1, true));
+    }
+}
