@@ -179,7 +179,8 @@ pub(super) fn openapi() -> Value {
         "info": {
             "title": "mb-server admin endpoint",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Reading is open on loopback; what is not GET takes the token in state_dir/admin.token.",
+            "description": "Reading is open on this machine; what is not GET, and all from another machine, takes the \
+                            token in state_dir/admin.token.",
         },
         "paths": paths,
         "components": {
@@ -218,11 +219,16 @@ fn operation(route: &Route) -> Value {
             json!({"description": if fine { "done" } else { "refused" }, "content": content}),
         );
     }
-    let mut always = vec![(400, "a parameter or the body is wrong"), (403, "the Host header is not answered")];
-    if route.method != "GET" {
-        always.push((401, "the token is missing or wrong"));
-        always.push((503, "other changes are being made"));
-    }
+    let always = [
+        (400, "a parameter or the body is wrong"),
+        (401, "the token is missing or wrong: what is not GET takes it, and from another machine all does"),
+        (403, "the Host header is not answered"),
+        (408, "the request did not arrive in time"),
+        (411, "the body has no Content-Length"),
+        (413, "the body is too large"),
+        (431, "the header is too large"),
+        (503, "too many requests or changes at the same time, or the endpoint is starting"),
+    ];
     for (status, description) in always {
         responses.entry(status.to_string()).or_insert_with(|| json!({"description": description, "content": error()}));
     }
