@@ -10,7 +10,7 @@ use std::{
 use super::{Exit, Result, failure, inspect::Inspector, usage};
 use crate::{
     log::Format,
-    sandbox::{Ahead, Cpu, Sandbox},
+    sandbox::{Ahead, Cpu, Precompiled, Sandbox},
 };
 
 /// Compile a component ahead of time, for hosts that have no compiler
@@ -44,6 +44,9 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         return Err(usage(format!("{}: --output would replace it", file.display())));
     }
     let bytes = fs::read(file).map_err(|error| usage(format!("{}: {error}", file.display())))?;
+    if Precompiled::is_one(&bytes) {
+        return Err(usage(format!("{} is compiled code already; name its .wasm", file.display())));
+    }
     // That it is a service is said here, not on the host it is copied to.
     let service = Inspector::new()?.load(file)?;
     complain!("mb-server: compiling {} ({} bytes)", file.display(), bytes.len());

@@ -16,7 +16,7 @@ use crate::{
     config::{Config, MemoryPlan},
     host::grant_for,
     log::Format,
-    sandbox::Sandbox,
+    sandbox::{Precompiled, Sandbox},
 };
 
 /// Print what a component says of itself, what it imports, its size and digest
@@ -98,10 +98,15 @@ impl Inspector {
         let wrapped = service.component.was_wrapped();
         text += &row("kind", if wrapped { "core module, turned into a component" } else { "component" });
         text += &row("memory", &format!("{} KiB when an instance begins", service.component.first_memory() / 1024));
-        text += &row("size", &format!("{} bytes: {}", service.size, sections(&bytes)));
-        let compiled = self.sandbox.try_compiling(&bytes).map_err(failure)?;
-        let (millis, kib) = (compiled.took.as_millis(), compiled.size / 1024);
-        text += &row("compiled", &format!("in {millis} ms, to {kib} KiB; kept for the next start"));
+        if Precompiled::is_one(&bytes) {
+            text += &row("size", &format!("{} bytes", service.size));
+            text += &row("compiled", "ahead of time, for this version of the server");
+        } else {
+            text += &row("size", &format!("{} bytes: {}", service.size, sections(&bytes)));
+            let compiled = self.sandbox.try_compiling(&bytes).map_err(failure)?;
+            let (millis, kib) = (compiled.took.as_millis(), compiled.size / 1024);
+            text += &row("compiled", &format!("in {millis} ms, to {kib} KiB; kept for the next start"));
+        }
         text += &row("digest", &service.digest);
         print(&text)?;
         Ok(Exit::Success)

@@ -37,6 +37,14 @@ fn compiled() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("calc.cwasm");
     let (code, said, complained) = compile(&[&component("services", "calc.wasm"), Path::new("--output"), &file]);
+    let inspected = Command::new(BINARY).arg("inspect").arg(&file).output().unwrap();
+    let shown = String::from_utf8_lossy(&inspected.stdout).into_owned();
+    assert!(inspected.status.success() && shown.contains("ahead of time"), "{shown}");
+    assert_eq!(
+        compile(&[&file, Path::new("-o"), &dir.path().join("again.cwasm")]).0,
+        Some(2),
+        "it is compiled already"
+    );
     assert_eq!(code, Some(0), "{complained}");
     assert!(said.contains("calc 1.") && said.contains("digest for grants: sha256:"), "{said}");
     (dir, file)
