@@ -1,61 +1,121 @@
-//! What the kernel knows of a connection's socket, from `/proc/net/tcp`.
+//! What the kernel knows of a connection's socket, as `ss -i` shows it: asked
+//! for over netlink, see sock_diag(7).
 
-use std::{fs, net::SocketAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with, sockopt,
+};
 use serde_json::{Value, json};
 
-/// Largest table that is read, in bytes: about ten thousand sockets.
-const MAX_TABLE: usize = 4 * 1024 * 1024;
+/// `SOCK_DIAG_BY_FAMILY`, `NLM_F_REQUEST | NLM_F_DUMP`, and the end of a dump.
+const BY_FAMILY: u16 = 20;
+const REQUEST_DUMP: u16 = 0x301;
+const DONE: u16 = 3;
+const ERROR: u16 = 2;
+/// `AF_INET`, `AF_INET6`, `IPPROTO_TCP`, and all states that have a peer.
+const FAMILIES: [u8; 2] = [2, 10];
+const TCP: u8 = 6;
+const CONNECTED: u32 = 0xfff & !(1 << 10 | 1 << 7);
+/// `INET_DIAG_INFO`, as an attribute and as a bit of a request.
+const INFO: u16 = 2;
+/// Parts of an answer that are read at most: an answer has the sockets of one
+/// remote port, which are few.
+const MAX_PARTS: usize = 64;
+/// The kernel answers at once.
+const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Queues and retransmissions of the socket whose other end this is; null
-/// where the system does not tell. Round trips are not in that table.
+/// Queues, retransmissions and round trip of the socket whose other end this
+/// is; null where the system does not tell.
 pub(super) fn of(peer: &str) -> Value {
     let Ok(peer) = peer.parse::<SocketAddr>() else { return Value::Null };
-    let tables = ["/proc/self/net/tcp", "/proc/self/net/tcp6"];
-    tables
-        .iter()
-        .filter_map(|file| fs::read_to_string(file).ok())
-        .find_map(|table| find(&table, peer))
-        .unwrap_or(Value::Null)
+    FAMILIES.iter().find_map(|family| ask(*family, peer).ok().flatten()).unwrap_or(Value::Null)
 }
 
-/// A line is `sl local_address rem_address st tx_queue:rx_queue tr:when
-/// retrnsmt …`, all in hexadecimal but for the first; see proc(5).
-fn find(table: &str, peer: SocketAddr) -> Option<Value> {
-    let wanted = [
-        address(peer),
-        address(match peer {
-            SocketAddr::V4(v4) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
-            v6 @ SocketAddr::V6(_) => v6,
-        }),
-    ];
-    let table = &table[..table.floor_char_boundary(MAX_TABLE)];
-    let fields = table.lines().skip(1).map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
-    let line = fields
-        .into_iter()
-        .find(|fields| fields.get(2).is_some_and(|remote| wanted.iter().any(|wanted| wanted == remote)))?;
-    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
-    let (sending, receiving) = line.get(4)?.split_once(':')?;
-    Some(json!({
-        "sendQueueBytes": hex(sending)?,
-        "receiveQueueBytes": hex(receiving)?,
-        "retransmits": hex(line.get(6)?)?,
-    }))
+fn ask(family: u8, peer: SocketAddr) -> io::Result<Option<Value>> {
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
+    send(&socket, &request(family, peer.port()), SendFlags::empty())?;
+    let mut part = vec![0; 32 * 1024];
+    for _ in 0..MAX_PARTS {
+        let (count, _) = recv(&socket, &mut part[..], RecvFlags::empty())?;
+        let mut rest = &part[..count];
+        while let Some((kind, body, next)) = message(rest) {
+            match kind {
+                DONE | ERROR => return Ok(None),
+                BY_FAMILY if remote(body).is_some_and(|remote| is_same(remote, peer)) => return Ok(facts(body)),
+                _ => rest = next,
+            }
+        }
+    }
+    Ok(None)
 }
 
-/// As the table writes it: the address in words of the machine's order.
-fn address(address: SocketAddr) -> String {
-    let words = |octets: &[u8]| -> String {
-        octets
-            .chunks_exact(4)
-            .map(|word| format!("{:08X}", u32::from_ne_bytes([word[0], word[1], word[2], word[3]])))
-            .collect()
+/// `nlmsghdr` and `inet_diag_req_v2`: all sockets with this remote port.
+fn request(family: u8, port: u16) -> Vec<u8> {
+    const SIZE: u32 = 16 + 56;
+    let mut bytes = Vec::with_capacity(SIZE as usize);
+    bytes.extend(SIZE.to_ne_bytes());
+    bytes.extend(BY_FAMILY.to_ne_bytes());
+    bytes.extend(REQUEST_DUMP.to_ne_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend([family, TCP, 1 << (INFO - 1), 0]);
+    bytes.extend(CONNECTED.to_ne_bytes());
+    bytes.extend([0; 2]);
+    bytes.extend(port.to_be_bytes());
+    bytes.resize(SIZE as usize, 0);
+    bytes
+}
+
+/// The next message: its kind, its body, and what comes after it.
+fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let length = u32_at(bytes, 0)? as usize;
+    let body = bytes.get(16..length)?;
+    Some((u16_at(bytes, 4)?, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+/// Of an `inet_diag_msg`: the other end.
+fn remote(body: &[u8]) -> Option<SocketAddr> {
+    let port = u16::from_be_bytes(body.get(6..8)?.try_into().ok()?);
+    let bytes: [u8; 16] = body.get(24..40)?.try_into().ok()?;
+    let ip = match body.first()? {
+        2 => IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]),
+        _ => IpAddr::from(bytes),
     };
-    let ip = match address.ip() {
-        std::net::IpAddr::V4(v4) => words(&v4.octets()),
-        std::net::IpAddr::V6(v6) => words(&v6.octets()),
-    };
-    format!("{ip}:{:04X}", address.port())
+    Some(SocketAddr::new(ip, port))
+}
+
+fn is_same(found: SocketAddr, wanted: SocketAddr) -> bool {
+    (found.ip().to_canonical(), found.port()) == (wanted.ip().to_canonical(), wanted.port())
+}
+
+/// Of an `inet_diag_msg` and its `tcp_info`.
+fn facts(body: &[u8]) -> Option<Value> {
+    const ATTRIBUTES: usize = 72;
+    let (receiving, sending) = (u32_at(body, 56)?, u32_at(body, 60)?);
+    let mut known = json!({"sendQueueBytes": sending, "receiveQueueBytes": receiving});
+    let mut rest = body.get(ATTRIBUTES..)?;
+    while let (Some(length), Some(kind)) = (u16_at(rest, 0), u16_at(rest, 2)) {
+        let Some(info) = rest.get(4..length as usize) else { break };
+        if kind == INFO {
+            known["roundTripMs"] = json!(f64::from(u32_at(info, 68)?) / 1000.0);
+            known["retransmits"] = json!(u32_at(info, 100)?);
+        }
+        rest = rest.get(usize::from(length).next_multiple_of(4)..).unwrap_or_default();
+    }
+    Some(known)
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 #[cfg(test)]
@@ -65,6 +125,8 @@ mod tests {
         io::Write as _,
         net::{TcpListener, TcpStream},
     };
+
+    use proptest::prelude::*;
 
     #[test]
     fn a_socket_is_found_with_what_waits_in_it() {
@@ -76,7 +138,16 @@ mod tests {
             let found = of(&peer.to_string());
             assert_eq!(found["retransmits"], 0, "{found}");
             assert_eq!(found["receiveQueueBytes"], 5, "{found}");
+            assert!(found["roundTripMs"].as_f64().is_some_and(|rtt| rtt > 0.0 && rtt < 1000.0), "{found}");
         }
         assert_eq!(of("192.0.2.1:9"), Value::Null);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = message(&bytes).map(|(_, body, _)| (remote(body), facts(body)));
+            let _ = (remote(&bytes), facts(&bytes));
+        }
     }
 }

@@ -80,6 +80,7 @@ fn a_running_call_is_seen_and_stopped() {
     let connection = server.json(&format!("/connections/{id}"));
     assert_eq!((&connection["connection"]["inFlight"], &connection["calls"][0]["id"]), (&json!(1), &call["id"]));
     assert_eq!(connection["socket"]["retransmits"], 0, "{connection}");
+    assert!(connection["socket"]["roundTripMs"].as_f64().is_some_and(|rtt| rtt > 0.0), "{connection}");
     assert_eq!(change(&server, "DELETE", &format!("/calls/{}", call["id"]), "").0, 200);
     let refused = client.message().json();
     assert_eq!(

@@ -113,9 +113,20 @@ impl Session {
                 }
             }
         }
-        let millis = connection.age().as_millis();
-        let requests = connection.traffic().messages_in.get();
-        tracing::debug!(connection = number, %peer, millis, requests, "connection ended: {end}");
+        static LINES: Limiter = Limiter::new();
+        if LINES.allows("connection ended") {
+            let traffic = connection.traffic();
+            tracing::info!(
+                connection = number,
+                %peer,
+                principal = &*self.identity.principal.name,
+                millis = connection.age().as_millis() as u64,
+                requests = traffic.messages_in.get(),
+                bytes_in = traffic.bytes_in.get(),
+                bytes_out = traffic.bytes_out.get(),
+                "connection ended: {end}"
+            );
+        }
     }
 
     /// Somebody else has said the last word. Where it has left, this thread
