@@ -470,7 +470,43 @@ fn refusal((status, error): Refused) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// What the front makes of these bytes and the end of the stream.
+    fn read(bytes: &[u8]) -> Result<Option<Asked>, Refused> {
+        let (inside, mut outside) = UnixStream::pair().unwrap();
+        outside.write_all(bytes).unwrap();
+        outside.shutdown(std::net::Shutdown::Write).unwrap();
+        Front::new(None).read(&Socket::from(inside), Instant::now() + ASK_WITHIN)
+    }
+
+    #[test]
+    fn a_request_goes_on_without_what_is_of_its_connection() {
+        let asked = read(b"POST /a?b HTTP/1.1\r\nhost: x\r\nx-FRONT: k 1\r\nConnection: keep-alive\r\nTE: x\r\nContent-Length: 2\r\n\r\nab, and more");
+        let expected = b"POST /a?b HTTP/1.1\r\nhost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab";
+        assert_eq!(String::from_utf8_lossy(&asked.unwrap().unwrap().bytes), String::from_utf8_lossy(expected));
+        assert!(read(b"GET /events HTTP/1.1\r\n\r\n").unwrap().unwrap().endless);
+        assert!(read(b"GET / HTTP/1.1\r\nhost: x\r\n").unwrap().is_none(), "it went before it had asked");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic_and_none_bring_a_mark(
+            lines in proptest::collection::vec("(?i)(x-front|host|expect|content-length|[a-z:]{0,9}): ?[ -~\\x00\\r\\n]{0,20}", 0..6),
+            rest in proptest::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let _ = read(&rest);
+            let whole = [b"GET / HTTP/1.1\r\n", lines.join("\r\n").as_bytes(), b"\r\n\r\n", &rest].concat();
+            if let Ok(Some(asked)) = read(&whole) {
+                let text = String::from_utf8_lossy(&asked.bytes).to_lowercase();
+                let head = text.split("\r\n\r\n").next().unwrap_or_default();
+                prop_assert!(!head.contains("\r\nx-front"), "{head}");
+                prop_assert_eq!(head.matches("\r\ncontent-length:").count(), 1);
+            }
+        }
+    }
 
     #[test]
     fn what_is_handed_over_and_does_not_arrive_is_missed() {
