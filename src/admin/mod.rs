@@ -183,16 +183,17 @@ impl Admin {
 
     fn respond(&self, mut request: Request) {
         let (status, kind, body) = self.route(&mut request);
+        let allow = (status == 405).then(|| routes::methods(request.url().split('?').next().unwrap_or_default()));
         // One piece with its length, however large: simple for simple clients.
         let mut response = Response::from_string(body).with_status_code(status).with_chunked_threshold(usize::MAX);
-        for (name, value) in [
+        for (name, value) in allow.as_deref().map(|methods| ("Allow", methods)).into_iter().chain([
             ("Content-Type", kind),
             ("Cache-Control", "no-store"),
             ("X-Content-Type-Options", "nosniff"),
             ("X-Frame-Options", "DENY"),
             ("Referrer-Policy", "no-referrer"),
             ("Content-Security-Policy", POLICY),
-        ] {
+        ]) {
             if let Ok(header) = Header::from_bytes(name, value) {
                 response.add_header(header);
             }

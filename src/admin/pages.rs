@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     Admin, JSON_UTF8, Page, assets, metrics_text,
-    routes::{PROMETHEUS, ROUTES, openapi},
+    routes::{LEVELS, PROMETHEUS, ROUTES, SORTS, openapi},
     version,
 };
 use crate::{log::lines, metrics::snapshot::Snapshot};
@@ -42,7 +42,7 @@ impl Query {
     }
 
     fn number(&self, name: &str) -> Result<Option<u64>, String> {
-        self.get(name).map(|text| text.parse().map_err(|_| format!("{name} is no whole number"))).transpose()
+        self.0.get(name).map(|text| text.parse().map_err(|_| format!("{name} is no whole number"))).transpose()
     }
 
     fn limit(&self) -> Result<usize, String> {
@@ -170,7 +170,7 @@ fn connections(snapshot: &Snapshot, query: &Query) -> Result<Vec<Value>, String>
             "inFlight" => |row| row.in_flight,
             "errors" => |row| row.errors,
             other => {
-                return Err(format!("sort by {other:?}? It is one of bytesIn, bytesOut, messagesIn, inFlight, errors"));
+                return Err(format!("sort by {other:?}? It is one of {}", SORTS.join(", ")));
             }
         };
         rows.sort_by_key(|row| std::cmp::Reverse(key(row)));
@@ -178,9 +178,6 @@ fn connections(snapshot: &Snapshot, query: &Query) -> Result<Vec<Value>, String>
     rows.truncate(query.limit()?);
     Ok(rows.into_iter().map(|row| json!(row)).collect())
 }
-
-/// From the gravest on.
-const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 fn log(query: &Query) -> Result<Vec<lines::Line>, String> {
     let rank = |level: &str| LEVELS.iter().position(|known| *known == level);

@@ -14,8 +14,10 @@ pub struct Route {
     pub what: &'static str,
     /// Parameters of the query: name, and what it is for.
     pub query: &'static [(&'static str, &'static str)],
-    /// Fields of the body, all of them optional: name, JSON type, meaning.
+    /// Fields of the body: name, JSON type, meaning.
     pub body: &'static [(&'static str, &'static str, &'static str)],
+    /// Those of them that have to be there.
+    pub required: &'static [&'static str],
     /// Kind of the answer, and the statuses that it may have beside those of
     /// every route.
     pub answers: (&'static str, &'static [u16]),
@@ -26,12 +28,17 @@ pub(super) const PROMETHEUS: &str = "text/plain; version=0.0.4";
 pub(super) const EVENTS: &str = "text/event-stream";
 
 const fn get(path: &'static str, what: &'static str) -> Route {
-    Route { method: "GET", path, what, query: &[], body: &[], answers: (JSON, &[200]) }
+    Route { method: "GET", path, what, query: &[], body: &[], required: &[], answers: (JSON, &[200]) }
 }
 
 const fn post(path: &'static str, what: &'static str, statuses: &'static [u16]) -> Route {
-    Route { method: "POST", path, what, query: &[], body: &[], answers: (JSON, statuses) }
+    Route { method: "POST", path, what, query: &[], body: &[], required: &[], answers: (JSON, statuses) }
 }
+
+/// What connections may be sorted by.
+pub(super) const SORTS: [&str; 5] = ["bytesIn", "bytesOut", "messagesIn", "inFlight", "errors"];
+/// Levels of the log, from the gravest on.
+pub(super) const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
 const VERSION: &[(&str, &str, &str)] = &[("version", "string", "MAJOR.MINOR.PATCH, where there are several")];
 
@@ -104,11 +111,13 @@ pub const ROUTES: &[Route] = &[
             ("version", "string", "the version that the caller is written against"),
             ("timeoutMs", "integer", "how long it may take, 5,000 if left out"),
         ],
+        required: &["action"],
         ..post("/services/{name}/try", "call an action once, as the operator", &[200])
     },
     post("/tls/reload", "read the certificates again; open connections stay", &[200, 409]),
     Route {
         body: &[("filter", "string", "as the setting log")],
+        required: &["filter"],
         ..post("/log/filter", "change what is logged, until the next start", &[200, 409])
     },
     post("/drain", "end the server in order, as SIGTERM does", &[200]),
@@ -154,6 +163,15 @@ pub(super) fn find<'a>(method: &str, path: &'a str) -> Result<(&'static Route, V
     Err(other)
 }
 
+/// The methods that a path takes, as the header `Allow` has them.
+pub(super) fn methods(path: &str) -> String {
+    let taken = ROUTES.iter().filter(|route| matches(route.path, path).is_some()).map(|route| route.method);
+    let mut taken: Vec<_> = taken.flat_map(|method| [Some(method), (method == "GET").then_some("HEAD")]).collect();
+    taken.sort_unstable();
+    taken.dedup();
+    taken.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
 fn matches<'a>(pattern: &str, path: &'a str) -> Option<Vec<&'a str>> {
     let (mut pattern, mut path) = (pattern.split('/'), path.split('/'));
     let mut values = Vec::new();
@@ -197,10 +215,11 @@ fn operation(route: &Route) -> Value {
         json!({"name": name, "in": "path", "required": true, "schema": {"type": kind}})
     });
     let in_query = route.query.iter().map(|(name, what)| {
-        let kind = if matches!(*name, "limit" | "after") {
-            json!({"type": "integer", "minimum": 0})
-        } else {
-            json!({"type": "string"})
+        let kind = match *name {
+            "limit" | "after" => json!({"type": "integer", "minimum": 0}),
+            "sort" => json!({"enum": SORTS}),
+            "level" => json!({"enum": LEVELS}),
+            _ => json!({"type": "string"}),
         };
         json!({"name": name, "in": "query", "description": what, "schema": kind})
     });
@@ -238,13 +257,21 @@ fn operation(route: &Route) -> Value {
     }
     if !route.body.is_empty() {
         let property = |(name, kind, what): &(&str, &str, &str)| {
-            let schema =
-                if *kind == "any" { json!({"description": what}) } else { json!({"type": kind, "description": what}) };
+            let mut schema = json!({"description": what});
+            if *kind != "any" {
+                schema["type"] = json!(kind);
+            }
+            if *kind == "integer" {
+                schema["minimum"] = json!(0);
+            }
             ((*name).to_owned(), schema)
         };
         let properties: serde_json::Map<_, _> = route.body.iter().map(property).collect();
-        let schema = json!({"type": "object", "additionalProperties": false, "properties": properties});
-        operation["requestBody"] = json!({"content": {JSON: {"schema": schema}}});
+        let schema = json!({
+            "type": "object", "additionalProperties": false, "properties": properties, "required": route.required,
+        });
+        let required = !route.required.is_empty();
+        operation["requestBody"] = json!({"required": required, "content": {JSON: {"schema": schema}}});
     }
     operation
 }
@@ -266,6 +293,7 @@ mod tests {
         assert_eq!(found("GET", "/calls/past"), Ok(("/calls/past", String::new())));
         assert_eq!(found("DELETE", "/calls/7"), Ok(("/calls/{id}", "7".into())));
         assert_eq!(found("POST", "/healthz"), Err(true));
+        assert_eq!((&*methods("/healthz"), &*methods("/calls/7")), ("GET, HEAD", "DELETE"));
         assert_eq!(found("GET", "/services/"), Err(false));
         assert_eq!(found("GET", "/services/../healthz"), Err(false));
     }
