@@ -83,7 +83,7 @@ impl Admin {
                     return none("connection");
                 };
                 let calls: Vec<_> = snapshot.calls.iter().filter(|call| call.connection == row.id).collect();
-                ok(json!({"connection": row, "socket": super::socket::of(&row.peer), "calls": calls}))
+                ok(json!({"connection": row, "socket": row.ends.map(super::socket::of), "calls": calls}))
             }
             "/calls" => ok(json!({"calls": (self.snapshot)().calls})),
             "/calls/past" => {

@@ -23,27 +23,25 @@ const TCP: u8 = 6;
 const CONNECTED: u32 = 0xfff & !(1 << 10 | 1 << 7);
 /// `INET_DIAG_INFO`, as an attribute and as a bit of a request.
 const INFO: u16 = 2;
-/// Parts of an answer that are read at most: an answer has the sockets of one
-/// remote port, which are few.
+/// Parts of an answer that are read at most: an answer has the sockets of two
+/// ports, which are few.
 const MAX_PARTS: usize = 64;
-/// How often it is asked for one that it does not name.
-const TRIES: usize = 3;
 /// The kernel answers at once.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Queues, retransmissions and round trip of the socket whose other end this
-/// is; null where the system does not tell.
-pub(super) fn of(peer: &str) -> Value {
-    let Ok(peer) = peer.parse::<SocketAddr>() else { return Value::Null };
-    // While its table changes, the kernel may leave one out.
-    let tries = FAMILIES.iter().cycle().take(TRIES * FAMILIES.len());
-    tries.into_iter().find_map(|family| ask(*family, peer).ok().flatten()).unwrap_or(Value::Null)
+/// A socket's own end, and the other one.
+type Ends = (SocketAddr, SocketAddr);
+
+/// Queues, retransmissions and round trip of the socket with these ends; null
+/// where the system does not tell.
+pub(super) fn of(ends: Ends) -> Value {
+    FAMILIES.iter().find_map(|family| ask(*family, ends).ok().flatten()).unwrap_or(Value::Null)
 }
 
-fn ask(family: u8, peer: SocketAddr) -> io::Result<Option<Value>> {
+fn ask(family: u8, ends: Ends) -> io::Result<Option<Value>> {
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
-    send(&socket, &request(family, peer.port()), SendFlags::empty())?;
+    send(&socket, &request(family, ends), SendFlags::empty())?;
     let mut part = vec![0; 32 * 1024];
     for _ in 0..MAX_PARTS {
         let (count, _) = recv(&socket, &mut part[..], RecvFlags::empty())?;
@@ -51,7 +49,7 @@ fn ask(family: u8, peer: SocketAddr) -> io::Result<Option<Value>> {
         while let Some((kind, body, next)) = message(rest) {
             match kind {
                 DONE | ERROR => return Ok(None),
-                BY_FAMILY if remote(body).is_some_and(|remote| is_same(remote, peer)) => return Ok(facts(body)),
+                BY_FAMILY if ends_of(body).is_some_and(|found| are_same(found, ends)) => return Ok(facts(body)),
                 _ => rest = next,
             }
         }
@@ -59,8 +57,8 @@ fn ask(family: u8, peer: SocketAddr) -> io::Result<Option<Value>> {
     Ok(None)
 }
 
-/// `nlmsghdr` and `inet_diag_req_v2`: all sockets with this remote port.
-fn request(family: u8, port: u16) -> Vec<u8> {
+/// `nlmsghdr` and `inet_diag_req_v2`: all sockets with these two ports.
+fn request(family: u8, (own, other): Ends) -> Vec<u8> {
     const SIZE: u32 = 16 + 56;
     let mut bytes = Vec::with_capacity(SIZE as usize);
     bytes.extend(SIZE.to_ne_bytes());
@@ -69,8 +67,8 @@ fn request(family: u8, port: u16) -> Vec<u8> {
     bytes.extend([0; 8]);
     bytes.extend([family, TCP, 1 << (INFO - 1), 0]);
     bytes.extend(CONNECTED.to_ne_bytes());
-    bytes.extend([0; 2]);
-    bytes.extend(port.to_be_bytes());
+    bytes.extend(own.port().to_be_bytes());
+    bytes.extend(other.port().to_be_bytes());
     bytes.resize(SIZE as usize, 0);
     bytes
 }
@@ -82,19 +80,24 @@ fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((u16_at(bytes, 4)?, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
-/// Of an `inet_diag_msg`: the other end.
-fn remote(body: &[u8]) -> Option<SocketAddr> {
-    let port = u16::from_be_bytes(body.get(6..8)?.try_into().ok()?);
-    let bytes: [u8; 16] = body.get(24..40)?.try_into().ok()?;
-    let ip = match body.first()? {
-        2 => IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]),
-        _ => IpAddr::from(bytes),
+/// Of an `inet_diag_msg`: both ends.
+fn ends_of(body: &[u8]) -> Option<Ends> {
+    let family = *body.first()?;
+    let end = |port: usize, address: usize| {
+        let port = u16::from_be_bytes(body.get(port..port + 2)?.try_into().ok()?);
+        let bytes: [u8; 16] = body.get(address..address + 16)?.try_into().ok()?;
+        let ip = match family {
+            2 => IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            _ => IpAddr::from(bytes),
+        };
+        Some(SocketAddr::new(ip, port))
     };
-    Some(SocketAddr::new(ip, port))
+    Some((end(4, 8)?, end(6, 24)?))
 }
 
-fn is_same(found: SocketAddr, wanted: SocketAddr) -> bool {
-    (found.ip().to_canonical(), found.port()) == (wanted.ip().to_canonical(), wanted.port())
+fn are_same(found: Ends, wanted: Ends) -> bool {
+    let plain = |end: SocketAddr| (end.ip().to_canonical(), end.port());
+    (plain(found.0), plain(found.1)) == (plain(wanted.0), plain(wanted.1))
 }
 
 /// Of an `inet_diag_msg` and its `tcp_info`.
@@ -139,26 +142,20 @@ mod tests {
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (_server, peer) = listener.accept().unwrap();
             client.write_all(b"12345").unwrap();
-            // The kernel may leave out a socket while its table changes.
-            let begun = std::time::Instant::now();
-            let found = loop {
-                let found = of(&peer.to_string());
-                if found["receiveQueueBytes"] == 5 || begun.elapsed().as_secs() > 30 {
-                    break found;
-                }
-            };
+            let found = of((listener.local_addr().unwrap(), peer));
             assert_eq!(found["retransmits"], 0, "{found}");
             assert_eq!(found["receiveQueueBytes"], 5, "{found}");
             assert!(found["roundTripMs"].as_f64().is_some_and(|rtt| rtt > 0.0 && rtt < 1000.0), "{found}");
         }
-        assert_eq!(of("192.0.2.1:9"), Value::Null);
+        let nobody = "192.0.2.1:9".parse().unwrap();
+        assert_eq!(of((nobody, nobody)), Value::Null);
     }
 
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = message(&bytes).map(|(_, body, _)| (remote(body), facts(body)));
-            let _ = (remote(&bytes), facts(&bytes));
+            let _ = message(&bytes).map(|(_, body, _)| (ends_of(body), facts(body)));
+            let _ = (ends_of(&bytes), facts(&bytes));
         }
     }
 }

@@ -351,10 +351,12 @@ impl Connection {
         };
         let last_activity = self.since.1 + Duration::from_millis(self.last_activity.load(Relaxed));
         let identity = self.identity.load();
+        let socket = self.stream.socket().stream();
         let text = |time| humantime::format_rfc3339_millis(time).to_string();
         ConnectionRow {
             id: identity.caller.connection_id.clone(),
             peer: self.peer().to_string(),
+            ends: socket.local_addr().ok().zip(socket.peer_addr().ok()),
             principal: identity.caller.principal.clone(),
             tls: self.stream.tls_version(),
             state,
