@@ -15,7 +15,7 @@ use std::{
         unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream},
     },
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread,
@@ -74,6 +74,8 @@ pub(super) struct Front {
     /// Where `tiny_http` listens at present.
     behind: Mutex<Option<UnixAddr>>,
     guests: Mutex<Guests>,
+    /// A guest has left.
+    left: Condvar,
     /// Requests that were handed over and have not arrived, and since when.
     on_the_way: Mutex<BTreeMap<u64, Instant>>,
     requests: AtomicU64,
@@ -90,6 +92,8 @@ struct Guest {
     socket: Arc<Socket>,
     /// Its request has not come yet.
     asking: bool,
+    /// Its answer has no end.
+    endless: bool,
 }
 
 /// A guest's place; given back when dropped.
@@ -101,6 +105,7 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.front.guests().here.remove(&self.number);
+        self.front.left.notify_all();
     }
 }
 
@@ -122,6 +127,7 @@ impl Front {
             key,
             behind: Mutex::default(),
             guests: Mutex::default(),
+            left: Condvar::new(),
             on_the_way: Mutex::default(),
             requests: AtomicU64::new(1),
         })
@@ -185,6 +191,13 @@ impl Front {
         self.on_the_way().values().any(|since| now.saturating_duration_since(*since) >= PATIENCE)
     }
 
+    /// Waits until who has asked has the answer, as long as this at most:
+    /// whoever asked for the end of the program wants to hear of it.
+    pub(super) fn finish(&self, within: Duration) {
+        let answering = |guests: &mut Guests| guests.here.values().any(|guest| !guest.asking && !guest.endless);
+        drop(self.left.wait_timeout_while(self.guests(), within, answering));
+    }
+
     fn guests(&self) -> MutexGuard<'_, Guests> {
         self.guests.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -225,7 +238,7 @@ impl Front {
         }
         let number = guests.next;
         guests.next += 1;
-        guests.here.insert(number, Guest { socket: Arc::clone(socket), asking: true });
+        guests.here.insert(number, Guest { socket: Arc::clone(socket), asking: true, endless: false });
         Some(number)
     }
 
@@ -233,6 +246,7 @@ impl Front {
         let asked = self.read(socket, Instant::now() + ASK_WITHIN);
         if let Some(guest) = self.guests().here.get_mut(&place.number) {
             guest.asking = false;
+            guest.endless = matches!(&asked, Ok(Some(Asked { endless: true, .. })));
         }
         let refused = match asked {
             Ok(None) => return,

@@ -48,6 +48,9 @@ const RESTART_PAUSE: Duration = Duration::from_millis(100);
 /// Changes at the same time; they wait for each other anyway.
 const MAX_CHANGES: usize = 4;
 
+/// How long the end of the process waits for answers on their way.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 /// How often it is looked at whether anything does not arrive.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -84,6 +87,17 @@ pub struct Busy {
     listeners: AtomicUsize,
 }
 
+/// The endpoint while it runs.
+pub struct Running(Arc<Front>);
+
+impl Running {
+    /// Before the process ends: waits for answers that are on their way, for
+    /// a second at most.
+    pub fn finish(&self) {
+        self.0.finish(LAST_ANSWERS);
+    }
+}
+
 /// Status, content type, body.
 type Page = (u16, &'static str, String);
 
@@ -98,14 +112,14 @@ impl Admin {
     ///
     /// # Errors
     /// If a thread can't be started.
-    pub fn start(self, doors: Vec<Door>) -> io::Result<()> {
+    pub fn start(self, doors: Vec<Door>) -> io::Result<Running> {
         let front = Front::new(self.token.clone());
         // Who comes at once shall find somebody behind the front.
         let first = front.listen_behind()?;
         doors.into_iter().try_for_each(|door| front.open(door))?;
-        let admin = Arc::new(self);
+        let (admin, running) = (Arc::new(self), Running(Arc::clone(&front)));
         thread::Builder::new().name("mb-admin".into()).spawn(move || admin.supervise(&front, first))?;
-        Ok(())
+        Ok(running)
     }
 
     fn supervise(self: &Arc<Self>, front: &Front, first: UnixListener) {

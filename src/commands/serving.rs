@@ -19,7 +19,7 @@ use super::{
     usage,
 };
 use crate::{
-    admin::{Admin, Busy, Door, token},
+    admin::{Admin, Busy, Door, Running, token},
     budget::Budget,
     catalog::{LiveCatalog, LoadSettings, Policy},
     config::{Config, Loaded, MemoryPlan},
@@ -61,6 +61,7 @@ pub(super) struct Serving {
     pub(super) settings: Arc<LiveSettings>,
     /// Where its admin endpoint listens.
     pub(super) admin: Vec<String>,
+    endpoint: Running,
 }
 
 impl Serving {
@@ -113,8 +114,8 @@ impl Serving {
             dispatcher: trying,
             settings: Arc::clone(&settings),
         };
-        start_admin(&config, doors, operator, metrics).map_err(failure)?;
-        Ok(Self { server, catalog, edge, config, settings, admin })
+        let endpoint = start_admin(&config, doors, operator, metrics).map_err(failure)?;
+        Ok(Self { server, catalog, edge, config, settings, admin, endpoint })
     }
 
     /// Where clients connect.
@@ -132,6 +133,7 @@ impl Serving {
             drained.connections,
             drained.cut_off
         );
+        self.endpoint.finish();
     }
 }
 
@@ -284,7 +286,7 @@ fn server_settings(config: &Config, memory: Arc<Budget>, room: Room) -> ServerSe
     }
 }
 
-fn start_admin(config: &Config, doors: Vec<Door>, operator: Operator, metrics: Arc<Metrics>) -> io::Result<()> {
+fn start_admin(config: &Config, doors: Vec<Door>, operator: Operator, metrics: Arc<Metrics>) -> io::Result<Running> {
     let file = config.token_file();
     let token = token::load_or_create(&file).inspect_err(|error| {
         tracing::warn!("nothing can be changed over the admin endpoint: token {}: {error}", file.display());
