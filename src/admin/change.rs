@@ -185,7 +185,7 @@ impl Admin {
         };
         match self.commands.try_action(&attempt) {
             Ok(outcome) => (200, JSON_UTF8, outcome.to_string()),
-            Err(error) => refuse(400, &error),
+            Err(error) => refuse(409, &error),
         }
     }
 }

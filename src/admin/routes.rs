@@ -112,7 +112,7 @@ pub const ROUTES: &[Route] = &[
             ("timeoutMs", "integer", "how long it may take, 5,000 if left out"),
         ],
         required: &["action"],
-        ..post("/services/{name}/try", "call an action once, as the operator", &[200])
+        ..post("/services/{name}/try", "call an action once, as the operator", &[200, 409])
     },
     post("/tls/reload", "read the certificates again; open connections stay", &[200, 409]),
     Route {
@@ -165,7 +165,10 @@ pub(super) fn find<'a>(method: &str, path: &'a str) -> Result<(&'static Route, V
 
 /// The methods that a path takes, as the header `Allow` has them.
 pub(super) fn methods(path: &str) -> String {
-    let taken = ROUTES.iter().filter(|route| matches(route.path, path).is_some()).map(|route| route.method);
+    // `/services/reload` is no service of that name.
+    let literal = ROUTES.iter().any(|route| route.path == path);
+    let named = |route: &&Route| if literal { route.path == path } else { matches(route.path, path).is_some() };
+    let taken = ROUTES.iter().filter(named).map(|route| route.method);
     let mut taken: Vec<_> = taken.flat_map(|method| [Some(method), (method == "GET").then_some("HEAD")]).collect();
     taken.sort_unstable();
     taken.dedup();
@@ -294,6 +297,7 @@ mod tests {
         assert_eq!(found("DELETE", "/calls/7"), Ok(("/calls/{id}", "7".into())));
         assert_eq!(found("POST", "/healthz"), Err(true));
         assert_eq!((&*methods("/healthz"), &*methods("/calls/7")), ("GET, HEAD", "DELETE"));
+        assert_eq!(methods("/services/reload"), "POST");
         assert_eq!(found("GET", "/services/"), Err(false));
         assert_eq!(found("GET", "/services/../healthz"), Err(false));
     }

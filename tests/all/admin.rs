@@ -135,7 +135,7 @@ fn an_action_is_tried() {
     let (_, answer) = attempt(json!({"action": "divide", "payload": {"a": 1, "b": 0}}));
     assert_eq!(answer["outcome"], "DIVISION_BY_ZERO");
     assert_eq!(attempt(json!({"action": "none"})).1["outcome"], "TOPIC_NOT_SUPPORTED");
-    assert_eq!(attempt(json!({"action": "a b"})).0, 400);
+    assert_eq!(attempt(json!({"action": "a b"})).0, 409);
     assert_eq!(attempt(json!({"payload": 1})).0, 400);
     assert_eq!(attempt(json!({"action": "add", "wrong": 1})).0, 400);
     let page = server.json("/services/calc");
