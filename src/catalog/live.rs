@@ -22,7 +22,7 @@ use super::{
     load::{component_files, digest_of, load_bytes, read_bounded},
     truncated::is_truncated,
 };
-use crate::{config::Config, sandbox::Sandbox, wire::Version};
+use crate::{config::Config, metrics::ServiceStats, sandbox::Sandbox, wire::Version};
 
 /// How long a file that ends too early may still be growing.
 const COPYING: Duration = Duration::from_secs(10);
@@ -55,8 +55,9 @@ pub(super) struct Entry {
     /// It was loaded, or refused, as it is.
     settled: bool,
     pub(super) service: Option<Arc<Service>>,
-    /// What was served until the settings changed: its counts go on.
-    before: Option<Arc<Service>>,
+    /// The version that was served until the settings changed, and its
+    /// counts, which go on.
+    counted: Option<(Version, Arc<ServiceStats>)>,
     /// When the service was loaded, in changes.
     pub(super) generation: u64,
     pub(super) source: Source,
@@ -217,12 +218,16 @@ impl LiveCatalog {
         let mut loader = self.lock();
         let policy = loader.settings.policy.renewed(config)?;
         loader.sandbox.has_room_for(policy.largest_instance(), policy.largest_table())?;
+        // What can't be read now would leave nothing to serve.
+        component_files(&loader.settings.dir).map_err(|error| format!("the services folder can't be read: {error}"))?;
         let before = std::mem::replace(&mut loader.settings.policy, policy.clone());
         for (path, entry) in &mut loader.files {
             let name = FileName::parse(path).map(|file| file.name).unwrap_or_default();
             if entry.service.is_none() || before.settings(&name) != policy.settings(&name) {
                 entry.settled = false;
-                entry.before = entry.service.take();
+                let served = entry.service.take();
+                let counted = served.map(|service| (service.description.version, Arc::clone(&service.stats)));
+                entry.counted = counted.or(entry.counted.take());
             }
         }
         let changes = loader.scan(true).map_err(|error| error.to_string())?;
@@ -273,7 +278,7 @@ impl Loader {
                 since: Instant::now(),
                 settled: false,
                 service: None,
-                before: None,
+                counted: None,
                 generation: 0,
                 source: Source::File,
                 error: None,
@@ -363,17 +368,19 @@ impl Loader {
     fn serve(&self, path: &Path, entry: &mut Entry, mut service: Service, source: Source) -> String {
         let said = &service.description;
         let what = format!("{} {} is served from {}", said.name, said.version, path.display());
-        if let Some(before) = entry.service.as_ref().or(entry.before.as_ref())
-            && (&before.description.name, before.description.version) == (&said.name, said.version)
+        let before = entry.service.as_ref().map(|before| (before.description.version, Arc::clone(&before.stats)));
+        // The name is that of the file, so it is the same.
+        if let Some((version, stats)) = before.or(entry.counted.take())
+            && version == said.version
         {
-            service.stats = Arc::clone(&before.stats);
+            service.stats = stats;
         }
         *entry = Entry {
             stamp: entry.stamp,
             since: entry.since,
             settled: true,
             service: Some(Arc::new(service)),
-            before: None,
+            counted: None,
             generation: self.generation,
             source,
             error: None,

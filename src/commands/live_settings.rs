@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use serde_json::{Value, json};
@@ -26,7 +26,9 @@ const LIVE: [&str; 4] = ["log", "principals.", "require_digest", "services."];
 
 /// The settings that hold, and how to read them again.
 pub(super) struct LiveSettings {
-    /// Held while they are changed.
+    /// Held while they are read again, as long as loading services takes.
+    reloading: Mutex<()>,
+    /// Held for a copy: who looks does not wait for a reload.
     current: Mutex<Current>,
     again: Box<ReadSettings>,
     catalog: Arc<LiveCatalog>,
@@ -59,13 +61,17 @@ impl Applied {
 impl LiveSettings {
     pub(super) fn new(loaded: Loaded, again: Box<ReadSettings>, catalog: Arc<LiveCatalog>, edge: Arc<Edge>) -> Self {
         let current = Mutex::new(Current { rows: loaded.rows, waiting: Vec::new() });
-        Self { current, again, catalog, edge }
+        Self { reloading: Mutex::default(), current, again, catalog, edge }
     }
 
     /// The settings that hold, for whoever looks.
     pub(super) fn shown(&self) -> Value {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current();
         json!({"settings": masked(&current.rows), "nextStart": current.waiting})
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads them again and applies what can be applied.
@@ -73,10 +79,10 @@ impl LiveSettings {
     /// # Errors
     /// What is wrong with them; then nothing has changed.
     pub(super) fn reload(&self) -> Result<Applied, String> {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let Loaded { config, rows } = (self.again)()?;
         edge::check_exposure(&config).map_err(|(_, error)| error)?;
-        let changed = differing(&current.rows, &rows);
+        let changed = differing(&self.current().rows, &rows);
         let (applied, waiting): (Vec<_>, Vec<_>) = changed.into_iter().partition(|key| is_live(key));
         let touches = |prefix: &str| applied.iter().any(|key| key.starts_with(prefix));
         // The only one that can fail comes first.
@@ -91,11 +97,13 @@ impl LiveSettings {
             log::set_filter(&config.log)?;
         }
         self.edge.reload();
+        let mut current = self.current();
         let keep = |row: &&Row| !is_live(&row.key);
         let live = rows.into_iter().filter(|row| is_live(&row.key));
         let mut merged: Vec<Row> = current.rows.iter().filter(keep).cloned().chain(live).collect();
         merged.sort_by(|a, b| a.key.cmp(&b.key));
         *current = Current { rows: merged, waiting: waiting.clone() };
+        drop(current);
         tracing::info!(
             security = "change",
             applied = applied.join(" "),

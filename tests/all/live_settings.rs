@@ -82,6 +82,7 @@ fn a_grant_that_is_taken_away_is_gone_at_once() {
     rewrite(&server, granted);
     assert_eq!(reload(&server).0, 200);
     assert_eq!(client.ask("counter.add", add).json()["value"], 2);
+    assert_eq!(server.json("/services")["services"][0]["calls"], 2, "the counts went on, though it was gone");
 
     // What the pool was not made for, and a store that was not opened.
     rewrite(&server, &format!("{granted}[services.counter]\nmemory = \"100MiB\""));
