@@ -44,11 +44,15 @@ impl Context {
     /// For a component that is loaded: nobody calls.
     #[must_use]
     pub fn of_loading(deadline: Instant) -> Self {
+        Self::of_nobody(Arc::default(), deadline)
+    }
+
+    pub(super) fn of_nobody(caller: Arc<Caller>, deadline: Instant) -> Self {
         Self {
             request_id: None,
             parent_request_id: None,
             requested_version: None,
-            caller: Arc::default(),
+            caller,
             deadline,
             calls: None,
             chain: None,

@@ -57,7 +57,7 @@ impl store::Host for Host {
         if let Err(error) = self.stored(|namespace| namespace.open(&identifier))? {
             return Ok(Err(error));
         }
-        Ok(Ok(self.table.push(Bucket(identifier.into()))?))
+        Ok(Ok(self.hand_out(Bucket(identifier.into()))?))
     }
 }
 
@@ -120,7 +120,7 @@ impl atomics::Host for Host {
 impl Host {
     fn look(&mut self, bucket: Box<str>, key: String) -> Answer<Resource<Cas>> {
         match self.stored(|namespace| namespace.get(&bucket, &key))? {
-            Ok(seen) => Ok(Ok(self.table.push(Cas { bucket, key, seen })?)),
+            Ok(seen) => Ok(Ok(self.hand_out(Cas { bucket, key, seen })?)),
             Err(error) => Ok(Err(error)),
         }
     }

@@ -19,7 +19,7 @@ use std::{sync::Arc, time::Instant};
 pub use context::Context;
 pub use grants::{GrantError, Granted};
 pub use link::{LinkError, grant_for, link};
-use wasmtime::component::ResourceTable;
+use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
 pub use watch::{Stop, Unwatched, Watch};
 
 /// The generated side of the contract.
@@ -46,9 +46,13 @@ pub struct Host {
     granted: Arc<Granted>,
     watch: Arc<dyn Watch>,
     table: ResourceTable,
+    /// Several handles were there at the same time.
+    several_handles: bool,
     log: log::Meter,
     /// A host function waits: what a deadline that passes now interrupts.
     waiting: bool,
+    /// Stands in between two calls.
+    nobody: (Arc<context::Caller>, Arc<dyn Watch>),
 }
 
 impl Host {
@@ -59,7 +63,8 @@ impl Host {
         let mut table = ResourceTable::new();
         table.set_max_capacity(granted.handles);
         let log = log::Meter::new(granted.log_bytes);
-        Self { context, granted, watch, table, log, waiting: false }
+        let nobody = (Arc::default(), Arc::new(Unwatched) as Arc<dyn Watch>);
+        Self { context, granted, watch, table, several_handles: false, log, waiting: false, nobody }
     }
 
     /// For the next call of the same instance. Handles stay: they are part of
@@ -70,10 +75,32 @@ impl Host {
         (self.context, self.watch, self.waiting) = (context, watch, false);
     }
 
+    /// The instance waits for its next call, and holds nothing of the one
+    /// before: a connection is closed when nobody holds it any more.
+    pub fn rest(&mut self) {
+        let (caller, watch) = &self.nobody;
+        self.context = Context::of_nobody(Arc::clone(caller), self.context.deadline);
+        self.watch = Arc::clone(watch);
+    }
+
     /// The call is over: writes out what waits for the end of its line.
     pub fn finish(&mut self) {
         let Self { context, granted, log, .. } = self;
         log.finish(granted, context);
+    }
+
+    /// A handle for the component.
+    fn hand_out<T: Send + 'static>(&mut self, resource: T) -> Result<Resource<T>, ResourceTableError> {
+        self.several_handles |= !self.table.is_empty();
+        self.table.push(resource)
+    }
+
+    /// Whether the component has handles, or may see by the number of its next
+    /// one that it had several: those are given out again in the order in
+    /// which they came back.
+    #[must_use]
+    pub fn holds_handles(&self) -> bool {
+        self.several_handles || !self.table.is_empty()
     }
 
     /// The call that is served.

@@ -15,9 +15,10 @@ use wasmtime::{Cache, CacheConfig, Config, Engine, OptLevel, RegallocAlgorithm, 
 use wit_component::ComponentEncoder;
 
 use super::{
-    component::LoadError,
+    component::{LoadError, Loaded},
     engine::{Allocation as _, CompilerConfig, Sandbox, SandboxConfig, base, default_cache_dir},
     precompiled::{self, hex_digest},
+    restore::{self, Restores, Unfit},
 };
 use crate::budget::Budget;
 
@@ -55,9 +56,9 @@ impl Sandbox {
     /// # Errors
     /// It does not compile.
     pub fn try_compiling(&self, bytes: &[u8]) -> Result<Compiled, LoadError> {
-        let bytes = componentize(bytes)?;
+        let Prepared { component, .. } = Prepared::of(bytes, true)?;
         let begun = Instant::now();
-        let code = self.engine.precompile_component(&bytes).map_err(LoadError::compile)?;
+        let code = self.engine.precompile_component(&component).map_err(LoadError::compile)?;
         Ok(Compiled { took: begun.elapsed(), size: code.len() })
     }
 
@@ -66,18 +67,22 @@ impl Sandbox {
     /// # Errors
     /// It does not compile.
     pub fn precompile(bytes: &[u8], kind: Ahead) -> Result<Vec<u8>, LoadError> {
-        let component = componentize(bytes)?;
-        let wrapped = matches!(component, Cow::Owned(_));
+        let prepared = Prepared::of(bytes, true)?;
         let config = SandboxConfig::for_compiling(None);
         let engine = Self::compiling_engine(&config, kind.on_demand, kind.cpu, None).map_err(LoadError::compile)?;
-        let code = engine.precompile_component(&component).map_err(LoadError::compile)?;
-        Ok(precompiled::file(bytes, wrapped, &code))
+        let code = engine.precompile_component(&prepared.component).map_err(LoadError::compile)?;
+        Ok(precompiled::file(bytes, prepared.wrapped, prepared.restores.ok(), &code))
     }
 
-    /// Compiles a component, or takes its compiled code from the cache; says
-    /// whether it was a core module.
-    pub(super) fn compile(&self, bytes: &[u8]) -> Result<(component::Component, bool), LoadError> {
-        let bytes = componentize(bytes)?;
+    /// Compiles a component, or takes its compiled code from the cache. Its
+    /// instances are put back after each request if that is wanted, and if
+    /// they can be with so much memory.
+    pub(super) fn compile(&self, bytes: &[u8], restore: bool, memory: usize) -> Result<Loaded, LoadError> {
+        let mut prepared = Prepared::of(bytes, restore)?;
+        if prepared.restores.as_ref().is_ok_and(|restores| restores.first > memory) {
+            prepared = Prepared::of(bytes, false)?;
+        }
+        let Prepared { component: bytes, wrapped, restores } = prepared;
         let compiler = &self.config.compiler;
         if let Some((apart, cache_dir)) = compiler.apart.as_ref().zip(self.cache_dir.as_ref()) {
             let mark = cache_dir.join("compiled").join(self.fingerprint(&bytes));
@@ -90,7 +95,7 @@ impl Sandbox {
             }
         }
         let compiled = component::Component::new(&self.engine, &bytes).map_err(LoadError::compile)?;
-        Ok((compiled, matches!(bytes, Cow::Owned(_))))
+        Ok(Loaded { compiled, wrapped, restores })
     }
 
     /// Names these bytes compiled by this engine.
@@ -116,6 +121,26 @@ impl Sandbox {
         // Where instances come from does not show in compiled code, but for
         // the address space that each memory gets: the pool's is the default.
         Engine::new(&if on_demand { base.on_demand() } else { base })
+    }
+}
+
+/// A component as it is compiled.
+struct Prepared<'a> {
+    component: Cow<'a, [u8]>,
+    /// It was a core module.
+    wrapped: bool,
+    restores: Result<Restores, Unfit>,
+}
+
+impl<'a> Prepared<'a> {
+    fn of(bytes: &'a [u8], restore: bool) -> Result<Self, LoadError> {
+        let component = componentize(bytes)?;
+        let wrapped = matches!(component, Cow::Owned(_));
+        let rewritten = if restore { restore::rewrite(&component) } else { Err(Unfit::unwanted()) };
+        Ok(match rewritten {
+            Ok((rewritten, restores)) => Self { component: rewritten.into(), wrapped, restores: Ok(restores) },
+            Err(unfit) => Self { component, wrapped, restores: Err(unfit) },
+        })
     }
 }
 

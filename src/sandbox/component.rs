@@ -9,17 +9,20 @@ use std::{
     },
 };
 
+use wasmtime::component::{self, InstancePre};
+
 use super::{
     engine::Sandbox,
     instance::Guest,
     limits::Bounds,
     pool::Idle,
     precompiled::{Precompiled, PrecompiledError},
+    restore::{Restore, Restores, Unfit},
 };
 use crate::{
     budget::Budget,
-    config::ServiceSettings,
-    host::{Granted, HANDLER, LinkError, bindings::FullPre, link},
+    config::{Isolation, ServiceSettings},
+    host::{Granted, HANDLER, LinkError, bindings::FullIndices, link},
 };
 
 /// What a component runs under.
@@ -71,11 +74,23 @@ impl<'a> Code<'a> {
     }
 }
 
+/// What became of a file.
+pub(super) struct Loaded {
+    pub(super) compiled: component::Component,
+    /// It was a core module.
+    pub(super) wrapped: bool,
+    /// What was made of it, so that its instances can be put back.
+    pub(super) restores: Result<Restores, Unfit>,
+}
+
 /// A compiled component, its imports linked and its exports looked up: what
 /// is left for a call is to instantiate and to run.
 pub struct Component {
     pub(super) sandbox: Arc<Sandbox>,
-    pub(super) pre: FullPre<Guest>,
+    pub(super) linked: InstancePre<Guest>,
+    pub(super) exports: FullIndices,
+    /// How its instances are put back after each request, if they are.
+    pub(super) restore: Result<Restore, Unfit>,
     pub(super) terms: Terms,
     /// Calls at the same time.
     pub(super) turns: Arc<Budget>,
@@ -95,10 +110,13 @@ impl Component {
     /// # Errors
     /// Says what to do about it, for the author of the component.
     pub fn load(sandbox: &Arc<Sandbox>, code: &Code<'_>, terms: Terms) -> Result<Self, LoadError> {
-        let (compiled, wrapped) = match code {
-            Code::Wasm(bytes) => sandbox.compile(bytes)?,
-            Code::Compiled(file) => (file.load(&sandbox.engine)?, file.was_wrapped()),
+        let ServiceSettings { isolation, restore, .. } = terms.settings;
+        let wanted = isolation == Isolation::Request && restore;
+        let Loaded { compiled, wrapped, restores } = match code {
+            Code::Wasm(bytes) => sandbox.compile(bytes, wanted, terms.memory)?,
+            Code::Compiled(file) => file.load(&sandbox.engine)?,
         };
+        let restore = restores.and_then(|restores| Restore::of(&compiled, restores, wanted));
         let kind = compiled.component_type();
         let imports: Vec<_> = kind.imports(&sandbox.engine).map(|(name, _)| name.to_owned()).collect();
         let linker = link::<Guest>(&sandbox.engine, &compiled, &terms.granted).map_err(LoadError::Import)?;
@@ -107,12 +125,14 @@ impl Component {
             return Err(LoadError::Export { exports });
         }
         let linked = linker.instantiate_pre(&compiled).map_err(LoadError::contract)?;
-        let pre = FullPre::new(linked).map_err(LoadError::contract)?;
+        let indices = FullIndices::new(&linked).map_err(LoadError::contract)?;
         let idle = Arc::new(Idle::new(&sandbox.any_idle));
         sandbox.remember(&idle);
         Ok(Self {
             sandbox: Arc::clone(sandbox),
-            pre,
+            linked,
+            exports: indices,
+            restore,
             turns: Budget::places(terms.settings.concurrency),
             terms,
             idle,
@@ -132,6 +152,14 @@ impl Component {
     #[must_use]
     pub fn was_wrapped(&self) -> bool {
         self.wrapped
+    }
+
+    /// Why each request gets an instance that is made for it, though it is
+    /// not to share one: none if one that served before is put back as it
+    /// was.
+    #[must_use]
+    pub fn made_anew(&self) -> Option<String> {
+        self.restore.as_ref().err().map(ToString::to_string)
     }
 
     /// What it runs under.
@@ -155,7 +183,7 @@ impl Component {
 impl Sandbox {
     /// Stands for the compiler where there is none.
     #[allow(clippy::unused_self, reason = "the compiler uses it")]
-    fn compile(&self, _: &[u8]) -> Result<(wasmtime::component::Component, bool), LoadError> {
+    fn compile(&self, _: &[u8], _: bool, _: usize) -> Result<Loaded, LoadError> {
         Err(LoadError::NoCompiler)
     }
 }

@@ -17,6 +17,7 @@ use super::compile;
 use super::{
     limits::{MAX_MEMORIES, MAX_TABLES},
     pool::{Idle, Place, take},
+    restore,
     ticker::{Pulse, Ticker},
 };
 use crate::{
@@ -229,7 +230,7 @@ impl Allocation for Config {
         let mut pool = PoolingAllocationConfig::new();
         pool.total_component_instances(instances)
             .total_core_instances(instances.saturating_mul(4).max(MAX_CORE_INSTANCES))
-            .total_memories(instances.saturating_mul(2).max(2 * memories))
+            .total_memories(instances.saturating_mul(3).max(2 * memories))
             .total_tables(instances.saturating_mul(4).max(2 * tables))
             .max_core_instances_per_component(MAX_CORE_INSTANCES)
             .max_memories_per_component(memories)
@@ -238,7 +239,7 @@ impl Allocation for Config {
             .max_tables_per_module(tables)
             .max_component_instance_size(1024 * 1024)
             .max_core_instance_size(1024 * 1024)
-            .max_memory_size(config.largest_instance)
+            .max_memory_size(config.largest_instance.max(restore::MARKED))
             .table_elements(config.largest_table)
             .linear_memory_keep_resident(KEPT_MEMORY.0)
             .table_keep_resident(KEPT_TABLES.0)

@@ -11,6 +11,7 @@ use super::{
     component::Component,
     limits::Limits,
     pool::{Place, Warm, take},
+    restore::Restorer,
 };
 use crate::{
     budget::Budget,
@@ -152,6 +153,10 @@ impl HasHost for Guest {
 pub(super) struct Live {
     pub(super) store: Store<Guest>,
     pub(super) service: Full,
+    /// Puts it back as it was, if that is to be done.
+    restorer: Option<Restorer>,
+    /// Its size when it was new.
+    size: (usize, usize),
     /// Its place among the instances of the server.
     _place: Place,
 }
@@ -196,30 +201,39 @@ impl Component {
         }
         let not_begun = |wanted| move || CallError::NotBegun(wanted);
         let _turn = Turn::take(&self.turns, &*call.watch, deadline).ok_or_else(not_begun(Wanted::Turn))?;
-        match self.terms.settings.isolation {
-            Isolation::Request => {
-                let mut live = self.fresh(call.context, call.watch)?;
-                *waited = begun.elapsed();
-                let answer = self.ask(&mut live, call.action, call.payload)?;
-                Ok((answer, live.store.data().limits.memory()))
+        let Warm { mut live, calls } = match self.idle.take() {
+            Some(mut warm) => {
+                renew(&mut warm.live.store, call.context, call.watch);
+                warm
             }
-            Isolation::Shared => {
-                let Warm { mut live, calls } = match self.idle.take() {
-                    Some(mut warm) => {
-                        renew(&mut warm.live.store, call.context, call.watch);
-                        warm
-                    }
-                    None => Warm { live: self.fresh(call.context, call.watch)?, calls: 0 },
-                };
-                *waited = begun.elapsed();
-                // One that failed is dropped here.
-                let answer = self.ask(&mut live, call.action, call.payload)?;
-                let memory = live.store.data().limits.memory();
-                if calls + 1 < self.terms.settings.max_calls {
-                    self.idle.put(Warm { live, calls: calls + 1 });
-                }
-                Ok((answer, memory))
+            None => Warm { live: self.fresh(call.context, call.watch)?, calls: 0 },
+        };
+        *waited = begun.elapsed();
+        // One that failed is dropped here.
+        let answer = self.ask(&mut live, call.action, call.payload)?;
+        let memory = live.store.data().limits.memory();
+        if calls + 1 < self.terms.settings.max_calls && self.is_as_new(&mut live) {
+            live.store.data_mut().host.rest();
+            self.idle.put(Warm { live, calls: calls + 1 });
+        }
+        Ok((answer, memory))
+    }
+
+    /// Whether an instance may serve another request; puts it back as it was
+    /// where requests are not to share one.
+    fn is_as_new(&self, live: &mut Live) -> bool {
+        let Live { store, restorer, size, .. } = live;
+        match (self.terms.settings.isolation, restorer) {
+            (Isolation::Shared, _) => true,
+            (Isolation::Request, None) => false,
+            // What can't be put back from inside: memory does not shrink, and
+            // handles are the component's.
+            (Isolation::Request, Some(_))
+                if store.data().limits.size() != *size || store.data().host.holds_handles() =>
+            {
+                false
             }
+            (Isolation::Request, Some(restorer)) => restorer.restore.call(store, ()).is_ok(),
         }
     }
 
@@ -235,13 +249,22 @@ impl Component {
         if Instant::now() >= deadline {
             return Err(CallError::NotBegun(Wanted::Instance).into());
         }
-        let service = self.pre.instantiate(&mut store);
-        let service = service.map_err(|error| self.explain(&store, Phase::Start, &error))?;
-        Ok(Live { store, service, _place: place })
+        let made = self.linked.instantiate(&mut store).and_then(|made| {
+            let service = self.exports.load(&mut store, &made)?;
+            let restorer = self.restore.as_ref().ok().map(|restore| restore.checkpoint(&mut store, &made));
+            Ok((service, restorer.transpose()?.flatten()))
+        });
+        let (service, restorer) = made.map_err(|error| self.explain(&store, Phase::Start, &error))?;
+        let guest = store.data_mut();
+        if let Some(restorer) = &restorer {
+            guest.limits.keep(restorer.kept);
+        }
+        let size = guest.limits.size();
+        Ok(Live { store, service, restorer, size, _place: place })
     }
 
     fn ask(&self, live: &mut Live, action: &str, payload: Payload<'_>) -> Result<Answer, Ended> {
-        let Live { store, service, _place } = live;
+        let Live { store, service, .. } = live;
         let payload = match payload {
             Payload::Json(text) => PayloadParam::Json(text),
             Payload::Binary(bytes) => PayloadParam::Binary(bytes),
@@ -276,7 +299,8 @@ impl Component {
         let sandbox = &self.sandbox;
         sandbox.pulse.beat();
         let host = Host::new(context, Arc::clone(&self.terms.granted), watch);
-        let guest = Guest { host, limits: Limits::new(self.terms.bounds(), &sandbox.memory) };
+        let aside = self.restore.as_ref().map_or(0, |restore| restore.restores.aside);
+        let guest = Guest { host, limits: Limits::new(self.terms.bounds(), aside, &sandbox.memory) };
         let mut store = Store::new(&sandbox.engine, guest);
         store.limiter(|guest| guest);
         store.set_hostcall_fuel(self.terms.host_data());

@@ -41,7 +41,9 @@ pub struct Bounds {
 #[derive(Debug)]
 pub struct Limits {
     bounds: Bounds,
-    /// Invariant: `memory <= bounds.memory`.
+    /// Memory of the instance that is not the guest's own, and does not count.
+    aside: usize,
+    /// With what does not count. Invariant: `memory <= bounds.memory + aside`.
     memory: usize,
     /// Invariant: `table_elements <= bounds.table_elements`.
     table_elements: usize,
@@ -51,10 +53,11 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Nothing held yet.
+    /// Nothing held yet. So many bytes of memory, made with the instance, are
+    /// not the guest's own.
     #[must_use]
-    pub fn new(bounds: Bounds, shared: &Arc<Budget>) -> Self {
-        Self { bounds, memory: 0, table_elements: 0, charge: Charge::none(shared), refused: false }
+    pub fn new(bounds: Bounds, aside: usize, shared: &Arc<Budget>) -> Self {
+        Self { bounds, aside, memory: 0, table_elements: 0, charge: Charge::none(shared), refused: false }
     }
 
     /// Takes from the server's memory what an instance of this size needs,
@@ -66,7 +69,18 @@ impl Limits {
     /// Bytes of linear memory; it never shrinks, so this is the peak too.
     #[must_use]
     pub fn memory(&self) -> usize {
-        self.memory
+        self.memory.saturating_sub(self.aside)
+    }
+
+    /// Bytes of memory and elements of tables that the instance has.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.memory, self.table_elements)
+    }
+
+    /// Takes from the server's memory, whatever there is, what is kept beside
+    /// the guest's own.
+    pub fn keep(&mut self, bytes: usize) {
+        self.charge.set(beyond_kept(self.memory() + bytes));
     }
 
     /// Whether the instance was refused something in this call.
@@ -101,11 +115,13 @@ impl ResourceLimiter for Guest {
     /// time is over.
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
         let Self { host, limits } = self;
-        let Some(sum) = limits.grown(limits.memory, limits.bounds.memory, current, desired) else { return Ok(false) };
-        if !limits.charge.raise_until(beyond_kept(sum), Instant::now()) {
+        let limit = limits.bounds.memory.saturating_add(limits.aside);
+        let Some(sum) = limits.grown(limits.memory, limit, current, desired) else { return Ok(false) };
+        let needed = beyond_kept(sum.saturating_sub(limits.aside));
+        if !limits.charge.raise_until(needed, Instant::now()) {
             host.waits();
         }
-        while !limits.charge.raise_until(beyond_kept(sum), Instant::now() + LOOK_EVERY) {
+        while !limits.charge.raise_until(needed, Instant::now() + LOOK_EVERY) {
             if let Some(stop) = host.tick() {
                 return Err(stop.into());
             }
@@ -151,7 +167,7 @@ mod tests {
         let settings = settings_of(&Config::default().services, "x");
         let granted = Granted::for_inspection("x", &settings);
         let host = Host::new(Context::of_loading(deadline), granted, Arc::new(Unwatched));
-        Guest { host, limits: Limits::new(Bounds { memory, table_elements, instances: 1 }, shared) }
+        Guest { host, limits: Limits::new(Bounds { memory, table_elements, instances: 1 }, 0, shared) }
     }
 
     fn soon() -> Instant {

@@ -11,6 +11,7 @@ mod instance;
 mod limits;
 mod pool;
 mod precompiled;
+mod restore;
 mod ticker;
 
 #[cfg(feature = "compiler")]

@@ -20,7 +20,8 @@ impl Drop for Place {
     }
 }
 
-/// An instance of a service with `isolation = "shared"`, between two calls.
+/// An instance between two calls: of a service with `isolation = "shared"`, or
+/// put back as it was.
 pub(super) struct Warm {
     pub(super) live: Live,
     /// Calls that it has served.

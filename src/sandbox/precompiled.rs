@@ -6,7 +6,7 @@
 //! says what it is; the rest is what wasmtime's compiler made:
 //!
 //! ```text
-//! MB-COMPILED/1 {"arch":"x86_64","code":"sha256:…","component":"sha256:…","server":"0.1.0","wrapped":false}\n
+//! MB-COMPILED/1 {"arch":"x86_64","code":"sha256:…","component":"sha256:…","restores":null,"server":"0.1.0","wrapped":false}\n
 //! ```
 
 use std::{
@@ -19,6 +19,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use wasmtime::{Engine, component::Component};
+
+use super::{
+    component::Loaded,
+    restore::{Restores, Unfit},
+};
 
 /// What such a file begins with.
 const MARK: &[u8] = b"MB-COMPILED/1 ";
@@ -40,6 +45,8 @@ struct About<'a> {
     code: Cow<'a, str>,
     /// That WebAssembly was a core module.
     wrapped: bool,
+    /// Its instances can be put back.
+    restores: Option<Restores>,
 }
 
 /// Machine code that may be loaded: whoever has this has looked at who could
@@ -47,6 +54,7 @@ struct About<'a> {
 pub struct Precompiled<'a> {
     code: &'a [u8],
     wrapped: bool,
+    restores: Option<Restores>,
 }
 
 impl<'a> Precompiled<'a> {
@@ -76,7 +84,7 @@ impl<'a> Precompiled<'a> {
         let end = rest.iter().take(MAX_LINE).position(|byte| *byte == b'\n');
         let (line, code) = rest.split_at(end.ok_or_else(|| broken("its first line has no end"))?);
         let code = &code[1..];
-        let About { server, arch, component: _, code: digest, wrapped } =
+        let About { server, arch, component: _, code: digest, wrapped, restores } =
             serde_json::from_slice(line).map_err(|error| broken(&format!("its first line: {error}")))?;
         if (&*server, &*arch) != (SERVER, std::env::consts::ARCH) {
             return Err(PrecompiledError::MadeFor { server: server.into(), arch: arch.into() });
@@ -84,16 +92,16 @@ impl<'a> Precompiled<'a> {
         if digest != format!("sha256:{}", hex_digest(code)) {
             return Err(broken("its digest is not the recorded one"));
         }
-        Ok(Self { code, wrapped })
+        Ok(Self { code, wrapped, restores })
     }
 
-    /// Whether it was made of a core module.
-    pub(super) const fn was_wrapped(&self) -> bool {
-        self.wrapped
+    pub(super) fn load(&self, engine: &Engine) -> Result<Loaded, PrecompiledError> {
+        let compiled = self.deserialize(engine)?;
+        Ok(Loaded { compiled, wrapped: self.wrapped, restores: self.restores.ok_or_else(Unfit::unknown) })
     }
 
     #[allow(unsafe_code, reason = "wasmtime can't check machine code that comes from outside")]
-    pub(super) fn load(&self, engine: &Engine) -> Result<Component, PrecompiledError> {
+    fn deserialize(&self, engine: &Engine) -> Result<Component, PrecompiledError> {
         // SAFETY: the bytes must be what a compiler of wasmtime wrote. Their
         // digest is the one that `file` recorded, and `open` has seen that
         // nobody can have changed both but those who can replace this program
@@ -106,13 +114,14 @@ impl<'a> Precompiled<'a> {
 
 /// The file that holds the code that was made of a component or core module.
 #[cfg(feature = "compiler")]
-pub(super) fn file(component: &[u8], wrapped: bool, code: &[u8]) -> Vec<u8> {
+pub(super) fn file(component: &[u8], wrapped: bool, restores: Option<Restores>, code: &[u8]) -> Vec<u8> {
     let about = About {
         server: SERVER.into(),
         arch: std::env::consts::ARCH.into(),
         component: format!("sha256:{}", hex_digest(component)).into(),
         code: format!("sha256:{}", hex_digest(code)).into(),
         wrapped,
+        restores,
     };
     let line = serde_json::json!(about).to_string();
     [MARK, line.as_bytes(), b"\n", code].concat()
@@ -195,7 +204,7 @@ mod tests {
     #[cfg(feature = "compiler")]
     #[test]
     fn what_was_changed_or_made_for_others_is_refused() {
-        let good = file(b"component", true, b"code");
+        let good = file(b"component", true, None, b"code");
         let opened = Precompiled::of(&good).unwrap();
         assert_eq!((opened.code, opened.wrapped), (b"code".as_slice(), true));
         let text = String::from_utf8(good.clone()).unwrap();
@@ -206,7 +215,7 @@ mod tests {
         for at in 0..good.len() {
             let mut changed = good.clone();
             changed[at] ^= 1;
-            let of_component = text.find("sha256:").unwrap()..text.find("\",\"server").unwrap_or(good.len());
+            let of_component = text.find("sha256:").unwrap()..text.find(",\"server").unwrap();
             // What it was made from is said for people.
             if Precompiled::of(&changed).is_ok() {
                 assert!(of_component.contains(&at) || text[at..].starts_with(['t', 'r', 'u', 'e']), "{at}");

@@ -57,19 +57,19 @@ impl exit::Host for Host {
 
 impl stdin::Host for Host {
     fn get_stdin(&mut self) -> wasmtime::Result<Resource<InputStream>> {
-        Ok(self.table.push(InputStream)?)
+        Ok(self.hand_out(InputStream)?)
     }
 }
 
 impl stdout::Host for Host {
     fn get_stdout(&mut self) -> wasmtime::Result<Resource<OutputStream>> {
-        Ok(self.table.push(OutputStream(Stream::Stdout))?)
+        Ok(self.hand_out(OutputStream(Stream::Stdout))?)
     }
 }
 
 impl stderr::Host for Host {
     fn get_stderr(&mut self) -> wasmtime::Result<Resource<OutputStream>> {
-        Ok(self.table.push(OutputStream(Stream::Stderr))?)
+        Ok(self.hand_out(OutputStream(Stream::Stderr))?)
     }
 }
 

@@ -35,11 +35,11 @@ impl monotonic_clock::Host for Host {
                 Pollable::after(when.saturating_sub(now))
             }
         };
-        Ok(self.table.push(pollable)?)
+        Ok(self.hand_out(pollable)?)
     }
 
     fn subscribe_duration(&mut self, duration: u64) -> wasmtime::Result<Resource<Pollable>> {
-        Ok(self.table.push(Pollable::after(duration))?)
+        Ok(self.hand_out(Pollable::after(duration))?)
     }
 }
 

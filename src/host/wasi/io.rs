@@ -107,7 +107,7 @@ impl streams::HostInputStream for Host {
     }
 
     fn subscribe(&mut self, _: Resource<InputStream>) -> wasmtime::Result<Resource<Pollable>> {
-        Ok(self.table.push(Pollable::at(Instant::now()))?)
+        Ok(self.hand_out(Pollable::at(Instant::now()))?)
     }
 
     fn drop(&mut self, stream: Resource<InputStream>) -> wasmtime::Result<()> {
@@ -140,7 +140,7 @@ impl streams::HostOutputStream for Host {
     }
 
     fn subscribe(&mut self, _: Resource<OutputStream>) -> wasmtime::Result<Resource<Pollable>> {
-        Ok(self.table.push(Pollable::at(Instant::now()))?)
+        Ok(self.hand_out(Pollable::at(Instant::now()))?)
     }
 
     /// Zeros say nothing in a log.

@@ -1,0 +1,160 @@
+//! Makes a component whose instances can be put back as they were when they
+//! were made, so that the next request finds a fresh one without another
+//! being made.
+//!
+//! All that an instance can remember is written by instructions that are known
+//! before it runs. So the component's module is rewritten before it is
+//! compiled: every store also marks the page that it writes to (a write
+//! barrier), and two functions are added. `mb-checkpoint` keeps what a new
+//! instance holds; `mb-restore` puts back the pages that are marked, and the
+//! globals. Both run inside the sandbox, as part of the guest, whose own code
+//! can't reach what they keep: it lies in memories and globals that did not
+//! exist when that code was written. The walls of the sandbox are those of
+//! before, since wasmtime validates and compiles what comes out of here like
+//! any other component. A mistake in here could let a request see what an
+//! earlier one of the same service left, and nothing else.
+//!
+//! What can't be followed exactly is refused ([`Unfit`]): then every request
+//! gets an instance that is made for it. Refused are modules that change
+//! their tables, drop segments, have several memories or share one, use
+//! instructions beyond WebAssembly 2.0 with tail calls, or are several that
+//! hold state. The host drops an instance itself where a call ended in an
+//! error, where its memory grew, and where it left or reordered handles.
+//!
+//! Three things differ from an instance that is made anew, none of them
+//! between one request and the next: [`SLACK`] pages beyond the memory's first
+//! size can be read and written before `memory.grow` has asked for them (it
+//! gives them first); names of functions in backtraces may be followed by
+//! those of functions added here; and the compiled code is larger.
+
+#[cfg(feature = "compiler")]
+mod functions;
+#[cfg(feature = "compiler")]
+mod module;
+#[cfg(feature = "compiler")]
+mod parts;
+#[cfg(feature = "compiler")]
+mod rewrite;
+
+use std::fmt;
+
+#[cfg(feature = "compiler")]
+pub(super) use rewrite::rewrite;
+use serde::{Deserialize, Serialize};
+use wasmtime::{
+    Store,
+    component::{Component, ComponentExportIndex, Instance, TypedFunc},
+};
+
+/// The function that keeps what a new instance holds; gives the number of
+/// pages of [`PAGE`] bytes that it copied.
+pub(super) const CHECKPOINT: &str = "mb-checkpoint";
+/// The function that puts an instance back as it was at its checkpoint.
+pub(super) const RESTORE: &str = "mb-restore";
+
+/// Unit of what is marked and put back, in bytes.
+const PAGE: usize = 1 << PAGE_BITS;
+const PAGE_BITS: u32 = 12;
+
+/// Pages of WebAssembly (64 KiB) that a memory which may grow gets beyond its
+/// first size. The first ones that a call asks for it then has already, so
+/// that its instance need not be given up because it grew. As much as the
+/// pool keeps of an instance, together with what the SDK begins with.
+#[cfg(feature = "compiler")]
+pub(super) const SLACK: u64 = 4;
+
+/// Memory of the marks, in pages of WebAssembly: one byte for each page of 4
+/// GiB, so that no address of 32 bits is beyond it. Only touched where the
+/// guest's memory is.
+#[cfg(feature = "compiler")]
+const MARKS: u64 = (MARKED / (64 * 1024)) as u64;
+/// The same in bytes.
+pub(super) const MARKED: usize = 1 << (32 - PAGE_BITS);
+
+/// What is to be known of a component that was rewritten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Restores {
+    /// Memory of every instance that is not the guest's own, in bytes.
+    pub(super) aside: usize,
+    /// Memory that is, at first.
+    pub(super) first: usize,
+}
+
+/// How the instances of one component are put back.
+pub(super) struct Restore {
+    pub(super) restores: Restores,
+    /// False for a component whose instances are shared: then the functions
+    /// are there and are not called.
+    wanted: bool,
+    checkpoint: ComponentExportIndex,
+    restore: ComponentExportIndex,
+}
+
+impl Restore {
+    pub(super) fn of(component: &Component, restores: Restores, wanted: bool) -> Result<Self, Unfit> {
+        let find = |name| component.get_export_index(None, name).ok_or_else(Unfit::unknown);
+        Ok(Self { restores, wanted, checkpoint: find(CHECKPOINT)?, restore: find(RESTORE)? })
+    }
+
+    /// Keeps what a new instance holds: how to put it back, and the bytes that
+    /// keeping it takes.
+    pub(super) fn checkpoint<T>(
+        &self,
+        mut store: &mut Store<T>,
+        made: &Instance,
+    ) -> wasmtime::Result<Option<Restorer>> {
+        if !self.wanted {
+            return Ok(None);
+        }
+        let checkpoint = made.get_typed_func::<(), (u32,)>(&mut store, self.checkpoint)?;
+        let (pages,) = checkpoint.call(&mut store, ())?;
+        let restore = made.get_typed_func(&mut store, self.restore)?;
+        Ok(Some(Restorer { restore, kept: pages as usize * PAGE }))
+    }
+}
+
+/// Puts one instance back as it was.
+pub(super) struct Restorer {
+    pub(super) restore: TypedFunc<(), ()>,
+    /// What is kept for that, in bytes.
+    pub(super) kept: usize,
+}
+
+/// Why instances of a component can't be put back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unfit(String);
+
+#[cfg(feature = "compiler")]
+impl Unfit {
+    fn because(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+}
+
+impl Unfit {
+    /// Nobody wants it.
+    pub(super) fn unwanted() -> Self {
+        Self("the settings say so".into())
+    }
+
+    /// Whoever compiled it knows.
+    pub(super) fn unknown() -> Self {
+        Self("it was compiled so".into())
+    }
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(feature = "compiler")]
+impl From<wasmparser::BinaryReaderError> for Unfit {
+    fn from(error: wasmparser::BinaryReaderError) -> Self {
+        Self(error.message().to_owned())
+    }
+}
+
+#[cfg(all(test, feature = "compiler"))]
+mod tests;

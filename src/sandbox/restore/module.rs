@@ -1,0 +1,436 @@
+//! Rewrites the module that holds a component's state.
+
+use wasm_encoder::{
+    CodeSection, ConstExpr, DataSection, ElementSection, ExportKind, ExportSection, Function, FunctionSection,
+    GlobalSection, GlobalType, ImportSection, Instruction, MemorySection, Module, RawSection, SectionId, TableSection,
+    TypeSection, ValType,
+    reencode::{Error, Reencode},
+};
+use wasmparser::{Data, DataKind, ExternalKind, FunctionBody, MemArg, MemoryType, Operator, Parser, Payload, TypeRef};
+
+use super::{CHECKPOINT, MARKS, RESTORE, Restores, SLACK, Unfit, functions::Added};
+
+/// The guest's own memory, and those that are added.
+pub(super) const OWN: u32 = 0;
+pub(super) const MARKED: u32 = 1;
+pub(super) const KEPT: u32 = 2;
+
+/// Size of a page of WebAssembly in bytes.
+const WASM_PAGE: u64 = 64 * 1024;
+
+/// A module that was rewritten.
+pub(super) struct Rewritten {
+    pub(super) bytes: Vec<u8>,
+    pub(super) restores: Restores,
+}
+
+/// The signature of a function.
+#[derive(Clone, PartialEq)]
+pub(super) struct Kind {
+    pub(super) index: u32,
+    pub(super) params: Vec<wasmparser::ValType>,
+    pub(super) results: Vec<wasmparser::ValType>,
+}
+
+impl Kind {
+    /// By such a function the host allocates.
+    fn allocates(&self) -> bool {
+        use wasmparser::ValType::I32;
+        self.params == [I32; 4] && self.results == [I32]
+    }
+
+    /// Such a function may be told, by its last parameter, where to put its
+    /// result.
+    fn returns_by_pointer(&self) -> bool {
+        self.params.last() == Some(&wasmparser::ValType::I32) && self.results.is_empty()
+    }
+}
+
+/// What is to be known of the module before the first byte is written.
+#[derive(Default)]
+pub(super) struct Shape {
+    kinds: Vec<Kind>,
+    /// Type of each function, imported ones first.
+    functions: Vec<u32>,
+    imported_functions: u32,
+    memory: Option<MemoryType>,
+    grows: bool,
+    globals: u32,
+    /// Index and type of each global that can change.
+    pub(super) mutable: Vec<(u32, ValType)>,
+    /// What the memory begins with: addresses and lengths.
+    pub(super) data: Vec<(u32, u32)>,
+    /// Exported functions by which the host may allocate.
+    allocators: Vec<u32>,
+}
+
+/// Rewrites a module that is known to be valid. No host function writes more
+/// than `largest_result` bytes to where it is told to put its result.
+pub(super) fn rewrite(module: &[u8], largest_result: u32) -> Result<Rewritten, Unfit> {
+    let shape = Shape::of(module)?;
+    let memory = shape.memory.ok_or_else(|| Unfit::because("it has no memory"))?;
+    let slack = if shape.grows { SLACK.min(memory.maximum.unwrap_or(u64::MAX) - memory.initial) } else { 0 };
+    let first_size = memory.initial + slack;
+    let added = shape.added(largest_result, memory.initial);
+    let mut barrier = Barrier { shape: &shape, added: &added };
+    let bytes = barrier.module(module, first_size)?;
+    let bytes_of =
+        |pages: u64| usize::try_from(pages * WASM_PAGE).map_err(|_| Unfit::because("its memory is too large"));
+    let restores = Restores { aside: bytes_of(MARKS + first_size)?, first: bytes_of(first_size)? };
+    Ok(Rewritten { bytes, restores })
+}
+
+impl Shape {
+    fn of(module: &[u8]) -> Result<Self, Unfit> {
+        let mut shape = Self::default();
+        for payload in Parser::new(0).parse_all(module) {
+            shape.payload(payload?)?;
+        }
+        let allocates = |function: &u32| shape.kind(*function).allocates();
+        shape.allocators = shape.allocators.iter().copied().filter(allocates).collect();
+        shape.allocators.sort_unstable();
+        shape.allocators.dedup();
+        Ok(shape)
+    }
+
+    fn payload(&mut self, payload: Payload<'_>) -> Result<(), Unfit> {
+        match payload {
+            Payload::TypeSection(section) => {
+                for (index, kind) in (0..).zip(section.into_iter_err_on_gc_types()) {
+                    let kind = kind?;
+                    let (params, results) = (kind.params().to_vec(), kind.results().to_vec());
+                    self.kinds.push(Kind { index, params, results });
+                }
+            }
+            Payload::ImportSection(section) => {
+                for import in section.into_imports() {
+                    let TypeRef::Func(kind) = import?.ty else {
+                        return Err(Unfit::because("it shares memory, tables or globals with another module"));
+                    };
+                    self.functions.push(kind);
+                    self.imported_functions += 1;
+                }
+            }
+            Payload::FunctionSection(section) => {
+                for kind in section {
+                    self.functions.push(kind?);
+                }
+            }
+            Payload::MemorySection(section) => {
+                for memory in section {
+                    if self.memory.replace(memory?).is_some() {
+                        return Err(Unfit::because("it has several memories"));
+                    }
+                }
+            }
+            Payload::GlobalSection(section) => {
+                for global in section {
+                    let kind = global?.ty;
+                    if kind.mutable {
+                        self.mutable.push((self.globals, number(kind.content_type)?));
+                    }
+                    self.globals += 1;
+                }
+            }
+            Payload::ExportSection(section) => {
+                for export in section {
+                    let export = export?;
+                    if export.kind == ExternalKind::Func {
+                        self.allocators.push(export.index);
+                    }
+                }
+            }
+            Payload::DataSection(section) => {
+                for data in section {
+                    self.data.extend(placed(&data?)?);
+                }
+            }
+            Payload::CodeSectionEntry(body) => self.body(&body)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn body(&mut self, body: &FunctionBody<'_>) -> Result<(), Unfit> {
+        for operator in body.get_operators_reader()? {
+            match operator? {
+                Operator::TableSet { .. }
+                | Operator::TableGrow { .. }
+                | Operator::TableFill { .. }
+                | Operator::TableCopy { .. }
+                | Operator::TableInit { .. } => return Err(Unfit::because("it changes its tables")),
+                Operator::DataDrop { .. } | Operator::ElemDrop { .. } => {
+                    return Err(Unfit::because("it drops segments"));
+                }
+                Operator::MemoryGrow { .. } => self.grows = true,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn kind(&self, function: u32) -> &Kind {
+        &self.kinds[self.functions[function as usize] as usize]
+    }
+
+    /// What is put between the guest and the host, and behind all functions.
+    fn added(&self, largest_result: u32, first_pages: u64) -> Added<'_> {
+        let calls = (0..self.imported_functions).filter(|function| self.kind(*function).returns_by_pointer());
+        Added {
+            shape: self,
+            first_function: u32::try_from(self.functions.len()).expect("bounded by the validator"),
+            first_kind: u32::try_from(self.kinds.len()).expect("bounded by the validator"),
+            first_global: self.globals,
+            first_pages: i32::try_from(first_pages).expect("bounded by the validator"),
+            largest_result,
+            calls: calls.map(|function| (function, self.kind(function))).collect(),
+            allocators: self.allocators.iter().map(|function| (*function, self.kind(*function))).collect(),
+        }
+    }
+}
+
+/// Rewrites as it reads: what refers to a function that has something put in
+/// front of it refers to that.
+struct Barrier<'a> {
+    shape: &'a Shape,
+    added: &'a Added<'a>,
+}
+
+impl Reencode for Barrier<'_> {
+    type Error = Unfit;
+
+    fn function_index(&mut self, function: u32) -> Result<u32, Error<Unfit>> {
+        Ok(self.added.in_front_of_import(function))
+    }
+}
+
+impl From<Error<Unfit>> for Unfit {
+    fn from(error: Error<Unfit>) -> Self {
+        match error {
+            Error::UserError(unfit) => unfit,
+            error => Self::because(error.to_string()),
+        }
+    }
+}
+
+impl Barrier<'_> {
+    fn module(&mut self, module: &[u8], first_size: u64) -> Result<Vec<u8>, Unfit> {
+        let (mut types, mut imports) = (TypeSection::new(), ImportSection::new());
+        let (mut functions, mut tables) = (FunctionSection::new(), TableSection::new());
+        let (mut globals, mut exports) = (GlobalSection::new(), ExportSection::new());
+        let (mut elements, mut code, mut data) = (ElementSection::new(), CodeSection::new(), DataSection::new());
+        let (mut start, mut data_count, mut names) = (None, None, None);
+        for payload in Parser::new(0).parse_all(module) {
+            match payload? {
+                Payload::TypeSection(section) => self.parse_type_section(&mut types, section)?,
+                Payload::ImportSection(section) => self.parse_import_section(&mut imports, section)?,
+                Payload::FunctionSection(section) => self.parse_function_section(&mut functions, section)?,
+                Payload::TableSection(section) => self.parse_table_section(&mut tables, section)?,
+                Payload::GlobalSection(section) => self.parse_global_section(&mut globals, section)?,
+                Payload::ExportSection(section) => self.exports(&mut exports, section)?,
+                Payload::StartSection { func, .. } => start = Some(self.function_index(func)?),
+                Payload::ElementSection(section) => self.parse_element_section(&mut elements, section)?,
+                Payload::DataCountSection { count, .. } => data_count = Some(count),
+                Payload::CodeSectionEntry(body) => self.function(&mut code, &body)?,
+                Payload::DataSection(section) => self.parse_data_section(&mut data, section)?,
+                Payload::CustomSection(section) if section.name() == "name" => names = Some(section.range()),
+                _ => {}
+            }
+        }
+        let added = self.added;
+        added.kinds(&mut types);
+        added.signatures(&mut functions);
+        added.globals(&mut globals);
+        added.bodies(&mut code);
+        exports.export(CHECKPOINT, ExportKind::Func, added.checkpoint());
+        exports.export(RESTORE, ExportKind::Func, added.restore());
+
+        let mut rewritten = Module::new();
+        rewritten.section(&types).section(&imports).section(&functions).section(&tables);
+        rewritten.section(&self.memories(first_size)).section(&globals).section(&exports);
+        if let Some(function_index) = start {
+            rewritten.section(&wasm_encoder::StartSection { function_index });
+        }
+        rewritten.section(&elements);
+        if let Some(count) = data_count {
+            rewritten.section(&wasm_encoder::DataCountSection { count });
+        }
+        rewritten.section(&code).section(&data);
+        if let Some(range) = names {
+            // Of functions, whose indices are as they were.
+            rewritten.section(&RawSection { id: SectionId::Custom as u8, data: &module[range] });
+        }
+        Ok(rewritten.finish())
+    }
+
+    fn memories(&self, first_size: u64) -> MemorySection {
+        let kind = |minimum, maximum| wasm_encoder::MemoryType {
+            minimum,
+            maximum,
+            memory64: false,
+            shared: false,
+            page_size_log2: None,
+        };
+        let maximum = self.shape.memory.and_then(|memory| memory.maximum);
+        let mut memories = MemorySection::new();
+        memories.memory(kind(first_size, maximum)).memory(kind(MARKS, Some(MARKS))).memory(kind(first_size, maximum));
+        memories
+    }
+
+    /// What the host calls to allocate also marks what it allocates.
+    fn exports(
+        &mut self,
+        exports: &mut ExportSection,
+        section: wasmparser::ExportSectionReader<'_>,
+    ) -> Result<(), Unfit> {
+        for export in section {
+            let export = export?;
+            match export.kind {
+                ExternalKind::Func => {
+                    let function = self.added.in_front_of_allocator(export.index);
+                    exports.export(export.name, ExportKind::Func, function);
+                }
+                _ => self.parse_export(exports, export)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn function(&mut self, code: &mut CodeSection, body: &FunctionBody<'_>) -> Result<(), Unfit> {
+        let locals = body.get_locals_reader()?.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let index = self.shape.imported_functions + code.len();
+        let params = self.shape.kind(index).params.len();
+        let count = locals.iter().fold(params, |sum, (count, _)| sum + *count as usize);
+        let mut own = locals.into_iter().map(|(count, kind)| Ok((count, self.val_type(kind)?)));
+        let mut locals = own.by_ref().collect::<Result<Vec<_>, Error<Unfit>>>()?;
+        drop(own);
+        let scratch = Scratch::behind(u32::try_from(count).expect("bounded by the validator"));
+        locals.extend(Scratch::LOCALS.map(|kind| (1, kind)));
+        let mut rewritten = Function::new(locals);
+        for operator in body.get_operators_reader()? {
+            self.operator(&mut rewritten, operator?, &scratch)?;
+        }
+        code.function(&rewritten);
+        Ok(())
+    }
+
+    fn operator(&mut self, body: &mut Function, operator: Operator<'_>, scratch: &Scratch) -> Result<(), Unfit> {
+        let mark = |body: &mut Function| {
+            body.instruction(&Instruction::Call(self.added.mark()));
+        };
+        if let Some((memarg, kind)) = store(&operator) {
+            let offset = u32::try_from(memarg.offset).map_err(|_| Unfit::because("an offset of more than 32 bits"))?;
+            let value = scratch.value(kind);
+            body.instructions().local_set(value).local_tee(scratch.address).local_get(scratch.address);
+            self.added.mark_one(body, offset);
+            body.instructions().local_get(value);
+            body.instruction(&self.instruction(operator)?);
+            return Ok(());
+        }
+        match operator {
+            // All three take where to write and how much, first and last.
+            Operator::MemoryFill { .. } | Operator::MemoryCopy { .. } | Operator::MemoryInit { .. } => {
+                let value = scratch.value(ValType::I32);
+                body.instructions()
+                    .local_set(scratch.length)
+                    .local_set(value)
+                    .local_tee(scratch.address)
+                    .local_get(scratch.address)
+                    .local_get(scratch.length);
+                mark(body);
+                body.instructions().local_get(value).local_get(scratch.length);
+                body.instruction(&self.instruction(operator)?);
+            }
+            Operator::MemoryGrow { .. } => drop(body.instruction(&Instruction::Call(self.added.grow()))),
+            Operator::MemorySize { .. } => drop(body.instruction(&Instruction::GlobalGet(self.added.pages()))),
+            operator => drop(body.instruction(&self.instruction(operator)?)),
+        }
+        Ok(())
+    }
+}
+
+/// Locals that a rewritten function gets.
+struct Scratch {
+    address: u32,
+    length: u32,
+    first_value: u32,
+}
+
+impl Scratch {
+    const VALUES: [ValType; 5] = [ValType::I32, ValType::I64, ValType::F32, ValType::F64, ValType::V128];
+    const LOCALS: [ValType; 7] = {
+        let [a, b, c, d, e] = Self::VALUES;
+        [ValType::I32, ValType::I32, a, b, c, d, e]
+    };
+
+    fn behind(locals: u32) -> Self {
+        Self { address: locals, length: locals + 1, first_value: locals + 2 }
+    }
+
+    fn value(&self, kind: ValType) -> u32 {
+        let index = Self::VALUES.iter().position(|value| *value == kind).expect("a store writes no reference");
+        self.first_value + index as u32
+    }
+}
+
+/// Where an instruction stores, and a value of which type, if it does. With
+/// `memory.fill`, `.copy` and `.init` these are all that write to a memory in
+/// what is let in here.
+fn store(operator: &Operator<'_>) -> Option<(MemArg, ValType)> {
+    Some(match operator {
+        Operator::I32Store { memarg } | Operator::I32Store8 { memarg } | Operator::I32Store16 { memarg } => {
+            (*memarg, ValType::I32)
+        }
+        Operator::I64Store { memarg }
+        | Operator::I64Store8 { memarg }
+        | Operator::I64Store16 { memarg }
+        | Operator::I64Store32 { memarg } => (*memarg, ValType::I64),
+        Operator::F32Store { memarg } => (*memarg, ValType::F32),
+        Operator::F64Store { memarg } => (*memarg, ValType::F64),
+        Operator::V128Store { memarg }
+        | Operator::V128Store8Lane { memarg, .. }
+        | Operator::V128Store16Lane { memarg, .. }
+        | Operator::V128Store32Lane { memarg, .. }
+        | Operator::V128Store64Lane { memarg, .. } => (*memarg, ValType::V128),
+        _ => return None,
+    })
+}
+
+/// Where a segment is put, unless it is put nowhere before it is asked for.
+fn placed(data: &Data<'_>) -> Result<Option<(u32, u32)>, Unfit> {
+    let DataKind::Active { offset_expr, .. } = &data.kind else { return Ok(None) };
+    let mut operators = offset_expr.get_operators_reader();
+    let (Operator::I32Const { value }, Operator::End) = (operators.read()?, operators.read()?) else {
+        return Err(Unfit::because("where its data lies is computed"));
+    };
+    let length = u32::try_from(data.data.len()).map_err(|_| Unfit::because("its data is too large"))?;
+    Ok(Some((value.cast_unsigned(), length)))
+}
+
+/// A number's type, as the writer has it.
+fn number(kind: wasmparser::ValType) -> Result<ValType, Unfit> {
+    Ok(match kind {
+        wasmparser::ValType::I32 => ValType::I32,
+        wasmparser::ValType::I64 => ValType::I64,
+        wasmparser::ValType::F32 => ValType::F32,
+        wasmparser::ValType::F64 => ValType::F64,
+        wasmparser::ValType::V128 => ValType::V128,
+        wasmparser::ValType::Ref(_) => return Err(Unfit::because("it has a global that holds a reference")),
+    })
+}
+
+/// Zero of a type.
+pub(super) fn zero(kind: ValType) -> ConstExpr {
+    match kind {
+        ValType::I64 => ConstExpr::i64_const(0),
+        ValType::F32 => ConstExpr::f32_const(0.0.into()),
+        ValType::F64 => ConstExpr::f64_const(0.0.into()),
+        ValType::V128 => ConstExpr::v128_const(0),
+        ValType::I32 | ValType::Ref(_) => ConstExpr::i32_const(0),
+    }
+}
+
+/// A global that can change.
+pub(super) fn mutable(val_type: ValType) -> GlobalType {
+    GlobalType { val_type, mutable: true, shared: false }
+}

@@ -1,0 +1,301 @@
+//! The rewritten module does what the one that it was made of does, and is put
+//! back to what it was.
+
+use std::sync::OnceLock;
+
+use proptest::prelude::*;
+use wasmtime::{Engine, Instance, Module, Store, Val};
+
+use super::{MARKED, Restores, module, rewrite};
+
+/// Of every store instruction, what it stores.
+const STORES: [(&str, &str); 14] = [
+    ("i32.store", "i32"),
+    ("i32.store8", "i32"),
+    ("i32.store16", "i32"),
+    ("i64.store", "i64"),
+    ("i64.store8", "i64"),
+    ("i64.store16", "i64"),
+    ("i64.store32", "i64"),
+    ("f32.store", "f32"),
+    ("f64.store", "f64"),
+    ("v128.store", "v128"),
+    ("v128.store8_lane", "v128"),
+    ("v128.store16_lane", "v128"),
+    ("v128.store32_lane", "v128"),
+    ("v128.store64_lane", "v128"),
+];
+
+const PAGES: u32 = 2;
+const WASM_PAGE: u32 = 65_536;
+
+/// A module with a function for each way to change something.
+fn guest() -> String {
+    let mut text = format!(
+        "(module (memory (export \"memory\") {PAGES} 12)
+           (global $a (export \"a\") (mut i32) (i32.const 7)) (global $b (export \"b\") (mut i64) (i64.const -7))
+           (global $c (export \"c\") (mut f32) (f32.const 1.5)) (global $d (export \"d\") (mut f64) (f64.const 2.5))
+           (global $e (mut v128) (v128.const i32x4 1 2 3 4))
+           (data (i32.const 100) \"hello\") (data (i32.const 4090) \"beyond the end of a page\")
+           (data (i32.const 131058) \"the end of it\\00\")
+           (data $passive \"bytes that are asked for\")
+           (func $start (i32.store (i32.const 70000) (i32.const -1)) (global.set $a (i32.const 8))
+             (memory.fill (i32.const 12280) (i32.const 5) (i32.const 5000)))
+           (start $start)
+           (func (export \"cabi_realloc\") (param i32 i32 i32 i32) (result i32) (local.get 0))
+           (func (export \"fill\") (param i32 i32 i32) (memory.fill (local.get 0) (local.get 1) (local.get 2)))
+           (func (export \"copy\") (param i32 i32 i32) (memory.copy (local.get 0) (local.get 1) (local.get 2)))
+           (func (export \"init\") (param i32 i32 i32) (memory.init $passive (local.get 0) (i32.const 3) (i32.const 9)))
+           (func (export \"grow\") (param i32 i32 i32) (result i32) (memory.grow (local.get 0)))
+           (func (export \"size\") (result i32) (memory.size))
+           (func (export \"e\") (result i32) (i32x4.extract_lane 2 (global.get $e)))
+           (func (export \"globals\") (param i32 i32 i32)
+             (global.set $a (local.get 0)) (global.set $b (i64.extend_i32_u (local.get 1)))
+             (global.set $c (f32.convert_i32_u (local.get 0))) (global.set $d (f64.convert_i32_u (local.get 1)))
+             (global.set $e (i32x4.splat (local.get 2))))\n"
+    );
+    for (name, kind) in STORES {
+        let value = match kind {
+            "i32" => "(local.get 1)".to_owned(),
+            "v128" => "(i32x4.splat (local.get 1))".to_owned(),
+            "i64" => "(i64.mul (i64.extend_i32_u (local.get 1)) (i64.const 0x100000001))".to_owned(),
+            float => format!("({float}.convert_i32_u (local.get 1))"),
+        };
+        let lane = if name.ends_with("_lane") { " 1" } else { "" };
+        for (suffix, offset) in [("", ""), ("+", " offset=4093")] {
+            text += &format!(
+                "(func (export \"{name}{suffix}\") (param i32 i32 i32) ({name}{offset}{lane} (local.get 0) {value}))\n"
+            );
+        }
+    }
+    text + ")"
+}
+
+/// The module, and what is made of it.
+fn modules() -> &'static (Engine, Module, Module) {
+    static MODULES: OnceLock<(Engine, Module, Module)> = OnceLock::new();
+    MODULES.get_or_init(|| {
+        let bytes = wat::parse_str(guest()).unwrap();
+        let rewritten = module::rewrite(&bytes, 100).ok().expect("it is fit").bytes;
+        let engine = Engine::default();
+        let compile = |bytes: &[u8]| Module::new(&engine, bytes).unwrap();
+        (engine.clone(), compile(&bytes), compile(&rewritten))
+    })
+}
+
+struct Running {
+    store: Store<()>,
+    instance: Instance,
+}
+
+impl Running {
+    fn new(engine: &Engine, module: &Module) -> Self {
+        let mut store = Store::new(engine, ());
+        let instance = Instance::new(&mut store, module, &[]).unwrap();
+        Self { store, instance }
+    }
+
+    /// None if it traps.
+    fn call(&mut self, name: &str, arguments: &[u32]) -> Option<Vec<i32>> {
+        let function = self.instance.get_func(&mut self.store, name).unwrap();
+        let arguments: Vec<_> = arguments.iter().map(|argument| Val::I32(argument.cast_signed())).collect();
+        let mut results = vec![Val::I32(0); function.ty(&self.store).results().len()];
+        function.call(&mut self.store, &arguments, &mut results).ok()?;
+        Some(results.iter().map(Val::unwrap_i32).collect())
+    }
+
+    fn memory(&mut self) -> Vec<u8> {
+        self.instance.get_memory(&mut self.store, "memory").unwrap().data(&self.store).to_vec()
+    }
+
+    /// All that a guest can see of itself, as far as it may look.
+    fn state(&mut self) -> (Vec<u8>, Vec<String>, Vec<i32>) {
+        let globals = ["a", "b", "c", "d"].map(|name| {
+            let global = self.instance.get_global(&mut self.store, name).unwrap();
+            format!("{:?}", global.get(&mut self.store))
+        });
+        let numbers = ["size", "e"].map(|name| self.call(name, &[]).unwrap()[0]);
+        let mut memory = self.memory();
+        memory.truncate(numbers[0].cast_unsigned() as usize * WASM_PAGE as usize);
+        (memory, globals.to_vec(), numbers.to_vec())
+    }
+}
+
+/// What is called, with three numbers.
+type Step = (String, [u32; 3]);
+
+fn step() -> impl Strategy<Value = Step> {
+    let end = PAGES * WASM_PAGE;
+    // Anywhere, around the ends of pages, and around the end of it all.
+    let near = |at: u32| (0..40_u32).prop_map(move |offset| (at + 20).saturating_sub(offset));
+    let address = prop_oneof![
+        4 => 0..end,
+        2 => (1..32_u32).prop_flat_map(move |page| near(page * 4096)),
+        1 => near(end),
+        1 => any::<u32>(),
+    ];
+    let length = prop_oneof![4 => 0..64_u32, 2 => 0..20_000_u32, 1 => any::<u32>()];
+    let stores = STORES.iter().flat_map(|(name, _)| [(*name).to_owned(), format!("{name}+")]).collect::<Vec<_>>();
+    prop_oneof![
+        8 => (proptest::sample::select(stores), address.clone(), any::<u32>(), Just(0)),
+        1 => (Just("fill".to_owned()), address.clone(), any::<u32>(), length.clone()),
+        1 => (Just("copy".to_owned()), address.clone(), address.clone(), length),
+        1 => (Just("init".to_owned()), address, Just(0), Just(0)),
+        1 => (Just("globals".to_owned()), any::<u32>(), any::<u32>(), any::<u32>()),
+        1 => (Just("grow".to_owned()), prop_oneof![4 => 0..3_u32, 1 => any::<u32>()], Just(0), Just(0)),
+    ]
+    .prop_map(|(name, a, b, c)| (name, [a, b, c]))
+}
+
+/// Takes the same steps in both, until one traps: whether it still runs.
+fn take(steps: &[Step], original: &mut Running, rewritten: &mut Running) -> bool {
+    for (name, numbers) in steps {
+        let size = rewritten.call("size", &[]).unwrap()[0].cast_unsigned() * WASM_PAGE;
+        let expected = original.call(name, numbers);
+        let given = rewritten.call(name, numbers);
+        if expected.is_none() {
+            // Behind its end there is memory that it has not asked for.
+            let offset = if name.ends_with('+') { 4093 } else { 0 };
+            let behind = u64::from(numbers[0]) + offset < u64::from(size) + u64::from(4 * WASM_PAGE);
+            assert!(given.is_none() || behind || name == "copy", "{name} {numbers:?} traps no longer");
+            return false;
+        }
+        assert_eq!(expected, given, "{name} {numbers:?}");
+    }
+    assert_eq!(original.state(), rewritten.state());
+    true
+}
+
+proptest! {
+    #[test]
+    fn it_does_the_same_and_is_put_back(rounds in prop::collection::vec(prop::collection::vec(step(), 1..12), 1..4)) {
+        let (engine, original, rewritten) = modules();
+        let mut rewritten = Running::new(engine, rewritten);
+        rewritten.call("mb-checkpoint", &[]).unwrap();
+        let new = (rewritten.state(), rewritten.memory());
+        for steps in rounds {
+            // As new is what the other one is: that is made anew each time.
+            let mut original = Running::new(engine, original);
+            prop_assert_eq!(&original.state(), &new.0);
+            if !take(&steps, &mut original, &mut rewritten) || rewritten.memory().len() != new.1.len() {
+                break;
+            }
+            rewritten.call("mb-restore", &[]).unwrap();
+            prop_assert_eq!(&(rewritten.state(), rewritten.memory()), &new, "after {:?}", steps);
+        }
+    }
+}
+
+#[test]
+fn what_the_host_writes_is_put_back_too() {
+    let (engine, _, rewritten) = modules();
+    let mut running = Running::new(engine, rewritten);
+    running.call("mb-checkpoint", &[]).unwrap();
+    let new = running.memory();
+    for (address, length) in [(300, 5), (4000, 200), (20_000, 30_000), (131_071, 1)] {
+        assert_eq!(running.call("cabi_realloc", &[address, 0, 1, length]), Some(vec![address.cast_signed()]));
+        let memory = running.instance.get_memory(&mut running.store, "memory").unwrap();
+        memory.data_mut(&mut running.store)[address as usize..][..length as usize].fill(0xee);
+    }
+    assert_ne!(running.memory(), new);
+    running.call("mb-restore", &[]).unwrap();
+    assert_eq!(running.memory(), new);
+}
+
+#[test]
+fn a_host_function_is_told_where_to_put_its_result() {
+    let text = "(module (import \"host\" \"get\" (func $get (param i32 i32)))
+        (memory (export \"memory\") 1)
+        (table funcref (elem $get))
+        (func (export \"directly\") (call $get (i32.const 1) (i32.const 4090)))
+        (func (export \"by-table\") (call_indirect (param i32 i32) (i32.const 1) (i32.const 30000) (i32.const 0))))";
+    let rewritten = module::rewrite(&wat::parse_str(text).unwrap(), 100).ok().unwrap().bytes;
+    let engine = Engine::default();
+    let mut store = Store::new(&engine, ());
+    let mut linker = wasmtime::Linker::new(&engine);
+    let get = |mut caller: wasmtime::Caller<'_, ()>, _: i32, to: i32| {
+        let memory = caller.get_export("memory").unwrap().into_memory().unwrap();
+        memory.data_mut(&mut caller)[to as usize..][..100].fill(0xee);
+    };
+    linker.func_wrap("host", "get", get).unwrap();
+    let instance = linker.instantiate(&mut store, &Module::new(&engine, rewritten).unwrap()).unwrap();
+    let mut running = Running { store, instance };
+    running.call("mb-checkpoint", &[]).unwrap();
+    let new = running.memory();
+    for name in ["directly", "by-table"] {
+        running.call(name, &[]).unwrap();
+        assert_ne!(running.memory(), new);
+        running.call("mb-restore", &[]).unwrap();
+        assert_eq!(running.memory(), new, "{name}");
+    }
+}
+
+#[test]
+fn components_of_rust_and_c_are_fit() {
+    let dist = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("services/dist");
+    for name in ["calc", "echo", "granted/calc", "granted/counter", "granted/order"] {
+        let bytes = std::fs::read(dist.join(format!("{name}.wasm"))).unwrap();
+        let component = crate::sandbox::componentize(&bytes).unwrap();
+        let (_, Restores { aside, first }) = rewrite(&component).unwrap_or_else(|unfit| panic!("{name}: {unfit}"));
+        assert!(first >= 4 * 65_536 && aside == MARKED + first, "{name}: {first}, {aside}");
+    }
+}
+
+#[test]
+fn what_can_not_be_put_back_is_refused() {
+    let module = |inside: &str| format!("(core module $m {inside}) (core instance $i (instantiate $m))");
+    let memory = "(memory (export \"memory\") 1)";
+    for (component, reason) in [
+        (String::new(), "none of its modules has a memory"),
+        (module("(func)"), "it has no memory"),
+        (
+            format!(
+                "{} (func $f (canon lift (core func $i \"f\"))) (export \"mb-restore\" (func $f))",
+                module(&format!("{memory} (func (export \"f\"))"))
+            ),
+            "it has an export mb-restore of its own",
+        ),
+        (
+            module("(table 1 funcref) (func (export \"f\") (call_indirect (i32.const 0)))"),
+            "none of its modules has a memory",
+        ),
+        (module(&format!("{memory} (memory 1)")), "multiple memories"),
+        (module(&format!("{memory} (table 1 funcref) (func (table.set (i32.const 0) (ref.null func)))")), "its tables"),
+        (
+            module(&format!("{memory} (table 1 funcref) (func (drop (table.grow (ref.null func) (i32.const 1))))")),
+            "tables",
+        ),
+        (module(&format!("{memory} (data $d \"x\") (func (data.drop $d))")), "drops segments"),
+        (module(&format!("{memory} (table 1 funcref) (elem $e func) (func (elem.drop $e))")), "drops segments"),
+        (module(&format!("{memory} (global (mut funcref) (ref.null func))")), "holds a reference"),
+        (module("(memory i64 1)"), "memory64"),
+        (module("(memory 1 1 shared)"), "threads"),
+        (format!("{} (core instance (instantiate $m))", module(memory)), "not instantiated once"),
+        (format!("{} (core module (memory 1))", module(memory)), "several of its modules"),
+        (
+            format!(
+                "{} (core module $n (global (mut i32) (i32.const 0))) (core instance (instantiate $n))",
+                module(memory)
+            ),
+            "several of its modules",
+        ),
+        (
+            format!(
+                "{} (core module $n (import \"m\" \"memory\" (memory 1)) (data (i32.const 0) \"x\"))
+                 (core instance (instantiate $n (with \"m\" (instance $i))))",
+                module(memory)
+            ),
+            "several of its modules",
+        ),
+        (format!("(component {})", module(memory)), "in a component within it"),
+        (
+            format!("{} (type $t (resource (rep i32))) (core func $new (canon resource.new $t))", module(memory)),
+            "more of the component model",
+        ),
+    ] {
+        let text = format!("(component {component})");
+        let bytes = wat::parse_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let unfit = rewrite(&bytes).err().unwrap_or_else(|| panic!("fit: {text}")).to_string();
+        assert!(unfit.contains(reason), "{unfit}, not {reason}: {text}");
+    }
+}
