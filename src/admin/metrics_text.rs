@@ -126,10 +126,11 @@ impl Text {
 
     fn services(&mut self, services: &[&ServiceRow]) {
         let labels = |row: &ServiceRow| (row.name.clone(), row.version.clone().unwrap_or_default());
-        let counters: [ServiceCounter; 3] = [
+        let counters: [ServiceCounter; 4] = [
             ("mb_calls_total", "Calls begun.", |row| row.calls),
             ("mb_call_failures_total", "Calls that ended with the service's own failure.", |row| row.failures),
             ("mb_call_errors_total", "Calls that the server ended.", |row| row.errors),
+            ("mb_instances_made_total", "Instances that were made for calls.", |row| row.instances),
         ];
         for (name, help, value) in counters {
             self.head(name, help, "counter");

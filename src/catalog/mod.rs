@@ -241,8 +241,7 @@ fn capped(mut text: String) -> String {
 
 fn service_row(listed: &Listed) -> snapshot::ServiceRow {
     let Listed { service, source, error, disabled } = listed;
-    let Service { description, file, digest, size, component: _, inputs: _, stats, rate: _, failed_lines: _ } =
-        &**service;
+    let Service { description, file, digest, size, component, inputs: _, stats, rate: _, failed_lines: _ } = &**service;
     let stats = stats.sum();
     let latency = stats.latency();
     // In whole microseconds: a bucket is wider than that.
@@ -259,6 +258,8 @@ fn service_row(listed: &Listed) -> snapshot::ServiceRow {
         calls: stats.calls.get(),
         failures: stats.failures.get(),
         errors: stats.errors.get(),
+        instances: stats.instances.get(),
+        made_anew: component.made_anew(),
         latency: latency.quantile(0.5).is_some().then(|| snapshot::Latency {
             p50_ms: quantile(0.5),
             p90_ms: quantile(0.9),
@@ -285,6 +286,8 @@ fn failure_row(failure: &Failure) -> snapshot::ServiceRow {
         calls: 0,
         failures: 0,
         errors: 0,
+        instances: 0,
+        made_anew: None,
         latency: None,
         buckets: Vec::new(),
         durations: Vec::new(),

@@ -98,6 +98,11 @@ impl Inspector {
         let wrapped = service.component.was_wrapped();
         text += &row("kind", if wrapped { "core module, turned into a component" } else { "component" });
         text += &row("memory", &format!("{} KiB when an instance begins", service.component.first_memory() / 1024));
+        let each = match service.component.made_anew() {
+            None => "finds an instance that was put back as it was when it was made".to_owned(),
+            Some(reason) => format!("gets an instance that is made for it, because {reason}"),
+        };
+        text += &row("each call", &each);
         if Precompiled::is_one(&bytes) {
             text += &row("size", &format!("{} bytes", service.size));
             text += &row("compiled", "ahead of time, for this version of the server");

@@ -78,13 +78,16 @@ impl Core {
         let about = context.clone();
         let terms = service.component.terms();
         let report = service.component.call(Call { action, payload, context, watch: Arc::clone(watch) });
-        let CallReport { result, peak_memory, waited, elapsed, backtrace } = report;
+        let CallReport { result, peak_memory, made, waited, elapsed, backtrace } = report;
         let begun = !matches!(result, Err(CallError::NotBegun(_)));
         let expose = if terms.settings.expose_traps { &*backtrace } else { &[] };
         let result = result
             .map_err(|error| refuse(error, timeout.min(terms.settings.timeout.0)))
             .and_then(|answer| check(answer, terms.answer_size))
             .map_err(|refusal| explain(refusal, peak_memory, elapsed, expose));
+        if made {
+            service.stats.own().instances.add(1);
+        }
         if begun {
             let outcome = match &result {
                 Ok(_) => metrics::Outcome::Answered,

@@ -220,10 +220,11 @@ impl ServiceStats {
     pub fn sum(&self) -> CallStats {
         let sum = CallStats::default();
         for stats in self.0.iter().filter_map(|stats| stats.get().map(|b| &**b)) {
-            let CallStats { calls, failures, errors, answered, rest, waits } = stats;
+            let CallStats { calls, failures, errors, instances, answered, rest, waits } = stats;
             sum.calls.add(calls.get());
             sum.failures.add(failures.get());
             sum.errors.add(errors.get());
+            sum.instances.add(instances.get());
             sum.answered.absorb(answered);
             for (sum, part) in sum.rest.iter().chain([&sum.waits]).zip(rest.iter().chain([waits])) {
                 if let Some(part) = part.get() {
@@ -244,6 +245,8 @@ pub struct CallStats {
     pub failures: Counter,
     /// Calls that the server ended: trap, limit, timeout, invalid answer.
     pub errors: Counter,
+    /// Instances that were made for them.
+    pub instances: Counter,
     /// How long calls took that were answered, from when they came to the
     /// service, waiting for a turn, a place and memory included.
     pub answered: Histogram,

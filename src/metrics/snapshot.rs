@@ -92,6 +92,11 @@ pub struct ServiceRow {
     pub failures: u64,
     /// Calls that the server ended.
     pub errors: u64,
+    /// Instances that were made for calls.
+    pub instances: u64,
+    /// Why every call gets an instance that is made for it; none if instances
+    /// serve one call after another, put back as they were or shared.
+    pub made_anew: Option<String>,
     /// How long calls took.
     pub latency: Option<Latency>,
     /// Pairs of seconds and calls at or below, for the page.

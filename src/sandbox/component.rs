@@ -154,12 +154,12 @@ impl Component {
         self.wrapped
     }
 
-    /// Why each request gets an instance that is made for it, though it is
-    /// not to share one: none if one that served before is put back as it
-    /// was.
+    /// Why each call gets an instance that is made for it; none if instances
+    /// serve one call after another, put back as they were or shared.
     #[must_use]
     pub fn made_anew(&self) -> Option<String> {
-        self.restore.as_ref().err().map(ToString::to_string)
+        let request = self.terms.settings.isolation == Isolation::Request;
+        self.restore.as_ref().err().filter(|_| request).map(ToString::to_string)
     }
 
     /// What it runs under.

@@ -128,6 +128,8 @@ pub struct CallReport {
     pub result: Result<Answer, CallError>,
     /// Most linear memory that the instance held, in bytes.
     pub peak_memory: usize,
+    /// An instance was made for it.
+    pub made: bool,
     /// From when it came until there was an instance for it: turn, place,
     /// memory and instantiation.
     pub waited: Duration,
@@ -181,20 +183,23 @@ impl Component {
     pub fn call(&self, mut call: Call<'_>) -> CallReport {
         let begun = Instant::now();
         call.context.deadline = call.context.deadline.min(begun + self.terms.settings.timeout.0);
-        let mut waited = Duration::ZERO;
-        let outcome = self.admit_and_run(call, begun, &mut waited);
+        let (mut waited, mut made) = (Duration::ZERO, false);
+        let outcome = self.admit_and_run(call, begun, &mut waited, &mut made);
         let elapsed = begun.elapsed();
-        match outcome {
-            Ok((answer, peak_memory)) => {
-                CallReport { result: Ok(answer), peak_memory, waited, elapsed, backtrace: Vec::new() }
-            }
-            Err(Ended { error, peak_memory, backtrace }) => {
-                CallReport { result: Err(error), peak_memory, waited, elapsed, backtrace }
-            }
-        }
+        let (result, peak_memory, backtrace) = match outcome {
+            Ok((answer, peak_memory)) => (Ok(answer), peak_memory, Vec::new()),
+            Err(Ended { error, peak_memory, backtrace }) => (Err(error), peak_memory, backtrace),
+        };
+        CallReport { result, peak_memory, made, waited, elapsed, backtrace }
     }
 
-    fn admit_and_run(&self, call: Call<'_>, begun: Instant, waited: &mut Duration) -> Result<(Answer, usize), Ended> {
+    fn admit_and_run(
+        &self,
+        call: Call<'_>,
+        begun: Instant,
+        waited: &mut Duration,
+        made: &mut bool,
+    ) -> Result<(Answer, usize), Ended> {
         let deadline = call.context.deadline;
         if begun >= deadline {
             return Err(CallError::NotBegun(Wanted::Time).into());
@@ -206,7 +211,11 @@ impl Component {
                 renew(&mut warm.live.store, call.context, call.watch);
                 warm
             }
-            None => Warm { live: self.fresh(call.context, call.watch)?, calls: 0 },
+            None => {
+                let live = self.fresh(call.context, call.watch)?;
+                *made = true;
+                Warm { live, calls: 0 }
+            }
         };
         *waited = begun.elapsed();
         // One that failed is dropped here.

@@ -163,3 +163,14 @@ fn a_connection_in_a_call_is_shown_as_calling() {
     midway.send(&[0, 0, 0, 9]);
     server.until("the other is reading", |server| server.json("/connections")["connections"][1]["state"] == "reading");
 }
+
+#[test]
+fn an_idle_instance_does_not_keep_the_connection_of_its_last_call() {
+    for isolation in ["request", "shared"] {
+        let server = setup().set(&format!("[services.default]\nisolation = \"{isolation}\"")).start();
+        let mut client = server.connect();
+        assert_eq!(client.ask("echo.say", "1").text(), "1");
+        client.stream.shutdown(Shutdown::Write).unwrap();
+        client.expect_end();
+    }
+}

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     BINARY, setup, start,
-    support::{Setup, frame},
+    support::{RawClient, Setup, TestServer, frame},
 };
 
 #[test]
@@ -59,6 +59,66 @@ fn every_request_gets_a_fresh_instance() {
         assert_eq!(client.ask("hostile.remember", "").text(), "{\"count\":1}");
         client.ask("hostile.trap", "");
     }
+}
+
+/// What a component remembers, as it sees it itself: all of its memory.
+#[test]
+fn an_instance_that_is_put_back_is_as_one_that_is_made() {
+    let digest = |client: &mut RawClient| client.ask("hostile.digest", "").text();
+    let anew = setup().set("[services.hostile]\nrestore = false").start();
+    let new = digest(&mut anew.connect());
+    assert!(new.ends_with("\"pages\":4}"), "{new}");
+    let server = start();
+    let mut client = server.connect();
+    let instances = || row(&server, "hostile")["instances"].as_u64().unwrap();
+    for (action, payload, made) in [
+        ("ok", "", 1),
+        ("leave", "{\"bytes\":10}", 1),
+        ("leave", "{\"bytes\":50000}", 1),
+        // More than it begins with, which it has to ask for.
+        ("leave", "{\"bytes\":200000}", 1),
+        // More than is there to be given, so its memory grows for good.
+        ("leave", "{\"bytes\":3000000}", 2),
+        ("remember", "", 2),
+        ("details", "", 2),
+        ("answer-too-large", "{\"bytes\":70000}", 2),
+        ("panic", "", 3),
+    ] {
+        assert_eq!(digest(&mut client), new, "before {action} {payload}");
+        client.request(&format!("hostile.{action}"), "1", payload);
+        client.message();
+        assert_eq!(digest(&mut client), new, "after {action} {payload}");
+        assert_eq!(instances(), made, "after {action} {payload}");
+    }
+    assert_eq!(row(&server, "hostile")["madeAnew"], Value::Null);
+    let reason = row(&anew, "hostile")["madeAnew"].clone();
+    assert_eq!(reason, "the settings say so");
+}
+
+#[test]
+fn an_instance_that_had_several_handles_or_kept_one_is_not_used_again() {
+    let grants = "[services.greedy.grants]\nkeyvalue = true\ncalls = [\"echo.*\"]";
+    let server = Setup::new(BINARY).with("guests", "greedy.wasm").set(grants).start();
+    let mut client = server.connect();
+    let mut numbers = |count: usize, keep: bool| {
+        let payload = json!({"count": count, "keep": keep}).to_string();
+        client.ask("greedy.numbers", &payload).text()
+    };
+    let mut made = 0;
+    for (count, keep, one_more) in
+        [(1, false, 1), (1, false, 0), (1, true, 0), (3, false, 1), (2, true, 1), (0, false, 1)]
+    {
+        let expected: Vec<_> = (1..=count).collect();
+        assert_eq!(numbers(count, keep), json!(expected).to_string(), "{count} {keep}");
+        made += one_more;
+        assert_eq!(row(&server, "greedy")["instances"], made, "{count} {keep}");
+    }
+}
+
+/// A row of `/services`.
+fn row(server: &TestServer, name: &str) -> Value {
+    let services = server.json("/services");
+    services["services"].as_array().unwrap().iter().find(|row| row["name"] == name).unwrap().clone()
 }
 
 #[test]

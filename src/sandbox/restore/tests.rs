@@ -187,6 +187,70 @@ proptest! {
 }
 
 #[test]
+fn stores_across_the_end_of_a_page_are_put_back() {
+    let (engine, _, rewritten) = modules();
+    let mut running = Running::new(engine, rewritten);
+    running.call("mb-checkpoint", &[]).unwrap();
+    let new = running.memory();
+    for (name, _) in STORES {
+        for address in 8192 - 17..=8192 {
+            running.call(name, &[address, 0x7fff_fff1, 0]).unwrap();
+            assert_ne!(running.memory(), new, "{name} {address}");
+            running.call("mb-restore", &[]).unwrap();
+            assert_eq!(running.memory(), new, "{name} {address}");
+        }
+    }
+}
+
+/// Every instruction that is let in and whose name says that it may change
+/// something is known here: a new one would be looked at.
+#[test]
+fn all_that_changes_anything_is_known() {
+    const LET_IN: [&str; 8] = [
+        "mvp",
+        "sign_extension",
+        "saturating_float_to_int",
+        "bulk_memory",
+        "reference_types",
+        "simd",
+        "tail_call",
+        "multi_value",
+    ];
+    const ELSEWHERE: [&str; 13] = [
+        "GlobalSet",
+        "LocalSet",
+        "MemoryGrow",
+        "MemoryInit",
+        "DataDrop",
+        "MemoryCopy",
+        "MemoryFill",
+        "TableInit",
+        "ElemDrop",
+        "TableCopy",
+        "TableFill",
+        "TableSet",
+        "TableGrow",
+    ];
+    macro_rules! names {
+        ($(@$proposal:ident $name:ident $({ $($field:ident: $kind:ty),* })? => $visit:ident ($($arity:tt)*))*) => {
+            [$((stringify!($proposal), stringify!($name))),*]
+        };
+    }
+    let all = wasmparser::for_each_operator!(names);
+    let changes =
+        |name: &str| ["Store", "Set", "Grow", "Init", "Drop", "Copy", "Fill"].iter().any(|w| name.contains(w));
+    let found = all.iter().filter(|(proposal, name)| {
+        LET_IN.contains(proposal) && changes(name) && *name != "Drop" && !name.contains("Copysign")
+    });
+    let mut found: Vec<_> = found.map(|(_, name)| name.to_lowercase()).collect();
+    let stores = STORES.iter().map(|(name, _)| name.replace(['.', '_'], ""));
+    let mut known: Vec<_> = ELSEWHERE.iter().map(|name| name.to_lowercase()).chain(stores).collect();
+    found.sort();
+    known.sort();
+    assert_eq!(found, known);
+}
+
+#[test]
 fn what_the_host_writes_is_put_back_too() {
     let (engine, _, rewritten) = modules();
     let mut running = Running::new(engine, rewritten);

@@ -83,6 +83,23 @@ fn handles(_: Payload) {
     }
 }
 
+#[derive(Deserialize)]
+struct Handles {
+    #[serde(default)]
+    keep: bool,
+    count: usize,
+}
+
+/// Takes handles, and answers their numbers; gives them back, or does not.
+fn numbers(handles: Handles) -> Value {
+    let taken: Vec<_> = (0..handles.count).map(|_| monotonic_clock::subscribe_duration(HOUR)).collect();
+    let numbers: Vec<_> = taken.iter().map(|pollable| pollable.handle()).collect();
+    if handles.keep {
+        std::mem::forget(taken);
+    }
+    json!(numbers)
+}
+
 fn log_flood(_: Payload) -> Value {
     let line = "x".repeat(1024);
     for _ in 0..1 << 20 {
@@ -181,6 +198,8 @@ service! {
     "kv-list" => kv_list,
     /// Holds a million handles.
     "handles" => handles,
+    /// Takes {"count"} handles, answers their numbers, and may {"keep"} them.
+    "numbers" => numbers,
     /// Writes 1 GiB to the log.
     "log-flood" => log_flood,
     /// Writes control characters to the log.

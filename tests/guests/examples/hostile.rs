@@ -109,6 +109,33 @@ fn pages(_: Payload) -> Value {
     json!({ "pages": core::arch::wasm32::memory_size::<0>() })
 }
 
+/// Of all that it remembers, this call's own part included.
+fn digest(_: Payload) -> Value {
+    let mut digest = 0xcbf2_9ce4_8422_2325_u64;
+    let end = core::arch::wasm32::memory_size::<0>() * 65_536 / 8;
+    for word in 0..end {
+        // SAFETY: all of it is memory of this instance. Nothing is said at
+        // address zero, so the first word is left out.
+        let value = if word == 0 { 0 } else { unsafe { std::ptr::read_volatile((word * 8) as *const u64) } };
+        digest = (digest ^ value).wrapping_mul(0x0100_0000_01b3);
+    }
+    json!({ "digest": format!("{digest:016x}"), "pages": core::arch::wasm32::memory_size::<0>() })
+}
+
+#[derive(Deserialize)]
+struct Leak {
+    bytes: usize,
+}
+
+/// Leaves something behind in the heap, on the stack and in a static.
+fn leave(leak: Leak) -> Value {
+    CALLS.fetch_add(1000, Relaxed);
+    let leaked = vec![0xa5_u8; leak.bytes].leak();
+    let mut deep = [0x5a_u8; 4096];
+    black_box(&mut deep);
+    json!({ "at": leaked.as_ptr() as usize })
+}
+
 service! {
     name: "hostile",
     description: "Misbehaves in the way that the action says",
@@ -140,6 +167,10 @@ service! {
     "sleep-spin" => sleep_spin,
     /// Answers {"count"}, the calls of it that this instance has served.
     "remember" => remember,
+    /// Answers {"digest","pages"} of its whole memory.
+    "digest" => digest,
+    /// Leaves {"bytes"} behind, and answers where.
+    "leave" => leave,
     /// Answers {"pages"}, the size of the memory in 64 KiB.
     "pages" => pages,
 }
