@@ -75,6 +75,8 @@ pub struct Reassembly {
     read_size: usize,
     /// The last read left no room: there may be more.
     full: bool,
+    /// A read did so since the buffer was empty last.
+    cramped: bool,
 }
 
 impl Reassembly {
@@ -95,6 +97,7 @@ impl Reassembly {
             max_message_size,
             read_size,
             full: false,
+            cramped: false,
         }
     }
 
@@ -124,7 +127,7 @@ impl Reassembly {
         if self.is_empty() {
             return match self.buf.len() {
                 large if large > KEPT_SIZE.max(self.read_size) => self.read_size,
-                small if self.full && small < self.read_size => (small * 2).min(self.read_size),
+                small if self.cramped && small < self.read_size => (small * 2).min(self.read_size),
                 fits => fits,
             };
         }
@@ -162,7 +165,14 @@ impl Reassembly {
     pub fn advance(&mut self, count: usize) {
         self.filled += count;
         self.full = self.filled == self.buf.len();
+        self.cramped |= self.full;
         self.invariants();
+    }
+
+    /// Whether the last read left no room, so that there may be more at once.
+    #[must_use]
+    pub fn was_filled(&self) -> bool {
+        self.full
     }
 
     /// The next thing that is whole, or none until more has arrived.
@@ -278,6 +288,7 @@ impl Reassembly {
         if self.buf.len() != capacity {
             self.buf = vec![0; capacity];
         }
+        self.cramped = false;
     }
 
     /// Moves pieces and unparsed bytes to the front, without the gaps.

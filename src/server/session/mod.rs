@@ -17,6 +17,7 @@ use std::{
 };
 
 pub(super) use end::{End, tell_denied};
+use rustix::net::RecvFlags;
 use slow::SERVED;
 
 use super::{
@@ -229,6 +230,7 @@ impl Session {
         let (mut busy, mut waiting) = (false, 0_usize);
         loop {
             match self.buffer.take() {
+                Ok(None) if busy && self.read_more() => {}
                 Ok(None) => break,
                 Ok(Some(_)) if !busy && !self.connection.phase().begin() => return Err(End::Told),
                 Ok(Some(_)) if self.connection.draining() => {
@@ -349,6 +351,24 @@ impl Session {
             }
             Err(error) => Err(End::Io(error)),
         }
+    }
+
+    /// Reads on without waiting where the last read left no room: requests
+    /// that came together are answered together, and so their client sends
+    /// the next ones together.
+    fn read_more(&mut self) -> bool {
+        let wanted = self.buffer.next_capacity().saturating_sub(self.shared.settings.read_buffer_size);
+        let stream = self.connection.stream();
+        if !self.buffer.was_filled() || wanted > self.charge.held() || stream.is_encrypted() {
+            return false;
+        }
+        let read = rustix::net::recv(stream.socket().stream(), self.buffer.spare(), RecvFlags::DONTWAIT);
+        // Whatever else it is, the next read sees it too.
+        let Ok((count @ 1.., _)) = read else { return false };
+        self.buffer.advance(count);
+        self.active = Instant::now();
+        self.connection.heard(count, self.active);
+        true
     }
 
     /// Sees to it that there is memory for the next read. While the server

@@ -99,14 +99,20 @@ impl Session {
 /// after it shall wait for it.
 impl Watch for Connection {
     fn tick(&self) -> Option<Stop> {
-        let killed = served(|session| {
+        let slow = served(|session| {
             session.ticks.set(session.ticks.get() + 1);
-            if session.ticks.get() >= TICKS_UNTIL_SLOW {
+            // The first one says nothing: a quick call may just have begun.
+            // Answers sent for it would come apart from those after them, and
+            // so would the requests that their client sends next.
+            (session.ticks.get() >= TICKS_UNTIL_SLOW).then(|| {
                 session.hand_over();
-            }
-            session.list(false)
+                session.list(false)
+            })
         });
-        self.send_early();
+        let killed = slow.flatten();
+        if killed.is_some() {
+            self.send_early();
+        }
         let killed = killed.unwrap_or(false).then_some(Stop::Killed);
         killed.or_else(|| self.calls_stopped().then_some(Stop::Shutdown))
     }
