@@ -109,7 +109,6 @@ impl Shared {
 
     /// A connection is lost, as its reader or a writer has noticed.
     fn lost(&self, link: &Link, why: &str, nothing_begun: bool) {
-        link.stream.shut_down();
         let mut state = self.state();
         if state.link.as_ref().is_some_and(|current| current.number == link.number) {
             state.link = None;
@@ -119,6 +118,9 @@ impl Shared {
         let why = format!("connection to {} lost: {why}", self.settings.server);
         state.queue.lost(&Loss { link: link.number, why, nothing_begun, reconnect });
         drop(state);
+        // Not before: a thread that is writing would then fail, and tell of a
+        // loss where the reader knows of an orderly end.
+        link.stream.shut_down();
         self.changed.notify_all();
     }
 

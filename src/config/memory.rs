@@ -16,6 +16,9 @@ const CONNECTION: Bytes = Bytes::kib(56);
 const TLS: Bytes = Bytes::kib(40);
 /// Connections that are derived at most.
 const MAX_DERIVED_CONNECTIONS: usize = 1024;
+/// Instances that are derived at most: each reserves three memories of 4 GiB
+/// of address space, of which there are 128 TiB.
+const MAX_INSTANCES: usize = 8_000;
 /// Linear memory of an instance where no setting says another.
 const DEFAULT_INSTANCE: Bytes = Bytes::mib(64);
 
@@ -51,7 +54,7 @@ impl MemoryPlan {
             set => set,
         };
         let per_instance = KEPT_MEMORY.0 + KEPT_TABLES.0;
-        let instances = (total / 4 / per_instance).clamp(1, 10_000);
+        let instances = (total / 4 / per_instance).clamp(1, MAX_INSTANCES);
         let taken = connections.saturating_mul(per_connection).saturating_add(instances * per_instance);
         Self { total, connections, per_connection, instances, per_instance, shared: total.saturating_sub(taken) }
     }

@@ -76,7 +76,7 @@ fn modules() -> &'static (Engine, Module, Module) {
     static MODULES: OnceLock<(Engine, Module, Module)> = OnceLock::new();
     MODULES.get_or_init(|| {
         let bytes = wat::parse_str(guest()).unwrap();
-        let rewritten = module::rewrite(&bytes, 100).ok().expect("it is fit").bytes;
+        let rewritten = module::rewrite(&bytes, 100).unwrap_or_else(|unfit| panic!("{unfit}")).bytes;
         let engine = Engine::default();
         let compile = |bytes: &[u8]| Module::new(&engine, bytes).unwrap();
         (engine.clone(), compile(&bytes), compile(&rewritten))
@@ -273,7 +273,8 @@ fn a_host_function_is_told_where_to_put_its_result() {
         (table funcref (elem $get))
         (func (export \"directly\") (call $get (i32.const 1) (i32.const 4090)))
         (func (export \"by-table\") (call_indirect (param i32 i32) (i32.const 1) (i32.const 30000) (i32.const 0))))";
-    let rewritten = module::rewrite(&wat::parse_str(text).unwrap(), 100).ok().unwrap().bytes;
+    let rewritten =
+        module::rewrite(&wat::parse_str(text).unwrap(), 100).unwrap_or_else(|unfit| panic!("{unfit}")).bytes;
     let engine = Engine::default();
     let mut store = Store::new(&engine, ());
     let mut linker = wasmtime::Linker::new(&engine);
