@@ -6,7 +6,7 @@ use wasm_encoder::{
 
 use super::{
     PAGE, PAGE_BITS,
-    module::{KEPT, Kind, MARKED, OWN, Shape, mutable, zero},
+    module::{KEPT, Kind, OWN, Shape, mutable, zero},
 };
 
 /// Longest store in bytes, less one: as much of it may lie in the page after
@@ -19,11 +19,13 @@ const PER_WASM_PAGE: i32 = 16 - PAGE_BITS as i32;
 /// What is added, and where its indices begin: behind all that was there.
 pub(super) struct Added<'a> {
     pub(super) shape: &'a Shape,
+    /// The memory of the marks.
+    pub(super) marked: u32,
     pub(super) first_function: u32,
     pub(super) first_kind: u32,
     pub(super) first_global: u32,
-    /// What `memory.size` says at first.
-    pub(super) first_pages: i32,
+    /// What `memory.size` says at first, where that is less than there is.
+    pub(super) first_pages: Option<i32>,
     pub(super) largest_result: u32,
     /// Imported functions that may write to the memory.
     pub(super) calls: Vec<(u32, &'a Kind)>,
@@ -31,12 +33,12 @@ pub(super) struct Added<'a> {
     pub(super) allocators: Vec<(u32, &'a Kind)>,
 }
 
-/// The functions in this order; then those in front of others.
+/// The functions in this order, the last one where there is more memory than
+/// the guest has asked for; then those in front of others.
 const MARK: u32 = 0;
 const CHECKPOINT: u32 = 1;
 const RESTORE: u32 = 2;
 const GROW: u32 = 3;
-const FUNCTIONS: u32 = 4;
 
 impl Added<'_> {
     /// `(address, length)`: marks what is about to be written.
@@ -59,26 +61,33 @@ impl Added<'_> {
         self.first_function + GROW
     }
 
-    /// The global that holds what `memory.size` says.
-    pub(super) fn pages(&self) -> u32 {
-        self.first_global
+    /// How many there are before those in front of others.
+    fn functions(&self) -> u32 {
+        if self.first_pages.is_some() { GROW + 1 } else { GROW }
+    }
+
+    /// The global that holds what `memory.size` says, where that is less than
+    /// there is.
+    pub(super) fn pages(&self) -> Option<u32> {
+        self.first_pages.map(|_| self.first_global)
     }
 
     /// The global that keeps the first value of one that can change.
     fn kept(&self, index: usize) -> u32 {
-        self.first_global + 1 + u32::try_from(index).expect("bounded by the validator")
+        let first = self.first_global + u32::from(self.first_pages.is_some());
+        first + u32::try_from(index).expect("bounded by the validator")
     }
 
     /// What guests call in the place of this function.
     pub(super) fn in_front_of_import(&self, function: u32) -> u32 {
         let position = self.calls.iter().position(|(call, _)| *call == function);
-        position.map_or(function, |position| self.first_function + FUNCTIONS + position as u32)
+        position.map_or(function, |position| self.first_function + self.functions() + position as u32)
     }
 
     /// What the host calls in the place of this function.
     pub(super) fn in_front_of_allocator(&self, function: u32) -> u32 {
         let position = self.allocators.iter().position(|(allocator, _)| *allocator == function);
-        let first = self.first_function + FUNCTIONS + self.calls.len() as u32;
+        let first = self.first_function + self.functions() + self.calls.len() as u32;
         position.map_or_else(|| self.in_front_of_import(function), |position| first + position as u32)
     }
 
@@ -92,7 +101,7 @@ impl Added<'_> {
     }
 
     pub(super) fn signatures(&self, functions: &mut FunctionSection) {
-        for function in 0..FUNCTIONS {
+        for function in 0..self.functions() {
             functions.function(self.first_kind + function);
         }
         for (_, kind) in self.calls.iter().chain(&self.allocators) {
@@ -101,8 +110,9 @@ impl Added<'_> {
     }
 
     pub(super) fn globals(&self, globals: &mut GlobalSection) {
-        let pages = wasm_encoder::ConstExpr::i32_const(self.first_pages);
-        globals.global(mutable(ValType::I32), &pages);
+        if let Some(pages) = self.first_pages {
+            globals.global(mutable(ValType::I32), &wasm_encoder::ConstExpr::i32_const(pages));
+        }
         for kind in self.changing().map(|(_, kind)| kind) {
             globals.global(mutable(kind), &zero(kind));
         }
@@ -110,14 +120,16 @@ impl Added<'_> {
 
     /// The globals that are put back: the guest's own, and the size.
     fn changing(&self) -> impl Iterator<Item = (u32, ValType)> {
-        self.shape.mutable.iter().copied().chain([(self.pages(), ValType::I32)])
+        self.shape.mutable.iter().copied().chain(self.pages().map(|pages| (pages, ValType::I32)))
     }
 
     pub(super) fn bodies(&self, code: &mut CodeSection) {
         code.function(&self.mark_range());
         code.function(&self.write_checkpoint());
         code.function(&self.write_restore());
-        code.function(&self.grow_within());
+        if let Some(pages) = self.pages() {
+            code.function(&grow_within(pages));
+        }
         for (function, kind) in &self.calls {
             code.function(&self.before_call(*function, kind));
         }
@@ -134,7 +146,7 @@ impl Added<'_> {
             // What wraps around is out of bounds: the store traps.
             body.i32_const(offset.cast_signed()).i32_add();
         }
-        body.i32_const(PAGE_BITS as i32).i32_shr_u().i32_const(1).i32_store8(at(MARKED, 0));
+        body.i32_const(PAGE_BITS as i32).i32_shr_u().i32_const(1).i32_store8(at(self.marked, 0));
     }
 
     fn mark_range(&self) -> Function {
@@ -150,11 +162,11 @@ impl Added<'_> {
         // The first page, the last one, and what lies between.
         for address in [ADDRESS, LAST] {
             body.local_get(address).i32_const(PAGE_BITS as i32).i32_shr_u().local_tee(address);
-            body.i32_const(1).i32_store8(at(MARKED, 0));
+            body.i32_const(1).i32_store8(at(self.marked, 0));
         }
         body.local_get(LAST).local_get(ADDRESS).i32_sub().i32_const(1).i32_gt_u().if_(BlockType::Empty);
         body.local_get(ADDRESS).i32_const(1).i32_add().i32_const(1);
-        body.local_get(LAST).local_get(ADDRESS).i32_sub().i32_const(1).i32_sub().memory_fill(MARKED);
+        body.local_get(LAST).local_get(ADDRESS).i32_sub().i32_const(1).i32_sub().memory_fill(self.marked);
         body.end().end();
         function
     }
@@ -162,16 +174,21 @@ impl Added<'_> {
     fn write_checkpoint(&self) -> Function {
         const COUNT: u32 = PAGES_LOCALS;
         let mut function = Function::new([(PAGES_LOCALS + 1, ValType::I32)]);
-        let mut body = function.instructions();
         // What there is from the start, beside what was written since.
-        for (address, length) in &self.shape.data {
-            body.i32_const(address.cast_signed()).i32_const(length.cast_signed()).call(self.mark());
+        for (place, length) in &self.shape.data {
+            for instruction in place {
+                function.instruction(instruction);
+            }
+            function.instructions().i32_const(length.cast_signed()).call(self.mark());
         }
-        // It may have grown since.
-        body.memory_size(OWN).memory_size(KEPT).i32_gt_u().if_(BlockType::Empty);
-        body.memory_size(OWN).memory_size(KEPT).i32_sub().memory_grow(KEPT);
-        body.i32_const(-1).i32_eq().if_(BlockType::Empty).unreachable().end().end();
-        copy_marked(&mut body, KEPT, OWN, Some(COUNT));
+        let mut body = function.instructions();
+        if self.shape.memory.is_some() {
+            // It may have grown since.
+            body.memory_size(OWN).memory_size(KEPT).i32_gt_u().if_(BlockType::Empty);
+            body.memory_size(OWN).memory_size(KEPT).i32_sub().memory_grow(KEPT);
+            body.i32_const(-1).i32_eq().if_(BlockType::Empty).unreachable().end().end();
+            self.copy_marked(&mut body, KEPT, OWN, Some(COUNT));
+        }
         for (index, (global, _)) in self.changing().enumerate() {
             body.global_get(global).global_set(self.kept(index));
         }
@@ -182,28 +199,13 @@ impl Added<'_> {
     fn write_restore(&self) -> Function {
         let mut function = Function::new([(PAGES_LOCALS, ValType::I32)]);
         let mut body = function.instructions();
-        copy_marked(&mut body, OWN, KEPT, None);
+        if self.shape.memory.is_some() {
+            self.copy_marked(&mut body, OWN, KEPT, None);
+        }
         for (index, (global, _)) in self.changing().enumerate() {
             body.global_get(self.kept(index)).global_set(global);
         }
         body.end();
-        function
-    }
-
-    /// Gives first what the memory has beyond what the guest has asked for.
-    fn grow_within(&self) -> Function {
-        const MORE: u32 = 0;
-        const BEFORE: u32 = 1;
-        const AFTER: u32 = 2;
-        let pages = self.pages();
-        let mut function = Function::new([(2, ValType::I32)]);
-        let mut body = function.instructions();
-        body.global_get(pages).local_tee(BEFORE).local_get(MORE).i32_add().local_tee(AFTER);
-        body.local_get(BEFORE).i32_lt_u().if_(BlockType::Empty).i32_const(-1).return_().end();
-        body.local_get(AFTER).memory_size(OWN).i32_gt_u().if_(BlockType::Empty);
-        body.local_get(AFTER).memory_size(OWN).i32_sub().memory_grow(OWN);
-        body.i32_const(-1).i32_eq().if_(BlockType::Empty).i32_const(-1).return_().end().end();
-        body.local_get(AFTER).global_set(pages).local_get(BEFORE).end();
         function
     }
 
@@ -233,42 +235,58 @@ impl Added<'_> {
         body.local_get(LENGTH).call(self.mark()).local_get(GIVEN).end();
         function
     }
+
+    /// Copies every marked page from one memory to the other, pages that follow
+    /// each other at once, and takes the marks away.
+    fn copy_marked(&self, body: &mut InstructionSink<'_>, to: u32, from: u32, count: Option<u32>) {
+        const AT: u32 = 0;
+        const FIRST: u32 = 1;
+        const END: u32 = 2;
+        let bits = PAGE_BITS as i32;
+        body.memory_size(OWN).i32_const(PER_WASM_PAGE).i32_shl().local_set(END);
+        body.block(BlockType::Empty).loop_(BlockType::Empty);
+        body.local_get(AT).local_get(END).i32_ge_u().br_if(1);
+        // Eight pages without a mark at once: the number of pages is a multiple.
+        body.block(BlockType::Empty);
+        body.local_get(AT).i32_const(7).i32_and().br_if(0);
+        body.local_get(AT).i64_load(at(self.marked, 0)).i64_const(0).i64_ne().br_if(0);
+        body.local_get(AT).i32_const(8).i32_add().local_set(AT).br(1).end();
+        body.local_get(AT).i32_load8_u(at(self.marked, 0)).i32_eqz().if_(BlockType::Empty);
+        body.local_get(AT).i32_const(1).i32_add().local_set(AT).br(1).end();
+        body.local_get(AT).local_set(FIRST);
+        body.loop_(BlockType::Empty);
+        body.local_get(AT).i32_const(0).i32_store8(at(self.marked, 0));
+        body.local_get(AT).i32_const(1).i32_add().local_tee(AT).local_get(END).i32_lt_u().if_(BlockType::Empty);
+        body.local_get(AT).i32_load8_u(at(self.marked, 0)).br_if(1).end().end();
+        body.local_get(FIRST).i32_const(bits).i32_shl();
+        body.local_get(FIRST).i32_const(bits).i32_shl();
+        body.local_get(AT).local_get(FIRST).i32_sub().i32_const(bits).i32_shl();
+        body.i32_const(OVERHANG).i32_const(0).local_get(AT).local_get(END).i32_lt_u().select().i32_add();
+        body.memory_copy(to, from);
+        if let Some(count) = count {
+            body.local_get(count).local_get(AT).local_get(FIRST).i32_sub().i32_add().local_set(count);
+        }
+        body.br(0).end().end();
+    }
 }
 
-/// Locals that [`copy_marked`] uses, the first ones of a function.
+/// Locals that [`Added::copy_marked`] uses, the first ones of a function.
 const PAGES_LOCALS: u32 = 3;
 
-/// Copies every marked page from one memory to the other, pages that follow
-/// each other at once, and takes the marks away.
-fn copy_marked(body: &mut InstructionSink<'_>, to: u32, from: u32, count: Option<u32>) {
-    const AT: u32 = 0;
-    const FIRST: u32 = 1;
-    const END: u32 = 2;
-    let bits = PAGE_BITS as i32;
-    body.memory_size(OWN).i32_const(PER_WASM_PAGE).i32_shl().local_set(END);
-    body.block(BlockType::Empty).loop_(BlockType::Empty);
-    body.local_get(AT).local_get(END).i32_ge_u().br_if(1);
-    // Eight pages without a mark at once: the number of pages is a multiple.
-    body.block(BlockType::Empty);
-    body.local_get(AT).i32_const(7).i32_and().br_if(0);
-    body.local_get(AT).i64_load(at(MARKED, 0)).i64_const(0).i64_ne().br_if(0);
-    body.local_get(AT).i32_const(8).i32_add().local_set(AT).br(1).end();
-    body.local_get(AT).i32_load8_u(at(MARKED, 0)).i32_eqz().if_(BlockType::Empty);
-    body.local_get(AT).i32_const(1).i32_add().local_set(AT).br(1).end();
-    body.local_get(AT).local_set(FIRST);
-    body.loop_(BlockType::Empty);
-    body.local_get(AT).i32_const(0).i32_store8(at(MARKED, 0));
-    body.local_get(AT).i32_const(1).i32_add().local_tee(AT).local_get(END).i32_lt_u().if_(BlockType::Empty);
-    body.local_get(AT).i32_load8_u(at(MARKED, 0)).br_if(1).end().end();
-    body.local_get(FIRST).i32_const(bits).i32_shl();
-    body.local_get(FIRST).i32_const(bits).i32_shl();
-    body.local_get(AT).local_get(FIRST).i32_sub().i32_const(bits).i32_shl();
-    body.i32_const(OVERHANG).i32_const(0).local_get(AT).local_get(END).i32_lt_u().select().i32_add();
-    body.memory_copy(to, from);
-    if let Some(count) = count {
-        body.local_get(count).local_get(AT).local_get(FIRST).i32_sub().i32_add().local_set(count);
-    }
-    body.br(0).end().end();
+/// Gives first what the memory has beyond what the guest has asked for.
+fn grow_within(pages: u32) -> Function {
+    const MORE: u32 = 0;
+    const BEFORE: u32 = 1;
+    const AFTER: u32 = 2;
+    let mut function = Function::new([(2, ValType::I32)]);
+    let mut body = function.instructions();
+    body.global_get(pages).local_tee(BEFORE).local_get(MORE).i32_add().local_tee(AFTER);
+    body.local_get(BEFORE).i32_lt_u().if_(BlockType::Empty).i32_const(-1).return_().end();
+    body.local_get(AFTER).memory_size(OWN).i32_gt_u().if_(BlockType::Empty);
+    body.local_get(AFTER).memory_size(OWN).i32_sub().memory_grow(OWN);
+    body.i32_const(-1).i32_eq().if_(BlockType::Empty).i32_const(-1).return_().end().end();
+    body.local_get(AFTER).global_set(pages).local_get(BEFORE).end();
+    function
 }
 
 /// An address without alignment.

@@ -52,6 +52,13 @@ pub(super) const CHECKPOINT: &str = "mb-checkpoint";
 /// The function that puts an instance back as it was at its checkpoint.
 pub(super) const RESTORE: &str = "mb-restore";
 
+/// The memory that holds the marks, and by which name a module that shares the
+/// guest's memory gets it.
+#[cfg(feature = "compiler")]
+const MARKED_MEMORY: &str = "mb-marked";
+#[cfg(feature = "compiler")]
+const GIVER: &str = "mb-restore";
+
 /// Unit of what is marked and put back, in bytes.
 const PAGE: usize = 1 << PAGE_BITS;
 const PAGE_BITS: u32 = 12;
@@ -133,6 +140,7 @@ impl Unfit {
 
 impl Unfit {
     /// Nobody wants it.
+    #[cfg(feature = "compiler")]
     pub(super) fn unwanted() -> Self {
         Self("the settings say so".into())
     }

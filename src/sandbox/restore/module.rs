@@ -8,20 +8,28 @@ use wasm_encoder::{
 };
 use wasmparser::{Data, DataKind, ExternalKind, FunctionBody, MemArg, MemoryType, Operator, Parser, Payload, TypeRef};
 
-use super::{CHECKPOINT, MARKS, RESTORE, Restores, SLACK, Unfit, functions::Added};
+use super::{CHECKPOINT, GIVER, MARKED_MEMORY, MARKS, RESTORE, Restores, SLACK, Unfit, functions::Added};
 
-/// The guest's own memory, and those that are added.
+/// The guest's own memory, and the one that is put back from; both are those
+/// of the module that has the guest's memory.
 pub(super) const OWN: u32 = 0;
-pub(super) const MARKED: u32 = 1;
 pub(super) const KEPT: u32 = 2;
 
 /// Size of a page of WebAssembly in bytes.
 const WASM_PAGE: u64 = 64 * 1024;
 
-/// A module that was rewritten.
-pub(super) struct Rewritten {
-    pub(super) bytes: Vec<u8>,
-    pub(super) restores: Restores,
+/// How a module is to be rewritten.
+pub(super) struct Rewriting<'a> {
+    /// Its exports by which the host allocates.
+    pub(super) allocators: &'a [&'a str],
+    /// By number, those of its imported functions that end at the host.
+    pub(super) host_functions: &'a [u32],
+    /// No host function writes more than this to where it is told to put its
+    /// result, in bytes.
+    pub(super) largest_result: u32,
+    /// It holds all state there is. Of several, no one may have memory that
+    /// another one does not know of.
+    pub(super) alone: bool,
 }
 
 /// The signature of a function.
@@ -53,31 +61,37 @@ pub(super) struct Shape {
     /// Type of each function, imported ones first.
     functions: Vec<u32>,
     imported_functions: u32,
-    memory: Option<MemoryType>,
+    pub(super) imported_memories: u32,
+    /// Its own.
+    pub(super) memory: Option<MemoryType>,
     grows: bool,
     globals: u32,
-    /// Index and type of each global that can change.
+    /// Index and type of each global of its own that can change.
     pub(super) mutable: Vec<(u32, ValType)>,
-    /// What the memory begins with: addresses and lengths.
-    pub(super) data: Vec<(u32, u32)>,
-    /// Exported functions by which the host may allocate.
-    allocators: Vec<u32>,
+    /// What it puts into the memory from the start: where, and how much.
+    pub(super) data: Vec<(Vec<Instruction<'static>>, u32)>,
+    /// Exported functions.
+    exports: Vec<(String, u32)>,
 }
 
-/// Rewrites a module that is known to be valid. No host function writes more
-/// than `largest_result` bytes to where it is told to put its result.
-pub(super) fn rewrite(module: &[u8], largest_result: u32) -> Result<Rewritten, Unfit> {
+/// Rewrites a module that is known to be valid; says what is to be known of
+/// its memory, if it has one.
+pub(super) fn rewrite(module: &[u8], how: &Rewriting<'_>) -> Result<(Vec<u8>, Option<Restores>), Unfit> {
     let shape = Shape::of(module)?;
-    let memory = shape.memory.ok_or_else(|| Unfit::because("it has no memory"))?;
-    let slack = if shape.grows { SLACK.min(memory.maximum.unwrap_or(u64::MAX) - memory.initial) } else { 0 };
+    let Some(memory) = shape.memory else {
+        let added = shape.added(how, None)?;
+        return Ok((Barrier { shape: &shape, added: &added }.module(module, 0)?, None));
+    };
+    // What several modules grow would have to be known to each of them.
+    let slack = if shape.grows && how.alone { SLACK } else { 0 };
+    let slack = slack.min(memory.maximum.unwrap_or(u64::MAX) - memory.initial);
     let first_size = memory.initial + slack;
-    let added = shape.added(largest_result, memory.initial);
-    let mut barrier = Barrier { shape: &shape, added: &added };
-    let bytes = barrier.module(module, first_size)?;
+    let added = shape.added(how, (slack > 0).then_some(memory.initial))?;
+    let bytes = Barrier { shape: &shape, added: &added }.module(module, first_size)?;
     let bytes_of =
         |pages: u64| usize::try_from(pages * WASM_PAGE).map_err(|_| Unfit::because("its memory is too large"));
     let restores = Restores { aside: bytes_of(MARKS + first_size)?, first: bytes_of(first_size)? };
-    Ok(Rewritten { bytes, restores })
+    Ok((bytes, Some(restores)))
 }
 
 impl Shape {
@@ -86,10 +100,6 @@ impl Shape {
         for payload in Parser::new(0).parse_all(module) {
             shape.payload(payload?)?;
         }
-        let allocates = |function: &u32| shape.kind(*function).allocates();
-        shape.allocators = shape.allocators.iter().copied().filter(allocates).collect();
-        shape.allocators.sort_unstable();
-        shape.allocators.dedup();
         Ok(shape)
     }
 
@@ -104,11 +114,16 @@ impl Shape {
             }
             Payload::ImportSection(section) => {
                 for import in section.into_imports() {
-                    let TypeRef::Func(kind) = import?.ty else {
-                        return Err(Unfit::because("it shares memory, tables or globals with another module"));
-                    };
-                    self.functions.push(kind);
-                    self.imported_functions += 1;
+                    match import?.ty {
+                        TypeRef::Func(kind) => {
+                            self.functions.push(kind);
+                            self.imported_functions += 1;
+                        }
+                        TypeRef::Memory(_) => self.imported_memories += 1,
+                        TypeRef::Global(_) => self.globals += 1,
+                        TypeRef::Table(_) => {}
+                        _ => return Err(Unfit::because("it imports what is neither function, memory nor table")),
+                    }
                 }
             }
             Payload::FunctionSection(section) => {
@@ -118,9 +133,7 @@ impl Shape {
             }
             Payload::MemorySection(section) => {
                 for memory in section {
-                    if self.memory.replace(memory?).is_some() {
-                        return Err(Unfit::because("it has several memories"));
-                    }
+                    self.memory = Some(memory?);
                 }
             }
             Payload::GlobalSection(section) => {
@@ -135,8 +148,11 @@ impl Shape {
             Payload::ExportSection(section) => {
                 for export in section {
                     let export = export?;
+                    if [CHECKPOINT, RESTORE, MARKED_MEMORY].contains(&export.name) {
+                        return Err(Unfit::because(format!("it has an export {} of its own", export.name)));
+                    }
                     if export.kind == ExternalKind::Func {
-                        self.allocators.push(export.index);
+                        self.exports.push((export.name.into(), export.index));
                     }
                 }
             }
@@ -173,19 +189,29 @@ impl Shape {
         &self.kinds[self.functions[function as usize] as usize]
     }
 
-    /// What is put between the guest and the host, and behind all functions.
-    fn added(&self, largest_result: u32, first_pages: u64) -> Added<'_> {
-        let calls = (0..self.imported_functions).filter(|function| self.kind(*function).returns_by_pointer());
-        Added {
+    /// What is put between the guest and the host, and behind all functions;
+    /// with slack, what `memory.size` says at first.
+    fn added(&self, how: &Rewriting<'_>, slack: Option<u64>) -> Result<Added<'_>, Unfit> {
+        let calls = how.host_functions.iter().filter(|function| self.kind(**function).returns_by_pointer());
+        let mut allocators = Vec::new();
+        for name in how.allocators {
+            let exported = self.exports.iter().find(|(export, _)| export == name).map(|(_, function)| *function);
+            let function = exported.filter(|function| self.kind(*function).allocates());
+            allocators.push(function.ok_or_else(|| Unfit::because("the host does not allocate by a function of it"))?);
+        }
+        allocators.sort_unstable();
+        allocators.dedup();
+        Ok(Added {
             shape: self,
+            marked: if self.memory.is_some() { 1 } else { self.imported_memories },
             first_function: u32::try_from(self.functions.len()).expect("bounded by the validator"),
             first_kind: u32::try_from(self.kinds.len()).expect("bounded by the validator"),
             first_global: self.globals,
-            first_pages: i32::try_from(first_pages).expect("bounded by the validator"),
-            largest_result,
-            calls: calls.map(|function| (function, self.kind(function))).collect(),
-            allocators: self.allocators.iter().map(|function| (*function, self.kind(*function))).collect(),
-        }
+            first_pages: slack.map(|pages| i32::try_from(pages).expect("bounded by the validator")),
+            largest_result: how.largest_result,
+            calls: calls.map(|function| (*function, self.kind(*function))).collect(),
+            allocators: allocators.into_iter().map(|function| (function, self.kind(function))).collect(),
+        })
     }
 }
 
@@ -238,16 +264,26 @@ impl Barrier<'_> {
             }
         }
         let added = self.added;
+        if self.shape.memory.is_none() {
+            let marked = wasm_encoder::EntityType::Memory(memory(MARKS, Some(MARKS)));
+            imports.import(GIVER, MARKED_MEMORY, marked);
+        }
         added.kinds(&mut types);
         added.signatures(&mut functions);
         added.globals(&mut globals);
         added.bodies(&mut code);
         exports.export(CHECKPOINT, ExportKind::Func, added.checkpoint());
         exports.export(RESTORE, ExportKind::Func, added.restore());
+        let mut memories = MemorySection::new();
+        if let Some(own) = self.shape.memory {
+            let first = memory(first_size, own.maximum);
+            memories.memory(first).memory(memory(MARKS, Some(MARKS))).memory(first);
+            exports.export(MARKED_MEMORY, ExportKind::Memory, added.marked);
+        }
 
         let mut rewritten = Module::new();
         rewritten.section(&types).section(&imports).section(&functions).section(&tables);
-        rewritten.section(&self.memories(first_size)).section(&globals).section(&exports);
+        rewritten.section(&memories).section(&globals).section(&exports);
         if let Some(function_index) = start {
             rewritten.section(&wasm_encoder::StartSection { function_index });
         }
@@ -261,20 +297,6 @@ impl Barrier<'_> {
             rewritten.section(&RawSection { id: SectionId::Custom as u8, data: &module[range] });
         }
         Ok(rewritten.finish())
-    }
-
-    fn memories(&self, first_size: u64) -> MemorySection {
-        let kind = |minimum, maximum| wasm_encoder::MemoryType {
-            minimum,
-            maximum,
-            memory64: false,
-            shared: false,
-            page_size_log2: None,
-        };
-        let maximum = self.shape.memory.and_then(|memory| memory.maximum);
-        let mut memories = MemorySection::new();
-        memories.memory(kind(first_size, maximum)).memory(kind(MARKS, Some(MARKS))).memory(kind(first_size, maximum));
-        memories
     }
 
     /// What the host calls to allocate also marks what it allocates.
@@ -341,9 +363,17 @@ impl Barrier<'_> {
                 body.instructions().local_get(value).local_get(scratch.length);
                 body.instruction(&self.instruction(operator)?);
             }
-            Operator::MemoryGrow { .. } => drop(body.instruction(&Instruction::Call(self.added.grow()))),
-            Operator::MemorySize { .. } => drop(body.instruction(&Instruction::GlobalGet(self.added.pages()))),
-            operator => drop(body.instruction(&self.instruction(operator)?)),
+            operator => {
+                let instead = match (&operator, self.added.pages()) {
+                    (Operator::MemoryGrow { .. }, Some(_)) => Some(Instruction::Call(self.added.grow())),
+                    (Operator::MemorySize { .. }, Some(pages)) => Some(Instruction::GlobalGet(pages)),
+                    _ => None,
+                };
+                match instead {
+                    Some(instead) => body.instruction(&instead),
+                    None => body.instruction(&self.instruction(operator)?),
+                };
+            }
         }
         Ok(())
     }
@@ -397,14 +427,26 @@ fn store(operator: &Operator<'_>) -> Option<(MemArg, ValType)> {
 }
 
 /// Where a segment is put, unless it is put nowhere before it is asked for.
-fn placed(data: &Data<'_>) -> Result<Option<(u32, u32)>, Unfit> {
+fn placed(data: &Data<'_>) -> Result<Option<(Vec<Instruction<'static>>, u32)>, Unfit> {
     let DataKind::Active { offset_expr, .. } = &data.kind else { return Ok(None) };
-    let mut operators = offset_expr.get_operators_reader();
-    let (Operator::I32Const { value }, Operator::End) = (operators.read()?, operators.read()?) else {
-        return Err(Unfit::because("where its data lies is computed"));
-    };
+    let mut place = Vec::new();
+    for operator in offset_expr.get_operators_reader() {
+        place.push(match operator? {
+            Operator::I32Const { value } => Instruction::I32Const(value),
+            // One that can't change, or it would not be valid.
+            Operator::GlobalGet { global_index } => Instruction::GlobalGet(global_index),
+            Operator::I32Add => Instruction::I32Add,
+            Operator::End => break,
+            _ => return Err(Unfit::because("where its data lies is computed")),
+        });
+    }
     let length = u32::try_from(data.data.len()).map_err(|_| Unfit::because("its data is too large"))?;
-    Ok(Some((value.cast_unsigned(), length)))
+    Ok(Some((place, length)))
+}
+
+/// A memory of so many pages of 64 KiB.
+fn memory(minimum: u64, maximum: Option<u64>) -> wasm_encoder::MemoryType {
+    wasm_encoder::MemoryType { minimum, maximum, memory64: false, shared: false, page_size_log2: None }
 }
 
 /// A number's type, as the writer has it.

@@ -1,10 +1,11 @@
-//! Takes a component apart and finds the one module that holds its state.
+//! Takes a component apart, finds the modules that hold its state, and sees
+//! that nothing gets past what will be put around them.
 
 use std::ops::Range;
 
 use wasmparser::{
     CanonicalFunction, CanonicalOption, ComponentAlias, ComponentExport, ExternalKind, Instance, Operator, Parser,
-    Payload,
+    Payload, TypeRef,
     component_types::{ComponentDefinedType, ComponentValType},
     types::TypesRef,
 };
@@ -18,59 +19,97 @@ const MAX_RESULT: usize = 64 * 1024;
 const MAX_DEPTH: usize = 64;
 
 /// What is to be known of a component.
-pub(super) struct Parts {
+pub(super) struct Parts<'a> {
     /// Its sections: identifier, and where they lie.
     pub(super) sections: Vec<(u8, Range<usize>)>,
-    /// Where the module lies that holds all state.
-    pub(super) module: Range<usize>,
-    /// The core instance that is made of it.
-    pub(super) instance: u32,
+    /// The core instances that hold state, the one that has the memory first.
+    pub(super) holders: Vec<Holder<'a>>,
     /// No host function writes more than this to where it is told to put its
     /// result, in bytes.
     pub(super) largest_result: u32,
 }
 
+/// A core instance that holds state, the only one of its module.
+pub(super) struct Holder<'a> {
+    /// Index of the instance.
+    pub(super) instance: u32,
+    /// Index of its module.
+    pub(super) module: u32,
+    /// Where that lies.
+    pub(super) range: Range<usize>,
+    /// Its exports by which the host allocates.
+    pub(super) allocators: Vec<&'a str>,
+    /// By number, those of its imported functions that end at the host.
+    pub(super) host_functions: Vec<u32>,
+}
+
+/// A core instance.
+enum Made<'a> {
+    /// Of a module: its index, and the instances that it is given, by name.
+    Module(u32, Vec<(&'a str, u32)>),
+    /// Of items that others export.
+    Items(Vec<(&'a str, ExternalKind, u32)>),
+}
+
+/// Where a core item comes from: an instance and the name of an export, or
+/// the host.
+type Origin<'a> = Option<(u32, &'a str)>;
+
 /// What is gathered while reading.
 #[derive(Default)]
-struct Reading {
+struct Reading<'a> {
     sections: Vec<(u8, Range<usize>)>,
     modules: Vec<Range<usize>>,
-    /// Of each core instance: the module that it was made of.
-    instances: Vec<Option<u32>>,
-    /// Of each core function, and of each core memory: the instance that
-    /// exports it, unless it is the host's.
-    functions: Vec<Option<u32>>,
-    memories: Vec<Option<u32>>,
-    /// Functions that the host may allocate by, and memories that it may
-    /// write to.
+    instances: Vec<Made<'a>>,
+    functions: Vec<Origin<'a>>,
+    memories: Vec<Origin<'a>>,
+    tables: Vec<Origin<'a>>,
+    globals: Vec<Origin<'a>>,
+    /// Functions that the host allocates by, and memories that it writes to.
     allocate: Vec<u32>,
     written: Vec<u32>,
     lowered: Vec<u32>,
 }
 
 /// Reads a component that is known to be valid.
-pub(super) fn take_apart(component: &[u8], types: TypesRef<'_>) -> Result<Parts, Unfit> {
+pub(super) fn take_apart<'a>(component: &'a [u8], types: TypesRef<'_>) -> Result<Parts<'a>, Unfit> {
     let read = read(component)?;
-    let mut state = None;
+    let mut holds = Vec::new();
+    let mut owner = None;
     for (index, range) in (0..).zip(&read.modules) {
-        if holds_state(&component[range.clone()])? {
-            if state.is_some() {
-                return Err(Unfit::because("several of its modules hold state"));
-            }
-            state = Some((index, range.clone()));
+        let nature = Nature::of(&component[range.clone()])?;
+        if nature == Nature::HasMemory && owner.replace(index).is_some() {
+            return Err(Unfit::because("several of its modules have a memory"));
         }
+        holds.push(nature != Nature::PassesOn);
     }
-    let (index, module) = state.ok_or_else(|| Unfit::because("none of its modules has a memory"))?;
-    let mut made = (0..).zip(&read.instances).filter(|(_, of)| **of == Some(index)).map(|(instance, _)| instance);
-    let (Some(instance), None) = (made.next(), made.next()) else {
-        return Err(Unfit::because("the module with its memory is not instantiated once"));
-    };
+    let owner = owner.ok_or_else(|| Unfit::because("none of its modules has a memory"))?;
+    let mut holders = Vec::new();
+    for (instance, made) in (0..).zip(&read.instances) {
+        let Made::Module(module, given) = made else { continue };
+        let range = read.modules[*module as usize].clone();
+        let host_functions = read.looks(&component[range.clone()], given, &holds, holds[*module as usize])?;
+        if !holds[*module as usize] {
+            continue;
+        }
+        if holders.iter().any(|holder: &Holder<'_>| holder.module == *module) {
+            return Err(Unfit::because("a module that holds state is instantiated several times"));
+        }
+        holders.push(Holder { instance, module: *module, range, allocators: Vec::new(), host_functions });
+    }
+    let first = holders.iter().position(|holder| holder.module == owner);
+    holders.swap(0, first.ok_or_else(|| Unfit::because("the module with its memory is not instantiated"))?);
+
     // What the host writes to goes through a function that marks it.
-    let own = |origins: &[Option<u32>], used: &[u32]| {
-        used.iter().all(|index| origins.get(*index as usize).copied().flatten() == Some(instance))
-    };
-    if !own(&read.functions, &read.allocate) || !own(&read.memories, &read.written) {
-        return Err(Unfit::because("the host would write to it by way of another module"));
+    let elsewhere = || Unfit::because("the host would write to it by way of another module");
+    for function in &read.allocate {
+        let (instance, name) = read.functions[*function as usize].ok_or_else(elsewhere)?;
+        let holder = holders.iter_mut().find(|holder| holder.instance == instance).ok_or_else(elsewhere)?;
+        holder.allocators.push(name);
+    }
+    for memory in &read.written {
+        let (instance, _) = read.memories[*memory as usize].ok_or_else(elsewhere)?;
+        holders.iter().find(|holder| holder.instance == instance).ok_or_else(elsewhere)?;
     }
     let mut largest_result = 0;
     for function in &read.lowered {
@@ -79,10 +118,10 @@ pub(super) fn take_apart(component: &[u8], types: TypesRef<'_>) -> Result<Parts,
         largest_result = largest_result.max(size);
     }
     let largest_result = u32::try_from(largest_result).expect("bounded by `largest`");
-    Ok(Parts { sections: read.sections, module, instance, largest_result })
+    Ok(Parts { sections: read.sections, holders, largest_result })
 }
 
-fn read(component: &[u8]) -> Result<Reading, Unfit> {
+fn read(component: &[u8]) -> Result<Reading<'_>, Unfit> {
     let mut read = Reading::default();
     // What is open: true for a core module.
     let mut open = Vec::new();
@@ -114,26 +153,30 @@ fn read(component: &[u8]) -> Result<Reading, Unfit> {
     Ok(read)
 }
 
-impl Reading {
-    fn payload(&mut self, payload: Payload<'_>) -> Result<(), Unfit> {
+impl<'a> Reading<'a> {
+    fn payload(&mut self, payload: Payload<'a>) -> Result<(), Unfit> {
         match payload {
             Payload::ModuleSection { unchecked_range, .. } => self.modules.push(unchecked_range),
             Payload::InstanceSection(section) => {
                 for instance in section {
                     self.instances.push(match instance? {
-                        Instance::Instantiate { module_index, .. } => Some(module_index),
-                        Instance::FromExports(_) => None,
+                        Instance::Instantiate { module_index, args } => {
+                            Made::Module(module_index, args.iter().map(|arg| (arg.name, arg.index)).collect())
+                        }
+                        Instance::FromExports(items) => {
+                            Made::Items(items.iter().map(|item| (item.name, item.kind, item.index)).collect())
+                        }
                     });
                 }
             }
             Payload::ComponentAliasSection(section) => {
                 for alias in section {
                     match alias? {
-                        ComponentAlias::CoreInstanceExport { kind, instance_index, .. } => match kind {
-                            ExternalKind::Func | ExternalKind::FuncExact => self.functions.push(Some(instance_index)),
-                            ExternalKind::Memory => self.memories.push(Some(instance_index)),
-                            ExternalKind::Table | ExternalKind::Global | ExternalKind::Tag => {}
-                        },
+                        ComponentAlias::CoreInstanceExport { kind, instance_index, name } => {
+                            if let Some(origins) = self.origins(kind) {
+                                origins.push(Some((instance_index, name)));
+                            }
+                        }
                         ComponentAlias::Outer { .. } | ComponentAlias::InstanceExport { .. } => {}
                     }
                 }
@@ -155,6 +198,16 @@ impl Reading {
             _ => {}
         }
         Ok(())
+    }
+
+    fn origins(&mut self, kind: ExternalKind) -> Option<&mut Vec<Origin<'a>>> {
+        match kind {
+            ExternalKind::Func | ExternalKind::FuncExact => Some(&mut self.functions),
+            ExternalKind::Memory => Some(&mut self.memories),
+            ExternalKind::Table => Some(&mut self.tables),
+            ExternalKind::Global => Some(&mut self.globals),
+            ExternalKind::Tag => None,
+        }
     }
 
     fn canonical(&mut self, function: CanonicalFunction) -> Result<(), Unfit> {
@@ -184,52 +237,145 @@ impl Reading {
         }
         Ok(())
     }
-}
 
-/// Whether anything in an instance of a module can change after it was made.
-/// What passes its arguments on to somebody else, as the modules that are put
-/// between a service and its imports, can't.
-fn holds_state(module: &[u8]) -> Result<bool, Unfit> {
-    // By index: parameters of each type, and of each function of its own.
-    let (mut kinds, mut functions, mut bodies) = (Vec::new(), Vec::new(), 0);
-    for payload in Parser::new(0).parse_all(module) {
-        match payload? {
-            Payload::TypeSection(section) => {
-                for kind in section.into_iter_err_on_gc_types() {
-                    kinds.push(kind?.params().len());
+    /// Looks at what a module imports: tables go between those that hold state
+    /// or between those that pass on, since a call by a table is not seen.
+    /// Gives the functions, by number, that are not of one that holds state.
+    fn looks(&self, module: &[u8], given: &[(&'a str, u32)], holds: &[bool], itself: bool) -> Result<Vec<u32>, Unfit> {
+        let mut host_functions = Vec::new();
+        let mut functions = 0;
+        for payload in Parser::new(0).parse_all(module) {
+            let Payload::ImportSection(section) = payload? else { continue };
+            for import in section.into_imports() {
+                let import = import?;
+                let holds_state = |instance: u32| match &self.instances[instance as usize] {
+                    Made::Module(module, _) => holds[*module as usize],
+                    Made::Items(_) => false,
+                };
+                let held = self.origin(given, import.module, import.name, import.ty).is_some_and(holds_state);
+                match import.ty {
+                    TypeRef::Func(_) | TypeRef::FuncExact(_) => {
+                        if !held {
+                            host_functions.push(functions);
+                        }
+                        functions += 1;
+                    }
+                    TypeRef::Table(_) if held != itself => {
+                        return Err(Unfit::because("a table is shared between it and its imports"));
+                    }
+                    TypeRef::Memory(_) | TypeRef::Table(_) | TypeRef::Global(_) => {}
+                    TypeRef::Tag(_) => return Err(Unfit::because("it imports a tag")),
                 }
             }
-            Payload::FunctionSection(section) => {
-                for kind in section {
-                    functions.push(kinds.get(kind? as usize).copied().unwrap_or_default());
-                }
-            }
-            Payload::MemorySection(_) | Payload::GlobalSection(_) | Payload::DataSection(_) => return Ok(true),
-            Payload::CodeSectionEntry(body) => {
-                if !passes_on(&body, functions.get(bodies).copied().unwrap_or_default())? {
-                    return Ok(true);
-                }
-                bodies += 1;
-            }
-            _ => {}
         }
+        Ok(host_functions)
     }
-    Ok(false)
+
+    /// The instance of a module that exports what is imported; none if that
+    /// is the host.
+    fn origin(&self, given: &[(&'a str, u32)], module: &str, name: &str, kind: TypeRef) -> Option<u32> {
+        let (_, instance) = given.iter().find(|(given, _)| *given == module)?;
+        let items = match &self.instances[*instance as usize] {
+            Made::Module(..) => return Some(*instance),
+            Made::Items(items) => items,
+        };
+        let (_, _, index) = items.iter().find(|(item, _, _)| *item == name)?;
+        let origins = match kind {
+            TypeRef::Func(_) | TypeRef::FuncExact(_) => &self.functions,
+            TypeRef::Memory(_) => &self.memories,
+            TypeRef::Table(_) => &self.tables,
+            TypeRef::Global(_) => &self.globals,
+            TypeRef::Tag(_) => return None,
+        };
+        origins.get(*index as usize)?.map(|(instance, _)| instance)
+    }
 }
 
-/// Whether a function does nothing but call another one with its arguments.
-fn passes_on(body: &wasmparser::FunctionBody<'_>, params: usize) -> Result<bool, Unfit> {
+/// What can change in an instance of a module after it was made.
+#[derive(PartialEq)]
+enum Nature {
+    /// Nothing. It passes its arguments on to somebody else, as the modules
+    /// that are put between a service and its imports do.
+    PassesOn,
+    /// Something.
+    HoldsState,
+    /// Something, and it has a memory of its own.
+    HasMemory,
+}
+
+impl Nature {
+    fn of(module: &[u8]) -> Result<Self, Unfit> {
+        // By index: the numbers of parameters and results of each type, and of
+        // each function, imported ones first.
+        let (mut kinds, mut functions, mut bodies) = (Vec::new(), Vec::new(), None);
+        let mut nature = Self::PassesOn;
+        for payload in Parser::new(0).parse_all(module) {
+            match payload? {
+                Payload::TypeSection(section) => {
+                    for kind in section.into_iter_err_on_gc_types() {
+                        let kind = kind?;
+                        kinds.push((kind.params().len(), kind.results().len()));
+                    }
+                }
+                Payload::ImportSection(section) => {
+                    for import in section.into_imports() {
+                        if let TypeRef::Func(kind) = import?.ty {
+                            functions.push(kinds[kind as usize]);
+                        }
+                    }
+                }
+                Payload::FunctionSection(section) => {
+                    bodies = Some(functions.len());
+                    for kind in section {
+                        functions.push(kinds[kind? as usize]);
+                    }
+                }
+                Payload::MemorySection(_) => return Ok(Self::HasMemory),
+                Payload::GlobalSection(_) | Payload::DataSection(_) => nature = Self::HoldsState,
+                Payload::CodeSectionEntry(body) => {
+                    let function = bodies.as_mut().expect("a body has a type, or it would not be valid");
+                    if !passes_on(&body, *function, &functions)? {
+                        return Ok(Self::HoldsState);
+                    }
+                    *function += 1;
+                }
+                _ => {}
+            }
+        }
+        Ok(nature)
+    }
+}
+
+/// Whether a function does nothing but call another one with its arguments,
+/// or several that take and give nothing, or nothing at all: no host function
+/// gets an address from it that its own caller did not give.
+fn passes_on(
+    body: &wasmparser::FunctionBody<'_>,
+    function: usize,
+    functions: &[(usize, usize)],
+) -> Result<bool, Unfit> {
     let mut operators = body.get_operators_reader()?;
+    let mut next = operators.read()?;
+    if matches!(next, Operator::Unreachable | Operator::End) {
+        return Ok(true);
+    }
+    let (params, _) = functions[function];
     for param in 0..params {
-        if !matches!(operators.read()?, Operator::LocalGet { local_index } if local_index as usize == param) {
+        if !matches!(next, Operator::LocalGet { local_index } if local_index as usize == param) {
             return Ok(false);
         }
+        next = operators.read()?;
     }
-    let called = match operators.read()? {
-        Operator::I32Const { .. } => matches!(operators.read()?, Operator::CallIndirect { .. }),
-        operator => matches!(operator, Operator::Call { .. }),
-    };
-    Ok(called && matches!(operators.read()?, Operator::End))
+    if matches!(next, Operator::I32Const { .. }) {
+        let called = matches!(operators.read()?, Operator::CallIndirect { .. });
+        return Ok(called && matches!(operators.read()?, Operator::End));
+    }
+    let mut calls = Vec::new();
+    while let Operator::Call { function_index } = next {
+        calls.push(functions[function_index as usize]);
+        next = operators.read()?;
+    }
+    Ok(matches!(next, Operator::End) && (calls.len() == 1 || calls.iter().all(|kind| *kind == (0, 0))))
 }
 
 /// No value of a type takes more bytes in memory than this.

@@ -1,12 +1,19 @@
 //! Rewrites a component.
 
 use wasm_encoder::{
-    Alias, CanonicalFunctionSection, CanonicalOption, Component, ComponentAliasSection, ComponentExportKind,
-    ComponentExportSection, ComponentTypeSection, ComponentValType, ExportKind, PrimitiveValType, RawSection,
+    Alias, CanonicalFunctionSection, CanonicalOption, CodeSection, Component, ComponentAliasSection,
+    ComponentExportKind, ComponentExportSection, ComponentSectionId, ComponentTypeSection, ComponentValType,
+    EntityType, ExportKind, ExportSection, Function, FunctionSection, ImportSection, InstanceSection, Module,
+    ModuleArg, ModuleSection, PrimitiveValType, RawSection, TypeSection, ValType,
+    reencode::{Reencode as _, RoundtripReencoder},
 };
-use wasmparser::{Validator, WasmFeatures};
+use wasmparser::{BinaryReader, Instance, InstanceSectionReader, Validator, WasmFeatures, types::TypesRef};
 
-use super::{CHECKPOINT, RESTORE, Restores, Unfit, module, parts};
+use super::{
+    CHECKPOINT, GIVER, RESTORE, Restores, Unfit,
+    module::{self, Rewriting},
+    parts::{self, Holder, Parts},
+};
 
 /// What may be in a component that is rewritten.
 const FEATURES: WasmFeatures = WasmFeatures::WASM2
@@ -21,32 +28,42 @@ const FEATURES: WasmFeatures = WasmFeatures::WASM2
 pub(in super::super) fn rewrite(component: &[u8]) -> Result<(Vec<u8>, Restores), Unfit> {
     let types = Validator::new_with_features(FEATURES).validate_all(component)?;
     let types = types.as_ref();
-    let parts = parts::take_apart(component, types)?;
-    let main = module::rewrite(&component[parts.module.clone()], parts.largest_result)?;
-    let mut rewritten = Component::new();
-    for (id, range) in &parts.sections {
-        let data = if *range == parts.module { &*main.bytes } else { &component[range.clone()] };
-        rewritten.section(&RawSection { id: *id, data });
+    let Parts { sections, holders, largest_result } = parts::take_apart(component, types)?;
+    let mut modules = Vec::new();
+    let mut restores = None;
+    for Holder { range, allocators, host_functions, .. } in &holders {
+        let how = Rewriting { allocators, host_functions, largest_result, alone: holders.len() == 1 };
+        let (bytes, memory) = module::rewrite(&component[range.clone()], &how)?;
+        restores = restores.or(memory);
+        modules.push(bytes);
     }
+    let restores = restores.ok_or_else(|| Unfit::because("it has no memory"))?;
 
-    // Behind all that is there, so that no index changes.
-    let mut kinds = ComponentTypeSection::new();
-    let u32_result = Some(ComponentValType::Primitive(PrimitiveValType::U32));
-    let no_params = std::iter::empty::<(&str, ComponentValType)>;
-    kinds.function().params(no_params()).result(u32_result);
-    kinds.function().params(no_params()).result(None);
-    let mut aliases = ComponentAliasSection::new();
-    let mut lifted = CanonicalFunctionSection::new();
-    let mut exports = ComponentExportSection::new();
-    for (index, name) in (0..).zip([CHECKPOINT, RESTORE]) {
-        aliases.alias(Alias::CoreInstanceExport { instance: parts.instance, kind: ExportKind::Func, name });
-        let no_options = std::iter::empty::<CanonicalOption>();
-        lifted.lift(types.function_count() + index, types.component_type_count() + index, no_options);
-        // An export is one more function of its own.
-        let function = types.component_function_count() + index;
-        exports.export(name, ComponentExportKind::Func, function, None);
+    let mut rewritten = Component::new();
+    for (id, range) in sections {
+        if let Some(position) = holders.iter().position(|holder| holder.range == range) {
+            rewritten.section(&RawSection { id, data: &modules[position] });
+        } else if id == ComponentSectionId::CoreInstance as u8 {
+            rewritten.section(&instances(&component[range.clone()], range.start, &holders)?);
+        } else {
+            rewritten.section(&RawSection { id, data: &component[range] });
+        }
     }
-    rewritten.section(&kinds).section(&aliases).section(&lifted).section(&exports);
+    // Behind all that is there, so that no index changes.
+    let mut instance = holders[0].instance;
+    if holders.len() > 1 {
+        instance = types.core_instance_count();
+        rewritten.section(&ModuleSection(&all_of_them(holders.len())));
+        let mut all = InstanceSection::new();
+        let given: Vec<_> = (0..holders.len()).map(|index| index.to_string()).collect();
+        let given = given.iter().zip(&holders);
+        all.instantiate(
+            types.module_count(),
+            given.map(|(name, holder)| (&**name, ModuleArg::Instance(holder.instance))),
+        );
+        rewritten.section(&all);
+    }
+    export(&mut rewritten, types, instance);
     let bytes = rewritten.finish();
     // A mistake made here shall not keep a service from being served.
     let features = FEATURES.union(WasmFeatures::MULTI_MEMORY);
@@ -54,5 +71,78 @@ pub(in super::super) fn rewrite(component: &[u8]) -> Result<(Vec<u8>, Restores),
         debug_assert!(false, "what was rewritten is not valid: {error}");
         return Err(Unfit::because(format!("a defect of the server: what was rewritten is not valid: {error}")));
     }
-    Ok((bytes, main.restores))
+    Ok((bytes, restores))
+}
+
+/// Exports two functions of a core instance.
+fn export(component: &mut Component, types: TypesRef<'_>, instance: u32) {
+    let mut kinds = ComponentTypeSection::new();
+    let no_params = std::iter::empty::<(&str, ComponentValType)>;
+    kinds.function().params(no_params()).result(Some(ComponentValType::Primitive(PrimitiveValType::U32)));
+    kinds.function().params(no_params()).result(None);
+    let mut aliases = ComponentAliasSection::new();
+    let mut lifted = CanonicalFunctionSection::new();
+    let mut exports = ComponentExportSection::new();
+    for (index, name) in (0..).zip([CHECKPOINT, RESTORE]) {
+        aliases.alias(Alias::CoreInstanceExport { instance, kind: ExportKind::Func, name });
+        let no_options = std::iter::empty::<CanonicalOption>();
+        lifted.lift(types.function_count() + index, types.component_type_count() + index, no_options);
+        let function = types.component_function_count() + index;
+        exports.export(name, ComponentExportKind::Func, function, None);
+    }
+    component.section(&kinds).section(&aliases).section(&lifted).section(&exports);
+}
+
+/// The core instances of a section; those that share the guest's memory get
+/// that of the marks too.
+fn instances(section: &[u8], offset: usize, holders: &[Holder<'_>]) -> Result<InstanceSection, Unfit> {
+    let mut instances = InstanceSection::new();
+    for instance in InstanceSectionReader::new(BinaryReader::new(section, offset))? {
+        match instance? {
+            Instance::Instantiate { module_index, args } => {
+                let marked = holders[1..].iter().any(|holder| holder.module == module_index);
+                let given = args.iter().map(|arg| (arg.name, ModuleArg::Instance(arg.index)));
+                let marked = marked.then_some((GIVER, ModuleArg::Instance(holders[0].instance)));
+                instances.instantiate(module_index, given.chain(marked).collect::<Vec<_>>());
+            }
+            Instance::FromExports(items) => {
+                let kind =
+                    |kind| RoundtripReencoder.export_kind(kind).map_err(|error| Unfit::because(error.to_string()));
+                let items = items.iter().map(|item| Ok((item.name, kind(item.kind)?, item.index)));
+                instances.export_items(items.collect::<Result<Vec<_>, Unfit>>()?);
+            }
+        }
+    }
+    Ok(instances)
+}
+
+/// A module whose functions call those of so many others, that of the one
+/// with the memory last: then all pages are marked.
+fn all_of_them(count: usize) -> Module {
+    const KINDS: [&[ValType]; 2] = [&[ValType::I32], &[]];
+    let (mut types, mut imports) = (TypeSection::new(), ImportSection::new());
+    let (mut functions, mut code, mut exports) = (FunctionSection::new(), CodeSection::new(), ExportSection::new());
+    let count = u32::try_from(count).expect("bounded by the validator");
+    for (kind, (name, results)) in (0..).zip([CHECKPOINT, RESTORE].into_iter().zip(KINDS)) {
+        types.ty().function([], results.iter().copied());
+        for module in 0..count {
+            imports.import(&module.to_string(), name, EntityType::Function(kind));
+        }
+        functions.function(kind);
+        exports.export(name, ExportKind::Func, 2 * count + kind);
+        let mut function = Function::new([]);
+        let mut body = function.instructions();
+        let calls = (0..count).rev();
+        for (done, module) in calls.enumerate() {
+            body.call(kind * count + module);
+            if done > 0 && !results.is_empty() {
+                body.i32_add();
+            }
+        }
+        body.end();
+        code.function(&function);
+    }
+    let mut module = Module::new();
+    module.section(&types).section(&imports).section(&functions).section(&exports).section(&code);
+    module
 }

@@ -6,7 +6,11 @@ use std::sync::OnceLock;
 use proptest::prelude::*;
 use wasmtime::{Engine, Instance, Module, Store, Val};
 
-use super::{MARKED, Restores, module, rewrite};
+use super::{
+    MARKED, Restores,
+    module::{self, Rewriting},
+    rewrite,
+};
 
 /// Of every store instruction, what it stores.
 const STORES: [(&str, &str); 14] = [
@@ -71,12 +75,21 @@ fn guest() -> String {
     text + ")"
 }
 
+/// What is made of a module that stands alone.
+fn rewritten(module: &[u8]) -> Vec<u8> {
+    let allocators: &[&str] =
+        if module.windows(12).any(|name| name == b"cabi_realloc") { &["cabi_realloc"] } else { &[] };
+    let host_functions: &[u32] = if allocators.is_empty() { &[0] } else { &[] };
+    let how = Rewriting { allocators, host_functions, largest_result: 100, alone: true };
+    module::rewrite(module, &how).unwrap_or_else(|unfit| panic!("{unfit}")).0
+}
+
 /// The module, and what is made of it.
 fn modules() -> &'static (Engine, Module, Module) {
     static MODULES: OnceLock<(Engine, Module, Module)> = OnceLock::new();
     MODULES.get_or_init(|| {
         let bytes = wat::parse_str(guest()).unwrap();
-        let rewritten = module::rewrite(&bytes, 100).unwrap_or_else(|unfit| panic!("{unfit}")).bytes;
+        let rewritten = rewritten(&bytes);
         let engine = Engine::default();
         let compile = |bytes: &[u8]| Module::new(&engine, bytes).unwrap();
         (engine.clone(), compile(&bytes), compile(&rewritten))
@@ -273,8 +286,7 @@ fn a_host_function_is_told_where_to_put_its_result() {
         (table funcref (elem $get))
         (func (export \"directly\") (call $get (i32.const 1) (i32.const 4090)))
         (func (export \"by-table\") (call_indirect (param i32 i32) (i32.const 1) (i32.const 30000) (i32.const 0))))";
-    let rewritten =
-        module::rewrite(&wat::parse_str(text).unwrap(), 100).unwrap_or_else(|unfit| panic!("{unfit}")).bytes;
+    let rewritten = rewritten(&wat::parse_str(text).unwrap());
     let engine = Engine::default();
     let mut store = Store::new(&engine, ());
     let mut linker = wasmtime::Linker::new(&engine);
@@ -296,6 +308,59 @@ fn a_host_function_is_told_where_to_put_its_result() {
 }
 
 #[test]
+fn what_several_modules_share_is_put_back() {
+    let text = "(component
+      (core module $env
+        (memory (export \"memory\") 2) (global (export \"sp\") (mut i32) (i32.const 5000))
+        (global (export \"base\") i32 (i32.const 8000)) (table (export \"table\") 2 funcref)
+        (data (i32.const 4093) \"of the one\"))
+      (core module $lib
+        (import \"env\" \"memory\" (memory 1)) (import \"env\" \"sp\" (global $sp (mut i32)))
+        (import \"env\" \"base\" (global $base i32)) (import \"env\" \"table\" (table 2 funcref))
+        (global $own (mut i32) (i32.const 3))
+        (data (offset (i32.add (global.get $base) (i32.const 150))) \"of the other\")
+        (elem (i32.const 1) $write)
+        (func $write (param i32 i32) (i32.store (local.get 0) (local.get 1)))
+        (func (export \"poke\") (param i32 i32)
+          (call_indirect (param i32 i32) (local.get 0) (local.get 1) (i32.const 1))
+          (global.set $sp (local.get 1)) (global.set $own (local.get 0)))
+        (func (export \"peek\") (param i32) (result i32) (i32.load (local.get 0)))
+        (func (export \"globals\") (result i32) (i32.add (global.get $sp) (i32.mul (global.get $own) (i32.const 7)))))
+      (core instance $e (instantiate $env))
+      (core instance $l (instantiate $lib (with \"env\" (instance $e))))
+      (func (export \"poke\") (param \"at\" u32) (param \"value\" u32) (canon lift (core func $l \"poke\")))
+      (func (export \"peek\") (param \"at\" u32) (result u32) (canon lift (core func $l \"peek\")))
+      (func (export \"globals\") (result u32) (canon lift (core func $l \"globals\"))))";
+    let (bytes, restores) = rewrite(&wat::parse_str(text).unwrap()).unwrap_or_else(|unfit| panic!("{unfit}"));
+    assert_eq!(restores.first, 2 * WASM_PAGE as usize);
+    let engine = Engine::default();
+    let component = wasmtime::component::Component::new(&engine, bytes).unwrap();
+    let mut store = Store::new(&engine, ());
+    let made = wasmtime::component::Linker::new(&engine).instantiate(&mut store, &component).unwrap();
+    let poke = made.get_typed_func::<(u32, u32), ()>(&mut store, "poke").unwrap();
+    let peek = made.get_typed_func::<(u32,), (u32,)>(&mut store, "peek").unwrap();
+    let globals = made.get_typed_func::<(), (u32,)>(&mut store, "globals").unwrap();
+    let checkpoint = made.get_typed_func::<(), (u32,)>(&mut store, "mb-checkpoint").unwrap();
+    let restore = made.get_typed_func::<(), ()>(&mut store, "mb-restore").unwrap();
+    let all = |store: &mut Store<()>| -> Vec<u32> {
+        let words =
+            (0..2 * WASM_PAGE / 4).map(|word| peek.call(&mut *store, (4 * word,)).unwrap().0).collect::<Vec<_>>();
+        words.into_iter().chain([globals.call(store, ()).unwrap().0]).collect()
+    };
+    // The page of the one's data and of the other's, and what crosses.
+    assert_eq!(checkpoint.call(&mut store, ()).unwrap(), (2,));
+    let new = all(&mut store);
+    for round in 0..3_u32 {
+        for address in [round, 4094, 8150, 8191, 60_000 + round * 4096, 2 * WASM_PAGE - 4] {
+            poke.call(&mut store, (address, 0x0101_0101 * (round + 1))).unwrap();
+        }
+        assert_ne!(all(&mut store), new);
+        restore.call(&mut store, ()).unwrap();
+        assert_eq!(all(&mut store), new);
+    }
+}
+
+#[test]
 fn components_of_rust_and_c_are_fit() {
     let dist = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("services/dist");
     for name in ["calc", "echo", "granted/calc", "granted/counter", "granted/order"] {
@@ -312,7 +377,7 @@ fn what_can_not_be_put_back_is_refused() {
     let memory = "(memory (export \"memory\") 1)";
     for (component, reason) in [
         (String::new(), "none of its modules has a memory"),
-        (module("(func)"), "it has no memory"),
+        (module("(func (result i32) (i32.const 1))"), "none of its modules has a memory"),
         (
             format!(
                 "{} (func $f (canon lift (core func $i \"f\"))) (export \"mb-restore\" (func $f))",
@@ -335,22 +400,27 @@ fn what_can_not_be_put_back_is_refused() {
         (module(&format!("{memory} (global (mut funcref) (ref.null func))")), "holds a reference"),
         (module("(memory i64 1)"), "memory64"),
         (module("(memory 1 1 shared)"), "threads"),
-        (format!("{} (core instance (instantiate $m))", module(memory)), "not instantiated once"),
-        (format!("{} (core module (memory 1))", module(memory)), "several of its modules"),
+        (format!("{} (core instance (instantiate $m))", module(memory)), "instantiated several times"),
+        (format!("{} (core module (memory 1))", module(memory)), "several of its modules have a memory"),
         (
             format!(
-                "{} (core module $n (global (mut i32) (i32.const 0))) (core instance (instantiate $n))",
-                module(memory)
+                "{} (core module $n (import \"m\" \"t\" (table 1 funcref)) (func (export \"g\")) (elem (i32.const 0) func 0))
+                 (core instance (instantiate $n (with \"m\" (instance $i))))",
+                module(&format!("{memory} (table (export \"t\") 1 funcref)"))
             ),
-            "several of its modules",
+            "a table is shared",
         ),
         (
+            // By way of it, the host would write to an address that nobody sees.
             format!(
-                "{} (core module $n (import \"m\" \"memory\" (memory 1)) (data (i32.const 0) \"x\"))
-                 (core instance (instantiate $n (with \"m\" (instance $i))))",
+                "(import \"get\" (func $get (result string)))
+                 (core module $n (import \"m\" \"memory\" (memory 1))
+                   (func (export \"r\") (param i32 i32 i32 i32) (result i32) unreachable))
+                 {} (core instance $j (instantiate $n (with \"m\" (instance $i))))
+                 (core func (canon lower (func $get) (memory (core memory $i \"memory\")) (realloc (core func $j \"r\"))))",
                 module(memory)
             ),
-            "several of its modules",
+            "by way of another module",
         ),
         (format!("(component {})", module(memory)), "in a component within it"),
         (
