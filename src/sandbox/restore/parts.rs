@@ -4,8 +4,9 @@
 use std::ops::Range;
 
 use wasmparser::{
-    CanonicalFunction, CanonicalOption, ComponentAlias, ComponentExport, ExternalKind, Instance, Operator, Parser,
-    Payload, TypeRef,
+    CanonicalFunction, CanonicalOption, ComponentAlias, ComponentExport, ComponentExternalKind, ComponentInstance,
+    ComponentOuterAliasKind, ComponentTypeRef, DataKind, ElementItems, ElementKind, ExternalKind, Instance, Operator,
+    Parser, Payload, TypeRef,
     component_types::{ComponentDefinedType, ComponentValType},
     types::TypesRef,
 };
@@ -121,6 +122,117 @@ pub(super) fn take_apart<'a>(component: &'a [u8], types: TypesRef<'_>) -> Result
     Ok(Parts { sections: read.sections, holders, largest_result })
 }
 
+/// A component that holds others, of which one holds all state.
+pub(super) struct Outer {
+    /// Its sections: identifier, and where they lie.
+    pub(super) sections: Vec<(u8, Range<usize>)>,
+    /// Where the inner component lies.
+    pub(super) inner: Range<usize>,
+    /// The instance that is made of it.
+    pub(super) instance: u32,
+}
+
+impl Outer {
+    /// None for a component that has modules itself, or none at all.
+    pub(super) fn of(component: &[u8]) -> Result<Option<Self>, Unfit> {
+        let mut sections = Vec::new();
+        let (mut components, mut instances) = (Vec::new(), Vec::new());
+        let mut depth = 0;
+        for payload in Parser::new(0).parse_all(component) {
+            let payload = payload?;
+            match &payload {
+                Payload::Version { .. } => depth += 1,
+                Payload::End(_) => depth -= 1,
+                _ => {}
+            }
+            if depth != 1 || matches!(payload, Payload::Version { .. } | Payload::End(_)) {
+                continue;
+            }
+            sections.extend(payload.as_section());
+            match payload {
+                Payload::ModuleSection { .. } | Payload::InstanceSection(_) | Payload::ComponentCanonicalSection(_) => {
+                    return Ok(None);
+                }
+                Payload::ComponentSection { unchecked_range, .. } => components.push(unchecked_range),
+                Payload::ComponentImportSection(section) => {
+                    for import in section {
+                        match import?.ty {
+                            ComponentTypeRef::Instance(_) => instances.push(None),
+                            ComponentTypeRef::Component(_) => return Ok(None),
+                            _ => {}
+                        }
+                    }
+                }
+                Payload::ComponentInstanceSection(section) => {
+                    for instance in section {
+                        instances.push(match instance? {
+                            ComponentInstance::Instantiate { component_index, .. } => Some(component_index),
+                            ComponentInstance::FromExports(_) => None,
+                        });
+                    }
+                }
+                Payload::ComponentAliasSection(section) => {
+                    for alias in section {
+                        match alias? {
+                            ComponentAlias::InstanceExport { kind: ComponentExternalKind::Instance, .. } => {
+                                instances.push(None);
+                            }
+                            ComponentAlias::InstanceExport { kind: ComponentExternalKind::Component, .. }
+                            | ComponentAlias::Outer { kind: ComponentOuterAliasKind::Component, .. } => {
+                                return Ok(None);
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                Payload::ComponentExportSection(section) => {
+                    for export in section {
+                        let ComponentExport { name, kind, .. } = export?;
+                        no_export_of_ours(name.name)?;
+                        match kind {
+                            ComponentExternalKind::Instance => instances.push(None),
+                            ComponentExternalKind::Component => return Ok(None),
+                            _ => {}
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        let mut inner = None;
+        for (index, range) in (0..).zip(components) {
+            if holds_anything(&component[range.clone()])? && inner.replace((index, range)).is_some() {
+                return Err(Unfit::because("several components within it hold state"));
+            }
+        }
+        let Some((index, inner)) = inner else { return Ok(None) };
+        let mut made = (0..).zip(&instances).filter(|(_, of)| **of == Some(index)).map(|(instance, _)| instance);
+        match (made.next(), made.next()) {
+            (Some(instance), None) => Ok(Some(Self { sections, inner, instance })),
+            _ => Err(Unfit::because("the component within it that holds state is instantiated several times")),
+        }
+    }
+}
+
+/// Whether any module of a component does, at any depth.
+fn holds_anything(component: &[u8]) -> Result<bool, Unfit> {
+    for payload in Parser::new(0).parse_all(component) {
+        if let Payload::ModuleSection { unchecked_range, .. } = payload?
+            && Nature::of(&component[unchecked_range])? != Nature::PassesOn
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn no_export_of_ours(name: &str) -> Result<(), Unfit> {
+    if [CHECKPOINT, RESTORE].contains(&name) {
+        return Err(Unfit::because(format!("it has an export {name} of its own")));
+    }
+    Ok(())
+}
+
 fn read(component: &[u8]) -> Result<Reading<'_>, Unfit> {
     let mut read = Reading::default();
     // What is open: true for a core module.
@@ -188,10 +300,7 @@ impl<'a> Reading<'a> {
             }
             Payload::ComponentExportSection(section) => {
                 for export in section {
-                    let ComponentExport { name, .. } = export?;
-                    if [CHECKPOINT, RESTORE].contains(&name.name) {
-                        return Err(Unfit::because(format!("it has an export {} of its own", name.name)));
-                    }
+                    no_export_of_ours(export?.name.name)?;
                 }
             }
             Payload::ComponentStartSection { .. } => return Err(Unfit::because("it has a start function")),
@@ -238,37 +347,52 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// Looks at what a module imports: tables go between those that hold state
-    /// or between those that pass on, since a call by a table is not seen.
+    /// Looks at what a module imports. A call by a table is not seen, so no
+    /// function of the host may get into a table of those that hold state.
     /// Gives the functions, by number, that are not of one that holds state.
     fn looks(&self, module: &[u8], given: &[(&'a str, u32)], holds: &[bool], itself: bool) -> Result<Vec<u32>, Unfit> {
-        let mut host_functions = Vec::new();
-        let mut functions = 0;
+        let shared = || Unfit::because("a table is shared between it and its imports");
+        // Of each imported function and table: whether it is held by one that
+        // holds state.
+        let (mut functions, mut tables) = (Vec::new(), Vec::new());
         for payload in Parser::new(0).parse_all(module) {
-            let Payload::ImportSection(section) = payload? else { continue };
-            for import in section.into_imports() {
-                let import = import?;
-                let holds_state = |instance: u32| match &self.instances[instance as usize] {
-                    Made::Module(module, _) => holds[*module as usize],
-                    Made::Items(_) => false,
-                };
-                let held = self.origin(given, import.module, import.name, import.ty).is_some_and(holds_state);
-                match import.ty {
-                    TypeRef::Func(_) | TypeRef::FuncExact(_) => {
-                        if !held {
-                            host_functions.push(functions);
+            match payload? {
+                Payload::ImportSection(section) => {
+                    for import in section.into_imports() {
+                        let import = import?;
+                        let holds_state = |instance: u32| match &self.instances[instance as usize] {
+                            Made::Module(module, _) => holds[*module as usize],
+                            Made::Items(_) => false,
+                        };
+                        let held = self.origin(given, import.module, import.name, import.ty).is_some_and(holds_state);
+                        match import.ty {
+                            TypeRef::Func(_) | TypeRef::FuncExact(_) => functions.push(held),
+                            TypeRef::Table(_) if itself && !held => return Err(shared()),
+                            TypeRef::Table(_) => tables.push(held),
+                            TypeRef::Memory(_) | TypeRef::Global(_) => {}
+                            TypeRef::Tag(_) => return Err(Unfit::because("it imports a tag")),
                         }
-                        functions += 1;
                     }
-                    TypeRef::Table(_) if held != itself => {
-                        return Err(Unfit::because("a table is shared between it and its imports"));
-                    }
-                    TypeRef::Memory(_) | TypeRef::Table(_) | TypeRef::Global(_) => {}
-                    TypeRef::Tag(_) => return Err(Unfit::because("it imports a tag")),
                 }
+                Payload::ElementSection(section) if !itself => {
+                    for element in section {
+                        let element = element?;
+                        let ElementKind::Active { table_index, .. } = element.kind else { continue };
+                        if tables.get(table_index.unwrap_or(0) as usize) != Some(&true) {
+                            continue;
+                        }
+                        let ElementItems::Functions(items) = element.items else { return Err(shared()) };
+                        for function in items {
+                            if functions.get(function? as usize) != Some(&true) {
+                                return Err(shared());
+                            }
+                        }
+                    }
+                }
+                _ => {}
             }
         }
-        Ok(host_functions)
+        Ok((0..).zip(functions).filter(|(_, held)| !held).map(|(function, _)| function).collect())
     }
 
     /// The instance of a module that exports what is imported; none if that
@@ -308,7 +432,7 @@ impl Nature {
         // By index: the numbers of parameters and results of each type, and of
         // each function, imported ones first.
         let (mut kinds, mut functions, mut bodies) = (Vec::new(), Vec::new(), None);
-        let mut nature = Self::PassesOn;
+        let (mut nature, mut holds_state) = (Self::PassesOn, Self::HoldsState);
         for payload in Parser::new(0).parse_all(module) {
             match payload? {
                 Payload::TypeSection(section) => {
@@ -330,12 +454,27 @@ impl Nature {
                         functions.push(kinds[kind? as usize]);
                     }
                 }
-                Payload::MemorySection(_) => return Ok(Self::HasMemory),
-                Payload::GlobalSection(_) | Payload::DataSection(_) => nature = Self::HoldsState,
+                Payload::MemorySection(section) => {
+                    for memory in section {
+                        // Nothing fits into one of no pages, unless it grows.
+                        if memory?.initial > 0 {
+                            return Ok(Self::HasMemory);
+                        }
+                        holds_state = Self::HasMemory;
+                    }
+                }
+                Payload::GlobalSection(section) if section.count() > 0 => nature = Self::HoldsState,
+                Payload::DataSection(section) => {
+                    for data in section {
+                        if matches!(data?.kind, DataKind::Active { .. }) {
+                            nature = Self::HoldsState;
+                        }
+                    }
+                }
                 Payload::CodeSectionEntry(body) => {
                     let function = bodies.as_mut().expect("a body has a type, or it would not be valid");
                     if !passes_on(&body, *function, &functions)? {
-                        return Ok(Self::HoldsState);
+                        return Ok(holds_state);
                     }
                     *function += 1;
                 }

@@ -12,7 +12,7 @@ use wasmparser::{BinaryReader, Instance, InstanceSectionReader, Validator, WasmF
 use super::{
     CHECKPOINT, GIVER, RESTORE, Restores, Unfit,
     module::{self, Rewriting},
-    parts::{self, Holder, Parts},
+    parts::{self, Holder, Outer, Parts},
 };
 
 /// What may be in a component that is rewritten.
@@ -27,7 +27,40 @@ const FEATURES: WasmFeatures = WasmFeatures::WASM2
 /// They can't.
 pub(in super::super) fn rewrite(component: &[u8]) -> Result<(Vec<u8>, Restores), Unfit> {
     let types = Validator::new_with_features(FEATURES).validate_all(component)?;
-    let types = types.as_ref();
+    let (bytes, restores) = match Outer::of(component)? {
+        None => rewrite_one(component, types.as_ref())?,
+        Some(outer) => rewrite_inner(component, types.as_ref(), outer)?,
+    };
+    // A mistake made here shall not keep a service from being served.
+    let features = FEATURES.union(WasmFeatures::MULTI_MEMORY);
+    if let Err(error) = Validator::new_with_features(features).validate_all(&bytes) {
+        debug_assert!(false, "what was rewritten is not valid: {error}");
+        return Err(Unfit::because(format!("a defect of the server: what was rewritten is not valid: {error}")));
+    }
+    Ok((bytes, restores))
+}
+
+/// A component that holds the one with the state, as those of JavaScript.
+fn rewrite_inner(component: &[u8], types: TypesRef<'_>, outer: Outer) -> Result<(Vec<u8>, Restores), Unfit> {
+    let Outer { sections, inner, instance } = outer;
+    let inner_types = Validator::new_with_features(FEATURES).validate_all(&component[inner.clone()])?;
+    let (bytes, restores) = rewrite_one(&component[inner.clone()], inner_types.as_ref())?;
+    let mut rewritten = Component::new();
+    for (id, range) in sections {
+        let data = if range == inner { &*bytes } else { &component[range] };
+        rewritten.section(&RawSection { id, data });
+    }
+    let (mut aliases, mut exports) = (ComponentAliasSection::new(), ComponentExportSection::new());
+    for (index, name) in (0..).zip([CHECKPOINT, RESTORE]) {
+        aliases.alias(Alias::InstanceExport { instance, kind: ComponentExportKind::Func, name });
+        exports.export(name, ComponentExportKind::Func, types.component_function_count() + index, None);
+    }
+    rewritten.section(&aliases).section(&exports);
+    Ok((rewritten.finish(), restores))
+}
+
+/// A component that has its modules itself.
+fn rewrite_one(component: &[u8], types: TypesRef<'_>) -> Result<(Vec<u8>, Restores), Unfit> {
     let Parts { sections, holders, largest_result } = parts::take_apart(component, types)?;
     let mut modules = Vec::new();
     let mut restores = None;
@@ -64,14 +97,7 @@ pub(in super::super) fn rewrite(component: &[u8]) -> Result<(Vec<u8>, Restores),
         rewritten.section(&all);
     }
     export(&mut rewritten, types, instance);
-    let bytes = rewritten.finish();
-    // A mistake made here shall not keep a service from being served.
-    let features = FEATURES.union(WasmFeatures::MULTI_MEMORY);
-    if let Err(error) = Validator::new_with_features(features).validate_all(&bytes) {
-        debug_assert!(false, "what was rewritten is not valid: {error}");
-        return Err(Unfit::because(format!("a defect of the server: what was rewritten is not valid: {error}")));
-    }
-    Ok((bytes, restores))
+    Ok((rewritten.finish(), restores))
 }
 
 /// Exports two functions of a core instance.

@@ -422,7 +422,12 @@ fn what_can_not_be_put_back_is_refused() {
             ),
             "by way of another module",
         ),
-        (format!("(component {})", module(memory)), "in a component within it"),
+        (
+            format!("(component $c {0}) (instance (instantiate $c)) (instance (instantiate $c))", module(memory)),
+            "instantiated several times",
+        ),
+        (format!("(component {0}) (component {0})", module(memory)), "several components within it"),
+        (format!("(component {0}) {0}", module(memory)), "in a component within it"),
         (
             format!("{} (type $t (resource (rep i32))) (core func $new (canon resource.new $t))", module(memory)),
             "more of the component model",
