@@ -6,12 +6,13 @@ use wasm_encoder::{
 
 use super::{
     PAGE, PAGE_BITS,
+    covered::COVERED,
     module::{KEPT, Kind, OWN, Shape, mutable, zero},
 };
 
-/// Longest store in bytes, less one: as much of it may lie in the page after
-/// the one that it marks, so as much is put back of that.
-const OVERHANG: i32 = 15;
+/// A mark holds for as much as may lie in the page after the one that it
+/// marks, so as much is put back of that.
+const OVERHANG: i32 = COVERED as i32 - 1;
 
 /// Pages in one of WebAssembly, as a power of two.
 const PER_WASM_PAGE: i32 = 16 - PAGE_BITS as i32;

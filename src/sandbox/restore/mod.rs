@@ -28,6 +28,8 @@
 //! those of functions added here; and the compiled code is larger.
 
 #[cfg(feature = "compiler")]
+mod covered;
+#[cfg(feature = "compiler")]
 mod functions;
 #[cfg(feature = "compiler")]
 mod module;

@@ -8,7 +8,9 @@ use wasm_encoder::{
 };
 use wasmparser::{Data, DataKind, ExternalKind, FunctionBody, MemArg, MemoryType, Operator, Parser, Payload, TypeRef};
 
-use super::{CHECKPOINT, GIVER, MARKED_MEMORY, MARKS, RESTORE, Restores, SLACK, Unfit, functions::Added};
+use super::{
+    CHECKPOINT, GIVER, MARKED_MEMORY, MARKS, RESTORE, Restores, SLACK, Unfit, covered::Covered, functions::Added,
+};
 
 /// The guest's own memory, and the one that is put back from; both are those
 /// of the module that has the guest's memory.
@@ -329,23 +331,43 @@ impl Barrier<'_> {
         let scratch = Scratch::behind(u32::try_from(count).expect("bounded by the validator"));
         locals.extend(Scratch::LOCALS.map(|kind| (1, kind)));
         let mut rewritten = Function::new(locals);
+        let mut covered = Covered::default();
         for operator in body.get_operators_reader()? {
-            self.operator(&mut rewritten, operator?, &scratch)?;
+            let operator = operator?;
+            self.operator(&mut rewritten, operator.clone(), &scratch, &mut covered)?;
+            covered.after(&operator);
         }
         code.function(&rewritten);
         Ok(())
     }
 
-    fn operator(&mut self, body: &mut Function, operator: Operator<'_>, scratch: &Scratch) -> Result<(), Unfit> {
+    fn operator(
+        &mut self,
+        body: &mut Function,
+        operator: Operator<'_>,
+        scratch: &Scratch,
+        covered: &mut Covered,
+    ) -> Result<(), Unfit> {
         let mark = |body: &mut Function| {
             body.instruction(&Instruction::Call(self.added.mark()));
         };
         if let Some((memarg, kind)) = store(&operator) {
             let offset = u32::try_from(memarg.offset).map_err(|_| Unfit::because("an offset of more than 32 bits"))?;
-            let value = scratch.value(kind);
-            body.instructions().local_set(value).local_tee(scratch.address).local_get(scratch.address);
-            self.added.mark_one(body, offset);
-            body.instructions().local_get(value);
+            match covered.base() {
+                // No store is longer than 16 bytes.
+                Some(base) if covered.covers(base, offset.into(), 16) => {}
+                Some(base) => {
+                    body.instructions().local_get(base);
+                    self.added.mark_one(body, offset);
+                    covered.mark(base, offset.into());
+                }
+                None => {
+                    let value = scratch.value(kind);
+                    body.instructions().local_set(value).local_tee(scratch.address).local_get(scratch.address);
+                    self.added.mark_one(body, offset);
+                    body.instructions().local_get(value);
+                }
+            }
             body.instruction(&self.instruction(operator)?);
             return Ok(());
         }
