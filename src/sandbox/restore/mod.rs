@@ -3,29 +3,36 @@
 //! being made.
 //!
 //! All that an instance can remember is written by instructions that are known
-//! before it runs. So the component's module is rewritten before it is
-//! compiled: every store also marks the page that it writes to (a write
-//! barrier), and two functions are added. `mb-checkpoint` keeps what a new
-//! instance holds; `mb-restore` puts back the pages that are marked, and the
-//! globals. Both run inside the sandbox, as part of the guest, whose own code
-//! can't reach what they keep: it lies in memories and globals that did not
-//! exist when that code was written. The walls of the sandbox are those of
-//! before, since wasmtime validates and compiles what comes out of here like
-//! any other component. A mistake in here could let a request see what an
-//! earlier one of the same service left, and nothing else.
+//! before it runs. So its modules are rewritten before they are compiled: a
+//! store also marks the page that it writes to (a write barrier; one mark does
+//! for stores near each other), and two functions are added. `mb-checkpoint`
+//! keeps what a new instance holds; `mb-restore` puts back the pages that are
+//! marked, and the globals. Both run inside the sandbox, as part of the guest,
+//! whose own code can't reach what they keep: it lies in memories and globals
+//! that did not exist when that code was written. The walls of the sandbox are
+//! those of before, since wasmtime validates and compiles what comes out of
+//! here like any other component. A mistake in here could let a request see
+//! what an earlier one of the same service left, and nothing else.
+//!
+//! The host writes to a guest's memory too, by the canonical ABI: to what it
+//! allocated by a function of the guest, and to where a call of a host function
+//! told it to put its result. Both go through functions that are put in front
+//! of the guest's own and mark what is written (`functions`). That nothing
+//! gets past them, by way of a table or of another module, is seen to in
+//! `parts`.
 //!
 //! What can't be followed exactly is refused ([`Unfit`]): then every request
-//! gets an instance that is made for it. Refused are modules that change
-//! their tables, drop segments, have several memories or share one, use
-//! instructions beyond WebAssembly 2.0 with tail calls, or are several that
-//! hold state. The host drops an instance itself where a call ended in an
-//! error, where its memory grew, and where it left or reordered handles.
+//! gets an instance that is made for it. Refused are modules that change their
+//! tables, drop segments or have a memory each, and instructions beyond
+//! WebAssembly 2.0 with tail calls. The host drops an instance itself where a
+//! call ended in an error, where its memory grew, and where it left or
+//! reordered handles.
 //!
 //! Three things differ from an instance that is made anew, none of them
 //! between one request and the next: [`SLACK`] pages beyond the memory's first
 //! size can be read and written before `memory.grow` has asked for them (it
-//! gives them first); names of functions in backtraces may be followed by
-//! those of functions added here; and the compiled code is larger.
+//! gives them first); functions that are added here may stand in backtraces;
+//! and the compiled code is larger.
 
 #[cfg(feature = "compiler")]
 mod covered;
@@ -63,7 +70,7 @@ const GIVER: &str = "mb-restore";
 
 /// Unit of what is marked and put back, in bytes.
 const PAGE: usize = 1 << PAGE_BITS;
-const PAGE_BITS: u32 = 12;
+const PAGE_BITS: u32 = 10;
 
 /// Pages of WebAssembly (64 KiB) that a memory which may grow gets beyond its
 /// first size. The first ones that a call asks for it then has already, so
