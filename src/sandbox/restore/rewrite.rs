@@ -34,8 +34,8 @@ pub(in super::super) fn rewrite(component: &[u8]) -> Result<(Vec<u8>, Restores),
     // A mistake made here shall not keep a service from being served.
     let features = FEATURES.union(WasmFeatures::MULTI_MEMORY);
     if let Err(error) = Validator::new_with_features(features).validate_all(&bytes) {
-        debug_assert!(false, "what was rewritten is not valid: {error}");
-        return Err(Unfit::because(format!("a defect of the server: what was rewritten is not valid: {error}")));
+        tracing::warn!("defect of the server, please report it: what was made of a component is not valid: {error}");
+        return Err(Unfit::because(format!("of a defect of the server: what was made of it is not valid: {error}")));
     }
     Ok((bytes, restores))
 }

@@ -222,6 +222,26 @@ proptest! {
     }
 }
 
+proptest! {
+    /// Whatever a component is, it is refused or made into one that is valid.
+    #[test]
+    fn a_broken_component_does_no_harm(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+        static WHOLE: OnceLock<Vec<u8>> = OnceLock::new();
+        let whole = WHOLE.get_or_init(|| {
+            let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("services/dist/granted/checksum.wasm");
+            crate::sandbox::componentize(&std::fs::read(file).unwrap()).unwrap().into_owned()
+        });
+        let mut bytes = whole.clone();
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Err(unfit) = rewrite(&bytes) {
+            prop_assert!(!unfit.to_string().contains("a defect of the server"), "{}", unfit);
+        }
+    }
+}
+
 #[test]
 fn stores_across_the_end_of_a_page_are_put_back() {
     let (engine, _, rewritten) = modules();
