@@ -79,23 +79,37 @@ impl Sandbox {
     /// they can be with so much memory.
     pub(super) fn compile(&self, bytes: &[u8], restore: bool, memory: usize) -> Result<Loaded, LoadError> {
         let mut prepared = Prepared::of(bytes, restore)?;
-        if prepared.restores.as_ref().is_ok_and(|restores| restores.first > memory) {
-            prepared = Prepared::of(bytes, false)?;
+        let mut mark = self.mark(&prepared.component);
+        let unfit = match &prepared.restores {
+            Ok(restores) if restores.first > memory => {
+                Some(Unfit::because(format!("it begins with {} bytes, and its limit is {memory}", restores.first)))
+            }
+            // What was compiled once was valid. A mistake made in rewriting
+            // shall not keep a service from being served.
+            Ok(_) if !mark.as_ref().is_some_and(|mark| mark.is_file()) => restore::check(&prepared.component).err(),
+            _ => None,
+        };
+        if let Some(unfit) = unfit {
+            prepared = Prepared { restores: Err(unfit), ..Prepared::of(bytes, false)? };
+            mark = self.mark(&prepared.component);
         }
         let Prepared { component: bytes, wrapped, restores } = prepared;
-        let compiler = &self.config.compiler;
-        if let Some((apart, cache_dir)) = compiler.apart.as_ref().zip(self.cache_dir.as_ref()) {
-            let mark = cache_dir.join("compiled").join(self.fingerprint(&bytes));
-            if !mark.is_file() {
-                let _alone = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
-                apart.compile(self, cache_dir.clone(), &bytes)?;
-                // Without the mark it is compiled once more next time.
-                let _ = mark.parent().map(fs::create_dir_all);
-                let _ = fs::File::create(mark);
-            }
+        let apart = self.config.compiler.apart.as_ref().zip(self.cache_dir.as_ref());
+        if let Some(((apart, cache_dir), mark)) = apart.zip(mark).filter(|(_, mark)| !mark.is_file()) {
+            let _alone = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
+            apart.compile(self, cache_dir.clone(), &bytes)?;
+            // Without the mark it is compiled once more next time.
+            let _ = mark.parent().map(fs::create_dir_all);
+            let _ = fs::File::create(mark);
         }
         let compiled = component::Component::new(&self.engine, &bytes).map_err(LoadError::compile)?;
         Ok(Loaded { compiled, wrapped, restores })
+    }
+
+    /// The file that says that these bytes were compiled to the cache; none
+    /// where there is no cache.
+    fn mark(&self, bytes: &[u8]) -> Option<PathBuf> {
+        Some(self.cache_dir.as_ref()?.join("compiled").join(self.fingerprint(bytes)))
     }
 
     /// Names these bytes compiled by this engine.

@@ -47,7 +47,7 @@ impl Added<'_> {
         self.first_function + MARK
     }
 
-    /// `() -> pages`.
+    /// `() -> pages`, -1 where there is no memory to keep them.
     pub(super) fn checkpoint(&self) -> u32 {
         self.first_function + CHECKPOINT
     }
@@ -139,8 +139,8 @@ impl Added<'_> {
         }
     }
 
-    /// Marks the page of an address on the stack, and nothing that a store to
-    /// it may touch beyond.
+    /// Marks the page of an address on the stack; what a store there may touch
+    /// of the next page is put back with it.
     pub(super) fn mark_one(&self, body: &mut Function, offset: u32) {
         let mut body = body.instructions();
         if offset > 0 {
@@ -156,10 +156,10 @@ impl Added<'_> {
         const LAST: u32 = 2;
         let mut function = Function::new([(1, ValType::I32)]);
         let mut body = function.instructions();
-        // Nothing, or beyond 4 GiB, where what follows traps.
         body.local_get(LENGTH).i32_eqz().if_(BlockType::Empty).return_().end();
         body.local_get(ADDRESS).local_get(LENGTH).i32_add().i32_const(1).i32_sub().local_tee(LAST);
-        body.local_get(ADDRESS).i32_lt_u().if_(BlockType::Empty).return_().end();
+        // Up to the end of 4 GiB at most.
+        body.local_get(ADDRESS).i32_lt_u().if_(BlockType::Empty).i32_const(-1).local_set(LAST).end();
         // The first page, the last one, and what lies between.
         for address in [ADDRESS, LAST] {
             body.local_get(address).i32_const(PAGE_BITS as i32).i32_shr_u().local_tee(address);
@@ -187,7 +187,7 @@ impl Added<'_> {
             // It may have grown since.
             body.memory_size(OWN).memory_size(KEPT).i32_gt_u().if_(BlockType::Empty);
             body.memory_size(OWN).memory_size(KEPT).i32_sub().memory_grow(KEPT);
-            body.i32_const(-1).i32_eq().if_(BlockType::Empty).unreachable().end().end();
+            body.i32_const(-1).i32_eq().if_(BlockType::Empty).i32_const(-1).return_().end().end();
             self.copy_marked(&mut body, KEPT, OWN, Some(COUNT));
         }
         for (index, (global, _)) in self.changing().enumerate() {

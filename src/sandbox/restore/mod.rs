@@ -48,7 +48,7 @@ mod rewrite;
 use std::fmt;
 
 #[cfg(feature = "compiler")]
-pub(super) use rewrite::rewrite;
+pub(super) use rewrite::{check, rewrite};
 use serde::{Deserialize, Serialize};
 use wasmtime::{
     Store,
@@ -56,7 +56,8 @@ use wasmtime::{
 };
 
 /// The function that keeps what a new instance holds; gives the number of
-/// pages of [`PAGE`] bytes that it copied.
+/// pages of [`PAGE`] bytes that it copied, or the greatest number there is
+/// where the instance has no memory left to keep them: then it serves one call.
 pub(super) const CHECKPOINT: &str = "mb-checkpoint";
 /// The function that puts an instance back as it was at its checkpoint.
 pub(super) const RESTORE: &str = "mb-restore";
@@ -124,6 +125,9 @@ impl Restore {
         }
         let checkpoint = made.get_typed_func::<(), (u32,)>(&mut store, self.checkpoint)?;
         let (pages,) = checkpoint.call(&mut store, ())?;
+        if pages == u32::MAX {
+            return Ok(None);
+        }
         let restore = made.get_typed_func(&mut store, self.restore)?;
         Ok(Some(Restorer { restore, kept: pages as usize * PAGE }))
     }
@@ -142,7 +146,7 @@ pub(super) struct Unfit(String);
 
 #[cfg(feature = "compiler")]
 impl Unfit {
-    fn because(reason: impl Into<String>) -> Self {
+    pub(super) fn because(reason: impl Into<String>) -> Self {
         Self(reason.into())
     }
 }

@@ -27,17 +27,22 @@ const FEATURES: WasmFeatures = WasmFeatures::WASM2
 /// They can't.
 pub(in super::super) fn rewrite(component: &[u8]) -> Result<(Vec<u8>, Restores), Unfit> {
     let types = Validator::new_with_features(FEATURES).validate_all(component)?;
-    let (bytes, restores) = match Outer::of(component)? {
-        None => rewrite_one(component, types.as_ref())?,
-        Some(outer) => rewrite_inner(component, types.as_ref(), outer)?,
-    };
-    // A mistake made here shall not keep a service from being served.
-    let features = FEATURES.union(WasmFeatures::MULTI_MEMORY);
-    if let Err(error) = Validator::new_with_features(features).validate_all(&bytes) {
-        tracing::warn!("defect of the server, please report it: what was made of a component is not valid: {error}");
-        return Err(Unfit::because(format!("of a defect of the server: what was made of it is not valid: {error}")));
+    match Outer::of(component)? {
+        None => rewrite_one(component, types.as_ref()),
+        Some(outer) => rewrite_inner(component, types.as_ref(), outer),
     }
-    Ok((bytes, restores))
+}
+
+/// Whether what was made of a component is valid.
+///
+/// # Errors
+/// It is not: a mistake was made here.
+pub(in super::super) fn check(rewritten: &[u8]) -> Result<(), Unfit> {
+    let features = FEATURES.union(WasmFeatures::MULTI_MEMORY);
+    Validator::new_with_features(features).validate_all(rewritten).map(drop).map_err(|error| {
+        tracing::warn!("defect of the server, please report it: what was made of a component is not valid: {error}");
+        Unfit::because(format!("of a defect of the server: what was made of it is not valid: {error}"))
+    })
 }
 
 /// A component that holds the one with the state, as those of JavaScript.
