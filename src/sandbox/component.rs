@@ -159,7 +159,12 @@ impl Component {
     #[must_use]
     pub fn made_anew(&self) -> Option<String> {
         let request = self.terms.settings.isolation == Isolation::Request;
-        self.restore.as_ref().err().filter(|_| request).map(ToString::to_string)
+        // A file that was compiled ahead of time can do it either way.
+        let unfit = match &self.restore {
+            Ok(restore) => restore.unwanted(),
+            Err(unfit) => Some(unfit.clone()),
+        };
+        unfit.filter(|_| request).map(|unfit| unfit.to_string())
     }
 
     /// What it runs under.

@@ -113,6 +113,11 @@ impl Restore {
         Ok(Self { restores, wanted, checkpoint: find(CHECKPOINT)?, restore: find(RESTORE)? })
     }
 
+    /// Why instances are not put back, though they could be.
+    pub(super) fn unwanted(&self) -> Option<Unfit> {
+        (!self.wanted).then(Unfit::unwanted)
+    }
+
     /// Keeps what a new instance holds: how to put it back, and the bytes that
     /// keeping it takes.
     pub(super) fn checkpoint<T>(
@@ -153,7 +158,6 @@ impl Unfit {
 
 impl Unfit {
     /// Nobody wants it.
-    #[cfg(feature = "compiler")]
     pub(super) fn unwanted() -> Self {
         Self("the settings say so".into())
     }
