@@ -41,6 +41,10 @@ mod functions;
 #[cfg(feature = "compiler")]
 mod module;
 #[cfg(feature = "compiler")]
+mod nature;
+#[cfg(feature = "compiler")]
+mod outer;
+#[cfg(feature = "compiler")]
 mod parts;
 #[cfg(feature = "compiler")]
 mod rewrite;

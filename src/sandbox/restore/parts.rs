@@ -4,14 +4,13 @@
 use std::ops::Range;
 
 use wasmparser::{
-    CanonicalFunction, CanonicalOption, ComponentAlias, ComponentExport, ComponentExternalKind, ComponentInstance,
-    ComponentOuterAliasKind, ComponentTypeRef, DataKind, ElementItems, ElementKind, ExternalKind, Instance, Operator,
-    Parser, Payload, TypeRef,
+    CanonicalFunction, CanonicalOption, ComponentAlias, ElementItems, ElementKind, ExternalKind, Instance, Parser,
+    Payload, TypeRef,
     component_types::{ComponentDefinedType, ComponentValType},
     types::TypesRef,
 };
 
-use super::{CHECKPOINT, RESTORE, Unfit};
+use super::{Unfit, nature::Nature, outer::no_export_of_ours};
 
 /// Largest result of a host function that is followed, in bytes: more than
 /// any that is offered has.
@@ -120,117 +119,6 @@ pub(super) fn take_apart<'a>(component: &'a [u8], types: TypesRef<'_>) -> Result
     }
     let largest_result = u32::try_from(largest_result).expect("bounded by `largest`");
     Ok(Parts { sections: read.sections, holders, largest_result })
-}
-
-/// A component that holds others, of which one holds all state.
-pub(super) struct Outer {
-    /// Its sections: identifier, and where they lie.
-    pub(super) sections: Vec<(u8, Range<usize>)>,
-    /// Where the inner component lies.
-    pub(super) inner: Range<usize>,
-    /// The instance that is made of it.
-    pub(super) instance: u32,
-}
-
-impl Outer {
-    /// None for a component that has modules itself, or none at all.
-    pub(super) fn of(component: &[u8]) -> Result<Option<Self>, Unfit> {
-        let mut sections = Vec::new();
-        let (mut components, mut instances) = (Vec::new(), Vec::new());
-        let mut depth = 0;
-        for payload in Parser::new(0).parse_all(component) {
-            let payload = payload?;
-            match &payload {
-                Payload::Version { .. } => depth += 1,
-                Payload::End(_) => depth -= 1,
-                _ => {}
-            }
-            if depth != 1 || matches!(payload, Payload::Version { .. } | Payload::End(_)) {
-                continue;
-            }
-            sections.extend(payload.as_section());
-            match payload {
-                Payload::ModuleSection { .. } | Payload::InstanceSection(_) | Payload::ComponentCanonicalSection(_) => {
-                    return Ok(None);
-                }
-                Payload::ComponentSection { unchecked_range, .. } => components.push(unchecked_range),
-                Payload::ComponentImportSection(section) => {
-                    for import in section {
-                        match import?.ty {
-                            ComponentTypeRef::Instance(_) => instances.push(None),
-                            ComponentTypeRef::Component(_) => return Ok(None),
-                            _ => {}
-                        }
-                    }
-                }
-                Payload::ComponentInstanceSection(section) => {
-                    for instance in section {
-                        instances.push(match instance? {
-                            ComponentInstance::Instantiate { component_index, .. } => Some(component_index),
-                            ComponentInstance::FromExports(_) => None,
-                        });
-                    }
-                }
-                Payload::ComponentAliasSection(section) => {
-                    for alias in section {
-                        match alias? {
-                            ComponentAlias::InstanceExport { kind: ComponentExternalKind::Instance, .. } => {
-                                instances.push(None);
-                            }
-                            ComponentAlias::InstanceExport { kind: ComponentExternalKind::Component, .. }
-                            | ComponentAlias::Outer { kind: ComponentOuterAliasKind::Component, .. } => {
-                                return Ok(None);
-                            }
-                            _ => {}
-                        }
-                    }
-                }
-                Payload::ComponentExportSection(section) => {
-                    for export in section {
-                        let ComponentExport { name, kind, .. } = export?;
-                        no_export_of_ours(name.name)?;
-                        match kind {
-                            ComponentExternalKind::Instance => instances.push(None),
-                            ComponentExternalKind::Component => return Ok(None),
-                            _ => {}
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-        let mut inner = None;
-        for (index, range) in (0..).zip(components) {
-            if holds_anything(&component[range.clone()])? && inner.replace((index, range)).is_some() {
-                return Err(Unfit::because("several components within it hold state"));
-            }
-        }
-        let Some((index, inner)) = inner else { return Ok(None) };
-        let mut made = (0..).zip(&instances).filter(|(_, of)| **of == Some(index)).map(|(instance, _)| instance);
-        match (made.next(), made.next()) {
-            (Some(instance), None) => Ok(Some(Self { sections, inner, instance })),
-            _ => Err(Unfit::because("the component within it that holds state is instantiated several times")),
-        }
-    }
-}
-
-/// Whether any module of a component does, at any depth.
-fn holds_anything(component: &[u8]) -> Result<bool, Unfit> {
-    for payload in Parser::new(0).parse_all(component) {
-        if let Payload::ModuleSection { unchecked_range, .. } = payload?
-            && Nature::of(&component[unchecked_range])? != Nature::PassesOn
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn no_export_of_ours(name: &str) -> Result<(), Unfit> {
-    if [CHECKPOINT, RESTORE].contains(&name) {
-        return Err(Unfit::because(format!("it has an export {name} of its own")));
-    }
-    Ok(())
 }
 
 fn read(component: &[u8]) -> Result<Reading<'_>, Unfit> {
@@ -413,108 +301,6 @@ impl<'a> Reading<'a> {
         };
         origins.get(*index as usize)?.map(|(instance, _)| instance)
     }
-}
-
-/// What can change in an instance of a module after it was made.
-#[derive(PartialEq)]
-enum Nature {
-    /// Nothing. It passes its arguments on to somebody else, as the modules
-    /// that are put between a service and its imports do.
-    PassesOn,
-    /// Something.
-    HoldsState,
-    /// Something, and it has a memory of its own.
-    HasMemory,
-}
-
-impl Nature {
-    fn of(module: &[u8]) -> Result<Self, Unfit> {
-        // By index: the numbers of parameters and results of each type, and of
-        // each function, imported ones first.
-        let (mut kinds, mut functions, mut bodies) = (Vec::new(), Vec::new(), None);
-        let (mut nature, mut holds_state) = (Self::PassesOn, Self::HoldsState);
-        for payload in Parser::new(0).parse_all(module) {
-            match payload? {
-                Payload::TypeSection(section) => {
-                    for kind in section.into_iter_err_on_gc_types() {
-                        let kind = kind?;
-                        kinds.push((kind.params().len(), kind.results().len()));
-                    }
-                }
-                Payload::ImportSection(section) => {
-                    for import in section.into_imports() {
-                        if let TypeRef::Func(kind) = import?.ty {
-                            functions.push(kinds[kind as usize]);
-                        }
-                    }
-                }
-                Payload::FunctionSection(section) => {
-                    bodies = Some(functions.len());
-                    for kind in section {
-                        functions.push(kinds[kind? as usize]);
-                    }
-                }
-                Payload::MemorySection(section) => {
-                    for memory in section {
-                        // Nothing fits into one of no pages, unless it grows.
-                        if memory?.initial > 0 {
-                            return Ok(Self::HasMemory);
-                        }
-                        holds_state = Self::HasMemory;
-                    }
-                }
-                Payload::GlobalSection(section) if section.count() > 0 => nature = Self::HoldsState,
-                Payload::DataSection(section) => {
-                    for data in section {
-                        if matches!(data?.kind, DataKind::Active { .. }) {
-                            nature = Self::HoldsState;
-                        }
-                    }
-                }
-                Payload::CodeSectionEntry(body) => {
-                    let function = bodies.as_mut().expect("a body has a type, or it would not be valid");
-                    if !passes_on(&body, *function, &functions)? {
-                        return Ok(holds_state);
-                    }
-                    *function += 1;
-                }
-                _ => {}
-            }
-        }
-        Ok(nature)
-    }
-}
-
-/// Whether a function does nothing but call another one with its arguments,
-/// or several that take and give nothing, or nothing at all: no host function
-/// gets an address from it that its own caller did not give.
-fn passes_on(
-    body: &wasmparser::FunctionBody<'_>,
-    function: usize,
-    functions: &[(usize, usize)],
-) -> Result<bool, Unfit> {
-    let mut operators = body.get_operators_reader()?;
-    let mut next = operators.read()?;
-    if matches!(next, Operator::Unreachable | Operator::End) {
-        return Ok(true);
-    }
-    let (params, _) = functions[function];
-    for param in 0..params {
-        if !matches!(next, Operator::LocalGet { local_index } if local_index as usize == param) {
-            return Ok(false);
-        }
-        next = operators.read()?;
-    }
-    if matches!(next, Operator::I32Const { .. }) {
-        let called = matches!(operators.read()?, Operator::CallIndirect { .. });
-        return Ok(called && matches!(operators.read()?, Operator::End));
-    }
-    let mut calls = Vec::new();
-    while let Operator::Call { function_index } = next {
-        calls.push(functions[function_index as usize]);
-        next = operators.read()?;
-    }
-    Ok(matches!(next, Operator::End) && (calls.len() == 1 || calls.iter().all(|kind| *kind == (0, 0))))
 }
 
 /// No value of a type takes more bytes in memory than this.

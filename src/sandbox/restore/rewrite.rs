@@ -12,7 +12,8 @@ use wasmparser::{BinaryReader, Instance, InstanceSectionReader, Validator, WasmF
 use super::{
     CHECKPOINT, GIVER, RESTORE, Restores, Unfit,
     module::{self, Rewriting},
-    parts::{self, Holder, Outer, Parts},
+    outer::Outer,
+    parts::{self, Holder, Parts},
 };
 
 /// What may be in a component that is rewritten.
