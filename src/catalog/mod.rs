@@ -6,6 +6,7 @@ mod inputs;
 mod kept;
 mod live;
 mod load;
+mod loader;
 mod policy;
 mod truncated;
 
@@ -18,11 +19,12 @@ use std::{
 pub use compat::{breaks, may_break};
 pub use description::{Action, Description, DescriptionError, SYSTEM, is_name};
 pub use inputs::{Inputs, Misfit};
-use live::Entry;
-pub use live::{LiveCatalog, Source};
+pub use live::LiveCatalog;
 #[cfg(feature = "compiler")]
 pub(crate) use load::digest_of;
 pub use load::{FileError, FileName, LoadSettings, component_files, fingerprint, load_file};
+use loader::Entry;
+pub use loader::Source;
 pub use policy::Policy;
 
 use crate::{

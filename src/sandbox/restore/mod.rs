@@ -73,6 +73,15 @@ const MARKED_MEMORY: &str = "mb-marked";
 #[cfg(feature = "compiler")]
 const GIVER: &str = "mb-restore";
 
+/// Refuses an export with the name of one that is added.
+#[cfg(feature = "compiler")]
+fn no_export_of_ours(name: &str) -> Result<(), Unfit> {
+    if [CHECKPOINT, RESTORE, MARKED_MEMORY].contains(&name) {
+        return Err(Unfit::because(format!("it has an export {name} of its own")));
+    }
+    Ok(())
+}
+
 /// Unit of what is marked and put back, in bytes.
 const PAGE: usize = 1 << PAGE_BITS;
 const PAGE_BITS: u32 = 10;

@@ -10,6 +10,7 @@ use wasmparser::{Data, DataKind, ExternalKind, FunctionBody, MemArg, MemoryType,
 
 use super::{
     CHECKPOINT, GIVER, MARKED_MEMORY, MARKS, RESTORE, Restores, SLACK, Unfit, covered::Covered, functions::Added,
+    no_export_of_ours,
 };
 
 /// The guest's own memory, and the one that is put back from; both are those
@@ -150,9 +151,7 @@ impl Shape {
             Payload::ExportSection(section) => {
                 for export in section {
                     let export = export?;
-                    if [CHECKPOINT, RESTORE, MARKED_MEMORY].contains(&export.name) {
-                        return Err(Unfit::because(format!("it has an export {} of its own", export.name)));
-                    }
+                    no_export_of_ours(export.name)?;
                     if export.kind == ExternalKind::Func {
                         self.exports.push((export.name.into(), export.index));
                     }

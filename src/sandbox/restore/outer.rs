@@ -8,7 +8,7 @@ use wasmparser::{
     ComponentTypeRef, Parser, Payload,
 };
 
-use super::{CHECKPOINT, RESTORE, Unfit, nature::Nature};
+use super::{Unfit, nature::Nature, no_export_of_ours};
 
 /// A component that holds others, of which one holds all state.
 pub(super) struct Outer {
@@ -112,12 +112,4 @@ fn holds_anything(component: &[u8]) -> Result<bool, Unfit> {
         }
     }
     Ok(false)
-}
-
-/// The names of what is added are taken by nobody.
-pub(super) fn no_export_of_ours(name: &str) -> Result<(), Unfit> {
-    if [CHECKPOINT, RESTORE].contains(&name) {
-        return Err(Unfit::because(format!("it has an export {name} of its own")));
-    }
-    Ok(())
 }

@@ -10,7 +10,7 @@ use wasmparser::{
     types::TypesRef,
 };
 
-use super::{Unfit, nature::Nature, outer::no_export_of_ours};
+use super::{Unfit, nature::Nature, no_export_of_ours};
 
 /// Largest result of a host function that is followed, in bytes: more than
 /// any that is offered has.

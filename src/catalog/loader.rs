@@ -1,0 +1,412 @@
+//! Follows the files of the folder: what changed, what is good, what was good
+//! before.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Catalog, FileError, FileName, LoadSettings, Service,
+    kept::{Kept, Rollback},
+    load::{component_files, digest_of, load_bytes, read_bounded},
+    truncated::is_truncated,
+};
+use crate::{config::Config, metrics::ServiceStats, sandbox::Sandbox, wire::Version};
+
+/// How long a file that ends too early may still be growing.
+const COPYING: Duration = Duration::from_secs(10);
+
+/// What is known about the files of the folder.
+pub(super) struct Loader {
+    sandbox: Arc<Sandbox>,
+    settings: LoadSettings,
+    /// None where there is no folder for them.
+    kept: Option<Kept>,
+    files: BTreeMap<PathBuf, Entry>,
+    /// What the operator switched on or off since the start: a version, or
+    /// all of a service.
+    switched: BTreeMap<(String, Option<Version>), bool>,
+    /// Counts the looks: what was loaded by the same one came together.
+    generation: u64,
+}
+
+/// One file.
+pub(super) struct Entry {
+    stamp: Stamp,
+    /// When it was seen to be like this.
+    since: Instant,
+    /// It was loaded, or refused, as it is.
+    settled: bool,
+    pub(super) service: Option<Arc<Service>>,
+    /// The version that was served until the settings changed, and its
+    /// counts, which go on.
+    counted: Option<(Version, Arc<ServiceStats>)>,
+    /// When the service was loaded, in changes.
+    pub(super) generation: u64,
+    pub(super) source: Source,
+    /// Why the file, as it is, is not served.
+    pub(super) error: Option<String>,
+}
+
+/// Which file a service came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The one in the folder, as it is or as it was.
+    File,
+    /// The last good one, because the one in the folder is broken.
+    Kept,
+    /// An earlier one, because the operator went back to it.
+    RolledBack,
+}
+
+impl Source {
+    /// The word that the operator sees.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Kept => "lastGood",
+            Self::RolledBack => "rolledBack",
+        }
+    }
+}
+
+/// Tells one state of a file from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    size: u64,
+    modified: (i64, i64),
+    inode: u64,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::metadata(path)?;
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        Ok(Self { size: metadata.len(), modified, inode: metadata.ino() })
+    }
+}
+
+/// Why something that the operator asked for can't be done.
+pub type Refused = String;
+
+impl Loader {
+    /// Of a folder that was not looked at yet; keeps good files under
+    /// `state_dir`, if it can.
+    pub(super) fn new(sandbox: &Arc<Sandbox>, settings: LoadSettings, state_dir: &Path) -> Self {
+        let kept = Kept::open(state_dir, &settings.dir).inspect_err(|error| {
+            tracing::warn!(
+                "good components are not kept, because the folder {} can't be used: {error}; set state_dir to another",
+                state_dir.display()
+            );
+        });
+        Self {
+            sandbox: Arc::clone(sandbox),
+            settings,
+            kept: kept.ok(),
+            files: BTreeMap::new(),
+            switched: BTreeMap::new(),
+            generation: 0,
+        }
+    }
+
+    /// Takes in what changed in the folder. A file counts once it stays as it
+    /// is from one look to the next, or at once if `now`.
+    pub(super) fn scan(&mut self, now: bool) -> io::Result<Vec<String>> {
+        let paths = component_files(&self.settings.dir)?;
+        self.generation += 1;
+        let mut changes = Vec::new();
+        let present: BTreeSet<_> = paths.iter().cloned().collect();
+        self.files.retain(|path, _| {
+            let stays = present.contains(path);
+            if !stays {
+                tracing::info!("{} was removed", path.display());
+                changes.push(format!("{} was removed", path.display()));
+            }
+            stays
+        });
+        let mut unsettled = Vec::new();
+        for path in paths {
+            // One that vanished meanwhile is removed by the next look.
+            let Ok(stamp) = Stamp::of(&path) else { continue };
+            let fresh = || Entry {
+                stamp,
+                since: Instant::now(),
+                settled: false,
+                service: None,
+                counted: None,
+                generation: 0,
+                source: Source::File,
+                error: None,
+            };
+            let known = self.files.contains_key(&path);
+            let mut entry = self.files.remove(&path).unwrap_or_else(fresh);
+            let still = known && entry.stamp == stamp;
+            if !still {
+                (entry.stamp, entry.since, entry.settled) = (stamp, Instant::now(), false);
+            }
+            if !entry.settled && (still || now) {
+                unsettled.push((path, entry));
+            } else {
+                self.files.insert(path, entry);
+            }
+        }
+        for (path, entry, change) in self.settle_all(unsettled) {
+            self.files.insert(path, entry);
+            changes.extend(change);
+        }
+        Ok(changes)
+    }
+
+    /// Loads files side by side, as many as there are processors: a start
+    /// with a thousand of them takes as long as that takes.
+    fn settle_all(&self, unsettled: Vec<(PathBuf, Entry)>) -> Vec<(PathBuf, Entry, Option<String>)> {
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(unsettled.len());
+        let settle = |(path, mut entry): (PathBuf, Entry)| {
+            let change = self.settle(&path, &mut entry);
+            (path, entry, change)
+        };
+        if threads < 2 {
+            return unsettled.into_iter().map(settle).collect();
+        }
+        let queue = Mutex::new(unsettled.into_iter());
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        thread::scope(|scope| {
+            let work = || std::iter::from_fn(next).map(settle).collect::<Vec<_>>();
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            // A defect in a load is that file's failure already; see `contain`.
+            threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+        })
+    }
+
+    /// Loads a file as it is. None if nothing changes by it.
+    fn settle(&self, path: &Path, entry: &mut Entry) -> Option<String> {
+        let bytes = match read_bounded(path, self.settings.max_size) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                entry.settled = true;
+                return Some(self.refuse(path, entry, &error));
+            }
+        };
+        // Nothing is known of how a file came that was there at the start.
+        if self.generation > 1 && is_truncated(&bytes) && entry.since.elapsed() < COPYING {
+            return None;
+        }
+        entry.settled = true;
+        let digest = digest_of(&bytes);
+        let served = entry.service.as_ref().map(|service| service.digest.clone());
+        if served.as_ref() == Some(&digest) && entry.source == Source::File {
+            // Touched, or changed there and back.
+            return entry.error.take().map(|_| format!("{} is as it was", path.display()));
+        }
+        let stem = stem(path);
+        let rollback = self.kept.as_ref().and_then(|kept| kept.rollback(&stem));
+        if let Some(rollback) = rollback.as_ref().filter(|rollback| rollback.refused == digest) {
+            return Some(self.go_back(path, entry, rollback));
+        }
+        match load_bytes(&self.sandbox, &self.settings, path, path, &bytes) {
+            Ok(service) => {
+                if rollback.is_some() {
+                    self.forget_rollback(&stem);
+                }
+                if let Some(kept) = &self.kept
+                    && let Err(error) = kept.keep(&stem, &digest, &bytes)
+                {
+                    tracing::warn!("{} is not kept: {error}", path.display());
+                }
+                Some(self.serve(path, entry, service, Source::File))
+            }
+            Err(error) => Some(self.refuse(path, entry, &error)),
+        }
+    }
+
+    /// A good file takes the place of what was served from it before.
+    fn serve(&self, path: &Path, entry: &mut Entry, mut service: Service, source: Source) -> String {
+        let said = &service.description;
+        let what = format!("{} {} is served from {}", said.name, said.version, path.display());
+        let before = entry.service.as_ref().map(|before| (before.description.version, Arc::clone(&before.stats)));
+        // The name is that of the file, so it is the same.
+        if let Some((version, stats)) = before.or(entry.counted.take())
+            && version == said.version
+        {
+            service.stats = stats;
+        }
+        *entry = Entry {
+            stamp: entry.stamp,
+            since: entry.since,
+            settled: true,
+            service: Some(Arc::new(service)),
+            counted: None,
+            generation: self.generation,
+            source,
+            error: None,
+        };
+        tracing::info!("{what}");
+        what
+    }
+
+    /// A broken file leaves what was served from it before, or the last good
+    /// one of an earlier process.
+    fn refuse(&self, path: &Path, entry: &mut Entry, error: &FileError) -> String {
+        let error = error.to_string();
+        let stem = stem(path);
+        // Where the operator had gone back, that is the last good one.
+        let last = |kept: &Kept| {
+            let (mut files, rollback) = (kept.files(&stem), kept.rollback(&stem));
+            files.retain(|file| rollback.as_ref().is_none_or(|rollback| file.digest == rollback.served));
+            files.pop()
+        };
+        if entry.service.is_none()
+            && let Some(last) = self.kept.as_ref().and_then(last)
+        {
+            match self.load_kept(path, &last.path, &last.digest) {
+                Ok(service) => drop(self.serve(path, entry, service, Source::Kept)),
+                Err(error) => tracing::warn!("the last good file of {stem} can't be served either: {error}"),
+            }
+        }
+        let instead = match (&entry.service, entry.source) {
+            (None, _) => "",
+            (Some(_), Source::Kept) => "; the last good file is served instead",
+            (Some(_), _) => "; what was loaded before is served on",
+        };
+        let what = format!("{} is not served: {error}{instead}", path.display());
+        tracing::error!("{what}");
+        entry.error = Some(error);
+        what
+    }
+
+    /// Loads a kept file under the name of the one in the folder.
+    fn load_kept(&self, path: &Path, kept: &Path, digest: &str) -> Result<Service, FileError> {
+        let bytes = read_bounded(kept, self.settings.max_size)?;
+        if digest_of(&bytes) != digest {
+            return Err(FileError::Read(format!("{} was changed", kept.display())));
+        }
+        load_bytes(&self.sandbox, &self.settings, path, kept, &bytes)
+    }
+
+    pub(super) fn rollback(&mut self, name: &str, version: Option<Version>) -> Result<String, Refused> {
+        let kept =
+            self.kept.clone().ok_or("good components are not kept; set state_dir to a folder that can be written")?;
+        let wanted = FileName { name: name.to_owned(), version };
+        let named = |path: &Path| FileName::parse(path).is_ok_and(|file| file == wanted);
+        let served = |entry: &Entry| {
+            entry.service.as_ref().is_some_and(|service| {
+                service.description.name == name && version.is_none_or(|v| v == service.description.version)
+            })
+        };
+        let mut paths: Vec<_> =
+            self.files.iter().filter(|(path, entry)| named(path) || served(entry)).map(|(p, _)| p).collect();
+        paths.dedup();
+        let path = match paths.as_slice() {
+            [] => return Err(format!("no service {name}{}", version.map(|v| format!(" {v}")).unwrap_or_default())),
+            [path] => (*path).clone(),
+            _ => return Err(format!("there are several versions of {name}; name one")),
+        };
+        let stem = stem(&path);
+        let current =
+            self.files.get(&path).and_then(|entry| entry.service.as_ref()).map(|service| service.digest.clone());
+        let in_place = read_bounded(&path, self.settings.max_size).map(|bytes| digest_of(&bytes));
+        let in_place = in_place.map_err(|error| format!("{}: {error}", path.display()))?;
+        let files = kept.files(&stem);
+        let before = files.iter().rposition(|file| Some(&file.digest) == current.as_ref()).unwrap_or(files.len());
+        let back =
+            files[..before].last().ok_or_else(|| format!("no file of {name} is kept from before the present one"))?;
+        let rollback = Rollback { refused: in_place, served: back.digest.clone() };
+        kept.set_rollback(&stem, Some(&rollback)).map_err(|error| format!("can't be remembered: {error}"))?;
+        self.generation += 1;
+        let mut entry = self.files.remove(&path).ok_or("it was removed meanwhile")?;
+        let done = self.go_back(&path, &mut entry, &rollback);
+        let failed = entry.source != Source::RolledBack;
+        self.files.insert(path, entry);
+        if failed { Err(done) } else { Ok(done) }
+    }
+
+    /// Serves the file that a rollback names.
+    fn go_back(&self, path: &Path, entry: &mut Entry, rollback: &Rollback) -> String {
+        let stem = stem(path);
+        let files = self.kept.iter().flat_map(|kept| kept.files(&stem));
+        let found = files.into_iter().find(|file| file.digest == rollback.served);
+        let loaded = match found {
+            Some(file) => self.load_kept(path, &file.path, &file.digest),
+            None => Err(FileError::Read("the file that was gone back to is not kept any more".into())),
+        };
+        match loaded {
+            Ok(service) => {
+                let what = self.serve(path, entry, service, Source::RolledBack);
+                tracing::warn!("{} is passed over, the operator went back from it", path.display());
+                format!("{what}, as it was before the present file")
+            }
+            Err(error) => {
+                self.forget_rollback(&stem);
+                self.refuse(path, entry, &error)
+            }
+        }
+    }
+
+    fn forget_rollback(&self, stem: &str) {
+        if let Some(kept) = &self.kept
+            && let Err(error) = kept.set_rollback(stem, None)
+        {
+            tracing::warn!("the rollback of {stem} can't be forgotten: {error}");
+        }
+    }
+
+    /// Notes that the operator wants a service, or one version of it, served or
+    /// not.
+    pub(super) fn switch(&mut self, name: &str, version: Option<Version>, on: bool) -> Result<String, Refused> {
+        let known = self.files.values().filter_map(|entry| entry.service.as_ref()).any(|service| {
+            service.description.name == name && version.is_none_or(|version| version == service.description.version)
+        });
+        if !known {
+            return Err(format!("no service {name}{}", version.map(|v| format!(" {v}")).unwrap_or_default()));
+        }
+        if version.is_none() {
+            self.switched.retain(|(switched, _), _| switched != name);
+        }
+        self.switched.insert((name.to_owned(), version), on);
+        let what = version.map_or_else(|| format!("service {name}"), |version| format!("{name} {version}"));
+        let done = format!("{what} is {}", if on { "enabled" } else { "disabled" });
+        tracing::warn!("{done} by the operator");
+        Ok(done)
+    }
+
+    /// Takes other settings, and loads anew what they concern.
+    pub(super) fn set_policy(&mut self, config: &Config) -> Result<Vec<String>, Refused> {
+        let policy = self.settings.policy.renewed(config)?;
+        self.sandbox.has_room_for(policy.largest_instance(), policy.largest_table())?;
+        // What can't be read now would leave nothing to serve.
+        component_files(&self.settings.dir).map_err(|error| format!("the services folder can't be read: {error}"))?;
+        let before = std::mem::replace(&mut self.settings.policy, policy.clone());
+        for (path, entry) in &mut self.files {
+            let name = FileName::parse(path).map(|file| file.name).unwrap_or_default();
+            if entry.service.is_none() || before.settings(&name) != policy.settings(&name) {
+                entry.settled = false;
+                let served = entry.service.take();
+                let counted = served.map(|service| (service.description.version, Arc::clone(&service.stats)));
+                entry.counted = counted.or(entry.counted.take());
+            }
+        }
+        self.scan(true).map_err(|error| error.to_string())
+    }
+
+    pub(super) fn assemble(&self) -> Catalog {
+        let disabled = |service: &Service| {
+            let (name, version) = (&service.description.name, service.description.version);
+            let switched =
+                [Some(version), None].into_iter().find_map(|version| self.switched.get(&(name.clone(), version)));
+            switched.map_or_else(|| self.settings.policy.is_disabled(name, version), |on| !on)
+        };
+        Catalog::assemble(&self.files, disabled)
+    }
+}
+
+/// What a file is called without its ending.
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
