@@ -2,11 +2,11 @@
 //! in; and what of it is read again while the server runs.
 
 use std::{
-    fs, io,
+    fs, io, mem,
     net::SocketAddr,
     os::unix::fs::MetadataExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, SystemTime},
 };
@@ -27,20 +27,31 @@ use crate::{
 pub(super) struct Edge {
     pub(super) access: Arc<Access>,
     tls: Option<(TlsFiles, Arc<ArcSwap<ServerTls>>)>,
+    seen: Mutex<Seen>,
+}
+
+/// How the files looked before they were last read: taken before and not
+/// after, so that what changes meanwhile is read once more and not missed.
+#[derive(Default)]
+struct Seen {
+    tls: Vec<Look>,
+    tokens: Look,
 }
 
 impl Edge {
     /// Reads and checks what the settings name.
     pub(super) fn load(config: &Config) -> Result<Arc<Self>, (super::Exit, String)> {
+        let mut seen = Seen { tokens: look_at(&config.client_tokens()), ..Seen::default() };
         let tls = match config.tls.files() {
             None => None,
             Some(files) => {
+                seen.tls = look_at_all(&files);
                 let loaded = ServerTls::load(&files).map_err(|error| usage(format!("tls: {error}")))?;
                 Some((files, Arc::new(ArcSwap::from_pointee(loaded))))
             }
         };
         let access = Access::new(config.principals.clone(), config.client_tokens(), config.auth_failures);
-        Ok(Arc::new(Self { access: access.map_err(usage)?, tls }))
+        Ok(Arc::new(Self { access: access.map_err(usage)?, tls, seen: Mutex::new(seen) }))
     }
 
     /// The listeners that the settings name.
@@ -70,35 +81,46 @@ impl Edge {
     /// does; what can't be used leaves what there was.
     pub(super) fn reload(&self) {
         if self.tls.is_some() {
-            self.say("certificates", self.reload_tls().map(|()| "read again".into()));
+            self.read_certificates();
         }
-        let read = self.access.reload();
-        self.say("tokens", read.map(|count| format!("{count} of them")).map_err(|error| error.to_string()));
+        self.read_tokens();
     }
 
     /// Looks for changed files from a thread of its own, until the process
     /// ends.
     pub(super) fn watch(self: &Arc<Self>, every: Duration) -> io::Result<()> {
         let edge = Arc::clone(self);
-        let tls: Vec<PathBuf> = edge.tls.as_ref().map(|(files, _)| files.paths()).unwrap_or_default();
-        let tokens = vec![edge.access.file().clone()];
-        let (mut tls_before, mut tokens_before) = (look_at(&tls), look_at(&tokens));
         let look = move || {
             loop {
                 thread::sleep(every);
-                let (tls_now, tokens_now) = (look_at(&tls), look_at(&tokens));
-                if tls_now != tls_before {
-                    tls_before = tls_now;
-                    edge.say("certificates", edge.reload_tls().map(|()| "read again".into()));
-                }
-                if tokens_now != tokens_before {
-                    tokens_before = tokens_now;
-                    let read = edge.access.reload();
-                    edge.say("tokens", read.map(|count| format!("{count} of them")).map_err(|e| e.to_string()));
-                }
+                edge.look();
             }
         };
         thread::Builder::new().name("mb-edge".into()).spawn(look).map(drop)
+    }
+
+    /// Reads again what changed since it was last looked at.
+    fn look(&self) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((files, _)) = &self.tls {
+            let tls = look_at_all(files);
+            if mem::replace(&mut seen.tls, tls) != seen.tls {
+                self.read_certificates();
+            }
+        }
+        let tokens = look_at(self.access.file());
+        if mem::replace(&mut seen.tokens, tokens) != seen.tokens {
+            self.read_tokens();
+        }
+    }
+
+    fn read_certificates(&self) {
+        self.say("certificates", self.reload_tls().map(|()| "read again".into()));
+    }
+
+    fn read_tokens(&self) {
+        let read = self.access.reload();
+        self.say("tokens", read.map(|count| format!("{count} of them")).map_err(|error| error.to_string()));
     }
 
     fn say(&self, what: &str, done: Result<String, String>) {
@@ -115,12 +137,13 @@ impl Edge {
 /// What of a file changes when it is replaced or written.
 type Look = Option<(Option<SystemTime>, u64, u64)>;
 
-fn look_at(files: &[PathBuf]) -> Vec<Look> {
-    let look = |file: &PathBuf| {
-        let metadata = fs::metadata(Path::new(file)).ok()?;
-        Some((metadata.modified().ok(), metadata.len(), metadata.ino()))
-    };
-    files.iter().map(look).collect()
+fn look_at(file: &Path) -> Look {
+    let metadata = fs::metadata(file).ok()?;
+    Some((metadata.modified().ok(), metadata.len(), metadata.ino()))
+}
+
+fn look_at_all(files: &TlsFiles) -> Vec<Look> {
+    files.paths().iter().map(|file| look_at(file)).collect()
 }
 
 /// Whether peers can show who they are, so that it makes sense to keep
@@ -167,4 +190,27 @@ pub(super) fn check_exposure(config: &Config) -> Result<(), (super::Exit, String
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::access::tokens;
+
+    #[test]
+    fn what_changes_after_it_was_read_is_read_at_the_first_look() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { state_dir: folder.path().into(), ..Config::default() };
+        let edge = Edge::load(&config).unwrap_or_else(|(_, error)| panic!("{error}"));
+        let terms = Terms { auth: Auth::Required, rights: None, allow_unsecure: false };
+        let stranger = edge.access.stranger("1".into(), Ipv4Addr::LOCALHOST.into(), false, &Arc::new(terms));
+        let comes_in = |token: &str| edge.access.authenticate(&stranger, token).is_ok();
+
+        let (_, token) = tokens::create(edge.access.file(), "ann", None, None).unwrap();
+        assert!(!comes_in(&token), "nobody has looked yet");
+        edge.look();
+        assert!(comes_in(&token));
+    }
 }
