@@ -66,6 +66,7 @@ function heard(event) {
     sample('bytes', (totals.bytesIn + totals.bytesOut - before.bytesIn - before.bytesOut) / seconds);
   }
   sample('connections', totals.connections);
+  sample('memory', totals.memory);
   announce(accepting ? 'ready' : 'draining');
   if (['', '#/', '#/calls', '#/log'].includes(location.hash)) show();
 }
@@ -103,6 +104,7 @@ async function overview() {
       tile('Requests a second', amount(last('requests')), series('requests')),
       tile('Errors a second', amount(last('errors')), series('errors')),
       tile('Connections', totals ? `${totals.connections} of ${totals.maxConnections}` : '–', series('connections')),
+      tile('Memory of what grows', totals ? `${bytes(totals.memory)} of ${bytes(totals.maxMemory)}` : '–', series('memory')),
       tile('Bytes a second', bytes(Math.round(last('bytes'))), series('bytes')),
       tile('Slowest service, p99', worst ? duration(worst) : '–'),
       tile('Calls that run', state.calls.length),

@@ -11,6 +11,8 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
         connections,
         max_connections,
         threads,
+        memory,
+        max_memory,
         accepted,
         refused,
         accept_errors,
@@ -33,6 +35,8 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     text.gauge("mb_connections", "Open connections.", *connections);
     text.gauge("mb_connections_max", "Most connections at a time.", *max_connections);
     text.gauge("mb_threads", "Threads that serve connections.", *threads);
+    text.gauge("mb_memory_bytes", "Memory taken by what grows: services, large messages and answers.", *memory);
+    text.gauge("mb_memory_max_bytes", "Memory that there is for what grows.", *max_memory);
     text.counter("mb_connections_accepted_total", "Connections accepted.", *accepted);
     text.counter("mb_connections_refused_total", "Connections told SERVER_BUSY.", *refused);
     text.counter("mb_accept_errors_total", "Errors of the accept call.", *accept_errors);

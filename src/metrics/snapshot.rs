@@ -147,6 +147,10 @@ pub struct Totals {
     pub max_connections: u64,
     /// Threads that serve connections.
     pub threads: u64,
+    /// Memory taken of what is shared by what grows, in bytes.
+    pub memory: u64,
+    /// How much of that there is, in bytes.
+    pub max_memory: u64,
     /// Connections accepted.
     pub accepted: u64,
     /// Connections told SERVER_BUSY.

@@ -409,6 +409,8 @@ impl View {
             connections,
             max_connections: self.shared.settings.max_connections as u64,
             threads: self.admission.threads() as u64,
+            memory: self.shared.settings.memory.used() as u64,
+            max_memory: self.shared.settings.memory.limit() as u64,
             accepted: metrics.accepted.get(),
             refused: metrics.refused.get(),
             accept_errors: metrics.accept_errors.get(),

@@ -148,9 +148,9 @@ impl Text<'_> {
     #[inline]
     fn string(&self, mut at: usize) -> Result<usize, Wrong> {
         loop {
-            // Most of a text is plain: 32 bytes at once, then 8, then one.
-            while self.0.get(at..at + 32).is_some_and(|bytes| bytes.chunks_exact(8).all(|word| special(word) == 0)) {
-                at += 32;
+            // Most of a text is plain: 64 bytes at once, then 8, then one.
+            while self.0.get(at..at + 64).is_some_and(is_plain) {
+                at += 64;
             }
             while let Some(word) = self.0.get(at..at + 8) {
                 let special = special(word);
@@ -209,6 +209,16 @@ impl Text<'_> {
         }
         if end > at { Ok(end) } else { Err(Wrong::At(at)) }
     }
+}
+
+/// Whether no byte ends the plain part of a text, in a form that compilers
+/// turn into vector instructions. With the second bit turned over, the quote is
+/// next to the control characters, and one comparison finds both.
+#[inline]
+fn is_plain(bytes: &[u8]) -> bool {
+    let fold = |(least, backslash): (u8, bool), &byte: &u8| (least.min(byte ^ 2), backslash | (byte == b'\\'));
+    let (least, backslash) = bytes.iter().fold((u8::MAX, false), fold);
+    least > 0x20 && !backslash
 }
 
 /// Of eight bytes, those that end the plain part of a text have their highest
@@ -276,6 +286,20 @@ mod tests {
         bad(b"\"a\nb\"", JsonError::Grammar { line: 1, column: 3 });
         bad(b"[1,\n 2,, 3]", JsonError::Grammar { line: 2, column: 4 });
         bad(b"\"\xff\"", JsonError::Encoding { at: 1 });
+    }
+
+    #[test]
+    fn every_byte_counts_anywhere_in_a_text() {
+        let length = 150;
+        for at in 0..length {
+            for byte in 0..0x80 {
+                let mut text = vec![b'x'; length];
+                text[at] = byte;
+                let text = format!("\"{}\"", String::from_utf8(text).unwrap());
+                let read = serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
+                assert_eq!(check_text(&text).is_ok(), read, "{byte:#x} at {at}");
+            }
+        }
     }
 
     #[test]

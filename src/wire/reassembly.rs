@@ -16,7 +16,8 @@ use std::ops::Range;
 use super::frame::{FRAME_HEADER_SIZE, FrameError, FrameHeader};
 
 /// An empty buffer keeps at most this much memory, in bytes; what a large
-/// message needed beyond it goes back to the system.
+/// message needed beyond it goes back to the system, unless another one of
+/// the kind follows.
 pub const KEPT_SIZE: usize = 64 * 1024;
 
 /// A new buffer takes this much memory, in bytes, or less where a read is to
@@ -126,7 +127,7 @@ impl Reassembly {
     pub fn next_capacity(&self) -> usize {
         if self.is_empty() {
             return match self.buf.len() {
-                large if large > KEPT_SIZE.max(self.read_size) => self.read_size,
+                large if large > self.kept_size() && self.filled <= self.kept_size().max(large / 4) => self.read_size,
                 small if self.cramped && small < self.read_size => (small * 2).min(self.read_size),
                 fits => fits,
             };
@@ -138,6 +139,19 @@ impl Reassembly {
         let bound = self.max_message_size + FRAME_HEADER_SIZE + self.read_size;
         let steep = (self.buf.len() * GROWTH).min(held + self.missing());
         steep.max(self.buf.len() * 2).min(bound).max(held + self.read_size)
+    }
+
+    /// Whether the next read finds it empty and with memory that a large
+    /// message needed: that is kept for one more of the kind, until
+    /// [`Reassembly::spare`] is called again and nothing has come. Whoever
+    /// waits should not do so for long.
+    #[must_use]
+    pub fn is_kept_large(&self) -> bool {
+        self.is_empty() && self.next_capacity() > self.kept_size()
+    }
+
+    fn kept_size(&self) -> usize {
+        KEPT_SIZE.max(self.read_size)
     }
 
     /// Bytes that the frame at hand has promised and that have not arrived.
@@ -409,6 +423,32 @@ mod tests {
             assert_eq!((result, midway, out.len()), (Ok(()), false, 1));
             assert_eq!(out[0].as_ref().unwrap().0.len(), LIMIT);
         }
+    }
+
+    #[test]
+    fn memory_of_a_large_message_is_kept_for_the_next_one_and_no_longer() {
+        let serve = |mut buffer: Reassembly, body: usize| {
+            let mut rest = &frame(0, &vec![0; body])[..];
+            while !rest.is_empty() {
+                let spare = buffer.spare();
+                let size = spare.len().min(rest.len());
+                spare[..size].copy_from_slice(&rest[..size]);
+                rest = &rest[size..];
+                buffer.advance(size);
+            }
+            assert!(matches!(buffer.next(), Ok(Some(Incoming::Message { body: whole, .. })) if whole.len() == body));
+            (buffer.is_kept_large(), buffer)
+        };
+        let kept =
+            |buffer, bodies: &[usize]| bodies.iter().fold((false, buffer), |(_, buffer), &body| serve(buffer, body));
+        let new = || Reassembly::new(1 << 20, READ);
+        assert!(kept(new(), &[500_000]).0);
+        assert!(kept(new(), &[500_000, 500_000]).0);
+        assert!(!kept(new(), &[500_000, 100]).0, "a small one needs no such memory");
+        assert!(!kept(new(), &[500_000, 100_000]).0, "nor one that is much smaller");
+        let (_, mut buffer) = kept(new(), &[500_000]);
+        assert!(buffer.spare().len() >= 500_000);
+        assert!(buffer.spare().len() <= KEPT_SIZE, "nothing has come");
     }
 
     #[test]

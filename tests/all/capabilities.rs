@@ -257,6 +257,18 @@ fn what_exceeds_the_memory_of_the_server_waits_and_is_then_refused() {
 }
 
 #[test]
+fn memory_of_a_large_message_goes_back_while_its_connection_stays() {
+    let server = Setup::new(BINARY).start();
+    let mut client = server.connect();
+    let before = server.count("mb_memory_bytes");
+    let text = format!("{:?}", "x".repeat(900_000));
+    assert_eq!(client.ask("echo.say", &text).text(), text);
+    server.until("given back", |server| server.count("mb_memory_bytes") == before);
+    assert!(server.count("mb_memory_max_bytes") > before);
+    assert_eq!(client.ask("echo.say", "1").text(), "1");
+}
+
+#[test]
 fn many_calls_that_call_others_do_not_wait_for_each_other() {
     // Ten places for them, and one each for what they call.
     let server = granted()

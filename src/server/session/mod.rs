@@ -36,6 +36,9 @@ use crate::{
     wire::{Code, ErrorBody, FrameError, Header, Kind, Reassembly, Taken},
 };
 
+/// How long a connection that waits keeps the memory of a large message for
+/// the next one of the kind.
+const KEPT_LARGE_FOR: Duration = Duration::from_secs(1);
 /// How long a connection that waits for memory may go without looking at the
 /// drain.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -331,7 +334,14 @@ impl Session {
         };
         // What has to come before anything else does not wait for silence.
         let hello = self.identity.must_say() && self.handshake_until < deadline;
-        let deadline = if hello { self.handshake_until } else { deadline };
+        let deadline = if hello {
+            self.handshake_until
+        } else if self.buffer.is_kept_large() {
+            // An end of this wait that is not one of the idle time gives it back.
+            deadline.min(Instant::now() + KEPT_LARGE_FOR)
+        } else {
+            deadline
+        };
         match self.connection.stream().read(self.buffer.spare(), deadline) {
             Ok(count) => {
                 self.buffer.advance(count);
