@@ -58,6 +58,9 @@ struct Arguments {
     /// Leave out the open loop
     #[arg(long)]
     closed_only: bool,
+    /// The server to compare, as another profile made it [default: the one beside this program]
+    #[arg(long)]
+    server: Option<std::path::PathBuf>,
     /// Draw the result into this file
     #[arg(long)]
     svg: Option<std::path::PathBuf>,
@@ -99,7 +102,12 @@ fn main() -> ExitCode {
 
 fn compare(arguments: &Arguments) -> Result<(), String> {
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let mut starter = Starter { dir: dir.path().into(), before: Vec::new() };
+    let server = match &arguments.server {
+        Some(server) => server.canonicalize(),
+        None => std::env::current_exe().map(|own| own.with_file_name("../mb-server")),
+    };
+    let server = server.map_err(|error| format!("the server: {error}"))?;
+    let mut starter = Starter { dir: dir.path().into(), server, before: Vec::new() };
     if arguments.one_core {
         // What is started from here on stays on the same core as we do.
         let own = std::process::id().to_string();

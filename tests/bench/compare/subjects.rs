@@ -86,6 +86,8 @@ impl Subject {
 /// Starts programs, all on the same terms.
 pub struct Starter {
     pub dir: PathBuf,
+    /// Ours.
+    pub server: PathBuf,
     /// Put before every program, as `taskset -c 0`.
     pub before: Vec<String>,
 }
@@ -156,8 +158,7 @@ impl Starter {
     }
 
     fn ours(&self, name: &'static str, service: &str, topic: &'static str, settings: &str) -> Started {
-        let server = std::env::current_exe().map_err(|error| error.to_string())?.with_file_name("../mb-server");
-        if !server.exists() {
+        if !self.server.exists() {
             return Err("cargo build --release builds mb-server".into());
         }
         let dir = self.dir.join(name);
@@ -174,7 +175,7 @@ impl Starter {
             .chain([config.display().to_string(), "--port".into(), port.to_string()])
             .chain(["--admin-port".into(), "0".into()])
             .collect();
-        self.start(name, How::Frames(topic), port, &[(server, arguments)])
+        self.start(name, How::Frames(topic), port, &[(self.server.clone(), arguments)])
     }
 
     fn redis(&self) -> Started {
