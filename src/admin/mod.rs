@@ -129,7 +129,13 @@ impl Admin {
             // It panics where no thread can be started.
             let open = || listener.map_err(Into::into).and_then(|listener| Server::from_listener(listener, None));
             let why = match catch_unwind(AssertUnwindSafe(open)) {
-                Ok(Ok(server)) => self.serve(&server, front),
+                Ok(Ok(server)) => {
+                    let why = self.serve(&server, front);
+                    // It panics there, once it has told its thread to end: it
+                    // takes our address for that of a file.
+                    let _ = catch_unwind(AssertUnwindSafe(|| drop(server)));
+                    why
+                }
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "it panicked".into(),
             };

@@ -89,17 +89,19 @@ pub(super) fn run(arguments: Arguments) -> Result {
     let plan = Plan { loaded, again, quick: false, end };
     let serving = Serving::start(plan, |dispatcher| Arc::new(dispatcher))?;
     let Serving { catalog, edge, config, admin, .. } = &serving;
-    announce(&serving.addresses(), admin, config, &catalog.current(), begun);
     follow_hangups(&serving).map_err(failure)?;
     if config.reload_interval.0 > Duration::ZERO {
         catalog.watch(config.reload_interval.0).map_err(failure)?;
         edge.watch(config.reload_interval.0).map_err(failure)?;
     }
-
-    notify::notify("READY=1");
     // That it takes connections on its own ports is the sign of life.
     let address = serving.addresses().first().map(|(address, _)| *address);
     notify::keep_watchdog(move || address.is_none_or(takes_connections)).map_err(failure)?;
+
+    notify::notify("READY=1");
+    // Last: who reads this comes at once, and may take the descriptors that
+    // the start still needs.
+    announce(&serving.addresses(), admin, config, &catalog.current(), begun);
 
     // The sender lives as long as the process: this returns with a signal.
     let _ = signals.recv();
