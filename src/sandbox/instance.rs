@@ -242,7 +242,7 @@ impl Component {
             {
                 false
             }
-            (Isolation::Request, Some(restorer)) => restorer.restore.call(store, ()).is_ok(),
+            (Isolation::Request, Some(restorer)) => restorer.restore(store),
         }
     }
 

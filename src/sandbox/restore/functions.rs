@@ -32,6 +32,8 @@ pub(super) struct Added<'a> {
     pub(super) calls: Vec<(u32, &'a Kind)>,
     /// Functions by which the host allocates what it writes to.
     pub(super) allocators: Vec<(u32, &'a Kind)>,
+    /// Functions with which a call of the host ends.
+    pub(super) post_returns: Vec<(u32, &'a Kind)>,
 }
 
 /// The functions in this order, the last one where there is more memory than
@@ -73,6 +75,17 @@ impl Added<'_> {
         self.first_pages.map(|_| self.first_global)
     }
 
+    /// Whether each call ends with the instance being put back, once there is
+    /// a checkpoint.
+    pub(super) fn puts_itself_back(&self) -> bool {
+        !self.post_returns.is_empty()
+    }
+
+    /// The global that says whether there is one.
+    fn has_checkpoint(&self) -> u32 {
+        self.kept(self.changing().count())
+    }
+
     /// The global that keeps the first value of one that can change.
     fn kept(&self, index: usize) -> u32 {
         let first = self.first_global + u32::from(self.first_pages.is_some());
@@ -86,10 +99,15 @@ impl Added<'_> {
     }
 
     /// What the host calls in the place of this function.
-    pub(super) fn in_front_of_allocator(&self, function: u32) -> u32 {
-        let position = self.allocators.iter().position(|(allocator, _)| *allocator == function);
+    pub(super) fn in_front_of_export(&self, function: u32) -> u32 {
+        let position = self.exports().position(|(exported, _)| *exported == function);
         let first = self.first_function + self.functions() + self.calls.len() as u32;
         position.map_or_else(|| self.in_front_of_import(function), |position| first + position as u32)
+    }
+
+    /// Exported functions that something is put in front of.
+    fn exports(&self) -> impl Iterator<Item = &(u32, &Kind)> {
+        self.allocators.iter().chain(&self.post_returns)
     }
 
     /// The types of the first functions, in their order.
@@ -105,7 +123,7 @@ impl Added<'_> {
         for function in 0..self.functions() {
             functions.function(self.first_kind + function);
         }
-        for (_, kind) in self.calls.iter().chain(&self.allocators) {
+        for (_, kind) in self.calls.iter().chain(self.exports()) {
             functions.function(kind.index);
         }
     }
@@ -116,6 +134,9 @@ impl Added<'_> {
         }
         for kind in self.changing().map(|(_, kind)| kind) {
             globals.global(mutable(kind), &zero(kind));
+        }
+        if self.puts_itself_back() {
+            globals.global(mutable(ValType::I32), &zero(ValType::I32));
         }
     }
 
@@ -136,6 +157,9 @@ impl Added<'_> {
         }
         for (function, _) in &self.allocators {
             code.function(&self.after_allocation(*function));
+        }
+        for (function, kind) in &self.post_returns {
+            code.function(&self.after_call(*function, kind));
         }
     }
 
@@ -193,6 +217,9 @@ impl Added<'_> {
         for (index, (global, _)) in self.changing().enumerate() {
             body.global_get(global).global_set(self.kept(index));
         }
+        if self.puts_itself_back() {
+            body.i32_const(1).global_set(self.has_checkpoint());
+        }
         body.local_get(COUNT).end();
         function
     }
@@ -234,6 +261,19 @@ impl Added<'_> {
         }
         body.call(self.in_front_of_import(allocator)).local_tee(GIVEN);
         body.local_get(LENGTH).call(self.mark()).local_get(GIVEN).end();
+        function
+    }
+
+    /// Ends a call, and puts the instance back where that can be done.
+    fn after_call(&self, called: u32, kind: &Kind) -> Function {
+        let mut function = Function::new([]);
+        let mut body = function.instructions();
+        for param in 0..kind.params.len() as u32 {
+            body.local_get(param);
+        }
+        body.call(self.in_front_of_import(called)).global_get(self.has_checkpoint());
+        body.memory_size(OWN).memory_size(KEPT).i32_eq().i32_and();
+        body.if_(BlockType::Empty).call(self.restore()).end().end();
         function
     }
 

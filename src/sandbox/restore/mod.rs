@@ -9,7 +9,9 @@
 //! keeps what a new instance holds; `mb-restore` puts back the pages that are
 //! marked, and the globals. Both run inside the sandbox, as part of the guest,
 //! whose own code can't reach what they keep: it lies in memories and globals
-//! that did not exist when that code was written. The walls of the sandbox are
+//! that did not exist when that code was written. Where each call ends with a
+//! post-return function of the module, as those of the SDK do, `mb-restore` is
+//! called at its end, which saves the host the call. The walls of the sandbox are
 //! those of before, since wasmtime validates and compiles what comes out of
 //! here like any other component. A mistake in here could let a request see
 //! what an earlier one of the same service left, and nothing else.
@@ -108,6 +110,10 @@ pub(super) struct Restores {
     pub(super) aside: usize,
     /// Memory that is, at first.
     pub(super) first: usize,
+    /// Once there is a checkpoint, an instance puts itself back as a call
+    /// ends, unless its memory has grown.
+    #[serde(default)]
+    pub(super) by_itself: bool,
 }
 
 /// How the instances of one component are put back.
@@ -146,16 +152,25 @@ impl Restore {
         if pages == u32::MAX {
             return Ok(None);
         }
-        let restore = made.get_typed_func(&mut store, self.restore)?;
+        let by_itself = self.restores.by_itself;
+        let restore = (!by_itself).then(|| made.get_typed_func(&mut store, self.restore)).transpose()?;
         Ok(Some(Restorer { restore, kept: pages as usize * PAGE }))
     }
 }
 
 /// Puts one instance back as it was.
 pub(super) struct Restorer {
-    pub(super) restore: TypedFunc<(), ()>,
+    /// None if that has been done when a call has ended.
+    restore: Option<TypedFunc<(), ()>>,
     /// What is kept for that, in bytes.
     pub(super) kept: usize,
+}
+
+impl Restorer {
+    /// Sees to it after a call: whether the instance is as it was.
+    pub(super) fn restore<T>(&self, store: &mut Store<T>) -> bool {
+        self.restore.as_ref().is_none_or(|restore| restore.call(store, ()).is_ok())
+    }
 }
 
 /// Why instances of a component can't be put back.

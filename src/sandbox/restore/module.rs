@@ -27,6 +27,9 @@ pub(super) struct Rewriting<'a> {
     pub(super) allocators: &'a [&'a str],
     /// By number, those of its imported functions that end at the host.
     pub(super) host_functions: &'a [u32],
+    /// Its exports with which every call of the host ends; none where there is
+    /// something else that it may end with.
+    pub(super) post_returns: &'a [&'a str],
     /// No host function writes more than this to where it is told to put its
     /// result, in bytes.
     pub(super) largest_result: u32,
@@ -93,7 +96,8 @@ pub(super) fn rewrite(module: &[u8], how: &Rewriting<'_>) -> Result<(Vec<u8>, Op
     let bytes = Barrier { shape: &shape, added: &added }.module(module, first_size)?;
     let bytes_of =
         |pages: u64| usize::try_from(pages * WASM_PAGE).map_err(|_| Unfit::because("its memory is too large"));
-    let restores = Restores { aside: bytes_of(MARKS + first_size)?, first: bytes_of(first_size)? };
+    let (aside, first) = (bytes_of(MARKS + first_size)?, bytes_of(first_size)?);
+    let restores = Restores { aside, first, by_itself: added.puts_itself_back() };
     Ok((bytes, Some(restores)))
 }
 
@@ -186,6 +190,10 @@ impl Shape {
         Ok(())
     }
 
+    fn exported(&self, name: &str) -> Option<u32> {
+        self.exports.iter().find(|(export, _)| export == name).map(|(_, function)| *function)
+    }
+
     fn kind(&self, function: u32) -> &Kind {
         &self.kinds[self.functions[function as usize] as usize]
     }
@@ -196,12 +204,17 @@ impl Shape {
         let calls = how.host_functions.iter().filter(|function| self.kind(**function).returns_by_pointer());
         let mut allocators = Vec::new();
         for name in how.allocators {
-            let exported = self.exports.iter().find(|(export, _)| export == name).map(|(_, function)| *function);
-            let function = exported.filter(|function| self.kind(*function).allocates());
+            let function = self.exported(name).filter(|function| self.kind(*function).allocates());
             allocators.push(function.ok_or_else(|| Unfit::because("the host does not allocate by a function of it"))?);
         }
         allocators.sort_unstable();
         allocators.dedup();
+        // All of them or none.
+        let post_returns = how.post_returns.iter().map(|name| self.exported(name)).collect::<Option<Vec<_>>>();
+        let mut post_returns = post_returns.unwrap_or_default();
+        post_returns.sort_unstable();
+        post_returns.dedup();
+        let with_kind = |function| (function, self.kind(function));
         Ok(Added {
             shape: self,
             marked: if self.memory.is_some() { 1 } else { self.imported_memories },
@@ -210,8 +223,9 @@ impl Shape {
             first_global: self.globals,
             first_pages: slack.map(|pages| i32::try_from(pages).expect("bounded by the validator")),
             largest_result: how.largest_result,
-            calls: calls.map(|function| (*function, self.kind(*function))).collect(),
-            allocators: allocators.into_iter().map(|function| (function, self.kind(function))).collect(),
+            calls: calls.copied().map(with_kind).collect(),
+            allocators: allocators.into_iter().map(with_kind).collect(),
+            post_returns: post_returns.into_iter().map(with_kind).collect(),
         })
     }
 }
@@ -300,7 +314,8 @@ impl Barrier<'_> {
         Ok(rewritten.finish())
     }
 
-    /// What the host calls to allocate also marks what it allocates.
+    /// What the host calls to allocate also marks what it allocates, and what
+    /// it calls at last also puts back.
     fn exports(
         &mut self,
         exports: &mut ExportSection,
@@ -310,7 +325,7 @@ impl Barrier<'_> {
             let export = export?;
             match export.kind {
                 ExternalKind::Func => {
-                    let function = self.added.in_front_of_allocator(export.index);
+                    let function = self.added.in_front_of_export(export.index);
                     exports.export(export.name, ExportKind::Func, function);
                 }
                 _ => self.parse_export(exports, export)?,

@@ -27,6 +27,9 @@ pub(super) struct Parts<'a> {
     /// No host function writes more than this to where it is told to put its
     /// result, in bytes.
     pub(super) largest_result: u32,
+    /// Exports of the one with the memory: whatever the host calls ends with
+    /// a call of one of them. None where that is not so.
+    pub(super) post_returns: Vec<&'a str>,
 }
 
 /// A core instance that holds state, the only one of its module.
@@ -69,6 +72,8 @@ struct Reading<'a> {
     allocate: Vec<u32>,
     written: Vec<u32>,
     lowered: Vec<u32>,
+    /// Of each function that the host may call, what is called after it.
+    lifted: Vec<Option<u32>>,
 }
 
 /// Reads a component that is known to be valid.
@@ -118,7 +123,12 @@ pub(super) fn take_apart<'a>(component: &'a [u8], types: TypesRef<'_>) -> Result
         largest_result = largest_result.max(size);
     }
     let largest_result = u32::try_from(largest_result).expect("bounded by `largest`");
-    Ok(Parts { sections: read.sections, holders, largest_result })
+    let post_return = |function: &Option<u32>| {
+        let (instance, name) = read.functions[(*function)? as usize]?;
+        (instance == holders[0].instance).then_some(name)
+    };
+    let post_returns = read.lifted.iter().map(post_return).collect::<Option<Vec<_>>>().unwrap_or_default();
+    Ok(Parts { sections: read.sections, holders, largest_result, post_returns })
 }
 
 fn read(component: &[u8]) -> Result<Reading<'_>, Unfit> {
@@ -209,7 +219,13 @@ impl<'a> Reading<'a> {
 
     fn canonical(&mut self, function: CanonicalFunction) -> Result<(), Unfit> {
         let options = match function {
-            CanonicalFunction::Lift { options, .. } => options,
+            CanonicalFunction::Lift { options, .. } => {
+                self.lifted.push(options.iter().find_map(|option| match option {
+                    CanonicalOption::PostReturn(function) => Some(*function),
+                    _ => None,
+                }));
+                options
+            }
             CanonicalFunction::Lower { func_index, options } => {
                 self.functions.push(None);
                 self.lowered.push(func_index);

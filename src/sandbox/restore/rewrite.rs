@@ -29,7 +29,7 @@ const FEATURES: WasmFeatures = WasmFeatures::WASM2
 pub(in super::super) fn rewrite(component: &[u8]) -> Result<(Vec<u8>, Restores), Unfit> {
     let types = Validator::new_with_features(FEATURES).validate_all(component)?;
     match Outer::of(component)? {
-        None => rewrite_one(component, types.as_ref()),
+        None => rewrite_one(component, types.as_ref(), true),
         Some(outer) => rewrite_inner(component, types.as_ref(), outer),
     }
 }
@@ -50,7 +50,8 @@ pub(in super::super) fn check(rewritten: &[u8]) -> Result<(), Unfit> {
 fn rewrite_inner(component: &[u8], types: TypesRef<'_>, outer: Outer) -> Result<(Vec<u8>, Restores), Unfit> {
     let Outer { sections, inner, instance } = outer;
     let inner_types = Validator::new_with_features(FEATURES).validate_all(&component[inner.clone()])?;
-    let (bytes, restores) = rewrite_one(&component[inner.clone()], inner_types.as_ref())?;
+    // What is around it may call it several times for one call of the host.
+    let (bytes, restores) = rewrite_one(&component[inner.clone()], inner_types.as_ref(), false)?;
     let mut rewritten = Component::new();
     for (id, range) in sections {
         let data = if range == inner { &*bytes } else { &component[range] };
@@ -65,13 +66,18 @@ fn rewrite_inner(component: &[u8], types: TypesRef<'_>, outer: Outer) -> Result<
     Ok((rewritten.finish(), restores))
 }
 
-/// A component that has its modules itself.
-fn rewrite_one(component: &[u8], types: TypesRef<'_>) -> Result<(Vec<u8>, Restores), Unfit> {
-    let Parts { sections, holders, largest_result } = parts::take_apart(component, types)?;
+/// A component that has its modules itself, and that only the host calls or
+/// others too.
+fn rewrite_one(component: &[u8], types: TypesRef<'_>, by_host: bool) -> Result<(Vec<u8>, Restores), Unfit> {
+    let Parts { sections, holders, largest_result, mut post_returns } = parts::take_apart(component, types)?;
+    let alone = holders.len() == 1;
+    if !alone || !by_host {
+        post_returns.clear();
+    }
     let mut modules = Vec::new();
     let mut restores = None;
     for Holder { range, allocators, host_functions, .. } in &holders {
-        let how = Rewriting { allocators, host_functions, largest_result, alone: holders.len() == 1 };
+        let how = Rewriting { allocators, host_functions, post_returns: &post_returns, largest_result, alone };
         let (bytes, memory) = module::rewrite(&component[range.clone()], &how)?;
         restores = restores.or(memory);
         modules.push(bytes);
@@ -90,7 +96,7 @@ fn rewrite_one(component: &[u8], types: TypesRef<'_>) -> Result<(Vec<u8>, Restor
     }
     // Behind all that is there, so that no index changes.
     let mut instance = holders[0].instance;
-    if holders.len() > 1 {
+    if !alone {
         instance = types.core_instance_count();
         rewritten.section(&ModuleSection(&all_of_them(holders.len())));
         let mut all = InstanceSection::new();

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use wasmtime::{Engine, Instance, Module, Store, Val};
 
 use super::{
-    MARKED, Restores,
+    MARKED, Restore, Restores,
     module::{self, Rewriting},
     rewrite,
 };
@@ -101,7 +101,7 @@ fn rewritten(module: &[u8]) -> Vec<u8> {
     let allocators: &[&str] =
         if module.windows(12).any(|name| name == b"cabi_realloc") { &["cabi_realloc"] } else { &[] };
     let host_functions: &[u32] = if allocators.is_empty() { &[0] } else { &[] };
-    let how = Rewriting { allocators, host_functions, largest_result: 100, alone: true };
+    let how = Rewriting { allocators, host_functions, post_returns: &[], largest_result: 100, alone: true };
     module::rewrite(module, &how).unwrap_or_else(|unfit| panic!("{unfit}")).0
 }
 
@@ -383,7 +383,7 @@ fn what_several_modules_share_is_put_back() {
       (func (export \"peek\") (param \"at\" u32) (result u32) (canon lift (core func $l \"peek\")))
       (func (export \"globals\") (result u32) (canon lift (core func $l \"globals\"))))";
     let (bytes, restores) = rewrite(&wat::parse_str(text).unwrap()).unwrap_or_else(|unfit| panic!("{unfit}"));
-    assert_eq!(restores.first, 2 * WASM_PAGE as usize);
+    assert_eq!((restores.first, restores.by_itself), (2 * WASM_PAGE as usize, false));
     let engine = Engine::default();
     let component = wasmtime::component::Component::new(&engine, bytes).unwrap();
     let mut store = Store::new(&engine, ());
@@ -411,14 +411,73 @@ fn what_several_modules_share_is_put_back() {
     }
 }
 
+/// A component that counts its calls, in memory and in a global; at the number
+/// 9 its memory grows by so many pages. `after` are options of its function.
+fn counting(after: &str, grow: u32) -> String {
+    format!(
+        "(component
+          (core module $m
+            (memory (export \"memory\") 1 12) (global $count (mut i32) (i32.const 0))
+            (data (i32.const 1000) \"\\08\\04\\00\\00\\01\\00\\00\\00\") (data (i32.const 1032) \"0\")
+            (func (export \"count\") (param i32) (result i32)
+              (global.set $count (i32.add (global.get $count) (i32.const 1)))
+              (i32.store (i32.const 40000) (i32.add (i32.load (i32.const 40000)) (local.get 0)))
+              (if (i32.eq (local.get 0) (i32.const 9)) (then (drop (memory.grow (i32.const {grow})))))
+              (i32.store8 (i32.const 1032)
+                (i32.add (i32.const 48) (i32.add (global.get $count) (i32.load (i32.const 40000)))))
+              (i32.const 1000))
+            (func (export \"after\") (param i32) (i32.store (i32.const 50000) (local.get 0))))
+          (core instance $i (instantiate $m))
+          (func (export \"count\") (param \"by\" u32) (result string)
+            (canon lift (core func $i \"count\") (memory (core memory $i \"memory\")) {after})))"
+    )
+}
+
+/// What `count` gives for each number, by an instance that was put back as
+/// the host does it.
+fn counted(text: &str, numbers: &[u32]) -> (Restores, Vec<String>) {
+    let (bytes, restores) = rewrite(&wat::parse_str(text).unwrap()).unwrap_or_else(|unfit| panic!("{unfit}"));
+    let engine = Engine::default();
+    let component = wasmtime::component::Component::new(&engine, bytes).unwrap();
+    let mut store = Store::new(&engine, ());
+    let made = wasmtime::component::Linker::new(&engine).instantiate(&mut store, &component).unwrap();
+    let count = made.get_typed_func::<(u32,), (String,)>(&mut store, "count").unwrap();
+    let count = |store: &mut Store<()>, by| count.call(&mut *store, (by,)).unwrap().0;
+    // Until there is a checkpoint, what a call did is there for the next one.
+    assert_eq!((count(&mut store, 1), count(&mut store, 1)), ("2".into(), "4".into()));
+    let restore = Restore::of(&component, restores, true).unwrap_or_else(|unfit| panic!("{unfit}"));
+    let restorer = restore.checkpoint(&mut store, &made).unwrap().expect("there is memory to keep it");
+    let given = numbers.iter().map(|&by| {
+        let given = count(&mut store, by);
+        assert!(restorer.restore(&mut store));
+        given
+    });
+    (restores, given.collect())
+}
+
+#[test]
+fn an_instance_puts_itself_back_as_a_call_ends() {
+    let after = "(post-return (core func $i \"after\"))";
+    let (restores, given) = counted(&counting(after, 0), &[1, 1, 3, 1]);
+    assert_eq!((restores.by_itself, given), (true, ["6", "6", "8", "6"].map(str::to_owned).to_vec()));
+    let (restores, given) = counted(&counting("", 0), &[1, 1, 3, 1]);
+    assert_eq!((restores.by_itself, given), (false, ["6", "6", "8", "6"].map(str::to_owned).to_vec()));
+    // One whose memory has grown is not put back, and its call is not spoilt:
+    // the host sees that it grew.
+    let (_, given) = counted(&counting(after, 6), &[1, 9, 1]);
+    assert_eq!(given, ["6", ">", "@"]);
+}
+
 #[test]
 fn components_of_rust_and_c_are_fit() {
     let dist = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("services/dist");
     for name in ["calc", "echo", "granted/calc", "granted/counter", "granted/order"] {
         let bytes = std::fs::read(dist.join(format!("{name}.wasm"))).unwrap();
         let component = crate::sandbox::componentize(&bytes).unwrap();
-        let (_, Restores { aside, first }) = rewrite(&component).unwrap_or_else(|unfit| panic!("{name}: {unfit}"));
+        let (_, restores) = rewrite(&component).unwrap_or_else(|unfit| panic!("{name}: {unfit}"));
+        let Restores { aside, first, by_itself } = restores;
         assert!(first >= 4 * 65_536 && aside == MARKED + first, "{name}: {first}, {aside}");
+        assert!(by_itself, "{name}");
     }
 }
 
