@@ -7,7 +7,8 @@ use wasm_encoder::{
 use super::{
     PAGE, PAGE_BITS,
     covered::COVERED,
-    module::{KEPT, Kind, OWN, Shape, mutable, zero},
+    module::{KEPT, OWN, mutable, zero},
+    shape::{Kind, Shape},
 };
 
 /// A mark holds for as much as may lie in the page after the one that it

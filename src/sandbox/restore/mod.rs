@@ -50,6 +50,8 @@ mod outer;
 mod parts;
 #[cfg(feature = "compiler")]
 mod rewrite;
+#[cfg(feature = "compiler")]
+mod shape;
 
 use std::fmt;
 

@@ -6,11 +6,11 @@ use wasm_encoder::{
     TypeSection, ValType,
     reencode::{Error, Reencode},
 };
-use wasmparser::{Data, DataKind, ExternalKind, FunctionBody, MemArg, MemoryType, Operator, Parser, Payload, TypeRef};
+use wasmparser::{ExternalKind, FunctionBody, MemArg, Operator, Parser, Payload};
 
 use super::{
     CHECKPOINT, GIVER, MARKED_MEMORY, MARKS, RESTORE, Restores, SLACK, Unfit, covered::Covered, functions::Added,
-    no_export_of_ours,
+    shape::Shape,
 };
 
 /// The guest's own memory, and the one that is put back from; both are those
@@ -38,48 +38,6 @@ pub(super) struct Rewriting<'a> {
     pub(super) alone: bool,
 }
 
-/// The signature of a function.
-#[derive(Clone, PartialEq)]
-pub(super) struct Kind {
-    pub(super) index: u32,
-    pub(super) params: Vec<wasmparser::ValType>,
-    pub(super) results: Vec<wasmparser::ValType>,
-}
-
-impl Kind {
-    /// By such a function the host allocates.
-    fn allocates(&self) -> bool {
-        use wasmparser::ValType::I32;
-        self.params == [I32; 4] && self.results == [I32]
-    }
-
-    /// Such a function may be told, by its last parameter, where to put its
-    /// result.
-    fn returns_by_pointer(&self) -> bool {
-        self.params.last() == Some(&wasmparser::ValType::I32) && self.results.is_empty()
-    }
-}
-
-/// What is to be known of the module before the first byte is written.
-#[derive(Default)]
-pub(super) struct Shape {
-    kinds: Vec<Kind>,
-    /// Type of each function, imported ones first.
-    functions: Vec<u32>,
-    imported_functions: u32,
-    pub(super) imported_memories: u32,
-    /// Its own.
-    pub(super) memory: Option<MemoryType>,
-    grows: bool,
-    globals: u32,
-    /// Index and type of each global of its own that can change.
-    pub(super) mutable: Vec<(u32, ValType)>,
-    /// What it puts into the memory from the start: where, and how much.
-    pub(super) data: Vec<(Vec<Instruction<'static>>, u32)>,
-    /// Exported functions.
-    exports: Vec<(String, u32)>,
-}
-
 /// Rewrites a module that is known to be valid; says what is to be known of
 /// its memory, if it has one.
 pub(super) fn rewrite(module: &[u8], how: &Rewriting<'_>) -> Result<(Vec<u8>, Option<Restores>), Unfit> {
@@ -99,135 +57,6 @@ pub(super) fn rewrite(module: &[u8], how: &Rewriting<'_>) -> Result<(Vec<u8>, Op
     let (aside, first) = (bytes_of(MARKS + first_size)?, bytes_of(first_size)?);
     let restores = Restores { aside, first, by_itself: added.puts_itself_back() };
     Ok((bytes, Some(restores)))
-}
-
-impl Shape {
-    fn of(module: &[u8]) -> Result<Self, Unfit> {
-        let mut shape = Self::default();
-        for payload in Parser::new(0).parse_all(module) {
-            shape.payload(payload?)?;
-        }
-        Ok(shape)
-    }
-
-    fn payload(&mut self, payload: Payload<'_>) -> Result<(), Unfit> {
-        match payload {
-            Payload::TypeSection(section) => {
-                for (index, kind) in (0..).zip(section.into_iter_err_on_gc_types()) {
-                    let kind = kind?;
-                    let (params, results) = (kind.params().to_vec(), kind.results().to_vec());
-                    self.kinds.push(Kind { index, params, results });
-                }
-            }
-            Payload::ImportSection(section) => {
-                for import in section.into_imports() {
-                    match import?.ty {
-                        TypeRef::Func(kind) => {
-                            self.functions.push(kind);
-                            self.imported_functions += 1;
-                        }
-                        TypeRef::Memory(_) => self.imported_memories += 1,
-                        TypeRef::Global(_) => self.globals += 1,
-                        TypeRef::Table(_) => {}
-                        _ => return Err(Unfit::because("it imports what is neither function, memory nor table")),
-                    }
-                }
-            }
-            Payload::FunctionSection(section) => {
-                for kind in section {
-                    self.functions.push(kind?);
-                }
-            }
-            Payload::MemorySection(section) => {
-                for memory in section {
-                    self.memory = Some(memory?);
-                }
-            }
-            Payload::GlobalSection(section) => {
-                for global in section {
-                    let kind = global?.ty;
-                    if kind.mutable {
-                        self.mutable.push((self.globals, number(kind.content_type)?));
-                    }
-                    self.globals += 1;
-                }
-            }
-            Payload::ExportSection(section) => {
-                for export in section {
-                    let export = export?;
-                    no_export_of_ours(export.name)?;
-                    if export.kind == ExternalKind::Func {
-                        self.exports.push((export.name.into(), export.index));
-                    }
-                }
-            }
-            Payload::DataSection(section) => {
-                for data in section {
-                    self.data.extend(placed(&data?)?);
-                }
-            }
-            Payload::CodeSectionEntry(body) => self.body(&body)?,
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn body(&mut self, body: &FunctionBody<'_>) -> Result<(), Unfit> {
-        for operator in body.get_operators_reader()? {
-            match operator? {
-                Operator::TableSet { .. }
-                | Operator::TableGrow { .. }
-                | Operator::TableFill { .. }
-                | Operator::TableCopy { .. }
-                | Operator::TableInit { .. } => return Err(Unfit::because("it changes its tables")),
-                Operator::DataDrop { .. } | Operator::ElemDrop { .. } => {
-                    return Err(Unfit::because("it drops segments"));
-                }
-                Operator::MemoryGrow { .. } => self.grows = true,
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn exported(&self, name: &str) -> Option<u32> {
-        self.exports.iter().find(|(export, _)| export == name).map(|(_, function)| *function)
-    }
-
-    fn kind(&self, function: u32) -> &Kind {
-        &self.kinds[self.functions[function as usize] as usize]
-    }
-
-    /// What is put between the guest and the host, and behind all functions;
-    /// with slack, what `memory.size` says at first.
-    fn added(&self, how: &Rewriting<'_>, slack: Option<u64>) -> Result<Added<'_>, Unfit> {
-        let calls = how.host_functions.iter().filter(|function| self.kind(**function).returns_by_pointer());
-        let mut allocators = Vec::new();
-        for name in how.allocators {
-            let function = self.exported(name).filter(|function| self.kind(*function).allocates());
-            allocators.push(function.ok_or_else(|| Unfit::because("the host does not allocate by a function of it"))?);
-        }
-        allocators.sort_unstable();
-        allocators.dedup();
-        // All of them or none.
-        let post_returns = how.post_returns.iter().map(|name| self.exported(name)).collect::<Option<Vec<_>>>();
-        let mut post_returns = post_returns.unwrap_or_default();
-        post_returns.sort_unstable();
-        post_returns.dedup();
-        let with_kind = |function| (function, self.kind(function));
-        Ok(Added {
-            shape: self,
-            marked: if self.memory.is_some() { 1 } else { self.imported_memories },
-            first_function: u32::try_from(self.functions.len()).expect("bounded by the validator"),
-            first_kind: u32::try_from(self.kinds.len()).expect("bounded by the validator"),
-            first_global: self.globals,
-            first_pages: slack.map(|pages| i32::try_from(pages).expect("bounded by the validator")),
-            largest_result: how.largest_result,
-            calls: calls.copied().map(with_kind).collect(),
-            allocators: allocators.into_iter().map(with_kind).collect(),
-            post_returns: post_returns.into_iter().map(with_kind).collect(),
-        })
-    }
 }
 
 /// Rewrites as it reads: what refers to a function that has something put in
@@ -462,39 +291,9 @@ fn store(operator: &Operator<'_>) -> Option<(MemArg, ValType)> {
     })
 }
 
-/// Where a segment is put, unless it is put nowhere before it is asked for.
-fn placed(data: &Data<'_>) -> Result<Option<(Vec<Instruction<'static>>, u32)>, Unfit> {
-    let DataKind::Active { offset_expr, .. } = &data.kind else { return Ok(None) };
-    let mut place = Vec::new();
-    for operator in offset_expr.get_operators_reader() {
-        place.push(match operator? {
-            Operator::I32Const { value } => Instruction::I32Const(value),
-            // One that can't change, or it would not be valid.
-            Operator::GlobalGet { global_index } => Instruction::GlobalGet(global_index),
-            Operator::I32Add => Instruction::I32Add,
-            Operator::End => break,
-            _ => return Err(Unfit::because("where its data lies is computed")),
-        });
-    }
-    let length = u32::try_from(data.data.len()).map_err(|_| Unfit::because("its data is too large"))?;
-    Ok(Some((place, length)))
-}
-
 /// A memory of so many pages of 64 KiB.
 fn memory(minimum: u64, maximum: Option<u64>) -> wasm_encoder::MemoryType {
     wasm_encoder::MemoryType { minimum, maximum, memory64: false, shared: false, page_size_log2: None }
-}
-
-/// A number's type, as the writer has it.
-fn number(kind: wasmparser::ValType) -> Result<ValType, Unfit> {
-    Ok(match kind {
-        wasmparser::ValType::I32 => ValType::I32,
-        wasmparser::ValType::I64 => ValType::I64,
-        wasmparser::ValType::F32 => ValType::F32,
-        wasmparser::ValType::F64 => ValType::F64,
-        wasmparser::ValType::V128 => ValType::V128,
-        wasmparser::ValType::Ref(_) => return Err(Unfit::because("it has a global that holds a reference")),
-    })
 }
 
 /// Zero of a type.

@@ -1,0 +1,148 @@
+//! Waits for bytes, and for the memory that they need.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use rustix::net::RecvFlags;
+
+use super::{End, Session};
+use crate::{
+    dispatch::Outcome,
+    server::connection::RETRY_WHEN_BUSY_MS,
+    wire::{Code, ErrorBody, Header, Kind},
+};
+
+/// How long a connection that waits keeps the memory of a large message for
+/// the next one of the kind.
+const KEPT_LARGE_FOR: Duration = Duration::from_secs(1);
+/// How long a connection that waits for memory may go without looking at the
+/// drain.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+impl Session {
+    /// Waits for bytes: for the rest of a message until `read_timeout` after
+    /// the thread began to wait for it, else until `idle_timeout`.
+    pub(super) fn read(&mut self) -> Result<usize, End> {
+        loop {
+            let read = self.read_once();
+            // Answers that come later than this thread has read count too.
+            if !matches!(read, Err(End::Notice(Code::IdleTimeout, _))) {
+                return read;
+            }
+            let now = Instant::now();
+            let busy = self.connection.phase().attached() > 1;
+            let since = if busy { now } else { self.connection.last_answer() };
+            if since + self.shared.settings.idle_timeout <= now {
+                return read;
+            }
+            self.active = since;
+        }
+    }
+
+    fn read_once(&mut self) -> Result<usize, End> {
+        self.room()?;
+        let settings = &self.shared.settings;
+        let midway = self.buffer.is_midway();
+        self.connection.waits(midway);
+        let deadline = if midway {
+            *self.midway_since.get_or_insert_with(Instant::now) + settings.read_timeout
+        } else {
+            self.midway_since = None;
+            self.active + settings.idle_timeout
+        };
+        // What has to come before anything else does not wait for silence.
+        let hello = self.identity.must_say() && self.handshake_until < deadline;
+        let deadline = if hello {
+            self.handshake_until
+        } else if self.buffer.is_kept_large() {
+            // An end of this wait that is not one of the idle time gives it back.
+            deadline.min(Instant::now() + KEPT_LARGE_FOR)
+        } else {
+            deadline
+        };
+        match self.connection.stream().read(self.buffer.spare(), deadline) {
+            Ok(count) => {
+                self.buffer.advance(count);
+                self.active = Instant::now();
+                self.connection.heard(count, self.active);
+                Ok(count)
+            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                let (code, setting, timeout) = if hello {
+                    (Code::ReadTimeout, "nobody said hello with a token", settings.handshake_timeout)
+                } else if midway {
+                    (Code::ReadTimeout, "a message was begun but not finished", settings.read_timeout)
+                } else {
+                    (Code::IdleTimeout, "nothing arrived", settings.idle_timeout)
+                };
+                Err(End::Notice(code, format!("{setting} within {} ms", timeout.as_millis())))
+            }
+            Err(error) => Err(End::Io(error)),
+        }
+    }
+
+    /// Reads on without waiting where the last read left no room: requests
+    /// that came together are answered together, and so their client sends
+    /// the next ones together.
+    pub(super) fn read_more(&mut self) -> bool {
+        let wanted = self.buffer.next_capacity().saturating_sub(self.shared.settings.read_buffer_size);
+        let stream = self.connection.stream();
+        if !self.buffer.was_filled() || wanted > self.charge.held() || stream.is_encrypted() {
+            return false;
+        }
+        let read = rustix::net::recv(stream.socket().stream(), self.buffer.spare(), RecvFlags::DONTWAIT);
+        // Whatever else it is, the next read sees it too.
+        let Ok((count @ 1.., _)) = read else { return false };
+        self.buffer.advance(count);
+        self.active = Instant::now();
+        self.connection.heard(count, self.active);
+        true
+    }
+
+    /// Sees to it that there is memory for the next read. While the server
+    /// has none it does not read, so no read deadline runs; it gives up after
+    /// as long.
+    fn room(&mut self) -> Result<(), End> {
+        let settings = &self.shared.settings;
+        let wanted = self.buffer.next_capacity().saturating_sub(settings.read_buffer_size);
+        if wanted <= self.charge.held() {
+            if wanted < self.charge.held() {
+                self.charge.set(wanted);
+            }
+            return Ok(());
+        }
+        let begun = Instant::now();
+        while !self.charge.raise_until(wanted, Instant::now() + LOOK_EVERY) {
+            if self.connection.draining() || begun.elapsed() >= settings.read_timeout {
+                self.answer_unread();
+                self.flush()?;
+                let message = format!(
+                    "no memory for the rest of a message within {} ms; {} bytes of {} are taken",
+                    begun.elapsed().as_millis(),
+                    settings.memory.used(),
+                    settings.memory.limit()
+                );
+                return Err(End::Notice(Code::ServerBusy, message));
+            }
+        }
+        if let Some(since) = &mut self.midway_since {
+            *since += begun.elapsed();
+        }
+        Ok(())
+    }
+
+    /// The request whose end can't be read was not begun, and is told so if
+    /// its header line is there.
+    fn answer_unread(&self) {
+        let header = Header::parse(self.buffer.partial()).ok().map(|(header, _)| header);
+        if header.is_some_and(|header| header.kind == Kind::Request && header.request_id.is_some()) {
+            let body = ErrorBody::server(Code::ServiceUnavailable, "the server's memory is used up; nothing ran")
+                .with_details(&serde_json::json!({"retryAfterMs": RETRY_WHEN_BUSY_MS}));
+            self.connection.request_read();
+            self.shared.metrics.count_error(Some(Code::ServiceUnavailable));
+            self.connection.answer(header.as_ref(), Outcome::Error(Some(Code::ServiceUnavailable), body));
+        }
+    }
+}
