@@ -268,6 +268,7 @@ fn server_settings(config: &Config, memory: Arc<Budget>, room: Room) -> ServerSe
             no_delay: config.no_delay,
         },
         max_connections: room.connections,
+        waiting: config.waiting,
         reserved,
         per_address: config.max_connections_per_address,
         max_ending: room.ending,

@@ -58,6 +58,12 @@ pub struct Config {
     /// its own. One more is told SERVER_BUSY. 0: as many as `memory` has room
     /// for, 1,024 at most.
     pub max_connections: usize,
+    /// Where connections wait for their next request: `threads`, each in a
+    /// thread of its own that reads; `poller`, all of them at one, without a
+    /// thread; `auto`, the one of the two that takes less processor time for a
+    /// request, as measured while there is enough to do. Those with TLS, and
+    /// those of peers who have yet to say who they are, wait in threads.
+    pub waiting: Waiting,
     /// Connections of one address (of IPv6, one /64), 0 to 10,000; 0 for no
     /// bound.
     pub max_connections_per_address: usize,
@@ -189,6 +195,7 @@ impl Default for Config {
             no_delay: true,
             memory: Bytes::mib(256),
             max_connections: 0,
+            waiting: Waiting::Auto,
             max_connections_per_address: 0,
             reserved_connections: 12,
             max_message_size: Bytes::mib(1),
@@ -239,6 +246,18 @@ impl Default for Sandbox {
             require_digest: false,
         }
     }
+}
+
+/// Where connections wait for their next request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Waiting {
+    /// Where it costs less, as measured.
+    Auto,
+    /// Each in a thread of its own that reads.
+    Threads,
+    /// At the poller, without a thread.
+    Poller,
 }
 
 /// One value or a list of them.
@@ -338,6 +357,7 @@ impl Config {
             no_delay: _,
             memory,
             max_connections,
+            waiting: _,
             max_connections_per_address,
             reserved_connections,
             max_message_size,

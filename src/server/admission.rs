@@ -36,6 +36,8 @@ pub(super) struct Admission {
     empty: Condvar,
     /// A copy of the pool's number, for whoever looks.
     threads: AtomicUsize,
+    /// Threads that have a job. Rises under the lock.
+    busy: AtomicUsize,
 }
 
 /// What a thread does with the connection that it got a permit for.
@@ -109,6 +111,15 @@ impl Drop for Spare {
     }
 }
 
+/// That a thread has a job, until this is dropped.
+struct Busy(Arc<Admission>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Relaxed);
+    }
+}
+
 impl Admission {
     pub(super) fn new(shares: Shares, thread_stack: usize) -> Arc<Self> {
         let max_connections = shares.connections;
@@ -131,6 +142,7 @@ impl Admission {
             }),
             empty: Condvar::new(),
             threads: AtomicUsize::new(FIRST_THREADS.min(max_connections)),
+            busy: AtomicUsize::new(0),
         })
     }
 
@@ -185,12 +197,32 @@ impl Admission {
         Some(slot)
     }
 
-    /// Whether there is a thread for each slot and spare that is taken.
+    /// Whether there is a thread for one more job.
     fn has_thread(&self, inner: &mut Inner) -> bool {
-        let taken = self.slots.len() - inner.free.len() + inner.spares;
-        let enough = taken <= inner.pool.max_count() || inner.grow();
+        let enough = self.busy.load(Relaxed) < inner.pool.max_count() || inner.grow();
         self.threads.store(inner.pool.max_count(), Relaxed);
         enough
+    }
+
+    /// Gives a thread, which is there, its job.
+    fn start(self: &Arc<Self>, inner: &Inner, job: impl FnOnce() + Send + 'static) {
+        self.busy.fetch_add(1, Relaxed);
+        let busy = Busy(Arc::clone(self));
+        inner.pool.execute(move || {
+            let _busy = busy;
+            job();
+        });
+    }
+
+    /// Gives a job to a thread; gives it back if there is none. For those who
+    /// have a permit, and for the few on duty at the poller.
+    pub(super) fn execute<J: FnOnce() + Send + 'static>(self: &Arc<Self>, job: J) -> Result<(), J> {
+        let mut inner = self.lock();
+        if !self.has_thread(&mut inner) {
+            return Err(job);
+        }
+        self.start(&inner, job);
+        Ok(())
     }
 
     /// Hands a slot, and a thread, to a job.
@@ -201,7 +233,7 @@ impl Admission {
         }
         let address = address.map(OnceLock::from).unwrap_or_default();
         let permit = Permit { admission: Arc::clone(self), slot, stranger: AtomicBool::new(true), address };
-        inner.pool.execute(move || job(permit));
+        self.start(inner, move || job(permit));
     }
 
     /// The stranger who has asked nothing for the longest time, where peers
@@ -272,6 +304,17 @@ impl Inner {
 }
 
 impl Permit {
+    /// The slot, of those from 0 to `max_connections`.
+    pub(super) fn slot(&self) -> usize {
+        self.slot
+    }
+
+    /// A thread goes on with the connection; the job comes back if there is
+    /// none.
+    pub(super) fn execute<J: FnOnce() + Send + 'static>(&self, job: J) -> Result<(), J> {
+        self.admission.execute(job)
+    }
+
     /// Shows the connection to whoever looks.
     pub(super) fn hold(&self, connection: Arc<Connection>) {
         self.admission.slots[self.slot].store(Some(connection));
@@ -291,7 +334,7 @@ impl Permit {
             inner.spares -= 1;
             return None;
         }
-        inner.pool.execute(job);
+        admission.start(&inner, job);
         Some(Spare(Arc::clone(admission)))
     }
 

@@ -137,7 +137,7 @@ impl Connection {
         let told = self.tell_if_quiet(Code::ServerBusy, message);
         if told {
             self.send_last_word();
-            // Its thread wakes up and leaves.
+            // Whoever waits for it wakes up and leaves.
             self.stream.stop_reading();
         }
         told
@@ -201,7 +201,7 @@ impl Connection {
         let told = self.tell_if_quiet(Code::ShuttingDown, "the operator closes this connection");
         if told {
             self.send_last_word();
-            // Its thread wakes up and leaves.
+            // Whoever waits for it wakes up and leaves.
             self.stream.stop_reading();
         }
         told
@@ -284,28 +284,38 @@ impl Connection {
         self.push(&KEEPALIVE_FRAME);
     }
 
-    /// Sends all that waits.
-    pub(super) fn flush(&self, deadline: Instant) -> io::Result<()> {
+    /// Sends all that waits; calls `before_waiting` if the peer's system does
+    /// not take it at once.
+    pub(super) fn flush(&self, deadline: Instant, before_waiting: impl FnOnce()) -> io::Result<()> {
         let mut outbox = self.outbox();
         if outbox.broken {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        while !outbox.is_empty() {
-            match self.stream.write(outbox.next(), deadline) {
-                Ok(sent) => {
-                    self.traffic.bytes_out.add(sent as u64);
-                    outbox.advance(sent);
-                }
-                Err(error) => {
-                    outbox.broken = true;
-                    outbox.clear();
-                    return Err(error);
-                }
-            }
+        let flushed = self.send_all(&mut outbox, deadline, before_waiting);
+        if flushed.is_err() {
+            outbox.broken = true;
+            outbox.clear();
         }
-        let flushed = self.stream.flush(deadline);
-        outbox.broken = flushed.is_err();
         flushed
+    }
+
+    fn send_all(&self, outbox: &mut Outbox, deadline: Instant, before_waiting: impl FnOnce()) -> io::Result<()> {
+        let mut before_waiting = Some(before_waiting);
+        while !outbox.is_empty() {
+            let mut sent = 0;
+            if before_waiting.is_some() && !self.stream.is_encrypted() {
+                sent = self.stream.try_write(outbox.next())?;
+            }
+            if sent == 0 {
+                if let Some(before_waiting) = before_waiting.take() {
+                    before_waiting();
+                }
+                sent = self.stream.write(outbox.next(), deadline)?;
+            }
+            self.traffic.bytes_out.add(sent as u64);
+            outbox.advance(sent);
+        }
+        self.stream.flush(deadline)
     }
 
     /// The same of what waits, if nobody is writing just now.
@@ -480,7 +490,7 @@ mod tests {
         let (connection, mut peer) = pair();
         connection.push(&vec![0; 16 << 20]);
         let deadline = Instant::now() + Duration::from_millis(100);
-        assert_eq!(connection.flush(deadline).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(connection.flush(deadline, || ()).unwrap_err().kind(), io::ErrorKind::TimedOut);
         connection.stream.shut_down();
         let mut read = Vec::new();
         let _ = peer.read_to_end(&mut read);

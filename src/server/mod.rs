@@ -5,10 +5,12 @@
 
 mod acceptor;
 mod admission;
+mod chooser;
 mod connection;
 mod linger;
 mod outbox;
 mod phase;
+mod poller;
 mod running;
 mod session;
 
@@ -35,6 +37,7 @@ use connection::Connection;
 use ipnet::IpNet;
 pub use linger::MAX_ENDING;
 use linger::{LINGER, Linger};
+use poller::Poller;
 use running::RunningCalls;
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
@@ -44,6 +47,7 @@ use rustix::{
 use crate::{
     access::{Access, Terms},
     budget::Budget,
+    config::Waiting,
     dispatch::Handle,
     metrics::{
         Metrics, Traffic,
@@ -78,6 +82,8 @@ pub struct ServerSettings {
     pub options: SocketOptions,
     /// Connections at the same time.
     pub max_connections: usize,
+    /// Where they wait for their next request.
+    pub waiting: Waiting,
     /// Of them, those kept for peers who have shown who they are.
     pub reserved: usize,
     /// Of them, those of one address; 0 for no bound.
@@ -163,6 +169,7 @@ pub(crate) struct Shared {
     access: Arc<Access>,
     drain: Arc<DrainFlags>,
     linger: Linger,
+    poller: Arc<Poller>,
     /// Calls that take long.
     running: Arc<RunningCalls>,
 }
@@ -261,7 +268,12 @@ impl Server {
         };
         let admission = Admission::new(shares, settings.thread_stack);
         let drain = Arc::new(DrainFlags::new().map_err(error)?);
-        let shared = Arc::new(Shared { settings, handle, metrics, access, drain, linger, running: Arc::default() });
+        let poller = Arc::new(Poller::new(&settings, &admission).map_err(error)?);
+        if !poller.begin() {
+            return Err(error(io::Error::other("the system refuses threads")));
+        }
+        let running = Arc::default();
+        let shared = Arc::new(Shared { settings, handle, metrics, access, drain, linger, poller, running });
         let mut acceptors = Vec::new();
         for listening in &listeners {
             acceptors.push(acceptor::start(listening, &shared, &admission).map_err(error)?);
@@ -312,6 +324,7 @@ impl Server {
             admission.wait_until_empty(deadline);
         }
         shared.linger.wait_until_empty((Instant::now() + LINGER).min(deadline));
+        shared.poller.end();
         Drained { connections, cut_off: admission.connections().count(), elapsed: begun.elapsed() }
     }
 }

@@ -66,6 +66,10 @@ impl Session {
         let connection = &self.connection;
         let (number, peer) = (connection.number(), connection.peer());
         let metrics = &self.shared.metrics;
+        if !matches!(end, End::Peer | End::Io(_)) {
+            // The peer may have to be waited for.
+            self.shared.poller.step_aside();
+        }
         match end {
             End::Peer | End::Io(_) | End::Relieved => {}
             End::Denied => {

@@ -3,6 +3,7 @@
 //! another thread goes on, and this one leaves when the call has its answer.
 
 mod end;
+mod parking;
 mod reading;
 mod slow;
 
@@ -24,6 +25,7 @@ use super::{
     ListenerSettings, SHUTS_DOWN, Shared,
     admission::{Permit, Spare},
     connection::Connection,
+    poller::is_on_duty,
     running::Listed,
 };
 use crate::{
@@ -38,6 +40,10 @@ use crate::{
 
 /// Largest message of a peer that has to say who it is and has not, in bytes.
 const MAX_MESSAGE_OF_STRANGERS: usize = 16 * 1024;
+
+/// Further reads after the first that one connection gets while others wait for
+/// its thread.
+const READS_ON_DUTY: usize = 4;
 
 /// Our state machine over one connection, as far as one thread has it.
 pub(super) struct Session {
@@ -115,17 +121,22 @@ impl Session {
             listed: RefCell::default(),
             relieved: OnceCell::new(),
         };
-        session.run(Self::serve);
+        Box::new(session).run(Self::serve);
     }
 
-    /// Serves until the end. The last thread to leave ends the connection in
-    /// order.
-    fn run(mut self, serve: fn(&mut Self) -> End) {
+    /// Serves until there is nothing to do for now, or until the end. The
+    /// last thread to leave ends the connection in order.
+    fn run(mut self: Box<Self>, serve: fn(&mut Self) -> Result<Wait, End>) {
         // A defect outside of a request ends this connection, not the thread.
-        let end = catch_unwind(AssertUnwindSafe(|| serve(&mut self))).unwrap_or_else(|panic| {
+        let served = catch_unwind(AssertUnwindSafe(|| serve(&mut self))).unwrap_or_else(|panic| {
             let error_id = log_panic(&*panic);
-            End::Notice(Code::InternalError, format!("defect of the server, error id {error_id}"))
+            Err(End::Notice(Code::InternalError, format!("defect of the server, error id {error_id}")))
         });
+        let end = match served {
+            Ok(Wait::AtPoller) => return Arc::clone(&self.shared).poller.park(self),
+            Ok(Wait::OnThread) => return self.wait_on_thread(),
+            Err(end) => end,
+        };
         if !matches!(end, End::Relieved) {
             self.connection.ends(end);
             if self.relieved.get().is_some() {
@@ -141,30 +152,37 @@ impl Session {
         }
     }
 
-    fn serve(&mut self) -> End {
+    fn serve(&mut self) -> Result<Wait, End> {
         tracing::debug!(connection = self.connection.number(), peer = %self.connection.peer(), "connection accepted");
         // The drain may have passed by before this connection was to be seen.
         if self.connection.draining() && self.connection.phase().close() {
             self.connection.opened();
-            return End::Notice(Code::ShuttingDown, SHUTS_DOWN.into());
+            return Err(End::Notice(Code::ShuttingDown, SHUTS_DOWN.into()));
         }
-        if let Err(end) = self.open() {
-            return end;
-        }
+        self.open()?;
         self.serve_on()
     }
 
-    fn serve_on(&mut self) -> End {
+    fn serve_on(&mut self) -> Result<Wait, End> {
         loop {
-            if let Err(end) = self.serve_what_is_whole() {
-                return end;
+            self.serve_what_is_whole()?;
+            if self.shared.poller.is_wanted() && self.may_park() {
+                return Ok(Wait::AtPoller);
             }
-            match self.read() {
-                Ok(0) if self.buffer.is_midway() => return End::Truncated,
-                Ok(0) => return End::Peer,
-                Ok(_) => {}
-                Err(end) => return end,
+            if is_on_duty() {
+                return Ok(Wait::OnThread);
             }
+            let count = self.read()?;
+            self.is_open(count)?;
+        }
+    }
+
+    /// Zero bytes were the end of the stream.
+    fn is_open(&self, count: usize) -> Result<(), End> {
+        match count {
+            0 if self.buffer.is_midway() => Err(End::Truncated),
+            0 => Err(End::Peer),
+            _ => Ok(()),
         }
     }
 
@@ -223,10 +241,10 @@ impl Session {
     /// Serves every whole message in the buffer. Answers leave together, but
     /// for those that a slow call would keep waiting.
     fn serve_what_is_whole(&mut self) -> Result<(), End> {
-        let (mut busy, mut waiting) = (false, 0_usize);
+        let (mut busy, mut waiting, mut served, mut reads) = (false, 0_usize, 0_usize, 0_usize);
         loop {
             match self.buffer.take() {
-                Ok(None) if busy && self.read_more() => {}
+                Ok(None) if busy && (reads < READS_ON_DUTY || !is_on_duty()) && self.read_more() => reads += 1,
                 Ok(None) => break,
                 Ok(Some(_)) if !busy && !self.connection.phase().begin() => return Err(End::Told),
                 Ok(Some(_)) if self.connection.draining() => {
@@ -241,7 +259,7 @@ impl Session {
                 }
                 Ok(Some(Taken::Message { body, binary })) => {
                     busy = true;
-                    waiting += 1;
+                    (waiting, served) = (waiting + 1, served + 1);
                     // The next message's time begins when it is waited for. A
                     // keep-alive between two pieces gives no more time.
                     self.midway_since = None;
@@ -286,6 +304,7 @@ impl Session {
         if busy {
             self.connection.answered();
             self.flush()?;
+            self.shared.poller.served(served);
             self.active = Instant::now();
             let phase = self.connection.phase();
             if phase.rest() && self.connection.draining() && phase.close() {
@@ -297,11 +316,18 @@ impl Session {
 
     fn flush(&self) -> Result<(), End> {
         let deadline = Instant::now() + self.shared.settings.write_timeout;
-        self.connection.flush(deadline).map_err(|error| match error.kind() {
+        self.connection.flush(deadline, || self.shared.poller.step_aside()).map_err(|error| match error.kind() {
             io::ErrorKind::TimedOut => End::WriteTimeout,
             _ => End::Io(error),
         })
     }
+}
+
+/// Where a session goes on that has served all that was there.
+enum Wait {
+    AtPoller,
+    /// On one that has time for it.
+    OnThread,
 }
 
 /// What has become of one message.

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::net::RecvFlags;
+use rustix::{io::Errno, net::RecvFlags};
 
 use super::{End, Session};
 use crate::{
@@ -83,6 +83,22 @@ impl Session {
         }
     }
 
+    /// Reads what has come, without waiting; none if nothing has.
+    pub(super) fn read_what_is_there(&mut self) -> Result<Option<usize>, End> {
+        self.room()?;
+        let socket = self.connection.stream().socket().stream();
+        match rustix::net::recv(socket, self.buffer.spare(), RecvFlags::DONTWAIT) {
+            Ok((_, count)) => {
+                self.buffer.advance(count);
+                self.active = Instant::now();
+                self.connection.heard(count, self.active);
+                Ok(Some(count))
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+            Err(error) => Err(End::Io(error.into())),
+        }
+    }
+
     /// Reads on without waiting where the last read left no room: requests
     /// that came together are answered together, and so their client sends
     /// the next ones together.
@@ -113,6 +129,7 @@ impl Session {
             }
             return Ok(());
         }
+        self.shared.poller.step_aside();
         let begun = Instant::now();
         while !self.charge.raise_until(wanted, Instant::now() + LOOK_EVERY) {
             if self.connection.draining() || begun.elapsed() >= settings.read_timeout {

@@ -28,6 +28,7 @@ impl Session {
     /// Another thread goes on while this one is in a slow call, if there is
     /// one and the bound of calls at the same time allows it.
     fn hand_over(&self) {
+        self.shared.poller.step_aside();
         let phase = self.connection.phase();
         if self.relieved.get().is_some()
             || self.connection.draining()
@@ -56,6 +57,7 @@ impl Session {
             listed: RefCell::default(),
             relieved: OnceCell::new(),
         };
+        let next = Box::new(next);
         phase.attach();
         match self.permit.relieve(move || next.run(Self::serve_on)) {
             Some(spare) => drop(self.relieved.set(spare)),

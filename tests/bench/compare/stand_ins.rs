@@ -98,6 +98,7 @@ pub fn native(port: u16) -> ! {
         backlog: config.backlog,
         options: SocketOptions { keep_alive: None, no_delay: true },
         max_connections: 12_000,
+        waiting: config.waiting,
         reserved: 0,
         per_address: 0,
         max_ending: 64,

@@ -1,0 +1,67 @@
+//! A session that waits without a thread, or changes threads.
+
+use std::time::Instant;
+
+use super::{End, Session, Wait};
+use crate::server::connection::Connection;
+
+impl Session {
+    /// Its place at the poller.
+    pub(in crate::server) fn slot(&self) -> usize {
+        self.permit.slot()
+    }
+
+    pub(in crate::server) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Whether it may wait without a thread. With TLS, the socket does not say
+    /// whether there is something to read; who has to say who it is has other
+    /// deadlines; and a large message comes in fewer reads where a thread
+    /// waits for it.
+    pub(super) fn may_park(&mut self) -> bool {
+        let small = self.buffer.next_capacity() <= self.shared.settings.read_buffer_size;
+        if !small || self.connection.stream().is_encrypted() || self.identity.must_say() {
+            return false;
+        }
+        let midway = self.buffer.is_midway();
+        self.connection.waits(midway);
+        self.midway_since = midway.then(|| self.midway_since.unwrap_or_else(Instant::now));
+        true
+    }
+
+    /// Whether it is time to say that the peer has been silent for too long.
+    pub(in crate::server) fn is_overdue(&self, now: Instant) -> bool {
+        let settings = &self.shared.settings;
+        match self.midway_since {
+            Some(since) => since + settings.read_timeout <= now,
+            None if self.connection.phase().attached() > 1 => false,
+            None => self.active.max(self.connection.last_answer()) + settings.idle_timeout <= now,
+        }
+    }
+
+    /// The peer has something to say.
+    pub(in crate::server) fn wake(self: Box<Self>) {
+        self.run(|session| {
+            if let Some(count) = session.read_what_is_there()? {
+                session.is_open(count)?;
+            }
+            session.serve_on()
+        });
+    }
+
+    /// A thread of its own waits for what the peer says next, from now on or
+    /// until it may wait without one.
+    pub(in crate::server) fn wait_on_thread(self: Box<Self>) {
+        let permit = self.permit.clone();
+        let wait = |session: &mut Self| -> Result<Wait, End> {
+            let count = session.read()?;
+            session.is_open(count)?;
+            session.serve_on()
+        };
+        if let Err(here) = permit.execute(move || self.run(wait)) {
+            // There is none; the others have to do without this one.
+            here();
+        }
+    }
+}
