@@ -224,7 +224,7 @@ impl Core {
             return self.system(header, payload, request.identity, known).map(Outcome::Json);
         }
         let timeout = header.timeout.unwrap_or(self.limits.default_timeout);
-        let _place = self.permit(header, request.identity, request.arrived + timeout)?;
+        let _place = self.permit(header, request.identity, &*request.watch, request.arrived + timeout)?;
         let context = Context {
             request_id: header.request_id.map(Into::into),
             parent_request_id: header.parent_request_id.map(Into::into),
@@ -251,7 +251,13 @@ impl Core {
 
     /// Rights, rate and share of a principal, in this order. What is returned
     /// keeps the place of the call.
-    fn permit(&self, header: &Header<'_>, identity: &Identity, deadline: Instant) -> Result<Option<Charge>, Refusal> {
+    fn permit(
+        &self,
+        header: &Header<'_>,
+        identity: &Identity,
+        watch: &dyn Watch,
+        deadline: Instant,
+    ) -> Result<Option<Charge>, Refusal> {
         let Version { major, minor, patch } = header.version;
         let principal = &identity.principal;
         if !identity.may_call(header.topic.as_str(), [major, minor, patch]) {
@@ -263,6 +269,10 @@ impl Core {
         }
         let Some(calls) = &principal.calls else { return Ok(None) };
         let mut place = Charge::none(calls);
+        if place.raise_until(1, Instant::now()) {
+            return Ok(Some(place));
+        }
+        watch.waits();
         if place.raise_until(1, deadline) {
             return Ok(Some(place));
         }

@@ -251,8 +251,14 @@ impl Component {
         let deadline = context.deadline;
         let place =
             self.sandbox.place(context.depth(), &*watch, deadline).ok_or(CallError::NotBegun(Wanted::Instance))?;
-        let mut store = self.store(context, watch);
-        if !store.data_mut().limits.reserve(self.first_memory(), deadline) {
+        let mut store = self.store(context, Arc::clone(&watch));
+        let memory = self.first_memory();
+        let mut has_memory = store.data_mut().limits.reserve(memory, Instant::now());
+        if !has_memory {
+            watch.waits();
+            has_memory = store.data_mut().limits.reserve(memory, deadline);
+        }
+        if !has_memory {
             return Err(CallError::NotBegun(Wanted::Memory).into());
         }
         if Instant::now() >= deadline {

@@ -145,14 +145,27 @@ fn rates_and_places_are_shared_by_all_connections_of_a_principal() {
     assert_eq!(carl.ask("echo.say", "1").text(), "1");
 
     let (mut busy, mut waits) = (connect(&tokens[1]), connect(&tokens[1]));
-    busy.request_within("hostile.spin", "1", 2000, "{}");
+    busy.request_within("hostile.spin", "1", 3000, "{}");
     server.until("it runs", |server| {
         server.json("/connections")["connections"].as_array().unwrap().iter().any(|row| row["state"] == "calling")
     });
     waits.request_within("echo.say", "1", 100, "1");
     assert_eq!(waits.message().code(), "SERVICE_UNAVAILABLE");
-    waits.request_within("echo.say", "2", 10_000, "1");
-    assert_eq!(waits.message().text(), "1", "when the other one has ended");
+    // More of them than there are threads on duty at the poller.
+    let mut waiting: Vec<_> = (0..crate::waiting::many()).map(|_| connect(&tokens[1])).collect();
+    waiting.push(waits);
+    for peer in &mut waiting {
+        peer.request_within("echo.say", "2", 10_000, "1");
+    }
+    let waiting_calls = |server: &TestServer| {
+        server.json("/calls")["calls"].as_array().unwrap().iter().filter(|call| call["state"] == "waiting").count()
+    };
+    server.until("they wait", |server| waiting_calls(server) == waiting.len());
+    assert_eq!(carl.ask("echo.say", "1").text(), "1");
+    assert_eq!(waiting_calls(&server), waiting.len(), "nobody waits for them");
+    for mut peer in waiting {
+        assert_eq!(peer.message().text(), "1", "when the other one has ended");
+    }
     assert_eq!(busy.message().code(), "TIMEOUT");
 }
 

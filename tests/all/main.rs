@@ -24,6 +24,7 @@ mod reload;
 mod routing;
 mod sandbox;
 mod tls;
+mod waiting;
 mod wire;
 
 use support::{Setup, TestServer};
