@@ -1,12 +1,12 @@
 //! Where connections wait for their next request, and that nobody there waits
 //! for another.
 
-use std::{io::Write as _, thread, time::Duration};
+use std::thread;
 
 use crate::{
     admin::change,
     setup,
-    support::{RawClient, TestServer, frame},
+    support::{RawClient, TestServer, frame, wat},
 };
 
 /// More than there are threads on duty at the poller.
@@ -61,21 +61,29 @@ fn slow_calls_do_not_keep_the_poller_waiting() {
 
 #[test]
 fn peers_that_take_nothing_do_not_keep_the_poller_waiting() {
-    let server = setup().set("waiting = \"poller\"").start();
+    // A megabyte for a request of a few bytes: a one, and much blank space.
+    let body = "(memory.fill (i32.const 1048576) (i32.const 32) (i32.const 1000000))
+        (i32.store8 (i32.const 1048576) (i32.const 49))
+        (i32.store (i32.const 40) (i32.const 1048576))
+        (i32.store (i32.const 44) (i32.const 1000000))";
+    let server = setup().with_bytes("much.wasm", &wat::guest("much", "", body)).set("waiting = \"poller\"").start();
     let waiting = two_waiting(&server);
-    // Small enough for the first size of the buffer, so that none of them is
-    // given a thread for being large.
-    let body = [b"REQUEST:echo.say:1.0.0:1\n\"".as_slice(), &vec![b'x'; 4000], b"\""].concat();
-    let request = frame(0, &body);
     let mut stuck: Vec<_> = (0..many()).map(|_| server.connect()).collect();
-    thread::scope(|scope| {
-        for client in &mut stuck {
-            client.stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
-            scope.spawn(|| while client.stream.write_all(&request).is_ok() {});
-        }
-    });
+    for client in &mut stuck {
+        client.send(&frame(0, b"REQUEST:much.run:1.0.0:1\n1").repeat(40));
+    }
+    let busy = |server: &TestServer| {
+        let connections = server.json("/connections")["connections"].as_array().unwrap().clone();
+        connections.iter().filter(|row| row["state"] == "calling" && row["bytesOut"].as_u64() > Some(1_000_000)).count()
+    };
+    server.until("nobody takes their answers", |server| busy(server) == stuck.len());
     all_are_answered(&server, waiting);
-    assert_eq!((server.metric("mb_write_timeouts_total"), server.metric("mb_connections")), (0, stuck.len() as u64));
+    assert_eq!((server.metric("mb_write_timeouts_total"), busy(&server)), (0, stuck.len()));
+    for client in &mut stuck {
+        for _ in 0..40 {
+            assert_eq!(client.message().payload.len(), 1_000_000);
+        }
+    }
 }
 
 #[test]
