@@ -54,9 +54,8 @@ pub struct Config {
     /// Memory that the whole server may take, 32 MiB to 1 TiB, for guests,
     /// frames and threads; the rest is derived from it (see [`MemoryPlan`]).
     pub memory: Bytes,
-    /// Connections served at the same time, 1 to 10,000, each by a thread of
-    /// its own. One more is told SERVER_BUSY. 0: as many as `memory` has room
-    /// for, 1,024 at most.
+    /// Connections served at the same time, 1 to 10,000. One more is told
+    /// SERVER_BUSY. 0: as many as `memory` has room for, 1,024 at most.
     pub max_connections: usize,
     /// Where connections wait for their next request: `threads`, each in a
     /// thread of its own that reads; `poller`, all of them at one, without a

@@ -1,7 +1,9 @@
-//! Connections: accepted, admitted, served by a thread each, and ended in
-//! order. In reading order: [`Server`] (start and drain), `acceptor`,
-//! `admission` (slots and threads), `connection` (what is shared about one),
-//! `phase` (who is busy on it), `session` (what its threads do), `linger` (the last two seconds).
+//! Connections: accepted, admitted, served by one thread at a time, and ended
+//! in order. In reading order: [`Server`] (start and drain), `acceptor`,
+//! `admission` (slots and threads), `poller` (where connections wait),
+//! `chooser` (whether they do), `connection` (what is shared about one),
+//! `phase` (who is busy on it), `session` (what its threads do), `linger` (the
+//! last two seconds).
 
 mod acceptor;
 mod admission;

@@ -13,6 +13,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -104,7 +105,7 @@ impl Poller {
     /// Puts threads on duty until [`Poller::end`]. False if there are none.
     #[must_use]
     pub(super) fn begin(self: &Arc<Self>) -> bool {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let processors = thread::available_parallelism().map_or(1, usize::from);
         (0..processors + MORE_THAN_PROCESSORS).fold(true, |all, _| all & self.relieve())
     }
 
@@ -166,6 +167,7 @@ impl Poller {
     /// What a thread does on duty.
     fn serve(self: Arc<Self>) {
         ON_DUTY.set(true);
+        let _defect = Defect(&self);
         let mut since_look = 0;
         while ON_DUTY.get() {
             match self.wait() {
@@ -231,6 +233,17 @@ impl Poller {
 
     fn place(&self, slot: usize) -> MutexGuard<'_, Option<Box<Session>>> {
         self.parked[slot].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A defect takes a thread, not the duty.
+struct Defect<'a>(&'a Arc<Poller>);
+
+impl Drop for Defect<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.step_aside();
+        }
     }
 }
 

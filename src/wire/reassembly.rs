@@ -141,13 +141,19 @@ impl Reassembly {
         steep.max(self.buf.len() * 2).min(bound).max(held + self.read_size)
     }
 
-    /// Whether the next read finds it empty and with memory that a large
-    /// message needed: that is kept for one more of the kind, until
-    /// [`Reassembly::spare`] is called again and nothing has come. Whoever
-    /// waits should not do so for long.
+    /// Whether the next read finds it with memory that only a large message
+    /// needs.
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        self.next_capacity() > self.kept_size()
+    }
+
+    /// The same of an empty one: that memory is kept for one more of the kind,
+    /// until [`Reassembly::spare`] is called again and nothing has come.
+    /// Whoever waits should not do so for long.
     #[must_use]
     pub fn is_kept_large(&self) -> bool {
-        self.is_empty() && self.next_capacity() > self.kept_size()
+        self.is_empty() && self.is_large()
     }
 
     fn kept_size(&self) -> usize {

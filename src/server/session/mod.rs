@@ -1,6 +1,7 @@
-//! What a connection's thread does: read, take whole messages out, have them
-//! answered, write; until one side ends it, or until a call takes long: then
-//! another thread goes on, and this one leaves when the call has its answer.
+//! What is done for a connection: read, take whole messages out, have them
+//! answered, write; until there is nothing to do and it waits (`parking`),
+//! until one side ends it (`end`), or until a call takes long: then another
+//! thread goes on, and this one leaves when the call has its answer (`slow`).
 
 mod end;
 mod parking;
@@ -76,10 +77,8 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Serves one peer, from its first byte to its last, on this thread. All
-    /// of it is made here and freed here: what one thread allocates and a
-    /// thousand others free stays with each of those, in the allocator's
-    /// caches.
+    /// Serves one peer, on this thread until it may wait without one. All of
+    /// it is made here: what comes before the protocol may take long.
     pub(super) fn start(
         number: u64,
         socket: Socket,

@@ -20,9 +20,18 @@ impl Session {
     /// deadlines; and a large message comes in fewer reads where a thread
     /// waits for it.
     pub(super) fn may_park(&mut self) -> bool {
-        let small = self.buffer.next_capacity() <= self.shared.settings.read_buffer_size;
-        if !small || self.connection.stream().is_encrypted() || self.identity.must_say() {
+        if self.buffer.is_large() || self.connection.stream().is_encrypted() || self.identity.must_say() {
             return false;
+        }
+        // What a large message needed is given back now, not when the next one
+        // comes.
+        let capacity = self.buffer.next_capacity();
+        if capacity < self.buffer.capacity() {
+            self.buffer.spare();
+        }
+        let wanted = capacity.saturating_sub(self.shared.settings.read_buffer_size);
+        if wanted < self.charge.held() {
+            self.charge.set(wanted);
         }
         let midway = self.buffer.is_midway();
         self.connection.waits(midway);
