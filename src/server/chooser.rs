@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::config::Waiting;
 
 /// Time over which a cost is measured.
-pub(super) const PERIOD: Duration = Duration::from_millis(50);
+pub(super) const PERIOD: Duration = Duration::from_millis(100);
 
 /// Fewer requests a second say nothing, and where their connections wait does
 /// not matter: they wait at the poller.
@@ -21,10 +21,12 @@ const BUSY: f64 = 5_000.0;
 /// The other way is taken where it is this much better.
 const CLEARLY: f64 = 1.1;
 
-/// From one comparison to the next: from the first, doubled each time that
-/// nothing changes, to the second. A comparison takes the other way for two
-/// periods.
-const FIRST_PAUSE: Duration = Duration::from_secs(4);
+/// From one comparison to the next: at first, by the way that was chosen;
+/// doubled each time that nothing changes, up to the last. A comparison takes
+/// the other way for two periods; and threads that come back from the poller
+/// take up to a second until the system has put each beside its client again.
+const PAUSE_AT_POLLER: Duration = Duration::from_millis(500);
+const PAUSE_IN_THREADS: Duration = Duration::from_secs(8);
 const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 
 /// What a process has done since its start, and what it took.
@@ -68,7 +70,7 @@ pub(super) struct Chooser {
 impl Chooser {
     pub(super) fn new(now: Sample) -> Self {
         let choice = Waiting::Poller;
-        Self { choice, last: now, turns: Vec::new(), next_comparison: now.at, pause: FIRST_PAUSE, busy: false }
+        Self { choice, last: now, turns: Vec::new(), next_comparison: now.at, pause: PAUSE_AT_POLLER, busy: false }
     }
 
     /// Whether a period has passed since the last step.
@@ -91,14 +93,14 @@ impl Chooser {
         if !self.busy {
             self.turns.clear();
             self.choice = Waiting::Poller;
-            (self.next_comparison, self.pause) = (now.at, FIRST_PAUSE);
+            (self.next_comparison, self.pause) = (now.at, PAUSE_AT_POLLER);
         } else if was_busy && (!self.turns.is_empty() || now.at >= self.next_comparison) {
             self.turns.push(Turn { rate: served / elapsed.as_secs_f64(), cost: cpu / served });
             if let [own, other, own_again, other_again] = self.turns[..] {
                 self.turns.clear();
                 if [other, other_again].iter().all(|other| other.beats(own) && other.beats(own_again)) {
                     self.choice = self.other();
-                    self.pause = FIRST_PAUSE;
+                    self.pause = if self.choice == Waiting::Poller { PAUSE_AT_POLLER } else { PAUSE_IN_THREADS };
                     tracing::debug!(waiting = ?self.choice, "{own:?} before, {other:?} now");
                 } else {
                     self.pause = (self.pause * 2).min(LONGEST_PAUSE);
