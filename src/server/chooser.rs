@@ -47,6 +47,14 @@ struct Turn {
 }
 
 impl Turn {
+    fn best(self, other: Self) -> Self {
+        if self.rate > other.rate { self } else { other }
+    }
+
+    fn worst(self, other: Self) -> Self {
+        if self.rate > other.rate { other } else { self }
+    }
+
     /// More requests are better; where they are as many, because clients send
     /// no more, less processor time is.
     fn beats(self, other: Self) -> bool {
@@ -59,8 +67,8 @@ impl Turn {
 pub(super) struct Chooser {
     choice: Waiting,
     last: Sample,
-    /// Those of the comparison at hand: of the choice, of the other way, and
-    /// of both once more.
+    /// Those of the comparison at hand: one of the choice, two of the other
+    /// way, one of the choice, so that neither gains by what changes meanwhile.
     turns: Vec<Turn>,
     next_comparison: Instant,
     pause: Duration,
@@ -96,19 +104,21 @@ impl Chooser {
             (self.next_comparison, self.pause) = (now.at, PAUSE_AT_POLLER);
         } else if was_busy && (!self.turns.is_empty() || now.at >= self.next_comparison) {
             self.turns.push(Turn { rate: served / elapsed.as_secs_f64(), cost: cpu / served });
-            if let [own, other, own_again, other_again] = self.turns[..] {
+            if let [own, other, other_again, own_again] = self.turns[..] {
                 self.turns.clear();
-                if [other, other_again].iter().all(|other| other.beats(own) && other.beats(own_again)) {
+                tracing::debug!(at = ?self.choice, ?own, ?other, ?other_again, ?own_again, "compared");
+                if other.best(other_again).beats(own.best(own_again))
+                    && other.worst(other_again).beats(own.worst(own_again))
+                {
                     self.choice = self.other();
                     self.pause = if self.choice == Waiting::Poller { PAUSE_AT_POLLER } else { PAUSE_IN_THREADS };
-                    tracing::debug!(waiting = ?self.choice, "{own:?} before, {other:?} now");
                 } else {
                     self.pause = (self.pause * 2).min(LONGEST_PAUSE);
                 }
                 self.next_comparison = now.at + self.pause;
             }
         }
-        if self.turns.len() % 2 == 1 { self.other() } else { self.choice }
+        if matches!(self.turns.len(), 1 | 2) { self.other() } else { self.choice }
     }
 
     fn other(&self) -> Waiting {
@@ -145,7 +155,7 @@ mod tests {
     fn the_cheaper_way_is_found_and_kept_and_left_again() {
         let mut chooser = new();
         let ways = run(&mut chooser, 5, 1000, costs(10, 7));
-        assert_eq!(ways, [Waiting::Poller, Waiting::Threads, Waiting::Poller, Waiting::Threads, Waiting::Threads]);
+        assert_eq!(ways, [Waiting::Poller, Waiting::Threads, Waiting::Threads, Waiting::Poller, Waiting::Threads]);
         let ways = run(&mut chooser, 1000, 1000, costs(10, 7));
         let tried = ways.iter().filter(|way| **way == Waiting::Poller).count();
         assert!(chooser.choice == Waiting::Threads && (4..=12).contains(&tried), "{tried} periods");

@@ -30,6 +30,9 @@ use subjects::{Starter, Subject};
 
 const CONNECTIONS: usize = 32;
 const DEPTH: usize = 16;
+/// Before anything counts: as long as ours may take to find out where
+/// connections wait best, and the system to put their threads.
+const WARM_UP: Duration = Duration::from_secs(2);
 
 #[derive(Parser)]
 #[command(about = "Compare this server with what users would take instead")]
@@ -191,7 +194,7 @@ fn load_on(
     pace: Pace,
     length: Duration,
 ) -> std::io::Result<(Measured, f64)> {
-    let plan = Plan { depth, pace, warm_up: Duration::from_millis(500), length: Length::Time(length), threads };
+    let plan = Plan { depth, pace, warm_up: WARM_UP, length: Length::Time(length), threads };
     let mut links = Vec::new();
     for number in 0..connections {
         let stream = TcpStream::connect(subject.address)?;
