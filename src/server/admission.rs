@@ -252,6 +252,11 @@ impl Admission {
         self.slots.iter().filter_map(ArcSwapOption::load_full)
     }
 
+    /// Threads that have something to do just now.
+    pub(super) fn busy_threads(&self) -> usize {
+        self.busy.load(Relaxed)
+    }
+
     /// Threads that serve connections.
     pub(super) fn threads(&self) -> usize {
         self.threads.load(Relaxed)

@@ -39,6 +39,10 @@ use crate::{config::Waiting, metrics::Counter, stripes::Stripes};
 /// idle while a thread is in the kernel.
 const MORE_THAN_PROCESSORS: usize = 1;
 
+/// Threads that have something to do, from which on no connection is given one
+/// because that is cheaper: so many are dear whatever the clients do.
+const MOST_THREADS: usize = 256;
+
 /// Connections that a thread serves before it looks at the time.
 const LOOK_AFTER: u32 = 64;
 
@@ -65,6 +69,8 @@ pub(super) struct Poller {
     parked: Box<[Mutex<Option<Box<Session>>>]>,
     /// Whether connections shall wait here at present.
     wanted: AtomicBool,
+    /// The settings leave it to what is measured.
+    chooses: bool,
     /// Requests that were served, wherever their connections waited.
     served: Stripes<Counter>,
     sweep: Duration,
@@ -95,6 +101,7 @@ impl Poller {
             admission: Arc::clone(admission),
             parked: (0..settings.max_connections).map(|_| Mutex::default()).collect(),
             wanted: AtomicBool::new(settings.waiting != Waiting::Threads),
+            chooses: chooser.is_some(),
             served: Stripes::default(),
             sweep,
             is_busy: AtomicBool::new(false),
@@ -117,7 +124,7 @@ impl Poller {
 
     /// Whether connections shall wait here at present.
     pub(super) fn is_wanted(&self) -> bool {
-        self.wanted.load(Relaxed)
+        self.wanted.load(Relaxed) || self.chooses && self.admission.busy_threads() >= MOST_THREADS
     }
 
     /// Requests were served.
@@ -201,7 +208,7 @@ impl Poller {
     }
 
     /// What has to be done from time to time, by one thread.
-    fn look_after(&self) {
+    fn look_after(self: &Arc<Self>) {
         let Ok(mut look) = self.look.try_lock() else { return };
         let now = Instant::now();
         let Look { chooser, next_sweep } = &mut *look;
@@ -218,15 +225,16 @@ impl Poller {
     }
 
     /// Has those who have waited too long told so.
-    fn send_away_overdue(&self, now: Instant) {
+    fn send_away_overdue(self: &Arc<Self>, now: Instant) {
         for slot in 0..self.parked.len() {
             let mut place = self.place(slot);
             if place.as_ref().is_some_and(|session| session.is_overdue(now))
                 && let Some(session) = place.take()
             {
                 drop(place);
-                // It finds out by itself.
-                session.wait_on_thread();
+                // The others need not wait for what its peer takes of it.
+                self.step_aside();
+                session.find_out();
             }
         }
     }

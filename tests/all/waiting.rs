@@ -100,3 +100,16 @@ fn connections_take_threads_only_where_they_are_to() {
         assert_eq!(threads >= 100, takes, "{waiting}: {threads} threads");
     }
 }
+
+#[test]
+fn many_that_are_silent_for_too_long_are_told_without_a_thread_for_each() {
+    let server = setup().set("waiting = \"poller\"\nidle_timeout = 300").start();
+    let mut clients: Vec<_> = (0..100).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        let told = client.message();
+        assert_eq!((&*told.line, &*told.code()), ("ERROR:system.error:1.0.0", "IDLE_TIMEOUT"));
+        client.expect_end();
+    }
+    let threads = server.metric("mb_threads");
+    assert!(threads < 50, "{threads} threads");
+}

@@ -59,16 +59,20 @@ impl Session {
         });
     }
 
+    /// Finds out on this thread what the time that has passed means.
+    pub(in crate::server) fn find_out(self: Box<Self>) {
+        self.run(|session| {
+            let count = session.read()?;
+            session.is_open(count)?;
+            session.serve_on()
+        });
+    }
+
     /// A thread of its own waits for what the peer says next, from now on or
     /// until it may wait without one.
     pub(in crate::server) fn wait_on_thread(self: Box<Self>) {
         let permit = self.permit.clone();
-        let wait = |session: &mut Self| -> Result<Wait, End> {
-            let count = session.read()?;
-            session.is_open(count)?;
-            session.serve_on()
-        };
-        if let Err(here) = permit.execute(move || self.run(wait)) {
+        if let Err(here) = permit.execute(move || self.find_out()) {
             // There is none; the others have to do without this one.
             here();
         }
