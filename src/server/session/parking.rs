@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{End, Session, Wait};
+use super::Session;
 use crate::server::connection::Connection;
 
 impl Session {
