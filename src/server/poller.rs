@@ -33,7 +33,7 @@ use super::{
     chooser::{Chooser, PERIOD, Sample},
     session::Session,
 };
-use crate::{config::Waiting, metrics::Counter, stripes::Stripes};
+use crate::{config::Waiting, log::Limiter, metrics::Counter, stripes::Stripes};
 
 /// Threads on duty beyond one for each processor, so that none of those is
 /// idle while a thread is in the kernel.
@@ -150,7 +150,12 @@ impl Poller {
         if let Err(error) = told {
             let session = place.take();
             drop(place);
-            tracing::error!("a connection can't wait at the poller: {error}");
+            static LINES: Limiter = Limiter::new();
+            if LINES.allows("no room at the poller") {
+                tracing::error!(
+                    "a connection waits in a thread, the poller can't take it: {error}; is fs.epoll.max_user_watches too low?"
+                );
+            }
             if let Some(session) = session {
                 session.wait_on_thread();
             }

@@ -64,9 +64,7 @@ impl Session {
         };
         match self.connection.stream().read(self.buffer.spare(), deadline) {
             Ok(count) => {
-                self.buffer.advance(count);
-                self.active = Instant::now();
-                self.connection.heard(count, self.active);
+                self.arrived(count);
                 Ok(count)
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
@@ -89,9 +87,7 @@ impl Session {
         let socket = self.connection.stream().socket().stream();
         match rustix::net::recv(socket, self.buffer.spare(), RecvFlags::DONTWAIT) {
             Ok((_, count)) => {
-                self.buffer.advance(count);
-                self.active = Instant::now();
-                self.connection.heard(count, self.active);
+                self.arrived(count);
                 Ok(Some(count))
             }
             Err(Errno::AGAIN | Errno::INTR) => Ok(None),
@@ -111,10 +107,15 @@ impl Session {
         let read = rustix::net::recv(stream.socket().stream(), self.buffer.spare(), RecvFlags::DONTWAIT);
         // Whatever else it is, the next read sees it too.
         let Ok((count @ 1.., _)) = read else { return false };
+        self.arrived(count);
+        true
+    }
+
+    /// Bytes have come into the buffer's spare room.
+    fn arrived(&mut self, count: usize) {
         self.buffer.advance(count);
         self.active = Instant::now();
         self.connection.heard(count, self.active);
-        true
     }
 
     /// Sees to it that there is memory for the next read. While the server
