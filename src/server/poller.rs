@@ -1,14 +1,20 @@
 //! Where connections wait for their next request without a thread, and the
-//! few threads that are on duty there: each takes one connection that has
+//! few threads that are on duty there: each takes a connection that has
 //! something to say, serves it, puts it back and looks for the next.
+//!
+//! The poller tells each arrival once, to one thread, and is not told when a
+//! connection comes back: that saves a system call for each request. So who
+//! serves a connection reads all that is there, and what arrives meanwhile is
+//! noted at its place.
 //!
 //! Those threads never wait for one peer or one call. Before they would, they
 //! [step aside](Poller::step_aside): another thread of the pool takes over the
 //! duty, and they go on as the connection's own thread.
 
 use std::{
-    cell::Cell,
-    io,
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    io, mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -31,6 +37,7 @@ use super::{
     ServerSettings,
     admission::Admission,
     chooser::{Chooser, PERIOD, Sample},
+    connection::Connection,
     session::Session,
 };
 use crate::{config::Waiting, log::Limiter, metrics::Counter, stripes::Stripes};
@@ -46,10 +53,23 @@ const MOST_THREADS: usize = 256;
 /// Connections that a thread serves before it looks at the time.
 const LOOK_AFTER: u32 = 64;
 
+/// Connections that a thread takes from the poller at once where each of the
+/// last ones took little; else one, so that none waits for another one while a
+/// thread is idle. More than four gained nothing.
+const MOST_AT_ONCE: usize = 4;
+/// Less than this is little: a few times what waking a thread costs.
+const LITTLE: Duration = Duration::from_micros(100);
+/// So many have to have taken little. Where calls that take long are more than
+/// a few in a thousand, nobody waits for them.
+const LAST_ONES: u32 = 1000;
+
 /// Bounds of the time between two looks at who has waited too long: an eighth
 /// of the shortest timeout, within these.
 const SHORTEST_SWEEP: Duration = Duration::from_millis(5);
 const LONGEST_SWEEP: Duration = Duration::from_secs(1);
+
+/// Once for each arrival, not for as long as there is something to read.
+const INTEREST: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
 
 /// What is told when the duty is over; slots are smaller.
 const OVER: u64 = u64::MAX;
@@ -57,6 +77,26 @@ const OVER: u64 = u64::MAX;
 thread_local! {
     /// Whether other connections wait for this thread.
     static ON_DUTY: Cell<bool> = const { Cell::new(false) };
+    /// Those that it has taken and not yet served.
+    static TAKEN: RefCell<VecDeque<Told>> = const { RefCell::new(VecDeque::new()) };
+    /// How many took little, one after the other.
+    static QUICK: Cell<u32> = const { Cell::new(0) };
+}
+
+/// A connection has something to say.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    slot: u64,
+    /// Its peer says nothing after it: there is an end to read too.
+    last: bool,
+}
+
+/// The place of a slot.
+#[derive(Default)]
+struct Place {
+    session: Option<Box<Session>>,
+    /// More has arrived since a thread took it, or may have.
+    more: bool,
 }
 
 /// The connections that wait, and what says which of them has something.
@@ -66,7 +106,7 @@ pub(super) struct Poller {
     over: OwnedFd,
     admission: Arc<Admission>,
     /// By slot.
-    parked: Box<[Mutex<Option<Box<Session>>>]>,
+    places: Box<[Mutex<Place>]>,
     /// Whether connections shall wait here at present.
     wanted: AtomicBool,
     /// The settings leave it to what is measured.
@@ -99,7 +139,7 @@ impl Poller {
             epoll,
             over,
             admission: Arc::clone(admission),
-            parked: (0..settings.max_connections).map(|_| Mutex::default()).collect(),
+            places: (0..settings.max_connections).map(|_| Mutex::default()).collect(),
             wanted: AtomicBool::new(settings.waiting != Waiting::Threads),
             chooses: chooser.is_some(),
             served: Stripes::default(),
@@ -127,45 +167,70 @@ impl Poller {
         self.wanted.load(Relaxed) || self.chooses && self.admission.busy_threads() >= MOST_THREADS
     }
 
-    /// Requests were served.
-    pub(super) fn served(&self, count: usize) {
+    /// Requests of one connection were served, in this time.
+    pub(super) fn served(&self, count: usize, took: Duration) {
         self.served.own().add(count as u64);
+        QUICK.set(if took < LITTLE { QUICK.get().saturating_add(1) } else { 0 });
     }
 
     /// Keeps a session until its peer has something to say, or has waited too
     /// long.
-    pub(super) fn park(&self, session: Box<Session>) {
+    pub(super) fn park(&self, mut session: Box<Session>) {
         let slot = session.slot();
         let mut place = self.place(slot);
-        let session = place.insert(session);
-        // Once, so that it is one thread's until that one puts it back; and
-        // what has come meanwhile is told at once.
-        let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ONESHOT;
-        let data = EventData::new_u64(slot as u64);
-        let socket = session.connection().stream().socket().stream();
-        let told = match epoll::modify(&self.epoll, socket, data, flags) {
-            Err(rustix::io::Errno::NOENT) => epoll::add(&self.epoll, socket, data, flags),
-            told => told,
+        let more = mem::take(&mut place.more);
+        // Adding it tells what has come by now, and so does asking again.
+        let told = if session.is_at_poller() {
+            if more || session.may_have_more() { self.ask_again(&session) } else { Ok(()) }
+        } else {
+            let socket = session.connection().stream().socket().stream();
+            epoll::add(&self.epoll, socket, EventData::new_u64(slot as u64), INTEREST)
         };
-        if let Err(error) = told {
-            let session = place.take();
-            drop(place);
-            static LINES: Limiter = Limiter::new();
-            if LINES.allows("no room at the poller") {
-                tracing::error!(
-                    "a connection waits in a thread, the poller can't take it: {error}; is fs.epoll.max_user_watches too low?"
-                );
+        match told {
+            Ok(()) => {
+                session.is_known_to_poller();
+                place.session = Some(session);
             }
-            if let Some(session) = session {
+            Err(error) => {
+                drop(place);
+                static LINES: Limiter = Limiter::new();
+                if LINES.allows("no room at the poller") {
+                    tracing::error!(
+                        "a connection waits in a thread, the poller can't take it: {error}; is fs.epoll.max_user_watches too low?"
+                    );
+                }
                 session.wait_on_thread();
             }
         }
     }
 
+    /// What this connection has to say is told once more, to whoever is on
+    /// duty; behind what others have.
+    fn ask_again(&self, session: &Session) -> rustix::io::Result<()> {
+        let socket = session.connection().stream().socket().stream();
+        epoll::modify(&self.epoll, socket, EventData::new_u64(session.slot() as u64), INTEREST)
+    }
+
+    /// A thread waits for what it says from now on, or nobody does: what stays
+    /// known to the poller wakes others for nothing.
+    pub(super) fn forget(&self, connection: &Connection) {
+        let _ = epoll::delete(&self.epoll, connection.stream().socket().stream());
+    }
+
     /// Whoever is about to wait for one peer or one call gives up the duty,
     /// if it has it, to another thread.
     pub(super) fn step_aside(self: &Arc<Self>) {
-        if ON_DUTY.get() && self.relieve() {
+        if !ON_DUTY.get() {
+            return;
+        }
+        for told in TAKEN.take() {
+            let mut place = self.place(told.slot as usize);
+            // One that can't be told about again has ended.
+            if place.session.as_deref().is_none_or(|session| self.ask_again(session).is_err()) {
+                place.more = true;
+            }
+        }
+        if self.relieve() {
             ON_DUTY.set(false);
         }
     }
@@ -182,12 +247,15 @@ impl Poller {
         let _defect = Defect(&self);
         let mut since_look = 0;
         while ON_DUTY.get() {
-            match self.wait() {
-                Some(OVER) => ON_DUTY.set(false),
-                Some(slot) => {
+            match self.next() {
+                Some(Told { slot: OVER, .. }) => ON_DUTY.set(false),
+                Some(told) => {
                     since_look += 1;
-                    // It may have been taken for having waited too long.
-                    let session = self.place(slot as usize).take();
+                    let mut place = self.place(told.slot as usize);
+                    let session = place.session.take();
+                    // Without one, whoever has it asks again.
+                    place.more = told.last || session.is_none();
+                    drop(place);
                     if let Some(session) = session {
                         session.wake();
                     }
@@ -201,15 +269,27 @@ impl Poller {
         }
     }
 
-    /// The next one that has something to say, by its slot; none after a
-    /// while.
-    fn wait(&self) -> Option<u64> {
+    /// The next one that has something to say; none after a while.
+    fn next(&self) -> Option<Told> {
+        TAKEN.with_borrow_mut(|taken| {
+            if taken.is_empty() {
+                self.wait(taken);
+            }
+            taken.pop_front()
+        })
+    }
+
+    fn wait(&self, taken: &mut VecDeque<Told>) {
         let timeout = if self.is_busy.load(Relaxed) { PERIOD } else { self.sweep };
         let timeout = Timespec::try_from(timeout).ok();
-        // One at a time: what else there is, another thread may take.
-        let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }];
-        let count = epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()).unwrap_or(0);
-        (count > 0).then(|| events[0].data.u64())
+        let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; MOST_AT_ONCE];
+        let most = if QUICK.get() >= LAST_ONES { MOST_AT_ONCE } else { 1 };
+        let count = epoll::wait(&self.epoll, &mut events[..most], timeout.as_ref()).unwrap_or(0);
+        taken.extend(events[..count].iter().map(|event| {
+            let flags = event.flags;
+            let last = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
+            Told { slot: event.data.u64(), last }
+        }));
     }
 
     /// What has to be done from time to time, by one thread.
@@ -231,10 +311,10 @@ impl Poller {
 
     /// Has those who have waited too long told so.
     fn send_away_overdue(self: &Arc<Self>, now: Instant) {
-        for slot in 0..self.parked.len() {
+        for slot in 0..self.places.len() {
             let mut place = self.place(slot);
-            if place.as_ref().is_some_and(|session| session.is_overdue(now))
-                && let Some(session) = place.take()
+            if place.session.as_ref().is_some_and(|session| session.is_overdue(now))
+                && let Some(session) = place.session.take()
             {
                 drop(place);
                 // The others need not wait for what its peer takes of it.
@@ -244,8 +324,8 @@ impl Poller {
         }
     }
 
-    fn place(&self, slot: usize) -> MutexGuard<'_, Option<Box<Session>>> {
-        self.parked[slot].lock().unwrap_or_else(PoisonError::into_inner)
+    fn place(&self, slot: usize) -> MutexGuard<'_, Place> {
+        self.places[slot].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -254,6 +254,8 @@ impl Reassembly {
         buffer.buf.resize(buffer.buf.len().max(rest.len()), 0);
         buffer.buf[..rest.len()].copy_from_slice(rest);
         buffer.filled = rest.len();
+        // What the last read left is for this one to read.
+        buffer.full = self.full;
         buffer.invariants();
         buffer
     }

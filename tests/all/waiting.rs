@@ -1,7 +1,7 @@
 //! Where connections wait for their next request, and that nobody there waits
 //! for another.
 
-use std::thread;
+use std::{net::Shutdown, thread};
 
 use crate::{
     admin::change,
@@ -84,6 +84,61 @@ fn peers_that_take_nothing_do_not_keep_the_poller_waiting() {
             assert_eq!(client.message().payload.len(), 1_000_000);
         }
     }
+}
+
+/// The poller tells what arrives once.
+#[test]
+fn what_comes_while_a_connection_is_served_is_read_too() {
+    let server = setup().set("waiting = \"poller\"").start();
+    let request = frame(0, b"REQUEST:echo.say:1.0.0:1\n1");
+    for _ in 0..50 {
+        // One arrival: a request, and the end.
+        let mut client = server.connect();
+        assert_eq!(client.ask("echo.say", "0").text(), "0");
+        client.send(&request);
+        client.stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(client.message().text(), "1");
+        client.expect_end();
+    }
+    let mut client = server.connect();
+    for _ in 0..20 {
+        // More than is read at once.
+        client.send(&request.repeat(5000));
+        for _ in 0..5000 {
+            assert_eq!(client.message().text(), "1");
+        }
+        // In pieces, of which each may come while the last one is served.
+        for piece in request.repeat(20).chunks(17) {
+            client.send(piece);
+        }
+        for _ in 0..20 {
+            assert_eq!(client.message().text(), "1");
+        }
+    }
+}
+
+/// Where calls are quick, a thread on duty takes several connections at once.
+#[test]
+fn those_that_were_taken_together_do_not_wait_for_a_slow_call() {
+    let grants = "services.greedy.grants = { keyvalue = true, log = \"info\", calls = [\"echo.*\"] }";
+    let server = setup().with("guests", "greedy.wasm").set("waiting = \"poller\"").set(grants).start();
+    let mut clients: Vec<_> = (0..2 * many()).map(|_| server.connect()).collect();
+    let mut slow = Vec::new();
+    for _ in 0..30 {
+        // So many that every thread has seen enough of them.
+        let quick = frame(0, b"REQUEST:echo.say:1.0.0:1\n1");
+        for _ in 0..300 {
+            clients.iter_mut().for_each(|client| client.send(&quick));
+            clients.iter_mut().for_each(|client| assert_eq!(client.message().text(), "1"));
+        }
+        let mut client = server.connect();
+        assert_eq!(client.ask("echo.say", "0").text(), "0");
+        client.request_within("greedy.wasi-sleep", "slow", 60_000, "");
+        clients.iter_mut().for_each(|client| client.send(&quick));
+        clients.iter_mut().for_each(|client| assert_eq!(client.message().text(), "1"));
+        slow.push(client);
+    }
+    until_so_many_calls(&server, slow.len());
 }
 
 #[test]

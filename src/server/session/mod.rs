@@ -11,7 +11,7 @@ mod slow;
 use std::{
     any::Any,
     cell::{Cell, OnceCell, RefCell},
-    io,
+    io, mem,
     net::SocketAddr,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -54,6 +54,8 @@ pub(super) struct Session {
     /// What TLS was when the connection came.
     tls: Option<Arc<ServerTls>>,
     permit: Arc<Permit>,
+    /// The poller tells when there is something to read.
+    at_poller: bool,
     /// Who the peer is, as the connection also knows.
     identity: Arc<Identity>,
     /// When a peer that has to say who it is must have done so.
@@ -114,6 +116,7 @@ impl Session {
             connection,
             tls,
             permit: Arc::new(permit),
+            at_poller: false,
             shared,
             ticks: Cell::new(0),
             at_hand: Cell::default(),
@@ -144,6 +147,7 @@ impl Session {
             }
         }
         if self.connection.phase().detach() {
+            self.leave_poller();
             if let Some(end) = self.connection.end() {
                 self.finish(end);
             }
@@ -303,8 +307,8 @@ impl Session {
         if busy {
             self.connection.answered();
             self.flush()?;
-            self.shared.poller.served(served);
-            self.active = Instant::now();
+            let begun = mem::replace(&mut self.active, Instant::now());
+            self.shared.poller.served(served, self.active - begun);
             let phase = self.connection.phase();
             if phase.rest() && self.connection.draining() && phase.close() {
                 return Err(End::Notice(Code::ShuttingDown, SHUTS_DOWN.into()));

@@ -1,6 +1,6 @@
 //! A session that waits without a thread, or changes threads.
 
-use std::time::Instant;
+use std::{mem, time::Instant};
 
 use super::Session;
 use crate::server::connection::Connection;
@@ -13,6 +13,26 @@ impl Session {
 
     pub(in crate::server) fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// Whether the poller tells when there is something to read.
+    pub(in crate::server) fn is_at_poller(&self) -> bool {
+        self.at_poller
+    }
+
+    pub(in crate::server) fn is_known_to_poller(&mut self) {
+        self.at_poller = true;
+    }
+
+    pub(super) fn leave_poller(&mut self) {
+        if mem::take(&mut self.at_poller) {
+            self.shared.poller.forget(&self.connection);
+        }
+    }
+
+    /// Whether the last read may have left something.
+    pub(in crate::server) fn may_have_more(&self) -> bool {
+        self.buffer.was_filled()
     }
 
     /// Whether it may wait without a thread. With TLS, the socket does not say

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{io::Errno, net::RecvFlags};
+use rustix::{
+    io::{Errno, retry_on_intr},
+    net::RecvFlags,
+};
 
 use super::{End, Session};
 use crate::{
@@ -25,6 +28,7 @@ impl Session {
     /// Waits for bytes: for the rest of a message until `read_timeout` after
     /// the thread began to wait for it, else until `idle_timeout`.
     pub(super) fn read(&mut self) -> Result<usize, End> {
+        self.leave_poller();
         loop {
             let read = self.read_once();
             // Answers that come later than this thread has read count too.
@@ -85,12 +89,12 @@ impl Session {
     pub(super) fn read_what_is_there(&mut self) -> Result<Option<usize>, End> {
         self.room()?;
         let socket = self.connection.stream().socket().stream();
-        match rustix::net::recv(socket, self.buffer.spare(), RecvFlags::DONTWAIT) {
+        match retry_on_intr(|| rustix::net::recv(socket, self.buffer.spare(), RecvFlags::DONTWAIT)) {
             Ok((_, count)) => {
                 self.arrived(count);
                 Ok(Some(count))
             }
-            Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+            Err(Errno::AGAIN) => Ok(None),
             Err(error) => Err(End::Io(error.into())),
         }
     }

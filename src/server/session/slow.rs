@@ -48,6 +48,7 @@ impl Session {
             connection: Arc::clone(&self.connection),
             tls: self.tls.clone(),
             permit: Arc::clone(&self.permit),
+            at_poller: self.at_poller,
             identity: Arc::clone(&self.identity),
             handshake_until: self.handshake_until,
             active: self.active,
