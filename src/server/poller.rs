@@ -188,7 +188,7 @@ impl Poller {
         };
         match told {
             Ok(()) => {
-                session.is_known_to_poller();
+                session.set_at_poller();
                 place.session = Some(session);
             }
             Err(error) => {
@@ -223,7 +223,8 @@ impl Poller {
         if !ON_DUTY.get() {
             return;
         }
-        for told in TAKEN.take() {
+        // The end of the duty is told to each of them.
+        for told in TAKEN.take().into_iter().filter(|told| told.slot != OVER) {
             let mut place = self.place(told.slot as usize);
             // One that can't be told about again has ended.
             if place.session.as_deref().is_none_or(|session| self.ask_again(session).is_err()) {

@@ -20,7 +20,7 @@ impl Session {
         self.at_poller
     }
 
-    pub(in crate::server) fn is_known_to_poller(&mut self) {
+    pub(in crate::server) fn set_at_poller(&mut self) {
         self.at_poller = true;
     }
 
