@@ -59,9 +59,10 @@ const LOOK_AFTER: u32 = 64;
 const MOST_AT_ONCE: usize = 4;
 /// Less than this is little: a few times what waking a thread costs.
 const LITTLE: Duration = Duration::from_micros(100);
-/// So many have to have taken little. Where calls that take long are more than
-/// a few in a thousand, nobody waits for them.
-const LAST_ONES: u32 = 1000;
+/// So many have to have taken little: where more than a few calls in a hundred
+/// take long, nobody waits for them. A thousand gave next to nothing, because
+/// the system interrupts some of any thousand.
+const LAST_ONES: u32 = 100;
 
 /// Bounds of the time between two looks at who has waited too long: an eighth
 /// of the shortest timeout, within these.
