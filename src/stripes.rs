@@ -54,6 +54,12 @@ mod tests {
                 });
             }
         });
-        assert_eq!(stripes.iter().map(|stripe| stripe.load(Relaxed)).sum::<usize>(), 4000);
+        assert_eq!(
+            stripes
+                .iter()
+                .map(|stripe| stripe.load(Relaxed))
+                .sum::<usize>(),
+            4000
+        );
     }
 }

@@ -50,13 +50,25 @@ impl Connection {
 
     /// The last word: once, and after every answer.
     fn speak(&self) {
-        assert_eq!(self.spoken.fetch_add(1, SeqCst), 0, "the last word is said once");
-        assert_eq!(self.begun.load(SeqCst), self.answered.load(SeqCst), "what was begun is answered before");
+        assert_eq!(
+            self.spoken.fetch_add(1, SeqCst),
+            0,
+            "the last word is said once"
+        );
+        assert_eq!(
+            self.begun.load(SeqCst),
+            self.answered.load(SeqCst),
+            "what was begun is answered before"
+        );
     }
 
     fn leave(&self) {
         if self.phase.detach() {
-            assert_eq!(self.ended.fetch_add(1, SeqCst), 0, "the connection ends once");
+            assert_eq!(
+                self.ended.fetch_add(1, SeqCst),
+                0,
+                "the connection ends once"
+            );
             if self.pending.load(SeqCst) {
                 self.speak();
             }
@@ -121,8 +133,16 @@ fn check(slow: u32, interruptions: usize) {
         for thread in threads {
             thread.join().unwrap();
         }
-        assert_eq!(connection.ended.load(SeqCst), 1, "somebody turns off the light");
-        assert_eq!(connection.spoken.load(SeqCst), 1, "no connection is left untold");
+        assert_eq!(
+            connection.ended.load(SeqCst),
+            1,
+            "somebody turns off the light"
+        );
+        assert_eq!(
+            connection.spoken.load(SeqCst),
+            1,
+            "no connection is left untold"
+        );
     });
 }
 

@@ -20,19 +20,30 @@ pub(super) struct Guesses {
 
 impl Guesses {
     pub(super) fn new(per_minute: u32) -> Self {
-        Self { per_minute: per_minute.max(1), forgotten: Mutex::default() }
+        Self {
+            per_minute: per_minute.max(1),
+            forgotten: Mutex::default(),
+        }
     }
 
     /// How long to wait before the next try; none if it is allowed now.
     pub(super) fn wait(&self, address: IpAddr, now: Instant) -> Option<Duration> {
-        let forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = forgotten.get(&whole(address))?.saturating_duration_since(now);
+        let forgotten = self
+            .forgotten
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let left = forgotten
+            .get(&whole(address))?
+            .saturating_duration_since(now);
         let most = self.each() * (self.per_minute - 1);
         left.checked_sub(most).filter(|wait| !wait.is_zero())
     }
 
     pub(super) fn failed(&self, address: IpAddr, now: Instant) {
-        let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut forgotten = self
+            .forgotten
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if forgotten.len() >= MAX_ADDRESSES {
             forgotten.retain(|_, until| *until > now);
         }
@@ -78,10 +89,17 @@ mod tests {
             guesses.failed(one, now);
         }
         assert_eq!(guesses.wait(one, now), Some(Duration::from_secs(20)));
-        assert_eq!(guesses.wait(same_network, now), Some(Duration::from_secs(20)));
+        assert_eq!(
+            guesses.wait(same_network, now),
+            Some(Duration::from_secs(20))
+        );
         assert_eq!(guesses.wait(other, now), None);
         guesses.failed(one, now);
-        assert_eq!(guesses.wait(one, now + Duration::from_secs(20)), None, "more failures don't wait for longer");
+        assert_eq!(
+            guesses.wait(one, now + Duration::from_secs(20)),
+            None,
+            "more failures don't wait for longer"
+        );
         guesses.failed(one, now + Duration::from_secs(20));
         assert!(guesses.wait(one, now + Duration::from_secs(20)).is_some());
         assert_eq!(guesses.wait(one, now + Duration::from_secs(81)), None);
@@ -96,6 +114,10 @@ mod tests {
         }
         assert_eq!(guesses.forgotten.lock().unwrap().len(), MAX_ADDRESSES);
         guesses.failed("9.9.9.9".parse().unwrap(), now + Duration::from_secs(61));
-        assert_eq!(guesses.forgotten.lock().unwrap().len(), 1, "what is forgotten makes room");
+        assert_eq!(
+            guesses.forgotten.lock().unwrap().len(),
+            1,
+            "what is forgotten makes room"
+        );
     }
 }

@@ -97,7 +97,11 @@ impl Access {
     ///
     /// # Errors
     /// If the file is there and can't be used.
-    pub fn new(settings: Principals, file: PathBuf, failures_per_minute: u32) -> Result<Arc<Self>, TokensError> {
+    pub fn new(
+        settings: Principals,
+        file: PathBuf,
+        failures_per_minute: u32,
+    ) -> Result<Arc<Self>, TokensError> {
         let tokens = ArcSwap::from_pointee(Tokens::load(&file)?);
         Ok(Arc::new(Self {
             file,
@@ -117,13 +121,17 @@ impl Access {
     pub fn reload(&self) -> Result<usize, TokensError> {
         let fresh = Tokens::load(&self.file)?;
         let count = fresh.len();
-        self.tokens.store(Arc::new(fresh.replacing(&self.tokens.load())));
+        self.tokens
+            .store(Arc::new(fresh.replacing(&self.tokens.load())));
         Ok(count)
     }
 
     /// Other settings, for those who come or show who they are from now on.
     pub fn set_principals(&self, settings: Principals) {
-        let mut principals = self.principals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut principals = self
+            .principals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         self.everything.store(Arc::new(everything(&settings)));
         self.settings.store(Arc::new(settings));
         principals.clear();
@@ -137,14 +145,32 @@ impl Access {
 
     /// Whoever has just connected.
     #[must_use]
-    pub fn stranger(&self, connection_id: String, address: IpAddr, encrypted: bool, terms: &Arc<Terms>) -> Identity {
+    pub fn stranger(
+        &self,
+        connection_id: String,
+        address: IpAddr,
+        encrypted: bool,
+        terms: &Arc<Terms>,
+    ) -> Identity {
         let principal = match terms.auth {
             Auth::None => self.everything.load_full(),
             Auth::Optional | Auth::Required => self.principal(ANONYMOUS),
         };
-        let caller = Arc::new(Caller { connection_id, principal: None, encrypted });
+        let caller = Arc::new(Caller {
+            connection_id,
+            principal: None,
+            encrypted,
+        });
         let everything = Arc::clone(&self.everything.load().rights);
-        Identity { caller, principal, rights: None, terms: Arc::clone(terms), token: None, everything, address }
+        Identity {
+            caller,
+            principal,
+            rights: None,
+            terms: Arc::clone(terms),
+            token: None,
+            everything,
+            address,
+        }
     }
 
     /// The same peer under the principal of its certificate.
@@ -172,7 +198,12 @@ impl Access {
         if !identity.may_show_token() {
             return Err(Denied::Exposed);
         }
-        match self.tokens.load().find(token).filter(|token| token.holds(SystemTime::now())) {
+        match self
+            .tokens
+            .load()
+            .find(token)
+            .filter(|token| token.holds(SystemTime::now()))
+        {
             Some(token) => {
                 let principal = self.principal(&token.principal);
                 Ok(identity.become_principal(principal, Some(Arc::clone(token))))
@@ -195,7 +226,10 @@ impl Access {
     }
 
     fn principal(&self, name: &str) -> Arc<Principal> {
-        let mut principals = self.principals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut principals = self
+            .principals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = principals.get(name) {
             return Arc::clone(known);
         }
@@ -204,8 +238,16 @@ impl Access {
         }
         // Nobody is anonymous because nothing is said about them.
         let settings = self.settings.load();
-        let fallback = || settings.get(DEFAULT_PRINCIPAL).filter(|_| name != ANONYMOUS);
-        let settings = settings.get(name).or_else(fallback).cloned().unwrap_or_default();
+        let fallback = || {
+            settings
+                .get(DEFAULT_PRINCIPAL)
+                .filter(|_| name != ANONYMOUS)
+        };
+        let settings = settings
+            .get(name)
+            .or_else(fallback)
+            .cloned()
+            .unwrap_or_default();
         let principal = Arc::new(Principal {
             name: name.chars().take(MAX_PRINCIPAL_SIZE).collect(),
             rights: settings.rights.into(),
@@ -233,10 +275,23 @@ fn places(concurrency: usize) -> Option<Arc<Budget>> {
 }
 
 impl Identity {
-    fn become_principal(&self, principal: Arc<Principal>, token: Option<Arc<tokens::Token>>) -> Self {
-        let caller = Caller { principal: Some(principal.name.clone()), ..(*self.caller).clone() };
+    fn become_principal(
+        &self,
+        principal: Arc<Principal>,
+        token: Option<Arc<tokens::Token>>,
+    ) -> Self {
+        let caller = Caller {
+            principal: Some(principal.name.clone()),
+            ..(*self.caller).clone()
+        };
         let rights = token.as_ref().and_then(|token| token.rights.clone());
-        Self { caller: Arc::new(caller), principal, rights, token, ..self.clone() }
+        Self {
+            caller: Arc::new(caller),
+            principal,
+            rights,
+            token,
+            ..self.clone()
+        }
     }
 
     /// Whether they have shown who they are.
@@ -254,7 +309,9 @@ impl Identity {
     /// Whether their token has ended since they showed it.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.token.as_ref().is_some_and(|token| token.has_ended(Instant::now()))
+        self.token
+            .as_ref()
+            .is_some_and(|token| token.has_ended(Instant::now()))
     }
 
     /// Whether they may call a topic in the version asked for.
@@ -275,7 +332,9 @@ impl Identity {
         match &self.rights {
             Some(rights) => rights,
             // Where nobody is asked, a name alone takes nothing away.
-            None if self.terms.auth == Auth::None && self.principal.rights.is_empty() => &self.everything,
+            None if self.terms.auth == Auth::None && self.principal.rights.is_empty() => {
+                &self.everything
+            }
             None => &self.principal.rights,
         }
     }
@@ -296,15 +355,33 @@ mod tests {
 
     fn access(dir: &std::path::Path) -> Arc<Access> {
         let settings = [
-            ("ann", PrincipalSettings { rights: rights(&["math.*", "orders.create@1"]), ..Default::default() }),
-            ("anonymous", PrincipalSettings { rights: rights(&["echo.say"]), ..Default::default() }),
+            (
+                "ann",
+                PrincipalSettings {
+                    rights: rights(&["math.*", "orders.create@1"]),
+                    ..Default::default()
+                },
+            ),
+            (
+                "anonymous",
+                PrincipalSettings {
+                    rights: rights(&["echo.say"]),
+                    ..Default::default()
+                },
+            ),
         ];
-        let settings = settings.map(|(name, settings)| (name.to_owned(), settings)).into();
+        let settings = settings
+            .map(|(name, settings)| (name.to_owned(), settings))
+            .into();
         Access::new(settings, dir.join("tokens.json"), 3).unwrap()
     }
 
     fn terms(auth: Auth, cap: Option<&[&str]>) -> Arc<Terms> {
-        Arc::new(Terms { auth, rights: cap.map(|cap| rights(cap).into()), allow_unsecure: false })
+        Arc::new(Terms {
+            auth,
+            rights: cap.map(|cap| rights(cap).into()),
+            allow_unsecure: false,
+        })
     }
 
     #[test]
@@ -318,22 +395,48 @@ mod tests {
         };
         let v1 = [1, 0, 0];
         let v2 = [2, 0, 0];
-        let topics =
-            [("math.add", v1), ("math.add", v2), ("orders.create", v1), ("orders.create", v2), ("echo.say", v1)];
+        let topics = [
+            ("math.add", v1),
+            ("math.add", v2),
+            ("orders.create", v1),
+            ("orders.create", v2),
+            ("echo.say", v1),
+        ];
         let check = |identity: &Identity, expected: [bool; 5]| {
-            assert_eq!(topics.map(|(topic, version)| identity.may_call(topic, version)), expected, "{identity:?}");
+            assert_eq!(
+                topics.map(|(topic, version)| identity.may_call(topic, version)),
+                expected,
+                "{identity:?}"
+            );
         };
         check(&identity(Auth::None, None, None), [true; 5]);
         check(&identity(Auth::None, None, Some("bob")), [true; 5]);
-        check(&identity(Auth::None, None, Some("ann")), [true, true, true, false, false]);
-        check(&identity(Auth::Optional, None, None), [false, false, false, false, true]);
-        check(&identity(Auth::Required, None, Some("ann")), [true, true, true, false, false]);
+        check(
+            &identity(Auth::None, None, Some("ann")),
+            [true, true, true, false, false],
+        );
+        check(
+            &identity(Auth::Optional, None, None),
+            [false, false, false, false, true],
+        );
+        check(
+            &identity(Auth::Required, None, Some("ann")),
+            [true, true, true, false, false],
+        );
         check(&identity(Auth::Required, None, Some("bob")), [false; 5]);
-        check(&identity(Auth::Required, Some(&["math.add@2"]), Some("ann")), [false, true, false, false, false]);
+        check(
+            &identity(Auth::Required, Some(&["math.add@2"]), Some("ann")),
+            [false, true, false, false, false],
+        );
         assert!(identity(Auth::Required, None, None).must_say());
         assert!(!identity(Auth::Required, None, Some("ann")).must_say());
         let ann = identity(Auth::Required, None, Some("ann"));
-        assert!(ann.may_see("math") && ann.may_see("orders") && !ann.may_see("echo") && !ann.may_see("mat"));
+        assert!(
+            ann.may_see("math")
+                && ann.may_see("orders")
+                && !ann.may_see("echo")
+                && !ann.may_see("mat")
+        );
     }
 
     #[test]
@@ -344,19 +447,34 @@ mod tests {
         let access = access(dir.path());
         let peer: IpAddr = "192.0.2.1".parse().unwrap();
         let plain = access.stranger("1".into(), peer, false, &terms(Auth::Required, None));
-        assert_eq!(access.authenticate(&plain, &token).unwrap_err(), Denied::Exposed);
+        assert_eq!(
+            access.authenticate(&plain, &token).unwrap_err(),
+            Denied::Exposed
+        );
         let stranger = access.stranger("2".into(), peer, true, &terms(Auth::Required, None));
         let ann = access.authenticate(&stranger, &token).unwrap();
         assert_eq!(ann.caller.principal.as_deref(), Some("ann"));
-        assert!(ann.may_call("math.add", [1, 0, 0]) && !ann.may_call("math.sub", [1, 0, 0]), "the token's rights");
+        assert!(
+            ann.may_call("math.add", [1, 0, 0]) && !ann.may_call("math.sub", [1, 0, 0]),
+            "the token's rights"
+        );
         assert!(!ann.has_ended());
         tokens::revoke(&file, &id).unwrap();
         assert_eq!(access.reload().unwrap(), 0);
         assert!(ann.has_ended());
         for _ in 0..3 {
-            assert_eq!(access.authenticate(&stranger, &token).unwrap_err(), Denied::Token);
+            assert_eq!(
+                access.authenticate(&stranger, &token).unwrap_err(),
+                Denied::Token
+            );
         }
-        assert!(matches!(access.authenticate(&stranger, &token), Err(Denied::TooMany(_))));
-        assert!(access.is_shut_out(peer).is_some() && access.is_shut_out("192.0.2.2".parse().unwrap()).is_none());
+        assert!(matches!(
+            access.authenticate(&stranger, &token),
+            Err(Denied::TooMany(_))
+        ));
+        assert!(
+            access.is_shut_out(peer).is_some()
+                && access.is_shut_out("192.0.2.2".parse().unwrap()).is_none()
+        );
     }
 }

@@ -98,13 +98,25 @@ impl Tokens {
     /// # Errors
     /// If it can't be read or understood.
     pub fn load(file: &Path) -> Result<Self, TokensError> {
-        let error = |problem: String| TokensError { file: file.to_owned(), problem };
+        let error = |problem: String| TokensError {
+            file: file.to_owned(),
+            problem,
+        };
         let mut tokens = HashMap::new();
         for entry in read(file)?.tokens {
-            let digest = parse_digest(&entry.sha256).ok_or_else(|| error(format!("{}: no SHA-256", entry.id)))?;
-            let expires = entry.expires.as_deref().map(humantime::parse_rfc3339).transpose();
-            let expires = expires.map_err(|wrong| error(format!("{}: expires: {wrong}", entry.id)))?;
-            let left = |at: SystemTime| at.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
+            let digest = parse_digest(&entry.sha256)
+                .ok_or_else(|| error(format!("{}: no SHA-256", entry.id)))?;
+            let expires = entry
+                .expires
+                .as_deref()
+                .map(humantime::parse_rfc3339)
+                .transpose();
+            let expires =
+                expires.map_err(|wrong| error(format!("{}: expires: {wrong}", entry.id)))?;
+            let left = |at: SystemTime| {
+                at.duration_since(SystemTime::now())
+                    .unwrap_or(Duration::ZERO)
+            };
             let token = Token {
                 principal: entry.principal,
                 rights: entry.rights.map(Into::into),
@@ -176,8 +188,12 @@ pub fn create(
     expires: Option<SystemTime>,
     rights: Option<Vec<Right>>,
 ) -> Result<(String, String), TokensError> {
-    let error = |problem: String| TokensError { file: file.to_owned(), problem };
-    let sound = (1..=MAX_PRINCIPAL_SIZE).contains(&principal.len()) && principal.bytes().all(|b| b.is_ascii_graphic());
+    let error = |problem: String| TokensError {
+        file: file.to_owned(),
+        problem,
+    };
+    let sound = (1..=MAX_PRINCIPAL_SIZE).contains(&principal.len())
+        && principal.bytes().all(|b| b.is_ascii_graphic());
     if !sound {
         return Err(error(format!(
             "{principal:?} is no name of a principal: 1 to {MAX_PRINCIPAL_SIZE} printable ASCII characters without spaces"
@@ -186,7 +202,8 @@ pub fn create(
     let mut chance = [0; SIZE];
     let mut filled = 0;
     while filled < SIZE {
-        filled += getrandom(&mut chance[filled..], GetRandomFlags::empty()).map_err(|e| error(e.to_string()))?;
+        filled += getrandom(&mut chance[filled..], GetRandomFlags::empty())
+            .map_err(|e| error(e.to_string()))?;
     }
     let token = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(chance));
     let sha256 = hex(&Sha256::digest(&token));
@@ -218,9 +235,15 @@ pub fn revoke(file: &Path, id: &str) -> Result<Entry, TokensError> {
     change(file, |tokens| {
         let at = tokens.iter().position(|entry| entry.id == id);
         revoked = at.map(|at| tokens.remove(at));
-        revoked.as_ref().map(drop).ok_or_else(|| format!("no token {id}; `mb-server token list` names them"))
+        revoked
+            .as_ref()
+            .map(drop)
+            .ok_or_else(|| format!("no token {id}; `mb-server token list` names them"))
     })?;
-    revoked.ok_or_else(|| TokensError { file: file.to_owned(), problem: "nothing changed".into() })
+    revoked.ok_or_else(|| TokensError {
+        file: file.to_owned(),
+        problem: "nothing changed".into(),
+    })
 }
 
 /// What the file holds.
@@ -232,29 +255,51 @@ pub fn list(file: &Path) -> Result<Vec<Entry>, TokensError> {
 }
 
 fn read(file: &Path) -> Result<File, TokensError> {
-    let error = |problem: String| TokensError { file: file.to_owned(), problem };
+    let error = |problem: String| TokensError {
+        file: file.to_owned(),
+        problem,
+    };
     let mut text = String::new();
     match fs::File::open(file) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(File::default()),
         Err(e) => return Err(error(e.to_string())),
-        Ok(opened) => opened.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|e| error(e.to_string()))?,
+        Ok(opened) => opened
+            .take(MAX_FILE + 1)
+            .read_to_string(&mut text)
+            .map_err(|e| error(e.to_string()))?,
     };
     if text.len() as u64 > MAX_FILE {
         return Err(error(format!("exceeds the limit of {MAX_FILE} bytes")));
     }
     let parsed: File = serde_json::from_str(&text).map_err(|e| error(e.to_string()))?;
     if parsed.tokens.len() > MAX_TOKENS {
-        return Err(error(format!("holds {} tokens, allowed are {MAX_TOKENS}", parsed.tokens.len())));
+        return Err(error(format!(
+            "holds {} tokens, allowed are {MAX_TOKENS}",
+            parsed.tokens.len()
+        )));
     }
     Ok(parsed)
 }
 
 /// Changes the file as a whole: others see it before or after, never halfway.
-fn change(file: &Path, change: impl FnOnce(&mut Vec<Entry>) -> Result<(), String>) -> Result<(), TokensError> {
-    let error = |problem: String| TokensError { file: file.to_owned(), problem };
+fn change(
+    file: &Path,
+    change: impl FnOnce(&mut Vec<Entry>) -> Result<(), String>,
+) -> Result<(), TokensError> {
+    let error = |problem: String| TokensError {
+        file: file.to_owned(),
+        problem,
+    };
     let io_error = |e: io::Error| error(e.to_string());
-    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error)?;
+    let dir = file
+        .parent()
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(io_error)?;
     // Two commands at a time would each forget what the other has done.
     let mut lock = fs::OpenOptions::new();
     lock.create(true).truncate(false).write(true).mode(0o600);
@@ -267,7 +312,11 @@ fn change(file: &Path, change: impl FnOnce(&mut Vec<Entry>) -> Result<(), String
     // What a command that was killed has left behind may be open to others.
     let _ = fs::remove_file(&fresh);
     let write = || {
-        let mut out = fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&fresh)?;
+        let mut out = fs::OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(&fresh)?;
         out.write_all(text.as_bytes())?;
         out.write_all(b"\n")?;
         out.sync_all()?;
@@ -278,7 +327,9 @@ fn change(file: &Path, change: impl FnOnce(&mut Vec<Entry>) -> Result<(), String
 }
 
 fn parse_digest(text: &str) -> Option<[u8; 32]> {
-    let bytes: Option<Vec<u8>> = (0..32).map(|i| u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok()).collect();
+    let bytes: Option<Vec<u8>> = (0..32)
+        .map(|i| u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok())
+        .collect();
     bytes?.try_into().ok().filter(|_| text.len() == 64)
 }
 
@@ -299,20 +350,36 @@ mod tests {
         let soon = SystemTime::now() + Duration::from_secs(3600);
         let (id, token) = create(&file, "ann", Some(soon), None).unwrap();
         let (_, other) = create(&file, "bob", Some(SystemTime::UNIX_EPOCH), None).unwrap();
-        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         let text = fs::read_to_string(&file).unwrap();
         assert!(!text.contains(&token[PREFIX.len()..]), "only its digest");
         let tokens = Tokens::load(&file).unwrap();
         let now = SystemTime::now();
         let ann = tokens.find(&token).unwrap();
-        assert!(ann.principal == "ann" && ann.holds(now) && !ann.holds(soon) && !ann.has_ended(Instant::now()));
+        assert!(
+            ann.principal == "ann"
+                && ann.holds(now)
+                && !ann.holds(soon)
+                && !ann.has_ended(Instant::now())
+        );
         assert!(!tokens.find(&other).unwrap().holds(now), "it has expired");
         assert!(tokens.find(&token[..40]).is_none() && tokens.find("").is_none());
         assert_eq!(revoke(&file, &id).unwrap().principal, "ann");
-        assert!(revoke(&file, &id).unwrap_err().to_string().contains("no token"));
+        assert!(
+            revoke(&file, &id)
+                .unwrap_err()
+                .to_string()
+                .contains("no token")
+        );
         let fewer = Tokens::load(&file).unwrap().replacing(&tokens);
         assert!(ann.has_ended(Instant::now()) && fewer.find(&token).is_none());
-        assert!(Arc::ptr_eq(tokens.find(&other).unwrap(), fewer.find(&other).unwrap()), "connections hold it");
+        assert!(
+            Arc::ptr_eq(tokens.find(&other).unwrap(), fewer.find(&other).unwrap()),
+            "connections hold it"
+        );
     }
 
     #[test]
@@ -321,7 +388,13 @@ mod tests {
         let file = dir.path().join("tokens.json");
         for wrong in ["", "{", "{\"tokens\":[{}]}", "{\"tokens\":[],\"more\":1}"] {
             fs::write(&file, wrong).unwrap();
-            assert!(Tokens::load(&file).unwrap_err().to_string().contains("tokens.json"), "{wrong}");
+            assert!(
+                Tokens::load(&file)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("tokens.json"),
+                "{wrong}"
+            );
         }
         assert!(create(&dir.path().join("x"), "a b", None, None).is_err());
     }

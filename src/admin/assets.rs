@@ -9,13 +9,28 @@ macro_rules! asset {
 const FILES: [(&str, &str, &str); 6] = [
     ("/", "text/html; charset=utf-8", asset!("index.html")),
     ("/page.css", "text/css; charset=utf-8", asset!("page.css")),
-    ("/page.mjs", "text/javascript; charset=utf-8", asset!("page.mjs")),
-    ("/draw.mjs", "text/javascript; charset=utf-8", asset!("draw.mjs")),
-    ("/service.mjs", "text/javascript; charset=utf-8", asset!("service.mjs")),
+    (
+        "/page.mjs",
+        "text/javascript; charset=utf-8",
+        asset!("page.mjs"),
+    ),
+    (
+        "/draw.mjs",
+        "text/javascript; charset=utf-8",
+        asset!("draw.mjs"),
+    ),
+    (
+        "/service.mjs",
+        "text/javascript; charset=utf-8",
+        asset!("service.mjs"),
+    ),
     ("/icon.svg", "image/svg+xml", asset!("icon.svg")),
 ];
 
 /// Type and text of a file of the page.
 pub(super) fn find(path: &str) -> Option<(&'static str, &'static str)> {
-    FILES.iter().find(|(name, ..)| *name == path).map(|(_, kind, text)| (*kind, *text))
+    FILES
+        .iter()
+        .find(|(name, ..)| *name == path)
+        .map(|(_, kind, text)| (*kind, *text))
 }

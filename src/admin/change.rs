@@ -6,7 +6,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tiny_http::Request;
 
-use super::{Admin, JSON_UTF8, LINES, Page, front::MAX_BODY, pages::decode, routes::Route, shown, token};
+use super::{
+    Admin, JSON_UTF8, LINES, Page, front::MAX_BODY, pages::decode, routes::Route, shown, token,
+};
 
 /// How long an action that is tried may take, in milliseconds, if nobody says.
 const DEFAULT_TRY_MS: u64 = 5000;
@@ -95,9 +97,15 @@ impl Admin {
     /// Whether a request may change something; the answer if not.
     pub(super) fn authorise(&self, request: &Request) -> Result<(), Page> {
         let Some(token) = &self.token else {
-            return Err(refuse(403, "changing is switched off, because there is no token; the log says why"));
+            return Err(refuse(
+                403,
+                "changing is switched off, because there is no token; the log says why",
+            ));
         };
-        let bearer = request.headers().iter().find(|header| header.field.equiv("Authorization"));
+        let bearer = request
+            .headers()
+            .iter()
+            .find(|header| header.field.equiv("Authorization"));
         let bearer = bearer.and_then(|header| header.value.as_str().strip_prefix("Bearer "));
         if bearer.is_some_and(|shown| token::is_same(token, shown.trim())) {
             return Ok(());
@@ -131,7 +139,10 @@ impl Admin {
             Err(error) => return refuse(400, &error),
         };
         let number = || values.first().and_then(|id| id.parse::<u64>().ok());
-        let name = values.first().and_then(|name| decode(name)).unwrap_or_default();
+        let name = values
+            .first()
+            .and_then(|name| decode(name))
+            .unwrap_or_default();
         let done = |done: &str| (200, JSON_UTF8, json!({"done": done}).to_string());
         let result = |result: Result<String, String>| match result {
             Ok(said) => done(&said),
@@ -143,20 +154,31 @@ impl Admin {
                 Ok(changes) => (200, JSON_UTF8, json!({"changes": changes}).to_string()),
                 Err(error) => refuse(500, &error),
             },
-            ("POST", "/tls/reload") => {
-                result(self.commands.reload_tls().map(|()| "the certificates were read again".into()))
-            }
+            ("POST", "/tls/reload") => result(
+                self.commands
+                    .reload_tls()
+                    .map(|()| "the certificates were read again".into()),
+            ),
             ("POST", "/config/reload") => match self.commands.reconfigure() {
                 Ok(applied) => (200, JSON_UTF8, applied.to_string()),
                 Err(error) => refuse(409, &error),
             },
             ("POST", "/services/{name}/rollback") => result(self.commands.rollback(&name, version)),
-            ("POST", "/services/{name}/disable") => result(self.commands.switch(&name, version, false)),
-            ("POST", "/services/{name}/enable") => result(self.commands.switch(&name, version, true)),
+            ("POST", "/services/{name}/disable") => {
+                result(self.commands.switch(&name, version, false))
+            }
+            ("POST", "/services/{name}/enable") => {
+                result(self.commands.switch(&name, version, true))
+            }
             ("POST", "/services/{name}/try") => self.attempt(&name, &body),
             ("POST", "/log/filter") => {
-                let Some(filter) = &body.filter else { return refuse(400, "the body lacks filter") };
-                result(crate::log::set_filter(filter).map(|()| format!("the log shows {filter} from now on")))
+                let Some(filter) = &body.filter else {
+                    return refuse(400, "the body lacks filter");
+                };
+                result(
+                    crate::log::set_filter(filter)
+                        .map(|()| format!("the log shows {filter} from now on")),
+                )
             }
             ("POST", "/drain") => {
                 self.commands.drain();
@@ -166,22 +188,29 @@ impl Admin {
                 true => done("it is stopped by its next tick"),
                 false => refuse(404, "no such call: it may have ended"),
             },
-            ("DELETE", "/connections/{id}") => match number().is_some_and(|id| self.commands.close(id)) {
-                true => done("it is closed when what was begun is answered"),
-                false => refuse(404, "no such connection: it may have ended"),
-            },
+            ("DELETE", "/connections/{id}") => {
+                match number().is_some_and(|id| self.commands.close(id)) {
+                    true => done("it is closed when what was begun is answered"),
+                    false => refuse(404, "no such connection: it may have ended"),
+                }
+            }
             _ => refuse(404, "no such page; / lists them"),
         }
     }
 
     fn attempt(&self, service: &str, body: &Body) -> Page {
-        let Some(action) = &body.action else { return refuse(400, "the body lacks action") };
+        let Some(action) = &body.action else {
+            return refuse(400, "the body lacks action");
+        };
         let attempt = Attempt {
             service,
             action,
             version: body.version.as_deref().unwrap_or("1.0.0"),
             payload: &body.payload.to_string(),
-            timeout: body.timeout_ms.unwrap_or(DEFAULT_TRY_MS).clamp(1, MAX_TRY_MS),
+            timeout: body
+                .timeout_ms
+                .unwrap_or(DEFAULT_TRY_MS)
+                .clamp(1, MAX_TRY_MS),
         };
         match self.commands.try_action(&attempt) {
             Ok(outcome) => (200, JSON_UTF8, outcome.to_string()),
@@ -192,7 +221,10 @@ impl Admin {
 
 fn read_body(request: &mut Request, route: &Route) -> Result<Body, String> {
     let mut text = String::new();
-    let read = request.as_reader().take(MAX_BODY as u64 + 1).read_to_string(&mut text);
+    let read = request
+        .as_reader()
+        .take(MAX_BODY as u64 + 1)
+        .read_to_string(&mut text);
     read.map_err(|error| format!("the body can't be read: {error}"))?;
     if text.len() > MAX_BODY {
         return Err(format!("the body exceeds the limit of {MAX_BODY} bytes"));
@@ -200,11 +232,18 @@ fn read_body(request: &mut Request, route: &Route) -> Result<Body, String> {
     if text.trim().is_empty() {
         return Ok(Body::default());
     }
-    let value: Value = serde_json::from_str(&text).map_err(|error| format!("the body is no JSON: {error}"))?;
+    let value: Value =
+        serde_json::from_str(&text).map_err(|error| format!("the body is no JSON: {error}"))?;
     let fields = value.as_object().ok_or("the body is no JSON object")?;
-    if let Some(unknown) = fields.keys().find(|name| !route.body.iter().any(|(known, ..)| known == name)) {
+    if let Some(unknown) = fields
+        .keys()
+        .find(|name| !route.body.iter().any(|(known, ..)| known == name))
+    {
         let known: Vec<_> = route.body.iter().map(|(name, ..)| *name).collect();
-        return Err(format!("the body has the field {unknown:?}; known here: {}", known.join(", ")));
+        return Err(format!(
+            "the body has the field {unknown:?}; known here: {}",
+            known.join(", ")
+        ));
     }
     serde_json::from_value(value).map_err(|error| format!("the body does not fit: {error}"))
 }

@@ -63,7 +63,10 @@ impl Admin {
              X-Content-Type-Options: nosniff\r\n\r\n"
         )?;
         // Those who come now have just read the log itself.
-        let mut last = lines::LINES.after(0, 1, |_| true).last().map_or(0, |line| line.number);
+        let mut last = lines::LINES
+            .after(0, 1, |_| true)
+            .last()
+            .map_or(0, |line| line.number);
         loop {
             let snapshot = (self.snapshot)();
             let new = lines::LINES.after(last, MAX_LINES, |_| true);

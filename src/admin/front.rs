@@ -55,8 +55,15 @@ const STACK: usize = 256 * 1024;
 /// The header that proves that a request came through here, and numbers it.
 pub(super) const MARK: &str = "X-Front";
 /// Header lines that are about one connection, not about the request.
-const OF_A_CONNECTION: [&str; 7] =
-    ["connection", "keep-alive", "upgrade", "expect", "te", "proxy-connection", "content-length"];
+const OF_A_CONNECTION: [&str; 7] = [
+    "connection",
+    "keep-alive",
+    "upgrade",
+    "expect",
+    "te",
+    "proxy-connection",
+    "content-length",
+];
 
 /// A way in.
 pub enum Door {
@@ -156,7 +163,10 @@ impl Front {
                 }
             }
         };
-        thread::Builder::new().name("mb-admin-door".into()).spawn(stand).map(drop)
+        thread::Builder::new()
+            .name("mb-admin-door".into())
+            .spawn(stand)
+            .map(drop)
     }
 
     /// A new place for `tiny_http` to listen; what was on its way to the one
@@ -165,7 +175,11 @@ impl Front {
         let name = format!("mb-server-{}", uuid::Uuid::new_v4().simple());
         let address = UnixAddr::from_abstract_name(name)?;
         let listener = UnixListener::bind_addr(&address)?;
-        let before = self.behind.lock().unwrap_or_else(PoisonError::into_inner).replace(address);
+        let before = self
+            .behind
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(address);
         self.on_the_way().clear();
         // The old one may still wait in its accept call.
         if let Some(before) = before {
@@ -176,7 +190,9 @@ impl Front {
 
     /// Whether a request with this mark came through here; it has arrived.
     pub(super) fn arrived(&self, mark: &str) -> bool {
-        let Some((key, number)) = mark.split_once(' ') else { return false };
+        let Some((key, number)) = mark.split_once(' ') else {
+            return false;
+        };
         let known = token::is_same(&self.key, key);
         if let Ok(number) = number.parse()
             && known
@@ -188,14 +204,24 @@ impl Front {
 
     /// Whether something that was handed over has not arrived for long.
     pub(super) fn has_lost_one(&self, now: Instant) -> bool {
-        self.on_the_way().values().any(|since| now.saturating_duration_since(*since) >= PATIENCE)
+        self.on_the_way()
+            .values()
+            .any(|since| now.saturating_duration_since(*since) >= PATIENCE)
     }
 
     /// Waits until who has asked has the answer, as long as this at most:
     /// whoever asked for the end of the program wants to hear of it.
     pub(super) fn finish(&self, within: Duration) {
-        let answering = |guests: &mut Guests| guests.here.values().any(|guest| !guest.asking && !guest.endless);
-        drop(self.left.wait_timeout_while(self.guests(), within, answering));
+        let answering = |guests: &mut Guests| {
+            guests
+                .here
+                .values()
+                .any(|guest| !guest.asking && !guest.endless)
+        };
+        drop(
+            self.left
+                .wait_timeout_while(self.guests(), within, answering),
+        );
     }
 
     fn guests(&self) -> MutexGuard<'_, Guests> {
@@ -203,7 +229,9 @@ impl Front {
     }
 
     fn on_the_way(&self) -> MutexGuard<'_, BTreeMap<u64, Instant>> {
-        self.on_the_way.lock().unwrap_or_else(PoisonError::into_inner)
+        self.on_the_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn let_in(self: &Arc<Self>, socket: Socket) {
@@ -211,15 +239,25 @@ impl Front {
         let Some(number) = self.place(&socket) else {
             // A few bytes always find room in a socket that is new.
             let _ = socket.set_nonblocking(true);
-            let _ = (&*socket).write_all(&refusal((503, "too many requests at the same time; try again")));
+            let _ = (&*socket).write_all(&refusal((
+                503,
+                "too many requests at the same time; try again",
+            )));
             return;
         };
         let front = Arc::clone(self);
         let serve = move || {
-            let place = Place { front: &front, number };
+            let place = Place {
+                front: &front,
+                number,
+            };
             front.serve(&socket, &place);
         };
-        if let Err(error) = thread::Builder::new().name("mb-admin-guest".into()).stack_size(STACK).spawn(serve) {
+        if let Err(error) = thread::Builder::new()
+            .name("mb-admin-guest".into())
+            .stack_size(STACK)
+            .spawn(serve)
+        {
             self.guests().here.remove(&number);
             if LINES.allows("admin endpoint, threads") {
                 tracing::warn!("admin endpoint: {error}");
@@ -231,14 +269,25 @@ impl Front {
     fn place(&self, socket: &Arc<Socket>) -> Option<u64> {
         let mut guests = self.guests();
         if guests.here.len() >= MAX_GUESTS {
-            let slow = guests.here.iter().find(|(_, guest)| guest.asking).map(|(number, _)| *number)?;
+            let slow = guests
+                .here
+                .iter()
+                .find(|(_, guest)| guest.asking)
+                .map(|(number, _)| *number)?;
             let slow = guests.here.remove(&slow)?;
             // Its thread ends by that.
             let _ = slow.socket.shutdown(std::net::Shutdown::Both);
         }
         let number = guests.next;
         guests.next += 1;
-        guests.here.insert(number, Guest { socket: Arc::clone(socket), asking: true, endless: false });
+        guests.here.insert(
+            number,
+            Guest {
+                socket: Arc::clone(socket),
+                asking: true,
+                endless: false,
+            },
+        );
         Some(number)
     }
 
@@ -257,7 +306,9 @@ impl Front {
             Err(refused) => refused,
         };
         let _ = socket.set_write_timeout(Some(LINGER));
-        let sent = (&*socket).write_all(&refusal(refused)).and_then(|()| socket.shutdown(std::net::Shutdown::Write));
+        let sent = (&*socket)
+            .write_all(&refusal(refused))
+            .and_then(|()| socket.shutdown(std::net::Shutdown::Write));
         if sent.is_ok() {
             drop_what_comes(socket, Instant::now() + LINGER);
         }
@@ -272,7 +323,9 @@ impl Front {
                 Ok(0) => return Ok(None),
                 Ok(_) => {}
                 Err(error) if is_late(&error) && bytes.is_empty() => return Ok(None),
-                Err(error) if is_late(&error) => return Err((408, "the request did not come within 10 s")),
+                Err(error) if is_late(&error) => {
+                    return Err((408, "the request did not come within 10 s"));
+                }
                 Err(_) => return Ok(None),
             }
             let end = find(&bytes, b"\r\n\r\n", seen.saturating_sub(3));
@@ -287,16 +340,29 @@ impl Front {
         let body = bytes.split_off(head);
         let mut body = match request.parse(&bytes) {
             Ok(status) if status.is_complete() => body,
-            Err(httparse::Error::TooManyHeaders) => return Err((431, "there are over 64 header lines")),
+            Err(httparse::Error::TooManyHeaders) => {
+                return Err((431, "there are over 64 header lines"));
+            }
             _ => return Err((400, "this is no HTTP/1.1 request")),
         };
         let (length, continues) = framing(request.headers)?;
         if !self.may_ask(socket, request.headers) {
             if LINES.allows("admin endpoint from other machines") {
-                let peer = socket.peer_addr().ok().and_then(|peer| peer.as_socket()).map(|peer| peer.to_string());
-                tracing::warn!(security = "admin-token", peer, "another machine asked without the token");
+                let peer = socket
+                    .peer_addr()
+                    .ok()
+                    .and_then(|peer| peer.as_socket())
+                    .map(|peer| peer.to_string());
+                tracing::warn!(
+                    security = "admin-token",
+                    peer,
+                    "another machine asked without the token"
+                );
             }
-            return Err((401, "from another machine, reading too takes the header Authorization: Bearer TOKEN"));
+            return Err((
+                401,
+                "from another machine, reading too takes the header Authorization: Bearer TOKEN",
+            ));
         }
         if continues && body.is_empty() {
             let _ = (&*socket).write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -305,19 +371,32 @@ impl Front {
             match read_some(socket, &mut body, deadline) {
                 Ok(0) => return Ok(None),
                 Ok(_) => {}
-                Err(error) if is_late(&error) => return Err((408, "the body did not come within 10 s")),
+                Err(error) if is_late(&error) => {
+                    return Err((408, "the body did not come within 10 s"));
+                }
                 Err(_) => return Ok(None),
             }
         }
         body.truncate(length);
         let path = request.path.unwrap_or_default();
         let endless = path.split('?').next() == Some("/events");
-        Ok(Some(Asked { bytes: self.rewritten(socket, &request, &body), endless }))
+        Ok(Some(Asked {
+            bytes: self.rewritten(socket, &request, &body),
+            endless,
+        }))
     }
 
     /// The request as `tiny_http` gets it, but for the mark.
-    fn rewritten(&self, socket: &Socket, request: &httparse::Request<'_, '_>, body: &[u8]) -> Vec<u8> {
-        let (method, path) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
+    fn rewritten(
+        &self,
+        socket: &Socket,
+        request: &httparse::Request<'_, '_>,
+        body: &[u8],
+    ) -> Vec<u8> {
+        let (method, path) = (
+            request.method.unwrap_or_default(),
+            request.path.unwrap_or_default(),
+        );
         let mut bytes = format!("{method} {path} HTTP/1.1\r\n").into_bytes();
         for header in request.headers.iter() {
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
@@ -326,10 +405,16 @@ impl Front {
             }
             // A page of somebody else can't have an address for its name, so
             // the one that the peer has connected to is as good as loopback.
-            let value = if is("host") && is_own_address(socket, header.value) { b"localhost" } else { header.value };
+            let value = if is("host") && is_own_address(socket, header.value) {
+                b"localhost"
+            } else {
+                header.value
+            };
             bytes.extend([header.name.as_bytes(), b": ", value, b"\r\n"].concat());
         }
-        bytes.extend(format!("Content-Length: {}\r\nConnection: close\r\n", body.len()).into_bytes());
+        bytes.extend(
+            format!("Content-Length: {}\r\nConnection: close\r\n", body.len()).into_bytes(),
+        );
         bytes.extend([b"\r\n", body].concat());
         bytes
     }
@@ -341,18 +426,36 @@ impl Front {
         if peer.is_none_or(|peer| peer.ip().to_canonical().is_loopback()) {
             return true;
         }
-        let shown = headers.iter().find(|header| header.name.eq_ignore_ascii_case("authorization"));
-        let shown = shown.and_then(|header| std::str::from_utf8(header.value).ok()?.strip_prefix("Bearer "));
-        self.token.as_ref().zip(shown).is_some_and(|(token, shown)| token::is_same(token, shown.trim()))
+        let shown = headers
+            .iter()
+            .find(|header| header.name.eq_ignore_ascii_case("authorization"));
+        let shown = shown.and_then(|header| {
+            std::str::from_utf8(header.value)
+                .ok()?
+                .strip_prefix("Bearer ")
+        });
+        self.token
+            .as_ref()
+            .zip(shown)
+            .is_some_and(|(token, shown)| token::is_same(token, shown.trim()))
     }
 
     /// Hands a request over, and its answer back.
     fn pass_on(&self, socket: &Socket, asked: &Asked) -> Result<(), Refused> {
         const NOBODY: Refused = (503, "the admin endpoint is starting; try again");
-        let behind = self.behind.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(NOBODY)?;
+        let behind = self
+            .behind
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+            .ok_or(NOBODY)?;
         let stream = UnixStream::connect_addr(&behind).map_err(|_| NOBODY)?;
         let number = self.requests.fetch_add(1, Relaxed);
-        let line = asked.bytes.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let line = asked
+            .bytes
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .map_or(0, |at| at + 1);
         let mark = format!("{MARK}: {} {number}\r\n", self.key);
         let whole = [&asked.bytes[..line], mark.as_bytes(), &asked.bytes[line..]].concat();
         self.on_the_way().insert(number, Instant::now());
@@ -367,7 +470,10 @@ impl Front {
                 Ok(first)
             });
         self.on_the_way().remove(&number);
-        let first = result.ok().filter(|first| !first.is_empty()).ok_or(NOBODY)?;
+        let first = result
+            .ok()
+            .filter(|first| !first.is_empty())
+            .ok_or(NOBODY)?;
         // From here on it is the peer's loss if it does not take it.
         let _ = hand_back(socket, &stream, &first, asked.endless);
         Ok(())
@@ -376,7 +482,11 @@ impl Front {
 
 /// The body's length, and whether the peer waits to be told to send it.
 fn framing(headers: &[httparse::Header<'_>]) -> Result<(usize, bool), Refused> {
-    let named = |name: &'static str| headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name));
+    let named = |name: &'static str| {
+        headers
+            .iter()
+            .filter(move |header| header.name.eq_ignore_ascii_case(name))
+    };
     if named("transfer-encoding").next().is_some() {
         return Err((411, "a body needs a Content-Length here"));
     }
@@ -384,8 +494,12 @@ fn framing(headers: &[httparse::Header<'_>]) -> Result<(usize, bool), Refused> {
     let length = match (lengths.next(), lengths.next()) {
         (None, _) => 0,
         (Some(header), None) => {
-            let digits = std::str::from_utf8(header.value).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
-            digits.and_then(|text| text.parse().ok()).ok_or((400, "Content-Length is no number"))?
+            let digits = std::str::from_utf8(header.value)
+                .ok()
+                .filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+            digits
+                .and_then(|text| text.parse().ok())
+                .ok_or((400, "Content-Length is no number"))?
         }
         (Some(_), Some(_)) => return Err((400, "Content-Length is there twice")),
     };
@@ -399,9 +513,15 @@ fn framing(headers: &[httparse::Header<'_>]) -> Result<(usize, bool), Refused> {
 fn is_own_address(socket: &Socket, host: &[u8]) -> bool {
     let own = socket.local_addr().ok().and_then(|own| own.as_socket());
     let text = std::str::from_utf8(host).unwrap_or_default();
-    let named = text.parse::<std::net::SocketAddr>().map(|address| address.ip());
+    let named = text
+        .parse::<std::net::SocketAddr>()
+        .map(|address| address.ip());
     let bare = text.trim_matches(['[', ']']).parse::<IpAddr>();
-    own.is_some_and(|own| named.or(bare).is_ok_and(|ip| ip.to_canonical() == own.ip().to_canonical()))
+    own.is_some_and(|own| {
+        named
+            .or(bare)
+            .is_ok_and(|ip| ip.to_canonical() == own.ip().to_canonical())
+    })
 }
 
 /// Passes an answer on, in time, and says that it is the only one.
@@ -444,11 +564,18 @@ fn read_some(socket: &Socket, bytes: &mut Vec<u8>, deadline: Instant) -> io::Res
 
 fn remaining(deadline: Instant) -> io::Result<Duration> {
     let remaining = deadline.saturating_duration_since(Instant::now());
-    if remaining.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(remaining) }
+    if remaining.is_zero() {
+        Err(io::ErrorKind::TimedOut.into())
+    } else {
+        Ok(remaining)
+    }
 }
 
 fn is_late(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+    matches!(
+        error.kind(),
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock
+    )
 }
 
 fn drop_what_comes(socket: &Socket, deadline: Instant) {
@@ -459,7 +586,11 @@ fn drop_what_comes(socket: &Socket, deadline: Instant) {
 }
 
 fn find(bytes: &[u8], wanted: &[u8], from: usize) -> Option<usize> {
-    bytes.get(from..)?.windows(wanted.len()).position(|window| window == wanted).map(|at| from + at)
+    bytes
+        .get(from..)?
+        .windows(wanted.len())
+        .position(|window| window == wanted)
+        .map(|at| from + at)
 }
 
 /// A whole answer of the front's own.
@@ -499,10 +630,22 @@ mod tests {
     #[test]
     fn a_request_goes_on_without_what_is_of_its_connection() {
         let asked = read(b"POST /a?b HTTP/1.1\r\nhost: x\r\nx-FRONT: k 1\r\nConnection: keep-alive\r\nTE: x\r\nContent-Length: 2\r\n\r\nab, and more");
-        let expected = b"POST /a?b HTTP/1.1\r\nhost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab";
-        assert_eq!(String::from_utf8_lossy(&asked.unwrap().unwrap().bytes), String::from_utf8_lossy(expected));
-        assert!(read(b"GET /events HTTP/1.1\r\n\r\n").unwrap().unwrap().endless);
-        assert!(read(b"GET / HTTP/1.1\r\nhost: x\r\n").unwrap().is_none(), "it went before it had asked");
+        let expected =
+            b"POST /a?b HTTP/1.1\r\nhost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab";
+        assert_eq!(
+            String::from_utf8_lossy(&asked.unwrap().unwrap().bytes),
+            String::from_utf8_lossy(expected)
+        );
+        assert!(
+            read(b"GET /events HTTP/1.1\r\n\r\n")
+                .unwrap()
+                .unwrap()
+                .endless
+        );
+        assert!(
+            read(b"GET / HTTP/1.1\r\nhost: x\r\n").unwrap().is_none(),
+            "it went before it had asked"
+        );
     }
 
     proptest! {
@@ -529,7 +672,10 @@ mod tests {
         front.on_the_way().insert(7, now);
         assert!(!front.has_lost_one(now));
         assert!(front.has_lost_one(now + PATIENCE));
-        assert!(!front.arrived(&format!("{} 7", "0".repeat(32))), "somebody else's mark");
+        assert!(
+            !front.arrived(&format!("{} 7", "0".repeat(32))),
+            "somebody else's mark"
+        );
         assert!(front.has_lost_one(now + PATIENCE));
         assert!(front.arrived(&format!("{} 7", front.key)));
         assert!(!front.has_lost_one(now + PATIENCE));
@@ -537,17 +683,33 @@ mod tests {
 
     #[test]
     fn bodies() {
-        let check = |lines: &[(&'static str, &'static str)], expected: Result<(usize, bool), u16>| {
-            let headers: Vec<_> =
-                lines.iter().map(|(name, value)| httparse::Header { name, value: value.as_bytes() }).collect();
-            assert_eq!(framing(&headers).map_err(|(status, _)| status), expected, "{lines:?}");
+        let check = |lines: &[(&'static str, &'static str)],
+                     expected: Result<(usize, bool), u16>| {
+            let headers: Vec<_> = lines
+                .iter()
+                .map(|(name, value)| httparse::Header {
+                    name,
+                    value: value.as_bytes(),
+                })
+                .collect();
+            assert_eq!(
+                framing(&headers).map_err(|(status, _)| status),
+                expected,
+                "{lines:?}"
+            );
         };
         check(&[], Ok((0, false)));
-        check(&[("content-LENGTH", "12"), ("Expect", "100-continue")], Ok((12, true)));
+        check(
+            &[("content-LENGTH", "12"), ("Expect", "100-continue")],
+            Ok((12, true)),
+        );
         check(&[("Content-Length", "1048577")], Err(413));
         check(&[("Content-Length", "99999999999999999999")], Err(400));
         check(&[("Content-Length", "+1")], Err(400));
-        check(&[("Content-Length", "1"), ("Content-Length", "1")], Err(400));
+        check(
+            &[("Content-Length", "1"), ("Content-Length", "1")],
+            Err(400),
+        );
         check(&[("Transfer-Encoding", "chunked")], Err(411));
     }
 }

@@ -31,23 +31,79 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
         errors,
     } = &snapshot.totals;
     let mut text = Text(String::new());
-    text.gauge("mb_uptime_seconds", "Time since the start of the server.", *uptime_seconds);
+    text.gauge(
+        "mb_uptime_seconds",
+        "Time since the start of the server.",
+        *uptime_seconds,
+    );
     text.gauge("mb_connections", "Open connections.", *connections);
-    text.gauge("mb_connections_max", "Most connections at a time.", *max_connections);
+    text.gauge(
+        "mb_connections_max",
+        "Most connections at a time.",
+        *max_connections,
+    );
     text.gauge("mb_threads", "Threads that serve connections.", *threads);
-    text.gauge("mb_memory_bytes", "Memory taken by what grows: services, large messages and answers.", *memory);
-    text.gauge("mb_memory_max_bytes", "Memory that there is for what grows.", *max_memory);
-    text.counter("mb_connections_accepted_total", "Connections accepted.", *accepted);
-    text.counter("mb_connections_refused_total", "Connections told SERVER_BUSY.", *refused);
-    text.counter("mb_accept_errors_total", "Errors of the accept call.", *accept_errors);
-    text.counter("mb_truncated_messages_total", "Messages cut off by the end of their stream.", *truncated);
-    text.counter("mb_write_timeouts_total", "Connections whose peer took no answer in time.", *write_timeouts);
-    text.counter("mb_publish_failures_total", "Failures of PUBLISH that nobody was told of.", *publish_failures);
-    text.counter("mb_connections_denied_total", "Peers from an address that is not let in.", *denied);
-    text.counter("mb_connections_evicted_total", "Strangers sent away to make room for others.", *evicted);
+    text.gauge(
+        "mb_memory_bytes",
+        "Memory taken by what grows: services, large messages and answers.",
+        *memory,
+    );
+    text.gauge(
+        "mb_memory_max_bytes",
+        "Memory that there is for what grows.",
+        *max_memory,
+    );
+    text.counter(
+        "mb_connections_accepted_total",
+        "Connections accepted.",
+        *accepted,
+    );
+    text.counter(
+        "mb_connections_refused_total",
+        "Connections told SERVER_BUSY.",
+        *refused,
+    );
+    text.counter(
+        "mb_accept_errors_total",
+        "Errors of the accept call.",
+        *accept_errors,
+    );
+    text.counter(
+        "mb_truncated_messages_total",
+        "Messages cut off by the end of their stream.",
+        *truncated,
+    );
+    text.counter(
+        "mb_write_timeouts_total",
+        "Connections whose peer took no answer in time.",
+        *write_timeouts,
+    );
+    text.counter(
+        "mb_publish_failures_total",
+        "Failures of PUBLISH that nobody was told of.",
+        *publish_failures,
+    );
+    text.counter(
+        "mb_connections_denied_total",
+        "Peers from an address that is not let in.",
+        *denied,
+    );
+    text.counter(
+        "mb_connections_evicted_total",
+        "Strangers sent away to make room for others.",
+        *evicted,
+    );
     for (name, help, counts) in [
-        ("mb_handshake_failures_total", "Handshakes that came to nothing, by reason.", handshake_failures),
-        ("mb_auth_failures_total", "Peers that failed to show who they are, by reason.", auth_failures),
+        (
+            "mb_handshake_failures_total",
+            "Handshakes that came to nothing, by reason.",
+            handshake_failures,
+        ),
+        (
+            "mb_auth_failures_total",
+            "Peers that failed to show who they are, by reason.",
+            auth_failures,
+        ),
     ] {
         text.head(name, help, "counter");
         for (reason, count) in counts {
@@ -56,17 +112,45 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     }
     text.counter("mb_received_bytes_total", "Bytes read.", *bytes_in);
     text.counter("mb_sent_bytes_total", "Bytes written.", *bytes_out);
-    text.counter("mb_received_messages_total", "Whole messages read.", *messages_in);
+    text.counter(
+        "mb_received_messages_total",
+        "Whole messages read.",
+        *messages_in,
+    );
     text.counter("mb_sent_messages_total", "Messages written.", *messages_out);
-    text.counter("mb_keep_alives_total", "Keep-alive frames read.", *keep_alives);
-    text.head("mb_errors_total", "ERRORs by code, SERVICE for the services' own.", "counter");
+    text.counter(
+        "mb_keep_alives_total",
+        "Keep-alive frames read.",
+        *keep_alives,
+    );
+    text.head(
+        "mb_errors_total",
+        "ERRORs by code, SERVICE for the services' own.",
+        "counter",
+    );
     for (code, count) in errors {
         text.line("mb_errors_total", &[("code", code)], *count);
     }
-    let loaded: Vec<_> = snapshot.services.iter().filter(|service| service.state != "failed").collect();
-    let failed = snapshot.services.iter().filter(|service| service.error.is_some()).count();
-    text.gauge("mb_services", "Versions of services that are loaded.", loaded.len());
-    text.gauge("mb_services_failed", "Files that failed to load, also where an earlier one is served.", failed);
+    let loaded: Vec<_> = snapshot
+        .services
+        .iter()
+        .filter(|service| service.state != "failed")
+        .collect();
+    let failed = snapshot
+        .services
+        .iter()
+        .filter(|service| service.error.is_some())
+        .count();
+    text.gauge(
+        "mb_services",
+        "Versions of services that are loaded.",
+        loaded.len(),
+    );
+    text.gauge(
+        "mb_services_failed",
+        "Files that failed to load, also where an earlier one is served.",
+        failed,
+    );
     text.services(&loaded);
     text.process();
     text.0
@@ -95,7 +179,10 @@ impl Text {
     /// Label values come from fixed words and from names that follow the
     /// grammar of topics and versions: nothing in them needs an escape.
     fn line(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
-        let labels: Vec<_> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
+        let labels: Vec<_> = labels
+            .iter()
+            .map(|(label, value)| format!("{label}=\"{value}\""))
+            .collect();
         let _ = match labels.as_slice() {
             [] => writeln!(self.0, "{name} {value}"),
             labels => writeln!(self.0, "{name}{{{}}} {value}", labels.join(",")),
@@ -116,13 +203,22 @@ impl Text {
             .collect();
         let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
         #[allow(clippy::cast_precision_loss, reason = "seconds of processor time")]
-        let seconds = (field(14) + field(15)) as f64 / rustix::param::clock_ticks_per_second() as f64;
+        let seconds =
+            (field(14) + field(15)) as f64 / rustix::param::clock_ticks_per_second() as f64;
         let name = "process_cpu_seconds_total";
         self.head(name, "Processor time, user and system.", "counter");
         self.line(name, &[], seconds);
         let page = rustix::param::page_size() as u64;
-        self.gauge("process_resident_memory_bytes", "Resident memory.", field(24) * page);
-        self.gauge("process_virtual_memory_bytes", "Address space; most of it is never touched.", field(23));
+        self.gauge(
+            "process_resident_memory_bytes",
+            "Resident memory.",
+            field(24) * page,
+        );
+        self.gauge(
+            "process_virtual_memory_bytes",
+            "Address space; most of it is never touched.",
+            field(23),
+        );
         self.gauge("process_threads", "Threads.", field(20));
         let files = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
         self.gauge("process_open_fds", "Open files.", files);
@@ -132,39 +228,79 @@ impl Text {
         let labels = |row: &ServiceRow| (row.name.clone(), row.version.clone().unwrap_or_default());
         let counters: [ServiceCounter; 4] = [
             ("mb_calls_total", "Calls begun.", |row| row.calls),
-            ("mb_call_failures_total", "Calls that ended with the service's own failure.", |row| row.failures),
-            ("mb_call_errors_total", "Calls that the server ended.", |row| row.errors),
-            ("mb_instances_made_total", "Instances that were made for calls.", |row| row.instances),
+            (
+                "mb_call_failures_total",
+                "Calls that ended with the service's own failure.",
+                |row| row.failures,
+            ),
+            (
+                "mb_call_errors_total",
+                "Calls that the server ended.",
+                |row| row.errors,
+            ),
+            (
+                "mb_instances_made_total",
+                "Instances that were made for calls.",
+                |row| row.instances,
+            ),
         ];
         for (name, help, value) in counters {
             self.head(name, help, "counter");
             for row in services {
                 let (service, version) = labels(row);
-                self.line(name, &[("service", &service), ("version", &version)], value(row));
+                self.line(
+                    name,
+                    &[("service", &service), ("version", &version)],
+                    value(row),
+                );
             }
         }
         let name = "mb_call_duration_seconds";
-        self.head(name, "How long calls took, from waiting for their turn to their answer, by outcome.", "histogram");
+        self.head(
+            name,
+            "How long calls took, from waiting for their turn to their answer, by outcome.",
+            "histogram",
+        );
         for row in services {
             let (service, version) = labels(row);
             for (outcome, durations) in &row.durations {
-                let labels = [("service", &*service), ("version", &*version), ("outcome", *outcome)];
+                let labels = [
+                    ("service", &*service),
+                    ("version", &*version),
+                    ("outcome", *outcome),
+                ];
                 self.distribution(name, &labels, durations);
             }
         }
         let name = "mb_call_wait_seconds";
-        self.head(name, "The part of it before they ran: turn, place, memory, instance.", "histogram");
+        self.head(
+            name,
+            "The part of it before they ran: turn, place, memory, instance.",
+            "histogram",
+        );
         for row in services {
             let (service, version) = labels(row);
-            self.distribution(name, &[("service", &*service), ("version", &*version)], &row.waits);
+            self.distribution(
+                name,
+                &[("service", &*service), ("version", &*version)],
+                &row.waits,
+            );
         }
     }
 
     fn distribution(&mut self, name: &str, labels: &[(&str, &str)], durations: &Distribution) {
-        let Distribution { buckets, seconds, count } = durations;
+        let Distribution {
+            buckets,
+            seconds,
+            count,
+        } = durations;
         let bucket = format!("{name}_bucket");
         for (bound, seen) in buckets {
-            self.line(&bucket, &[labels, &[("le", &*bound.to_string())]].concat(), *seen);
+            self.line(
+                &bucket,
+                &[labels, &[("le", &*bound.to_string())]].concat(),
+                *seen,
+            );
         }
         // One that has never counted has no bounds but this.
         self.line(&bucket, &[labels, &[("le", "+Inf")]].concat(), *count);

@@ -118,7 +118,9 @@ impl Admin {
         let first = front.listen_behind()?;
         doors.into_iter().try_for_each(|door| front.open(door))?;
         let (admin, running) = (Arc::new(self), Running(Arc::clone(&front)));
-        thread::Builder::new().name("mb-admin".into()).spawn(move || admin.supervise(&front, first))?;
+        thread::Builder::new()
+            .name("mb-admin".into())
+            .spawn(move || admin.supervise(&front, first))?;
         Ok(running)
     }
 
@@ -127,7 +129,11 @@ impl Admin {
         loop {
             let listener = first.take().map_or_else(|| front.listen_behind(), Ok);
             // It panics where no thread can be started.
-            let open = || listener.map_err(Into::into).and_then(|listener| Server::from_listener(listener, None));
+            let open = || {
+                listener
+                    .map_err(Into::into)
+                    .and_then(|listener| Server::from_listener(listener, None))
+            };
             let why = match catch_unwind(AssertUnwindSafe(open)) {
                 Ok(Ok(server)) => {
                     let why = self.serve(&server, front);
@@ -151,14 +157,20 @@ impl Admin {
         loop {
             match server.recv_timeout(LOOK_EVERY) {
                 Ok(Some(request)) => {
-                    let mark = request.headers().iter().find(|header| header.field.equiv(MARK));
+                    let mark = request
+                        .headers()
+                        .iter()
+                        .find(|header| header.field.equiv(MARK));
                     if !mark.is_some_and(|mark| front.arrived(mark.value.as_str())) {
                         // Not from the front: a stranger has found the way in.
                         continue;
                     }
                     let looks = matches!(request.method(), Method::Get | Method::Head);
                     // With a query it is a page, which refuses that.
-                    if looks && request.url().trim_end_matches('?') == "/events" && self.is_addressed(&request) {
+                    if looks
+                        && request.url().trim_end_matches('?') == "/events"
+                        && self.is_addressed(&request)
+                    {
                         self.listen(request);
                     } else if looks {
                         self.answer(request);
@@ -168,7 +180,9 @@ impl Admin {
                 }
                 // Only where nothing waits to be answered: it may be behind
                 // others.
-                Ok(None) if front.has_lost_one(Instant::now()) => return "a request did not arrive".into(),
+                Ok(None) if front.has_lost_one(Instant::now()) => {
+                    return "a request did not arrive".into();
+                }
                 Ok(None) => {}
                 Err(error) => return error.to_string(),
             }
@@ -189,7 +203,9 @@ impl Admin {
             admin.busy.changes.fetch_sub(1, SeqCst);
         };
         // Without a thread the request is dropped, which answers 500.
-        if let Err(error) = thread::Builder::new().name("mb-change".into()).spawn(change)
+        if let Err(error) = thread::Builder::new()
+            .name("mb-change".into())
+            .spawn(change)
             && LINES.allows("admin endpoint")
         {
             tracing::warn!("admin endpoint: {error}");
@@ -203,17 +219,25 @@ impl Admin {
 
     fn respond(&self, mut request: Request) {
         let (status, kind, body) = self.route(&mut request);
-        let allow = (status == 405).then(|| routes::methods(request.url().split('?').next().unwrap_or_default()));
+        let allow = (status == 405)
+            .then(|| routes::methods(request.url().split('?').next().unwrap_or_default()));
         // One piece with its length, however large: simple for simple clients.
-        let mut response = Response::from_string(body).with_status_code(status).with_chunked_threshold(usize::MAX);
-        for (name, value) in allow.as_deref().map(|methods| ("Allow", methods)).into_iter().chain([
-            ("Content-Type", kind),
-            ("Cache-Control", "no-store"),
-            ("X-Content-Type-Options", "nosniff"),
-            ("X-Frame-Options", "DENY"),
-            ("Referrer-Policy", "no-referrer"),
-            ("Content-Security-Policy", POLICY),
-        ]) {
+        let mut response = Response::from_string(body)
+            .with_status_code(status)
+            .with_chunked_threshold(usize::MAX);
+        for (name, value) in allow
+            .as_deref()
+            .map(|methods| ("Allow", methods))
+            .into_iter()
+            .chain([
+                ("Content-Type", kind),
+                ("Cache-Control", "no-store"),
+                ("X-Content-Type-Options", "nosniff"),
+                ("X-Frame-Options", "DENY"),
+                ("Referrer-Policy", "no-referrer"),
+                ("Content-Security-Policy", POLICY),
+            ])
+        {
             if let Ok(header) = Header::from_bytes(name, value) {
                 response.add_header(header);
             }
@@ -223,7 +247,8 @@ impl Admin {
     }
 
     fn route(&self, request: &mut Request) -> Page {
-        let refuse = |status: u16, error: &str| (status, JSON_UTF8, json!({"error": error}).to_string());
+        let refuse =
+            |status: u16, error: &str| (status, JSON_UTF8, json!({"error": error}).to_string());
         if !self.is_addressed(request) {
             if LINES.allows("admin endpoint under a foreign name") {
                 tracing::warn!(
@@ -232,30 +257,50 @@ impl Admin {
                     "asked under a name that is not answered"
                 );
             }
-            return refuse(403, "this Host is not answered; use a loopback name or add it to admin.allowed_hosts");
+            return refuse(
+                403,
+                "this Host is not answered; use a loopback name or add it to admin.allowed_hosts",
+            );
         }
         let url = request.url().to_owned();
         let (path, query) = url.split_once('?').unwrap_or((&url, ""));
-        let method = if *request.method() == Method::Head { "GET" } else { request.method().as_str() };
+        let method = if *request.method() == Method::Head {
+            "GET"
+        } else {
+            request.method().as_str()
+        };
         let method = method.to_owned();
         match routes::find(&method, path) {
             Ok((route, values)) if method == "GET" => {
-                let page = Query::parse(query, route.query).and_then(|query| self.page(route.path, &values, &query));
+                let page = Query::parse(query, route.query)
+                    .and_then(|query| self.page(route.path, &values, &query));
                 page.unwrap_or_else(|error| refuse(400, &error))
             }
             Ok((route, values)) => self.change(request, route, &values),
-            Err(true) => refuse(405, "another method is answered here; / lists what there is"),
+            Err(true) => refuse(
+                405,
+                "another method is answered here; / lists what there is",
+            ),
             Err(false) => {
-                let accepts = request.headers().iter().find(|header| header.field.equiv("Accept"));
-                let wants_html = accepts.is_some_and(|header| header.value.as_str().contains("text/html"));
-                let front = (method == "GET").then(|| Self::front(path, wants_html)).flatten();
+                let accepts = request
+                    .headers()
+                    .iter()
+                    .find(|header| header.field.equiv("Accept"));
+                let wants_html =
+                    accepts.is_some_and(|header| header.value.as_str().contains("text/html"));
+                let front = (method == "GET")
+                    .then(|| Self::front(path, wants_html))
+                    .flatten();
                 front.unwrap_or_else(|| refuse(404, "no such page; / lists them"))
             }
         }
     }
 
     fn is_addressed(&self, request: &Request) -> bool {
-        let host = request.headers().iter().find(|header| header.field.equiv("Host"));
+        let host = request
+            .headers()
+            .iter()
+            .find(|header| header.field.equiv("Host"));
         host.is_some_and(|host| self.is_allowed(host.value.as_str()))
     }
 
@@ -266,8 +311,11 @@ impl Admin {
             Some(rest) => rest.split(']').next().unwrap_or_default(),
             None => host.split(':').next().unwrap_or_default(),
         };
-        let loopback = name.eq_ignore_ascii_case("localhost") || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-        let listed = |allowed: &String| allowed.eq_ignore_ascii_case(name) || allowed.eq_ignore_ascii_case(host);
+        let loopback = name.eq_ignore_ascii_case("localhost")
+            || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        let listed = |allowed: &String| {
+            allowed.eq_ignore_ascii_case(name) || allowed.eq_ignore_ascii_case(host)
+        };
         loopback || self.allowed_hosts.iter().any(listed)
     }
 }
@@ -361,10 +409,24 @@ mod tests {
     #[test]
     fn hosts() {
         let admin = admin();
-        for good in ["localhost", "LOCALHOST:9090", "127.0.0.1:9090", "127.8.9.1", "[::1]:9090", "ops.example:9090"] {
+        for good in [
+            "localhost",
+            "LOCALHOST:9090",
+            "127.0.0.1:9090",
+            "127.8.9.1",
+            "[::1]:9090",
+            "ops.example:9090",
+        ] {
             assert!(admin.is_allowed(good), "{good}");
         }
-        for bad in ["", "evil.example", "127.0.0.1.evil.example", "localhost.evil.example:9090", "[::2]", "10.0.0.1"] {
+        for bad in [
+            "",
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example:9090",
+            "[::2]",
+            "10.0.0.1",
+        ] {
             assert!(!admin.is_allowed(bad), "{bad}");
         }
     }
@@ -377,13 +439,25 @@ mod tests {
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        Admin { snapshot: Box::new(|| panic!("a defect")), ..admin() }.start(vec![Door::Tcp(listener)]).unwrap();
+        Admin {
+            snapshot: Box::new(|| panic!("a defect")),
+            ..admin()
+        }
+        .start(vec![Door::Tcp(listener)])
+        .unwrap();
         for (path, status) in [("/metrics", "500"), ("/healthz", "200")] {
             let mut stream = TcpStream::connect(address).unwrap();
-            write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+            write!(
+                stream,
+                "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            )
+            .unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();
-            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {answer}");
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status}")),
+                "{path}: {answer}"
+            );
         }
     }
 }

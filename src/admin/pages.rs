@@ -28,21 +28,35 @@ impl Query {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             if !known.iter().any(|(known, _)| *known == name) {
                 let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
-                let names = if names.is_empty() { "none".into() } else { names.join(", ") };
+                let names = if names.is_empty() {
+                    "none".into()
+                } else {
+                    names.join(", ")
+                };
                 return Err(format!("unknown parameter {name:?}; known here: {names}"));
             }
-            let value = decode(value).ok_or_else(|| format!("{name} is not percent-encoded UTF-8"))?;
+            let value =
+                decode(value).ok_or_else(|| format!("{name} is not percent-encoded UTF-8"))?;
             found.insert(name.to_owned(), value);
         }
         Ok(Self(found))
     }
 
     fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.0
+            .get(name)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
     }
 
     fn number(&self, name: &str) -> Result<Option<u64>, String> {
-        self.0.get(name).map(|text| text.parse().map_err(|_| format!("{name} is no whole number"))).transpose()
+        self.0
+            .get(name)
+            .map(|text| {
+                text.parse()
+                    .map_err(|_| format!("{name} is no whole number"))
+            })
+            .transpose()
     }
 
     fn limit(&self) -> Result<usize, String> {
@@ -71,7 +85,13 @@ impl Admin {
     /// A page, or what is wrong with the parameters.
     pub(super) fn page(&self, route: &str, values: &[&str], query: &Query) -> Result<Page, String> {
         let ok = |value: Value| Ok((200, JSON_UTF8, value.to_string()));
-        let none = |what: &str| Ok((404, JSON_UTF8, json!({"error": format!("no such {what}")}).to_string()));
+        let none = |what: &str| {
+            Ok((
+                404,
+                JSON_UTF8,
+                json!({"error": format!("no such {what}")}).to_string(),
+            ))
+        };
         match route {
             "/healthz" => ok(json!({"status": "ok"})),
             "/version" => ok(version()),
@@ -82,15 +102,22 @@ impl Admin {
                 let Some(row) = snapshot.connections.iter().find(|row| row.id == values[0]) else {
                     return none("connection");
                 };
-                let calls: Vec<_> = snapshot.calls.iter().filter(|call| call.connection == row.id).collect();
-                ok(json!({"connection": row, "socket": row.ends.map(super::socket::of), "calls": calls}))
+                let calls: Vec<_> = snapshot
+                    .calls
+                    .iter()
+                    .filter(|call| call.connection == row.id)
+                    .collect();
+                ok(
+                    json!({"connection": row, "socket": row.ends.map(super::socket::of), "calls": calls}),
+                )
             }
             "/calls" => ok(json!({"calls": (self.snapshot)().calls})),
             "/calls/past" => {
                 let (id, service) = (query.get("requestId"), query.get("service"));
                 let fits = |call: &crate::metrics::PastCall| {
-                    id.is_none_or(|id| call.request_id == id || call.parent_request_id.as_deref() == Some(id))
-                        && service.is_none_or(|service| call.service == service)
+                    id.is_none_or(|id| {
+                        call.request_id == id || call.parent_request_id.as_deref() == Some(id)
+                    }) && service.is_none_or(|service| call.service == service)
                 };
                 ok(json!({"calls": self.metrics.history.find(query.limit()?, fits)}))
             }
@@ -102,14 +129,17 @@ impl Admin {
                 }
                 let snapshot = (self.snapshot)();
                 for version in &mut versions {
-                    let row = snapshot
-                        .services
-                        .iter()
-                        .find(|row| row.name == values[0] && row.version.as_deref() == version["version"].as_str());
+                    let row = snapshot.services.iter().find(|row| {
+                        row.name == values[0]
+                            && row.version.as_deref() == version["version"].as_str()
+                    });
                     version["row"] = json!(row);
                     version["histogram"] = json!(row.map(|row| &row.buckets));
                 }
-                let past = self.metrics.history.find(50, |call| call.service == values[0]);
+                let past = self
+                    .metrics
+                    .history
+                    .find(50, |call| call.service == values[0]);
                 ok(json!({"name": values[0], "versions": versions, "lastCalls": past}))
             }
             "/config" => ok((self.settings)()),
@@ -124,15 +154,25 @@ impl Admin {
     pub(super) fn front(path: &str, wants_html: bool) -> Option<Page> {
         if path == "/" && !wants_html {
             let list = |changes: bool| -> serde_json::Map<String, Value> {
-                let chosen = ROUTES.iter().filter(|route| (route.method != "GET") == changes);
+                let chosen = ROUTES
+                    .iter()
+                    .filter(|route| (route.method != "GET") == changes);
                 chosen
                     .map(|route| {
-                        let name = if changes { format!("{} {}", route.method, route.path) } else { route.path.into() };
+                        let name = if changes {
+                            format!("{} {}", route.method, route.path)
+                        } else {
+                            route.path.into()
+                        };
                         (name, json!(route.what))
                     })
                     .collect()
             };
-            return Some((200, JSON_UTF8, json!({"routes": list(false), "changes": list(true)}).to_string()));
+            return Some((
+                200,
+                JSON_UTF8,
+                json!({"routes": list(false), "changes": list(true)}).to_string(),
+            ));
         }
         assets::find(path).map(|(kind, text)| (200, kind, text.to_owned()))
     }
@@ -147,12 +187,24 @@ fn readiness(snapshot: &Snapshot) -> Page {
         .filter(|service| service.error.is_some())
         .map(|service| json!({"name": service.name, "file": service.file, "error": service.error}))
         .collect();
-    let (status, word) = if snapshot.accepting { (200, "ready") } else { (503, "draining") };
-    (status, JSON_UTF8, json!({"status": word, "failedServices": failed}).to_string())
+    let (status, word) = if snapshot.accepting {
+        (200, "ready")
+    } else {
+        (503, "draining")
+    };
+    (
+        status,
+        JSON_UTF8,
+        json!({"status": word, "failedServices": failed}).to_string(),
+    )
 }
 
 fn connections(snapshot: &Snapshot, query: &Query) -> Result<Vec<Value>, String> {
-    let (state, principal, peer) = (query.get("state"), query.get("principal"), query.get("peer"));
+    let (state, principal, peer) = (
+        query.get("state"),
+        query.get("principal"),
+        query.get("peer"),
+    );
     let mut rows: Vec<_> = snapshot
         .connections
         .iter()
@@ -170,7 +222,10 @@ fn connections(snapshot: &Snapshot, query: &Query) -> Result<Vec<Value>, String>
             "inFlight" => |row| row.in_flight,
             "errors" => |row| row.errors,
             other => {
-                return Err(format!("sort by {other:?}? It is one of {}", SORTS.join(", ")));
+                return Err(format!(
+                    "sort by {other:?}? It is one of {}",
+                    SORTS.join(", ")
+                ));
             }
         };
         rows.sort_by_key(|row| std::cmp::Reverse(key(row)));
@@ -181,16 +236,27 @@ fn connections(snapshot: &Snapshot, query: &Query) -> Result<Vec<Value>, String>
 
 fn log(query: &Query) -> Result<Vec<lines::Line>, String> {
     let rank = |level: &str| LEVELS.iter().position(|known| *known == level);
-    let level = query
-        .get("level")
-        .map(|level| rank(level).ok_or(format!("level {level:?}? It is one of {}", LEVELS.join(", "))));
+    let level = query.get("level").map(|level| {
+        rank(level).ok_or(format!(
+            "level {level:?}? It is one of {}",
+            LEVELS.join(", ")
+        ))
+    });
     let level = level.transpose()?;
-    let (service, id, text) = (query.get("service"), query.get("requestId"), query.get("contains"));
-    let field = |line: &lines::Line, name: &str, value: &str| line.fields.get(name).is_some_and(|found| found == value);
+    let (service, id, text) = (
+        query.get("service"),
+        query.get("requestId"),
+        query.get("contains"),
+    );
+    let field = |line: &lines::Line, name: &str, value: &str| {
+        line.fields.get(name).is_some_and(|found| found == value)
+    };
     let fits = |line: &lines::Line| {
         level.is_none_or(|level| rank(line.level).is_some_and(|rank| rank <= level))
             && service.is_none_or(|service| field(line, "service", service))
-            && id.is_none_or(|id| field(line, "request_id", id) || field(line, "parent_request_id", id))
+            && id.is_none_or(|id| {
+                field(line, "request_id", id) || field(line, "parent_request_id", id)
+            })
             && text.is_none_or(|text| line.message.contains(text))
     };
     Ok(lines::LINES.after(query.number("after")?.unwrap_or(0), query.limit()?, fits))
@@ -206,7 +272,12 @@ mod tests {
         let query = Query::parse("a=x%20y+z&limit=7", &known).unwrap();
         assert_eq!((query.get("a"), query.limit()), (Some("x y z"), Ok(7)));
         assert_eq!(Query::parse("", &known).unwrap().limit(), Ok(DEFAULT_LIMIT));
-        assert!(Query::parse("b=1", &known).err().unwrap().contains("known here: a, limit"));
+        assert!(
+            Query::parse("b=1", &known)
+                .err()
+                .unwrap()
+                .contains("known here: a, limit")
+        );
         assert!(Query::parse("a=%f", &known).is_err() && Query::parse("a=%ff", &known).is_err());
         assert!(Query::parse("limit=-1", &known).unwrap().limit().is_err());
     }

@@ -28,11 +28,27 @@ pub(super) const PROMETHEUS: &str = "text/plain; version=0.0.4";
 pub(super) const EVENTS: &str = "text/event-stream";
 
 const fn get(path: &'static str, what: &'static str) -> Route {
-    Route { method: "GET", path, what, query: &[], body: &[], required: &[], answers: (JSON, &[200]) }
+    Route {
+        method: "GET",
+        path,
+        what,
+        query: &[],
+        body: &[],
+        required: &[],
+        answers: (JSON, &[200]),
+    }
 }
 
 const fn post(path: &'static str, what: &'static str, statuses: &'static [u16]) -> Route {
-    Route { method: "POST", path, what, query: &[], body: &[], required: &[], answers: (JSON, statuses) }
+    Route {
+        method: "POST",
+        path,
+        what,
+        query: &[],
+        body: &[],
+        required: &[],
+        answers: (JSON, statuses),
+    }
 }
 
 /// What connections may be sorted by.
@@ -40,39 +56,58 @@ pub(super) const SORTS: [&str; 5] = ["bytesIn", "bytesOut", "messagesIn", "inFli
 /// Levels of the log, from the gravest on.
 pub(super) const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
-const VERSION: &[(&str, &str, &str)] = &[("version", "string", "MAJOR.MINOR.PATCH, where there are several")];
+const VERSION: &[(&str, &str, &str)] = &[(
+    "version",
+    "string",
+    "MAJOR.MINOR.PATCH, where there are several",
+)];
 
 /// All of them. Those that are not GET take the token.
 pub const ROUTES: &[Route] = &[
     get("/healthz", "200 while the process lives"),
     Route {
         answers: (JSON, &[200, 503]),
-        ..get("/readyz", "200 while requests are served, 503 while the server drains; the files that did not load")
+        ..get(
+            "/readyz",
+            "200 while requests are served, 503 while the server drains; the files that did not load",
+        )
     },
     Route {
         query: &[
             ("state", "only those in this state"),
             ("principal", "only those of this principal"),
             ("peer", "only those whose address begins so"),
-            ("sort", "bytesIn, bytesOut, messagesIn, inFlight or errors: most first; else oldest first"),
+            (
+                "sort",
+                "bytesIn, bytesOut, messagesIn, inFlight or errors: most first; else oldest first",
+            ),
             ("limit", "how many at most"),
         ],
         ..get("/connections", "open connections")
     },
     Route {
         answers: (JSON, &[200, 404]),
-        ..get("/connections/{id}", "one of them, with what the kernel knows of its socket")
+        ..get(
+            "/connections/{id}",
+            "one of them, with what the kernel knows of its socket",
+        )
     },
     Route {
         method: "DELETE",
         answers: (JSON, &[200, 404]),
-        ..get("/connections/{id}", "close it in order: what was begun is answered")
+        ..get(
+            "/connections/{id}",
+            "close it in order: what was begun is answered",
+        )
     },
     get("/calls", "calls that take longer than a millisecond or two"),
     Route {
         method: "DELETE",
         answers: (JSON, &[200, 404]),
-        ..get("/calls/{id}", "stop one; its caller gets SERVICE_FAILED, reason killed")
+        ..get(
+            "/calls/{id}",
+            "stop one; its caller gets SERVICE_FAILED, reason killed",
+        )
     },
     Route {
         query: &[
@@ -80,7 +115,10 @@ pub const ROUTES: &[Route] = &[
             ("service", "only those of this service"),
             ("limit", "how many at most"),
         ],
-        ..get("/calls/past", "the newest calls that failed or took more than 10 ms")
+        ..get(
+            "/calls/past",
+            "the newest calls that failed or took more than 10 ms",
+        )
     },
     get("/services", "services, and the files that did not load"),
     Route {
@@ -90,10 +128,18 @@ pub const ROUTES: &[Route] = &[
             "one of them in all its versions: schemas, limits, grants, latency, last calls that failed or were slow",
         )
     },
-    post("/services/reload", "look for changed components now", &[200, 500]),
+    post(
+        "/services/reload",
+        "look for changed components now",
+        &[200, 500],
+    ),
     Route {
         body: VERSION,
-        ..post("/services/{name}/rollback", "serve the file from before the present one", &[200, 409])
+        ..post(
+            "/services/{name}/rollback",
+            "serve the file from before the present one",
+            &[200, 409],
+        )
     },
     Route {
         body: VERSION,
@@ -103,30 +149,63 @@ pub const ROUTES: &[Route] = &[
             &[200, 409],
         )
     },
-    Route { body: VERSION, ..post("/services/{name}/enable", "serve it again", &[200, 409]) },
+    Route {
+        body: VERSION,
+        ..post("/services/{name}/enable", "serve it again", &[200, 409])
+    },
     Route {
         body: &[
             ("action", "string", "the topic without the service's name"),
             ("payload", "any", "JSON"),
-            ("version", "string", "the version that the caller is written against"),
-            ("timeoutMs", "integer", "how long it may take, 5,000 if left out"),
+            (
+                "version",
+                "string",
+                "the version that the caller is written against",
+            ),
+            (
+                "timeoutMs",
+                "integer",
+                "how long it may take, 5,000 if left out",
+            ),
         ],
         required: &["action"],
-        ..post("/services/{name}/try", "call an action once, as the operator", &[200, 409])
+        ..post(
+            "/services/{name}/try",
+            "call an action once, as the operator",
+            &[200, 409],
+        )
     },
-    post("/tls/reload", "read the certificates again; open connections stay", &[200, 409]),
+    post(
+        "/tls/reload",
+        "read the certificates again; open connections stay",
+        &[200, 409],
+    ),
     Route {
         body: &[("filter", "string", "as the setting log")],
         required: &["filter"],
-        ..post("/log/filter", "change what is logged, until the next start", &[200, 409])
+        ..post(
+            "/log/filter",
+            "change what is logged, until the next start",
+            &[200, 409],
+        )
     },
     post("/drain", "end the server in order, as SIGTERM does", &[200]),
-    get("/config", "the effective settings, and where each comes from; secrets are masked"),
-    post("/config/reload", "read the settings again, as SIGHUP does: apply what can be, name what waits", &[200, 409]),
+    get(
+        "/config",
+        "the effective settings, and where each comes from; secrets are masked",
+    ),
+    post(
+        "/config/reload",
+        "read the settings again, as SIGHUP does: apply what can be, name what waits",
+        &[200, 409],
+    ),
     Route {
         query: &[
             ("after", "only lines after this number"),
-            ("level", "error, warn, info, debug or trace: at least this grave"),
+            (
+                "level",
+                "error, warn, info, debug or trace: at least this grave",
+            ),
             ("service", "only lines of this service"),
             ("requestId", "only lines of this request"),
             ("contains", "only lines with this text"),
@@ -136,16 +215,25 @@ pub const ROUTES: &[Route] = &[
     },
     Route {
         answers: (EVENTS, &[200, 503]),
-        ..get("/events", "every second: totals, calls that run, new lines of the log")
+        ..get(
+            "/events",
+            "every second: totals, calls that run, new lines of the log",
+        )
     },
-    Route { answers: (PROMETHEUS, &[200]), ..get("/metrics", "counters, as Prometheus reads them") },
+    Route {
+        answers: (PROMETHEUS, &[200]),
+        ..get("/metrics", "counters, as Prometheus reads them")
+    },
     get("/version", "what runs here"),
     get("/openapi.json", "this description, OpenAPI 3.1"),
 ];
 
 /// The route of a request, with the values of its parameters, if there is one;
 /// else whether there is the path, for another method.
-pub(super) fn find<'a>(method: &str, path: &'a str) -> Result<(&'static Route, Vec<&'a str>), bool> {
+pub(super) fn find<'a>(
+    method: &str,
+    path: &'a str,
+) -> Result<(&'static Route, Vec<&'a str>), bool> {
     let mut other = false;
     // `/services/reload` is no service of that name.
     for route in ROUTES
@@ -167,9 +255,17 @@ pub(super) fn find<'a>(method: &str, path: &'a str) -> Result<(&'static Route, V
 pub(super) fn methods(path: &str) -> String {
     // `/services/reload` is no service of that name.
     let literal = ROUTES.iter().any(|route| route.path == path);
-    let named = |route: &&Route| if literal { route.path == path } else { matches(route.path, path).is_some() };
+    let named = |route: &&Route| {
+        if literal {
+            route.path == path
+        } else {
+            matches(route.path, path).is_some()
+        }
+    };
     let taken = ROUTES.iter().filter(named).map(|route| route.method);
-    let mut taken: Vec<_> = taken.flat_map(|method| [Some(method), (method == "GET").then_some("HEAD")]).collect();
+    let mut taken: Vec<_> = taken
+        .flat_map(|method| [Some(method), (method == "GET").then_some("HEAD")])
+        .collect();
     taken.sort_unstable();
     taken.dedup();
     taken.into_iter().flatten().collect::<Vec<_>>().join(", ")
@@ -181,7 +277,9 @@ fn matches<'a>(pattern: &str, path: &'a str) -> Option<Vec<&'a str>> {
     loop {
         match (pattern.next(), path.next()) {
             (None, None) => return Some(values),
-            (Some(named), Some(value)) if named.starts_with('{') && !value.is_empty() => values.push(value),
+            (Some(named), Some(value)) if named.starts_with('{') && !value.is_empty() => {
+                values.push(value)
+            }
             (Some(expected), Some(found)) if expected == found => {}
             _ => return None,
         }
@@ -212,7 +310,10 @@ pub(super) fn openapi() -> Value {
 }
 
 fn operation(route: &Route) -> Value {
-    let named = route.path.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'));
+    let named = route
+        .path
+        .split('/')
+        .filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'));
     let in_path = named.map(|name| {
         let kind = if name == "id" { "integer" } else { "string" };
         json!({"name": name, "in": "path", "required": true, "schema": {"type": kind}})
@@ -243,18 +344,27 @@ fn operation(route: &Route) -> Value {
     }
     let always = [
         (400, "a parameter or the body is wrong"),
-        (401, "the token is missing or wrong: what is not GET takes it, and from another machine all does"),
+        (
+            401,
+            "the token is missing or wrong: what is not GET takes it, and from another machine all does",
+        ),
         (403, "the Host header is not answered"),
         (408, "the request did not arrive in time"),
         (411, "the body has no Content-Length"),
         (413, "the body is too large"),
         (431, "the header is too large"),
-        (503, "too many requests or changes at the same time, or the endpoint is starting"),
+        (
+            503,
+            "too many requests or changes at the same time, or the endpoint is starting",
+        ),
     ];
     for (status, description) in always {
-        responses.entry(status.to_string()).or_insert_with(|| json!({"description": description, "content": error()}));
+        responses
+            .entry(status.to_string())
+            .or_insert_with(|| json!({"description": description, "content": error()}));
     }
-    let mut operation = json!({"summary": route.what, "parameters": parameters, "responses": responses});
+    let mut operation =
+        json!({"summary": route.what, "parameters": parameters, "responses": responses});
     if route.method != "GET" {
         operation["security"] = json!([{"token": []}]);
     }
@@ -274,7 +384,8 @@ fn operation(route: &Route) -> Value {
             "type": "object", "additionalProperties": false, "properties": properties, "required": route.required,
         });
         let required = !route.required.is_empty();
-        operation["requestBody"] = json!({"required": required, "content": {JSON: {"schema": schema}}});
+        operation["requestBody"] =
+            json!({"required": required, "content": {JSON: {"schema": schema}}});
     }
     operation
 }
@@ -289,14 +400,28 @@ mod tests {
 
     #[test]
     fn paths_find_their_route() {
-        let found = |method: &str, path: &str| find(method, path).map(|(route, values)| (route.path, values.join(",")));
+        let found = |method: &str, path: &str| {
+            find(method, path).map(|(route, values)| (route.path, values.join(",")))
+        };
         assert_eq!(found("GET", "/services"), Ok(("/services", String::new())));
-        assert_eq!(found("GET", "/services/calc"), Ok(("/services/{name}", "calc".into())));
-        assert_eq!(found("POST", "/services/reload"), Ok(("/services/reload", String::new())));
-        assert_eq!(found("GET", "/calls/past"), Ok(("/calls/past", String::new())));
+        assert_eq!(
+            found("GET", "/services/calc"),
+            Ok(("/services/{name}", "calc".into()))
+        );
+        assert_eq!(
+            found("POST", "/services/reload"),
+            Ok(("/services/reload", String::new()))
+        );
+        assert_eq!(
+            found("GET", "/calls/past"),
+            Ok(("/calls/past", String::new()))
+        );
         assert_eq!(found("DELETE", "/calls/7"), Ok(("/calls/{id}", "7".into())));
         assert_eq!(found("POST", "/healthz"), Err(true));
-        assert_eq!((&*methods("/healthz"), &*methods("/calls/7")), ("GET, HEAD", "DELETE"));
+        assert_eq!(
+            (&*methods("/healthz"), &*methods("/calls/7")),
+            ("GET, HEAD", "DELETE")
+        );
         assert_eq!(methods("/services/reload"), "POST");
         assert_eq!(found("GET", "/services/"), Err(false));
         assert_eq!(found("GET", "/services/../healthz"), Err(false));
@@ -308,7 +433,12 @@ mod tests {
         for route in ROUTES {
             let operation = &document["paths"][route.path][route.method.to_lowercase()];
             assert_eq!(operation["summary"], route.what);
-            assert_eq!(operation["security"].is_array(), route.method != "GET", "{}", route.path);
+            assert_eq!(
+                operation["security"].is_array(),
+                route.method != "GET",
+                "{}",
+                route.path
+            );
         }
     }
 }

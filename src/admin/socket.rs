@@ -8,7 +8,8 @@ use std::{
 };
 
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with, sockopt,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+    sockopt,
 };
 use serde_json::{Value, json};
 
@@ -35,11 +36,19 @@ type Ends = (SocketAddr, SocketAddr);
 /// Queues, retransmissions and round trip of the socket with these ends; null
 /// where the system does not tell.
 pub(super) fn of(ends: Ends) -> Value {
-    FAMILIES.iter().find_map(|family| ask(*family, ends).ok().flatten()).unwrap_or(Value::Null)
+    FAMILIES
+        .iter()
+        .find_map(|family| ask(*family, ends).ok().flatten())
+        .unwrap_or(Value::Null)
 }
 
 fn ask(family: u8, ends: Ends) -> io::Result<Option<Value>> {
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
+    let socket = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        Some(netlink::SOCK_DIAG),
+    )?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
     send(&socket, &request(family, ends), SendFlags::empty())?;
     let mut part = vec![0; 32 * 1024];
@@ -49,7 +58,9 @@ fn ask(family: u8, ends: Ends) -> io::Result<Option<Value>> {
         while let Some((kind, body, next)) = message(rest) {
             match kind {
                 DONE | ERROR => return Ok(None),
-                BY_FAMILY if ends_of(body).is_some_and(|found| are_same(found, ends)) => return Ok(facts(body)),
+                BY_FAMILY if ends_of(body).is_some_and(|found| are_same(found, ends)) => {
+                    return Ok(facts(body));
+                }
                 _ => rest = next,
             }
         }
@@ -77,7 +88,11 @@ fn request(family: u8, (own, other): Ends) -> Vec<u8> {
 fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = u32_at(bytes, 0)? as usize;
     let body = bytes.get(16..length)?;
-    Some((u16_at(bytes, 4)?, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
+    Some((
+        u16_at(bytes, 4)?,
+        body,
+        bytes.get(length.next_multiple_of(4)..).unwrap_or_default(),
+    ))
 }
 
 /// Of an `inet_diag_msg`: both ends.
@@ -107,12 +122,16 @@ fn facts(body: &[u8]) -> Option<Value> {
     let mut known = json!({"sendQueueBytes": sending, "receiveQueueBytes": receiving});
     let mut rest = body.get(ATTRIBUTES..)?;
     while let (Some(length), Some(kind)) = (u16_at(rest, 0), u16_at(rest, 2)) {
-        let Some(info) = rest.get(4..length as usize) else { break };
+        let Some(info) = rest.get(4..length as usize) else {
+            break;
+        };
         if kind == INFO {
             known["roundTripMs"] = json!(f64::from(u32_at(info, 68)?) / 1000.0);
             known["retransmits"] = json!(u32_at(info, 100)?);
         }
-        rest = rest.get(usize::from(length).next_multiple_of(4)..).unwrap_or_default();
+        rest = rest
+            .get(usize::from(length).next_multiple_of(4)..)
+            .unwrap_or_default();
     }
     Some(known)
 }
@@ -138,14 +157,21 @@ mod tests {
     #[test]
     fn a_socket_is_found_with_what_waits_in_it() {
         for bind in ["127.0.0.1:0", "[::1]:0"] {
-            let Ok(listener) = TcpListener::bind(bind) else { continue };
+            let Ok(listener) = TcpListener::bind(bind) else {
+                continue;
+            };
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (_server, peer) = listener.accept().unwrap();
             client.write_all(b"12345").unwrap();
             let found = of((listener.local_addr().unwrap(), peer));
             assert_eq!(found["retransmits"], 0, "{found}");
             assert_eq!(found["receiveQueueBytes"], 5, "{found}");
-            assert!(found["roundTripMs"].as_f64().is_some_and(|rtt| rtt > 0.0 && rtt < 1000.0), "{found}");
+            assert!(
+                found["roundTripMs"]
+                    .as_f64()
+                    .is_some_and(|rtt| rtt > 0.0 && rtt < 1000.0),
+                "{found}"
+            );
         }
         let nobody = "192.0.2.1:9".parse().unwrap();
         assert_eq!(of((nobody, nobody)), Value::Null);

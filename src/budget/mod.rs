@@ -86,7 +86,12 @@ impl Budget {
     /// How much is taken.
     #[must_use]
     pub fn used(&self) -> usize {
-        let at_hand = self.at_hand.iter().flat_map(Stripes::iter).map(|places| places.load(SeqCst)).sum();
+        let at_hand = self
+            .at_hand
+            .iter()
+            .flat_map(Stripes::iter)
+            .map(|places| places.load(SeqCst))
+            .sum();
         // Both change meanwhile.
         self.used.load(SeqCst).saturating_sub(at_hand)
     }
@@ -142,7 +147,11 @@ impl Budget {
             if remaining.is_zero() {
                 break false;
             }
-            turn = self.given.wait_timeout(turn, remaining).unwrap_or_else(PoisonError::into_inner).0;
+            turn = self
+                .given
+                .wait_timeout(turn, remaining)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         };
         self.waiting.fetch_sub(1, SeqCst);
         drop(turn);
@@ -159,7 +168,12 @@ impl Budget {
 
     /// Gives back.
     pub fn give(&self, amount: usize) {
-        if let Some(own) = self.at_hand.as_ref().map(Stripes::own).filter(|own| own.load(SeqCst) < MAX_AT_HAND) {
+        if let Some(own) = self
+            .at_hand
+            .as_ref()
+            .map(Stripes::own)
+            .filter(|own| own.load(SeqCst) < MAX_AT_HAND)
+        {
             assert_eq!(amount, 1, "places are given one at a time");
             own.fetch_add(1, SeqCst);
             // A waiter counts itself before it looks for what is at hand, and
@@ -186,7 +200,10 @@ impl Budget {
 /// Takes one, if there is one.
 fn take_one(places: &AtomicUsize) -> bool {
     // Looked at first: what is empty need not be written to.
-    places.load(SeqCst) > 0 && places.fetch_update(SeqCst, SeqCst, |places| places.checked_sub(1)).is_ok()
+    places.load(SeqCst) > 0
+        && places
+            .fetch_update(SeqCst, SeqCst, |places| places.checked_sub(1))
+            .is_ok()
 }
 
 /// What one holder has taken; given back when dropped.
@@ -200,7 +217,10 @@ impl Charge {
     /// Holds nothing yet.
     #[must_use]
     pub fn none(budget: &Arc<Budget>) -> Self {
-        Self { budget: Arc::clone(budget), held: 0 }
+        Self {
+            budget: Arc::clone(budget),
+            held: 0,
+        }
     }
 
     /// Holds `amount` in all from now on; waits until the deadline for what
@@ -263,7 +283,9 @@ mod tests {
         for budget in [Budget::new(4), Budget::places(4)] {
             assert!((0..4).all(|_| budget.try_take(1)));
             thread::scope(|scope| {
-                let waiters: Vec<_> = (0..8).map(|_| scope.spawn(|| budget.take_until(1, soon()))).collect();
+                let waiters: Vec<_> = (0..8)
+                    .map(|_| scope.spawn(|| budget.take_until(1, soon())))
+                    .collect();
                 for _ in 0..8 {
                     while budget.used() < 4 {
                         thread::yield_now();
@@ -300,8 +322,12 @@ mod tests {
         let budget = Budget::new(4);
         assert!(budget.try_take(4));
         let idle = Arc::downgrade(&budget);
-        budget
-            .reclaim_with(move || idle.upgrade().filter(|idle| idle.used() == 4).iter().for_each(|idle| idle.give(3)));
+        budget.reclaim_with(move || {
+            idle.upgrade()
+                .filter(|idle| idle.used() == 4)
+                .iter()
+                .for_each(|idle| idle.give(3))
+        });
         assert!(budget.take_until(3, soon()));
         assert!(!budget.take_until(5, soon()));
     }

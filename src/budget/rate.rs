@@ -19,7 +19,10 @@ impl Rate {
     #[must_use]
     pub fn per_second(times: u32) -> Option<Self> {
         let per_second = NonZeroU32::new(times)?;
-        Some(Self { limiter: DefaultDirectRateLimiter::direct(Quota::per_second(per_second)), per_second })
+        Some(Self {
+            limiter: DefaultDirectRateLimiter::direct(Quota::per_second(per_second)),
+            per_second,
+        })
     }
 
     /// How often that is.
@@ -33,7 +36,9 @@ impl Rate {
     /// # Errors
     /// After how long there will be one.
     pub fn take(&self) -> Result<(), Duration> {
-        self.limiter.check().map_err(|later| later.wait_time_from(DefaultClock::default().now()))
+        self.limiter
+            .check()
+            .map_err(|later| later.wait_time_from(DefaultClock::default().now()))
     }
 }
 
@@ -48,6 +53,9 @@ mod tests {
         let rate = Rate::per_second(2).unwrap();
         assert!(rate.take().is_ok() && rate.take().is_ok());
         let wait = rate.take().unwrap_err();
-        assert!(wait > Duration::ZERO && wait <= Duration::from_millis(500), "{wait:?}");
+        assert!(
+            wait > Duration::ZERO && wait <= Duration::from_millis(500),
+            "{wait:?}"
+        );
     }
 }

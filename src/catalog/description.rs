@@ -73,37 +73,63 @@ impl Description {
     pub fn parse(text: &str) -> Result<Self, DescriptionError> {
         let fail = |problem: String| Err(DescriptionError(problem));
         if text.len() > MAX_DOCUMENT_SIZE {
-            return fail(format!("it has {} bytes, allowed are {MAX_DOCUMENT_SIZE}", text.len()));
+            return fail(format!(
+                "it has {} bytes, allowed are {MAX_DOCUMENT_SIZE}",
+                text.len()
+            ));
         }
-        let check = json::check_text(text).and_then(|()| json::check_depth(text, MAX_DOCUMENT_DEPTH));
+        let check =
+            json::check_text(text).and_then(|()| json::check_depth(text, MAX_DOCUMENT_DEPTH));
         check.map_err(|e| DescriptionError(format!("it is {e}")))?;
-        let Document { name, version, description, actions } =
-            serde_json::from_str(text).map_err(|e| DescriptionError(e.to_string()))?;
+        let Document {
+            name,
+            version,
+            description,
+            actions,
+        } = serde_json::from_str(text).map_err(|e| DescriptionError(e.to_string()))?;
         if !is_name(&name) {
             return fail(format!(
                 "name {name:?} must be a letter, then letters, digits, - and _, at most {MAX_NAME_SIZE} bytes, \
                  and not {SYSTEM:?}"
             ));
         }
-        let version = version.parse().map_err(|e| DescriptionError(format!("version {version:?}: {e}")))?;
+        let version = version
+            .parse()
+            .map_err(|e| DescriptionError(format!("version {version:?}: {e}")))?;
         if actions.is_empty() || actions.len() > MAX_ACTIONS {
-            return fail(format!("{} actions, allowed is 1 to {MAX_ACTIONS}", actions.len()));
+            return fail(format!(
+                "{} actions, allowed is 1 to {MAX_ACTIONS}",
+                actions.len()
+            ));
         }
         for (index, action) in actions.iter().enumerate() {
-            let Action { name: action_name, description, input: _, output: _ } = action;
+            let Action {
+                name: action_name,
+                description,
+                input: _,
+                output: _,
+            } = action;
             let topic = format!("{name}.{action_name}");
             if action_name.len() > MAX_ACTION_SIZE || Topic::parse(&topic).is_err() {
                 return fail(format!(
                     "action {action_name:?} must be 1 to 4 segments joined by dots, at most {MAX_ACTION_SIZE} bytes"
                 ));
             }
-            if actions[..index].iter().any(|other| other.name == *action_name) {
+            if actions[..index]
+                .iter()
+                .any(|other| other.name == *action_name)
+            {
                 return fail(format!("action {action_name:?} stands twice"));
             }
             check_size("description of an action", description)?;
         }
         check_size("description", &description)?;
-        Ok(Self { name, version, description, actions })
+        Ok(Self {
+            name,
+            version,
+            description,
+            actions,
+        })
     }
 
     /// Whether the service has an action of this name.
@@ -123,7 +149,10 @@ fn check_size(what: &str, text: &str) -> Result<(), DescriptionError> {
     if text.len() <= MAX_DESCRIPTION_SIZE {
         return Ok(());
     }
-    Err(DescriptionError(format!("{what} of {} bytes exceeds the limit of {MAX_DESCRIPTION_SIZE}", text.len())))
+    Err(DescriptionError(format!(
+        "{what} of {} bytes exceeds the limit of {MAX_DESCRIPTION_SIZE}",
+        text.len()
+    )))
 }
 
 /// What is wrong with a document.
@@ -138,7 +167,11 @@ impl DescriptionError {
 
 impl fmt::Display for DescriptionError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "what describe returns does not follow its schema: {}", self.0)
+        write!(
+            f,
+            "what describe returns does not follow its schema: {}",
+            self.0
+        )
     }
 }
 
@@ -151,7 +184,8 @@ mod tests {
 
     /// The published schema, which must agree with the code on every case.
     fn schema_accepts(text: &str) -> bool {
-        let schema: Value = serde_json::from_str(include_str!("../../wit/describe.schema.json")).unwrap();
+        let schema: Value =
+            serde_json::from_str(include_str!("../../wit/describe.schema.json")).unwrap();
         serde_json::from_str(text).is_ok_and(|document| jsonschema::is_valid(&schema, &document))
     }
 
@@ -163,16 +197,25 @@ mod tests {
             change(&mut document);
             let text = document.to_string();
             let parsed = Description::parse(&text);
-            assert_eq!(parsed.is_ok(), schema_accepts(&text), "schema and code disagree about {text}");
+            assert_eq!(
+                parsed.is_ok(),
+                schema_accepts(&text),
+                "schema and code disagree about {text}"
+            );
             match (parsed, problem) {
                 (Ok(_), None) => {}
-                (Err(error), Some(problem)) => assert!(error.to_string().contains(problem), "{error}"),
+                (Err(error), Some(problem)) => {
+                    assert!(error.to_string().contains(problem), "{error}")
+                }
                 (parsed, problem) => panic!("{text}: {parsed:?}, expected {problem:?}"),
             }
         };
         check(&|_| {}, None);
         check(&|d| d["later"] = json!({"x": 1}), None);
-        check(&|d| d["actions"][0]["input"] = json!({"type": "object"}), None);
+        check(
+            &|d| d["actions"][0]["input"] = json!({"type": "object"}),
+            None,
+        );
         check(&|d| d["actions"][0]["input"] = json!(true), None);
         check(&|d| d["actions"][0]["name"] = json!("a.b.c.d"), None);
         check(&|d| d["name"] = json!("system"), Some("system"));
@@ -180,19 +223,38 @@ mod tests {
         check(&|d| d["name"] = json!(""), Some("letter"));
         check(&|d| d["name"] = json!("a".repeat(101)), Some("100"));
         check(&|d| d["version"] = json!("1.0"), Some("MAJOR.MINOR.PATCH"));
-        check(&|d| d["version"] = json!("01.0.0"), Some("MAJOR.MINOR.PATCH"));
+        check(
+            &|d| d["version"] = json!("01.0.0"),
+            Some("MAJOR.MINOR.PATCH"),
+        );
         check(&|d| d["actions"] = json!([]), Some("0 actions"));
-        check(&|d| d["actions"][0]["name"] = json!("a.b.c.d.e"), Some("segments"));
+        check(
+            &|d| d["actions"][0]["name"] = json!("a.b.c.d.e"),
+            Some("segments"),
+        );
         check(&|d| d["actions"][0]["name"] = json!("1"), Some("segments"));
-        check(&|d| d["description"] = json!("x".repeat(5000)), Some("5000"));
+        check(
+            &|d| d["description"] = json!("x".repeat(5000)),
+            Some("5000"),
+        );
         check(&|d| *d = json!([]), Some("invalid"));
-        check(&|d| drop(d.as_object_mut().unwrap().remove("actions")), Some("actions"));
-        let twice = json!({"name": "a", "version": "1.0.0", "actions": [{"name": "x"}, {"name": "x"}]});
-        assert!(Description::parse(&twice.to_string()).unwrap_err().to_string().contains("twice"));
+        check(
+            &|d| drop(d.as_object_mut().unwrap().remove("actions")),
+            Some("actions"),
+        );
+        let twice =
+            json!({"name": "a", "version": "1.0.0", "actions": [{"name": "x"}, {"name": "x"}]});
+        assert!(
+            Description::parse(&twice.to_string())
+                .unwrap_err()
+                .to_string()
+                .contains("twice")
+        );
         assert!(Description::parse("nope").is_err());
         let with = |schema: &str| {
-            let text =
-                format!("{{\"name\":\"a\",\"version\":\"1.0.0\",\"actions\":[{{\"name\":\"x\",\"input\":{schema}}}]}}");
+            let text = format!(
+                "{{\"name\":\"a\",\"version\":\"1.0.0\",\"actions\":[{{\"name\":\"x\",\"input\":{schema}}}]}}"
+            );
             Description::parse(&text).map_err(|error| error.to_string())
         };
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
@@ -200,6 +262,10 @@ mod tests {
         assert!(with(&nested(123)).unwrap_err().contains("limit of 125"));
         let long = |size: usize| format!("\"{}\"", "x".repeat(size));
         assert!(with(&long(60_000)).is_ok());
-        assert!(with(&long(70_000)).unwrap_err().contains("allowed are 65536"));
+        assert!(
+            with(&long(70_000))
+                .unwrap_err()
+                .contains("allowed are 65536")
+        );
     }
 }

@@ -36,8 +36,12 @@ impl Inputs {
     pub fn of(description: &Description) -> Result<Self, DescriptionError> {
         let prepare = |action: &Action| {
             let schema = action.input.as_ref().filter(|schema| !schema.is_null())?;
-            let patterns = PatternOptions::regex().size_limit(MAX_PATTERN).dfa_size_limit(MAX_PATTERN);
-            let built = jsonschema::options().with_pattern_options(patterns).build(schema);
+            let patterns = PatternOptions::regex()
+                .size_limit(MAX_PATTERN)
+                .dfa_size_limit(MAX_PATTERN);
+            let built = jsonschema::options()
+                .with_pattern_options(patterns)
+                .build(schema);
             let built = built.map_err(|error| {
                 DescriptionError::new(format!(
                     "the input schema of {} can't be used, and validate = true asks for it: {}",
@@ -47,7 +51,12 @@ impl Inputs {
             });
             Some(built.map(|validator| (action.name.clone(), validator)))
         };
-        description.actions.iter().filter_map(prepare).collect::<Result<_, _>>().map(Self)
+        description
+            .actions
+            .iter()
+            .filter_map(prepare)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// Holds a payload against the schema of an action, if that has one.
@@ -55,20 +64,38 @@ impl Inputs {
     /// # Errors
     /// The first thing that does not fit.
     pub fn check(&self, action: &str, payload: Payload<'_>) -> Result<(), Misfit> {
-        let Some(validator) = self.0.get(action) else { return Ok(()) };
+        let Some(validator) = self.0.get(action) else {
+            return Ok(());
+        };
         let misfit = |path: String, why: String| {
-            let place = if path.is_empty() { "payload".into() } else { format!("payload at {path}") };
-            Misfit { problem: cut(format!("{place}: {why}")), path: cut(path) }
+            let place = if path.is_empty() {
+                "payload".into()
+            } else {
+                format!("payload at {path}")
+            };
+            Misfit {
+                problem: cut(format!("{place}: {why}")),
+                path: cut(path),
+            }
         };
         let Payload::Json(text) = payload else {
-            return Err(misfit(String::new(), format!("{action} takes JSON, not bytes")));
+            return Err(misfit(
+                String::new(),
+                format!("{action} takes JSON, not bytes"),
+            ));
         };
         // It is JSON, but a number or half a surrogate pair may be beyond what
         // a value can hold.
-        let value: Value = serde_json::from_str(text).map_err(|error| misfit(String::new(), error.to_string()))?;
+        let value: Value =
+            serde_json::from_str(text).map_err(|error| misfit(String::new(), error.to_string()))?;
         // What the caller sent is not repeated: it may be long, or secret.
         let fits = validator.validate(&value);
-        fits.map_err(|error| misfit(error.instance_path().to_string(), error.masked().to_string()))
+        fits.map_err(|error| {
+            misfit(
+                error.instance_path().to_string(),
+                error.masked().to_string(),
+            )
+        })
     }
 }
 
@@ -82,8 +109,9 @@ mod tests {
     use super::*;
 
     fn inputs(schema: &str) -> Result<Inputs, DescriptionError> {
-        let text =
-            format!(r#"{{"name":"a","version":"1.0.0","actions":[{{"name":"x","input":{schema}}},{{"name":"y"}}]}}"#);
+        let text = format!(
+            r#"{{"name":"a","version":"1.0.0","actions":[{{"name":"x","input":{schema}}},{{"name":"y"}}]}}"#
+        );
         Inputs::of(&Description::parse(&text).unwrap())
     }
 
@@ -94,15 +122,23 @@ mod tests {
                 "name":{"pattern":"^(a+)+$"}}}"#,
         );
         let inputs = inputs.unwrap();
-        let check = |payload: Payload<'_>, path: &str, part: &str| match inputs.check("x", payload) {
+        let check = |payload: Payload<'_>, path: &str, part: &str| match inputs.check("x", payload)
+        {
             Ok(()) => assert_eq!(part, "", "{payload:?} fits"),
-            Err(Misfit { path: found, problem }) => {
+            Err(Misfit {
+                path: found,
+                problem,
+            }) => {
                 assert_eq!(found, path, "{problem}");
                 assert!(!part.is_empty() && problem.contains(part), "{problem}");
             }
         };
         check(Payload::Json(r#"{"items":[1,2]}"#), "", "");
-        check(Payload::Json(r#"{"items":[1,"my secret"]}"#), "/items/1", "payload at /items/1: value is not of type");
+        check(
+            Payload::Json(r#"{"items":[1,"my secret"]}"#),
+            "/items/1",
+            "payload at /items/1: value is not of type",
+        );
         check(Payload::Json("{}"), "", "\"items\" is a required property");
         check(Payload::Json("null"), "", "payload: value is not of type");
         check(Payload::Json("\"\\ud800\""), "", "payload: ");
@@ -114,9 +150,16 @@ mod tests {
 
     #[test]
     fn what_is_no_schema_is_said() {
-        for schema in [r#"{"type":"nothing"}"#, r#"{"pattern":"("}"#, r#"{"$ref":"https://example.com/x.json"}"#] {
+        for schema in [
+            r#"{"type":"nothing"}"#,
+            r#"{"pattern":"("}"#,
+            r#"{"$ref":"https://example.com/x.json"}"#,
+        ] {
             let error = inputs(schema).err().unwrap().to_string();
-            assert!(error.contains("the input schema of x can't be used"), "{error}");
+            assert!(
+                error.contains("the input schema of x can't be used"),
+                "{error}"
+            );
         }
         assert!(inputs("null").is_ok());
     }

@@ -51,16 +51,28 @@ impl Kept {
     pub(super) fn open(state_dir: &Path, services_dir: &Path) -> io::Result<Self> {
         let services = fs::canonicalize(services_dir)?;
         let digest = Sha256::digest(services.as_os_str().as_bytes());
-        let name: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let name: String = digest
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let dir = state_dir.join("components").join(name);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)?;
         Ok(Self { dir })
     }
 
     /// The files of a stem (`calc`, `calc@1.0.0`), oldest first.
     pub(super) fn files(&self, stem: &str) -> Vec<KeptFile> {
-        let entries = fs::read_dir(self.dir.join(stem)).into_iter().flatten().flatten();
-        let mut files: Vec<_> = entries.filter_map(|entry| KeptFile::parse(entry.path())).collect();
+        let entries = fs::read_dir(self.dir.join(stem))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let mut files: Vec<_> = entries
+            .filter_map(|entry| KeptFile::parse(entry.path()))
+            .collect();
         files.sort_by_key(|file| file.order);
         files
     }
@@ -72,7 +84,10 @@ impl Kept {
             return Ok(());
         }
         let dir = self.dir.join(stem);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)?;
         let order = files.last().map_or(0, |newest| newest.order) + 1;
         let hex = digest.trim_start_matches("sha256:");
         write_whole(&dir.join(format!("{order:08}-{hex}.wasm")), bytes)?;
@@ -80,22 +95,32 @@ impl Kept {
         // what is too old.
         let older = files.iter().filter(|file| file.digest == digest);
         let others = files.iter().filter(|file| file.digest != digest).count();
-        let too_many = files.iter().filter(|file| file.digest != digest).take((others + 1).saturating_sub(MAX_KEPT));
-        older.chain(too_many).try_for_each(|file| fs::remove_file(&file.path))
+        let too_many = files
+            .iter()
+            .filter(|file| file.digest != digest)
+            .take((others + 1).saturating_sub(MAX_KEPT));
+        older
+            .chain(too_many)
+            .try_for_each(|file| fs::remove_file(&file.path))
     }
 
     /// The rollback that holds for a stem.
     pub(super) fn rollback(&self, stem: &str) -> Option<Rollback> {
         let text = fs::read_to_string(self.dir.join(stem).join(ROLLBACK)).ok()?;
         let (refused, served) = text.trim_end().split_once('\n')?;
-        Some(Rollback { refused: refused.into(), served: served.into() })
+        Some(Rollback {
+            refused: refused.into(),
+            served: served.into(),
+        })
     }
 
     /// Remembers a rollback, or forgets it.
     pub(super) fn set_rollback(&self, stem: &str, rollback: Option<&Rollback>) -> io::Result<()> {
         let file = self.dir.join(stem).join(ROLLBACK);
         match rollback {
-            Some(Rollback { refused, served }) => write_whole(&file, format!("{refused}\n{served}\n").as_bytes()),
+            Some(Rollback { refused, served }) => {
+                write_whole(&file, format!("{refused}\n{served}\n").as_bytes())
+            }
             None => match fs::remove_file(file) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(()),
@@ -107,9 +132,15 @@ impl Kept {
 impl KeptFile {
     fn parse(path: PathBuf) -> Option<Self> {
         let (order, hex) = path.file_stem()?.to_str()?.split_once('-')?;
-        let is_wasm = path.extension().is_some_and(|extension| extension == "wasm");
+        let is_wasm = path
+            .extension()
+            .is_some_and(|extension| extension == "wasm");
         let order = order.parse().ok().filter(|_| is_wasm)?;
-        Some(Self { order, digest: format!("sha256:{hex}"), path })
+        Some(Self {
+            order,
+            digest: format!("sha256:{hex}"),
+            path,
+        })
     }
 }
 
@@ -130,13 +161,22 @@ mod tests {
     fn the_newest_few_are_kept_once_each() {
         let dir = tempfile::tempdir().unwrap();
         let kept = Kept::open(dir.path(), dir.path()).unwrap();
-        let digests = || kept.files("calc").into_iter().map(|file| file.digest).collect::<Vec<_>>();
+        let digests = || {
+            kept.files("calc")
+                .into_iter()
+                .map(|file| file.digest)
+                .collect::<Vec<_>>()
+        };
         for digest in ["sha256:a", "sha256:b", "sha256:b", "sha256:c", "sha256:d"] {
             kept.keep("calc", digest, digest.as_bytes()).unwrap();
         }
         assert_eq!(digests(), ["sha256:b", "sha256:c", "sha256:d"]);
         kept.keep("calc", "sha256:b", b"x").unwrap();
-        assert_eq!(digests(), ["sha256:c", "sha256:d", "sha256:b"], "an old one that comes back is the newest");
+        assert_eq!(
+            digests(),
+            ["sha256:c", "sha256:d", "sha256:b"],
+            "an old one that comes back is the newest"
+        );
         assert_eq!(kept.files("other"), []);
     }
 
@@ -146,7 +186,10 @@ mod tests {
         let kept = Kept::open(dir.path(), dir.path()).unwrap();
         kept.keep("calc", "sha256:a", b"a").unwrap();
         assert_eq!(kept.rollback("calc"), None);
-        let rollback = Rollback { refused: "sha256:b".into(), served: "sha256:a".into() };
+        let rollback = Rollback {
+            refused: "sha256:b".into(),
+            served: "sha256:a".into(),
+        };
         kept.set_rollback("calc", Some(&rollback)).unwrap();
         assert_eq!(kept.rollback("calc"), Some(rollback));
         kept.set_rollback("calc", None).unwrap();

@@ -31,11 +31,18 @@ impl LiveCatalog {
     ///
     /// # Errors
     /// If the folder of components can't be read.
-    pub fn load(sandbox: &Arc<Sandbox>, settings: LoadSettings, state_dir: &Path) -> io::Result<Arc<Self>> {
+    pub fn load(
+        sandbox: &Arc<Sandbox>,
+        settings: LoadSettings,
+        state_dir: &Path,
+    ) -> io::Result<Arc<Self>> {
         let mut loader = Loader::new(sandbox, settings, state_dir);
         loader.scan(true)?;
         let current = Arc::new(ArcSwap::from_pointee(loader.assemble()));
-        Ok(Arc::new(Self { current, loader: Mutex::new(loader) }))
+        Ok(Arc::new(Self {
+            current,
+            loader: Mutex::new(loader),
+        }))
     }
 
     /// For whoever reads it request by request.
@@ -72,12 +79,17 @@ impl LiveCatalog {
                 if let Err(error) = &looked
                     && !unreadable
                 {
-                    tracing::error!("the services folder can't be read, what was loaded is served on: {error}");
+                    tracing::error!(
+                        "the services folder can't be read, what was loaded is served on: {error}"
+                    );
                 }
                 unreadable = looked.is_err();
             }
         };
-        thread::Builder::new().name("mb-watcher".into()).spawn(follow).map(drop)
+        thread::Builder::new()
+            .name("mb-watcher".into())
+            .spawn(follow)
+            .map(drop)
     }
 
     /// Goes back to the file that was good before the one that is served.
@@ -95,7 +107,12 @@ impl LiveCatalog {
     ///
     /// # Errors
     /// If there is no such service.
-    pub fn switch(&self, name: &str, version: Option<Version>, on: bool) -> Result<String, Refused> {
+    pub fn switch(
+        &self,
+        name: &str,
+        version: Option<Version>,
+        on: bool,
+    ) -> Result<String, Refused> {
         let mut loader = self.lock();
         let done = loader.switch(name, version, on)?;
         self.swap(&loader);

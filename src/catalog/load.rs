@@ -63,12 +63,22 @@ impl FileName {
     /// # Errors
     /// If it is neither.
     pub fn parse(file: &Path) -> Result<Self, FileError> {
-        let stem = file.file_stem().and_then(|stem| stem.to_str()).ok_or(FileError::Name)?;
+        let stem = file
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .ok_or(FileError::Name)?;
         let (name, version) = match stem.split_once('@') {
             None => (stem, None),
             Some((name, version)) => (name, Some(version.parse().map_err(|_| FileError::Name)?)),
         };
-        if is_name(name) { Ok(Self { name: name.into(), version }) } else { Err(FileError::Name) }
+        if is_name(name) {
+            Ok(Self {
+                name: name.into(),
+                version,
+            })
+        } else {
+            Err(FileError::Name)
+        }
     }
 }
 
@@ -81,14 +91,22 @@ pub fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        let hidden = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with('.'));
         if ENDINGS.iter().any(|ending| has_ending(&path, ending)) && !hidden && path.is_file() {
             files.push(path);
         }
     }
     files.sort();
-    let preferred: BTreeSet<_> = files.iter().filter(|path| has_ending(path, PREFERRED)).cloned().collect();
-    files.retain(|path| has_ending(path, PREFERRED) || !preferred.contains(&path.with_extension(PREFERRED)));
+    let preferred: BTreeSet<_> = files
+        .iter()
+        .filter(|path| has_ending(path, PREFERRED))
+        .cloned()
+        .collect();
+    files.retain(|path| {
+        has_ending(path, PREFERRED) || !preferred.contains(&path.with_extension(PREFERRED))
+    });
     Ok(files)
 }
 
@@ -100,7 +118,11 @@ fn has_ending(path: &Path, wanted: &str) -> bool {
 ///
 /// # Errors
 /// Says what is wrong with it and what to do.
-pub fn load_file(sandbox: &Arc<Sandbox>, settings: &LoadSettings, file: &Path) -> Result<Service, FileError> {
+pub fn load_file(
+    sandbox: &Arc<Sandbox>,
+    settings: &LoadSettings,
+    file: &Path,
+) -> Result<Service, FileError> {
     let bytes = read_bounded(file, settings.max_size)?;
     load_bytes(sandbox, settings, file, file, &bytes)
 }
@@ -119,7 +141,8 @@ pub(super) fn load_bytes(
 /// A stranger's file may reach a defect of the compiler: a panic of it is
 /// this file's failure, and the others are served.
 fn contain<T>(work: impl FnOnce() -> Result<T, FileError>) -> Result<T, FileError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(FileError::Panic(panic_text(&*panic).to_owned())))
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(FileError::Panic(panic_text(&*panic).to_owned())))
 }
 
 fn load_contained(
@@ -131,18 +154,31 @@ fn load_contained(
 ) -> Result<Service, FileError> {
     let promised = FileName::parse(file)?;
     let digest = digest_of(bytes);
-    let terms = settings.policy.terms(&promised.name, &digest).map_err(FileError::Grant)?;
+    let terms = settings
+        .policy
+        .terms(&promised.name, &digest)
+        .map_err(FileError::Grant)?;
     let rate = Rate::per_second(terms.settings.rate);
     let component = with_progress(file, bytes.len(), || Component::load(sandbox, code, terms))?;
     let text = component
         .described(Instant::now() + settings.describe_timeout)
         .map_err(|e| FileError::describe(e, settings))?;
     let description = Description::parse(&text)?;
-    let agrees = promised.name == description.name && promised.version.is_none_or(|v| v == description.version);
+    let agrees = promised.name == description.name
+        && promised.version.is_none_or(|v| v == description.version);
     if !agrees {
-        return Err(FileError::Disagrees { promised, name: description.name, version: description.version });
+        return Err(FileError::Disagrees {
+            promised,
+            name: description.name,
+            version: description.version,
+        });
     }
-    let inputs = component.terms().settings.validate.then(|| Inputs::of(&description)).transpose()?;
+    let inputs = component
+        .terms()
+        .settings
+        .validate
+        .then(|| Inputs::of(&description))
+        .transpose()?;
     Ok(Service {
         description,
         file: file.into(),
@@ -169,18 +205,28 @@ pub(crate) fn digest_of(bytes: &[u8]) -> String {
 pub fn fingerprint(file: &Path, max_size: usize) -> std::io::Result<(u64, Option<String>)> {
     let metadata = fs::metadata(file)?;
     // A pipe or a device has no end that could be waited for.
-    let bytes = if metadata.is_file() { read_bounded(file, max_size).ok() } else { None };
+    let bytes = if metadata.is_file() {
+        read_bounded(file, max_size).ok()
+    } else {
+        None
+    };
     Ok((metadata.len(), bytes.map(|bytes| digest_of(&bytes))))
 }
 
 pub(super) fn read_bounded(file: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
     let read = || {
         let mut bytes = Vec::new();
-        fs::File::open(file)?.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+        fs::File::open(file)?
+            .take(limit as u64 + 1)
+            .read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let bytes = read().map_err(|e: std::io::Error| FileError::Read(e.to_string()))?;
-    if bytes.len() > limit { Err(FileError::Size { limit }) } else { Ok(bytes) }
+    if bytes.len() > limit {
+        Err(FileError::Size { limit })
+    } else {
+        Ok(bytes)
+    }
 }
 
 /// Compiling a large component takes seconds; nobody shall think that the
@@ -192,7 +238,10 @@ fn with_progress<T>(file: &Path, size: usize, work: impl FnOnce() -> T) -> T {
             let begun = Instant::now();
             while waiting.recv_timeout(PROGRESS_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
                 let secs = begun.elapsed().as_secs();
-                tracing::info!("compiling {} ({size} bytes), {secs} s so far", file.display());
+                tracing::info!(
+                    "compiling {} ({size} bytes), {secs} s so far",
+                    file.display()
+                );
             }
         });
         let result = work();
@@ -237,10 +286,18 @@ pub enum FileError {
 impl FileError {
     fn describe(error: CallError, settings: &LoadSettings) -> Self {
         Self::Silent(match error {
-            CallError::Stopped { stop: Stop::Deadline, .. } => {
-                format!("did not return within {} ms", settings.describe_timeout.as_millis())
+            CallError::Stopped {
+                stop: Stop::Deadline,
+                ..
+            } => {
+                format!(
+                    "did not return within {} ms",
+                    settings.describe_timeout.as_millis()
+                )
             }
-            CallError::Failed { reason, message } => format!("failed ({}): {message}", reason.as_str()),
+            CallError::Failed { reason, message } => {
+                format!("failed ({}): {message}", reason.as_str())
+            }
             other @ (CallError::NotBegun(_) | CallError::Stopped { .. }) => {
                 format!("could not run: {other:?}")
             }
@@ -299,7 +356,8 @@ mod tests {
     #[test]
     fn a_panic_is_the_failure_of_one_file() {
         let file = Path::new("calc.wasm");
-        let result = contain(|| with_progress(file, 0, || -> Result<(), _> { panic!("no such register") }));
+        let result =
+            contain(|| with_progress(file, 0, || -> Result<(), _> { panic!("no such register") }));
         assert_eq!(result, Err(FileError::Panic("no such register".into())));
     }
 
@@ -307,13 +365,27 @@ mod tests {
     fn file_names() {
         let check = |file: &str, expected: Option<(&str, Option<Version>)>| {
             let parsed = FileName::parse(Path::new(file)).ok();
-            let expected = expected.map(|(name, version)| FileName { name: name.into(), version });
+            let expected = expected.map(|(name, version)| FileName {
+                name: name.into(),
+                version,
+            });
             assert_eq!(parsed, expected, "{file}");
         };
         check("/x/calc.wasm", Some(("calc", None)));
-        check("calc@1.2.3.wasm", Some(("calc", Some(Version::new(1, 2, 3)))));
+        check(
+            "calc@1.2.3.wasm",
+            Some(("calc", Some(Version::new(1, 2, 3)))),
+        );
         check("a-b_2.wasm", Some(("a-b_2", None)));
-        for bad in ["calc@1.2.wasm", "calc@.wasm", "@1.0.0.wasm", "a.b.wasm", "2.wasm", "system.wasm", "a b.wasm"] {
+        for bad in [
+            "calc@1.2.wasm",
+            "calc@.wasm",
+            "@1.0.0.wasm",
+            "a.b.wasm",
+            "2.wasm",
+            "system.wasm",
+            "a b.wasm",
+        ] {
             check(bad, None);
         }
     }

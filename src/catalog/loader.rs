@@ -89,7 +89,11 @@ impl Stamp {
     fn of(path: &Path) -> io::Result<Self> {
         let metadata = fs::metadata(path)?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
-        Ok(Self { size: metadata.len(), modified, inode: metadata.ino() })
+        Ok(Self {
+            size: metadata.len(),
+            modified,
+            inode: metadata.ino(),
+        })
     }
 }
 
@@ -134,7 +138,9 @@ impl Loader {
         let mut unsettled = Vec::new();
         for path in paths {
             // One that vanished meanwhile is removed by the next look.
-            let Ok(stamp) = Stamp::of(&path) else { continue };
+            let Ok(stamp) = Stamp::of(&path) else {
+                continue;
+            };
             let fresh = || Entry {
                 stamp,
                 since: Instant::now(),
@@ -166,8 +172,13 @@ impl Loader {
 
     /// Loads files side by side, as many as there are processors: a start
     /// with a thousand of them takes as long as that takes.
-    fn settle_all(&self, unsettled: Vec<(PathBuf, Entry)>) -> Vec<(PathBuf, Entry, Option<String>)> {
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(unsettled.len());
+    fn settle_all(
+        &self,
+        unsettled: Vec<(PathBuf, Entry)>,
+    ) -> Vec<(PathBuf, Entry, Option<String>)> {
+        let threads = thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(unsettled.len());
         let settle = |(path, mut entry): (PathBuf, Entry)| {
             let change = self.settle(&path, &mut entry);
             (path, entry, change)
@@ -181,7 +192,10 @@ impl Loader {
             let work = || std::iter::from_fn(next).map(settle).collect::<Vec<_>>();
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
             // A defect in a load is that file's failure already; see `contain`.
-            threads.into_iter().flat_map(|thread| thread.join().unwrap_or_default()).collect()
+            threads
+                .into_iter()
+                .flat_map(|thread| thread.join().unwrap_or_default())
+                .collect()
         })
     }
 
@@ -203,11 +217,17 @@ impl Loader {
         let served = entry.service.as_ref().map(|service| service.digest.clone());
         if served.as_ref() == Some(&digest) && entry.source == Source::File {
             // Touched, or changed there and back.
-            return entry.error.take().map(|_| format!("{} is as it was", path.display()));
+            return entry
+                .error
+                .take()
+                .map(|_| format!("{} is as it was", path.display()));
         }
         let stem = stem(path);
         let rollback = self.kept.as_ref().and_then(|kept| kept.rollback(&stem));
-        if let Some(rollback) = rollback.as_ref().filter(|rollback| rollback.refused == digest) {
+        if let Some(rollback) = rollback
+            .as_ref()
+            .filter(|rollback| rollback.refused == digest)
+        {
             return Some(self.go_back(path, entry, rollback));
         }
         match load_bytes(&self.sandbox, &self.settings, path, path, &bytes) {
@@ -227,10 +247,24 @@ impl Loader {
     }
 
     /// A good file takes the place of what was served from it before.
-    fn serve(&self, path: &Path, entry: &mut Entry, mut service: Service, source: Source) -> String {
+    fn serve(
+        &self,
+        path: &Path,
+        entry: &mut Entry,
+        mut service: Service,
+        source: Source,
+    ) -> String {
         let said = &service.description;
-        let what = format!("{} {} is served from {}", said.name, said.version, path.display());
-        let before = entry.service.as_ref().map(|before| (before.description.version, Arc::clone(&before.stats)));
+        let what = format!(
+            "{} {} is served from {}",
+            said.name,
+            said.version,
+            path.display()
+        );
+        let before = entry
+            .service
+            .as_ref()
+            .map(|before| (before.description.version, Arc::clone(&before.stats)));
         // The name is that of the file, so it is the same.
         if let Some((version, stats)) = before.or(entry.counted.take())
             && version == said.version
@@ -259,7 +293,11 @@ impl Loader {
         // Where the operator had gone back, that is the last good one.
         let last = |kept: &Kept| {
             let (mut files, rollback) = (kept.files(&stem), kept.rollback(&stem));
-            files.retain(|file| rollback.as_ref().is_none_or(|rollback| file.digest == rollback.served));
+            files.retain(|file| {
+                rollback
+                    .as_ref()
+                    .is_none_or(|rollback| file.digest == rollback.served)
+            });
             files.pop()
         };
         if entry.service.is_none()
@@ -267,7 +305,9 @@ impl Loader {
         {
             match self.load_kept(path, &last.path, &last.digest) {
                 Ok(service) => drop(self.serve(path, entry, service, Source::Kept)),
-                Err(error) => tracing::warn!("the last good file of {stem} can't be served either: {error}"),
+                Err(error) => {
+                    tracing::warn!("the last good file of {stem} can't be served either: {error}")
+                }
             }
         }
         let instead = match (&entry.service, entry.source) {
@@ -290,35 +330,65 @@ impl Loader {
         load_bytes(&self.sandbox, &self.settings, path, kept, &bytes)
     }
 
-    pub(super) fn rollback(&mut self, name: &str, version: Option<Version>) -> Result<String, Refused> {
-        let kept =
-            self.kept.clone().ok_or("good components are not kept; set state_dir to a folder that can be written")?;
-        let wanted = FileName { name: name.to_owned(), version };
+    pub(super) fn rollback(
+        &mut self,
+        name: &str,
+        version: Option<Version>,
+    ) -> Result<String, Refused> {
+        let kept = self
+            .kept
+            .clone()
+            .ok_or("good components are not kept; set state_dir to a folder that can be written")?;
+        let wanted = FileName {
+            name: name.to_owned(),
+            version,
+        };
         let named = |path: &Path| FileName::parse(path).is_ok_and(|file| file == wanted);
         let served = |entry: &Entry| {
             entry.service.as_ref().is_some_and(|service| {
-                service.description.name == name && version.is_none_or(|v| v == service.description.version)
+                service.description.name == name
+                    && version.is_none_or(|v| v == service.description.version)
             })
         };
-        let mut paths: Vec<_> =
-            self.files.iter().filter(|(path, entry)| named(path) || served(entry)).map(|(p, _)| p).collect();
+        let mut paths: Vec<_> = self
+            .files
+            .iter()
+            .filter(|(path, entry)| named(path) || served(entry))
+            .map(|(p, _)| p)
+            .collect();
         paths.dedup();
         let path = match paths.as_slice() {
-            [] => return Err(format!("no service {name}{}", version.map(|v| format!(" {v}")).unwrap_or_default())),
+            [] => {
+                return Err(format!(
+                    "no service {name}{}",
+                    version.map(|v| format!(" {v}")).unwrap_or_default()
+                ));
+            }
             [path] => (*path).clone(),
             _ => return Err(format!("there are several versions of {name}; name one")),
         };
         let stem = stem(&path);
-        let current =
-            self.files.get(&path).and_then(|entry| entry.service.as_ref()).map(|service| service.digest.clone());
+        let current = self
+            .files
+            .get(&path)
+            .and_then(|entry| entry.service.as_ref())
+            .map(|service| service.digest.clone());
         let in_place = read_bounded(&path, self.settings.max_size).map(|bytes| digest_of(&bytes));
         let in_place = in_place.map_err(|error| format!("{}: {error}", path.display()))?;
         let files = kept.files(&stem);
-        let before = files.iter().rposition(|file| Some(&file.digest) == current.as_ref()).unwrap_or(files.len());
-        let back =
-            files[..before].last().ok_or_else(|| format!("no file of {name} is kept from before the present one"))?;
-        let rollback = Rollback { refused: in_place, served: back.digest.clone() };
-        kept.set_rollback(&stem, Some(&rollback)).map_err(|error| format!("can't be remembered: {error}"))?;
+        let before = files
+            .iter()
+            .rposition(|file| Some(&file.digest) == current.as_ref())
+            .unwrap_or(files.len());
+        let back = files[..before]
+            .last()
+            .ok_or_else(|| format!("no file of {name} is kept from before the present one"))?;
+        let rollback = Rollback {
+            refused: in_place,
+            served: back.digest.clone(),
+        };
+        kept.set_rollback(&stem, Some(&rollback))
+            .map_err(|error| format!("can't be remembered: {error}"))?;
         self.generation += 1;
         let mut entry = self.files.remove(&path).ok_or("it was removed meanwhile")?;
         let done = self.go_back(&path, &mut entry, &rollback);
@@ -331,15 +401,22 @@ impl Loader {
     fn go_back(&self, path: &Path, entry: &mut Entry, rollback: &Rollback) -> String {
         let stem = stem(path);
         let files = self.kept.iter().flat_map(|kept| kept.files(&stem));
-        let found = files.into_iter().find(|file| file.digest == rollback.served);
+        let found = files
+            .into_iter()
+            .find(|file| file.digest == rollback.served);
         let loaded = match found {
             Some(file) => self.load_kept(path, &file.path, &file.digest),
-            None => Err(FileError::Read("the file that was gone back to is not kept any more".into())),
+            None => Err(FileError::Read(
+                "the file that was gone back to is not kept any more".into(),
+            )),
         };
         match loaded {
             Ok(service) => {
                 let what = self.serve(path, entry, service, Source::RolledBack);
-                tracing::warn!("{} is passed over, the operator went back from it", path.display());
+                tracing::warn!(
+                    "{} is passed over, the operator went back from it",
+                    path.display()
+                );
                 format!("{what}, as it was before the present file")
             }
             Err(error) => {
@@ -359,18 +436,34 @@ impl Loader {
 
     /// Notes that the operator wants a service, or one version of it, served or
     /// not.
-    pub(super) fn switch(&mut self, name: &str, version: Option<Version>, on: bool) -> Result<String, Refused> {
-        let known = self.files.values().filter_map(|entry| entry.service.as_ref()).any(|service| {
-            service.description.name == name && version.is_none_or(|version| version == service.description.version)
-        });
+    pub(super) fn switch(
+        &mut self,
+        name: &str,
+        version: Option<Version>,
+        on: bool,
+    ) -> Result<String, Refused> {
+        let known = self
+            .files
+            .values()
+            .filter_map(|entry| entry.service.as_ref())
+            .any(|service| {
+                service.description.name == name
+                    && version.is_none_or(|version| version == service.description.version)
+            });
         if !known {
-            return Err(format!("no service {name}{}", version.map(|v| format!(" {v}")).unwrap_or_default()));
+            return Err(format!(
+                "no service {name}{}",
+                version.map(|v| format!(" {v}")).unwrap_or_default()
+            ));
         }
         if version.is_none() {
             self.switched.retain(|(switched, _), _| switched != name);
         }
         self.switched.insert((name.to_owned(), version), on);
-        let what = version.map_or_else(|| format!("service {name}"), |version| format!("{name} {version}"));
+        let what = version.map_or_else(
+            || format!("service {name}"),
+            |version| format!("{name} {version}"),
+        );
         let done = format!("{what} is {}", if on { "enabled" } else { "disabled" });
         tracing::warn!("{done} by the operator");
         Ok(done)
@@ -379,16 +472,21 @@ impl Loader {
     /// Takes other settings, and loads anew what they concern.
     pub(super) fn set_policy(&mut self, config: &Config) -> Result<Vec<String>, Refused> {
         let policy = self.settings.policy.renewed(config)?;
-        self.sandbox.has_room_for(policy.largest_instance(), policy.largest_table())?;
+        self.sandbox
+            .has_room_for(policy.largest_instance(), policy.largest_table())?;
         // What can't be read now would leave nothing to serve.
-        component_files(&self.settings.dir).map_err(|error| format!("the services folder can't be read: {error}"))?;
+        component_files(&self.settings.dir)
+            .map_err(|error| format!("the services folder can't be read: {error}"))?;
         let before = std::mem::replace(&mut self.settings.policy, policy.clone());
         for (path, entry) in &mut self.files {
-            let name = FileName::parse(path).map(|file| file.name).unwrap_or_default();
+            let name = FileName::parse(path)
+                .map(|file| file.name)
+                .unwrap_or_default();
             if entry.service.is_none() || before.settings(&name) != policy.settings(&name) {
                 entry.settled = false;
                 let served = entry.service.take();
-                let counted = served.map(|service| (service.description.version, Arc::clone(&service.stats)));
+                let counted =
+                    served.map(|service| (service.description.version, Arc::clone(&service.stats)));
                 entry.counted = counted.or(entry.counted.take());
             }
         }
@@ -398,8 +496,9 @@ impl Loader {
     pub(super) fn assemble(&self) -> Catalog {
         let disabled = |service: &Service| {
             let (name, version) = (&service.description.name, service.description.version);
-            let switched =
-                [Some(version), None].into_iter().find_map(|version| self.switched.get(&(name.clone(), version)));
+            let switched = [Some(version), None]
+                .into_iter()
+                .find_map(|version| self.switched.get(&(name.clone(), version)));
             switched.map_or_else(|| self.settings.policy.is_disabled(name, version), |on| !on)
         };
         Catalog::assemble(&self.files, disabled)
@@ -408,5 +507,8 @@ impl Loader {
 
 /// What a file is called without its ending.
 fn stem(path: &Path) -> String {
-    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+    path.file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
 }

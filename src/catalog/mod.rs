@@ -123,7 +123,11 @@ impl Catalog {
                         error: error.clone().map(capped),
                         disabled: is_disabled(service),
                     };
-                    catalog.services.entry(service.description.name.clone()).or_default().push(listed);
+                    catalog
+                        .services
+                        .entry(service.description.name.clone())
+                        .or_default()
+                        .push(listed);
                 }
                 (None, Some(error)) => catalog.fail(path, capped(error.clone())),
                 // A new file that may still be growing.
@@ -139,7 +143,11 @@ impl Catalog {
     #[must_use]
     pub fn find(&self, name: &str, asked: Version) -> Found<'_> {
         let versions = self.services.get(name).map_or(&[][..], Vec::as_slice);
-        let compatible = || versions.iter().filter(|listed| listed.service.description.version.serves(asked));
+        let compatible = || {
+            versions
+                .iter()
+                .filter(|listed| listed.service.description.version.serves(asked))
+        };
         if let Some(listed) = compatible().find(|listed| !listed.disabled) {
             return Found::Service(&listed.service);
         }
@@ -147,27 +155,47 @@ impl Catalog {
             return Found::Disabled;
         }
         // A file that failed might have been the one: nobody can tell.
-        let might_serve = |failure: &&Failure| failure.name == name && failure.version.is_none_or(|v| v.serves(asked));
+        let might_serve = |failure: &&Failure| {
+            failure.name == name && failure.version.is_none_or(|v| v.serves(asked))
+        };
         match self.failures.iter().find(might_serve) {
             Some(failure) => Found::Failed(failure),
-            None if versions.is_empty() && !self.failures.iter().any(|f| f.name == name) => Found::Nobody,
-            None => Found::OtherVersions(versions.iter().map(|listed| listed.service.description.version).collect()),
+            None if versions.is_empty() && !self.failures.iter().any(|f| f.name == name) => {
+                Found::Nobody
+            }
+            None => Found::OtherVersions(
+                versions
+                    .iter()
+                    .map(|listed| listed.service.description.version)
+                    .collect(),
+            ),
         }
     }
 
     /// All services that are served, by name and then highest version first.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.services.values().flatten().filter(|listed| !listed.disabled).map(|listed| &listed.service)
+        self.services
+            .values()
+            .flatten()
+            .filter(|listed| !listed.disabled)
+            .map(|listed| &listed.service)
     }
 
     /// All versions of one service, switched off or not, highest first.
     pub fn versions(&self, name: &str) -> impl Iterator<Item = &Service> {
-        self.services.get(name).into_iter().flatten().map(|listed| &*listed.service)
+        self.services
+            .get(name)
+            .into_iter()
+            .flatten()
+            .map(|listed| &*listed.service)
     }
 
     /// Services whose file, as it is now, is not what is served; and why.
     pub fn outdated(&self) -> impl Iterator<Item = (&Service, &str)> {
-        self.services.values().flatten().filter_map(|listed| Some((&*listed.service, listed.error.as_deref()?)))
+        self.services
+            .values()
+            .flatten()
+            .filter_map(|listed| Some((&*listed.service, listed.error.as_deref()?)))
     }
 
     /// The files that serve nobody.
@@ -189,9 +217,20 @@ impl Catalog {
     fn fail(&mut self, file: &Path, error: String) {
         let (name, version) = match FileName::parse(file) {
             Ok(FileName { name, version }) => (name, version),
-            Err(_) => (file.file_stem().unwrap_or_default().to_string_lossy().into_owned(), None),
+            Err(_) => (
+                file.file_stem()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned(),
+                None,
+            ),
         };
-        self.failures.push(Failure { name, version, file: file.to_owned(), error });
+        self.failures.push(Failure {
+            name,
+            version,
+            file: file.to_owned(),
+            error,
+        });
     }
 
     /// Two files that claim the same name and version: the one that was
@@ -201,16 +240,25 @@ impl Catalog {
         let mut refused = Vec::new();
         for versions in self.services.values_mut() {
             versions.sort_by_key(|listed| std::cmp::Reverse(listed.service.description.version));
-            for same in versions.chunk_by(|a, b| a.service.description.version == b.service.description.version) {
+            for same in versions
+                .chunk_by(|a, b| a.service.description.version == b.service.description.version)
+            {
                 let [first, _, ..] = same else { continue };
                 let Description { name, version, .. } = &first.service.description;
-                let files: Vec<_> = same.iter().map(|listed| listed.service.file.display().to_string()).collect();
+                let files: Vec<_> = same
+                    .iter()
+                    .map(|listed| listed.service.file.display().to_string())
+                    .collect();
                 let generation = |listed: &&Listed| generations.get(&listed.service.file);
                 let oldest = same.iter().min_by_key(generation);
-                let alone =
-                    same.iter().filter(|listed| generation(listed) == oldest.as_ref().and_then(generation)).count()
-                        == 1;
-                let kept = oldest.filter(|_| alone).map(|listed| listed.service.file.clone());
+                let alone = same
+                    .iter()
+                    .filter(|listed| generation(listed) == oldest.as_ref().and_then(generation))
+                    .count()
+                    == 1;
+                let kept = oldest
+                    .filter(|_| alone)
+                    .map(|listed| listed.service.file.clone());
                 let outcome = match &kept {
                     Some(kept) => format!("{} is served as before", kept.display()),
                     None => "none of them is served".into(),
@@ -219,8 +267,10 @@ impl Catalog {
                     "{name} {version} is claimed by {}, so {outcome}; leave one of them",
                     files.join(" and by ")
                 ));
-                let others =
-                    same.iter().map(|listed| listed.service.file.clone()).filter(|file| Some(file) != kept.as_ref());
+                let others = same
+                    .iter()
+                    .map(|listed| listed.service.file.clone())
+                    .filter(|file| Some(file) != kept.as_ref());
                 refused.extend(others.map(|file| (file, error.clone())));
             }
             versions.retain(|listed| !refused.iter().any(|(file, _)| *file == listed.service.file));
@@ -242,12 +292,28 @@ fn capped(mut text: String) -> String {
 }
 
 fn service_row(listed: &Listed) -> snapshot::ServiceRow {
-    let Listed { service, source, error, disabled } = listed;
-    let Service { description, file, digest, size, component, inputs: _, stats, rate: _, failed_lines: _ } = &**service;
+    let Listed {
+        service,
+        source,
+        error,
+        disabled,
+    } = listed;
+    let Service {
+        description,
+        file,
+        digest,
+        size,
+        component,
+        inputs: _,
+        stats,
+        rate: _,
+        failed_lines: _,
+    } = &**service;
     let stats = stats.sum();
     let latency = stats.latency();
     // In whole microseconds: a bucket is wider than that.
-    let quantile = |share| (latency.quantile(share).unwrap_or_default().as_secs_f64() * 1e6).round() / 1e3;
+    let quantile =
+        |share| (latency.quantile(share).unwrap_or_default().as_secs_f64() * 1e6).round() / 1e3;
     snapshot::ServiceRow {
         name: description.name.clone(),
         version: Some(description.version.to_string()),
@@ -275,7 +341,12 @@ fn service_row(listed: &Listed) -> snapshot::ServiceRow {
 }
 
 fn failure_row(failure: &Failure) -> snapshot::ServiceRow {
-    let Failure { name, version, file, error } = failure;
+    let Failure {
+        name,
+        version,
+        file,
+        error,
+    } = failure;
     snapshot::ServiceRow {
         name: name.clone(),
         version: version.map(|version| version.to_string()),
@@ -303,10 +374,18 @@ mod tests {
 
     #[test]
     fn texts_are_cut_between_characters() {
-        assert_eq!(capped("x".repeat(MAX_ERROR_SIZE)), "x".repeat(MAX_ERROR_SIZE));
+        assert_eq!(
+            capped("x".repeat(MAX_ERROR_SIZE)),
+            "x".repeat(MAX_ERROR_SIZE)
+        );
         for shift in 0..2 {
             let cut = capped("x".repeat(shift) + &"é".repeat(MAX_ERROR_SIZE));
-            assert!(cut.len() <= MAX_ERROR_SIZE && cut.len() >= MAX_ERROR_SIZE - 2 && cut.ends_with("é…"), "{cut}");
+            assert!(
+                cut.len() <= MAX_ERROR_SIZE
+                    && cut.len() >= MAX_ERROR_SIZE - 2
+                    && cut.ends_with("é…"),
+                "{cut}"
+            );
         }
     }
 }

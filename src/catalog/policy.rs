@@ -46,9 +46,15 @@ impl Policy {
     pub(super) fn renewed(&self, config: &Config) -> Result<Self, String> {
         let stored = |overlay: &Overlay| overlay.grants.keyvalue == Some(true);
         if self.store.is_none() && config.services.values().any(stored) {
-            return Err("grants.keyvalue is the first one, and the store is opened at the start: restart".into());
+            return Err(
+                "grants.keyvalue is the first one, and the store is opened at the start: restart"
+                    .into(),
+            );
         }
-        Ok(Self { services: config.services.clone(), ..self.clone() })
+        Ok(Self {
+            services: config.services.clone(),
+            ..self.clone()
+        })
     }
 
     /// The same for components that are only looked at.
@@ -77,14 +83,22 @@ impl Policy {
     #[must_use]
     pub fn largest_instance(&self) -> usize {
         let own = self.services.values().filter_map(|overlay| overlay.memory);
-        own.chain([self.default_memory]).map(|memory| memory.0).max().unwrap_or_default()
+        own.chain([self.default_memory])
+            .map(|memory| memory.0)
+            .max()
+            .unwrap_or_default()
     }
 
     /// Elements of the largest table that any service may have.
     #[must_use]
     pub fn largest_table(&self) -> usize {
-        let own = self.services.keys().map(|name| self.settings(name).table_elements);
-        own.chain([self.settings("").table_elements]).max().unwrap_or_default()
+        let own = self
+            .services
+            .keys()
+            .map(|name| self.settings(name).table_elements);
+        own.chain([self.settings("").table_elements])
+            .max()
+            .unwrap_or_default()
     }
 
     /// The terms for the file of a service that has this digest.

@@ -15,8 +15,12 @@ pub(super) fn is_truncated(bytes: &[u8]) -> bool {
     }
     let mut rest = &bytes[HEADER..];
     while let Some((_id, behind)) = rest.split_first() {
-        let Some((size, behind)) = leb128(behind) else { return behind.len() < 5 };
-        let Some(next) = behind.get(size..) else { return true };
+        let Some((size, behind)) = leb128(behind) else {
+            return behind.len() < 5;
+        };
+        let Some(next) = behind.get(size..) else {
+            return true;
+        };
         rest = next;
     }
     false
@@ -25,7 +29,9 @@ pub(super) fn is_truncated(bytes: &[u8]) -> bool {
 /// A number of up to 32 bits, seven at a time; none where it does not end.
 fn leb128(bytes: &[u8]) -> Option<(usize, &[u8])> {
     let end = bytes.iter().take(5).position(|byte| byte & 0x80 == 0)?;
-    let number = bytes[..=end].iter().rev().fold(0_usize, |number, byte| number << 7 | usize::from(byte & 0x7f));
+    let number = bytes[..=end].iter().rev().fold(0_usize, |number, byte| {
+        number << 7 | usize::from(byte & 0x7f)
+    });
     Some((number, &bytes[end + 1..]))
 }
 
@@ -37,13 +43,20 @@ mod tests {
     #[test]
     fn every_beginning_of_a_file_is_truncated_but_for_whole_sections() {
         // Two sections: 3 bytes, and 200 with a length of two bytes.
-        let whole = [b"\0asm\x01\0\0\0\x01\x03abc\x0a\xc8\x01".as_slice(), &[7; 200]].concat();
+        let whole = [
+            b"\0asm\x01\0\0\0\x01\x03abc\x0a\xc8\x01".as_slice(),
+            &[7; 200],
+        ]
+        .concat();
         for cut in 0..=whole.len() {
             let expected = ![8, 13, whole.len()].contains(&cut);
             assert_eq!(is_truncated(&whole[..cut]), expected, "{cut}");
         }
         assert!(!is_truncated(b"no WebAssembly, however short"));
-        assert!(!is_truncated(b"\0asm\x01\0\0\0\x01\xff\xff\xff\xff\xff\xff"), "a length that does not end");
+        assert!(
+            !is_truncated(b"\0asm\x01\0\0\0\x01\xff\xff\xff\xff\xff\xff"),
+            "a length that does not end"
+        );
     }
 
     proptest! {

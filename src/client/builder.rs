@@ -92,7 +92,8 @@ impl Builder {
     /// Shows a certificate; PEM files of its chain and its key.
     #[must_use]
     pub fn certificate(mut self, cert: impl AsRef<Path>, key: impl AsRef<Path>) -> Self {
-        self.tls.get_or_insert_default().identity = Some((cert.as_ref().into(), key.as_ref().into()));
+        self.tls.get_or_insert_default().identity =
+            Some((cert.as_ref().into(), key.as_ref().into()));
         self
     }
 
@@ -186,7 +187,9 @@ impl Builder {
         let wrong = || format!("{server:?} is no HOST:PORT, as localhost:8081 or [::1]:8081 is");
         let (host, port) = server.rsplit_once(':').ok_or_else(wrong)?;
         let port = port.parse().map_err(|_| wrong())?;
-        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
         if bare.is_none() && host.contains(':') || host.is_empty() {
             return Err(wrong());
         }
@@ -224,7 +227,11 @@ impl Builder {
     pub fn connect(self) -> Result<Client, ClientError> {
         let settings = self.settle().map_err(ClientError::NotSent)?;
         let (link, buffer) = link::open(&settings, 1).map_err(ClientError::NotSent)?;
-        let state = State { link: Some(link.clone()), active: Some(Instant::now()), ..State::default() };
+        let state = State {
+            link: Some(link.clone()),
+            active: Some(Instant::now()),
+            ..State::default()
+        };
         let shared = Arc::new(Shared {
             settings,
             state: Mutex::new(state),
@@ -233,11 +240,18 @@ impl Builder {
             ids: AtomicU64::new(1),
             prefix: uuid::Uuid::new_v4().simple().to_string()[..12].to_owned(),
         });
-        let no_thread = |error: io::Error| ClientError::NotSent(format!("can't start a thread: {error}"));
+        let no_thread =
+            |error: io::Error| ClientError::NotSent(format!("can't start a thread: {error}"));
         let end = End(Arc::clone(&shared));
         spawn_reader(&shared, link, buffer).map_err(no_thread)?;
         let manager = Arc::clone(&shared);
-        thread::Builder::new().name("mb-client".into()).spawn(move || manager.manage()).map_err(no_thread)?;
-        Ok(Client { shared, _end: Arc::new(end) })
+        thread::Builder::new()
+            .name("mb-client".into())
+            .spawn(move || manager.manage())
+            .map_err(no_thread)?;
+        Ok(Client {
+            shared,
+            _end: Arc::new(end),
+        })
     }
 }

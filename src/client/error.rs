@@ -54,7 +54,12 @@ impl Refusal {
     pub fn nothing_ran(&self) -> bool {
         // A service may choose any code of its own.
         let own = matches!(self.origin, Origin::Service);
-        let begun = ["TIMEOUT", "SERVICE_FAILED", "SHUTTING_DOWN", "INTERNAL_ERROR"];
+        let begun = [
+            "TIMEOUT",
+            "SERVICE_FAILED",
+            "SHUTTING_DOWN",
+            "INTERNAL_ERROR",
+        ];
         !own && !begun.contains(&self.code.as_str())
     }
 

@@ -14,7 +14,9 @@ use serde_json::json;
 use super::{builder::Settings, error::Refusal};
 use crate::{
     transport::{Socket, SocketOptions, Stream, TlsFault, resolve},
-    wire::{Header, Incoming, Kind, Payload, Reassembly, SYSTEM_VERSION, Topic, message::write_message},
+    wire::{
+        Header, Incoming, Kind, Payload, Reassembly, SYSTEM_VERSION, Topic, message::write_message,
+    },
 };
 
 /// Largest answer that a client takes, in bytes: more than any server sends
@@ -50,13 +52,26 @@ pub(super) fn open(settings: &Settings, number: u64) -> Result<(Link, Reassembly
     let stream = connect(settings)?;
     let deadline = Instant::now() + settings.handshake_timeout;
     if let Err(error) = stream.handshake(deadline) {
-        return Err(format!("TLS with {} failed, {}: {error}", settings.server, TlsFault::of(&error)));
+        return Err(format!(
+            "TLS with {} failed, {}: {error}",
+            settings.server,
+            TlsFault::of(&error)
+        ));
     }
     let mut buffer = Reassembly::new(MAX_ANSWER_SIZE, READ_SIZE);
     let hello = hello(&stream, &mut buffer, settings, deadline)
         .map_err(|problem| format!("{} does not let us in: {problem}", settings.server))?;
-    let keep_alive = settings.keep_alive.min(Duration::from_millis(hello.limits.keep_alive_interval_ms.max(1)));
-    Ok((Link { stream, number, keep_alive }, buffer))
+    let keep_alive = settings.keep_alive.min(Duration::from_millis(
+        hello.limits.keep_alive_interval_ms.max(1),
+    ));
+    Ok((
+        Link {
+            stream,
+            number,
+            keep_alive,
+        },
+        buffer,
+    ))
 }
 
 fn connect(settings: &Settings) -> Result<Stream, String> {
@@ -73,10 +88,16 @@ fn connect(settings: &Settings) -> Result<Stream, String> {
     let deadline = Instant::now() + settings.connect_timeout;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in resolve(&settings.host, settings.port).map_err(describe)? {
-        let remaining = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let remaining = deadline
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(1));
         match TcpStream::connect_timeout(&address, remaining) {
             Ok(stream) => {
-                let _ = SocketOptions { keep_alive: None, no_delay: true }.apply(&stream);
+                let _ = SocketOptions {
+                    keep_alive: None,
+                    no_delay: true,
+                }
+                .apply(&stream);
                 return secure(settings, Socket::new(stream));
             }
             Err(refused) => last = refused,
@@ -86,13 +107,22 @@ fn connect(settings: &Settings) -> Result<Stream, String> {
 }
 
 fn secure(settings: &Settings, socket: Socket) -> Result<Stream, String> {
-    let Some((config, name)) = &settings.tls else { return Ok(Stream::plain(socket)) };
-    let name = ServerName::try_from(name.clone()).map_err(|error| format!("server name {name:?}: {error}"))?;
-    let session = rustls::ClientConnection::new(Arc::clone(config), name).map_err(|error| error.to_string())?;
+    let Some((config, name)) = &settings.tls else {
+        return Ok(Stream::plain(socket));
+    };
+    let name = ServerName::try_from(name.clone())
+        .map_err(|error| format!("server name {name:?}: {error}"))?;
+    let session = rustls::ClientConnection::new(Arc::clone(config), name)
+        .map_err(|error| error.to_string())?;
     Ok(Stream::tls(socket, session.into()))
 }
 
-fn hello(stream: &Stream, buffer: &mut Reassembly, settings: &Settings, deadline: Instant) -> Result<Hello, String> {
+fn hello(
+    stream: &Stream,
+    buffer: &mut Reassembly,
+    settings: &Settings,
+    deadline: Instant,
+) -> Result<Hello, String> {
     let mut payload = json!({"client": settings.name, "protocol": "1.0"});
     if let Some(token) = &settings.token {
         payload["token"] = json!(token);
@@ -115,18 +145,26 @@ fn hello(stream: &Stream, buffer: &mut Reassembly, settings: &Settings, deadline
             Err(error) => return Err(format!("it does not speak this protocol: {error}")),
             Ok(Some(Incoming::KeepAlive)) => {}
             Ok(Some(Incoming::Message { body, binary: _ })) => {
-                let (header, payload) =
-                    Header::parse(body).map_err(|error| format!("it does not speak this protocol: {error}"))?;
+                let (header, payload) = Header::parse(body)
+                    .map_err(|error| format!("it does not speak this protocol: {error}"))?;
                 if header.kind == Kind::Error {
                     let refusal: Result<Refusal, _> = serde_json::from_slice(payload);
-                    return Err(refusal.map_or_else(|error| error.to_string(), |refusal| refusal.to_string()));
+                    return Err(refusal
+                        .map_or_else(|error| error.to_string(), |refusal| refusal.to_string()));
                 }
-                return serde_json::from_slice(payload).map_err(|error| format!("its hello can't be read: {error}"));
+                return serde_json::from_slice(payload)
+                    .map_err(|error| format!("its hello can't be read: {error}"));
             }
             Ok(None) => match stream.read(buffer.spare(), deadline) {
-                Ok(0) => return Err(sent.err().map_or("it closed the connection".into(), |error| error.to_string())),
+                Ok(0) => {
+                    return Err(sent
+                        .err()
+                        .map_or("it closed the connection".into(), |error| error.to_string()));
+                }
                 Ok(count) => buffer.advance(count),
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err("no answer to the hello".into()),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    return Err("no answer to the hello".into());
+                }
                 Err(error) => return Err(format!("{}: {error}", TlsFault::of(&error))),
             },
         }

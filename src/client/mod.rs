@@ -86,7 +86,14 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn new(topic: Topic<'a>, payload: Payload<'a>) -> Self {
         let version = Version::new(1, 0, 0);
-        Self { topic, version, request_id: None, timeout: DEFAULT_TIMEOUT, payload, idempotent: false }
+        Self {
+            topic,
+            version,
+            request_id: None,
+            timeout: DEFAULT_TIMEOUT,
+            payload,
+            idempotent: false,
+        }
     }
 }
 
@@ -134,12 +141,17 @@ impl Client {
         topic: &str,
         payload: &T,
     ) -> Result<R, ClientError> {
-        let topic = Topic::parse(topic).map_err(|error| ClientError::NotSent(format!("{topic:?}: {error}")))?;
-        let text = serde_json::to_string(payload).map_err(|error| ClientError::NotSent(error.to_string()))?;
+        let topic = Topic::parse(topic)
+            .map_err(|error| ClientError::NotSent(format!("{topic:?}: {error}")))?;
+        let text = serde_json::to_string(payload)
+            .map_err(|error| ClientError::NotSent(error.to_string()))?;
         match self.call(&Request::new(topic, Payload::Json(&text)))? {
-            Answer::Json(text) => serde_json::from_str(&text)
-                .map_err(|error| ClientError::Unexpected(format!("the answer is not what was expected: {error}"))),
-            Answer::Binary(_) => Err(ClientError::Unexpected("the answer is bytes, not JSON".into())),
+            Answer::Json(text) => serde_json::from_str(&text).map_err(|error| {
+                ClientError::Unexpected(format!("the answer is not what was expected: {error}"))
+            }),
+            Answer::Binary(_) => Err(ClientError::Unexpected(
+                "the answer is bytes, not JSON".into(),
+            )),
         }
     }
 
@@ -151,7 +163,14 @@ impl Client {
     /// request id is taken or wrong, or the client does not connect again.
     pub fn send(&self, request: &Request<'_>) -> Result<Pending, ClientError> {
         let shared = &self.shared;
-        let Request { topic, version, request_id, timeout, payload, idempotent } = *request;
+        let Request {
+            topic,
+            version,
+            request_id,
+            timeout,
+            payload,
+            idempotent,
+        } = *request;
         let deadline = Instant::now() + timeout;
         let id: Arc<str> = match request_id {
             Some(id) if crate::wire::header::is_request_id(id) => id.into(),
@@ -176,21 +195,36 @@ impl Client {
             let remaining = deadline.saturating_duration_since(Instant::now());
             if remaining.is_zero() {
                 let limit = shared.settings.max_waiting;
-                return Err(ClientError::NotSent(format!("{limit} requests wait for their answers already")));
+                return Err(ClientError::NotSent(format!(
+                    "{limit} requests wait for their answers already"
+                )));
             }
-            state = shared.changed.wait_timeout(state, remaining).unwrap_or_else(PoisonError::into_inner).0;
+            state = shared
+                .changed
+                .wait_timeout(state, remaining)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         if state.queue.contains(&id) {
             return Err(ClientError::NotSent(format!("request id {id} is in use")));
         }
         if state.link.is_none() && !shared.settings.reconnect {
-            let why = state.trouble.clone().unwrap_or_else(|| "the connection was lost".into());
+            let why = state
+                .trouble
+                .clone()
+                .unwrap_or_else(|| "the connection was lost".into());
             return Err(ClientError::NotSent(why));
         }
         state.queue.push(Arc::clone(&id), entry);
         drop(state);
         shared.write_what_waits();
-        Ok(Pending { shared: Arc::clone(shared), id, slot, deadline: deadline + GRACE, done: false })
+        Ok(Pending {
+            shared: Arc::clone(shared),
+            id,
+            slot,
+            deadline: deadline + GRACE,
+            done: false,
+        })
     }
 }
 
@@ -212,11 +246,16 @@ impl Pending {
         let late = "no answer within the timeout";
         match entry {
             // It came in the last moment.
-            None => self.slot.wait(Instant::now()).unwrap_or_else(|| Err(ClientError::Unanswered(late.into()))),
+            None => self
+                .slot
+                .wait(Instant::now())
+                .unwrap_or_else(|| Err(ClientError::Unanswered(late.into()))),
             Some(entry) => {
                 let why = match entry.sent {
                     Sent::Maybe(_) => late.into(),
-                    Sent::No | Sent::Later(_) => trouble.unwrap_or_else(|| "not sent within its timeout".into()),
+                    Sent::No | Sent::Later(_) => {
+                        trouble.unwrap_or_else(|| "not sent within its timeout".into())
+                    }
                 };
                 Err(entry.without_answer(false, why))
             }

@@ -40,7 +40,11 @@ impl Slot {
             if remaining.is_zero() {
                 return None;
             }
-            answer = self.ready.wait_timeout(answer, remaining).unwrap_or_else(PoisonError::into_inner).0;
+            answer = self
+                .ready
+                .wait_timeout(answer, remaining)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 }
@@ -105,7 +109,11 @@ impl Entry {
     /// What is said where there will be no answer.
     pub(super) fn without_answer(&self, nothing_begun: bool, why: String) -> ClientError {
         let left = matches!(self.sent, Sent::Maybe(_)) && !nothing_begun;
-        if left || self.lost_once { ClientError::Unanswered(why) } else { ClientError::NotSent(why) }
+        if left || self.lost_once {
+            ClientError::Unanswered(why)
+        } else {
+            ClientError::NotSent(why)
+        }
     }
 }
 
@@ -133,24 +141,52 @@ impl Queue {
 
     /// The next requests to be sent, up to about 64 KiB of them. From here on
     /// they may have left.
-    pub(super) fn take_batch(&mut self, link: u64, piece: Option<usize>, now: Instant) -> Option<Batch> {
-        let mut batch = Batch { bytes: Vec::new(), link, ends: Vec::new() };
+    pub(super) fn take_batch(
+        &mut self,
+        link: u64,
+        piece: Option<usize>,
+        now: Instant,
+    ) -> Option<Batch> {
+        let mut batch = Batch {
+            bytes: Vec::new(),
+            link,
+            ends: Vec::new(),
+        };
         while batch.bytes.len() < BATCH_SIZE {
-            let Some(id) = self.unsent.pop_front() else { break };
-            let Some(entry) = self.entries.get_mut(&id).filter(|entry| entry.sent == Sent::No) else { continue };
-            let Ok(topic) = Topic::parse(&entry.topic) else { continue };
-            let remaining = entry.deadline.saturating_duration_since(now).max(Duration::from_millis(1));
+            let Some(id) = self.unsent.pop_front() else {
+                break;
+            };
+            let Some(entry) = self
+                .entries
+                .get_mut(&id)
+                .filter(|entry| entry.sent == Sent::No)
+            else {
+                continue;
+            };
+            let Ok(topic) = Topic::parse(&entry.topic) else {
+                continue;
+            };
+            let remaining = entry
+                .deadline
+                .saturating_duration_since(now)
+                .max(Duration::from_millis(1));
             let header = Header {
                 kind: Kind::Request,
                 topic,
                 version: entry.version,
                 request_id: Some(&id),
                 parent_request_id: None,
-                timeout: Some(Duration::from_millis(u64::try_from(remaining.as_millis()).unwrap_or(1).max(1))),
+                timeout: Some(Duration::from_millis(
+                    u64::try_from(remaining.as_millis()).unwrap_or(1).max(1),
+                )),
             };
             // It was a text when it came.
             let text = || std::str::from_utf8(&entry.payload).unwrap_or_default();
-            let payload = if entry.binary { Payload::Binary(&entry.payload) } else { Payload::Json(text()) };
+            let payload = if entry.binary {
+                Payload::Binary(&entry.payload)
+            } else {
+                Payload::Json(text())
+            };
             match piece {
                 Some(piece) => write_pieces(&mut batch.bytes, &header, payload, piece),
                 None => write_message(&mut batch.bytes, &header, payload),
@@ -179,7 +215,11 @@ impl Queue {
     /// The server has not begun a request: it is sent again at that time, if
     /// it may be and there is time.
     pub(super) fn retry_later(&mut self, id: &str, at: Instant) -> bool {
-        let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.retries > 0 && at < entry.deadline) else {
+        let Some(entry) = self
+            .entries
+            .get_mut(id)
+            .filter(|entry| entry.retries > 0 && at < entry.deadline)
+        else {
             return false;
         };
         entry.retries -= 1;
@@ -231,7 +271,9 @@ impl Queue {
         self.unsent.extend(again);
         for id in over {
             if let Some(entry) = self.entries.remove(&id) {
-                entry.slot.put(Err(entry.without_answer(loss.nothing_begun, loss.why.clone())));
+                entry.slot.put(Err(
+                    entry.without_answer(loss.nothing_begun, loss.why.clone())
+                ));
             }
         }
     }
@@ -262,14 +304,24 @@ mod tests {
             Some(Err(ClientError::Unanswered(_))) => "unanswered",
             Some(Err(ClientError::NotSent(_))) => "not sent",
             Some(_) => "?",
-            None if queue.entries.get(id).is_some_and(|entry| entry.sent == Sent::No) => "waits",
+            None if queue
+                .entries
+                .get(id)
+                .is_some_and(|entry| entry.sent == Sent::No) =>
+            {
+                "waits"
+            }
             None => "sent",
         }
     }
 
     #[test]
     fn what_is_sent_again_after_a_loss() {
-        let check = |idempotent: bool, left: Option<usize>, nothing_begun: bool, reconnect: bool, expected: &str| {
+        let check = |idempotent: bool,
+                     left: Option<usize>,
+                     nothing_begun: bool,
+                     reconnect: bool,
+                     expected: &str| {
             let mut queue = Queue::default();
             let entry = entry(idempotent);
             let slot = Arc::clone(&entry.slot);
@@ -278,9 +330,17 @@ mod tests {
                 let batch = queue.take_batch(7, None, Instant::now()).unwrap();
                 queue.cut_short(&batch, left);
             }
-            queue.lost(&Loss { link: 7, why: "gone".into(), nothing_begun, reconnect });
+            queue.lost(&Loss {
+                link: 7,
+                why: "gone".into(),
+                nothing_begun,
+                reconnect,
+            });
             let found = after(&mut queue, "1", &slot);
-            assert_eq!(found, expected, "{idempotent} {left:?} {nothing_begun} {reconnect}");
+            assert_eq!(
+                found, expected,
+                "{idempotent} {left:?} {nothing_begun} {reconnect}"
+            );
         };
         let all = Some(usize::MAX);
         check(false, None, false, true, "waits");
@@ -307,7 +367,10 @@ mod tests {
         let ids: Vec<_> = again.ends.iter().map(|(_, id)| &**id).collect();
         assert_eq!(ids, ["2", "3"], "in their order");
         let now = Instant::now();
-        assert!(queue.retry_later("2", now) && !queue.retry_later("2", now), "as often as it may");
+        assert!(
+            queue.retry_later("2", now) && !queue.retry_later("2", now),
+            "as often as it may"
+        );
         assert_eq!(queue.next_due(), Some(now));
         queue.wake_due(now);
         assert_eq!(queue.next_due(), None);

@@ -62,7 +62,9 @@ impl Shared {
     /// then sends this too: so what many threads say leaves together.
     pub(super) fn write_what_waits(&self) {
         loop {
-            let Ok(_writing) = self.writing.try_lock() else { return };
+            let Ok(_writing) = self.writing.try_lock() else {
+                return;
+            };
             while self.write_some() {}
             drop(_writing);
             // Somebody may have come between the last look and the unlocking.
@@ -76,9 +78,13 @@ impl Shared {
     /// Sends one batch; says whether there may be more.
     fn write_some(&self) -> bool {
         let mut state = self.state();
-        let Some(link) = state.link.clone() else { return false };
+        let Some(link) = state.link.clone() else {
+            return false;
+        };
         let keep_alive = std::mem::take(&mut state.keep_alive_due);
-        let batch = state.queue.take_batch(link.number, self.settings.piece_size, Instant::now());
+        let batch = state
+            .queue
+            .take_batch(link.number, self.settings.piece_size, Instant::now());
         if batch.is_some() || keep_alive {
             state.active = Some(Instant::now());
         }
@@ -95,7 +101,11 @@ impl Shared {
                 Ok(count) => written += count,
                 Err(error) => {
                     // Of what was encrypted, any part may have left.
-                    let left = if link.stream.is_encrypted() { bytes.len() } else { written };
+                    let left = if link.stream.is_encrypted() {
+                        bytes.len()
+                    } else {
+                        written
+                    };
                     if let Some(batch) = &batch {
                         self.state().queue.cut_short(batch, left);
                     }
@@ -110,13 +120,25 @@ impl Shared {
     /// A connection is lost, as its reader or a writer has noticed.
     fn lost(&self, link: &Link, why: &str, nothing_begun: bool) {
         let mut state = self.state();
-        if state.link.as_ref().is_some_and(|current| current.number == link.number) {
+        if state
+            .link
+            .as_ref()
+            .is_some_and(|current| current.number == link.number)
+        {
             state.link = None;
-            state.trouble = Some(format!("connection to {} lost: {why}", self.settings.server));
+            state.trouble = Some(format!(
+                "connection to {} lost: {why}",
+                self.settings.server
+            ));
         }
         let reconnect = self.settings.reconnect && !state.closed;
         let why = format!("connection to {} lost: {why}", self.settings.server);
-        state.queue.lost(&Loss { link: link.number, why, nothing_begun, reconnect });
+        state.queue.lost(&Loss {
+            link: link.number,
+            why,
+            nothing_begun,
+            reconnect,
+        });
         drop(state);
         // Not before: a thread that is writing would then fail, and tell of a
         // loss where the reader knows of an orderly end.
@@ -146,7 +168,13 @@ impl Shared {
                 }
                 // What has come to be due meanwhile is seen under the lock
                 // that the sleep gives up.
-                let next = state.queue.next_due().into_iter().chain([due(&state)]).min().unwrap_or(now);
+                let next = state
+                    .queue
+                    .next_due()
+                    .into_iter()
+                    .chain([due(&state)])
+                    .min()
+                    .unwrap_or(now);
                 // Whoever writes at the moment writes all of it.
                 let until = next.max(now + LEAST_SLEEP);
                 self.sleep(state, until);
@@ -182,7 +210,11 @@ impl Shared {
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     while !state.closed && Instant::now() < until {
                         let remaining = until.saturating_duration_since(Instant::now());
-                        state = self.changed.wait_timeout(state, remaining).unwrap_or_else(PoisonError::into_inner).0;
+                        state = self
+                            .changed
+                            .wait_timeout(state, remaining)
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .0;
                     }
                 }
             }
@@ -193,7 +225,11 @@ impl Shared {
     fn sleep(&self, state: MutexGuard<'_, State>, until: Instant) {
         if !state.closed && state.link.is_some() {
             let remaining = until.saturating_duration_since(Instant::now());
-            drop(self.changed.wait_timeout(state, remaining).unwrap_or_else(PoisonError::into_inner));
+            drop(
+                self.changed
+                    .wait_timeout(state, remaining)
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
         }
     }
 
@@ -201,12 +237,16 @@ impl Shared {
     /// has said that it begins nothing more.
     fn answered(&self, header: &Header<'_>, payload: &[u8], binary: bool) -> Result<bool, String> {
         let text = || String::from_utf8(payload.to_vec()).map_err(|error| error.to_string());
-        let answer = match header.kind {
-            Kind::Response if binary => Ok(Answer::Binary(payload.to_vec())),
-            Kind::Response => Ok(Answer::Json(text()?)),
-            Kind::Error => Err(serde_json::from_slice::<Refusal>(payload).map_err(|error| error.to_string())?),
-            Kind::Request | Kind::Publish => return Err(format!("a server does not send {}", header.kind.as_str())),
-        };
+        let answer =
+            match header.kind {
+                Kind::Response if binary => Ok(Answer::Binary(payload.to_vec())),
+                Kind::Response => Ok(Answer::Json(text()?)),
+                Kind::Error => Err(serde_json::from_slice::<Refusal>(payload)
+                    .map_err(|error| error.to_string())?),
+                Kind::Request | Kind::Publish => {
+                    return Err(format!("a server does not send {}", header.kind.as_str()));
+                }
+            };
         let Some(id) = header.request_id else {
             // What names no request concerns all of them.
             return match answer {
@@ -223,7 +263,8 @@ impl Shared {
             && refusal.code == "SERVICE_UNAVAILABLE"
             && refusal.nothing_ran()
         {
-            let wait = Duration::from_millis(refusal.retry_after_ms().unwrap_or(0)).max(LEAST_RETRY);
+            let wait =
+                Duration::from_millis(refusal.retry_after_ms().unwrap_or(0)).max(LEAST_RETRY);
             if state.queue.retry_later(id, Instant::now() + wait) {
                 drop(state);
                 self.changed.notify_all();
@@ -235,10 +276,14 @@ impl Shared {
         let full = state.queue.len() + 1 >= self.settings.max_waiting;
         drop(state);
         if let Some(entry) = entry {
-            entry.slot.put(answer.map_err(|refusal| match refusal.nothing_ran() {
-                true if entry.lost_once => ClientError::Unanswered(format!("lost, and sent again: {refusal}")),
-                _ => ClientError::Answered(refusal),
-            }));
+            entry
+                .slot
+                .put(answer.map_err(|refusal| match refusal.nothing_ran() {
+                    true if entry.lost_once => {
+                        ClientError::Unanswered(format!("lost, and sent again: {refusal}"))
+                    }
+                    _ => ClientError::Answered(refusal),
+                }));
         }
         if full {
             self.changed.notify_all();
@@ -248,7 +293,11 @@ impl Shared {
 }
 
 /// Starts the thread that reads one connection to its end.
-pub(super) fn spawn_reader(shared: &Arc<Shared>, link: Link, mut buffer: Reassembly) -> io::Result<()> {
+pub(super) fn spawn_reader(
+    shared: &Arc<Shared>,
+    link: Link,
+    mut buffer: Reassembly,
+) -> io::Result<()> {
     let shared = Arc::clone(shared);
     let read = move || {
         let mut ending = false;
@@ -260,17 +309,29 @@ pub(super) fn spawn_reader(shared: &Arc<Shared>, link: Link, mut buffer: Reassem
         };
         let orderly = why.is_none() && !buffer.is_midway();
         let said = shared.state().trouble.take();
-        let why = why.or(said).unwrap_or_else(|| "the server closed it".into());
+        let why = why
+            .or(said)
+            .unwrap_or_else(|| "the server closed it".into());
         shared.lost(&link, &why, ending && orderly);
     };
-    thread::Builder::new().name("mb-client-read".into()).spawn(read).map(drop)
+    thread::Builder::new()
+        .name("mb-client-read".into())
+        .spawn(read)
+        .map(drop)
 }
 
 /// Reads once and hands on what is whole. The error is why no more will come,
 /// none for the orderly end of the stream.
-fn read_some(shared: &Shared, link: &Link, buffer: &mut Reassembly, ending: &mut bool) -> Result<(), Option<String>> {
+fn read_some(
+    shared: &Shared,
+    link: &Link,
+    buffer: &mut Reassembly,
+    ending: &mut bool,
+) -> Result<(), Option<String>> {
     while let Some(incoming) = buffer.next().map_err(|error| Some(error.to_string()))? {
-        let Incoming::Message { body, binary } = incoming else { continue };
+        let Incoming::Message { body, binary } = incoming else {
+            continue;
+        };
         let (header, payload) = Header::parse(body).map_err(|error| Some(error.to_string()))?;
         *ending |= shared.answered(&header, payload, binary).map_err(Some)?;
     }
@@ -283,7 +344,9 @@ fn read_some(shared: &Shared, link: &Link, buffer: &mut Reassembly, ending: &mut
             buffer.advance(count);
             Ok(())
         }
-        Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(Some("the server says nothing any more".into())),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            Err(Some("the server says nothing any more".into()))
+        }
         Err(error) => Err(Some(error.to_string())),
     }
 }

@@ -44,9 +44,20 @@ pub(super) struct Endpoint {
 
 impl Place {
     pub(super) fn endpoint(&self) -> Result<Endpoint> {
-        let config = config::load(self.config.as_deref(), Flags::default()).map_err(usage)?.config;
-        let config::Admin { host, port, socket, allowed_hosts: _ } = &config.admin;
-        let own = if host.is_empty() { format!("unix:{}", socket.display()) } else { format!("{host}:{port}") };
+        let config = config::load(self.config.as_deref(), Flags::default())
+            .map_err(usage)?
+            .config;
+        let config::Admin {
+            host,
+            port,
+            socket,
+            allowed_hosts: _,
+        } = &config.admin;
+        let own = if host.is_empty() {
+            format!("unix:{}", socket.display())
+        } else {
+            format!("{host}:{port}")
+        };
         let address = self.admin.clone().unwrap_or(own);
         Ok(Endpoint { address, config })
     }
@@ -76,15 +87,28 @@ impl Endpoint {
     fn authorization(&self) -> Result<String> {
         let file = self.config.token_file();
         let token = token::load(&file).map_err(|error| {
-            usage(format!("token {}: {error}; the server makes it, run this as the same user", file.display()))
+            usage(format!(
+                "token {}: {error}; the server makes it, run this as the same user",
+                file.display()
+            ))
         })?;
         Ok(format!("Authorization: Bearer {token}\r\n"))
     }
 
-    fn exchange(&self, method: &str, path: &str, headers: &str, body: &str) -> Result<(u16, String)> {
+    fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &str,
+    ) -> Result<(u16, String)> {
         let address = &self.address;
-        let unreachable =
-            |error: io::Error| (Exit::Unreachable, format!("can't reach the admin endpoint {address}: {error}"));
+        let unreachable = |error: io::Error| {
+            (
+                Exit::Unreachable,
+                format!("can't reach the admin endpoint {address}: {error}"),
+            )
+        };
         if let Some(file) = address.strip_prefix("unix:") {
             let stream = UnixStream::connect(file).map_err(unreachable)?;
             stream.set_read_timeout(Some(ANSWER)).map_err(unreachable)?;
@@ -110,7 +134,11 @@ impl Endpoint {
 
 /// What the server answers to, for an address of its own.
 fn host_of(place: SocketAddr) -> String {
-    if place.ip().is_loopback() { "localhost".into() } else { place.to_string() }
+    if place.ip().is_loopback() {
+        "localhost".into()
+    } else {
+        place.to_string()
+    }
 }
 
 /// Asks, and reads the answer to its end; status and body.
@@ -122,13 +150,18 @@ fn converse(
     body: &str,
 ) -> io::Result<(u16, String)> {
     let length = body.len();
-    let request =
-        format!("{method} {path} HTTP/1.1\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    );
     stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     io::Read::take(stream, MAX_ANSWER).read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .unwrap_or(0);
     Ok((status, body.to_owned()))
 }
 

@@ -19,8 +19,14 @@ use crate::{
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
 /// Of the times, these are shown: quantiles, and what they are called.
-const QUANTILES: [(f64, &str); 6] =
-    [(0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p99.9"), (0.9999, "p99.99"), (1.0, "max")];
+const QUANTILES: [(f64, &str); 6] = [
+    (0.5, "p50"),
+    (0.9, "p90"),
+    (0.99, "p99"),
+    (0.999, "p99.9"),
+    (0.9999, "p99.99"),
+    (1.0, "max"),
+];
 
 /// Make load on a server and measure how fast it answers
 ///
@@ -87,19 +93,36 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         Payload::Binary(&payload)
     } else {
         let hint = "; quote it for the shell, or use --binary for bytes";
-        Payload::Json(wire_json::check(&payload).map_err(|error| usage(format!("the payload is {error}{hint}")))?)
+        Payload::Json(
+            wire_json::check(&payload)
+                .map_err(|error| usage(format!("the payload is {error}{hint}")))?,
+        )
     };
     let plan = Plan {
         depth: arguments.pipeline as usize,
-        pace: arguments.rate.map_or(Pace::Closed, |rate| Pace::Open(f64::from(rate))),
-        warm_up: Duration::from_secs(arguments.warm_up.unwrap_or(u64::from(arguments.count.is_none()))),
-        length: arguments.count.map_or(Length::Time(Duration::from_secs(arguments.duration)), Length::Count),
+        pace: arguments
+            .rate
+            .map_or(Pace::Closed, |rate| Pace::Open(f64::from(rate))),
+        warm_up: Duration::from_secs(
+            arguments
+                .warm_up
+                .unwrap_or(u64::from(arguments.count.is_none())),
+        ),
+        length: arguments.count.map_or(
+            Length::Time(Duration::from_secs(arguments.duration)),
+            Length::Count,
+        ),
         threads: arguments.threads as usize,
     };
     crate::server::raise_open_files();
-    let links = arguments.connect.links(arguments.connections as usize, Duration::from_secs(5))?;
+    let links = arguments
+        .connect
+        .links(arguments.connections as usize, Duration::from_secs(5))?;
     let frames = Frames::new(topic, arguments.version, payload, plan.depth);
-    let links = links.into_iter().map(|link| (link, frames.clone())).collect();
+    let links = links
+        .into_iter()
+        .map(|link| (link, frames.clone()))
+        .collect();
     let progress = Arc::new(Progress::default());
     let shown = show_progress(&progress, &plan);
     let measured = load::run(links, &plan, &progress);
@@ -114,13 +137,19 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     } else {
         print(&measured);
     }
-    Ok(if measured.refused.is_empty() { Exit::Success } else { Exit::Failure })
+    Ok(if measured.refused.is_empty() {
+        Exit::Success
+    } else {
+        Exit::Failure
+    })
 }
 
 fn payload(arguments: &Arguments) -> std::result::Result<Vec<u8>, (Exit, String)> {
     match arguments.payload.as_deref() {
         Some(text) => match text.strip_prefix('@') {
-            Some(file) => std::fs::read(file).map_err(|error| usage(format!("can't read {file}: {error}"))),
+            Some(file) => {
+                std::fs::read(file).map_err(|error| usage(format!("can't read {file}: {error}")))
+            }
             None => Ok(text.as_bytes().to_vec()),
         },
         None if arguments.binary => Ok(vec![b'x'; arguments.size as usize]),
@@ -144,7 +173,11 @@ fn show_progress(progress: &Arc<Progress>, plan: &Plan) -> Option<thread::JoinHa
             last = (now, answers);
             let of = match all {
                 Length::Time(length) => {
-                    format!("{} s of {} s", begun.elapsed().as_secs(), (warm_up + length).as_secs())
+                    format!(
+                        "{} s of {} s",
+                        begun.elapsed().as_secs(),
+                        (warm_up + length).as_secs()
+                    )
                 }
                 Length::Count(count) => format!("{answers} of {count}"),
             };
@@ -153,7 +186,9 @@ fn show_progress(progress: &Arc<Progress>, plan: &Plan) -> Option<thread::JoinHa
         let _ = write!(io::stderr(), "\r\x1b[K");
     };
     let terminal = io::stderr().is_terminal();
-    terminal.then(|| thread::Builder::new().spawn(show).map_err(failure).ok()).flatten()
+    terminal
+        .then(|| thread::Builder::new().spawn(show).map_err(failure).ok())
+        .flatten()
 }
 
 fn print(measured: &Measured) {
@@ -164,8 +199,10 @@ fn print(measured: &Measured) {
         measured.elapsed.as_secs_f64(),
         measured.rate()
     );
-    let times: Vec<_> =
-        QUANTILES.iter().map(|(share, name)| format!("{name} {}", duration(measured.quantile(*share)))).collect();
+    let times: Vec<_> = QUANTILES
+        .iter()
+        .map(|(share, name)| format!("{name} {}", duration(measured.quantile(*share))))
+        .collect();
     say!("{}", times.join(", "));
     for (code, count) in &measured.refused {
         complain!("refused {count} times: {}", printable(code));
@@ -175,7 +212,12 @@ fn print(measured: &Measured) {
 fn as_json(arguments: &Arguments, measured: &Measured) -> serde_json::Value {
     let times: serde_json::Map<_, _> = QUANTILES
         .iter()
-        .map(|(share, name)| ((*name).to_owned(), json!(measured.quantile(*share).as_nanos() as f64 / 1e3)))
+        .map(|(share, name)| {
+            (
+                (*name).to_owned(),
+                json!(measured.quantile(*share).as_nanos() as f64 / 1e3),
+            )
+        })
         .collect();
     json!({
         "topic": arguments.topic,

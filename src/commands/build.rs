@@ -19,9 +19,16 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result {
     let project = Project::find(&arguments.dir).map_err(usage)?;
-    let built = build(&project, Kind::Release, &|line| complain!("mb-server: {line}")).map_err(refuse)?;
+    let built = build(&project, Kind::Release, &|line| {
+        complain!("mb-server: {line}")
+    })
+    .map_err(refuse)?;
     let file = built.file.display();
-    say!("{file}: {} bytes, built in {:.1} s", built.size, built.took.as_secs_f64());
+    say!(
+        "{file}: {} bytes, built in {:.1} s",
+        built.size,
+        built.took.as_secs_f64()
+    );
     say!("look at it: mb-server inspect {file}");
     Ok(Exit::Success)
 }

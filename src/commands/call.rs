@@ -30,10 +30,12 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 /// the server answered an error, 2 wrong usage, 3 the server could not be
 /// reached or did not answer.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  mb-server call calc.add '{\"a\":2,\"b\":40}'\n  \
+#[command(
+    after_help = "Examples:\n  mb-server call calc.add '{\"a\":2,\"b\":40}'\n  \
                         mb-server call echo.say --binary @picture.png > same.png\n  \
                         mb-server call calc.add '{}' --server host:8444 --ca ca.crt --token-file token\n  \
-                        echo '{\"topic\":\"calc.add\",\"payload\":{\"a\":1,\"b\":2}}' | mb-server call --requests -")]
+                        echo '{\"topic\":\"calc.add\",\"payload\":{\"a\":1,\"b\":2}}' | mb-server call --requests -"
+)]
 pub(super) struct Arguments {
     /// Service and action, such as calc.add
     #[arg(required_unless_present = "requests", conflicts_with = "requests")]
@@ -62,7 +64,10 @@ pub(super) struct Arguments {
     binary: bool,
 }
 
-const _: () = assert!(MAX_TIMEOUT.as_millis() == 3_600_000, "the bound of --timeout");
+const _: () = assert!(
+    MAX_TIMEOUT.as_millis() == 3_600_000,
+    "the bound of --timeout"
+);
 
 pub(super) fn run(arguments: &Arguments) -> Result {
     match &arguments.requests {
@@ -72,8 +77,11 @@ pub(super) fn run(arguments: &Arguments) -> Result {
 }
 
 fn parse_topic(topic: &str) -> std::result::Result<Topic<'_>, String> {
-    Topic::parse(topic)
-        .map_err(|_| format!("{topic:?} is no topic: SERVICE.ACTION, each a letter then letters, digits, - and _"))
+    Topic::parse(topic).map_err(|_| {
+        format!(
+            "{topic:?} is no topic: SERVICE.ACTION, each a letter then letters, digits, - and _"
+        )
+    })
 }
 
 fn run_one(arguments: &Arguments, topic: &str) -> Result {
@@ -85,16 +93,28 @@ fn run_one(arguments: &Arguments, topic: &str) -> Result {
         Payload::Json("")
     } else {
         let hint = "; quote it for the shell, or use --binary for bytes";
-        Payload::Json(json::check(&payload).map_err(|e| usage(format!("the payload is {e}{hint}")))?)
+        Payload::Json(
+            json::check(&payload).map_err(|e| usage(format!("the payload is {e}{hint}")))?,
+        )
     };
     let timeout = Duration::from_millis(arguments.timeout);
     let (version, idempotent) = (arguments.version, arguments.connect.retry > 0);
-    let request = Request { version, timeout, idempotent, ..Request::new(topic, payload) };
+    let request = Request {
+        version,
+        timeout,
+        idempotent,
+        ..Request::new(topic, payload)
+    };
     let client = arguments.connect.open(timeout)?;
     match client.call(&request) {
         Ok(Answer::Json(text)) => print(&[text.as_bytes(), b"\n"]),
         Ok(Answer::Binary(bytes)) => print(&[&bytes]),
-        Err(ClientError::Answered(Refusal { code, message, origin: _, details })) => {
+        Err(ClientError::Answered(Refusal {
+            code,
+            message,
+            origin: _,
+            details,
+        })) => {
             complain!("{}: {}", printable(&code), printable(&message));
             if let Some(details) = details {
                 complain!("{details}");
@@ -128,9 +148,13 @@ struct Tally {
 fn run_many(arguments: &Arguments, file: &str) -> Result {
     let mut input: Box<dyn BufRead> = match file {
         "-" => Box::new(io::stdin().lock()),
-        file => Box::new(BufReader::new(File::open(file).map_err(|e| usage(format!("can't read {file}: {e}")))?)),
+        file => Box::new(BufReader::new(
+            File::open(file).map_err(|e| usage(format!("can't read {file}: {e}")))?,
+        )),
     };
-    let client = arguments.connect.open(Duration::from_millis(arguments.timeout))?;
+    let client = arguments
+        .connect
+        .open(Duration::from_millis(arguments.timeout))?;
     let mut waiting = VecDeque::new();
     let mut tally = Tally::default();
     let mut shown = Instant::now();
@@ -138,7 +162,9 @@ fn run_many(arguments: &Arguments, file: &str) -> Result {
     loop {
         let mut text = String::new();
         let read = (&mut input).take(MAX_LINE).read_line(&mut text);
-        read.map_err(|error| failure(format!("can't read line {} of {file}: {error}", number + 1)))?;
+        read.map_err(|error| {
+            failure(format!("can't read line {} of {file}: {error}", number + 1))
+        })?;
         if text.is_empty() {
             break;
         }
@@ -146,7 +172,8 @@ fn run_many(arguments: &Arguments, file: &str) -> Result {
         if text.trim().is_empty() {
             continue;
         }
-        let sent = send(&client, arguments, &text).map_err(|problem| usage(format!("line {number}: {problem}")))?;
+        let sent = send(&client, arguments, &text)
+            .map_err(|problem| usage(format!("line {number}: {problem}")))?;
         waiting.push_back((number, sent));
         while waiting.len() >= arguments.concurrency as usize {
             take(&mut waiting, &mut tally)?;
@@ -168,22 +195,43 @@ fn run_many(arguments: &Arguments, file: &str) -> Result {
 type Sent = std::result::Result<Pending, ClientError>;
 
 fn send(client: &Client, arguments: &Arguments, text: &str) -> std::result::Result<Sent, String> {
-    let Line { topic, payload, version, timeout, id } = serde_json::from_str(text.trim_end())
-        .map_err(|error| format!("{error}; a line is as {{\"topic\":\"calc.add\",\"payload\":{{}}}}"))?;
+    let Line {
+        topic,
+        payload,
+        version,
+        timeout,
+        id,
+    } = serde_json::from_str(text.trim_end()).map_err(|error| {
+        format!("{error}; a line is as {{\"topic\":\"calc.add\",\"payload\":{{}}}}")
+    })?;
     let topic = parse_topic(&topic)?;
     let version = match version {
-        Some(version) => version.parse().map_err(|_| format!("{version:?} is no version, as 1.2.0 is"))?,
+        Some(version) => version
+            .parse()
+            .map_err(|_| format!("{version:?} is no version, as 1.2.0 is"))?,
         None => arguments.version,
     };
     let timeout = Duration::from_millis(timeout.unwrap_or(arguments.timeout).clamp(1, 3_600_000));
     let payload = Payload::Json(payload.map_or("", RawValue::get));
     let (request_id, idempotent) = (id.as_deref(), arguments.connect.retry > 0);
-    Ok(client.send(&Request { topic, version, request_id, timeout, payload, idempotent }))
+    Ok(client.send(&Request {
+        topic,
+        version,
+        request_id,
+        timeout,
+        payload,
+        idempotent,
+    }))
 }
 
 /// Waits for the oldest and prints what came of it.
-fn take(waiting: &mut VecDeque<(u64, Sent)>, tally: &mut Tally) -> std::result::Result<(), (Exit, String)> {
-    let Some((number, sent)) = waiting.pop_front() else { return Ok(()) };
+fn take(
+    waiting: &mut VecDeque<(u64, Sent)>,
+    tally: &mut Tally,
+) -> std::result::Result<(), (Exit, String)> {
+    let Some((number, sent)) = waiting.pop_front() else {
+        return Ok(());
+    };
     let line = match sent.and_then(Pending::wait) {
         Ok(Answer::Json(text)) => {
             tally.answered += 1;
@@ -193,9 +241,15 @@ fn take(waiting: &mut VecDeque<(u64, Sent)>, tally: &mut Tally) -> std::result::
             tally.answered += 1;
             format!("{}\n", json!({"line": number, "bytes": bytes.len()}))
         }
-        Err(ClientError::Answered(Refusal { code, message, origin, details })) => {
+        Err(ClientError::Answered(Refusal {
+            code,
+            message,
+            origin,
+            details,
+        })) => {
             tally.errors += 1;
-            let error = json!({"code": code, "message": message, "origin": origin, "details": details});
+            let error =
+                json!({"code": code, "message": message, "origin": origin, "details": details});
             format!("{}\n", json!({"line": number, "error": error}))
         }
         Err(error) => {
@@ -214,18 +268,29 @@ impl Tally {
             return;
         }
         *shown = Instant::now();
-        let Self { answered, errors, lost } = self;
+        let Self {
+            answered,
+            errors,
+            lost,
+        } = self;
         let end = if last { "\n" } else { "" };
-        let _ = write!(io::stderr(), "\r{answered} answered, {errors} errors, {lost} lost{end}");
+        let _ = write!(
+            io::stderr(),
+            "\r{answered} answered, {errors} errors, {lost} lost{end}"
+        );
     }
 }
 
 fn read_payload(argument: &str) -> std::result::Result<Vec<u8>, (Exit, String)> {
     let mut payload = Vec::new();
     match argument.strip_prefix('@') {
-        Some(file) => payload = std::fs::read(file).map_err(|e| usage(format!("can't read {file}: {e}")))?,
+        Some(file) => {
+            payload = std::fs::read(file).map_err(|e| usage(format!("can't read {file}: {e}")))?
+        }
         None if argument == "-" => {
-            io::stdin().read_to_end(&mut payload).map_err(|e| usage(format!("can't read standard input: {e}")))?;
+            io::stdin()
+                .read_to_end(&mut payload)
+                .map_err(|e| usage(format!("can't read standard input: {e}")))?;
         }
         None => payload.extend_from_slice(argument.as_bytes()),
     }

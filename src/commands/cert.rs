@@ -9,8 +9,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
 
 use super::{Exit, Result, failure};
@@ -45,7 +45,12 @@ enum Command {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result {
-    let Command::Dev { dir, hosts, client, force } = &arguments.command;
+    let Command::Dev {
+        dir,
+        hosts,
+        client,
+        force,
+    } = &arguments.command;
     let files = make(hosts, client).map_err(failure)?;
     write(dir, &files, *force).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => failure(format!("{error}; --force writes over it")),
@@ -84,7 +89,10 @@ fn make(hosts: &[String], client: &str) -> std::result::Result<Vec<File>, rcgen:
     let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate()?)?;
 
     let mut server = dated(CertificateParams::default(), "mb-server");
-    for host in ["localhost", "127.0.0.1", "::1"].into_iter().chain(hosts.iter().map(String::as_str)) {
+    for host in ["localhost", "127.0.0.1", "::1"]
+        .into_iter()
+        .chain(hosts.iter().map(String::as_str))
+    {
         server.subject_alt_names.push(alternative(host)?);
     }
     server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -115,9 +123,17 @@ fn alternative(name: &str) -> std::result::Result<SanType, rcgen::Error> {
 }
 
 fn write(dir: &Path, files: &[File], force: bool) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let named = |path: &Path, error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    let present = files.iter().map(|(name, _)| dir.join(name)).find(|path| path.exists());
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)?;
+    let named = |path: &Path, error: io::Error| {
+        io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    };
+    let present = files
+        .iter()
+        .map(|(name, _)| dir.join(name))
+        .find(|path| path.exists());
     if let Some(present) = present.filter(|_| !force) {
         return Err(named(&present, io::ErrorKind::AlreadyExists.into()));
     }
@@ -127,8 +143,13 @@ fn write(dir: &Path, files: &[File], force: bool) -> io::Result<()> {
         if path.exists() {
             fs::remove_file(&path).map_err(|error| named(&path, error))?;
         }
-        let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        made.and_then(|mut file| file.write_all(text.as_bytes())).map_err(|error| named(&path, error))?;
+        let made = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path);
+        made.and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(|error| named(&path, error))?;
     }
     Ok(())
 }

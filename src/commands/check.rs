@@ -18,7 +18,13 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let loaded = arguments.settings.load().map_err(usage)?;
     edge::check_exposure(&loaded.config)?;
     edge::Edge::load(&loaded.config)?;
-    let width = loaded.rows.iter().map(|row| row.key.len() + row.value.len()).max().unwrap_or(0) + 3;
+    let width = loaded
+        .rows
+        .iter()
+        .map(|row| row.key.len() + row.value.len())
+        .max()
+        .unwrap_or(0)
+        + 3;
     for row in &loaded.rows {
         let setting = format!("{} = {}", row.key, row.value);
         say!("{setting:width$}  # {}", row.source);
@@ -29,9 +35,15 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     }
     let dir = &loaded.config.services_dir;
     let files = component_files(dir).map_err(|error| {
-        usage(format!("services folder {}: {error}; --services names another", printable(&dir.display().to_string())))
+        usage(format!(
+            "services folder {}: {error}; --services names another",
+            printable(&dir.display().to_string())
+        ))
     })?;
-    say!("# services folder: can be read, component files: {}", files.len());
+    say!(
+        "# services folder: can be read, component files: {}",
+        files.len()
+    );
     if let Some(warning) = serving::Room::of(&loaded.config).warning() {
         complain!("mb-server: warning: {warning}");
     }

@@ -37,27 +37,54 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result {
-    let Arguments { file, output, native, on_demand } = arguments;
+    let Arguments {
+        file,
+        output,
+        native,
+        on_demand,
+    } = arguments;
     super::serve::start_log("warn", Format::Text)?;
-    let output = output.clone().unwrap_or_else(|| file.with_extension("cwasm"));
+    let output = output
+        .clone()
+        .unwrap_or_else(|| file.with_extension("cwasm"));
     if output == *file {
-        return Err(usage(format!("{}: --output would replace it", file.display())));
+        return Err(usage(format!(
+            "{}: --output would replace it",
+            file.display()
+        )));
     }
     let bytes = fs::read(file).map_err(|error| usage(format!("{}: {error}", file.display())))?;
     if Precompiled::is_one(&bytes) {
-        return Err(usage(format!("{} is compiled code already; name its .wasm", file.display())));
+        return Err(usage(format!(
+            "{} is compiled code already; name its .wasm",
+            file.display()
+        )));
     }
     // That it is a service is said here, not on the host it is copied to.
     let service = Inspector::new()?.load(file)?;
-    complain!("mb-server: compiling {} ({} bytes)", file.display(), bytes.len());
+    complain!(
+        "mb-server: compiling {} ({} bytes)",
+        file.display(),
+        bytes.len()
+    );
     let begun = Instant::now();
-    let ahead = Ahead { cpu: if *native { Cpu::This } else { Cpu::Any }, on_demand: *on_demand };
-    let compiled =
-        Sandbox::precompile(&bytes, ahead).map_err(|error| failure(format!("{}: {error}", file.display())))?;
+    let ahead = Ahead {
+        cpu: if *native { Cpu::This } else { Cpu::Any },
+        on_demand: *on_demand,
+    };
+    let compiled = Sandbox::precompile(&bytes, ahead)
+        .map_err(|error| failure(format!("{}: {error}", file.display())))?;
     let took = begun.elapsed().as_secs_f64();
-    write_whole(&output, &compiled).map_err(|error| failure(format!("{}: {error}", output.display())))?;
+    write_whole(&output, &compiled)
+        .map_err(|error| failure(format!("{}: {error}", output.display())))?;
     let said = &service.description;
-    say!("{}: {} {}, {} bytes, compiled in {took:.1} s", output.display(), said.name, said.version, compiled.len());
+    say!(
+        "{}: {} {}, {} bytes, compiled in {took:.1} s",
+        output.display(),
+        said.name,
+        said.version,
+        compiled.len()
+    );
     say!(
         "for mb-server {} on {}; digest for grants: {}",
         env!("CARGO_PKG_VERSION"),

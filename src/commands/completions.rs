@@ -20,7 +20,12 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result {
     let mut text = Vec::new();
-    clap_complete::generate(arguments.shell, &mut super::Arguments::command(), "mb-server", &mut text);
+    clap_complete::generate(
+        arguments.shell,
+        &mut super::Arguments::command(),
+        "mb-server",
+        &mut text,
+    );
     let _ = io::stdout().write_all(&text);
     Ok(Exit::Success)
 }

@@ -9,7 +9,8 @@ use std::{
 };
 
 use landlock::{
-    ABI, AccessFs, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, RulesetStatus, path_beneath_rules,
+    ABI, AccessFs, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, RulesetStatus,
+    path_beneath_rules,
 };
 
 use crate::{config::Config, sandbox::cache_dir};
@@ -30,7 +31,10 @@ pub(super) fn confine(config: &Config) {
     for dir in &own {
         // Only a folder that is there can be allowed. One that can't be made
         // is complained about by who needs it.
-        let _ = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        let _ = fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir);
     }
     match restrict(&own) {
         Ok(RulesetStatus::NotEnforced) => {
@@ -46,7 +50,11 @@ pub(super) fn confine(config: &Config) {
 
 /// Where it writes.
 fn own_folders(config: &Config) -> Vec<PathBuf> {
-    let parent = |file: &Path| file.parent().map(Path::to_path_buf).filter(|dir| !dir.as_os_str().is_empty());
+    let parent = |file: &Path| {
+        file.parent()
+            .map(Path::to_path_buf)
+            .filter(|dir| !dir.as_os_str().is_empty())
+    };
     let mut own = vec![config.state_dir()];
     own.extend(parent(&config.store_file()));
     own.extend(parent(&config.admin.socket));
@@ -58,7 +66,10 @@ fn own_folders(config: &Config) -> Vec<PathBuf> {
 
 fn restrict(own: &[PathBuf]) -> Result<RulesetStatus, RulesetError> {
     let program = std::env::current_exe().ok();
-    let run = LIBRARIES.iter().map(|dir| Path::new(*dir)).chain(program.as_deref());
+    let run = LIBRARIES
+        .iter()
+        .map(|dir| Path::new(*dir))
+        .chain(program.as_deref());
     let status = Ruleset::default()
         .handle_access(AccessFs::from_write(WANTED) | AccessFs::Execute)?
         .create()?
@@ -87,13 +98,18 @@ mod tests {
                 println!("this kernel has no Landlock, so it was not tried");
                 return;
             }
-            let denied = |result: io::Result<()>| result.unwrap_err().kind() == io::ErrorKind::PermissionDenied;
+            let denied = |result: io::Result<()>| {
+                result.unwrap_err().kind() == io::ErrorKind::PermissionDenied
+            };
             fs::write(own.join("new"), "x").unwrap();
             fs::rename(own.join("new"), own.join("newer")).unwrap();
             assert!(denied(fs::write(other.join("new"), "x")));
             assert!(denied(fs::remove_file(other.join("there"))));
             assert_eq!(fs::read(other.join("there")).unwrap(), b"x");
-            assert!(denied(Command::new("/bin/true").status().map(drop)), "another program");
+            assert!(
+                denied(Command::new("/bin/true").status().map(drop)),
+                "another program"
+            );
         });
         confined.join().unwrap();
     }

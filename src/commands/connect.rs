@@ -53,7 +53,9 @@ pub(super) struct Connect {
 impl Connect {
     /// Connects, as often as `--retry` says.
     pub(super) fn open(&self, timeout: Duration) -> Result<Client, (Exit, String)> {
-        let builder = self.builder()?.connect_timeout(timeout.min(Duration::from_secs(5)));
+        let builder = self
+            .builder()?
+            .connect_timeout(timeout.min(Duration::from_secs(5)));
         let mut pause = FIRST_PAUSE;
         for _ in 0..self.retry {
             match builder.clone().connect() {
@@ -63,7 +65,9 @@ impl Connect {
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_secs(5));
         }
-        builder.connect().map_err(|error| (Exit::Unreachable, describe(&error)))
+        builder
+            .connect()
+            .map_err(|error| (Exit::Unreachable, describe(&error)))
     }
 
     fn uses_tls(&self) -> bool {
@@ -71,11 +75,17 @@ impl Connect {
     }
 
     pub(super) fn server(&self) -> &str {
-        self.server.as_deref().unwrap_or(if self.uses_tls() { DEFAULT_TLS_SERVER } else { DEFAULT_SERVER })
+        self.server.as_deref().unwrap_or(if self.uses_tls() {
+            DEFAULT_TLS_SERVER
+        } else {
+            DEFAULT_SERVER
+        })
     }
 
     fn builder(&self) -> Result<Builder, (Exit, String)> {
-        let mut builder = Client::builder(self.server()).retries(self.retry).reconnect(self.retry > 0);
+        let mut builder = Client::builder(self.server())
+            .retries(self.retry)
+            .reconnect(self.retry > 0);
         if let Some(tls) = self.tls()? {
             builder = builder.tls(tls);
         }
@@ -90,7 +100,9 @@ impl Connect {
             return Ok(None);
         }
         if self.ca.is_none() && !self.insecure {
-            return Err(usage("TLS needs --ca, the file of the CA to trust, or --insecure for development"));
+            return Err(usage(
+                "TLS needs --ca, the file of the CA to trust, or --insecure for development",
+            ));
         }
         Ok(Some(ClientTls {
             ca: self.ca.clone(),
@@ -101,11 +113,17 @@ impl Connect {
     }
 
     pub(super) fn token(&self) -> Result<Option<String>, (Exit, String)> {
-        let Some(file) = &self.token_file else { return Ok(None) };
-        let token = fs::read_to_string(file).map_err(|error| usage(format!("token {}: {error}", file.display())))?;
+        let Some(file) = &self.token_file else {
+            return Ok(None);
+        };
+        let token = fs::read_to_string(file)
+            .map_err(|error| usage(format!("token {}: {error}", file.display())))?;
         let token = token.trim();
         if token.is_empty() || token.len() > MAX_TOKEN_SIZE {
-            return Err(usage(format!("token {}: 1 to {MAX_TOKEN_SIZE} bytes are expected", file.display())));
+            return Err(usage(format!(
+                "token {}: 1 to {MAX_TOKEN_SIZE} bytes are expected",
+                file.display()
+            )));
         }
         Ok(Some(token.to_owned()))
     }

@@ -80,13 +80,26 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         let last = Arc::clone(&last);
         let (dir, port) = (project.dir.clone(), Some(loaded.config.port));
         let again = Box::new(move || settings(&dir, port).map_err(|(_, error)| error));
-        let plan = Plan { loaded, again, quick: true, end };
-        Serving::start(plan, |dispatcher| Arc::new(Remembering { dispatcher, last }))?
+        let plan = Plan {
+            loaded,
+            again,
+            quick: true,
+            end,
+        };
+        Serving::start(plan, |dispatcher| {
+            Arc::new(Remembering { dispatcher, last })
+        })?
     };
     let Some((address, _)) = serving.addresses().first().copied() else {
-        return Err(failure("mb-server.toml leaves no listener without TLS: dev needs one"));
+        return Err(failure(
+            "mb-server.toml leaves no listener without TLS: dev needs one",
+        ));
     };
-    complain!("serving {} on {address}, admin {}", project.dir.display(), serving.admin.join(" "));
+    complain!(
+        "serving {} on {address}, admin {}",
+        project.dir.display(),
+        serving.admin.join(" ")
+    );
     if built {
         show(&serving, address);
     }
@@ -100,7 +113,12 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     }
     thread::spawn(move || {
         let mut line = String::new();
-        while io::stdin().lock().read_line(&mut line).is_ok_and(|read| read > 0) && sender.send(Event::Repeat).is_ok() {
+        while io::stdin()
+            .lock()
+            .read_line(&mut line)
+            .is_ok_and(|read| read > 0)
+            && sender.send(Event::Repeat).is_ok()
+        {
             line.clear();
         }
     });
@@ -122,12 +140,18 @@ pub(super) fn run(arguments: &Arguments) -> Result {
 /// Builds, and says how it went.
 fn attempt(project: &Project) -> bool {
     match build(project, Kind::Dev, &|line| complain!("mb-server: {line}")) {
-        Ok(Built { file: _, size, took }) => {
+        Ok(Built {
+            file: _,
+            size,
+            took,
+        }) => {
             complain!("built in {:.1} s, {} KiB", took.as_secs_f64(), size / 1024);
             true
         }
         Err(error) => {
-            complain!("not built: {error}\nthe last good build goes on; save a change to try again");
+            complain!(
+                "not built: {error}\nthe last good build goes on; save a change to try again"
+            );
             false
         }
     }
@@ -147,7 +171,11 @@ fn show(serving: &Serving, address: SocketAddr) {
             }
             for service in catalog.services() {
                 let said = &service.description;
-                let flag = if address.port() == 8081 { String::new() } else { format!(" --server {address}") };
+                let flag = if address.port() == 8081 {
+                    String::new()
+                } else {
+                    format!(" --server {address}")
+                };
                 for action in &said.actions {
                     complain!("  mb-server call {}.{} '…'{flag}", said.name, action.name);
                 }
@@ -167,7 +195,10 @@ fn settings(dir: &Path, port: Option<u16>) -> std::result::Result<Loaded, (Exit,
             .with("services_dir", Some(text(dir.join(OUTPUT))))
             .with("state_dir", Some(text(state.clone())))
             .with("admin.port", Some(0_u16))
-            .with("log", Some("info,mb_server::service=trace,mb_server::commands=warn"))
+            .with(
+                "log",
+                Some("info,mb_server::service=trace,mb_server::commands=warn"),
+            )
             .with("port", Some(port))
     };
     let free = || std::net::TcpListener::bind(("127.0.0.1", 8081)).is_ok();
@@ -202,10 +233,14 @@ fn sources(dir: &Path) -> Sources {
     let mut found = Sources::new();
     let mut dirs = vec![dir.to_path_buf()];
     while let Some(dir) = dirs.pop() {
-        let Ok(entries) = std::fs::read_dir(dir) else { continue };
+        let Ok(entries) = std::fs::read_dir(dir) else {
+            continue;
+        };
         for entry in entries.flatten().take(MAX_FILES - found.len()) {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let Ok(metadata) = entry.metadata() else { continue };
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
             // Hidden ones are editors' and tools' own, Cargo's settings apart.
             let hidden = name.starts_with('.') && name != ".cargo";
             if metadata.is_dir() && !hidden && !NOT_SOURCES.contains(&&*name) {
@@ -232,7 +267,8 @@ impl Handle for Remembering {
     fn handle<'a>(&self, request: Request<'a>) -> Reply<'a> {
         let own = request.body.starts_with(b"REQUEST:system.");
         if !own && request.body.len() <= MAX_KEPT_CALL {
-            *self.last.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((request.body.to_vec(), request.binary));
+            *self.last.0.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some((request.body.to_vec(), request.binary));
         }
         self.dispatcher.handle(request)
     }
@@ -240,11 +276,18 @@ impl Handle for Remembering {
 
 /// Makes the last call once more, as a client.
 fn repeat(last: &Last, address: SocketAddr) {
-    let Some((body, binary)) = last.0.lock().unwrap_or_else(PoisonError::into_inner).clone() else {
+    let Some((body, binary)) = last
+        .0
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone()
+    else {
         complain!("nothing was called yet");
         return;
     };
-    let Ok((header, payload)) = Header::parse(&body) else { return };
+    let Ok((header, payload)) = Header::parse(&body) else {
+        return;
+    };
     let begun = Instant::now();
     match ask(address, &header, payload, binary) {
         Ok(answer) => {
@@ -259,10 +302,21 @@ fn repeat(last: &Last, address: SocketAddr) {
     }
 }
 
-fn ask(address: SocketAddr, header: &Header<'_>, payload: &[u8], binary: bool) -> std::result::Result<String, String> {
-    let client = Client::builder(address.to_string()).connect().map_err(|error| error.to_string())?;
+fn ask(
+    address: SocketAddr,
+    header: &Header<'_>,
+    payload: &[u8],
+    binary: bool,
+) -> std::result::Result<String, String> {
+    let client = Client::builder(address.to_string())
+        .connect()
+        .map_err(|error| error.to_string())?;
     let text = std::str::from_utf8(payload).unwrap_or_default();
-    let payload = if binary { Payload::Binary(payload) } else { Payload::Json(text) };
+    let payload = if binary {
+        Payload::Binary(payload)
+    } else {
+        Payload::Json(text)
+    };
     let mut request = client::Request::new(header.topic, payload);
     request.version = header.version;
     request.timeout = header.timeout.unwrap_or(REPEAT_TIMEOUT);

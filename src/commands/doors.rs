@@ -33,23 +33,39 @@ pub(super) struct Doors {
 impl Doors {
     /// Opens those that the settings name, or takes them over.
     pub(super) fn open(config: &Config, inherited: &mut Inherited) -> Result<Self, (Exit, String)> {
-        let mut opened = Self { doors: Vec::new(), names: Vec::new() };
+        let mut opened = Self {
+            doors: Vec::new(),
+            names: Vec::new(),
+        };
         let (host, port, path) = (&config.admin.host, config.admin.port, &config.admin.socket);
         if !host.is_empty() {
             let listener = tcp(host, port, inherited).map_err(|error| {
                 let hint = match error.kind() {
-                    io::ErrorKind::AddrInUse => "; is another server running? --admin-port 0 takes a free one",
+                    io::ErrorKind::AddrInUse => {
+                        "; is another server running? --admin-port 0 takes a free one"
+                    }
                     _ => "",
                 };
-                failure(format!("admin endpoint can't listen on {host} port {port}: {error}{hint}"))
+                failure(format!(
+                    "admin endpoint can't listen on {host} port {port}: {error}{hint}"
+                ))
             })?;
-            opened.names.push(format!("http://{}/", listener.local_addr().map_err(failure)?));
+            opened.names.push(format!(
+                "http://{}/",
+                listener.local_addr().map_err(failure)?
+            ));
             opened.doors.push(Door::Tcp(listener));
         }
         if !path.as_os_str().is_empty() {
-            let listener = inherited.take_unix(path).map_or_else(|| unix(path), Ok).map_err(|error| {
-                failure(format!("admin endpoint can't listen on `admin.socket` = {}: {error}", path.display()))
-            })?;
+            let listener = inherited
+                .take_unix(path)
+                .map_or_else(|| unix(path), Ok)
+                .map_err(|error| {
+                    failure(format!(
+                        "admin endpoint can't listen on `admin.socket` = {}: {error}",
+                        path.display()
+                    ))
+                })?;
             opened.names.push(format!("unix:{}", path.display()));
             opened.doors.push(Door::Unix(listener));
         }
@@ -60,7 +76,10 @@ impl Doors {
 fn tcp(host: &str, port: u16, inherited: &mut Inherited) -> io::Result<TcpListener> {
     let mut last = io::ErrorKind::NotFound.into();
     for address in resolve(host, port)? {
-        match inherited.take(address).map_or_else(|| listen(address, BACKLOG), Ok) {
+        match inherited
+            .take(address)
+            .map_or_else(|| listen(address, BACKLOG), Ok)
+        {
             Err(error) if is_absent(&error) => last = error,
             result => return result,
         }
@@ -72,7 +91,10 @@ fn tcp(host: &str, port: u16, inherited: &mut Inherited) -> io::Result<TcpListen
 fn unix(path: &Path) -> io::Result<UnixListener> {
     if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
         if UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another server listens there"));
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another server listens there",
+            ));
         }
         // Of one that has ended.
         fs::remove_file(path)?;
@@ -94,7 +116,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
         let first = unix(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
         assert_eq!(unix(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);
         // A process that another test is just starting may hold it for a moment.

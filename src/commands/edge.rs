@@ -41,39 +41,76 @@ struct Seen {
 impl Edge {
     /// Reads and checks what the settings name.
     pub(super) fn load(config: &Config) -> Result<Arc<Self>, (super::Exit, String)> {
-        let mut seen = Seen { tokens: look_at(&config.client_tokens()), ..Seen::default() };
+        let mut seen = Seen {
+            tokens: look_at(&config.client_tokens()),
+            ..Seen::default()
+        };
         let tls = match config.tls.files() {
             None => None,
             Some(files) => {
                 seen.tls = look_at_all(&files);
-                let loaded = ServerTls::load(&files).map_err(|error| usage(format!("tls: {error}")))?;
+                let loaded =
+                    ServerTls::load(&files).map_err(|error| usage(format!("tls: {error}")))?;
                 Some((files, Arc::new(ArcSwap::from_pointee(loaded))))
             }
         };
-        let access = Access::new(config.principals.clone(), config.client_tokens(), config.auth_failures);
-        Ok(Arc::new(Self { access: access.map_err(usage)?, tls, seen: Mutex::new(seen) }))
+        let access = Access::new(
+            config.principals.clone(),
+            config.client_tokens(),
+            config.auth_failures,
+        );
+        Ok(Arc::new(Self {
+            access: access.map_err(usage)?,
+            tls,
+            seen: Mutex::new(seen),
+        }))
     }
 
     /// The listeners that the settings name.
     pub(super) fn listeners(&self, config: &Config) -> Vec<Arc<ListenerSettings>> {
         let build = |listener: Listener| {
-            let Listener { host, port, tls, auth, rights, allow, deny, proxy_from } = listener;
+            let Listener {
+                host,
+                port,
+                tls,
+                auth,
+                rights,
+                allow,
+                deny,
+                proxy_from,
+            } = listener;
             let terms = Terms {
                 auth: auth.unwrap_or(config.auth),
                 rights: rights.map(Into::into),
                 allow_unsecure: config.allow_unsecure,
             };
-            let tls = self.tls.as_ref().filter(|_| tls).map(|(_, tls)| Arc::clone(tls));
+            let tls = self
+                .tls
+                .as_ref()
+                .filter(|_| tls)
+                .map(|(_, tls)| Arc::clone(tls));
             let (hosts, terms) = (host.as_slice().to_vec(), Arc::new(terms));
-            Arc::new(ListenerSettings { hosts, port, tls, terms, allow, deny, proxy_from })
+            Arc::new(ListenerSettings {
+                hosts,
+                port,
+                tls,
+                terms,
+                allow,
+                deny,
+                proxy_from,
+            })
         };
         config.all_listeners().into_iter().map(build).collect()
     }
 
     /// Reads the certificates again; connections from before keep theirs.
     pub(super) fn reload_tls(&self) -> Result<(), String> {
-        let Some((files, tls)) = &self.tls else { return Err("TLS is not switched on: tls.cert is not set".into()) };
-        tls.store(Arc::new(ServerTls::load(files).map_err(|error| error.to_string())?));
+        let Some((files, tls)) = &self.tls else {
+            return Err("TLS is not switched on: tls.cert is not set".into());
+        };
+        tls.store(Arc::new(
+            ServerTls::load(files).map_err(|error| error.to_string())?,
+        ));
         Ok(())
     }
 
@@ -96,7 +133,10 @@ impl Edge {
                 edge.look();
             }
         };
-        thread::Builder::new().name("mb-edge".into()).spawn(look).map(drop)
+        thread::Builder::new()
+            .name("mb-edge".into())
+            .spawn(look)
+            .map(drop)
     }
 
     /// Reads again what changed since it was last looked at.
@@ -115,12 +155,19 @@ impl Edge {
     }
 
     fn read_certificates(&self) {
-        self.say("certificates", self.reload_tls().map(|()| "read again".into()));
+        self.say(
+            "certificates",
+            self.reload_tls().map(|()| "read again".into()),
+        );
     }
 
     fn read_tokens(&self) {
         let read = self.access.reload();
-        self.say("tokens", read.map(|count| format!("{count} of them")).map_err(|error| error.to_string()));
+        self.say(
+            "tokens",
+            read.map(|count| format!("{count} of them"))
+                .map_err(|error| error.to_string()),
+        );
     }
 
     fn say(&self, what: &str, done: Result<String, String>) {
@@ -150,7 +197,8 @@ fn look_at_all(files: &TlsFiles) -> Vec<Look> {
 /// something for those who do.
 pub(super) fn peers_can_say(config: &Config) -> bool {
     let asked = |listener: &Listener| {
-        listener.auth.unwrap_or(config.auth) != Auth::None || listener.tls && !config.tls.ca.as_os_str().is_empty()
+        listener.auth.unwrap_or(config.auth) != Auth::None
+            || listener.tls && !config.tls.ca.as_os_str().is_empty()
     };
     config.all_listeners().iter().any(asked)
 }
@@ -158,8 +206,12 @@ pub(super) fn peers_can_say(config: &Config) -> bool {
 /// Refuses what would let others reach the server without authentication,
 /// unless that was asked for by name.
 pub(super) fn check_exposure(config: &Config) -> Result<(), (super::Exit, String)> {
-    let find = |setting: &str, host: &str, port: u16| -> Result<Option<SocketAddr>, (super::Exit, String)> {
-        let addresses = resolve(host, port).map_err(|e| usage(format!("`{setting}` = {host:?}: {e}")))?;
+    let find = |setting: &str,
+                host: &str,
+                port: u16|
+     -> Result<Option<SocketAddr>, (super::Exit, String)> {
+        let addresses =
+            resolve(host, port).map_err(|e| usage(format!("`{setting}` = {host:?}: {e}")))?;
         Ok(addresses.into_iter().find(|address| !is_loopback(address)))
     };
     let host = &config.admin.host;
@@ -174,10 +226,12 @@ pub(super) fn check_exposure(config: &Config) -> Result<(), (super::Exit, String
         )));
     }
     for listener in config.all_listeners() {
-        let asked =
-            listener.auth.unwrap_or(config.auth) != Auth::None || listener.tls && config.tls.demands_certificate();
+        let asked = listener.auth.unwrap_or(config.auth) != Auth::None
+            || listener.tls && config.tls.demands_certificate();
         for host in listener.host.as_slice() {
-            let Some(open) = find("host", host, listener.port)?.filter(|_| !asked && !config.allow_unsecure) else {
+            let Some(open) =
+                find("host", host, listener.port)?.filter(|_| !asked && !config.allow_unsecure)
+            else {
                 continue;
             };
             return Err(usage(format!(
@@ -202,10 +256,22 @@ mod tests {
     #[test]
     fn what_changes_after_it_was_read_is_read_at_the_first_look() {
         let folder = tempfile::tempdir().unwrap();
-        let config = Config { state_dir: folder.path().into(), ..Config::default() };
+        let config = Config {
+            state_dir: folder.path().into(),
+            ..Config::default()
+        };
         let edge = Edge::load(&config).unwrap_or_else(|(_, error)| panic!("{error}"));
-        let terms = Terms { auth: Auth::Required, rights: None, allow_unsecure: false };
-        let stranger = edge.access.stranger("1".into(), Ipv4Addr::LOCALHOST.into(), false, &Arc::new(terms));
+        let terms = Terms {
+            auth: Auth::Required,
+            rights: None,
+            allow_unsecure: false,
+        };
+        let stranger = edge.access.stranger(
+            "1".into(),
+            Ipv4Addr::LOCALHOST.into(),
+            false,
+            &Arc::new(terms),
+        );
         let comes_in = |token: &str| edge.access.authenticate(&stranger, token).is_ok();
 
         let (_, token) = tokens::create(edge.access.file(), "ann", None, None).unwrap();

@@ -12,7 +12,9 @@ use wasmparser::{Parser, Payload};
 use super::{Exit, Result, failure, printable, serve, serving};
 use crate::{
     budget::Budget,
-    catalog::{FileError, LoadSettings, Policy, Service, breaks, fingerprint, load_file, may_break},
+    catalog::{
+        FileError, LoadSettings, Policy, Service, breaks, fingerprint, load_file, may_break,
+    },
     config::{Config, MemoryPlan},
     host::grant_for,
     log::Format,
@@ -52,7 +54,10 @@ pub(super) struct Inspector {
 
 impl Inspector {
     pub(super) fn new() -> std::result::Result<Self, (Exit, String)> {
-        let config = Config { max_connections: 1, ..Config::default() };
+        let config = Config {
+            max_connections: 1,
+            ..Config::default()
+        };
         let policy = Policy::new(&config, None).for_inspection();
         let memory = Budget::new(MemoryPlan::of(&config).shared);
         let sandbox = serving::sandbox_config(&config, &policy, &memory);
@@ -67,7 +72,8 @@ impl Inspector {
     }
 
     pub(super) fn load(&self, file: &Path) -> std::result::Result<Service, (Exit, String)> {
-        load_file(&self.sandbox, &self.settings, file).map_err(|error| refuse(file, &self.settings, &error))
+        load_file(&self.sandbox, &self.settings, file)
+            .map_err(|error| refuse(file, &self.settings, &error))
     }
 
     fn show(&self, service: &Service, file: &Path) -> Result {
@@ -89,15 +95,30 @@ impl Inspector {
         let imports = service.component.imports();
         for (index, import) in imports.iter().enumerate() {
             let title = if index == 0 { "imports" } else { "" };
-            let needs = grant_for(import).map(|grant| format!("  needs the grant {grant}")).unwrap_or_default();
+            let needs = grant_for(import)
+                .map(|grant| format!("  needs the grant {grant}"))
+                .unwrap_or_default();
             text += &row(title, &format!("{import}{needs}"));
         }
         if imports.is_empty() {
             text += &row("imports", "nothing");
         }
         let wrapped = service.component.was_wrapped();
-        text += &row("kind", if wrapped { "core module, turned into a component" } else { "component" });
-        text += &row("memory", &format!("{} KiB when an instance begins", service.component.first_memory() / 1024));
+        text += &row(
+            "kind",
+            if wrapped {
+                "core module, turned into a component"
+            } else {
+                "component"
+            },
+        );
+        text += &row(
+            "memory",
+            &format!(
+                "{} KiB when an instance begins",
+                service.component.first_memory() / 1024
+            ),
+        );
         let each = match service.component.made_anew() {
             None => "finds an instance that was put back as it was when it was made".to_owned(),
             Some(reason) => format!("gets an instance that is made for it, because {reason}"),
@@ -107,10 +128,16 @@ impl Inspector {
             text += &row("size", &format!("{} bytes", service.size));
             text += &row("compiled", "ahead of time, for this version of the server");
         } else {
-            text += &row("size", &format!("{} bytes: {}", service.size, sections(&bytes)));
+            text += &row(
+                "size",
+                &format!("{} bytes: {}", service.size, sections(&bytes)),
+            );
             let compiled = self.sandbox.try_compiling(&bytes).map_err(failure)?;
             let (millis, kib) = (compiled.took.as_millis(), compiled.size / 1024);
-            text += &row("compiled", &format!("in {millis} ms, to {kib} KiB; kept for the next start"));
+            text += &row(
+                "compiled",
+                &format!("in {millis} ms, to {kib} KiB; kept for the next start"),
+            );
         }
         text += &row("digest", &service.digest);
         print(&text)?;
@@ -121,7 +148,10 @@ impl Inspector {
 /// Bytes by what they are, all modules together.
 fn sections(bytes: &[u8]) -> String {
     let (mut code, mut data, mut custom) = (0, 0, 0);
-    for payload in Parser::new(0).parse_all(bytes).map_while(std::result::Result::ok) {
+    for payload in Parser::new(0)
+        .parse_all(bytes)
+        .map_while(std::result::Result::ok)
+    {
         match payload {
             Payload::CodeSectionStart { range, .. } => code += range.len(),
             Payload::DataSection(section) => data += section.range().len(),
@@ -139,11 +169,20 @@ fn compare(old: &Service, new: &Service) -> Result {
     let found = breaks(before, now);
     let title = format!("{} {} against {}", now.name, now.version, before.version);
     if found.is_empty() {
-        print(&format!("{}: nothing breaks its callers\n", printable(&title)))?;
+        print(&format!(
+            "{}: nothing breaks its callers\n",
+            printable(&title)
+        ))?;
         return Ok(Exit::Success);
     }
-    let lines: String = found.iter().map(|line| format!("  {}\n", printable(line))).collect();
-    print(&format!("{} breaks its callers:\n{lines}", printable(&title)))?;
+    let lines: String = found
+        .iter()
+        .map(|line| format!("  {}\n", printable(line)))
+        .collect();
+    print(&format!(
+        "{} breaks its callers:\n{lines}",
+        printable(&title)
+    ))?;
     if may_break(before, now) {
         print("its version says so: callers of the old one are not routed to it\n")?;
         return Ok(Exit::Success);
@@ -170,7 +209,11 @@ fn refuse(file: &Path, settings: &LoadSettings, error: &FileError) -> (Exit, Str
         // The reason is what matters.
         let _ = print(&text);
     }
-    failure(format!("{}: {}", printable(&name), printable(&error.to_string())))
+    failure(format!(
+        "{}: {}",
+        printable(&name),
+        printable(&error.to_string())
+    ))
 }
 
 fn row(title: &str, value: &str) -> String {

@@ -19,9 +19,15 @@ const MAX_HELLO_SIZE: usize = 64 * 1024;
 
 impl Connect {
     /// Bare connections that have said hello where a token is to be shown.
-    pub(super) fn links(&self, count: usize, timeout: Duration) -> Result<Vec<Link>, (Exit, String)> {
+    pub(super) fn links(
+        &self,
+        count: usize,
+        timeout: Duration,
+    ) -> Result<Vec<Link>, (Exit, String)> {
         let server = self.server();
-        let unreachable = |error: &dyn std::fmt::Display| (Exit::Unreachable, format!("can't reach {server}: {error}"));
+        let unreachable = |error: &dyn std::fmt::Display| {
+            (Exit::Unreachable, format!("can't reach {server}: {error}"))
+        };
         let (host, port) = server
             .rsplit_once(':')
             .and_then(|(host, port)| Some((host, port.parse().ok()?)))
@@ -33,7 +39,10 @@ impl Connect {
             .ok_or_else(|| unreachable(&"the name has no address"))?;
         let tls = self.tls()?.map(|tls| {
             let name = tls.server_name.clone().unwrap_or_else(|| host.to_owned());
-            let name = name.clone().try_into().map_err(|error| usage(format!("server name {name:?}: {error}")))?;
+            let name = name
+                .clone()
+                .try_into()
+                .map_err(|error| usage(format!("server name {name:?}: {error}")))?;
             Ok((client_config(&tls).map_err(usage)?, name))
         });
         let (tls, token) = (tls.transpose()?, self.token()?);
@@ -44,9 +53,12 @@ impl Connect {
             let mut link = match &tls {
                 None => Link::Plain(stream),
                 Some((config, name)) => {
-                    let session =
-                        rustls::ClientConnection::new(Arc::clone(config), rustls::pki_types::ServerName::clone(name));
-                    let mut stream = rustls::StreamOwned::new(session.map_err(io::Error::other)?, stream);
+                    let session = rustls::ClientConnection::new(
+                        Arc::clone(config),
+                        rustls::pki_types::ServerName::clone(name),
+                    );
+                    let mut stream =
+                        rustls::StreamOwned::new(session.map_err(io::Error::other)?, stream);
                     while stream.conn.is_handshaking() {
                         stream.conn.complete_io(&mut stream.sock)?;
                     }
@@ -58,28 +70,45 @@ impl Connect {
             }
             Ok(link)
         };
-        (0..count).map(open).collect::<io::Result<_>>().map_err(|error| {
-            let refused = error.kind() == io::ErrorKind::ConnectionRefused;
-            let hint = if refused { "; is the server running? `mb-server serve` starts one" } else { "" };
-            unreachable(&format_args!("{error}{hint}"))
-        })
+        (0..count)
+            .map(open)
+            .collect::<io::Result<_>>()
+            .map_err(|error| {
+                let refused = error.kind() == io::ErrorKind::ConnectionRefused;
+                let hint = if refused {
+                    "; is the server running? `mb-server serve` starts one"
+                } else {
+                    ""
+                };
+                unreachable(&format_args!("{error}{hint}"))
+            })
     }
 }
 
 /// Shows a token, and waits until it was taken.
 fn hello(link: &mut Link, token: &str) -> io::Result<()> {
-    let body = format!("REQUEST:system.hello:1.0.0:hello\n{}", serde_json::json!({ "token": token }));
-    let header = FrameHeader { length: body.len() as u32, keep_alive: false, binary: false, more: false };
+    let body = format!(
+        "REQUEST:system.hello:1.0.0:hello\n{}",
+        serde_json::json!({ "token": token })
+    );
+    let header = FrameHeader {
+        length: body.len() as u32,
+        keep_alive: false,
+        binary: false,
+        more: false,
+    };
     link.write_all(&[&header.encode(), body.as_bytes()].concat())?;
     link.flush()?;
     let mut head = [0; 8];
     link.read_exact(&mut head)?;
-    let header =
-        FrameHeader::parse(head).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+    let header = FrameHeader::parse(head)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
     let mut answer = vec![0; (header.length as usize).min(MAX_HELLO_SIZE)];
     link.read_exact(&mut answer)?;
     if answer.starts_with(b"RESPONSE:") {
         return Ok(());
     }
-    Err(io::Error::other(super::printable(&String::from_utf8_lossy(&answer))))
+    Err(io::Error::other(super::printable(
+        &String::from_utf8_lossy(&answer),
+    )))
 }

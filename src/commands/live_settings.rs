@@ -59,9 +59,23 @@ impl Applied {
 }
 
 impl LiveSettings {
-    pub(super) fn new(loaded: Loaded, again: Box<ReadSettings>, catalog: Arc<LiveCatalog>, edge: Arc<Edge>) -> Self {
-        let current = Mutex::new(Current { rows: loaded.rows, waiting: Vec::new() });
-        Self { reloading: Mutex::default(), current, again, catalog, edge }
+    pub(super) fn new(
+        loaded: Loaded,
+        again: Box<ReadSettings>,
+        catalog: Arc<LiveCatalog>,
+        edge: Arc<Edge>,
+    ) -> Self {
+        let current = Mutex::new(Current {
+            rows: loaded.rows,
+            waiting: Vec::new(),
+        });
+        Self {
+            reloading: Mutex::default(),
+            current,
+            again,
+            catalog,
+            edge,
+        }
     }
 
     /// The settings that hold, for whoever looks.
@@ -79,11 +93,15 @@ impl LiveSettings {
     /// # Errors
     /// What is wrong with them; then nothing has changed.
     pub(super) fn reload(&self) -> Result<Applied, String> {
-        let _alone = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self
+            .reloading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let Loaded { config, rows } = (self.again)()?;
         edge::check_exposure(&config).map_err(|(_, error)| error)?;
         let changed = differing(&self.current().rows, &rows);
-        let (applied, waiting): (Vec<_>, Vec<_>) = changed.into_iter().partition(|key| is_live(key));
+        let (applied, waiting): (Vec<_>, Vec<_>) =
+            changed.into_iter().partition(|key| is_live(key));
         let touches = |prefix: &str| applied.iter().any(|key| key.starts_with(prefix));
         // The only one that can fail comes first.
         let services = match touches("services.") || touches("require_digest") {
@@ -100,9 +118,18 @@ impl LiveSettings {
         let mut current = self.current();
         let keep = |row: &&Row| !is_live(&row.key);
         let live = rows.into_iter().filter(|row| is_live(&row.key));
-        let mut merged: Vec<Row> = current.rows.iter().filter(keep).cloned().chain(live).collect();
+        let mut merged: Vec<Row> = current
+            .rows
+            .iter()
+            .filter(keep)
+            .cloned()
+            .chain(live)
+            .collect();
         merged.sort_by(|a, b| a.key.cmp(&b.key));
-        *current = Current { rows: merged, waiting: waiting.clone() };
+        *current = Current {
+            rows: merged,
+            waiting: waiting.clone(),
+        };
         drop(current);
         tracing::info!(
             security = "change",
@@ -110,21 +137,36 @@ impl LiveSettings {
             next_start = waiting.join(" "),
             "settings were read again"
         );
-        Ok(Applied { applied, waiting, services })
+        Ok(Applied {
+            applied,
+            waiting,
+            services,
+        })
     }
 }
 
 fn is_live(key: &str) -> bool {
-    LIVE.iter().any(|live| if live.ends_with('.') { key.starts_with(live) } else { key == *live })
+    LIVE.iter().any(|live| {
+        if live.ends_with('.') {
+            key.starts_with(live)
+        } else {
+            key == *live
+        }
+    })
 }
 
 /// Keys whose values are not the same on both sides.
 fn differing(before: &[Row], after: &[Row]) -> BTreeSet<String> {
     let pairs = |rows: &[Row]| -> BTreeSet<(String, String)> {
-        rows.iter().map(|row| (row.key.clone(), row.value.clone())).collect()
+        rows.iter()
+            .map(|row| (row.key.clone(), row.value.clone()))
+            .collect()
     };
     let (before, after) = (pairs(before), pairs(after));
-    before.symmetric_difference(&after).map(|(key, _)| key.clone()).collect()
+    before
+        .symmetric_difference(&after)
+        .map(|(key, _)| key.clone())
+        .collect()
 }
 
 #[cfg(test)]
@@ -133,9 +175,21 @@ mod tests {
 
     #[test]
     fn what_has_changed_and_what_of_it_is_live() {
-        let row = |key: &str, value: &str| Row { key: key.into(), value: value.into(), source: "default".into() };
-        let before = [row("backlog", "1"), row("log", "a"), row("services.x.rate", "1")];
-        let after = [row("backlog", "2"), row("log", "a"), row("services.y.rate", "1")];
+        let row = |key: &str, value: &str| Row {
+            key: key.into(),
+            value: value.into(),
+            source: "default".into(),
+        };
+        let before = [
+            row("backlog", "1"),
+            row("log", "a"),
+            row("services.x.rate", "1"),
+        ];
+        let after = [
+            row("backlog", "2"),
+            row("log", "a"),
+            row("services.y.rate", "1"),
+        ];
         let changed: Vec<_> = differing(&before, &after).into_iter().collect();
         assert_eq!(changed, ["backlog", "services.x.rate", "services.y.rate"]);
         assert!(is_live("log") && is_live("services.x.rate") && is_live("principals.a.rights"));

@@ -192,7 +192,9 @@ fn failure(message: impl std::fmt::Display) -> (Exit, String) {
 fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}') {
+        if c.is_control()
+            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+        {
             shown.extend(c.escape_default());
         } else {
             shown.push(c);
@@ -207,7 +209,13 @@ mod tests {
 
     #[test]
     fn texts_of_strangers() {
-        assert_eq!(printable("Zählt, \u{1f600} \"all\" \\ of it"), "Zählt, \u{1f600} \"all\" \\ of it");
-        assert_eq!(printable("\x1b[2J\r\n\u{9b}\u{202e}"), "\\u{1b}[2J\\r\\n\\u{9b}\\u{202e}");
+        assert_eq!(
+            printable("Zählt, \u{1f600} \"all\" \\ of it"),
+            "Zählt, \u{1f600} \"all\" \\ of it"
+        );
+        assert_eq!(
+            printable("\x1b[2J\r\n\u{9b}\u{202e}"),
+            "\\u{1b}[2J\\r\\n\\u{9b}\\u{202e}"
+        );
     }
 }

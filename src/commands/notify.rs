@@ -19,19 +19,27 @@ pub(super) fn notify(said: &str) {
 }
 
 fn send(said: &str) -> io::Result<()> {
-    let Some(name) = env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let Some(name) = env::var_os("NOTIFY_SOCKET") else {
+        return Ok(());
+    };
     let bytes = name.as_encoded_bytes();
     let address = match bytes.strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name)?,
         None => SocketAddr::from_pathname(&name)?,
     };
-    UnixDatagram::unbound()?.send_to_addr(said.as_bytes(), &address).map(drop)
+    UnixDatagram::unbound()?
+        .send_to_addr(said.as_bytes(), &address)
+        .map(drop)
 }
 
 /// Says every so often that `alive` still holds, as `WatchdogSec` wants it.
 pub(super) fn keep_watchdog(alive: impl Fn() -> bool + Send + 'static) -> io::Result<()> {
-    let micros = env::var("WATCHDOG_USEC").ok().and_then(|text| text.parse().ok());
-    let Some(every) = micros.map(|micros: u64| Duration::from_micros(micros / 2)).filter(|every| !every.is_zero())
+    let micros = env::var("WATCHDOG_USEC")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let Some(every) = micros
+        .map(|micros: u64| Duration::from_micros(micros / 2))
+        .filter(|every| !every.is_zero())
     else {
         return Ok(());
     };
@@ -43,5 +51,8 @@ pub(super) fn keep_watchdog(alive: impl Fn() -> bool + Send + 'static) -> io::Re
             }
         }
     };
-    thread::Builder::new().name("mb-watchdog".into()).spawn(watch).map(drop)
+    thread::Builder::new()
+        .name("mb-watchdog".into())
+        .spawn(watch)
+        .map(drop)
 }

@@ -37,7 +37,9 @@ pub(super) struct Operator {
 
 impl Commands for Operator {
     fn reload(&self) -> Result<Vec<String>, String> {
-        self.catalog.reload().map_err(|error| format!("the services folder can't be read: {error}"))
+        self.catalog
+            .reload()
+            .map_err(|error| format!("the services folder can't be read: {error}"))
     }
 
     fn reload_tls(&self) -> Result<(), String> {
@@ -71,13 +73,27 @@ impl Commands for Operator {
 
     fn try_action(&self, attempt: &Attempt<'_>) -> Result<Value, String> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let Attempt { service, action, version, payload, timeout } = *attempt;
+        let Attempt {
+            service,
+            action,
+            version,
+            payload,
+            timeout,
+        } = *attempt;
         let id = format!("try-{}", NEXT.fetch_add(1, Relaxed));
         let body = format!("REQUEST:{service}.{action}:{version}:{id}::{timeout}\n{payload}");
         // Whoever has the token of this endpoint may call everything.
-        let terms = Arc::new(Terms { auth: Auth::None, rights: None, allow_unsecure: false });
+        let terms = Arc::new(Terms {
+            auth: Auth::None,
+            rights: None,
+            allow_unsecure: false,
+        });
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let identity = Arc::new(self.edge.access.stranger("admin".into(), loopback, false, &terms));
+        let identity = Arc::new(
+            self.edge
+                .access
+                .stranger("admin".into(), loopback, false, &terms),
+        );
         let begun = Instant::now();
         let request = Request {
             body: body.as_bytes(),
@@ -86,10 +102,17 @@ impl Commands for Operator {
             identity: &identity,
             watch: Arc::new(Unwatched),
         };
-        let Reply { header, outcome, identity: _ } = self.dispatcher.handle(request);
+        let Reply {
+            header,
+            outcome,
+            identity: _,
+        } = self.dispatcher.handle(request);
         let elapsed = begun.elapsed().as_secs_f64() * 1e3;
         if header.is_none() {
-            return Err("no such service, action or version can be: one of the names breaks its grammar".into());
+            return Err(
+                "no such service, action or version can be: one of the names breaks its grammar"
+                    .into(),
+            );
         }
         let mut answer = json!({"requestId": id, "elapsedMs": (elapsed * 1e3).round() / 1e3});
         match outcome {
@@ -122,7 +145,10 @@ fn version(service: &Service) -> Value {
     let terms = service.component.terms();
     let settings = &terms.settings;
     let imports = service.component.imports();
-    let grants: Vec<_> = imports.iter().filter_map(|import| grant_for(import)).collect();
+    let grants: Vec<_> = imports
+        .iter()
+        .filter_map(|import| grant_for(import))
+        .collect();
     json!({
         "version": said.version.to_string(),
         "description": said.description,
@@ -147,9 +173,11 @@ pub(super) fn masked(rows: &[Row]) -> Value {
     let is_secret = |key: &str| {
         let key = key.to_lowercase();
         key.contains(".grants.config.")
-            || ["secret", "password", "token"]
-                .iter()
-                .any(|word| key.rsplit('.').next().is_some_and(|last| last.contains(word)))
+            || ["secret", "password", "token"].iter().any(|word| {
+                key.rsplit('.')
+                    .next()
+                    .is_some_and(|last| last.contains(word))
+            })
     };
     rows.iter()
         .map(|Row { key, value, source }| {
@@ -160,7 +188,12 @@ pub(super) fn masked(rows: &[Row]) -> Value {
 }
 
 fn parse(version: Option<&str>) -> Result<Option<Version>, String> {
-    version.map(|text| text.parse().map_err(|_| format!("{text:?} is no version, as 1.2.0 is"))).transpose()
+    version
+        .map(|text| {
+            text.parse()
+                .map_err(|_| format!("{text:?} is no version, as 1.2.0 is"))
+        })
+        .transpose()
 }
 
 #[cfg(test)]
@@ -169,14 +202,23 @@ mod tests {
 
     #[test]
     fn what_may_be_secret_is_masked() {
-        let row = |key: &str| Row { key: key.into(), value: "\"v\"".into(), source: "default".into() };
+        let row = |key: &str| Row {
+            key: key.into(),
+            value: "\"v\"".into(),
+            source: "default".into(),
+        };
         let shown = masked(&[
             row("port"),
             row("services.a.grants.config.url"),
             row("services.a.grants.secrets.password"),
             row("tokens"),
         ]);
-        let values: Vec<_> = shown.as_array().unwrap().iter().map(|row| row["value"].as_str().unwrap()).collect();
+        let values: Vec<_> = shown
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row["value"].as_str().unwrap())
+            .collect();
         assert_eq!(values, ["\"v\"", "***", "***", "***"]);
     }
 }

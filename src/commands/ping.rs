@@ -38,13 +38,20 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let mut lost = 0;
     for number in 1..=arguments.count {
         let payload = number.to_string();
-        let request = Request { timeout, idempotent: true, ..Request::new(topic, Payload::Json(&payload)) };
+        let request = Request {
+            timeout,
+            idempotent: true,
+            ..Request::new(topic, Payload::Json(&payload))
+        };
         let begun = Instant::now();
         match client.call(&request) {
             Ok(_) => {
                 let time = begun.elapsed();
                 times.push(time);
-                say!("answer {number} after {:.3} ms", time.as_secs_f64() * 1000.0);
+                say!(
+                    "answer {number} after {:.3} ms",
+                    time.as_secs_f64() * 1000.0
+                );
             }
             Err(ClientError::Answered(refusal)) => return Err(failure(refusal)),
             Err(error) => {
@@ -53,7 +60,9 @@ pub(super) fn run(arguments: &Arguments) -> Result {
             }
         }
         if number < arguments.count {
-            thread::sleep(Duration::from_millis(arguments.interval).saturating_sub(begun.elapsed()));
+            thread::sleep(
+                Duration::from_millis(arguments.interval).saturating_sub(begun.elapsed()),
+            );
         }
     }
     if times.len() > 1 {
@@ -66,5 +75,9 @@ pub(super) fn run(arguments: &Arguments) -> Result {
             millis(times[times.len() / 2])
         );
     }
-    Ok(if lost == 0 { Exit::Success } else { Exit::Unreachable })
+    Ok(if lost == 0 {
+        Exit::Success
+    } else {
+        Exit::Unreachable
+    })
 }

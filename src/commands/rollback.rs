@@ -27,12 +27,21 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result {
-    let Arguments { name, version, place } = arguments;
+    let Arguments {
+        name,
+        version,
+        place,
+    } = arguments;
     if !crate::catalog::is_name(name) {
         return Err(usage(format!("{name:?} is no name of a service")));
     }
-    let body = version.as_ref().map(|version| json!({"version": version}).to_string()).unwrap_or_default();
-    let (status, answer) = place.endpoint()?.post(&format!("/services/{name}/rollback"), &body)?;
+    let body = version
+        .as_ref()
+        .map(|version| json!({"version": version}).to_string())
+        .unwrap_or_default();
+    let (status, answer) = place
+        .endpoint()?
+        .post(&format!("/services/{name}/rollback"), &body)?;
     if status == 200 {
         say!("{}", text(&answer["done"]));
         return Ok(Exit::Success);

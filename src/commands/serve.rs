@@ -67,7 +67,14 @@ pub(super) struct Arguments {
 
 impl Arguments {
     pub(super) fn load(&self) -> std::result::Result<Loaded, ConfigError> {
-        let Self { config, host, port, admin_host, admin_port, services } = self.clone();
+        let Self {
+            config,
+            host,
+            port,
+            admin_host,
+            admin_port,
+            services,
+        } = self.clone();
         let flags = Flags::default()
             .with("host", host)
             .with("port", port)
@@ -86,9 +93,20 @@ pub(super) fn run(arguments: Arguments) -> Result {
     confine(&loaded.config);
     let (end, signals) = listen_for_signals().map_err(failure)?;
     let again = Box::new(move || arguments.load().map_err(|error| error.to_string()));
-    let plan = Plan { loaded, again, quick: false, end };
+    let plan = Plan {
+        loaded,
+        again,
+        quick: false,
+        end,
+    };
     let serving = Serving::start(plan, |dispatcher| Arc::new(dispatcher))?;
-    let Serving { catalog, edge, config, admin, .. } = &serving;
+    let Serving {
+        catalog,
+        edge,
+        config,
+        admin,
+        ..
+    } = &serving;
     follow_hangups(&serving).map_err(failure)?;
     if config.reload_interval.0 > Duration::ZERO {
         catalog.watch(config.reload_interval.0).map_err(failure)?;
@@ -101,7 +119,13 @@ pub(super) fn run(arguments: Arguments) -> Result {
     notify::notify("READY=1");
     // Last: who reads this comes at once, and may take the descriptors that
     // the start still needs.
-    announce(&serving.addresses(), admin, config, &catalog.current(), begun);
+    announce(
+        &serving.addresses(),
+        admin,
+        config,
+        &catalog.current(),
+        begun,
+    );
 
     // The sender lives as long as the process: this returns with a signal.
     let _ = signals.recv();
@@ -114,12 +138,19 @@ pub(super) fn run(arguments: Arguments) -> Result {
 /// is full, which is when nobody has accepted for long.
 fn takes_connections(mut address: SocketAddr) -> bool {
     if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+        address.set_ip(if address.is_ipv4() {
+            Ipv4Addr::LOCALHOST.into()
+        } else {
+            Ipv6Addr::LOCALHOST.into()
+        });
     }
     TcpStream::connect_timeout(&address, ALIVE_WITHIN).is_ok()
 }
 
-pub(super) fn start_log(filter: &str, format: log::Format) -> std::result::Result<(), (Exit, String)> {
+pub(super) fn start_log(
+    filter: &str,
+    format: log::Format,
+) -> std::result::Result<(), (Exit, String)> {
     log::start(filter, format).map_err(|error| usage(format!("`log` = {error}")))?;
     // What panics is caught and answered; the log says where it was.
     static LINES: Limiter = Limiter::new();
@@ -133,7 +164,8 @@ pub(super) fn start_log(filter: &str, format: log::Format) -> std::result::Resul
 
 /// The first signal is sent on, the second ends the process.
 /// Whoever has the sender may do as a signal does.
-pub(super) fn listen_for_signals() -> std::result::Result<(mpsc::Sender<()>, mpsc::Receiver<()>), String> {
+pub(super) fn listen_for_signals()
+-> std::result::Result<(mpsc::Sender<()>, mpsc::Receiver<()>), String> {
     let (sender, receiver) = mpsc::channel();
     let end = sender.clone();
     let again = Arc::new(AtomicBool::new(false));
@@ -146,7 +178,10 @@ pub(super) fn listen_for_signals() -> std::result::Result<(mpsc::Sender<()>, mps
     let mut terminations = Signals::new([SIGTERM]).map_err(|error| error.to_string())?;
     let terminated = heard.clone();
     let wait = move || terminations.forever().for_each(|_| terminated());
-    thread::Builder::new().name("mb-signals".into()).spawn(wait).map_err(|error| error.to_string())?;
+    thread::Builder::new()
+        .name("mb-signals".into())
+        .spawn(wait)
+        .map_err(|error| error.to_string())?;
     ctrlc::set_handler(heard).map_err(|error| error.to_string())?;
     Ok((end, receiver))
 }
@@ -164,15 +199,27 @@ fn follow_hangups(serving: &Serving) -> io::Result<()> {
             notify::notify("READY=1");
         }
     };
-    thread::Builder::new().name("mb-hangups".into()).spawn(follow).map(drop)
+    thread::Builder::new()
+        .name("mb-hangups".into())
+        .spawn(follow)
+        .map(drop)
 }
 
 /// Says where it listens and what it serves. A reader that has gone is no
 /// reason to end.
-fn announce(listening: &[(SocketAddr, bool)], admin: &[String], config: &Config, catalog: &Catalog, begun: Instant) {
+fn announce(
+    listening: &[(SocketAddr, bool)],
+    admin: &[String],
+    config: &Config,
+    catalog: &Catalog,
+    begun: Instant,
+) {
     let mut text = format!("mb-server {}\n", env!("CARGO_PKG_VERSION"));
     for (address, tls) in listening {
-        text += &format!("  listening  {address}{}\n", if *tls { " with TLS" } else { "" });
+        text += &format!(
+            "  listening  {address}{}\n",
+            if *tls { " with TLS" } else { "" }
+        );
     }
     let plain = listening.iter().filter(|(_, tls)| !tls);
     let wire: Vec<_> = plain.map(|(address, _)| *address).collect();
@@ -185,23 +232,43 @@ fn announce(listening: &[(SocketAddr, bool)], admin: &[String], config: &Config,
     text += &format!("  services   {}\n", config.services_dir.display());
     for service in catalog.services() {
         let said = &service.description;
-        let actions: Vec<_> = said.actions.iter().map(|action| action.name.as_str()).collect();
-        text += &format!("    {} {}: {}\n", said.name, said.version, actions.join(", "));
+        let actions: Vec<_> = said
+            .actions
+            .iter()
+            .map(|action| action.name.as_str())
+            .collect();
+        text += &format!(
+            "    {} {}: {}\n",
+            said.name,
+            said.version,
+            actions.join(", ")
+        );
     }
     for (service, error) in catalog.outdated() {
         let file = service.file.display().to_string();
         let instead = "a good one from before is served instead";
-        text += &format!("    {} is not served: {}; {instead}\n", printable(&file), printable(error));
+        text += &format!(
+            "    {} is not served: {}; {instead}\n",
+            printable(&file),
+            printable(error)
+        );
     }
     for failed in catalog.failures() {
         let file = failed.file.display().to_string();
-        text += &format!("    {} is not served: {}\n", printable(&file), printable(&failed.error));
+        text += &format!(
+            "    {} is not served: {}\n",
+            printable(&file),
+            printable(&failed.error)
+        );
     }
     if catalog.services().next().is_none() {
         text += "    none; put a component into that folder\n";
     }
     let millis = begun.elapsed().as_millis();
-    text += &format!("ready in {millis} ms; try: mb-server call system.services{}\n", server_flag(&wire));
+    text += &format!(
+        "ready in {millis} ms; try: mb-server call system.services{}\n",
+        server_flag(&wire)
+    );
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
@@ -219,7 +286,9 @@ fn server_flag(wire: &[SocketAddr]) -> String {
     };
     let reached: Vec<_> = wire.iter().map(reached).collect();
     match reached.first() {
-        Some(first) if !reached.iter().any(|address| address == DEFAULT_SERVER) => format!(" --server {first}"),
+        Some(first) if !reached.iter().any(|address| address == DEFAULT_SERVER) => {
+            format!(" --server {first}")
+        }
         _ => String::new(),
     }
 }
@@ -231,7 +300,10 @@ mod tests {
     #[test]
     fn the_flag_that_reaches_the_server() {
         let check = |wire: &[&str], expected: &str| {
-            let wire: Vec<_> = wire.iter().map(|address| address.parse().unwrap()).collect();
+            let wire: Vec<_> = wire
+                .iter()
+                .map(|address| address.parse().unwrap())
+                .collect();
             assert_eq!(server_flag(&wire), expected, "{wire:?}");
         };
         check(&["127.0.0.1:8081"], "");

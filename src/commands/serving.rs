@@ -70,7 +70,12 @@ impl Serving {
         plan: Plan,
         handle: impl FnOnce(Dispatcher) -> Arc<dyn Handle>,
     ) -> std::result::Result<Self, (Exit, String)> {
-        let Plan { loaded, again, quick, end } = plan;
+        let Plan {
+            loaded,
+            again,
+            quick,
+            end,
+        } = plan;
         let config = loaded.config.clone();
         let edge = Edge::load(&config)?;
         let room = Room::of(&config);
@@ -81,7 +86,11 @@ impl Serving {
         let mut inherited = Inherited::from_env().map_err(failure)?;
         // Where it takes over from another process, that one has the store
         // until it has ended.
-        let patience = if inherited.is_empty() { Duration::ZERO } else { config.drain_timeout.0 + TAKE_OVER };
+        let patience = if inherited.is_empty() {
+            Duration::ZERO
+        } else {
+            config.drain_timeout.0 + TAKE_OVER
+        };
         let policy = Policy::new(&config, open_store(&config, patience));
         let mut sandbox = sandbox_config(&config, &policy, &memory);
         (sandbox.compiler.apart, sandbox.compiler.quick) = (compile_apart(&config), quick);
@@ -89,13 +98,30 @@ impl Serving {
         let catalog = load_catalog(&config, policy, &sandbox)?;
         let metrics = Arc::new(Metrics::default());
         let access = Arc::clone(&edge.access);
-        let dispatcher = Dispatcher::new(catalog.shared(), limits(&config), Arc::clone(&metrics), access);
+        let dispatcher = Dispatcher::new(
+            catalog.shared(),
+            limits(&config),
+            Arc::clone(&metrics),
+            access,
+        );
         // The admin endpoint first: what can't listen shall not have served.
-        let Doors { doors, names: admin } = Doors::open(&config, &mut inherited)?;
-        let settings = ServerSettings { listeners: edge.listeners(&config), ..server_settings(&config, memory, room) };
+        let Doors {
+            doors,
+            names: admin,
+        } = Doors::open(&config, &mut inherited)?;
+        let settings = ServerSettings {
+            listeners: edge.listeners(&config),
+            ..server_settings(&config, memory, room)
+        };
         let access = Arc::clone(&edge.access);
         let trying = dispatcher.clone();
-        let server = Server::start(settings, &mut inherited, handle(dispatcher), Arc::clone(&metrics), access);
+        let server = Server::start(
+            settings,
+            &mut inherited,
+            handle(dispatcher),
+            Arc::clone(&metrics),
+            access,
+        );
         let server = server.map_err(failure)?;
         if !inherited.is_empty() {
             let left = inherited.left().join(", ");
@@ -105,7 +131,12 @@ impl Serving {
             )));
         }
         let (catalog_of, edge_of) = (Arc::clone(&catalog), Arc::clone(&edge));
-        let settings = Arc::new(LiveSettings::new(loaded, again, Arc::clone(&catalog), Arc::clone(&edge)));
+        let settings = Arc::new(LiveSettings::new(
+            loaded,
+            again,
+            Arc::clone(&catalog),
+            Arc::clone(&edge),
+        ));
         let operator = Operator {
             catalog: catalog_of,
             edge: edge_of,
@@ -115,7 +146,15 @@ impl Serving {
             settings: Arc::clone(&settings),
         };
         let endpoint = start_admin(&config, doors, operator, metrics).map_err(failure)?;
-        Ok(Self { server, catalog, edge, config, settings, admin, endpoint })
+        Ok(Self {
+            server,
+            catalog,
+            edge,
+            config,
+            settings,
+            admin,
+            endpoint,
+        })
     }
 
     /// Where clients connect.
@@ -125,7 +164,10 @@ impl Serving {
 
     /// Ends it in order.
     pub(super) fn drain(self) {
-        tracing::info!("draining: begun requests are answered, within {}", self.config.drain_timeout);
+        tracing::info!(
+            "draining: begun requests are answered, within {}",
+            self.config.drain_timeout
+        );
         let drained = self.server.drain();
         tracing::info!(
             "drained in {} ms: {} connections, {} of them cut off",
@@ -155,20 +197,34 @@ impl Room {
     fn within(connections: usize, files: Option<u64>) -> Self {
         let wanted = connections as u64 + MAX_ENDING as u64 + OTHER_FILES;
         match files.filter(|files| *files < wanted) {
-            None => Self { connections, ending: MAX_ENDING, short_of_files: None },
+            None => Self {
+                connections,
+                ending: MAX_ENDING,
+                short_of_files: None,
+            },
             Some(files) => {
                 // Without the last file nothing works, the admin endpoint included.
-                let left = usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX).max(2);
+                let left = usize::try_from(files.saturating_sub(OTHER_FILES))
+                    .unwrap_or(usize::MAX)
+                    .max(2);
                 let connections = connections.min(left * 3 / 4);
                 let ending = MAX_ENDING.min(left - connections);
-                Self { connections, ending, short_of_files: Some(files) }
+                Self {
+                    connections,
+                    ending,
+                    short_of_files: Some(files),
+                }
             }
         }
     }
 
     /// What is to be said about it.
     pub(super) fn warning(&self) -> Option<String> {
-        let Self { connections, ending: _, short_of_files } = self;
+        let Self {
+            connections,
+            ending: _,
+            short_of_files,
+        } = self;
         short_of_files.map(|files| {
             format!(
                 "the system allows {files} open files, which is enough for {connections} connections; raise it with \
@@ -178,7 +234,11 @@ impl Room {
     }
 }
 
-pub(super) fn sandbox_config(config: &Config, policy: &Policy, memory: &Arc<Budget>) -> SandboxConfig {
+pub(super) fn sandbox_config(
+    config: &Config,
+    policy: &Policy,
+    memory: &Arc<Budget>,
+) -> SandboxConfig {
     let cache_dir = &config.sandbox.cache_dir;
     SandboxConfig {
         largest_instance: policy.largest_instance(),
@@ -197,7 +257,10 @@ pub(super) fn sandbox_config(config: &Config, policy: &Policy, memory: &Arc<Budg
 /// Opens the store if any service is granted durable values. Without it the
 /// others are served all the same.
 fn open_store(config: &Config, patience: Duration) -> Option<Arc<Store>> {
-    config.services.values().find(|overlay| overlay.grants.keyvalue == Some(true))?;
+    config
+        .services
+        .values()
+        .find(|overlay| overlay.grants.keyvalue == Some(true))?;
     let file = config.store_file();
     let until = Instant::now() + patience;
     let mut said = false;
@@ -205,14 +268,19 @@ fn open_store(config: &Config, patience: Duration) -> Option<Arc<Store>> {
         match Store::open(&file, config.store_cache.0) {
             Err(StoreError::Locked) if Instant::now() < until => {
                 if !std::mem::replace(&mut said, true) {
-                    tracing::info!("store {}: waiting for the process before this one to end", file.display());
+                    tracing::info!(
+                        "store {}: waiting for the process before this one to end",
+                        file.display()
+                    );
                 }
                 thread::sleep(STORE_RETRY);
             }
             opened => break opened,
         }
     };
-    opened.inspect_err(|error| tracing::error!("store {}: {error}", file.display())).ok()
+    opened
+        .inspect_err(|error| tracing::error!("store {}: {error}", file.display()))
+        .ok()
 }
 
 /// Components are compiled by a process of their own, if this program can be
@@ -224,11 +292,21 @@ fn compile_apart(config: &Config) -> Option<CompileApart> {
     // Works even if the file was replaced by a newer version meanwhile.
     let program = PathBuf::from("/proc/self/exe");
     if let Err(error) = program.metadata() {
-        tracing::warn!("components are compiled within the server: {}: {error}", program.display());
+        tracing::warn!(
+            "components are compiled within the server: {}: {error}",
+            program.display()
+        );
         return None;
     }
-    let (memory, timeout) = (config.sandbox.compile_memory.0, config.sandbox.compile_timeout.0);
-    Some(CompileApart { program, memory, timeout })
+    let (memory, timeout) = (
+        config.sandbox.compile_memory.0,
+        config.sandbox.compile_timeout.0,
+    );
+    Some(CompileApart {
+        program,
+        memory,
+        timeout,
+    })
 }
 
 fn load_catalog(
@@ -243,8 +321,12 @@ fn load_catalog(
         policy,
     };
     let dir = settings.dir.clone();
-    LiveCatalog::load(sandbox, settings, &config.state_dir())
-        .map_err(|error| usage(format!("services folder {}: {error}; --services names another", dir.display())))
+    LiveCatalog::load(sandbox, settings, &config.state_dir()).map_err(|error| {
+        usage(format!(
+            "services folder {}: {error}; --services names another",
+            dir.display()
+        ))
+    })
 }
 
 fn limits(config: &Config) -> Limits {
@@ -259,12 +341,18 @@ fn limits(config: &Config) -> Limits {
 }
 
 fn server_settings(config: &Config, memory: Arc<Budget>, room: Room) -> ServerSettings {
-    let reserved = if peers_can_say(config) { room.connections * config.reserved_connections / 100 } else { 0 };
+    let reserved = if peers_can_say(config) {
+        room.connections * config.reserved_connections / 100
+    } else {
+        0
+    };
     ServerSettings {
         listeners: Vec::new(),
         backlog: config.backlog,
         options: SocketOptions {
-            keep_alive: config.keep_alive.then_some(config.keep_alive_initial_delay.0),
+            keep_alive: config
+                .keep_alive
+                .then_some(config.keep_alive_initial_delay.0),
             no_delay: config.no_delay,
         },
         max_connections: room.connections,
@@ -282,18 +370,31 @@ fn server_settings(config: &Config, memory: Arc<Budget>, room: Room) -> ServerSe
         write_timeout: config.write_timeout.0,
         idle_timeout: config.idle_timeout.0,
         drain_timeout: config.drain_timeout.0,
-        thread_stack: HOST_STACK + (config.sandbox.stack.0 + NESTED_STACK) * (config.sandbox.call_depth + 1),
+        thread_stack: HOST_STACK
+            + (config.sandbox.stack.0 + NESTED_STACK) * (config.sandbox.call_depth + 1),
         memory,
     }
 }
 
-fn start_admin(config: &Config, doors: Vec<Door>, operator: Operator, metrics: Arc<Metrics>) -> io::Result<Running> {
+fn start_admin(
+    config: &Config,
+    doors: Vec<Door>,
+    operator: Operator,
+    metrics: Arc<Metrics>,
+) -> io::Result<Running> {
     let file = config.token_file();
     let token = token::load_or_create(&file).inspect_err(|error| {
-        tracing::warn!("nothing can be changed over the admin endpoint: token {}: {error}", file.display());
+        tracing::warn!(
+            "nothing can be changed over the admin endpoint: token {}: {error}",
+            file.display()
+        );
     });
     let settings = Arc::clone(&operator.settings);
-    let (view, catalog, described) = (operator.view.clone(), operator.catalog.clone(), operator.catalog.clone());
+    let (view, catalog, described) = (
+        operator.view.clone(),
+        operator.catalog.clone(),
+        operator.catalog.clone(),
+    );
     let snapshot = move || Snapshot {
         accepting: view.accepting(),
         totals: view.totals(),
@@ -321,7 +422,11 @@ mod tests {
     #[test]
     fn connections_follow_open_files() {
         let room = |connections, files| {
-            let Room { connections, ending, short_of_files } = Room::within(connections, files);
+            let Room {
+                connections,
+                ending,
+                short_of_files,
+            } = Room::within(connections, files);
             (connections, ending, short_of_files.is_some())
         };
         assert_eq!(room(1024, None), (1024, MAX_ENDING, false));

@@ -96,8 +96,11 @@ fn screen(endpoint: &Endpoint) -> std::result::Result<(String, bool), (Exit, Str
     for call in failed {
         let topic = format!("{}.{}", text(&call["service"]), text(&call["action"]));
         let (id, outcome) = (text(&call["requestId"]), text(&call["outcome"]));
-        out +=
-            &format!("  {}  {topic:30} {id:24} {outcome:16} {} ms\n", text(&call["ended"]), text(&call["elapsedMs"]));
+        out += &format!(
+            "  {}  {topic:30} {id:24} {outcome:16} {} ms\n",
+            text(&call["ended"]),
+            text(&call["elapsedMs"])
+        );
     }
     Ok((out, state == "ready"))
 }

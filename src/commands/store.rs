@@ -43,24 +43,35 @@ enum Action {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result {
-    let config = config::load(arguments.config.as_deref(), Flags::default()).map_err(usage)?.config;
+    let config = config::load(arguments.config.as_deref(), Flags::default())
+        .map_err(usage)?
+        .config;
     let file = config.store_file();
     let named = |error: &dyn std::fmt::Display| failure(format!("{}: {error}", file.display()));
     if matches!(arguments.action, Action::Export { .. }) && !file.exists() {
-        return Err(named(&"there is no store; state_dir says where it would be"));
+        return Err(named(
+            &"there is no store; state_dir says where it would be",
+        ));
     }
     let store = Store::open(&file, config.store_cache.0).map_err(|e| named(&e))?;
     let entries = match &arguments.action {
-        Action::Export { to } if is_dash(to) => store.export(&mut BufWriter::new(io::stdout().lock())),
+        Action::Export { to } if is_dash(to) => {
+            store.export(&mut BufWriter::new(io::stdout().lock()))
+        }
         Action::Export { to } => {
-            let out = File::create_new(to).map_err(|e| failure(format!("{}: {e}", to.display())))?;
+            let out =
+                File::create_new(to).map_err(|e| failure(format!("{}: {e}", to.display())))?;
             let exported = store.export(&mut BufWriter::new(&out));
-            out.sync_all().map_err(|e| failure(format!("{}: {e}", to.display())))?;
+            out.sync_all()
+                .map_err(|e| failure(format!("{}: {e}", to.display())))?;
             exported
         }
-        Action::Import { from, merge } if is_dash(from) => store.import(&mut io::stdin().lock(), *merge),
+        Action::Import { from, merge } if is_dash(from) => {
+            store.import(&mut io::stdin().lock(), *merge)
+        }
         Action::Import { from, merge } => {
-            let input = File::open(from).map_err(|e| failure(format!("{}: {e}", from.display())))?;
+            let input =
+                File::open(from).map_err(|e| failure(format!("{}: {e}", from.display())))?;
             store.import(&mut BufReader::new(input), *merge)
         }
     };

@@ -53,24 +53,50 @@ enum Command {
 pub(super) fn run(arguments: Arguments) -> Result {
     let file = match arguments.file {
         Some(file) => file,
-        None => config::load(arguments.config.as_deref(), Flags::default()).map_err(usage)?.config.client_tokens(),
+        None => config::load(arguments.config.as_deref(), Flags::default())
+            .map_err(usage)?
+            .config
+            .client_tokens(),
     };
     match arguments.command {
-        Command::New { principal, expires, rights } => {
+        Command::New {
+            principal,
+            expires,
+            rights,
+        } => {
             let expires = expires.map(|left| SystemTime::now() + left);
             let rights = (!rights.is_empty()).then_some(rights);
-            let (id, token) = tokens::create(&file, &principal, expires, rights).map_err(failure)?;
-            complain!("token {id} of {principal} is in {}; it is shown only now:", file.display());
+            let (id, token) =
+                tokens::create(&file, &principal, expires, rights).map_err(failure)?;
+            complain!(
+                "token {id} of {principal} is in {}; it is shown only now:",
+                file.display()
+            );
             say!("{token}");
         }
         Command::List => {
             let entries = tokens::list(&file).map_err(failure)?;
             if entries.is_empty() {
-                complain!("no tokens in {}; `mb-server token new PRINCIPAL` makes one", file.display());
+                complain!(
+                    "no tokens in {}; `mb-server token new PRINCIPAL` makes one",
+                    file.display()
+                );
             }
-            for Entry { id, sha256: _, principal, created, expires, rights } in entries {
+            for Entry {
+                id,
+                sha256: _,
+                principal,
+                created,
+                expires,
+                rights,
+            } in entries
+            {
                 let rights = rights.map_or("those of the principal".to_owned(), |rights| {
-                    rights.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+                    rights
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect::<Vec<_>>()
+                        .join(" ")
                 });
                 let expires = expires.unwrap_or_else(|| "never".into());
                 let principal = printable(&principal);

@@ -35,9 +35,13 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let running = endpoint.get("/calls")?;
     let log = endpoint.get(&format!("/log?requestId={request_id}"))?;
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let (own, children): (Vec<_>, Vec<_>) =
-        list(&past["calls"]).into_iter().partition(|call| call["requestId"] == **request_id);
-    let now: Vec<_> = list(&running["calls"]).into_iter().filter(|call| call["requestId"] == **request_id).collect();
+    let (own, children): (Vec<_>, Vec<_>) = list(&past["calls"])
+        .into_iter()
+        .partition(|call| call["requestId"] == **request_id);
+    let now: Vec<_> = list(&running["calls"])
+        .into_iter()
+        .filter(|call| call["requestId"] == **request_id)
+        .collect();
     let lines = list(&log["lines"]);
     for call in &now {
         let (topic, state) = (text(&call["topic"]), text(&call["state"]));
@@ -59,7 +63,12 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         say!("\nlog");
     }
     for line in &lines {
-        say!("  {} {:5} {}", text(&line["time"]), text(&line["level"]), text(&line["message"]));
+        say!(
+            "  {} {:5} {}",
+            text(&line["time"]),
+            text(&line["level"]),
+            text(&line["message"])
+        );
     }
     if now.is_empty() && own.is_empty() && children.is_empty() && lines.is_empty() {
         return Err(failure(format!(
@@ -82,7 +91,11 @@ fn tell(call: &Value) {
         text(&call["action"]),
         text(&call["connection"])
     );
-    say!("  served by  {} {}", text(&call["service"]), text(&call["version"]));
+    say!(
+        "  served by  {} {}",
+        text(&call["service"]),
+        text(&call["version"])
+    );
     say!("  ended      {}", text(&call["ended"]));
     say!(
         "  took       {} ms, of which {} ms until there was an instance",
@@ -95,7 +108,16 @@ fn tell(call: &Value) {
             say!("  {title:9}  {}", text(&call[key]));
         }
     }
-    for (index, frame) in call["backtrace"].as_array().into_iter().flatten().enumerate() {
-        say!("  {:9}  {}", if index == 0 { "backtrace" } else { "" }, text(frame));
+    for (index, frame) in call["backtrace"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
+        say!(
+            "  {:9}  {}",
+            if index == 0 { "backtrace" } else { "" },
+            text(frame)
+        );
     }
 }

@@ -42,7 +42,10 @@ impl Right {
     /// The right to everything.
     #[must_use]
     pub fn everything() -> Self {
-        Self { topic: None, version: Vec::new() }
+        Self {
+            topic: None,
+            version: Vec::new(),
+        }
     }
 
     /// Whether it covers a topic in the version asked for.
@@ -61,7 +64,11 @@ impl Right {
     /// Whether any topic of a service may be covered, in any version.
     #[must_use]
     pub fn concerns(&self, service: &str) -> bool {
-        let own = |pattern: &String| pattern.strip_prefix(service).is_some_and(|rest| rest.starts_with('.'));
+        let own = |pattern: &String| {
+            pattern
+                .strip_prefix(service)
+                .is_some_and(|rest| rest.starts_with('.'))
+        };
         self.topic.as_ref().is_none_or(own)
     }
 }
@@ -70,15 +77,25 @@ impl FromStr for Right {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (topic, version) = text.split_once('@').map_or((text, None), |(topic, version)| (topic, Some(version)));
+        let (topic, version) = text
+            .split_once('@')
+            .map_or((text, None), |(topic, version)| (topic, Some(version)));
         let numbers: Option<Vec<u64>> = version.map_or(Some(Vec::new()), |version| {
             let numbers: Result<Vec<_>, _> = version.split('.').map(str::parse).collect();
             numbers.ok().filter(|numbers| numbers.len() <= 3)
         });
         match numbers {
-            Some(version) if topic == "*" => Ok(Self { topic: None, version }),
-            Some(version) if is_pattern(topic) => Ok(Self { topic: Some(topic.into()), version }),
-            _ => Err(format!("{text:?} is no right, as `*`, `math.*`, `orders.create` or `orders.create@1.2` is")),
+            Some(version) if topic == "*" => Ok(Self {
+                topic: None,
+                version,
+            }),
+            Some(version) if is_pattern(topic) => Ok(Self {
+                topic: Some(topic.into()),
+                version,
+            }),
+            _ => Err(format!(
+                "{text:?} is no right, as `*`, `math.*`, `orders.create` or `orders.create@1.2` is"
+            )),
         }
     }
 }
@@ -101,7 +118,9 @@ impl Serialize for Right {
 
 impl<'de> Deserialize<'de> for Right {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
     }
 }
 
@@ -171,8 +190,14 @@ impl TlsFiles {
     /// All files, to see whether one has changed.
     #[must_use]
     pub fn paths(&self) -> Vec<PathBuf> {
-        let Self { cert, key, ca, crl, .. } = self;
-        [Some(cert), Some(key), ca.as_ref(), crl.as_ref()].into_iter().flatten().cloned().collect()
+        let Self {
+            cert, key, ca, crl, ..
+        } = self;
+        [Some(cert), Some(key), ca.as_ref(), crl.as_ref()]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
     }
 }
 
@@ -223,10 +248,27 @@ impl Tls {
     /// The files, if TLS is switched on.
     #[must_use]
     pub fn files(&self) -> Option<TlsFiles> {
-        let Self { port: _, cert, key, ca, crl, reject_unauthorized, min_version, principal } = self.clone();
+        let Self {
+            port: _,
+            cert,
+            key,
+            ca,
+            crl,
+            reject_unauthorized,
+            min_version,
+            principal,
+        } = self.clone();
         let given = |path: PathBuf| (!path.as_os_str().is_empty()).then_some(path);
         let (ca, crl) = (given(ca), given(crl));
-        Some(TlsFiles { cert: given(cert)?, key, ca, crl, reject_unauthorized, min_version, principal })
+        Some(TlsFiles {
+            cert: given(cert)?,
+            key,
+            ca,
+            crl,
+            reject_unauthorized,
+            min_version,
+            principal,
+        })
     }
 
     /// Whether nobody gets past the handshake without a valid certificate.
@@ -272,21 +314,61 @@ fn loopback() -> OneOrMore {
 }
 
 /// Everything of this file that is out of bounds.
-pub(super) fn check(tls: &Tls, principals: &Principals, listeners: &[Listener], bounds: &mut Bounds) {
+pub(super) fn check(
+    tls: &Tls,
+    principals: &Principals,
+    listeners: &[Listener],
+    bounds: &mut Bounds,
+) {
     let on = tls.files().is_some();
-    bounds.that("tls.key", !on || !tls.key.as_os_str().is_empty(), "the file of the key of tls.cert");
-    bounds.that("tls.cert", on || tls.key.as_os_str().is_empty(), "the file of the certificate that tls.key is for");
-    bounds.that("tls.crl", tls.crl.as_os_str().is_empty() || !tls.ca.as_os_str().is_empty(), "used with tls.ca");
-    bounds.that("principals", principals.len() <= 10_000, "at most 10,000 tables");
-    for (name, PrincipalSettings { rights, rate, concurrency }) in principals {
+    bounds.that(
+        "tls.key",
+        !on || !tls.key.as_os_str().is_empty(),
+        "the file of the key of tls.cert",
+    );
+    bounds.that(
+        "tls.cert",
+        on || tls.key.as_os_str().is_empty(),
+        "the file of the certificate that tls.key is for",
+    );
+    bounds.that(
+        "tls.crl",
+        tls.crl.as_os_str().is_empty() || !tls.ca.as_os_str().is_empty(),
+        "used with tls.ca",
+    );
+    bounds.that(
+        "principals",
+        principals.len() <= 10_000,
+        "at most 10,000 tables",
+    );
+    for (
+        name,
+        PrincipalSettings {
+            rights,
+            rate,
+            concurrency,
+        },
+    ) in principals
+    {
         let key = |setting: &str| format!("principals.{name}.{setting}");
         bounds.that(key("rights"), rights.len() <= 256, "at most 256 rights");
         bounds.range(key("rate"), *rate, 0, 10_000_000);
         bounds.range(key("concurrency"), *concurrency, 0, 10_000);
     }
     bounds.that("listeners", listeners.len() <= 32, "at most 32");
-    for (index, Listener { host, port: _, tls, auth: _, rights, allow, deny, proxy_from }) in
-        listeners.iter().enumerate()
+    for (
+        index,
+        Listener {
+            host,
+            port: _,
+            tls,
+            auth: _,
+            rights,
+            allow,
+            deny,
+            proxy_from,
+        },
+    ) in listeners.iter().enumerate()
     {
         let key = |setting: &str| format!("listeners.{index}.{setting}");
         let hosts = host.as_slice();
@@ -296,7 +378,11 @@ pub(super) fn check(tls: &Tls, principals: &Principals, listeners: &[Listener], 
         let rights = rights.as_ref().map_or(0, Vec::len);
         bounds.that(key("rights"), rights <= 256, "at most 256 rights");
         let networks = allow.len().max(deny.len()).max(proxy_from.len());
-        bounds.that(key("allow"), networks <= 1024, "at most 1,024 networks in each list");
+        bounds.that(
+            key("allow"),
+            networks <= 1024,
+            "at most 1,024 networks in each list",
+        );
     }
 }
 
@@ -313,15 +399,38 @@ mod tests {
         };
         assert!(covers("*", "a.b", [1, 2, 3]));
         assert!(covers("*@1", "a.b", [1, 2, 3]) && !covers("*@1", "a.b", [2, 0, 0]));
-        assert!(covers("math.*", "math.add", [1, 0, 0]) && covers("math.*", "math.deep.add", [0, 1, 0]));
+        assert!(
+            covers("math.*", "math.add", [1, 0, 0]) && covers("math.*", "math.deep.add", [0, 1, 0])
+        );
         assert!(!covers("math.*", "maths.add", [1, 0, 0]) && !covers("math.*", "mat.h", [1, 0, 0]));
-        assert!(covers("math.add", "math.add", [1, 0, 0]) && !covers("math.add", "math.addition", [1, 0, 0]));
-        assert!(covers("math.add@1.2", "math.add", [1, 2, 9]) && !covers("math.add@1.2", "math.add", [1, 20, 0]));
-        assert!(covers("math.add@1.2.3", "math.add", [1, 2, 3]) && !covers("math.add@1.2.3", "math.add", [1, 2, 4]));
-        let concerns = |right: &str, service: &str| right.parse::<Right>().unwrap().concerns(service);
-        assert!(concerns("*", "math") && concerns("math.*", "math") && concerns("math.add@1", "math"));
+        assert!(
+            covers("math.add", "math.add", [1, 0, 0])
+                && !covers("math.add", "math.addition", [1, 0, 0])
+        );
+        assert!(
+            covers("math.add@1.2", "math.add", [1, 2, 9])
+                && !covers("math.add@1.2", "math.add", [1, 20, 0])
+        );
+        assert!(
+            covers("math.add@1.2.3", "math.add", [1, 2, 3])
+                && !covers("math.add@1.2.3", "math.add", [1, 2, 4])
+        );
+        let concerns =
+            |right: &str, service: &str| right.parse::<Right>().unwrap().concerns(service);
+        assert!(
+            concerns("*", "math") && concerns("math.*", "math") && concerns("math.add@1", "math")
+        );
         assert!(!concerns("maths.*", "math") && !concerns("math.add", "mat"));
-        for wrong in ["", "math", "*.add", "math.*@", "math.add@1.2.3.4", "math.add@x", "math.a*", "@1"] {
+        for wrong in [
+            "",
+            "math",
+            "*.add",
+            "math.*@",
+            "math.add@1.2.3.4",
+            "math.add@x",
+            "math.a*",
+            "@1",
+        ] {
             assert!(wrong.parse::<Right>().is_err(), "{wrong}");
         }
     }

@@ -47,7 +47,11 @@ impl MemoryPlan {
     #[must_use]
     pub fn of(config: &Config) -> Self {
         let total = config.memory.0;
-        let tls = if config.tls.files().is_some() { TLS.0 } else { 0 };
+        let tls = if config.tls.files().is_some() {
+            TLS.0
+        } else {
+            0
+        };
         let per_connection = CONNECTION.0 + config.read_buffer_size.0 + tls;
         let connections = match config.max_connections {
             0 => (total / 4 / per_connection).clamp(1, MAX_DERIVED_CONNECTIONS),
@@ -55,8 +59,17 @@ impl MemoryPlan {
         };
         let per_instance = KEPT_MEMORY.0 + KEPT_TABLES.0;
         let instances = (total / 4 / per_instance).clamp(1, MAX_INSTANCES);
-        let taken = connections.saturating_mul(per_connection).saturating_add(instances * per_instance);
-        Self { total, connections, per_connection, instances, per_instance, shared: total.saturating_sub(taken) }
+        let taken = connections
+            .saturating_mul(per_connection)
+            .saturating_add(instances * per_instance);
+        Self {
+            total,
+            connections,
+            per_connection,
+            instances,
+            per_instance,
+            shared: total.saturating_sub(taken),
+        }
     }
 
     /// Linear memory of an instance of a service whose settings name none.
@@ -70,7 +83,14 @@ impl MemoryPlan {
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / (1024.0 * 1024.0));
-        let Self { total, connections, per_connection, instances, per_instance, shared } = *self;
+        let Self {
+            total,
+            connections,
+            per_connection,
+            instances,
+            per_instance,
+            shared,
+        } = *self;
         vec![
             format!("{} in all, of which", mib(total)),
             format!(
@@ -91,7 +111,13 @@ impl MemoryPlan {
     /// Settings that do not fit into the memory, with the arithmetic.
     #[must_use]
     pub fn conflicts(&self, config: &Config) -> Vec<OutOfBounds> {
-        let Self { total, connections, per_connection, shared, .. } = *self;
+        let Self {
+            total,
+            connections,
+            per_connection,
+            shared,
+            ..
+        } = *self;
         let mut conflicts = Vec::new();
         let quarter = total / 4;
         if connections * per_connection > quarter {
@@ -104,12 +130,20 @@ impl MemoryPlan {
                 quarter / per_connection,
                 Bytes(round_up(connections * per_connection * 4)),
             );
-            conflicts.push(OutOfBounds { key: "max_connections".into(), problem });
+            conflicts.push(OutOfBounds {
+                key: "max_connections".into(),
+                problem,
+            });
         }
         let largest = shared + KEPT_MEMORY.0;
-        let names = config.services.keys().filter(|name| config.services[*name].memory.is_some());
+        let names = config
+            .services
+            .keys()
+            .filter(|name| config.services[*name].memory.is_some());
         for name in names {
-            let memory = settings_of(&config.services, name).memory.unwrap_or(Bytes(0));
+            let memory = settings_of(&config.services, name)
+                .memory
+                .unwrap_or(Bytes(0));
             if memory.0 > largest {
                 let problem = format!(
                     "is {memory}; of memory = {} only {} are left for one call: set it to at most that, or memory to \
@@ -119,7 +153,10 @@ impl MemoryPlan {
                     // At least half of it is left for calls.
                     Bytes(round_up(2 * (memory.0 - KEPT_MEMORY.0))),
                 );
-                conflicts.push(OutOfBounds { key: format!("services.{name}.memory"), problem });
+                conflicts.push(OutOfBounds {
+                    key: format!("services.{name}.memory"),
+                    problem,
+                });
             }
         }
         if conflicts.is_empty() && config.max_message_size.0.saturating_mul(2) > shared {
@@ -131,7 +168,10 @@ impl MemoryPlan {
                 whole_mib(shared),
                 whole_mib(shared / 2),
             );
-            conflicts.push(OutOfBounds { key: "max_message_size".into(), problem });
+            conflicts.push(OutOfBounds {
+                key: "max_message_size".into(),
+                problem,
+            });
         }
         conflicts
     }
@@ -140,7 +180,11 @@ impl MemoryPlan {
 /// What is easier to read, and not more than there is.
 fn whole_mib(bytes: usize) -> Bytes {
     const MIB: usize = 1024 * 1024;
-    Bytes(if bytes >= MIB { bytes / MIB * MIB } else { bytes })
+    Bytes(if bytes >= MIB {
+        bytes / MIB * MIB
+    } else {
+        bytes
+    })
 }
 
 /// To the next whole MiB.
@@ -154,7 +198,10 @@ mod tests {
     use crate::config::services::Overlay;
 
     fn config(memory: Bytes) -> Config {
-        Config { memory, ..Config::default() }
+        Config {
+            memory,
+            ..Config::default()
+        }
     }
 
     #[test]
@@ -162,8 +209,18 @@ mod tests {
         for mib in [32, 64, 256, 1024, 65536] {
             let config = config(Bytes::mib(mib));
             let plan = MemoryPlan::of(&config);
-            let MemoryPlan { total, connections, per_connection, instances, per_instance, shared } = plan;
-            assert_eq!(connections * per_connection + instances * per_instance + shared, total);
+            let MemoryPlan {
+                total,
+                connections,
+                per_connection,
+                instances,
+                per_instance,
+                shared,
+            } = plan;
+            assert_eq!(
+                connections * per_connection + instances * per_instance + shared,
+                total
+            );
             assert!(shared >= total / 2);
             assert_eq!(plan.conflicts(&config), [], "{mib}");
         }
@@ -176,14 +233,34 @@ mod tests {
             let conflicts = MemoryPlan::of(&config).conflicts(&config);
             assert_eq!(conflicts.len(), 1, "{conflicts:?}");
             assert_eq!(conflicts[0].key, key);
-            assert!(conflicts[0].problem.contains(part), "{}", conflicts[0].problem);
+            assert!(
+                conflicts[0].problem.contains(part),
+                "{}",
+                conflicts[0].problem
+            );
         };
-        let many = Config { max_connections: 2048, ..config(Bytes::mib(256)) };
-        check(many, "max_connections", "at most 1024, or memory to at least 512MiB");
+        let many = Config {
+            max_connections: 2048,
+            ..config(Bytes::mib(256))
+        };
+        check(
+            many,
+            "max_connections",
+            "at most 1024, or memory to at least 512MiB",
+        );
         let mut large = config(Bytes::mib(256));
-        large.services.insert("big".into(), Overlay { memory: Some(Bytes::mib(512)), ..Overlay::default() });
+        large.services.insert(
+            "big".into(),
+            Overlay {
+                memory: Some(Bytes::mib(512)),
+                ..Overlay::default()
+            },
+        );
         check(large, "services.big.memory", "is 512MiB");
-        let messages = Config { max_message_size: Bytes::mib(64), ..config(Bytes::mib(64)) };
+        let messages = Config {
+            max_message_size: Bytes::mib(64),
+            ..config(Bytes::mib(64))
+        };
         check(messages, "max_message_size", "twice as much");
     }
 }

@@ -228,7 +228,12 @@ impl Default for Config {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { host: "127.0.0.1".into(), port: 9090, socket: PathBuf::new(), allowed_hosts: Vec::new() }
+        Self {
+            host: "127.0.0.1".into(),
+            port: 9090,
+            socket: PathBuf::new(),
+            allowed_hosts: Vec::new(),
+        }
     }
 }
 
@@ -299,7 +304,11 @@ impl Config {
     /// The file of the tokens that clients show.
     #[must_use]
     pub fn client_tokens(&self) -> PathBuf {
-        if self.tokens.as_os_str().is_empty() { self.state_dir().join("tokens.json") } else { self.tokens.clone() }
+        if self.tokens.as_os_str().is_empty() {
+            self.state_dir().join("tokens.json")
+        } else {
+            self.tokens.clone()
+        }
     }
 
     /// All listeners: the plain one, the one of `[tls]`, and the further ones.
@@ -317,7 +326,11 @@ impl Config {
         };
         let plain = self.plain.then(|| built_in(self.port, false));
         let tls = self.tls.files().map(|_| built_in(self.tls.port, true));
-        plain.into_iter().chain(tls).chain(self.listeners.iter().cloned()).collect()
+        plain
+            .into_iter()
+            .chain(tls)
+            .chain(self.listeners.iter().cloned())
+            .collect()
     }
 
     /// The file of the token that changing things over the admin endpoint takes.
@@ -334,9 +347,16 @@ impl Config {
         if !self.state_dir.as_os_str().is_empty() {
             return self.state_dir.clone();
         }
-        let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let absolute = |name| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
         let home = || absolute("HOME").map(|home| home.join(".local/state"));
-        absolute("XDG_STATE_HOME").or_else(home).unwrap_or_else(|| "/var/lib".into()).join("mb-server")
+        absolute("XDG_STATE_HOME")
+            .or_else(home)
+            .unwrap_or_else(|| "/var/lib".into())
+            .join("mb-server")
     }
 
     /// Every setting that is out of its bounds.
@@ -378,7 +398,13 @@ impl Config {
             landlock: _,
             log,
             log_format: _,
-            admin: Admin { host: admin_host, port: _, socket: admin_socket, allowed_hosts },
+            admin:
+                Admin {
+                    host: admin_host,
+                    port: _,
+                    socket: admin_socket,
+                    allowed_hosts,
+                },
             sandbox:
                 Sandbox {
                     stack,
@@ -399,32 +425,83 @@ impl Config {
         let day = Millis::secs(24 * 3600);
         let least = Millis::new(10);
         let mut bounds = Bounds(Vec::new());
-        bounds.that("host", (1..=64).contains(&host.as_slice().len()), "1 to 64 addresses or names");
-        bounds.that("host", host.as_slice().iter().all(|h| !h.is_empty()), "addresses or names, none empty");
+        bounds.that(
+            "host",
+            (1..=64).contains(&host.as_slice().len()),
+            "1 to 64 addresses or names",
+        );
+        bounds.that(
+            "host",
+            host.as_slice().iter().all(|h| !h.is_empty()),
+            "addresses or names, none empty",
+        );
         bounds.range("backlog", *backlog, 1, 65_535);
-        bounds.range("keep_alive_initial_delay", *keep_alive_initial_delay, Millis::secs(1), Millis::secs(7200));
+        bounds.range(
+            "keep_alive_initial_delay",
+            *keep_alive_initial_delay,
+            Millis::secs(1),
+            Millis::secs(7200),
+        );
         bounds.range("memory", *memory, Bytes::mib(32), Bytes::mib(1024 * 1024));
         bounds.range("max_connections", *max_connections, 0, 10_000);
-        bounds.range("max_connections_per_address", *max_connections_per_address, 0, 10_000);
+        bounds.range(
+            "max_connections_per_address",
+            *max_connections_per_address,
+            0,
+            10_000,
+        );
         bounds.range("reserved_connections", *reserved_connections, 0, 90);
         bounds.range("auth_failures", *auth_failures, 1, 6000);
-        bounds.range("handshake_timeout", *handshake_timeout, least, Millis::secs(60));
+        bounds.range(
+            "handshake_timeout",
+            *handshake_timeout,
+            least,
+            Millis::secs(60),
+        );
         let some = *plain || tls.files().is_some() || !listeners.is_empty();
         bounds.that("plain", some, "true, or another listener given");
         access::check(tls, principals, listeners, &mut bounds);
-        bounds.range("max_message_size", *max_message_size, Bytes::kib(1), Bytes::mib(64));
+        bounds.range(
+            "max_message_size",
+            *max_message_size,
+            Bytes::kib(1),
+            Bytes::mib(64),
+        );
         bounds.range("max_in_flight", *max_in_flight, 1, 4096);
-        bounds.range("read_buffer_size", *read_buffer_size, Bytes::kib(1), Bytes::mib(1));
-        bounds.range("write_buffer_size", *write_buffer_size, Bytes::kib(1), Bytes::mib(16));
+        bounds.range(
+            "read_buffer_size",
+            *read_buffer_size,
+            Bytes::kib(1),
+            Bytes::mib(1),
+        );
+        bounds.range(
+            "write_buffer_size",
+            *write_buffer_size,
+            Bytes::kib(1),
+            Bytes::mib(16),
+        );
         bounds.range("read_timeout", *read_timeout, least, hour);
         bounds.range("write_timeout", *write_timeout, least, hour);
         bounds.range("idle_timeout", *idle_timeout, least, day);
         bounds.range("keep_alive_interval", *keep_alive_interval, least, day);
         bounds.range("default_timeout", *default_timeout, Millis::new(1), hour);
-        bounds.range("drain_timeout", *drain_timeout, Millis::new(0), Millis::secs(600));
-        bounds.that("services_dir", !services_dir.as_os_str().is_empty(), "a folder");
+        bounds.range(
+            "drain_timeout",
+            *drain_timeout,
+            Millis::new(0),
+            Millis::secs(600),
+        );
+        bounds.that(
+            "services_dir",
+            !services_dir.as_os_str().is_empty(),
+            "a folder",
+        );
         let often = *reload_interval == Millis::new(0) || *reload_interval >= Millis::new(50);
-        bounds.that("reload_interval", often && *reload_interval <= hour, "0, or 50ms to 1h");
+        bounds.that(
+            "reload_interval",
+            often && *reload_interval <= hour,
+            "0, or 50ms to 1h",
+        );
         bounds.range("store_cache", *store_cache, Bytes::mib(1), Bytes::mib(4096));
         let filter = log.parse::<tracing_subscriber::filter::Targets>();
         bounds.that(
@@ -433,15 +510,47 @@ impl Config {
             "a level (error, warn, info, debug, trace, off), or target=level, with commas",
         );
         let any = !admin_host.is_empty() || !admin_socket.as_os_str().is_empty();
-        bounds.that("admin.host", any, "an address or a name, or empty if there is admin.socket");
+        bounds.that(
+            "admin.host",
+            any,
+            "an address or a name, or empty if there is admin.socket",
+        );
         let length = admin_socket.as_os_str().len();
-        bounds.that("admin.socket", length <= 107, "a path of at most 107 bytes, as the system has it");
-        bounds.that("admin.allowed_hosts", allowed_hosts.len() <= 16, "at most 16 names");
+        bounds.that(
+            "admin.socket",
+            length <= 107,
+            "a path of at most 107 bytes, as the system has it",
+        );
+        bounds.that(
+            "admin.allowed_hosts",
+            allowed_hosts.len() <= 16,
+            "at most 16 names",
+        );
         bounds.range("sandbox.stack", *stack, Bytes::kib(64), Bytes::mib(2));
-        bounds.range("sandbox.max_component_size", *max_component_size, Bytes::kib(1), Bytes::mib(1024));
-        bounds.range("sandbox.describe_timeout", *describe_timeout, least, Millis::secs(600));
-        bounds.range("sandbox.compile_memory", *compile_memory, Bytes::mib(64), Bytes::mib(64 * 1024));
-        bounds.range("sandbox.compile_timeout", *compile_timeout, Millis::new(100), hour);
+        bounds.range(
+            "sandbox.max_component_size",
+            *max_component_size,
+            Bytes::kib(1),
+            Bytes::mib(1024),
+        );
+        bounds.range(
+            "sandbox.describe_timeout",
+            *describe_timeout,
+            least,
+            Millis::secs(600),
+        );
+        bounds.range(
+            "sandbox.compile_memory",
+            *compile_memory,
+            Bytes::mib(64),
+            Bytes::mib(64 * 1024),
+        );
+        bounds.range(
+            "sandbox.compile_timeout",
+            *compile_timeout,
+            Millis::new(100),
+            hour,
+        );
         bounds.range("sandbox.call_depth", *call_depth, 0, 16);
         services::check(services, *require_digest, &mut bounds);
         if bounds.0.is_empty() {
@@ -460,7 +569,10 @@ impl Bounds {
     {
         if !(least..=most).contains(&value) {
             let problem = format!("is {value}, allowed is {least} to {most}");
-            self.0.push(OutOfBounds { key: key.into(), problem });
+            self.0.push(OutOfBounds {
+                key: key.into(),
+                problem,
+            });
         }
     }
 
@@ -475,7 +587,10 @@ impl Bounds {
 
     fn that(&mut self, key: impl Into<String>, holds: bool, allowed: &str) {
         if !holds {
-            self.0.push(OutOfBounds { key: key.into(), problem: format!("must be {allowed}") });
+            self.0.push(OutOfBounds {
+                key: key.into(),
+                problem: format!("must be {allowed}"),
+            });
         }
     }
 }

@@ -202,7 +202,10 @@ pub(super) fn built_in() -> Services {
         expose_traps: Some(false),
         validate: Some(false),
         disabled: Some(Disabled::All(false)),
-        grants: Grants { log: Some(LogLevel::Info), ..Grants::default() },
+        grants: Grants {
+            log: Some(LogLevel::Info),
+            ..Grants::default()
+        },
     };
     [(DEFAULT.to_owned(), default)].into()
 }
@@ -213,7 +216,10 @@ pub(super) fn built_in() -> Services {
 pub fn settings_of(services: &Services, name: &str) -> ServiceSettings {
     let built_in = built_in().remove(DEFAULT).unwrap_or_default();
     let none = Overlay::default();
-    let own = services.get(name).filter(|_| name != DEFAULT).unwrap_or(&none);
+    let own = services
+        .get(name)
+        .filter(|_| name != DEFAULT)
+        .unwrap_or(&none);
     let shared = services.get(DEFAULT).unwrap_or(&none);
     // A closure can't be generic, so each field names itself three times.
     macro_rules! first {
@@ -252,7 +258,15 @@ impl Grants {
     /// Whether there is anything here that a stranger's file must not get.
     #[must_use]
     pub fn is_sensitive(&self) -> bool {
-        let Self { log: _, config, secrets, keyvalue, quota: _, calls, digest: _ } = self;
+        let Self {
+            log: _,
+            config,
+            secrets,
+            keyvalue,
+            quota: _,
+            calls,
+            digest: _,
+        } = self;
         !config.is_empty() || !secrets.is_empty() || *keyvalue == Some(true) || !calls.is_empty()
     }
 }
@@ -263,11 +277,21 @@ pub(super) fn check(services: &Services, require_digest: bool, bounds: &mut Boun
         check_one(name, overlay, bounds);
         let key = |field: &str| format!("services.{name}.{field}");
         let grants = &overlay.grants;
-        if name == DEFAULT && (grants.is_sensitive() || grants.quota.is_some() || grants.digest.is_some()) {
-            bounds.that(key("grants"), false, "given to a service by its name; only `log` can be given to all");
+        if name == DEFAULT
+            && (grants.is_sensitive() || grants.quota.is_some() || grants.digest.is_some())
+        {
+            bounds.that(
+                key("grants"),
+                false,
+                "given to a service by its name; only `log` can be given to all",
+            );
         }
         if require_digest && grants.is_sensitive() && grants.digest.is_none() {
-            bounds.that(key("grants.digest"), false, "given, because sandbox.require_digest is true");
+            bounds.that(
+                key("grants.digest"),
+                false,
+                "given, because sandbox.require_digest is true",
+            );
         }
     }
 }
@@ -292,7 +316,16 @@ fn check_one(name: &str, overlay: &Overlay, bounds: &mut Bounds) {
         expose_traps: _,
         validate: _,
         disabled,
-        grants: Grants { log: _, config, secrets, keyvalue: _, quota, calls, digest },
+        grants:
+            Grants {
+                log: _,
+                config,
+                secrets,
+                keyvalue: _,
+                quota,
+                calls,
+                digest,
+            },
     } = overlay;
     let key = |field: &str| format!("services.{name}.{field}");
     let large = Bytes::mib(64);
@@ -308,28 +341,63 @@ fn check_one(name: &str, overlay: &Overlay, bounds: &mut Bounds) {
     bounds.optional(key("rate"), *rate, 0, 10_000_000);
     bounds.optional(key("concurrency"), *concurrency, 1, 10_000);
     bounds.optional(key("max_calls"), *max_calls, 1, 1_000_000_000);
-    bounds.optional(key("grants.quota"), *quota, Bytes::kib(4), Bytes::mib(1024 * 1024));
-    bounds.that(key("grants.config"), config.len() <= 256, "at most 256 values");
-    bounds.that(key("grants.secrets"), secrets.len() <= 256, "at most 256 files");
+    bounds.optional(
+        key("grants.quota"),
+        *quota,
+        Bytes::kib(4),
+        Bytes::mib(1024 * 1024),
+    );
+    bounds.that(
+        key("grants.config"),
+        config.len() <= 256,
+        "at most 256 values",
+    );
+    bounds.that(
+        key("grants.secrets"),
+        secrets.len() <= 256,
+        "at most 256 files",
+    );
     let twice = config.keys().find(|key| secrets.contains_key(*key));
-    bounds.that(key("grants.secrets"), twice.is_none(), "named unlike the values of grants.config");
+    bounds.that(
+        key("grants.secrets"),
+        twice.is_none(),
+        "named unlike the values of grants.config",
+    );
     let patterns = calls.len() <= 256 && calls.iter().all(|pattern| is_pattern(pattern));
-    bounds.that(key("grants.calls"), patterns, "at most 256 topics, each as `calc.add` or `calc.*`");
+    bounds.that(
+        key("grants.calls"),
+        patterns,
+        "at most 256 topics, each as `calc.add` or `calc.*`",
+    );
     let is_digest = |text: &String| {
-        text.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+        text.strip_prefix("sha256:")
+            .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
     };
-    bounds.that(key("grants.digest"), digest.as_ref().is_none_or(is_digest), "sha256: and 64 hexadecimal digits");
+    bounds.that(
+        key("grants.digest"),
+        digest.as_ref().is_none_or(is_digest),
+        "sha256: and 64 hexadecimal digits",
+    );
     if let Some(Disabled::Versions(versions)) = disabled {
-        let is_version =
-            |text: &String| text.split('.').count() == 3 && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-        bounds.that(key("disabled"), versions.iter().all(is_version), "true, false or versions as \"1.2.0\"");
+        let is_version = |text: &String| {
+            text.split('.').count() == 3 && text.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+        };
+        bounds.that(
+            key("disabled"),
+            versions.iter().all(is_version),
+            "true, false or versions as \"1.2.0\"",
+        );
     }
 }
 
 /// `service.action`, where the action may be `*` or end in `.*`.
 pub(super) fn is_pattern(text: &str) -> bool {
     let mut segments = text.split('.').peekable();
-    let is_word = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    let is_word = |s: &str| {
+        !s.is_empty()
+            && s.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
     let mut count = 0;
     while let Some(segment) = segments.next() {
         count += 1;
@@ -349,12 +417,22 @@ mod tests {
     fn a_service_falls_back_to_the_default_table() {
         let mut services = built_in();
         services.entry(DEFAULT.into()).or_default().handles = Some(7);
-        let own = Overlay { concurrency: Some(1), memory: Some(Bytes::mib(1)), ..Overlay::default() };
+        let own = Overlay {
+            concurrency: Some(1),
+            memory: Some(Bytes::mib(1)),
+            ..Overlay::default()
+        };
         services.insert("calc".into(), own);
         let calc = settings_of(&services, "calc");
-        assert_eq!((calc.handles, calc.concurrency, calc.memory), (7, 1, Some(Bytes::mib(1))));
+        assert_eq!(
+            (calc.handles, calc.concurrency, calc.memory),
+            (7, 1, Some(Bytes::mib(1)))
+        );
         let other = settings_of(&services, "other");
-        assert_eq!((other.handles, other.concurrency, other.memory), (7, 64, None));
+        assert_eq!(
+            (other.handles, other.concurrency, other.memory),
+            (7, 64, None)
+        );
     }
 
     #[test]
@@ -362,7 +440,9 @@ mod tests {
         for good in ["calc.add", "calc.*", "a.b.*", "a-b.c_d"] {
             assert!(is_pattern(good), "{good}");
         }
-        for bad in ["", "*", "calc", "*.add", "calc.*.x", "calc.", "calc.a*", "c lc.add"] {
+        for bad in [
+            "", "*", "calc", "*.add", "calc.*.x", "calc.", "calc.a*", "c lc.add",
+        ] {
             assert!(!is_pattern(bad), "{bad}");
         }
     }

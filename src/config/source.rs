@@ -46,21 +46,39 @@ pub fn load(file: Option<&Path>, flags: Flags) -> Result<Loaded, ConfigError> {
         // figment passes over a file that is not there.
         std::fs::File::open(path).map_err(|e| ConfigError::file(path, &e))?;
     }
-    load_from(file, Env::prefixed(ENV_PREFIX).ignore(&[ENV_CONFIG]).split("__"), flags)
+    load_from(
+        file,
+        Env::prefixed(ENV_PREFIX).ignore(&[ENV_CONFIG]).split("__"),
+        flags,
+    )
 }
 
-fn load_from(file: Option<&Path>, environment: impl Provider, flags: Flags) -> Result<Loaded, ConfigError> {
+fn load_from(
+    file: Option<&Path>,
+    environment: impl Provider,
+    flags: Flags,
+) -> Result<Loaded, ConfigError> {
     let mut figment = Figment::from(Serialized::defaults(Config::default()));
     if let Some(path) = file {
         figment = figment.merge(Toml::file_exact(path));
     }
     let figment = figment.merge(environment).merge(flags);
-    let config: Config = figment.extract().map_err(|e| ConfigError::unreadable(&figment, e))?;
+    let config: Config = figment
+        .extract()
+        .map_err(|e| ConfigError::unreadable(&figment, e))?;
     let wrong = config.out_of_bounds();
     if !wrong.is_empty() {
-        let lines =
-            wrong.into_iter().map(|w| format!("`{}` {} (set by {})", w.key, w.problem, source(&figment, &w.key)));
-        return Err(ConfigError { lines: lines.collect() });
+        let lines = wrong.into_iter().map(|w| {
+            format!(
+                "`{}` {} (set by {})",
+                w.key,
+                w.problem,
+                source(&figment, &w.key)
+            )
+        });
+        return Err(ConfigError {
+            lines: lines.collect(),
+        });
     }
     let rows = rows(&figment);
     Ok(Loaded { config, rows })
@@ -71,7 +89,14 @@ fn rows(figment: &Figment) -> Vec<Row> {
     if let Ok(values) = figment.extract::<Dict>() {
         collect_leaves(&values, "", &mut leaves);
     }
-    leaves.into_iter().map(|(key, value)| Row { source: source(figment, &key), value, key }).collect()
+    leaves
+        .into_iter()
+        .map(|(key, value)| Row {
+            source: source(figment, &key),
+            value,
+            key,
+        })
+        .collect()
 }
 
 fn collect_leaves(values: &Dict, prefix: &str, leaves: &mut BTreeMap<String, String>) {
@@ -89,7 +114,9 @@ fn collect_leaves(values: &Dict, prefix: &str, leaves: &mut BTreeMap<String, Str
 
 /// Where the value of a key comes from, in words.
 fn source(figment: &Figment, key: &str) -> String {
-    figment.find_metadata(key).map_or_else(|| "default".into(), |metadata| name_source(metadata, key))
+    figment
+        .find_metadata(key)
+        .map_or_else(|| "default".into(), |metadata| name_source(metadata, key))
 }
 
 fn name_source(metadata: &Metadata, key: &str) -> String {
@@ -97,7 +124,10 @@ fn name_source(metadata: &Metadata, key: &str) -> String {
     match &metadata.source {
         Some(Source::File(path)) => path.display().to_string(),
         _ if metadata.name.contains("environment") => {
-            format!("environment variable {ENV_PREFIX}{}", levels.join("__").to_uppercase())
+            format!(
+                "environment variable {ENV_PREFIX}{}",
+                levels.join("__").to_uppercase()
+            )
         }
         _ if metadata.name == Flags::NAME => format!("flag {}", Flags::flag(key)),
         _ => "default".into(),
@@ -119,7 +149,10 @@ impl Flags {
             match key.split_once('.') {
                 None => drop(self.0.insert(key.into(), value.into())),
                 Some((table, key)) => {
-                    let entry = self.0.entry(table.into()).or_insert_with(|| Dict::new().into());
+                    let entry = self
+                        .0
+                        .entry(table.into())
+                        .or_insert_with(|| Dict::new().into());
                     if let Value::Dict(_, inner) = entry {
                         inner.insert(key.into(), value.into());
                     }
@@ -156,11 +189,18 @@ pub struct ConfigError {
 
 impl ConfigError {
     fn file(path: &Path, error: &std::io::Error) -> Self {
-        Self { lines: vec![format!("configuration file {}: {error}", path.display())] }
+        Self {
+            lines: vec![format!("configuration file {}: {error}", path.display())],
+        }
     }
 
     fn unreadable(figment: &Figment, errors: figment::Error) -> Self {
-        Self { lines: errors.into_iter().map(|error| describe(figment, &error)).collect() }
+        Self {
+            lines: errors
+                .into_iter()
+                .map(|error| describe(figment, &error))
+                .collect(),
+        }
     }
 }
 
@@ -179,7 +219,10 @@ fn describe(figment: &Figment, error: &figment::Error) -> String {
         );
     }
     let key = levels.join(".");
-    let origin = error.metadata.as_ref().map_or_else(|| "unknown".into(), |metadata| name_source(metadata, &key));
+    let origin = error
+        .metadata
+        .as_ref()
+        .map_or_else(|| "unknown".into(), |metadata| name_source(metadata, &key));
     match &error.kind {
         Kind::Message(message) if key.is_empty() => format!("{origin}: {message}"),
         kind => format!("`{key}`: {kind} (set by {origin})"),
@@ -216,25 +259,50 @@ mod tests {
         }
     }
 
-    fn try_load(toml: &str, environment: &[(&'static str, &'static str)], flags: Flags) -> Result<Loaded, String> {
+    fn try_load(
+        toml: &str,
+        environment: &[(&'static str, &'static str)],
+        flags: Flags,
+    ) -> Result<Loaded, String> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         std::io::Write::write_all(&mut file, toml.as_bytes()).unwrap();
         let loaded = load_from(Some(file.path()), Environment(environment.to_vec()), flags);
-        loaded.map_err(|e| e.to_string().replace(&file.path().display().to_string(), "FILE"))
+        loaded.map_err(|e| {
+            e.to_string()
+                .replace(&file.path().display().to_string(), "FILE")
+        })
     }
 
     #[test]
     fn later_sources_win() {
         let toml = "port = 1\nbacklog = 2\nidle_timeout = 60000\n[admin]\nport = 3";
-        let flags = Flags::default().with("port", Some(7)).with("admin.port", None::<u16>);
-        let loaded = try_load(toml, &[("port", "5"), ("admin.port", "6"), ("read_timeout", "2s")], flags).unwrap();
+        let flags = Flags::default()
+            .with("port", Some(7))
+            .with("admin.port", None::<u16>);
+        let loaded = try_load(
+            toml,
+            &[("port", "5"), ("admin.port", "6"), ("read_timeout", "2s")],
+            flags,
+        )
+        .unwrap();
         let config = &loaded.config;
         assert_eq!((config.port, config.backlog, config.admin.port), (7, 2, 6));
         assert_eq!(
             (config.idle_timeout, config.read_timeout),
-            (Config::default().idle_timeout, super::super::Millis::secs(2))
+            (
+                Config::default().idle_timeout,
+                super::super::Millis::secs(2)
+            )
         );
-        let source = |key: &str| loaded.rows.iter().find(|row| row.key == key).unwrap().source.clone();
+        let source = |key: &str| {
+            loaded
+                .rows
+                .iter()
+                .find(|row| row.key == key)
+                .unwrap()
+                .source
+                .clone()
+        };
         assert_eq!(source("port"), "flag --port");
         assert_eq!(source("admin.port"), "environment variable MB_ADMIN__PORT");
         assert!(source("backlog").starts_with('/'));
@@ -249,24 +317,45 @@ mod tests {
 
     #[test]
     fn wrong_settings_are_named_with_their_source() {
-        let check = |toml: &str, environment: &[(&'static str, &'static str)], expected: &[&str]| {
-            let error = try_load(toml, environment, Flags::default()).unwrap_err();
-            for part in expected {
-                assert!(error.contains(part), "{error:?} lacks {part:?}");
-            }
-        };
+        let check =
+            |toml: &str, environment: &[(&'static str, &'static str)], expected: &[&str]| {
+                let error = try_load(toml, environment, Flags::default()).unwrap_err();
+                for part in expected {
+                    assert!(error.contains(part), "{error:?} lacks {part:?}");
+                }
+            };
         check("prot = 1", &[], &["unknown setting `prot`", "FILE", "port"]);
-        check("[admin]\nprot = 1", &[], &["unknown setting `admin.prot`", "FILE", "allowed_hosts"]);
+        check(
+            "[admin]\nprot = 1",
+            &[],
+            &["unknown setting `admin.prot`", "FILE", "allowed_hosts"],
+        );
         check("", &[("prot", "1")], &["unknown setting `prot`", "MB_PROT"]);
         check("port = 99999", &[], &["`port`", "99999", "u16", "FILE"]);
         check("", &[("port", "no")], &["`port`", "no", "MB_PORT"]);
-        check("idle_timeout = \"soon\"", &[], &["`idle_timeout`", "soon", "60s", "FILE"]);
+        check(
+            "idle_timeout = \"soon\"",
+            &[],
+            &["`idle_timeout`", "soon", "60s", "FILE"],
+        );
         check(
             "max_message_size = 1\nbacklog = 0",
             &[],
-            &["`max_message_size` is 1B", "1KiB to 64MiB", "`backlog` is 0"],
+            &[
+                "`max_message_size` is 1B",
+                "1KiB to 64MiB",
+                "`backlog` is 0",
+            ],
         );
-        check("", &[("max_connections", "20000")], &["`max_connections` is 20000", "0 to 10000", "MB_MAX_CONNECTIONS"]);
+        check(
+            "",
+            &[("max_connections", "20000")],
+            &[
+                "`max_connections` is 20000",
+                "0 to 10000",
+                "MB_MAX_CONNECTIONS",
+            ],
+        );
         check("host = []", &[], &["`host` must be 1 to 64"]);
         check("port = [", &[], &["FILE"]);
         let missing = load(Some(Path::new("/nowhere/x.toml")), Flags::default()).unwrap_err();
@@ -276,6 +365,9 @@ mod tests {
     #[test]
     fn the_defaults_are_within_bounds_and_survive_a_round_trip() {
         assert_eq!(Config::default().out_of_bounds(), []);
-        assert_eq!(try_load("", &[], Flags::default()).unwrap().config, Config::default());
+        assert_eq!(
+            try_load("", &[], Flags::default()).unwrap().config,
+            Config::default()
+        );
     }
 }

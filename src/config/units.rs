@@ -55,7 +55,9 @@ impl Bytes {
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            bytes if bytes > 0 && bytes.is_multiple_of(1024 * 1024) => write!(f, "{}MiB", bytes / (1024 * 1024)),
+            bytes if bytes > 0 && bytes.is_multiple_of(1024 * 1024) => {
+                write!(f, "{}MiB", bytes / (1024 * 1024))
+            }
             bytes if bytes > 0 && bytes.is_multiple_of(1024) => write!(f, "{}KiB", bytes / 1024),
             bytes => write!(f, "{bytes}B"),
         }
@@ -121,7 +123,8 @@ impl<T> de::Visitor<'_> for NumberOrText<T> {
     }
 
     fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
-        (self.number)(number).ok_or_else(|| E::invalid_value(de::Unexpected::Unsigned(number), &self))
+        (self.number)(number)
+            .ok_or_else(|| E::invalid_value(de::Unexpected::Unsigned(number), &self))
     }
 
     fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
@@ -143,7 +146,11 @@ mod tests {
     #[test]
     fn durations() {
         let check = |json: &str, expected: Option<u64>| {
-            assert_eq!(serde_json::from_str(json).ok(), expected.map(Millis::new), "{json}");
+            assert_eq!(
+                serde_json::from_str(json).ok(),
+                expected.map(Millis::new),
+                "{json}"
+            );
         };
         check("60000", Some(60_000));
         check("\"60000\"", Some(60_000));
@@ -154,13 +161,20 @@ mod tests {
         check("1.5", None);
         check("\"soon\"", None);
         check("true", None);
-        assert_eq!((Millis::secs(60).to_string(), Millis::new(250).to_string()), ("60s".into(), "250ms".into()));
+        assert_eq!(
+            (Millis::secs(60).to_string(), Millis::new(250).to_string()),
+            ("60s".into(), "250ms".into())
+        );
     }
 
     #[test]
     fn sizes() {
         let check = |json: &str, expected: Option<usize>| {
-            assert_eq!(serde_json::from_str(json).ok(), expected.map(Bytes), "{json}");
+            assert_eq!(
+                serde_json::from_str(json).ok(),
+                expected.map(Bytes),
+                "{json}"
+            );
         };
         check("1048576", Some(1_048_576));
         check("\"1MiB\"", Some(1_048_576));

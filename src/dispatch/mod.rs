@@ -59,7 +59,11 @@ impl<'a> Reply<'a> {
     /// An answer after which the peer is who it was.
     #[must_use]
     pub fn new(header: Option<Header<'a>>, outcome: Outcome) -> Self {
-        Self { header, outcome, identity: None }
+        Self {
+            header,
+            outcome,
+            identity: None,
+        }
     }
 }
 
@@ -118,7 +122,10 @@ struct Refusal {
 
 impl Refusal {
     fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code: Some(code), body: ErrorBody::server(code, message) }
+        Self {
+            code: Some(code),
+            body: ErrorBody::server(code, message),
+        }
     }
 
     fn with(mut self, details: &serde_json::Value) -> Self {
@@ -130,7 +137,9 @@ impl Refusal {
     fn too_often(whose: &str, per_second: u32, wait: Duration) -> Self {
         let message = format!("more than the {per_second} requests a second of {whose}");
         // Rounded up: a millisecond too early would be refused again.
-        let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+        let millis = u64::try_from(wait.as_millis())
+            .unwrap_or(u64::MAX)
+            .saturating_add(1);
         Self::new(Code::RateLimited, message).with(&json!({"retryAfterMs": millis}))
     }
 
@@ -154,26 +163,50 @@ impl Handle for Dispatcher {
             }
         };
         if let Err(Refusal { code, body }) = core.admits(&header, request.identity) {
-            return Reply::new(header.request_id.map(|_| header), Outcome::Error(code, body));
+            return Reply::new(
+                header.request_id.map(|_| header),
+                Outcome::Error(code, body),
+            );
         }
         if header.kind == Kind::Request && header.request_id.is_none() {
             // Without an id there is no request that could be named.
-            let message = format!("REQUEST to {} has no request id, the fourth field", header.topic.as_str());
+            let message = format!(
+                "REQUEST to {} has no request id, the fourth field",
+                header.topic.as_str()
+            );
             let refusal = Refusal::new(Code::InvalidRequestId, message);
             return Reply::new(None, Outcome::Error(refusal.code, refusal.body));
         }
         let mut identity = None;
         let outcome = core.serve(&header, payload, &request, &mut identity);
-        let outcome = if header.kind == Kind::Publish { core.published(&header, outcome) } else { outcome };
-        Reply { header: Some(header), outcome, identity }
+        let outcome = if header.kind == Kind::Publish {
+            core.published(&header, outcome)
+        } else {
+            outcome
+        };
+        Reply {
+            header: Some(header),
+            outcome,
+            identity,
+        }
     }
 }
 
 impl Dispatcher {
     /// A dispatcher over a catalog.
     #[must_use]
-    pub fn new(catalog: Arc<ArcSwap<Catalog>>, limits: Limits, metrics: Arc<Metrics>, access: Arc<Access>) -> Self {
-        Self(Arc::new(Core { catalog, limits, metrics, access }))
+    pub fn new(
+        catalog: Arc<ArcSwap<Catalog>>,
+        limits: Limits,
+        metrics: Arc<Metrics>,
+        access: Arc<Access>,
+    ) -> Self {
+        Self(Arc::new(Core {
+            catalog,
+            limits,
+            metrics,
+            access,
+        }))
     }
 }
 
@@ -184,9 +217,15 @@ impl Core {
         let (reason, message) = if matches!(header.kind, Kind::Response | Kind::Error) {
             return Ok(());
         } else if identity.has_ended() {
-            ("ended", "the token of this connection has expired or was revoked")
+            (
+                "ended",
+                "the token of this connection has expired or was revoked",
+            )
         } else if identity.must_say() && !says {
-            ("missing", "say first who you are: system.hello with a token")
+            (
+                "missing",
+                "say first who you are: system.hello with a token",
+            )
         } else {
             return Ok(());
         };
@@ -216,15 +255,29 @@ impl Core {
         known: &mut Option<Identity>,
     ) -> Result<Outcome, Refusal> {
         if matches!(header.kind, Kind::Response | Kind::Error) {
-            let message = format!("a client sends REQUEST or PUBLISH, not {}", header.kind.as_str());
+            let message = format!(
+                "a client sends REQUEST or PUBLISH, not {}",
+                header.kind.as_str()
+            );
             return Err(Refusal::new(Code::InvalidRequest, message));
         }
-        let payload = if request.binary { Payload::Binary(payload) } else { Payload::Json(check_json(payload)?) };
+        let payload = if request.binary {
+            Payload::Binary(payload)
+        } else {
+            Payload::Json(check_json(payload)?)
+        };
         if header.topic.service() == SYSTEM {
-            return self.system(header, payload, request.identity, known).map(Outcome::Json);
+            return self
+                .system(header, payload, request.identity, known)
+                .map(Outcome::Json);
         }
         let timeout = header.timeout.unwrap_or(self.limits.default_timeout);
-        let _place = self.permit(header, request.identity, &*request.watch, request.arrived + timeout)?;
+        let _place = self.permit(
+            header,
+            request.identity,
+            &*request.watch,
+            request.arrived + timeout,
+        )?;
         let context = Context {
             request_id: header.request_id.map(Into::into),
             parent_request_id: header.parent_request_id.map(Into::into),
@@ -258,16 +311,28 @@ impl Core {
         watch: &dyn Watch,
         deadline: Instant,
     ) -> Result<Option<Charge>, Refusal> {
-        let Version { major, minor, patch } = header.version;
+        let Version {
+            major,
+            minor,
+            patch,
+        } = header.version;
         let principal = &identity.principal;
         if !identity.may_call(header.topic.as_str(), [major, minor, patch]) {
-            let message = format!("{} may not call {} {}", principal.name, header.topic.as_str(), header.version);
+            let message = format!(
+                "{} may not call {} {}",
+                principal.name,
+                header.topic.as_str(),
+                header.version
+            );
             return Err(Refusal::new(Code::Forbidden, message));
         }
         if let Some(rate) = &principal.rate {
-            rate.take().map_err(|wait| Refusal::too_often(&principal.name, rate.limit(), wait))?;
+            rate.take()
+                .map_err(|wait| Refusal::too_often(&principal.name, rate.limit(), wait))?;
         }
-        let Some(calls) = &principal.calls else { return Ok(None) };
+        let Some(calls) = &principal.calls else {
+            return Ok(None);
+        };
         let mut place = Charge::none(calls);
         if place.raise_until(1, Instant::now()) {
             return Ok(Some(place));
@@ -276,7 +341,11 @@ impl Core {
         if place.raise_until(1, deadline) {
             return Ok(Some(place));
         }
-        let message = format!("not begun within its timeout: {} has {} calls already", principal.name, calls.limit());
+        let message = format!(
+            "not begun within its timeout: {} has {} calls already",
+            principal.name,
+            calls.limit()
+        );
         Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS))
     }
 
@@ -303,7 +372,8 @@ fn check_json(payload: &[u8]) -> Result<&str, Refusal> {
     if payload.is_empty() {
         return Ok(wire_json::NULL);
     }
-    wire_json::check(payload).map_err(|error| Refusal::new(Code::InvalidPayload, format!("payload is {error}")))
+    wire_json::check(payload)
+        .map_err(|error| Refusal::new(Code::InvalidPayload, format!("payload is {error}")))
 }
 
 /// The answer to a request whose handling panicked: a defect of the server.
@@ -315,7 +385,8 @@ pub fn internal_error<'a>(body: &'a [u8], error_id: &str) -> Reply<'a> {
         return Reply::new(header, Outcome::Silence);
     }
     let message = format!("defect of the server, error id {error_id}");
-    let body = ErrorBody::server(Code::InternalError, message).with_details(&json!({"errorId": error_id}));
+    let body =
+        ErrorBody::server(Code::InternalError, message).with_details(&json!({"errorId": error_id}));
     Reply::new(header, Outcome::Error(Some(Code::InternalError), body))
 }
 
@@ -344,12 +415,32 @@ mod tests {
     /// `CODE` or the payload, and the request id that it goes to.
     fn ask(body: &[u8], binary: bool) -> (String, Option<String>) {
         let dispatcher = dispatcher();
-        let terms = Arc::new(Terms { auth: Auth::None, rights: None, allow_unsecure: false });
-        let identity = dispatcher.0.access.stranger("7".into(), [127, 0, 0, 1].into(), false, &terms);
+        let terms = Arc::new(Terms {
+            auth: Auth::None,
+            rights: None,
+            allow_unsecure: false,
+        });
+        let identity =
+            dispatcher
+                .0
+                .access
+                .stranger("7".into(), [127, 0, 0, 1].into(), false, &terms);
         let identity = &Arc::new(identity);
-        let request = Request { body, binary, arrived: Instant::now(), identity, watch: Arc::new(Unwatched) };
-        let Reply { header, outcome, identity: _ } = dispatcher.handle(request);
-        let id = header.and_then(|header| header.request_id).map(str::to_owned);
+        let request = Request {
+            body,
+            binary,
+            arrived: Instant::now(),
+            identity,
+            watch: Arc::new(Unwatched),
+        };
+        let Reply {
+            header,
+            outcome,
+            identity: _,
+        } = dispatcher.handle(request);
+        let id = header
+            .and_then(|header| header.request_id)
+            .map(str::to_owned);
         let text = match outcome {
             Outcome::Silence => "silence".into(),
             Outcome::Json(text) => text,
@@ -366,7 +457,12 @@ mod tests {
     fn the_first_check_that_fails_is_answered() {
         let check = |body: &[u8], expected: &str, id: Option<&str>| {
             let (code, answered) = ask(body, false);
-            assert_eq!((&*code, answered.as_deref()), (expected, id), "{:?}", String::from_utf8_lossy(body));
+            assert_eq!(
+                (&*code, answered.as_deref()),
+                (expected, id),
+                "{:?}",
+                String::from_utf8_lossy(body)
+            );
         };
         check(b"", "MALFORMED_MESSAGE", None);
         check(b"REQUEST:a.b:1.0.0:1", "MALFORMED_MESSAGE", None);
@@ -382,33 +478,82 @@ mod tests {
         check(b"PUBLISH:a.b:1.0.0:1\n{}", "NO_ROUTE_FOUND", Some("1"));
         check(b"PUBLISH:a.b:1.0.0:1\n{", "INVALID_PAYLOAD", Some("1"));
         check(b"PUBLISH:a.b:1.0.0:1::5\n{", "MALFORMED_MESSAGE", None);
-        check(b"REQUEST:system.nothing:1.0.0:1\n", "TOPIC_NOT_SUPPORTED", Some("1"));
-        check(b"REQUEST:system.ping:2.0.0:1\n", "VERSION_NOT_SUPPORTED", Some("1"));
-        check(b"REQUEST:system.hello:1.0.0:1\n[]", "INVALID_REQUEST", Some("1"));
-        check(b"REQUEST:system.hello:1.0.0:1\n{\"client\":1}", "INVALID_REQUEST", Some("1"));
-        check(b"REQUEST:system.hello:1.0.0:1\n{\"protocol\":\"2.0\"}", "VERSION_NOT_SUPPORTED", Some("1"));
-        check(b"REQUEST:system.services:1.0.0:1\n", "{\"services\":[]}", Some("1"));
-        check(b"PUBLISH:system.ping:1.0.0:1\n", "{\"delivered\":1}", Some("1"));
-        assert_eq!(ask(b"REQUEST:system.ping:1.0.0:1\nx", true).0, "INVALID_REQUEST");
+        check(
+            b"REQUEST:system.nothing:1.0.0:1\n",
+            "TOPIC_NOT_SUPPORTED",
+            Some("1"),
+        );
+        check(
+            b"REQUEST:system.ping:2.0.0:1\n",
+            "VERSION_NOT_SUPPORTED",
+            Some("1"),
+        );
+        check(
+            b"REQUEST:system.hello:1.0.0:1\n[]",
+            "INVALID_REQUEST",
+            Some("1"),
+        );
+        check(
+            b"REQUEST:system.hello:1.0.0:1\n{\"client\":1}",
+            "INVALID_REQUEST",
+            Some("1"),
+        );
+        check(
+            b"REQUEST:system.hello:1.0.0:1\n{\"protocol\":\"2.0\"}",
+            "VERSION_NOT_SUPPORTED",
+            Some("1"),
+        );
+        check(
+            b"REQUEST:system.services:1.0.0:1\n",
+            "{\"services\":[]}",
+            Some("1"),
+        );
+        check(
+            b"PUBLISH:system.ping:1.0.0:1\n",
+            "{\"delivered\":1}",
+            Some("1"),
+        );
+        assert_eq!(
+            ask(b"REQUEST:system.ping:1.0.0:1\nx", true).0,
+            "INVALID_REQUEST"
+        );
         assert_eq!(ask(b"REQUEST:a.b:1.0.0:1\n\xff", true).0, "NO_ROUTE_FOUND");
     }
 
     #[test]
     fn system_answers() {
-        let value = |body: &[u8]| serde_json::from_str::<serde_json::Value>(&ask(body, false).0).unwrap();
+        let value =
+            |body: &[u8]| serde_json::from_str::<serde_json::Value>(&ask(body, false).0).unwrap();
         let ping = value(b"REQUEST:system.ping:1.0.0:1\n{\"a\":[1,2]}");
         assert_eq!(ping["echo"], json!({"a": [1, 2]}));
-        let nested = |depth: usize| format!("REQUEST:system.ping:1.0.0:1\n{}{}", "[".repeat(depth), "]".repeat(depth));
-        assert!(value(nested(126).as_bytes())["echo"].is_array(), "and the answer can be read");
+        let nested = |depth: usize| {
+            format!(
+                "REQUEST:system.ping:1.0.0:1\n{}{}",
+                "[".repeat(depth),
+                "]".repeat(depth)
+            )
+        };
+        assert!(
+            value(nested(126).as_bytes())["echo"].is_array(),
+            "and the answer can be read"
+        );
         assert_eq!(ask(nested(127).as_bytes(), false).0, "INVALID_REQUEST");
-        assert!(ping["now"].as_str().is_some_and(|now| now.ends_with('Z')), "{ping}");
-        let hello = value(b"REQUEST:system.hello:1.0.0:1\n{\"client\":\"t/1\",\"protocol\":\"1.9\",\"more\":[]}");
+        assert!(
+            ping["now"].as_str().is_some_and(|now| now.ends_with('Z')),
+            "{ping}"
+        );
+        let hello = value(
+            b"REQUEST:system.hello:1.0.0:1\n{\"client\":\"t/1\",\"protocol\":\"1.9\",\"more\":[]}",
+        );
         assert_eq!(hello["connectionId"], "7");
         assert_eq!(hello["protocol"], "1.0");
         assert_eq!(hello["principal"], serde_json::Value::Null);
         assert_eq!(hello["limits"]["maxMessageSize"], 1000);
         assert_eq!(hello["limits"]["maxHeaderSize"], 1024);
         assert_eq!(hello["limits"]["idleTimeoutMs"], 60_000);
-        assert!(hello["server"].as_str().unwrap().starts_with("mb-server/"), "{hello}");
+        assert!(
+            hello["server"].as_str().unwrap().starts_with("mb-server/"),
+            "{hello}"
+        );
     }
 }

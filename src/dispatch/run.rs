@@ -18,7 +18,10 @@ use crate::{
     },
     metrics::{self, History, PastCall},
     sandbox::{Answer, Call, CallError, CallReport, Phase, Wanted},
-    wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::is_service_code, json as wire_json},
+    wire::{
+        Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::is_service_code,
+        json as wire_json,
+    },
 };
 
 /// What a caller is told to wait before it tries again, when there was no
@@ -55,20 +58,36 @@ pub(super) enum Checked {
 impl Core {
     /// Runs a call to its end.
     pub(super) fn run(self: &Arc<Self>, task: Task<'_>) -> Result<Checked, Refusal> {
-        let Task { topic, version, payload, mut context, watch, timeout, client } = task;
+        let Task {
+            topic,
+            version,
+            payload,
+            mut context,
+            watch,
+            timeout,
+            client,
+        } = task;
         // Held until the call is over: counting the holders of the service
         // would have all processors write to one place.
         let catalog = self.catalog.load();
         let service = find(&catalog, &topic, version)?;
         if let Some(rate) = service.rate.as_ref().filter(|_| client) {
-            rate.take().map_err(|wait| Refusal::too_often(&service.description.name, rate.limit(), wait))?;
+            rate.take().map_err(|wait| {
+                Refusal::too_often(&service.description.name, rate.limit(), wait)
+            })?;
         }
         let action = topic.action();
         if !service.description.has_action(action) {
-            let message = format!("service {} has no action {action}", service.description.name);
+            let message = format!(
+                "service {} has no action {action}",
+                service.description.name
+            );
             return Err(Refusal::new(Code::TopicNotSupported, message));
         }
-        if let Some(Err(Misfit { path, problem })) = service.inputs.as_ref().map(|inputs| inputs.check(action, payload))
+        if let Some(Err(Misfit { path, problem })) = service
+            .inputs
+            .as_ref()
+            .map(|inputs| inputs.check(action, payload))
         {
             return Err(Refusal::new(Code::InvalidPayload, problem).with(&json!({"path": path})));
         }
@@ -77,10 +96,26 @@ impl Core {
         }
         let about = context.clone();
         let terms = service.component.terms();
-        let report = service.component.call(Call { action, payload, context, watch: Arc::clone(watch) });
-        let CallReport { result, peak_memory, made, waited, elapsed, backtrace } = report;
+        let report = service.component.call(Call {
+            action,
+            payload,
+            context,
+            watch: Arc::clone(watch),
+        });
+        let CallReport {
+            result,
+            peak_memory,
+            made,
+            waited,
+            elapsed,
+            backtrace,
+        } = report;
         let begun = !matches!(result, Err(CallError::NotBegun(_)));
-        let expose = if terms.settings.expose_traps { &*backtrace } else { &[] };
+        let expose = if terms.settings.expose_traps {
+            &*backtrace
+        } else {
+            &[]
+        };
         let result = result
             .map_err(|error| refuse(error, timeout.min(terms.settings.timeout.0)))
             .and_then(|answer| check(answer, terms.answer_size))
@@ -96,23 +131,50 @@ impl Core {
             };
             service.stats.own().record(outcome, waited, elapsed);
         }
-        if begun && History::wants(matches!(&result, Err(Refusal { code: Some(_), .. })), elapsed) {
+        if begun
+            && History::wants(
+                matches!(&result, Err(Refusal { code: Some(_), .. })),
+                elapsed,
+            )
+        {
             self.metrics.history.keep(
                 result.is_err(),
-                past(service, action, &about, &result, (waited, elapsed), peak_memory, &backtrace),
+                past(
+                    service,
+                    action,
+                    &about,
+                    &result,
+                    (waited, elapsed),
+                    peak_memory,
+                    &backtrace,
+                ),
             );
         }
-        let ended = Ended { service, action, context: &about, peak_memory, elapsed, backtrace: &backtrace };
+        let ended = Ended {
+            service,
+            action,
+            context: &about,
+            peak_memory,
+            elapsed,
+            backtrace: &backtrace,
+        };
         ended.tell(result.as_ref().err());
         result
     }
 }
 
-fn find<'a>(catalog: &'a Catalog, topic: &Topic<'_>, version: Version) -> Result<&'a Service, Refusal> {
+fn find<'a>(
+    catalog: &'a Catalog,
+    topic: &Topic<'_>,
+    version: Version,
+) -> Result<&'a Service, Refusal> {
     let name = topic.service();
     match catalog.find(name, version) {
         Found::Service(service) => Ok(service),
-        Found::Failed(_) => Err(Refusal::unavailable(format!("service {name} failed to load"), RETRY_WHEN_FAILED_MS)),
+        Found::Failed(_) => Err(Refusal::unavailable(
+            format!("service {name} failed to load"),
+            RETRY_WHEN_FAILED_MS,
+        )),
         Found::Disabled => {
             let message = format!("service {name} is disabled by the operator");
             Err(Refusal::unavailable(message, RETRY_WHEN_FAILED_MS))
@@ -120,16 +182,26 @@ fn find<'a>(catalog: &'a Catalog, topic: &Topic<'_>, version: Version) -> Result
         Found::OtherVersions(available) => {
             let message = format!("no loaded version of {name} is compatible with {version}");
             let available: Vec<_> = available.iter().map(ToString::to_string).collect();
-            Err(Refusal::new(Code::VersionNotSupported, message).with(&json!({"available": available})))
+            Err(Refusal::new(Code::VersionNotSupported, message)
+                .with(&json!({"available": available})))
         }
-        Found::Nobody => Err(Refusal::new(Code::NoRouteFound, format!("no service {name}"))),
+        Found::Nobody => Err(Refusal::new(
+            Code::NoRouteFound,
+            format!("no service {name}"),
+        )),
     }
 }
 
 /// Calls that services make.
 impl Calls for Arc<Core> {
     fn call(&self, call: Nested<'_>) -> Result<PayloadResult, calls::Refusal> {
-        let Nested { topic, version, payload, context, watch } = call;
+        let Nested {
+            topic,
+            version,
+            payload,
+            context,
+            watch,
+        } = call;
         let refuse = |Refusal { code, body }: Refusal| calls::Refusal {
             code: body.code.into_owned(),
             message: body.message.into_owned(),
@@ -137,7 +209,9 @@ impl Calls for Arc<Core> {
             details: body.details.map(|details| details.get().to_owned()),
         };
         let payload = match &payload {
-            PayloadResult::Json(text) => Payload::Json(check_json(text.as_bytes()).map_err(refuse)?),
+            PayloadResult::Json(text) => {
+                Payload::Json(check_json(text.as_bytes()).map_err(refuse)?)
+            }
             PayloadResult::Binary(bytes) => Payload::Binary(bytes),
         };
         let size = match payload {
@@ -149,8 +223,18 @@ impl Calls for Arc<Core> {
             let message = format!("message of {size} bytes exceeds the limit of {limit}");
             return Err(refuse(Refusal::new(Code::MessageTooLarge, message)));
         }
-        let timeout = context.deadline.saturating_duration_since(std::time::Instant::now());
-        let task = Task { topic, version, payload, context, watch: &watch, timeout, client: false };
+        let timeout = context
+            .deadline
+            .saturating_duration_since(std::time::Instant::now());
+        let task = Task {
+            topic,
+            version,
+            payload,
+            context,
+            watch: &watch,
+            timeout,
+            client: false,
+        };
         match Core::run(self, task).map_err(refuse)? {
             Checked::Json(text) => Ok(PayloadResult::Json(text)),
             Checked::Binary(bytes) => Ok(PayloadResult::Binary(bytes)),
@@ -166,7 +250,11 @@ impl Calls for Arc<Core> {
 fn check(answer: Answer, limit: usize) -> Result<Checked, Refusal> {
     let sized = |size: usize| {
         let message = || format!("answer of {size} bytes exceeds the limit of {limit}");
-        if size > limit { Err(Refusal::failed(Reason::AnswerSize, message())) } else { Ok(()) }
+        if size > limit {
+            Err(Refusal::failed(Reason::AnswerSize, message()))
+        } else {
+            Ok(())
+        }
     };
     let checked_json = |what: &str, text: &str| {
         wire_json::check_text(text)
@@ -182,11 +270,17 @@ fn check(answer: Answer, limit: usize) -> Result<Checked, Refusal> {
             sized(bytes.len())?;
             Ok(Checked::Binary(bytes))
         }
-        Answer::Failure { code, message, details } => {
+        Answer::Failure {
+            code,
+            message,
+            details,
+        } => {
             // Escaped, a text may take six times as much.
             if message.len() > MAX_FAILURE_MESSAGE {
                 let size = message.len();
-                let message = format!("failure message of {size} bytes exceeds the limit of {MAX_FAILURE_MESSAGE}");
+                let message = format!(
+                    "failure message of {size} bytes exceeds the limit of {MAX_FAILURE_MESSAGE}"
+                );
                 return Err(Refusal::failed(Reason::AnswerSize, message));
             }
             sized(code.len() + message.len() + details.as_ref().map_or(0, String::len))?;
@@ -197,11 +291,17 @@ fn check(answer: Answer, limit: usize) -> Result<Checked, Refusal> {
             if let Some(details) = &details {
                 checked_json("failure details", details)?;
                 let limit = wire_json::MAX_DEPTH - DETAILS_DEPTH;
-                wire_json::check_depth(details, limit)
-                    .map_err(|error| Refusal::failed(Reason::InvalidAnswer, format!("failure details is {error}")))?;
+                wire_json::check_depth(details, limit).map_err(|error| {
+                    Refusal::failed(Reason::InvalidAnswer, format!("failure details is {error}"))
+                })?;
             }
             let details = details.and_then(|text| RawValue::from_string(text).ok());
-            let body = ErrorBody { code: code.into(), message: message.into(), origin: Origin::Service, details };
+            let body = ErrorBody {
+                code: code.into(),
+                message: message.into(),
+                origin: Origin::Service,
+                details,
+            };
             Err(Refusal { code: None, body })
         }
     }
@@ -221,13 +321,21 @@ fn refuse(error: CallError, timeout: Duration) -> Refusal {
             let message = format!("not begun within the timeout of {millis} ms: {waited}");
             Refusal::unavailable(message, RETRY_WHEN_FULL_MS)
         }
-        CallError::Stopped { stop: Stop::Deadline, phase } => timed_out(millis, phase),
-        CallError::Stopped { stop: Stop::Shutdown, phase: _ } => {
-            Refusal::new(Code::ShuttingDown, "stopped, because the server shuts down and its time for that is over")
-        }
-        CallError::Stopped { stop: Stop::Killed, phase: _ } => {
-            Refusal::failed(Reason::Killed, "stopped by the operator")
-        }
+        CallError::Stopped {
+            stop: Stop::Deadline,
+            phase,
+        } => timed_out(millis, phase),
+        CallError::Stopped {
+            stop: Stop::Shutdown,
+            phase: _,
+        } => Refusal::new(
+            Code::ShuttingDown,
+            "stopped, because the server shuts down and its time for that is over",
+        ),
+        CallError::Stopped {
+            stop: Stop::Killed,
+            phase: _,
+        } => Refusal::failed(Reason::Killed, "stopped by the operator"),
         CallError::Failed { reason, message } => Refusal::failed(reason, message),
     }
 }
@@ -238,11 +346,20 @@ fn timed_out(millis: u128, phase: Phase) -> Refusal {
 }
 
 /// Adds to a failure of the sandbox what is known about it.
-fn explain(mut refusal: Refusal, peak_memory: usize, elapsed: Duration, backtrace: &[String]) -> Refusal {
+fn explain(
+    mut refusal: Refusal,
+    peak_memory: usize,
+    elapsed: Duration,
+    backtrace: &[String],
+) -> Refusal {
     if refusal.code != Some(Code::ServiceFailed) {
         return refusal;
     }
-    let known = refusal.body.details.take().and_then(|details| serde_json::from_str(details.get()).ok());
+    let known = refusal
+        .body
+        .details
+        .take()
+        .and_then(|details| serde_json::from_str(details.get()).ok());
     let mut known: Map<String, Value> = known.unwrap_or_default();
     known.insert("peakMemory".into(), json!(peak_memory));
     known.insert("elapsedMs".into(), json!(elapsed.as_millis() as u64));
@@ -276,9 +393,12 @@ fn past(
         elapsed_ms: millis(elapsed),
         waited_ms: millis(waited),
         peak_memory,
-        outcome: refusal.map_or("OK", |refusal| &*refusal.body.code).to_owned(),
+        outcome: refusal
+            .map_or("OK", |refusal| &*refusal.body.code)
+            .to_owned(),
         message: refusal.map(|refusal| refusal.body.message.to_string()),
-        details: refusal.and_then(|refusal| serde_json::from_str(refusal.body.details.as_ref()?.get()).ok()),
+        details: refusal
+            .and_then(|refusal| serde_json::from_str(refusal.body.details.as_ref()?.get()).ok()),
         backtrace: backtrace.to_vec(),
     }
 }
@@ -297,7 +417,14 @@ impl Ended<'_> {
     /// One line at debug for every call, and one at warn for each that the
     /// server ended.
     fn tell(&self, refusal: Option<&Refusal>) {
-        let Self { service, action, context, peak_memory, elapsed, backtrace } = self;
+        let Self {
+            service,
+            action,
+            context,
+            peak_memory,
+            elapsed,
+            backtrace,
+        } = self;
         let said = &service.description;
         let request_id = context.request_id.as_deref().unwrap_or("-");
         let parent_request_id = context.parent_request_id.as_deref().unwrap_or("-");
@@ -305,7 +432,10 @@ impl Ended<'_> {
         let elapsed_us = elapsed.as_micros() as u64;
         match refusal {
             Some(Refusal { code: Some(_), .. }) if !service.failed_lines.allows("call failed") => {}
-            Some(Refusal { code: Some(code), body }) => tracing::warn!(
+            Some(Refusal {
+                code: Some(code),
+                body,
+            }) => tracing::warn!(
                 service = said.name,
                 version = %said.version,
                 action,
@@ -344,9 +474,13 @@ mod tests {
         let reason = |answer: Answer| match check(answer, 1000) {
             Ok(_) => "fine".to_owned(),
             Err(Refusal { code: None, body }) => body.code.into_owned(),
-            Err(Refusal { code: Some(code), body }) => {
+            Err(Refusal {
+                code: Some(code),
+                body,
+            }) => {
                 assert_eq!(code, Code::ServiceFailed);
-                let details: serde_json::Value = serde_json::from_str(body.details.unwrap().get()).unwrap();
+                let details: serde_json::Value =
+                    serde_json::from_str(body.details.unwrap().get()).unwrap();
                 details["reason"].as_str().unwrap().to_owned()
             }
         };
@@ -363,10 +497,20 @@ mod tests {
         assert_eq!(reason(failure("NOT_FOUND", Some("{}"))), "NOT_FOUND");
         assert_eq!(reason(failure("not ok", None)), "invalid-answer");
         assert_eq!(reason(failure("NOT_FOUND", Some("{"))), "invalid-answer");
-        assert_eq!(reason(failure("NOT_FOUND", Some(&"1".repeat(1000)))), "answer-size");
+        assert_eq!(
+            reason(failure("NOT_FOUND", Some(&"1".repeat(1000)))),
+            "answer-size"
+        );
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         assert_eq!(reason(Answer::Json(nested(127))), "fine");
-        assert_eq!(reason(failure("NOT_FOUND", Some(&nested(126)))), "NOT_FOUND");
-        assert_eq!(reason(failure("NOT_FOUND", Some(&nested(127)))), "invalid-answer", "the ERROR nests one deeper");
+        assert_eq!(
+            reason(failure("NOT_FOUND", Some(&nested(126)))),
+            "NOT_FOUND"
+        );
+        assert_eq!(
+            reason(failure("NOT_FOUND", Some(&nested(127)))),
+            "invalid-answer",
+            "the ERROR nests one deeper"
+        );
     }
 }

@@ -10,7 +10,10 @@ use super::{Core, MAX_REPEATED, Refusal};
 use crate::{
     access::{Denied, Identity},
     catalog::{Action, Description},
-    wire::{Code, Header, PROTOCOL_VERSION, Payload, SYSTEM_VERSION, header::MAX_HEADER_SIZE, json as wire_json},
+    wire::{
+        Code, Header, PROTOCOL_VERSION, Payload, SYSTEM_VERSION, header::MAX_HEADER_SIZE,
+        json as wire_json,
+    },
 };
 
 /// Characters of a client's name that the log shows.
@@ -32,10 +35,16 @@ impl Core {
         }
         let action = header.topic.action();
         if !["hello", "ping", "services"].contains(&action) {
-            return Err(Refusal::new(Code::TopicNotSupported, format!("the server has no action {action}")));
+            return Err(Refusal::new(
+                Code::TopicNotSupported,
+                format!("the server has no action {action}"),
+            ));
         }
         let Payload::Json(text) = payload else {
-            return Err(Refusal::new(Code::InvalidRequest, "system topics take JSON, not bytes"));
+            return Err(Refusal::new(
+                Code::InvalidRequest,
+                "system topics take JSON, not bytes",
+            ));
         };
         match action {
             "hello" => self.hello(text, identity, known),
@@ -44,33 +53,50 @@ impl Core {
         }
     }
 
-    fn hello(&self, payload: &str, identity: &Identity, known: &mut Option<Identity>) -> Result<String, Refusal> {
+    fn hello(
+        &self,
+        payload: &str,
+        identity: &Identity,
+        known: &mut Option<Identity>,
+    ) -> Result<String, Refusal> {
         let hello: Option<Map<String, Value>> = read(payload)?;
         let hello = hello.unwrap_or_default();
         let field = |name: &str| match hello.get(name) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.as_str())),
-            Some(_) => Err(Refusal::new(Code::InvalidRequest, format!("wrong payload: {name} must be a text"))),
+            Some(_) => Err(Refusal::new(
+                Code::InvalidRequest,
+                format!("wrong payload: {name} must be a text"),
+            )),
         };
         let (client, protocol, token) = (field("client")?, field("protocol")?, field("token")?);
         let protocol = protocol.unwrap_or(PROTOCOL_VERSION);
         if protocol.split('.').next() != PROTOCOL_VERSION.split('.').next() {
             let asked: String = protocol.chars().take(MAX_REPEATED).collect();
-            let message = format!("protocol {asked:?} asked for, this server speaks {PROTOCOL_VERSION}");
+            let message =
+                format!("protocol {asked:?} asked for, this server speaks {PROTOCOL_VERSION}");
             let details = json!({"available": [PROTOCOL_VERSION]});
             return Err(Refusal::new(Code::VersionNotSupported, message).with(&details));
         }
-        let client: String = client.unwrap_or_default().chars().take(MAX_LOGGED_CLIENT).collect();
+        let client: String = client
+            .unwrap_or_default()
+            .chars()
+            .take(MAX_LOGGED_CLIENT)
+            .collect();
         if let Some(token) = token {
             *known = Some(self.authenticate(identity, token)?);
         } else if identity.must_say() {
             self.access.failed(identity, "no token");
             self.metrics.auth_failures.add("missing");
-            return Err(Refusal::new(Code::Unauthorized, "system.hello must carry a token here"));
+            return Err(Refusal::new(
+                Code::Unauthorized,
+                "system.hello must carry a token here",
+            ));
         }
         let caller = &known.as_ref().unwrap_or(identity).caller;
         tracing::debug!(connection = caller.connection_id, ?client, "hello");
-        let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let millis =
+            |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let limits = &self.limits;
         let answer = json!({
             "server": concat!("mb-server/", env!("CARGO_PKG_VERSION")),
@@ -93,13 +119,18 @@ impl Core {
         self.access.authenticate(identity, token).map_err(|denied| {
             let (reason, message) = match &denied {
                 Denied::Token => ("token", "the token is unknown, expired or revoked"),
-                Denied::Exposed => ("exposed", "a token is taken over TLS only, since others can read this connection"),
+                Denied::Exposed => (
+                    "exposed",
+                    "a token is taken over TLS only, since others can read this connection",
+                ),
                 Denied::TooMany(_) => ("too-many", "too many failures from this address"),
             };
             self.metrics.auth_failures.add(reason);
             let refusal = Refusal::new(Code::Unauthorized, message);
             match denied {
-                Denied::TooMany(wait) => refusal.with(&json!({"retryAfterMs": wait.as_millis() as u64 + 1})),
+                Denied::TooMany(wait) => {
+                    refusal.with(&json!({"retryAfterMs": wait.as_millis() as u64 + 1}))
+                }
                 Denied::Token | Denied::Exposed => refusal,
             }
         })
@@ -120,14 +151,30 @@ impl Core {
             .services()
             .filter(|service| identity.may_see(&service.description.name))
             .map(|service| {
-                let Description { name, version, description, actions } = &service.description;
+                let Description {
+                    name,
+                    version,
+                    description,
+                    actions,
+                } = &service.description;
                 let numbers = [version.major, version.minor, version.patch];
-                let may_call = |action: &&Action| identity.may_call(&format!("{name}.{}", action.name), numbers);
+                let may_call = |action: &&Action| {
+                    identity.may_call(&format!("{name}.{}", action.name), numbers)
+                };
                 let actions = actions.iter().filter(may_call).collect();
-                Row { name, version: version.to_string(), description, digest: &service.digest, actions }
+                Row {
+                    name,
+                    version: version.to_string(),
+                    description,
+                    digest: &service.digest,
+                    actions,
+                }
             })
             .collect();
-        let rows: Vec<_> = rows.into_iter().filter(|row| !row.actions.is_empty()).collect();
+        let rows: Vec<_> = rows
+            .into_iter()
+            .filter(|row| !row.actions.is_empty())
+            .collect();
         Ok(json!({"services": rows}).to_string())
     }
 }
@@ -152,8 +199,14 @@ fn read<'a, T: Deserialize<'a>>(payload: &'a str) -> Result<T, Refusal> {
     serde_json::from_str(payload).map_err(wrong)
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "used as a function in map_err"
+)]
 fn wrong(error: serde_json::Error) -> Refusal {
-    let message: String = format!("wrong payload: {error}").chars().take(MAX_REPEATED).collect();
+    let message: String = format!("wrong payload: {error}")
+        .chars()
+        .take(MAX_REPEATED)
+        .collect();
     Refusal::new(Code::InvalidRequest, message)
 }

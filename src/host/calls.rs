@@ -104,42 +104,77 @@ impl Host {
         };
         let malformed = |what: &str, text: &str| {
             let text: String = text.chars().take(100).collect();
-            refuse(Code::MalformedMessage, format!("{what} {text:?} breaks its grammar"))
+            refuse(
+                Code::MalformedMessage,
+                format!("{what} {text:?} breaks its grammar"),
+            )
         };
         let topic = Topic::parse(topic).map_err(|_| malformed("topic", topic))?;
         let version = version.parse().map_err(|_| malformed("version", version))?;
         let service = &*self.granted.service;
-        if !self.granted.calls.iter().any(|pattern| covers(pattern, topic.as_str())) {
+        if !self
+            .granted
+            .calls
+            .iter()
+            .any(|pattern| covers(pattern, topic.as_str()))
+        {
             let topic = topic.as_str();
-            let message =
-                format!("{service} may not call {topic}; the setting services.{service}.grants.calls would allow it");
+            let message = format!(
+                "{service} may not call {topic}; the setting services.{service}.grants.calls would allow it"
+            );
             return Err(refuse(Code::Forbidden, message));
         }
         let Some(calls) = self.context.calls.clone() else {
-            return Err(refuse(Code::Forbidden, "no calls while a component is loaded".into()));
+            return Err(refuse(
+                Code::Forbidden,
+                "no calls while a component is loaded".into(),
+            ));
         };
         let chain = &self.context.chain;
-        if topic.service() == service || chain.as_ref().is_some_and(|link| link.holds(topic.service())) {
-            let message = format!("{} is being served already: the call would close a circle", topic.service());
+        if topic.service() == service
+            || chain
+                .as_ref()
+                .is_some_and(|link| link.holds(topic.service()))
+        {
+            let message = format!(
+                "{} is being served already: the call would close a circle",
+                topic.service()
+            );
             return Err(refuse(Code::Forbidden, message));
         }
         let depth = chain.as_ref().map_or(0, |link| link.depth) + 1;
         if depth > calls.max_depth() {
-            let message = format!("nested deeper than the limit of {}, sandbox.call_depth", calls.max_depth());
+            let message = format!(
+                "nested deeper than the limit of {}, sandbox.call_depth",
+                calls.max_depth()
+            );
             return Err(refuse(Code::Forbidden, message));
         }
-        let link = Link { service: service.into(), depth, up: chain.clone() };
-        let longest = timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms.min(3_600_000)));
+        let link = Link {
+            service: service.into(),
+            depth,
+            up: chain.clone(),
+        };
+        let longest =
+            timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms.min(3_600_000)));
         let context = Context {
             request_id: Some(format!("call-{:x}", NEXT_CALL.fetch_add(1, Relaxed)).into()),
             parent_request_id: self.context.request_id.clone(),
             requested_version: Some(version),
             caller: Arc::clone(&self.context.caller),
-            deadline: longest.map_or(self.context.deadline, |longest| longest.min(self.context.deadline)),
+            deadline: longest.map_or(self.context.deadline, |longest| {
+                longest.min(self.context.deadline)
+            }),
             calls: Some(Arc::clone(&calls)),
             chain: Some(Arc::new(link)),
         };
-        calls.call(Nested { topic, version, payload, context, watch: Arc::clone(&self.watch) })
+        calls.call(Nested {
+            topic,
+            version,
+            payload,
+            context,
+            watch: Arc::clone(&self.watch),
+        })
     }
 }
 
@@ -158,10 +193,26 @@ impl calls::Host for Host {
             return Err(stop.into());
         }
         self.waiting = false;
-        Ok(answer.map_err(|Refusal { code, message, from_service, details }| {
-            let origin = if from_service { Origin::Service } else { Origin::Server };
-            CallError { code, message, origin, details }
-        }))
+        Ok(answer.map_err(
+            |Refusal {
+                 code,
+                 message,
+                 from_service,
+                 details,
+             }| {
+                let origin = if from_service {
+                    Origin::Service
+                } else {
+                    Origin::Server
+                };
+                CallError {
+                    code,
+                    message,
+                    origin,
+                    details,
+                }
+            },
+        ))
     }
 }
 
@@ -180,8 +231,16 @@ mod tests {
 
     #[test]
     fn a_chain_remembers_everyone() {
-        let first = Arc::new(Link { service: "a".into(), depth: 1, up: None });
-        let second = Link { service: "b".into(), depth: 2, up: Some(first) };
+        let first = Arc::new(Link {
+            service: "a".into(),
+            depth: 1,
+            up: None,
+        });
+        let second = Link {
+            service: "b".into(),
+            depth: 2,
+            up: Some(first),
+        };
         assert!(second.holds("a") && second.holds("b") && !second.holds("c"));
     }
 }

@@ -80,7 +80,11 @@ impl context::Host for Host {
     }
 
     fn requested_version(&mut self) -> wasmtime::Result<String> {
-        Ok(self.context.requested_version.map(|version| version.to_string()).unwrap_or_default())
+        Ok(self
+            .context
+            .requested_version
+            .map(|version| version.to_string())
+            .unwrap_or_default())
     }
 
     fn principal(&mut self) -> wasmtime::Result<Option<String>> {
@@ -96,7 +100,10 @@ impl context::Host for Host {
     }
 
     fn remaining_ms(&mut self) -> wasmtime::Result<u64> {
-        let remaining = self.context.deadline.saturating_duration_since(Instant::now());
+        let remaining = self
+            .context
+            .deadline
+            .saturating_duration_since(Instant::now());
         Ok(u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX))
     }
 }

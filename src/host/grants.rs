@@ -42,17 +42,30 @@ impl Granted {
         store: Option<&Arc<Store>>,
     ) -> Result<Arc<Self>, GrantError> {
         let grants = &settings.grants;
-        if let Some(pinned) = grants.digest.as_ref().filter(|pinned| !pinned.eq_ignore_ascii_case(digest)) {
-            return Err(GrantError::Digest { pinned: pinned.clone(), found: digest.into() });
+        if let Some(pinned) = grants
+            .digest
+            .as_ref()
+            .filter(|pinned| !pinned.eq_ignore_ascii_case(digest))
+        {
+            return Err(GrantError::Digest {
+                pinned: pinned.clone(),
+                found: digest.into(),
+            });
         }
         let mut values = grants.config.clone();
         for (key, file) in &grants.secrets {
-            let error = |source| GrantError::Secret { key: key.clone(), file: file.clone(), error: source };
+            let error = |source| GrantError::Secret {
+                key: key.clone(),
+                file: file.clone(),
+                error: source,
+            };
             values.insert(key.clone(), read_secret(file).map_err(error)?);
         }
         let keyvalue = match (grants.keyvalue, store) {
             (Some(true), None) => return Err(GrantError::NoStore),
-            (Some(true), Some(store)) => Some(store.namespace(service, grants.quota.unwrap_or(DEFAULT_QUOTA).0 as u64)),
+            (Some(true), Some(store)) => {
+                Some(store.namespace(service, grants.quota.unwrap_or(DEFAULT_QUOTA).0 as u64))
+            }
             (Some(false) | None, _) => None,
         };
         Ok(Arc::new(Self {
@@ -162,16 +175,25 @@ mod tests {
         let mut settings = settings_of(&Config::default().services, "x");
         settings.grants.digest = Some("sha256:aa".into());
         assert!(Granted::new("x", &settings, "sha256:AA", None).is_ok());
-        assert!(matches!(Granted::new("x", &settings, "sha256:ab", None), Err(GrantError::Digest { .. })));
+        assert!(matches!(
+            Granted::new("x", &settings, "sha256:ab", None),
+            Err(GrantError::Digest { .. })
+        ));
         settings.grants.digest = None;
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("key");
         settings.grants.secrets.insert("key".into(), file.clone());
-        assert!(matches!(Granted::new("x", &settings, "", None), Err(GrantError::Secret { .. })));
+        assert!(matches!(
+            Granted::new("x", &settings, "", None),
+            Err(GrantError::Secret { .. })
+        ));
         fs::write(&file, "s3cret\n").unwrap();
         let granted = Granted::new("x", &settings, "", None).unwrap();
         assert_eq!(granted.settings.as_ref().unwrap()["key"], "s3cret");
         fs::write(&file, vec![b'x'; 70_000]).unwrap();
-        assert!(matches!(Granted::new("x", &settings, "", None), Err(GrantError::Secret { .. })));
+        assert!(matches!(
+            Granted::new("x", &settings, "", None),
+            Err(GrantError::Secret { .. })
+        ));
     }
 }

@@ -30,7 +30,9 @@ fn refuse(error: &StoreError) -> store::Error {
 impl Host {
     /// Works with the service's part of the store, in time.
     fn stored<T>(&mut self, work: impl FnOnce(&Namespace) -> Result<T, StoreError>) -> Answer<T> {
-        let Some(namespace) = self.granted.keyvalue.clone() else { return Ok(Err(store::Error::AccessDenied)) };
+        let Some(namespace) = self.granted.keyvalue.clone() else {
+            return Ok(Err(store::Error::AccessDenied));
+        };
         self.waiting = true;
         let result = work(&namespace);
         if let Some(stop) = self.tick() {
@@ -41,7 +43,10 @@ impl Host {
     }
 
     /// The same for a write, which waits for the disk.
-    fn written<T>(&mut self, work: impl FnOnce(&Namespace, Instant) -> Result<T, StoreError>) -> Answer<T> {
+    fn written<T>(
+        &mut self,
+        work: impl FnOnce(&Namespace, Instant) -> Result<T, StoreError>,
+    ) -> Answer<T> {
         let deadline = self.context.deadline;
         self.waits();
         self.stored(|namespace| work(namespace, deadline))
@@ -82,10 +87,17 @@ impl store::HostBucket for Host {
         self.stored(|namespace| namespace.exists(&bucket, &key))
     }
 
-    fn list_keys(&mut self, bucket: Resource<Bucket>, cursor: Option<String>) -> Answer<store::KeyResponse> {
+    fn list_keys(
+        &mut self,
+        bucket: Resource<Bucket>,
+        cursor: Option<String>,
+    ) -> Answer<store::KeyResponse> {
         let bucket = self.bucket(&bucket)?;
         let page = self.stored(|namespace| namespace.list(&bucket, cursor.as_deref()))?;
-        Ok(page.map(|page| store::KeyResponse { keys: page.keys, cursor: page.next }))
+        Ok(page.map(|page| store::KeyResponse {
+            keys: page.keys,
+            cursor: page.next,
+        }))
     }
 
     fn drop(&mut self, bucket: Resource<Bucket>) -> wasmtime::Result<()> {
@@ -102,10 +114,15 @@ impl atomics::Host for Host {
 
     /// Where the value is another by now, the caller gets the new one to try
     /// again with.
-    fn swap(&mut self, cas: Resource<Cas>, value: Vec<u8>) -> wasmtime::Result<Result<(), atomics::CasError>> {
+    fn swap(
+        &mut self,
+        cas: Resource<Cas>,
+        value: Vec<u8>,
+    ) -> wasmtime::Result<Result<(), atomics::CasError>> {
         let Cas { bucket, key, seen } = self.table.delete(cas)?;
-        let swapped =
-            self.written(|namespace, deadline| namespace.swap(&bucket, key.clone(), seen, value, deadline))?;
+        let swapped = self.written(|namespace, deadline| {
+            namespace.swap(&bucket, key.clone(), seen, value, deadline)
+        })?;
         match swapped {
             Ok(true) => Ok(Ok(())),
             Ok(false) => Ok(Err(match self.look(bucket, key)? {
@@ -143,10 +160,19 @@ impl atomics::HostCas for Host {
 }
 
 impl batch::Host for Host {
-    fn get_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Answer<Vec<Option<(String, Vec<u8>)>>> {
+    fn get_many(
+        &mut self,
+        bucket: Resource<Bucket>,
+        keys: Vec<String>,
+    ) -> Answer<Vec<Option<(String, Vec<u8>)>>> {
         let bucket = self.bucket(&bucket)?;
         let values = self.stored(|namespace| namespace.get_many(&bucket, &keys))?;
-        Ok(values.map(|values| keys.into_iter().zip(values).map(|(key, value)| Some((key, value?))).collect()))
+        Ok(values.map(|values| {
+            keys.into_iter()
+                .zip(values)
+                .map(|(key, value)| Some((key, value?)))
+                .collect()
+        }))
     }
 
     fn set_many(&mut self, bucket: Resource<Bucket>, pairs: Vec<(String, Vec<u8>)>) -> Answer<()> {

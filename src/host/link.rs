@@ -45,8 +45,17 @@ const INTERFACES: [(&str, Needs); 12] = [
 impl Needs {
     fn of(import: &str) -> Option<Self> {
         let name = import.split('@').next().unwrap_or_default();
-        let names = |listed: &str| if listed.ends_with('/') { name.starts_with(listed) } else { name == listed };
-        INTERFACES.iter().find(|(listed, _)| names(listed)).map(|(_, needs)| *needs)
+        let names = |listed: &str| {
+            if listed.ends_with('/') {
+                name.starts_with(listed)
+            } else {
+                name == listed
+            }
+        };
+        INTERFACES
+            .iter()
+            .find(|(listed, _)| names(listed))
+            .map(|(_, needs)| *needs)
     }
 
     /// The setting that grants it.
@@ -78,14 +87,20 @@ impl Needs {
 /// operator takes it away.
 #[must_use]
 pub fn grant_for(import: &str) -> Option<&'static str> {
-    Needs::of(import).filter(|needs| *needs != Needs::Log)?.setting()
+    Needs::of(import)
+        .filter(|needs| *needs != Needs::Log)?
+        .setting()
 }
 
 /// A linker with what this component imports, as far as it is granted.
 ///
 /// # Errors
 /// Names the import and, where one would help, the setting.
-pub fn link<T: HasHost>(engine: &Engine, component: &Component, granted: &Granted) -> Result<Linker<T>, LinkError> {
+pub fn link<T: HasHost>(
+    engine: &Engine,
+    component: &Component,
+    granted: &Granted,
+) -> Result<Linker<T>, LinkError> {
     let mut linker = Linker::new(engine);
     let offer = |linker: &mut Linker<T>| {
         mb::context::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
@@ -103,10 +118,16 @@ pub fn link<T: HasHost>(engine: &Engine, component: &Component, granted: &Grante
     offer(&mut linker).map_err(|e| LinkError::Contract(format!("{e:#}")))?;
     let kind = component.component_type();
     for (name, item) in kind.imports(engine) {
-        let needs = Needs::of(name).ok_or_else(|| LinkError::Unknown { import: name.into() })?;
+        let needs = Needs::of(name).ok_or_else(|| LinkError::Unknown {
+            import: name.into(),
+        })?;
         if let Some(setting) = needs.missing(granted) {
             let service = granted.service.to_string();
-            return Err(LinkError::NotGranted { service, import: name.into(), setting });
+            return Err(LinkError::NotGranted {
+                service,
+                import: name.into(),
+                setting,
+            });
         }
         if let ComponentItem::ComponentInstance(interface) = item.ty
             && wasi::refused::is_refused(name)
@@ -147,13 +168,20 @@ impl fmt::Display for LinkError {
                 "imports {import}, which this server does not offer; it offers mb:service, wasi:logging, wasi:config, \
                  wasi:keyvalue and WASI 0.2"
             ),
-            Self::NotGranted { service, import, setting } => write!(
+            Self::NotGranted {
+                service,
+                import,
+                setting,
+            } => write!(
                 f,
                 "imports {import}, which is not granted; if you trust it, set {setting} under \
                  [services.{service}.grants]"
             ),
             Self::Contract(error) => {
-                write!(f, "does not fit the contract mb:service@1.0.0, was it built against another one? {error}")
+                write!(
+                    f,
+                    "does not fit the contract mb:service@1.0.0, was it built against another one? {error}"
+                )
             }
         }
     }
@@ -220,7 +248,9 @@ mod tests {
         let mut store = Store::new(&engine, Guest(host));
         let linker = link::<Guest>(&engine, &component, &granted).unwrap();
         let instance = linker.instantiate(&mut store, &component).unwrap();
-        let run = instance.get_typed_func::<(), (u32,)>(&mut store, "run").unwrap();
+        let run = instance
+            .get_typed_func::<(), (u32,)>(&mut store, "run")
+            .unwrap();
         let (both,) = run.call(&mut store, ()).unwrap();
         (both / 256, both % 256)
     }
@@ -229,9 +259,26 @@ mod tests {
     fn files_and_sockets_are_there_in_any_version_and_refuse() {
         let denied = (1, 1);
         let handle = "(result (own $handle) (error $code))";
-        assert_eq!(call_import("wasi:sockets/tcp-create-socket@0.2.3", "create-tcp-socket", handle), denied);
-        assert_eq!(call_import("wasi:sockets/ip-name-lookup@0.2.0", "resolve", "(result u32 (error $code))"), denied);
-        assert_eq!(call_import("wasi:filesystem/types@0.2.12", "open", handle), denied);
+        assert_eq!(
+            call_import(
+                "wasi:sockets/tcp-create-socket@0.2.3",
+                "create-tcp-socket",
+                handle
+            ),
+            denied
+        );
+        assert_eq!(
+            call_import(
+                "wasi:sockets/ip-name-lookup@0.2.0",
+                "resolve",
+                "(result u32 (error $code))"
+            ),
+            denied
+        );
+        assert_eq!(
+            call_import("wasi:filesystem/types@0.2.12", "open", handle),
+            denied
+        );
     }
 
     #[test]

@@ -39,14 +39,22 @@ pub(super) struct Rate {
 
 impl Rate {
     pub(super) fn new(per_second: usize) -> Self {
-        Self { per_second: per_second as u64, begun: Instant::now(), window: AtomicU64::new(0) }
+        Self {
+            per_second: per_second as u64,
+            begun: Instant::now(),
+            window: AtomicU64::new(0),
+        }
     }
 
     /// Whether one more line fits into this second.
     fn admits(&self, now: Instant) -> bool {
         let second = now.saturating_duration_since(self.begun).as_secs() << 32;
         let step = |window: u64| {
-            let lines = if window & !0xffff_ffff == second { window & 0xffff_ffff } else { 0 };
+            let lines = if window & !0xffff_ffff == second {
+                window & 0xffff_ffff
+            } else {
+                0
+            };
             (lines < self.per_second).then_some(second | (lines + 1))
         };
         self.window.fetch_update(Relaxed, Relaxed, step).is_ok()
@@ -55,11 +63,22 @@ impl Rate {
 
 impl Meter {
     pub(super) fn new(bytes: usize) -> Self {
-        Self { left: bytes, dropped: 0, lines: Default::default() }
+        Self {
+            left: bytes,
+            dropped: 0,
+            lines: Default::default(),
+        }
     }
 
     /// Writes one line, if the service may.
-    fn line(&mut self, granted: &Granted, context: &Context, level: LogLevel, source: &str, text: &str) {
+    fn line(
+        &mut self,
+        granted: &Granted,
+        context: &Context,
+        level: LogLevel,
+        source: &str,
+        text: &str,
+    ) {
         if level < granted.log || granted.log == LogLevel::Off || text.is_empty() {
             return;
         }
@@ -70,7 +89,13 @@ impl Meter {
         let size = text.len().min(MAX_LINE);
         // A line that does not fit into what is left is the last one.
         self.left = self.left.saturating_sub(size.max(1));
-        emit(granted, context, level, &escape(source, 64), &escape(text, MAX_LINE));
+        emit(
+            granted,
+            context,
+            level,
+            &escape(source, 64),
+            &escape(text, MAX_LINE),
+        );
     }
 
     /// Takes what was printed, and writes the lines that are whole.
@@ -83,7 +108,13 @@ impl Meter {
             line.push_str(&piece[..piece.floor_char_boundary(room)]);
             if piece.ends_with('\n') {
                 let line = std::mem::take(line);
-                self.line(granted, context, level, stream.name(), line.trim_end_matches(['\n', '\r']));
+                self.line(
+                    granted,
+                    context,
+                    level,
+                    stream.name(),
+                    line.trim_end_matches(['\n', '\r']),
+                );
             }
         }
     }
@@ -97,7 +128,10 @@ impl Meter {
             }
         }
         if self.dropped > 0 && granted.log_dropped.allows("service log") {
-            let text = format!("{} lines dropped, over log_bytes or log_lines", self.dropped);
+            let text = format!(
+                "{} lines dropped, over log_bytes or log_lines",
+                self.dropped
+            );
             emit(granted, context, LogLevel::Warn, "mb-server", &text);
         }
         self.dropped = 0;
@@ -123,13 +157,23 @@ impl Stream {
 impl Host {
     /// What a component prints is its log too.
     pub(super) fn print(&mut self, stream: Stream, bytes: &[u8]) {
-        let Self { context, granted, log, .. } = self;
+        let Self {
+            context,
+            granted,
+            log,
+            ..
+        } = self;
         log.print(granted, context, stream, bytes);
     }
 }
 
 impl logging::Host for Host {
-    fn log(&mut self, level: logging::Level, source: String, message: String) -> wasmtime::Result<()> {
+    fn log(
+        &mut self,
+        level: logging::Level,
+        source: String,
+        message: String,
+    ) -> wasmtime::Result<()> {
         let level = match level {
             logging::Level::Trace => LogLevel::Trace,
             logging::Level::Debug => LogLevel::Debug,
@@ -137,7 +181,12 @@ impl logging::Host for Host {
             logging::Level::Warn => LogLevel::Warn,
             logging::Level::Error | logging::Level::Critical => LogLevel::Error,
         };
-        let Self { context, granted, log, .. } = self;
+        let Self {
+            context,
+            granted,
+            log,
+            ..
+        } = self;
         log.line(granted, context, level, &source, &message);
         Ok(())
     }
@@ -173,8 +222,7 @@ fn escape(text: &str, limit: usize) -> String {
     let cut = &text[..text.floor_char_boundary(limit)];
     let mut escaped = String::with_capacity(cut.len());
     for c in cut.chars() {
-        let hidden =
-            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        let hidden = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
         if c.is_control() || hidden {
             let _ = write!(escaped, "{}", c.escape_default());
         } else {
@@ -198,7 +246,10 @@ mod tests {
         check("plain, ünïcode", "plain, ünïcode");
         check("a\nb\r\x1b[31m", "a\\nb\\r\\u{1b}[31m");
         check("\u{202e}x\u{9b}", "\\u{202e}x\\u{9b}");
-        check(&"x".repeat(25), &format!("{}… (5 bytes more)", "x".repeat(20)));
+        check(
+            &"x".repeat(25),
+            &format!("{}… (5 bytes more)", "x".repeat(20)),
+        );
     }
 
     #[test]

@@ -23,7 +23,11 @@ use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
 pub use watch::{Stop, Unwatched, Watch};
 
 /// The generated side of the contract.
-#[allow(missing_docs, unreachable_pub, reason = "generated; the documentation is in wit/")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    reason = "generated; the documentation is in wit/"
+)]
 pub mod bindings {
     wasmtime::component::bindgen!({
         path: "wit",
@@ -64,7 +68,16 @@ impl Host {
         table.set_max_capacity(granted.handles);
         let log = log::Meter::new(granted.log_bytes);
         let nobody = (Arc::default(), Arc::new(Unwatched) as Arc<dyn Watch>);
-        Self { context, granted, watch, table, several_handles: false, log, waiting: false, nobody }
+        Self {
+            context,
+            granted,
+            watch,
+            table,
+            several_handles: false,
+            log,
+            waiting: false,
+            nobody,
+        }
     }
 
     /// For the next call of the same instance. Handles stay: they are part of
@@ -85,12 +98,20 @@ impl Host {
 
     /// The call is over: writes out what waits for the end of its line.
     pub fn finish(&mut self) {
-        let Self { context, granted, log, .. } = self;
+        let Self {
+            context,
+            granted,
+            log,
+            ..
+        } = self;
         log.finish(granted, context);
     }
 
     /// A handle for the component.
-    fn hand_out<T: Send + 'static>(&mut self, resource: T) -> Result<Resource<T>, ResourceTableError> {
+    fn hand_out<T: Send + 'static>(
+        &mut self,
+        resource: T,
+    ) -> Result<Resource<T>, ResourceTableError> {
         self.several_handles |= !self.table.is_empty();
         self.table.push(resource)
     }
@@ -118,7 +139,9 @@ impl Host {
     /// Looks after the call at a tick: its deadline, then its watch.
     #[must_use]
     pub fn tick(&self) -> Option<Stop> {
-        (Instant::now() >= self.context.deadline).then_some(Stop::Deadline).or_else(|| self.watch.tick())
+        (Instant::now() >= self.context.deadline)
+            .then_some(Stop::Deadline)
+            .or_else(|| self.watch.tick())
     }
 
     /// The call is about to wait.

@@ -155,7 +155,10 @@ impl<S: Speech> Peer<S> {
             }
         }
         match self.link.read(&mut self.buf[self.filled..]) {
-            Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server has closed a connection")),
+            Ok(0) => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the server has closed a connection",
+            )),
             Ok(count) => {
                 self.filled += count;
                 Ok(self.filled == self.buf.len() || matches!(self.link, Link::Tls(_)))
@@ -169,14 +172,20 @@ impl<S: Speech> Peer<S> {
     /// The next whole answer, and since when it was waited for.
     pub(super) fn next(&mut self) -> io::Result<Option<(Heard, u64)>> {
         let waiting = &self.buf[self.taken..self.filled];
-        let heard = self.speech.hear(waiting).map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem))?;
+        let heard = self
+            .speech
+            .hear(waiting)
+            .map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem))?;
         let Some(heard) = heard else { return Ok(None) };
         self.taken += heard.bytes;
         let slot = heard.slot.unwrap_or(self.turn.0);
         if S::IN_TURN {
             self.turn.0 = (slot + 1) % self.since.len();
         }
-        let since = *self.since.get(slot).ok_or_else(|| io::Error::other("an answer to what was never asked"))?;
+        let since = *self
+            .since
+            .get(slot)
+            .ok_or_else(|| io::Error::other("an answer to what was never asked"))?;
         self.free.push(slot);
         Ok(Some((heard, since)))
     }

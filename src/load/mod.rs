@@ -105,7 +105,9 @@ impl Measured {
         for (code, count) in &other.refused {
             *self.refused.entry(code.clone()).or_default() += count;
         }
-        self.times.add(&other.times).expect("both have the same bounds");
+        self.times
+            .add(&other.times)
+            .expect("both have the same bounds");
     }
 }
 
@@ -123,7 +125,11 @@ pub struct Progress {
 /// # Errors
 /// If a connection ends, is spoken to in another protocol, or nothing is
 /// answered for 30 s.
-pub fn run<S: Speech>(links: Vec<(Link, S)>, plan: &Plan, progress: &Progress) -> io::Result<Measured> {
+pub fn run<S: Speech>(
+    links: Vec<(Link, S)>,
+    plan: &Plan,
+    progress: &Progress,
+) -> io::Result<Measured> {
     let threads = plan.threads.clamp(1, links.len().max(1));
     let mut shares: Vec<Vec<_>> = (0..threads).map(|_| Vec::new()).collect();
     for (number, link) in links.into_iter().enumerate() {
@@ -131,10 +137,15 @@ pub fn run<S: Speech>(links: Vec<(Link, S)>, plan: &Plan, progress: &Progress) -
     }
     let drive = |share| Driver::new(share, plan, threads, progress)?.drive();
     thread::scope(|scope| {
-        let threads: Vec<_> = shares.into_iter().map(|share| scope.spawn(|| drive(share))).collect();
+        let threads: Vec<_> = shares
+            .into_iter()
+            .map(|share| scope.spawn(|| drive(share)))
+            .collect();
         let mut sum: Option<Measured> = None;
         for thread in threads {
-            let measured = thread.join().map_err(|_| io::Error::other("defect of the load generator"))??;
+            let measured = thread
+                .join()
+                .map_err(|_| io::Error::other("defect of the load generator"))??;
             match &mut sum {
                 None => sum = Some(measured),
                 Some(sum) => sum.absorb(&measured),
@@ -163,12 +174,22 @@ struct Driver<'a, S> {
 }
 
 impl<'a, S: Speech> Driver<'a, S> {
-    fn new(links: Vec<(Link, S)>, plan: &'a Plan, threads: usize, progress: &'a Progress) -> io::Result<Self> {
+    fn new(
+        links: Vec<(Link, S)>,
+        plan: &'a Plan,
+        threads: usize,
+        progress: &'a Progress,
+    ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let mut peers = Vec::with_capacity(links.len());
         for (number, (link, speech)) in links.into_iter().enumerate() {
             link.socket().set_nonblocking(true)?;
-            epoll::add(&epoll, link.socket(), epoll::EventData::new_u64(number as u64), epoll::EventFlags::IN)?;
+            epoll::add(
+                &epoll,
+                link.socket(),
+                epoll::EventData::new_u64(number as u64),
+                epoll::EventFlags::IN,
+            )?;
             peers.push(Peer::new(link, speech, plan.depth));
         }
         let interval_ns = match plan.pace {
@@ -177,13 +198,30 @@ impl<'a, S: Speech> Driver<'a, S> {
             Pace::Open(rate) => 1e9 * threads as f64 / rate,
         };
         let times = Histogram::new_with_bounds(1, LONGEST_NS, DIGITS).map_err(io::Error::other)?;
-        let measured = Measured { answers: 0, refused: BTreeMap::new(), elapsed: Duration::ZERO, bytes: 0, times };
+        let measured = Measured {
+            answers: 0,
+            refused: BTreeMap::new(),
+            elapsed: Duration::ZERO,
+            bytes: 0,
+            times,
+        };
         let to_send = match plan.length {
             Length::Count(count) if plan.warm_up.is_zero() => count.div_ceil(threads as u64),
             _ => u64::MAX,
         };
         let begun = Instant::now();
-        Ok(Self { peers, epoll, plan, progress, begun, interval_ns, sent: 0, to_send, next: 0, measured })
+        Ok(Self {
+            peers,
+            epoll,
+            plan,
+            progress,
+            begun,
+            interval_ns,
+            sent: 0,
+            to_send,
+            next: 0,
+            measured,
+        })
     }
 
     fn drive(mut self) -> io::Result<Measured> {
@@ -202,7 +240,11 @@ impl<'a, S: Speech> Driver<'a, S> {
         let mut first_counted = None;
         loop {
             let wait = self.send_what_is_due()?;
-            epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&wait))?;
+            epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                Some(&wait),
+            )?;
             let now = self.now();
             let counts = Duration::from_nanos(now) >= self.plan.warm_up;
             if counts && first_counted.is_none() {
@@ -210,13 +252,20 @@ impl<'a, S: Speech> Driver<'a, S> {
             }
             let mut answers = 0;
             for event in events.drain(..) {
-                answers += self.serve(usize::try_from(event.data.u64()).unwrap_or(0), event.flags, counts)?;
+                answers += self.serve(
+                    usize::try_from(event.data.u64()).unwrap_or(0),
+                    event.flags,
+                    counts,
+                )?;
             }
             if answers > 0 {
                 self.progress.answers.fetch_add(answers, Relaxed);
                 last_answer = Instant::now();
             } else if last_answer.elapsed() > PATIENCE && self.waits_for_answers() {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "nothing was answered for 30 s"));
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "nothing was answered for 30 s",
+                ));
             }
             if let Some(first) = first_counted
                 && self.is_done(first)
@@ -235,7 +284,9 @@ impl<'a, S: Speech> Driver<'a, S> {
         let over = match self.plan.length {
             Length::Time(length) => Duration::from_nanos(self.now() - first_counted) >= length,
             // Each thread its share; the last answers come together.
-            Length::Count(count) => self.measured.answers >= count.div_ceil(self.plan.threads as u64),
+            Length::Count(count) => {
+                self.measured.answers >= count.div_ceil(self.plan.threads as u64)
+            }
         };
         over || self.progress.stop.load(Relaxed)
     }
@@ -253,7 +304,11 @@ impl<'a, S: Speech> Driver<'a, S> {
         }
         let mut touched = Vec::new();
         let wait = loop {
-            #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            #[allow(
+                clippy::cast_precision_loss,
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss
+            )]
             let due = (self.sent as f64 * self.interval_ns) as u64;
             let now = self.now();
             if self.sent >= self.to_send {
@@ -263,7 +318,9 @@ impl<'a, S: Speech> Driver<'a, S> {
                 break Duration::from_nanos(due - now).min(IDLE);
             }
             let count = self.peers.len();
-            let free = (0..count).map(|step| (self.next + step) % count).find(|&number| self.peers[number].has_room());
+            let free = (0..count)
+                .map(|step| (self.next + step) % count)
+                .find(|&number| self.peers[number].has_room());
             // Without room it waits for answers; what is due stays due.
             let Some(number) = free else { break IDLE };
             self.peers[number].ask(due);
@@ -292,7 +349,9 @@ impl<'a, S: Speech> Driver<'a, S> {
                     if counts {
                         self.measured.answers += 1;
                         self.measured.bytes += heard.bytes as u64;
-                        self.measured.times.saturating_record(now.saturating_sub(since).max(1));
+                        self.measured
+                            .times
+                            .saturating_record(now.saturating_sub(since).max(1));
                         if let Some(code) = heard.refused {
                             *self.measured.refused.entry(code).or_default() += 1;
                         }
@@ -319,7 +378,12 @@ impl<'a, S: Speech> Driver<'a, S> {
             peer.blocked = blocked;
             let mut flags = epoll::EventFlags::IN;
             flags.set(epoll::EventFlags::OUT, blocked);
-            epoll::modify(&self.epoll, peer.link.socket(), epoll::EventData::new_u64(number as u64), flags)?;
+            epoll::modify(
+                &self.epoll,
+                peer.link.socket(),
+                epoll::EventData::new_u64(number as u64),
+                flags,
+            )?;
         }
         Ok(())
     }

@@ -59,7 +59,9 @@ impl Frames {
             write_message(&mut frame, &header, payload);
             frame
         };
-        Self { requests: (0..depth).map(request).collect() }
+        Self {
+            requests: (0..depth).map(request).collect(),
+        }
     }
 }
 
@@ -71,28 +73,43 @@ impl Speech for Frames {
     }
 
     fn hear(&mut self, read: &[u8]) -> Result<Option<Heard>, String> {
-        let Some((&head, rest)) = read.split_first_chunk::<FRAME_HEADER_SIZE>() else { return Ok(None) };
+        let Some((&head, rest)) = read.split_first_chunk::<FRAME_HEADER_SIZE>() else {
+            return Ok(None);
+        };
         let frame = FrameHeader::parse(head).map_err(|error| error.to_string())?;
         if frame.more {
             return Err("an answer in pieces is not measured".into());
         }
-        let Some(body) = rest.get(..frame.length as usize) else { return Ok(None) };
-        let line = body.iter().position(|&byte| byte == b'\n').map_or(body, |end| &body[..end]);
+        let Some(body) = rest.get(..frame.length as usize) else {
+            return Ok(None);
+        };
+        let line = body
+            .iter()
+            .position(|&byte| byte == b'\n')
+            .map_or(body, |end| &body[..end]);
         let mut fields = line.split(|&byte| byte == b':');
         let kind = fields.next().unwrap_or_default();
-        let id = fields.nth(2).and_then(|id| std::str::from_utf8(id).ok()?.parse().ok());
-        let refused = (kind == b"ERROR").then(|| code_of(&body[(line.len() + 1).min(body.len())..]));
+        let id = fields
+            .nth(2)
+            .and_then(|id| std::str::from_utf8(id).ok()?.parse().ok());
+        let refused =
+            (kind == b"ERROR").then(|| code_of(&body[(line.len() + 1).min(body.len())..]));
         match (id, refused) {
             (None, Some(code)) => Err(format!("the server says {code}")),
             (None, None) => Err("an answer without the id of a request".into()),
-            (slot, refused) => Ok(Some(Heard { bytes: FRAME_HEADER_SIZE + body.len(), slot, refused })),
+            (slot, refused) => Ok(Some(Heard {
+                bytes: FRAME_HEADER_SIZE + body.len(),
+                slot,
+                refused,
+            })),
         }
     }
 }
 
 fn code_of(payload: &[u8]) -> String {
     let body: Option<serde_json::Value> = serde_json::from_slice(payload).ok();
-    body.and_then(|body| Some(body["code"].as_str()?.to_owned())).unwrap_or_else(|| "an ERROR without a code".into())
+    body.and_then(|body| Some(body["code"].as_str()?.to_owned()))
+        .unwrap_or_else(|| "an ERROR without a code".into())
 }
 
 #[cfg(test)]
@@ -102,7 +119,16 @@ mod tests {
     #[test]
     fn answers_are_found_by_their_slot_in_any_pieces() {
         let topic = Topic::parse("echo.say").unwrap();
-        let mut frames = Frames::new(topic, Version { major: 1, minor: 0, patch: 0 }, Payload::Json("1"), 12);
+        let mut frames = Frames::new(
+            topic,
+            Version {
+                major: 1,
+                minor: 0,
+                patch: 0,
+            },
+            Payload::Json("1"),
+            12,
+        );
         let mut out = Vec::new();
         frames.ask(11, &mut out);
         for cut in 0..out.len() {
@@ -110,14 +136,24 @@ mod tests {
         }
         let whole = out.len();
         out.extend_from_slice(b"rest");
-        assert_eq!(frames.hear(&out), Ok(Some(Heard { bytes: whole, slot: Some(11), refused: None })));
+        assert_eq!(
+            frames.hear(&out),
+            Ok(Some(Heard {
+                bytes: whole,
+                slot: Some(11),
+                refused: None
+            }))
+        );
         let mut refusal = Vec::new();
         let body = b"ERROR:echo.say:1.0.0:3\n{\"code\":\"TIMEOUT\"}";
         refusal.extend_from_slice(&(body.len() as u32).to_be_bytes());
         refusal.extend_from_slice(&[0; 4]);
         refusal.extend_from_slice(body);
         let heard = frames.hear(&refusal).unwrap().unwrap();
-        assert_eq!((heard.slot, heard.refused.as_deref()), (Some(3), Some("TIMEOUT")));
+        assert_eq!(
+            (heard.slot, heard.refused.as_deref()),
+            (Some(3), Some("TIMEOUT"))
+        );
         assert!(frames.hear(b"HTTP/1.1 400 Bad Request\r\n").is_err());
     }
 }

@@ -48,7 +48,10 @@ struct Kept {
 }
 
 /// Those of this process.
-pub static LINES: Lines = Lines(Mutex::new(Kept { lines: VecDeque::new(), next: 1 }));
+pub static LINES: Lines = Lines(Mutex::new(Kept {
+    lines: VecDeque::new(),
+    next: 1,
+}));
 
 impl Lines {
     /// Copies of those after the given number that fit, oldest first, the
@@ -144,7 +147,10 @@ mod tests {
 
     #[test]
     fn the_newest_are_kept() {
-        let lines = Lines(Mutex::new(Kept { lines: VecDeque::new(), next: 1 }));
+        let lines = Lines(Mutex::new(Kept {
+            lines: VecDeque::new(),
+            next: 1,
+        }));
         let line = |message: String| Line {
             number: 0,
             time: String::new(),
@@ -155,8 +161,14 @@ mod tests {
         };
         (1..=MAX_LINES + 5).for_each(|number| lines.keep(line(number.to_string())));
         let all = lines.after(0, usize::MAX, |_| true);
-        assert_eq!((all.len(), all[0].number, &*all[0].message), (MAX_LINES, 6, "6"));
+        assert_eq!(
+            (all.len(), all[0].number, &*all[0].message),
+            (MAX_LINES, 6, "6")
+        );
         let last = lines.after(1000, 2, |line| line.message != "1005");
-        assert_eq!(last.iter().map(|line| line.number).collect::<Vec<_>>(), [1003, 1004]);
+        assert_eq!(
+            last.iter().map(|line| line.number).collect::<Vec<_>>(),
+            [1003, 1004]
+        );
     }
 }

@@ -36,13 +36,24 @@ pub enum Format {
 /// # Errors
 /// The filter breaks its grammar.
 pub fn start(filter: &str, format: Format) -> Result<(), String> {
-    let filter: Targets = filter.parse().map_err(|error| format!("{filter:?}: {error}"))?;
+    let filter: Targets = filter
+        .parse()
+        .map_err(|error| format!("{filter:?}: {error}"))?;
     let (filter, handle) = reload::Layer::new(filter);
     let terminal = io::stderr().is_terminal();
     let json = format == Format::Json || format == Format::Auto && !terminal;
     let lines = (!json).then(|| fmt::layer().with_writer(io::stderr).with_ansi(terminal));
-    let objects = json.then(|| fmt::layer().json().flatten_event(true).with_writer(io::stderr));
-    let log = tracing_subscriber::registry().with(filter).with(lines).with(objects).with(lines::Keeper);
+    let objects = json.then(|| {
+        fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(io::stderr)
+    });
+    let log = tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .with(objects)
+        .with(lines::Keeper);
     if log.try_init().is_ok() {
         let _ = FILTER.set(handle);
     }
@@ -52,7 +63,9 @@ pub fn start(filter: &str, format: Format) -> Result<(), String> {
 /// What is logged now.
 #[must_use]
 pub fn filter() -> String {
-    let shown = FILTER.get().and_then(|filter| filter.with_current(ToString::to_string).ok());
+    let shown = FILTER
+        .get()
+        .and_then(|filter| filter.with_current(ToString::to_string).ok());
     shown.unwrap_or_default()
 }
 
@@ -61,7 +74,9 @@ pub fn filter() -> String {
 /// # Errors
 /// The filter breaks its grammar, or there is no log.
 pub fn set_filter(filter: &str) -> Result<(), String> {
-    let filter: Targets = filter.parse().map_err(|error| format!("{filter:?}: {error}"))?;
+    let filter: Targets = filter
+        .parse()
+        .map_err(|error| format!("{filter:?}: {error}"))?;
     let handle = FILTER.get().ok_or("the log was not started")?;
     handle.reload(filter).map_err(|error| error.to_string())
 }
@@ -102,7 +117,11 @@ impl Limiter {
     /// One that has let nothing through.
     #[must_use]
     pub const fn new() -> Self {
-        Self(Mutex::new(State { began: None, lines: 0, suppressed: 0 }))
+        Self(Mutex::new(State {
+            began: None,
+            lines: 0,
+            suppressed: 0,
+        }))
     }
 
     /// Whether a line may be written now. The first one after some were not
@@ -123,7 +142,10 @@ impl Limiter {
     fn judge(&self, now: Instant) -> Verdict {
         // Nothing in here panics, and nothing is logged under the lock.
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.began.is_none_or(|began| now.saturating_duration_since(began) >= WINDOW) {
+        if state
+            .began
+            .is_none_or(|began| now.saturating_duration_since(began) >= WINDOW)
+        {
             state.began = Some(now);
             state.lines = 0;
         }
@@ -132,7 +154,9 @@ impl Limiter {
             return Verdict::Suppress;
         }
         state.lines += 1;
-        Verdict::Write { suppressed: std::mem::take(&mut state.suppressed) }
+        Verdict::Write {
+            suppressed: std::mem::take(&mut state.suppressed),
+        }
     }
 }
 
@@ -140,7 +164,8 @@ impl Limiter {
 #[must_use]
 pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }
 
 #[cfg(test)]
@@ -159,7 +184,11 @@ mod tests {
         for _ in 0..500 {
             assert_eq!(at(999), Verdict::Suppress);
         }
-        assert_eq!(at(1000), write(500), "a new second, and what the last one lacks");
+        assert_eq!(
+            at(1000),
+            write(500),
+            "a new second, and what the last one lacks"
+        );
         assert_eq!(at(1001), write(0));
         assert_eq!(at(60_000), write(0));
     }

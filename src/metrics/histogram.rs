@@ -24,7 +24,10 @@ pub struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self { buckets: std::array::from_fn(|_| AtomicU64::new(0)), sum_ns: AtomicU64::new(0) }
+        Self {
+            buckets: std::array::from_fn(|_| AtomicU64::new(0)),
+            sum_ns: AtomicU64::new(0),
+        }
     }
 }
 
@@ -60,9 +63,17 @@ impl Histogram {
     /// eighth above; none if there is none.
     #[must_use]
     pub fn quantile(&self, share: f64) -> Option<Duration> {
-        let counts: Vec<_> = self.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
+        let counts: Vec<_> = self
+            .buckets
+            .iter()
+            .map(|bucket| bucket.load(Relaxed))
+            .collect();
         let total: u64 = counts.iter().sum();
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss
+        )]
         let rank = ((share * total as f64).ceil() as u64).clamp(1, total.max(1));
         let mut seen = 0;
         let index = counts.iter().position(|count| {
@@ -77,8 +88,15 @@ impl Histogram {
     pub fn distribution(&self) -> Distribution {
         // Counters are read one by one: what comes meanwhile is left out.
         let count = self.count();
-        let buckets = self.cumulative().map(|(bound, seen)| (bound, seen.min(count))).collect();
-        Distribution { buckets, seconds: self.sum().as_secs_f64(), count }
+        let buckets = self
+            .cumulative()
+            .map(|(bound, seen)| (bound, seen.min(count)))
+            .collect();
+        Distribution {
+            buckets,
+            seconds: self.sum().as_secs_f64(),
+            count,
+        }
     }
 
     /// Pairs of a bound in seconds and how many are at or below it, the
@@ -88,7 +106,10 @@ impl Histogram {
         let mut done = 0;
         (13..=35).map(move |power: u32| {
             let end = (power - LOWEST) as usize * STEPS + 1;
-            seen += self.buckets[done..end].iter().map(|bucket| bucket.load(Relaxed)).sum::<u64>();
+            seen += self.buckets[done..end]
+                .iter()
+                .map(|bucket| bucket.load(Relaxed))
+                .sum::<u64>();
             done = end;
             (Duration::from_nanos(1 << power).as_secs_f64(), seen)
         })
@@ -96,7 +117,9 @@ impl Histogram {
 }
 
 fn bucket(ns: u64) -> usize {
-    let Some(power) = ns.checked_ilog2().filter(|&power| power >= LOWEST) else { return 0 };
+    let Some(power) = ns.checked_ilog2().filter(|&power| power >= LOWEST) else {
+        return 0;
+    };
     let step = (ns >> (power - 3)) as usize & (STEPS - 1);
     (((power - LOWEST) as usize) * STEPS + step + 1).min(BUCKETS - 1)
 }
@@ -118,7 +141,11 @@ mod tests {
             let index = bucket(ns);
             assert!(index >= last, "{ns}");
             assert!(ns < upper(index), "{ns} is not below {}", upper(index));
-            assert!(index == 0 || ns >= upper(index - 1), "{ns} is below {}", upper(index - 1));
+            assert!(
+                index == 0 || ns >= upper(index - 1),
+                "{ns} is below {}",
+                upper(index - 1)
+            );
             last = index;
         }
         assert_eq!(bucket(u64::MAX), BUCKETS - 1);
@@ -138,8 +165,20 @@ mod tests {
         near(0.5, 50.0);
         near(0.99, 99.0);
         near(1.0, 100.0);
-        assert_eq!((histogram.count(), histogram.sum()), (100, Duration::from_millis(5050)));
-        let at = |bound: f64| histogram.cumulative().find(|(le, _)| (le - bound).abs() < 1e-9).unwrap().1;
-        assert_eq!((at(0.000_008_192), at(0.016_777_216), at(34.359_738_368)), (0, 16, 100));
+        assert_eq!(
+            (histogram.count(), histogram.sum()),
+            (100, Duration::from_millis(5050))
+        );
+        let at = |bound: f64| {
+            histogram
+                .cumulative()
+                .find(|(le, _)| (le - bound).abs() < 1e-9)
+                .unwrap()
+                .1
+        };
+        assert_eq!(
+            (at(0.000_008_192), at(0.016_777_216), at(34.359_738_368)),
+            (0, 16, 100)
+        );
     }
 }

@@ -76,7 +76,10 @@ impl History {
     /// Those that fit, newest first.
     #[must_use]
     pub fn find(&self, limit: usize, fits: impl Fn(&PastCall) -> bool) -> Vec<PastCall> {
-        let mut found: Vec<_> = [&self.failed, &self.slow].into_iter().flat_map(|kept| lock(kept).clone()).collect();
+        let mut found: Vec<_> = [&self.failed, &self.slow]
+            .into_iter()
+            .flat_map(|kept| lock(kept).clone())
+            .collect();
         found.retain(|call| fits(call));
         found.sort_by(|a, b| b.ended.cmp(&a.ended));
         found.truncate(limit);
@@ -115,8 +118,14 @@ mod tests {
         history.keep(false, call(1));
         (2..1000).for_each(|id| history.keep(true, call(id)));
         let all = history.find(usize::MAX, |_| true);
-        assert_eq!((all.len(), &*all[0].request_id, &*all[MAX_KEPT].request_id), (MAX_KEPT + 1, "999", "1"));
+        assert_eq!(
+            (all.len(), &*all[0].request_id, &*all[MAX_KEPT].request_id),
+            (MAX_KEPT + 1, "999", "1")
+        );
         assert_eq!(history.find(10, |call| call.request_id == "1").len(), 1);
-        assert!(History::wants(true, Duration::ZERO) && !History::wants(false, Duration::from_millis(9)));
+        assert!(
+            History::wants(true, Duration::ZERO)
+                && !History::wants(false, Duration::from_millis(9))
+        );
     }
 }

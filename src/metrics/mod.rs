@@ -54,13 +54,23 @@ pub struct Labelled(Mutex<BTreeMap<&'static str, u64>>);
 impl Labelled {
     /// One more.
     pub fn add(&self, label: &'static str) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(label).or_default() += 1;
+        *self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(label)
+            .or_default() += 1;
     }
 
     /// All of them, in the order of their words.
     #[must_use]
     pub fn get(&self) -> Vec<(&'static str, u64)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(label, count)| (*label, *count)).collect()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .map(|(label, count)| (*label, *count))
+            .collect()
     }
 }
 
@@ -86,7 +96,15 @@ pub struct Traffic {
 impl Traffic {
     /// Adds what another one has counted.
     pub fn absorb(&self, other: &Self) {
-        let Self { bytes_in, bytes_out, messages_in, messages_out, keep_alives, errors, ended: _ } = other;
+        let Self {
+            bytes_in,
+            bytes_out,
+            messages_in,
+            messages_out,
+            keep_alives,
+            errors,
+            ended: _,
+        } = other;
         self.bytes_in.add(bytes_in.get());
         self.bytes_out.add(bytes_out.get());
         self.messages_in.add(messages_in.get());
@@ -114,7 +132,15 @@ impl Traffic {
 
     /// Raises each counter to that of the other where it is lower.
     pub fn rise_to(&self, other: &Self) {
-        let Self { bytes_in, bytes_out, messages_in, messages_out, keep_alives, errors, ended: _ } = other;
+        let Self {
+            bytes_in,
+            bytes_out,
+            messages_in,
+            messages_out,
+            keep_alives,
+            errors,
+            ended: _,
+        } = other;
         self.bytes_in.rise_to(bytes_in.get());
         self.bytes_out.rise_to(bytes_out.get());
         self.messages_in.rise_to(messages_in.get());
@@ -188,12 +214,15 @@ impl Metrics {
     /// Counts an ERROR: the server's by its code, the services' own together,
     /// because their codes are without number.
     pub fn count_error(&self, code: Option<Code>) {
-        code.map_or(&self.service_errors, |code| &self.errors[code.index()]).add(1);
+        code.map_or(&self.service_errors, |code| &self.errors[code.index()])
+            .add(1);
     }
 
     /// ERRORs so far by code; `None` for the services' own.
     pub fn errors(&self) -> impl Iterator<Item = (Option<Code>, u64)> {
-        let own = Code::ALL.into_iter().map(|code| (Some(code), self.errors[code.index()].get()));
+        let own = Code::ALL
+            .into_iter()
+            .map(|code| (Some(code), self.errors[code.index()].get()));
         own.chain([(None, self.service_errors.get())])
     }
 
@@ -220,13 +249,26 @@ impl ServiceStats {
     pub fn sum(&self) -> CallStats {
         let sum = CallStats::default();
         for stats in self.0.iter().filter_map(|stats| stats.get().map(|b| &**b)) {
-            let CallStats { calls, failures, errors, instances, answered, rest, waits } = stats;
+            let CallStats {
+                calls,
+                failures,
+                errors,
+                instances,
+                answered,
+                rest,
+                waits,
+            } = stats;
             sum.calls.add(calls.get());
             sum.failures.add(failures.get());
             sum.errors.add(errors.get());
             sum.instances.add(instances.get());
             sum.answered.absorb(answered);
-            for (sum, part) in sum.rest.iter().chain([&sum.waits]).zip(rest.iter().chain([waits])) {
+            for (sum, part) in sum
+                .rest
+                .iter()
+                .chain([&sum.waits])
+                .zip(rest.iter().chain([waits]))
+            {
                 if let Some(part) = part.get() {
                     sum.get_or_init(Box::default).absorb(part);
                 }
@@ -296,24 +338,43 @@ impl CallStats {
     pub fn latency(&self) -> Histogram {
         let all = Histogram::default();
         all.absorb(&self.answered);
-        self.rest.iter().filter_map(OnceLock::get).for_each(|part| all.absorb(part));
+        self.rest
+            .iter()
+            .filter_map(OnceLock::get)
+            .for_each(|part| all.absorb(part));
         all
     }
 
     /// The same, each outcome apart, under the word that Prometheus gets.
     #[must_use]
     pub fn by_outcome(&self) -> [(&'static str, Distribution); 3] {
-        let rest = |index: usize| self.rest[index].get().map(|part| part.distribution()).unwrap_or_default();
-        [("answered", self.answered.distribution()), ("failed", rest(0)), ("ended", rest(1))]
+        let rest = |index: usize| {
+            self.rest[index]
+                .get()
+                .map(|part| part.distribution())
+                .unwrap_or_default()
+        };
+        [
+            ("answered", self.answered.distribution()),
+            ("failed", rest(0)),
+            ("ended", rest(1)),
+        ]
     }
 
     /// How long calls waited until they ran.
     #[must_use]
     pub fn waiting(&self) -> Distribution {
         let none = Histogram::default();
-        let mut waits = self.waits.get().map_or(&none, |waits| &**waits).distribution();
+        let mut waits = self
+            .waits
+            .get()
+            .map_or(&none, |waits| &**waits)
+            .distribution();
         let short = self.calls.get().saturating_sub(waits.count);
-        waits.buckets.iter_mut().for_each(|(_, count)| *count += short);
+        waits
+            .buckets
+            .iter_mut()
+            .for_each(|(_, count)| *count += short);
         waits.count += short;
         waits
     }
@@ -339,6 +400,10 @@ mod tests {
         let before = ended.bytes_in.get();
         connection.end(&ended);
         assert_eq!(show(before), 7, "it ended between the two reads");
-        assert_eq!(show(ended.bytes_in.get()), 7, "it is in the sum, and has not given its slot back");
+        assert_eq!(
+            show(ended.bytes_in.get()),
+            7,
+            "it is in the sum, and has not given its slot back"
+        );
     }
 }

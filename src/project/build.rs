@@ -64,14 +64,22 @@ pub fn build(project: &Project, kind: Kind, say: &dyn Fn(&str)) -> Result<Built,
         .and_then(|()| fs::write(&unfinished, &bytes))
         .and_then(|()| fs::rename(&unfinished, &file));
     written.map_err(|error| ProjectError::file(&file, &error))?;
-    Ok(Built { file, size: bytes.len() as u64, took: begun.elapsed() })
+    Ok(Built {
+        file,
+        size: bytes.len() as u64,
+        took: begun.elapsed(),
+    })
 }
 
 /// One component: what was built under another name goes.
 fn remove_others(output: &Path, file: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(output)? {
         let path = entry?.path();
-        if path != file && path.extension().is_some_and(|extension| extension == "wasm") {
+        if path != file
+            && path
+                .extension()
+                .is_some_and(|extension| extension == "wasm")
+        {
             fs::remove_file(path)?;
         }
     }
@@ -89,11 +97,19 @@ struct Artifact {
 
 fn rust(dir: &Path, kind: Kind) -> Result<(String, Vec<u8>), ProjectError> {
     let mut command = cargo(dir)?;
-    command.args(["--target", TARGET, "--message-format", "json-render-diagnostics"]);
+    command.args([
+        "--target",
+        TARGET,
+        "--message-format",
+        "json-render-diagnostics",
+    ]);
     if kind == Kind::Release {
         command.arg("--release");
     }
-    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output();
     let (status, stdout) = match output {
         Ok(output) => (Ok(output.status), output.stdout),
         Err(error) => (Err(error), Vec::new()),
@@ -101,14 +117,21 @@ fn rust(dir: &Path, kind: Kind) -> Result<(String, Vec<u8>), ProjectError> {
     finish("cargo build", command.get_program(), status)?;
     let manifest = dir.join(Language::Rust.mark());
     let artifacts = String::from_utf8_lossy(&stdout);
-    let mut built = artifacts.lines().filter_map(|line| serde_json::from_str::<Artifact>(line).ok());
+    let mut built = artifacts
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Artifact>(line).ok());
     let component = built.find_map(|artifact| {
-        let is_wasm = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "wasm");
+        let is_wasm = |file: &PathBuf| {
+            file.extension()
+                .is_some_and(|extension| extension == "wasm")
+        };
         let file = artifact.filenames.into_iter().find(is_wasm)?;
         (artifact.manifest_path == manifest).then_some(file)
     });
     let file = component.ok_or_else(|| {
-        ProjectError::Failed("cargo built no WebAssembly: Cargo.toml wants [lib] crate-type = [\"cdylib\"]".into())
+        ProjectError::Failed(
+            "cargo built no WebAssembly: Cargo.toml wants [lib] crate-type = [\"cdylib\"]".into(),
+        )
     })?;
     let package: Manifest = read_toml(&manifest)?;
     let bytes = fs::read(&file).map_err(|error| ProjectError::file(&file, &error))?;
@@ -132,7 +155,10 @@ struct PyProject {
 
 fn read_toml<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T, ProjectError> {
     let read = Figment::from(Toml::file_exact(file)).extract();
-    read.map_err(|error| ProjectError::File { path: file.into(), error: error.to_string() })
+    read.map_err(|error| ProjectError::File {
+        path: file.into(),
+        error: error.to_string(),
+    })
 }
 
 // Both tools could leave out WASI, which their runtimes bring, but would then
@@ -141,15 +167,29 @@ fn read_toml<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T, ProjectErro
 fn javascript(dir: &Path, say: &dyn Fn(&str)) -> Result<(String, Vec<u8>), ProjectError> {
     let manifest = dir.join(Language::JavaScript.mark());
     let text = fs::read(&manifest).map_err(|error| ProjectError::file(&manifest, &error))?;
-    let Named { name } = serde_json::from_slice(&text)
-        .map_err(|error| ProjectError::File { path: manifest, error: error.to_string() })?;
+    let Named { name } = serde_json::from_slice(&text).map_err(|error| ProjectError::File {
+        path: manifest,
+        error: error.to_string(),
+    })?;
     let mut command = Command::new(componentize_js(dir, say)?);
-    command.args(["--wit", "wit", "--world", WORLD, "--js", "service.js", "--module-root", ".", "--sync"]);
+    command.args([
+        "--wit",
+        "wit",
+        "--world",
+        WORLD,
+        "--js",
+        "service.js",
+        "--module-root",
+        ".",
+        "--sync",
+    ]);
     made("componentize-qjs", command, dir).map(|bytes| (name, bytes))
 }
 
 fn python(dir: &Path, say: &dyn Fn(&str)) -> Result<(String, Vec<u8>), ProjectError> {
-    let PyProject { project: Named { name } } = read_toml(&dir.join(Language::Python.mark()))?;
+    let PyProject {
+        project: Named { name },
+    } = read_toml(&dir.join(Language::Python.mark()))?;
     let mut command = Command::new(componentize_py(dir, say)?);
     command.args(["--wit-path", "wit", "--world", WORLD, "componentize", "app"]);
     made("componentize-py", command, dir).map(|bytes| (name, bytes))

@@ -54,13 +54,17 @@ pub(super) const SDK: &[(&str, &str)] = files!(
 /// A file can't be written.
 pub fn write_contract(dir: &Path) -> Result<(), ProjectError> {
     write(&dir.join("service.wit"), CONTRACT)?;
-    DEPENDENCIES.iter().try_for_each(|(file, text)| write(&dir.join("deps").join(file), text))
+    DEPENDENCIES
+        .iter()
+        .try_for_each(|(file, text)| write(&dir.join("deps").join(file), text))
 }
 
 /// The same as dependencies of a package that stands in `dir`.
 pub(super) fn write_as_dependency(dir: &Path) -> Result<(), ProjectError> {
     write(&dir.join("deps/mb-service/service.wit"), CONTRACT)?;
-    DEPENDENCIES.iter().try_for_each(|(file, text)| write(&dir.join("deps").join(file), text))
+    DEPENDENCIES
+        .iter()
+        .try_for_each(|(file, text)| write(&dir.join("deps").join(file), text))
 }
 
 pub(super) fn write(path: &Path, text: &str) -> Result<(), ProjectError> {
@@ -81,7 +85,10 @@ mod tests {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     dirs.push(path);
-                } else if path.extension().is_some_and(|extension| extension == ending) {
+                } else if path
+                    .extension()
+                    .is_some_and(|extension| extension == ending)
+                {
                     found.push(path.strip_prefix(&root).unwrap().display().to_string());
                 }
             }
@@ -93,7 +100,11 @@ mod tests {
     #[test]
     fn no_file_is_forgotten() {
         let listed = |files: &[(&str, &str)], ending: &str| -> Vec<_> {
-            files.iter().map(|(file, _)| (*file).to_owned()).filter(|file| file.ends_with(ending)).collect()
+            files
+                .iter()
+                .map(|(file, _)| (*file).to_owned())
+                .filter(|file| file.ends_with(ending))
+                .collect()
         };
         assert_eq!(listed(DEPENDENCIES, "wit"), names("wit/deps", "wit"));
         assert_eq!(listed(SDK, "rs"), names("services/sdk", "rs"));

@@ -65,12 +65,19 @@ impl Project {
     /// # Errors
     /// There is no project.
     pub fn find(dir: &Path) -> Result<Self, ProjectError> {
-        let found = Language::ALL.into_iter().find(|language| dir.join(language.mark()).is_file());
+        let found = Language::ALL
+            .into_iter()
+            .find(|language| dir.join(language.mark()).is_file());
         let language = found.ok_or_else(|| {
             let marks = Language::ALL.map(Language::mark).join(", ");
-            ProjectError::Nothing { dir: dir.into(), marks }
+            ProjectError::Nothing {
+                dir: dir.into(),
+                marks,
+            }
         })?;
-        let dir = dir.canonicalize().map_err(|error| ProjectError::file(dir, &error))?;
+        let dir = dir
+            .canonicalize()
+            .map_err(|error| ProjectError::file(dir, &error))?;
         Ok(Self { dir, language })
     }
 
@@ -89,11 +96,26 @@ impl Project {
 pub fn check_name(name: &str) -> Result<(), ProjectError> {
     let fine = name.len() <= MAX_NAME_SIZE
         && name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         && !name.ends_with('-')
         && !name.contains("--");
     // Crates can't be called like these, or nothing good comes of it.
-    let taken = ["system", "test", "core", "std", "alloc", "fn", "mod", "use", "self", "super", "crate", "mb-service"];
+    let taken = [
+        "system",
+        "test",
+        "core",
+        "std",
+        "alloc",
+        "fn",
+        "mod",
+        "use",
+        "self",
+        "super",
+        "crate",
+        "mb-service",
+    ];
     if fine && !taken.contains(&name) {
         return Ok(());
     }
@@ -135,7 +157,10 @@ pub enum ProjectError {
 
 impl ProjectError {
     fn file(path: &Path, error: &std::io::Error) -> Self {
-        Self::File { path: path.into(), error: error.to_string() }
+        Self::File {
+            path: path.into(),
+            error: error.to_string(),
+        }
     }
 }
 
@@ -147,7 +172,9 @@ impl fmt::Display for ProjectError {
                 "{name:?} is no name for a project: take a lower-case letter, then lower-case letters, digits and \
                  single dashes, at most {MAX_NAME_SIZE} in all, and no word that Rust or the server keeps for itself"
             ),
-            Self::Taken { dir } => write!(f, "{} exists already; nothing was written", dir.display()),
+            Self::Taken { dir } => {
+                write!(f, "{} exists already; nothing was written", dir.display())
+            }
             Self::Nothing { dir, marks } => write!(
                 f,
                 "no project in {}: none of {marks} is there; mb-server new NAME --lang rust|js|python makes one",
@@ -171,9 +198,22 @@ mod tests {
         for good in ["hello", "a", "my-service-2", &"a".repeat(64)] {
             assert_eq!(check_name(good), Ok(()), "{good}");
         }
-        for bad in
-            ["", "Hello", "2", "-a", "a-", "a--b", "a_b", "ä", "a b", "a/b", "..", "system", "fn", &"a".repeat(65)]
-        {
+        for bad in [
+            "",
+            "Hello",
+            "2",
+            "-a",
+            "a-",
+            "a--b",
+            "a_b",
+            "ä",
+            "a b",
+            "a/b",
+            "..",
+            "system",
+            "fn",
+            &"a".repeat(65),
+        ] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
     }
@@ -183,12 +223,21 @@ mod tests {
         for language in Language::ALL {
             let parent = tempfile::tempdir().unwrap();
             let dir = parent.path().join("some-name");
-            assert!(matches!(Project::find(parent.path()), Err(ProjectError::Nothing { .. })));
+            assert!(matches!(
+                Project::find(parent.path()),
+                Err(ProjectError::Nothing { .. })
+            ));
             create(&dir, "some-name", language).unwrap();
             assert_eq!(Project::find(&dir).unwrap().language, language);
-            assert!(matches!(create(&dir, "some-name", language), Err(ProjectError::Taken { .. })));
+            assert!(matches!(
+                create(&dir, "some-name", language),
+                Err(ProjectError::Taken { .. })
+            ));
             let readme = std::fs::read_to_string(dir.join("README.md")).unwrap();
-            assert!(readme.contains("mb-server call some-name.greet") && !readme.contains("{{"), "{readme}");
+            assert!(
+                readme.contains("mb-server call some-name.greet") && !readme.contains("{{"),
+                "{readme}"
+            );
         }
     }
 }

@@ -13,13 +13,16 @@ macro_rules! templates {
     };
 }
 
-const RUST: &[(&str, &str)] = templates!("rust": "Cargo.toml", ".cargo/config.toml", "src/lib.rs", "README.md");
+const RUST: &[(&str, &str)] =
+    templates!("rust": "Cargo.toml", ".cargo/config.toml", "src/lib.rs", "README.md");
 const JAVASCRIPT: &[(&str, &str)] =
     templates!("js": "package.json", "service.js", "actions.js", "actions.test.js", "README.md");
-const PYTHON: &[(&str, &str)] =
-    templates!("python": "pyproject.toml", "requirements.txt", "app.py", "actions.py", "test_actions.py", "README.md");
+const PYTHON: &[(&str, &str)] = templates!("python": "pyproject.toml", "requirements.txt", "app.py", "actions.py", "test_actions.py", "README.md");
 const EVERY: &[(&str, &str)] = templates!("": "mb-server.toml", "gitignore");
-const WORLD: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/services/templates/world.wit"));
+const WORLD: &str = include_str!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/services/templates/world.wit"
+));
 
 /// Where the SDK finds the contract in this repository, and in a project.
 const SDK_CONTRACT: (&str, &str) = ("path: \"../../wit\"", "path: \"wit\"");
@@ -40,12 +43,19 @@ pub fn create(dir: &Path, name: &str, language: Language) -> Result<(), ProjectE
         Language::Python => PYTHON,
     };
     for (file, text) in files.iter().chain(EVERY) {
-        let file = if *file == "gitignore" { ".gitignore" } else { file };
+        let file = if *file == "gitignore" {
+            ".gitignore"
+        } else {
+            file
+        };
         write(&dir.join(file), &text.replace("{{name}}", name))?;
     }
     if language == Language::Rust {
         for (file, text) in SDK {
-            write(&dir.join("sdk").join(file), &text.replace(SDK_CONTRACT.0, SDK_CONTRACT.1))?;
+            write(
+                &dir.join("sdk").join(file),
+                &text.replace(SDK_CONTRACT.0, SDK_CONTRACT.1),
+            )?;
         }
         return write_contract(&dir.join("sdk/wit"));
     }
@@ -59,8 +69,15 @@ mod tests {
 
     #[test]
     fn the_sdk_names_its_contract_once() {
-        let named: usize = SDK.iter().map(|(_, text)| text.matches(SDK_CONTRACT.0).count()).sum();
+        let named: usize = SDK
+            .iter()
+            .map(|(_, text)| text.matches(SDK_CONTRACT.0).count())
+            .sum();
         assert_eq!(named, 1);
-        assert!(EVERY.iter().any(|(file, _)| *file == super::super::SETTINGS));
+        assert!(
+            EVERY
+                .iter()
+                .any(|(file, _)| *file == super::super::SETTINGS)
+        );
     }
 }

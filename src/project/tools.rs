@@ -21,12 +21,15 @@ const DEBIAN_LIBRARY: &str = "/usr/lib/rustlib/src/rust/library";
 /// A program in one of the folders of PATH.
 pub(super) fn in_path(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|dir| dir.join(name)).find(|file| is_program(file))
+    env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|file| is_program(file))
 }
 
 fn is_program(file: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
-    fs::metadata(file).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    fs::metadata(file)
+        .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
 /// `cargo build` for WebAssembly: rustup's compiler if it has the target, or
@@ -42,7 +45,9 @@ pub(super) fn cargo(dir: &Path) -> Result<Command, ProjectError> {
         .map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
     let has_std = |library: &PathBuf| {
         fs::read_dir(library).is_ok_and(|mut files| {
-            files.any(|file| file.is_ok_and(|file| file.file_name().to_string_lossy().starts_with("libstd-")))
+            files.any(|file| {
+                file.is_ok_and(|file| file.file_name().to_string_lossy().starts_with("libstd-"))
+            })
         })
     };
     let mut command = if library.as_ref().is_some_and(has_std) {
@@ -51,8 +56,15 @@ pub(super) fn cargo(dir: &Path) -> Result<Command, ProjectError> {
         command
     } else if let Some(linker) = debian_linker() {
         let mut command = Command::new(DEBIAN_CARGO);
-        command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
-        command.args(["build", "-Zbuild-std=std,panic_abort", "-Zbuild-std-features=", "--config"]);
+        command
+            .env("RUSTC", DEBIAN_RUSTC)
+            .env("RUSTC_BOOTSTRAP", "1");
+        command.args([
+            "build",
+            "-Zbuild-std=std,panic_abort",
+            "-Zbuild-std-features=",
+            "--config",
+        ]);
         command.arg(format!("target.{TARGET}.linker='{}'", linker.display()));
         command
     } else {
@@ -63,7 +75,12 @@ pub(super) fn cargo(dir: &Path) -> Result<Command, ProjectError> {
     };
     // They would replace the linker's flags of .cargo/config.toml, or move
     // what is built.
-    for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"] {
+    for name in [
+        "RUSTFLAGS",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "CARGO_BUILD_TARGET",
+        "CARGO_TARGET_DIR",
+    ] {
         command.env_remove(name);
     }
     command.current_dir(dir);
@@ -71,12 +88,20 @@ pub(super) fn cargo(dir: &Path) -> Result<Command, ProjectError> {
 }
 
 fn debian_linker() -> Option<PathBuf> {
-    let there = [DEBIAN_RUSTC, DEBIAN_CARGO].iter().all(|file| is_program(Path::new(file)));
+    let there = [DEBIAN_RUSTC, DEBIAN_CARGO]
+        .iter()
+        .all(|file| is_program(Path::new(file)));
     if !there || !Path::new(DEBIAN_LIBRARY).is_dir() {
         return None;
     }
-    let mut linkers: Vec<_> = fs::read_dir("/usr/bin").ok()?.filter_map(|file| Some(file.ok()?.path())).collect();
-    linkers.retain(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("wasm-ld")));
+    let mut linkers: Vec<_> = fs::read_dir("/usr/bin")
+        .ok()?
+        .filter_map(|file| Some(file.ok()?.path()))
+        .collect();
+    linkers.retain(|file| {
+        file.file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("wasm-ld"))
+    });
     linkers.sort();
     linkers.pop()
 }
@@ -95,12 +120,18 @@ pub(super) fn componentize_js(dir: &Path, say: &dyn Fn(&str)) -> Result<PathBuf,
         ));
     };
     say("npm install: once, into node_modules");
-    run("npm install", Command::new(npm).args(["install", "--no-audit", "--no-fund"]).current_dir(dir))?;
+    run(
+        "npm install",
+        Command::new(npm)
+            .args(["install", "--no-audit", "--no-fund"])
+            .current_dir(dir),
+    )?;
     if program.exists() {
         return Ok(program);
     }
     Err(ProjectError::Failed(
-        "package.json lacks the devDependency componentize-qjs: npm install -D componentize-qjs".into(),
+        "package.json lacks the devDependency componentize-qjs: npm install -D componentize-qjs"
+            .into(),
     ))
 }
 
@@ -118,15 +149,35 @@ pub(super) fn componentize_py(dir: &Path, say: &dyn Fn(&str)) -> Result<PathBuf,
         ));
     };
     say("python3 -m venv, pip install: once, into .venv");
-    let made = run("python3 -m venv .venv", Command::new(python).args(["-m", "venv", ".venv"]).current_dir(dir));
-    made.map_err(|error| ProjectError::Missing(format!("{error}\non Debian, apt-get install python3-venv may help")))?;
+    let made = run(
+        "python3 -m venv .venv",
+        Command::new(python)
+            .args(["-m", "venv", ".venv"])
+            .current_dir(dir),
+    );
+    made.map_err(|error| {
+        ProjectError::Missing(format!(
+            "{error}\non Debian, apt-get install python3-venv may help"
+        ))
+    })?;
     let pip = dir.join(".venv/bin/pip");
-    let arguments = ["install", "--quiet", "--disable-pip-version-check", "-r", "requirements.txt"];
-    run("pip install", Command::new(pip).args(arguments).current_dir(dir))?;
+    let arguments = [
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-r",
+        "requirements.txt",
+    ];
+    run(
+        "pip install",
+        Command::new(pip).args(arguments).current_dir(dir),
+    )?;
     if program.exists() {
         return Ok(program);
     }
-    Err(ProjectError::Failed("requirements.txt lacks componentize-py".into()))
+    Err(ProjectError::Failed(
+        "requirements.txt lacks componentize-py".into(),
+    ))
 }
 
 /// Runs a tool that installs something; what it says goes to standard error.
@@ -140,7 +191,11 @@ pub(super) fn run_quietly(name: &str, command: &mut Command) -> Result<(), Proje
     // Where the tool itself was when it found a mistake helps nobody.
     command.env("RUST_BACKTRACE", "0").stdin(Stdio::null());
     let (status, said) = match command.output() {
-        Ok(Output { status, stdout, stderr }) => (Ok(status), [stdout, stderr].concat()),
+        Ok(Output {
+            status,
+            stdout,
+            stderr,
+        }) => (Ok(status), [stdout, stderr].concat()),
         Err(error) => (Err(error), Vec::new()),
     };
     if status.as_ref().is_ok_and(|status| !status.success()) {
@@ -157,7 +212,12 @@ pub(super) fn finish(
 ) -> Result<(), ProjectError> {
     match status {
         Ok(status) if status.success() => Ok(()),
-        Ok(status) => Err(ProjectError::Failed(format!("{name} failed: {status}; what it says is above"))),
-        Err(error) => Err(ProjectError::Missing(format!("{}: {error}", program.to_string_lossy()))),
+        Ok(status) => Err(ProjectError::Failed(format!(
+            "{name} failed: {status}; what it says is above"
+        ))),
+        Err(error) => Err(ProjectError::Missing(format!(
+            "{}: {error}",
+            program.to_string_lossy()
+        ))),
     }
 }

@@ -61,40 +61,71 @@ impl Order {
     /// # Errors
     /// What the author of the component should read.
     pub fn carry_out(&self) -> Result<(), String> {
-        let limit = |resource, value| setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) });
+        let limit = |resource, value| {
+            setrlimit(
+                resource,
+                Rlimit {
+                    current: Some(value),
+                    maximum: Some(value),
+                },
+            )
+        };
         limit(Resource::Core, 0).map_err(|e| e.to_string())?;
         limit(Resource::Cpu, self.seconds).map_err(|e| e.to_string())?;
         limit(Resource::Data, self.memory).map_err(|e| e.to_string())?;
         let mut bytes = Vec::new();
-        io::stdin().read_to_end(&mut bytes).map_err(|e| e.to_string())?;
-        let compiler = CompilerConfig { cache_dir: Some(self.cache_dir.clone()), apart: None, quick: self.quick };
+        io::stdin()
+            .read_to_end(&mut bytes)
+            .map_err(|e| e.to_string())?;
+        let compiler = CompilerConfig {
+            cache_dir: Some(self.cache_dir.clone()),
+            apart: None,
+            quick: self.quick,
+        };
         let config = SandboxConfig {
             largest_instance: self.largest_instance,
             stack: self.stack,
             ..SandboxConfig::for_compiling(Some(compiler))
         };
         let cache = open_cache(&config.compiler).map(|(cache, _)| cache);
-        let engine =
-            Sandbox::compiling_engine(&config, self.on_demand, Cpu::This, cache).map_err(|e| format!("{e:#}"))?;
-        component::Component::new(&engine, &bytes).map(drop).map_err(|e| format!("{e:#}"))
+        let engine = Sandbox::compiling_engine(&config, self.on_demand, Cpu::This, cache)
+            .map_err(|e| format!("{e:#}"))?;
+        component::Component::new(&engine, &bytes)
+            .map(drop)
+            .map_err(|e| format!("{e:#}"))
     }
 }
 
 impl CompileApart {
-    pub(super) fn compile(&self, sandbox: &Sandbox, cache_dir: PathBuf, bytes: &[u8]) -> Result<(), LoadError> {
-        let failed = |error: io::Error| LoadError::Compile(format!("no process to compile it in: {error}"));
+    pub(super) fn compile(
+        &self,
+        sandbox: &Sandbox,
+        cache_dir: PathBuf,
+        bytes: &[u8],
+    ) -> Result<(), LoadError> {
+        let failed =
+            |error: io::Error| LoadError::Compile(format!("no process to compile it in: {error}"));
         let deadline = Instant::now() + self.timeout;
         let mut command = Command::new(&self.program);
-        command.arg("compile-worker").arg("--cache-dir").arg(cache_dir);
+        command
+            .arg("compile-worker")
+            .arg("--cache-dir")
+            .arg(cache_dir);
         command.args(["--stack", &sandbox.config.stack.to_string()]);
-        command.args(["--largest-instance", &sandbox.config.largest_instance.to_string()]);
+        command.args([
+            "--largest-instance",
+            &sandbox.config.largest_instance.to_string(),
+        ]);
         command.args(["--memory", &self.memory.to_string()]);
         command.args(["--seconds", &(self.timeout.as_secs() + 1).to_string()]);
         command.args((!sandbox.pooled).then_some("--on-demand"));
         command.args(sandbox.config.compiler.quick.then_some("--quick"));
         // Ctrl-C is for the server, which ends in order.
         command.process_group(0);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let child = Ended(command.spawn().map_err(failed)?);
         let (status, complaint) = child.feed_and_wait(bytes, deadline).map_err(failed)?;
         match status {
@@ -117,7 +148,11 @@ struct Ended(Child);
 
 impl Ended {
     /// How it ended, if it did in time, and what it complained of.
-    fn feed_and_wait(mut self, bytes: &[u8], deadline: Instant) -> io::Result<(Option<ExitStatus>, String)> {
+    fn feed_and_wait(
+        mut self,
+        bytes: &[u8],
+        deadline: Instant,
+    ) -> io::Result<(Option<ExitStatus>, String)> {
         let mut stdin = self.0.stdin.take();
         let complaints = self.0.stderr.take();
         thread::scope(|scope| {
@@ -134,7 +169,10 @@ impl Ended {
             if let Some(complaints) = complaints {
                 complaints.take(MAX_COMPLAINT).read_to_end(&mut complaint)?;
             }
-            Ok((status, String::from_utf8_lossy(&complaint).trim().to_owned()))
+            Ok((
+                status,
+                String::from_utf8_lossy(&complaint).trim().to_owned(),
+            ))
         })
     }
 }

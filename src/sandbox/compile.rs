@@ -58,8 +58,14 @@ impl Sandbox {
     pub fn try_compiling(&self, bytes: &[u8]) -> Result<Compiled, LoadError> {
         let Prepared { component, .. } = Prepared::of(bytes, true)?;
         let begun = Instant::now();
-        let code = self.engine.precompile_component(&component).map_err(LoadError::compile)?;
-        Ok(Compiled { took: begun.elapsed(), size: code.len() })
+        let code = self
+            .engine
+            .precompile_component(&component)
+            .map_err(LoadError::compile)?;
+        Ok(Compiled {
+            took: begun.elapsed(),
+            size: code.len(),
+        })
     }
 
     /// Compiles a component to a file that a server of this version loads.
@@ -69,53 +75,98 @@ impl Sandbox {
     pub fn precompile(bytes: &[u8], kind: Ahead) -> Result<Vec<u8>, LoadError> {
         let prepared = Prepared::of(bytes, true)?;
         let config = SandboxConfig::for_compiling(None);
-        let engine = Self::compiling_engine(&config, kind.on_demand, kind.cpu, None).map_err(LoadError::compile)?;
-        let code = engine.precompile_component(&prepared.component).map_err(LoadError::compile)?;
-        Ok(precompiled::file(bytes, prepared.wrapped, prepared.restores.ok(), &code))
+        let engine = Self::compiling_engine(&config, kind.on_demand, kind.cpu, None)
+            .map_err(LoadError::compile)?;
+        let code = engine
+            .precompile_component(&prepared.component)
+            .map_err(LoadError::compile)?;
+        Ok(precompiled::file(
+            bytes,
+            prepared.wrapped,
+            prepared.restores.ok(),
+            &code,
+        ))
     }
 
     /// Compiles a component, or takes its compiled code from the cache. Its
     /// instances are put back after each request if that is wanted, and if
     /// they can be with so much memory.
-    pub(super) fn compile(&self, bytes: &[u8], restore: bool, memory: usize) -> Result<Loaded, LoadError> {
+    pub(super) fn compile(
+        &self,
+        bytes: &[u8],
+        restore: bool,
+        memory: usize,
+    ) -> Result<Loaded, LoadError> {
         let mut prepared = Prepared::of(bytes, restore)?;
         let mut mark = self.mark(&prepared.component);
         let unfit = match &prepared.restores {
-            Ok(restores) if restores.first > memory => {
-                Some(Unfit::because(format!("it begins with {} bytes, and its limit is {memory}", restores.first)))
-            }
+            Ok(restores) if restores.first > memory => Some(Unfit::because(format!(
+                "it begins with {} bytes, and its limit is {memory}",
+                restores.first
+            ))),
             // What was compiled once was valid. A mistake made in rewriting
             // shall not keep a service from being served.
-            Ok(_) if !mark.as_ref().is_some_and(|mark| mark.is_file()) => restore::check(&prepared.component).err(),
+            Ok(_) if !mark.as_ref().is_some_and(|mark| mark.is_file()) => {
+                restore::check(&prepared.component).err()
+            }
             _ => None,
         };
         if let Some(unfit) = unfit {
-            prepared = Prepared { restores: Err(unfit), ..Prepared::of(bytes, false)? };
+            prepared = Prepared {
+                restores: Err(unfit),
+                ..Prepared::of(bytes, false)?
+            };
             mark = self.mark(&prepared.component);
         }
-        let Prepared { component: bytes, wrapped, restores } = prepared;
-        let apart = self.config.compiler.apart.as_ref().zip(self.cache_dir.as_ref());
-        if let Some(((apart, cache_dir), mark)) = apart.zip(mark).filter(|(_, mark)| !mark.is_file()) {
-            let _alone = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
+        let Prepared {
+            component: bytes,
+            wrapped,
+            restores,
+        } = prepared;
+        let apart = self
+            .config
+            .compiler
+            .apart
+            .as_ref()
+            .zip(self.cache_dir.as_ref());
+        if let Some(((apart, cache_dir), mark)) =
+            apart.zip(mark).filter(|(_, mark)| !mark.is_file())
+        {
+            let _alone = self
+                .compiling
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             apart.compile(self, cache_dir.clone(), &bytes)?;
             // Without the mark it is compiled once more next time.
             let _ = mark.parent().map(fs::create_dir_all);
             let _ = fs::File::create(mark);
         }
-        let compiled = component::Component::new(&self.engine, &bytes).map_err(LoadError::compile)?;
-        Ok(Loaded { compiled, wrapped, restores })
+        let compiled =
+            component::Component::new(&self.engine, &bytes).map_err(LoadError::compile)?;
+        Ok(Loaded {
+            compiled,
+            wrapped,
+            restores,
+        })
     }
 
     /// The file that says that these bytes were compiled to the cache; none
     /// where there is no cache.
     fn mark(&self, bytes: &[u8]) -> Option<PathBuf> {
-        Some(self.cache_dir.as_ref()?.join("compiled").join(self.fingerprint(bytes)))
+        Some(
+            self.cache_dir
+                .as_ref()?
+                .join("compiled")
+                .join(self.fingerprint(bytes)),
+        )
     }
 
     /// Names these bytes compiled by this engine.
     fn fingerprint(&self, bytes: &[u8]) -> String {
         let mut engine = DefaultHasher::new();
-        self.engine.precompile_compatibility_hash().hash(&mut engine);
+        self.engine
+            .precompile_compatibility_hash()
+            .hash(&mut engine);
         format!("{}-{:016x}", hex_digest(bytes), engine.finish())
     }
 
@@ -150,10 +201,22 @@ impl<'a> Prepared<'a> {
     fn of(bytes: &'a [u8], restore: bool) -> Result<Self, LoadError> {
         let component = componentize(bytes)?;
         let wrapped = matches!(component, Cow::Owned(_));
-        let rewritten = if restore { restore::rewrite(&component) } else { Err(Unfit::unwanted()) };
+        let rewritten = if restore {
+            restore::rewrite(&component)
+        } else {
+            Err(Unfit::unwanted())
+        };
         Ok(match rewritten {
-            Ok((rewritten, restores)) => Self { component: rewritten.into(), wrapped, restores: Ok(restores) },
-            Err(unfit) => Self { component, wrapped, restores: Err(unfit) },
+            Ok((rewritten, restores)) => Self {
+                component: rewritten.into(),
+                wrapped,
+                restores: Ok(restores),
+            },
+            Err(unfit) => Self {
+                component,
+                wrapped,
+                restores: Err(unfit),
+            },
         })
     }
 }
@@ -167,14 +230,26 @@ pub fn componentize(bytes: &[u8]) -> Result<Cow<'_, [u8]>, LoadError> {
     const MAGIC: &[u8] = b"\0asm";
     let Some((version, layer)) = bytes.strip_prefix(MAGIC).and_then(|rest| {
         let (head, _) = rest.split_first_chunk::<4>()?;
-        Some((u16::from_le_bytes([head[0], head[1]]), u16::from_le_bytes([head[2], head[3]])))
+        Some((
+            u16::from_le_bytes([head[0], head[1]]),
+            u16::from_le_bytes([head[2], head[3]]),
+        ))
     }) else {
-        return Err(LoadError::NotWasm { empty: bytes.is_empty() });
+        return Err(LoadError::NotWasm {
+            empty: bytes.is_empty(),
+        });
     };
     match layer {
         0 if version == 1 => {
-            let encode = || ComponentEncoder::default().validate(true).module(bytes)?.encode();
-            encode().map(Cow::Owned).map_err(|e| LoadError::Module(format!("{e:#}")))
+            let encode = || {
+                ComponentEncoder::default()
+                    .validate(true)
+                    .module(bytes)?
+                    .encode()
+            };
+            encode()
+                .map(Cow::Owned)
+                .map_err(|e| LoadError::Module(format!("{e:#}")))
         }
         _ => Ok(Cow::Borrowed(bytes)),
     }
@@ -206,7 +281,9 @@ pub(super) fn prepare(engine: &mut Config, compiler: &CompilerConfig) -> Option<
 fn set_up(engine: &mut Config, quick: bool, cache: Option<Cache>) {
     engine.cache(cache);
     if quick {
-        engine.cranelift_opt_level(OptLevel::None).cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
+        engine
+            .cranelift_opt_level(OptLevel::None)
+            .cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
     }
 }
 
@@ -252,10 +329,14 @@ fn make_private(dir: &Path) -> std::io::Result<()> {
     }
     let metadata = fs::symlink_metadata(dir)?;
     if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() {
-        return Err(std::io::Error::other("it is not a folder of this user's own"));
+        return Err(std::io::Error::other(
+            "it is not a folder of this user's own",
+        ));
     }
     if metadata.permissions().mode() & 0o077 != 0 {
-        return Err(std::io::Error::other("others may use it; chmod 0700 it, or name one that does not exist yet"));
+        return Err(std::io::Error::other(
+            "others may use it; chmod 0700 it, or name one that does not exist yet",
+        ));
     }
     Ok(())
 }

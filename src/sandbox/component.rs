@@ -40,8 +40,16 @@ pub struct Terms {
 
 impl Terms {
     pub(super) fn bounds(&self) -> Bounds {
-        let ServiceSettings { table_elements, instances, .. } = self.settings;
-        Bounds { memory: self.memory, table_elements, instances }
+        let ServiceSettings {
+            table_elements,
+            instances,
+            ..
+        } = self.settings;
+        Bounds {
+            memory: self.memory,
+            table_elements,
+            instances,
+        }
     }
 
     /// What may cross the border at once. wasmtime has one limit for what a
@@ -110,21 +118,36 @@ impl Component {
     /// # Errors
     /// Says what to do about it, for the author of the component.
     pub fn load(sandbox: &Arc<Sandbox>, code: &Code<'_>, terms: Terms) -> Result<Self, LoadError> {
-        let ServiceSettings { isolation, restore, .. } = terms.settings;
+        let ServiceSettings {
+            isolation, restore, ..
+        } = terms.settings;
         let wanted = isolation == Isolation::Request && restore;
-        let Loaded { compiled, wrapped, restores } = match code {
+        let Loaded {
+            compiled,
+            wrapped,
+            restores,
+        } = match code {
             Code::Wasm(bytes) => sandbox.compile(bytes, wanted, terms.memory)?,
             Code::Compiled(file) => file.load(&sandbox.engine)?,
         };
         let restore = restores.and_then(|restores| Restore::of(&compiled, restores, wanted));
         let kind = compiled.component_type();
-        let imports: Vec<_> = kind.imports(&sandbox.engine).map(|(name, _)| name.to_owned()).collect();
-        let linker = link::<Guest>(&sandbox.engine, &compiled, &terms.granted).map_err(LoadError::Import)?;
-        let exports: Vec<_> = kind.exports(&sandbox.engine).map(|(name, _)| name.to_owned()).collect();
+        let imports: Vec<_> = kind
+            .imports(&sandbox.engine)
+            .map(|(name, _)| name.to_owned())
+            .collect();
+        let linker =
+            link::<Guest>(&sandbox.engine, &compiled, &terms.granted).map_err(LoadError::Import)?;
+        let exports: Vec<_> = kind
+            .exports(&sandbox.engine)
+            .map(|(name, _)| name.to_owned())
+            .collect();
         if !exports.iter().any(|name| name == HANDLER) {
             return Err(LoadError::Export { exports });
         }
-        let linked = linker.instantiate_pre(&compiled).map_err(LoadError::contract)?;
+        let linked = linker
+            .instantiate_pre(&compiled)
+            .map_err(LoadError::contract)?;
         let indices = FullIndices::new(&linked).map_err(LoadError::contract)?;
         let idle = Arc::new(Idle::new(&sandbox.any_idle));
         sandbox.remember(&idle);
@@ -228,12 +251,18 @@ impl From<PrecompiledError> for LoadError {
 
 impl LoadError {
     #[cfg(feature = "compiler")]
-    #[allow(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "used as a function in map_err"
+    )]
     pub(super) fn compile(error: wasmtime::Error) -> Self {
         Self::Compile(format!("{error:#}"))
     }
 
-    #[allow(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "used as a function in map_err"
+    )]
     fn contract(error: wasmtime::Error) -> Self {
         Self::Contract(format!("{error:#}"))
     }

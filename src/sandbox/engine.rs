@@ -97,7 +97,10 @@ pub struct Sandbox {
     #[cfg(feature = "compiler")]
     pub(super) cache_dir: Option<PathBuf>,
     /// Instances come from a pool.
-    #[cfg_attr(not(feature = "compiler"), allow(dead_code, reason = "the compiler has to know"))]
+    #[cfg_attr(
+        not(feature = "compiler"),
+        allow(dead_code, reason = "the compiler has to know")
+    )]
     pub(super) pooled: bool,
     /// Ends with the sandbox.
     _ticker: Ticker,
@@ -111,7 +114,10 @@ impl Sandbox {
     /// # Errors
     /// If there is no engine to be had at all.
     pub fn new(config: SandboxConfig) -> wasmtime::Result<Arc<Self>> {
-        #[cfg_attr(not(feature = "compiler"), allow(unused_mut, reason = "nothing to set up"))]
+        #[cfg_attr(
+            not(feature = "compiler"),
+            allow(unused_mut, reason = "nothing to set up")
+        )]
         let mut base = base(&config);
         #[cfg(feature = "compiler")]
         let cache_dir = compile::prepare(&mut base, &config.compiler);
@@ -147,7 +153,12 @@ impl Sandbox {
         // place or for memory.
         for budget in places.iter().chain([&sandbox.memory]) {
             let sandbox = Arc::downgrade(&sandbox);
-            budget.reclaim_with(move || sandbox.upgrade().iter().for_each(|sandbox| sandbox.reclaim()));
+            budget.reclaim_with(move || {
+                sandbox
+                    .upgrade()
+                    .iter()
+                    .for_each(|sandbox| sandbox.reclaim())
+            });
         }
         Ok(sandbox)
     }
@@ -157,7 +168,11 @@ impl Sandbox {
     /// # Errors
     /// Says what is too large, for the operator.
     pub fn has_room_for(&self, instance: usize, table: usize) -> Result<(), String> {
-        let SandboxConfig { largest_instance, largest_table, .. } = self.config;
+        let SandboxConfig {
+            largest_instance,
+            largest_table,
+            ..
+        } = self.config;
         if self.pooled && (instance > largest_instance || table > largest_table) {
             return Err(format!(
                 "memory of {instance} bytes and tables of {table} elements are more than the pool of instances was \
@@ -168,7 +183,12 @@ impl Sandbox {
     }
 
     /// A place for one more instance, until the deadline.
-    pub(super) fn place(&self, depth: usize, watch: &dyn Watch, deadline: Instant) -> Option<Place> {
+    pub(super) fn place(
+        &self,
+        depth: usize,
+        watch: &dyn Watch,
+        deadline: Instant,
+    ) -> Option<Place> {
         let places = self.places.get(depth).or(self.places.last())?;
         take(places, watch, deadline).then(|| Place(Arc::clone(places)))
     }
@@ -261,16 +281,29 @@ impl Allocation for Config {
 /// nothing is compiled.
 #[must_use]
 pub fn cache_dir(configured: &Path) -> Option<PathBuf> {
-    let dir = if configured.as_os_str().is_empty() { default_cache_dir() } else { configured.into() };
+    let dir = if configured.as_os_str().is_empty() {
+        default_cache_dir()
+    } else {
+        configured.into()
+    };
     cfg!(feature = "compiler").then_some(dir)
 }
 
 /// `$XDG_CACHE_HOME`, else `$HOME/.cache`; a user without either (a service
 /// user often is) gets a folder of their own under the one for temporary files.
 pub(super) fn default_cache_dir() -> PathBuf {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache"))).map_or_else(
-        || std::env::temp_dir().join(format!("mb-server-{}", rustix::process::geteuid().as_raw())),
-        |cache| cache.join("mb-server"),
-    )
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+        .map_or_else(
+            || {
+                std::env::temp_dir()
+                    .join(format!("mb-server-{}", rustix::process::geteuid().as_raw()))
+            },
+            |cache| cache.join("mb-server"),
+        )
 }

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline, WasmBacktrace, component::ResourceTableError};
+use wasmtime::{
+    PoolConcurrencyLimitError, Store, Trap, UpdateDeadline, WasmBacktrace,
+    component::ResourceTableError,
+};
 
 use super::{
     component::Component,
@@ -172,7 +175,11 @@ struct Ended {
 
 impl From<CallError> for Ended {
     fn from(error: CallError) -> Self {
-        Self { error, peak_memory: 0, backtrace: Vec::new() }
+        Self {
+            error,
+            peak_memory: 0,
+            backtrace: Vec::new(),
+        }
     }
 }
 
@@ -182,15 +189,29 @@ impl Component {
     #[must_use]
     pub fn call(&self, mut call: Call<'_>) -> CallReport {
         let begun = Instant::now();
-        call.context.deadline = call.context.deadline.min(begun + self.terms.settings.timeout.0);
+        call.context.deadline = call
+            .context
+            .deadline
+            .min(begun + self.terms.settings.timeout.0);
         let (mut waited, mut made) = (Duration::ZERO, false);
         let outcome = self.admit_and_run(call, begun, &mut waited, &mut made);
         let elapsed = begun.elapsed();
         let (result, peak_memory, backtrace) = match outcome {
             Ok((answer, peak_memory)) => (Ok(answer), peak_memory, Vec::new()),
-            Err(Ended { error, peak_memory, backtrace }) => (Err(error), peak_memory, backtrace),
+            Err(Ended {
+                error,
+                peak_memory,
+                backtrace,
+            }) => (Err(error), peak_memory, backtrace),
         };
-        CallReport { result, peak_memory, made, waited, elapsed, backtrace }
+        CallReport {
+            result,
+            peak_memory,
+            made,
+            waited,
+            elapsed,
+            backtrace,
+        }
     }
 
     fn admit_and_run(
@@ -205,7 +226,8 @@ impl Component {
             return Err(CallError::NotBegun(Wanted::Time).into());
         }
         let not_begun = |wanted| move || CallError::NotBegun(wanted);
-        let _turn = Turn::take(&self.turns, &*call.watch, deadline).ok_or_else(not_begun(Wanted::Turn))?;
+        let _turn =
+            Turn::take(&self.turns, &*call.watch, deadline).ok_or_else(not_begun(Wanted::Turn))?;
         let Warm { mut live, calls } = match self.idle.take() {
             Some(mut warm) => {
                 renew(&mut warm.live.store, call.context, call.watch);
@@ -223,7 +245,10 @@ impl Component {
         let memory = live.store.data().limits.memory();
         if calls + 1 < self.terms.settings.max_calls && self.is_as_new(&mut live) {
             live.store.data_mut().host.rest();
-            self.idle.put(Warm { live, calls: calls + 1 });
+            self.idle.put(Warm {
+                live,
+                calls: calls + 1,
+            });
         }
         Ok((answer, memory))
     }
@@ -231,7 +256,12 @@ impl Component {
     /// Whether an instance may serve another request; puts it back as it was
     /// where requests are not to share one.
     fn is_as_new(&self, live: &mut Live) -> bool {
-        let Live { store, restorer, size, .. } = live;
+        let Live {
+            store,
+            restorer,
+            size,
+            ..
+        } = live;
         match (self.terms.settings.isolation, restorer) {
             (Isolation::Shared, _) => true,
             (Isolation::Request, None) => false,
@@ -249,8 +279,10 @@ impl Component {
     /// A new instance, once there is a place and memory for it.
     fn fresh(&self, context: Context, watch: Arc<dyn Watch>) -> Result<Live, Ended> {
         let deadline = context.deadline;
-        let place =
-            self.sandbox.place(context.depth(), &*watch, deadline).ok_or(CallError::NotBegun(Wanted::Instance))?;
+        let place = self
+            .sandbox
+            .place(context.depth(), &*watch, deadline)
+            .ok_or(CallError::NotBegun(Wanted::Instance))?;
         let mut store = self.store(context, Arc::clone(&watch));
         let memory = self.first_memory();
         let mut has_memory = store.data_mut().limits.reserve(memory, Instant::now());
@@ -266,16 +298,27 @@ impl Component {
         }
         let made = self.linked.instantiate(&mut store).and_then(|made| {
             let service = self.exports.load(&mut store, &made)?;
-            let restorer = self.restore.as_ref().ok().map(|restore| restore.checkpoint(&mut store, &made));
+            let restorer = self
+                .restore
+                .as_ref()
+                .ok()
+                .map(|restore| restore.checkpoint(&mut store, &made));
             Ok((service, restorer.transpose()?.flatten()))
         });
-        let (service, restorer) = made.map_err(|error| self.explain(&store, Phase::Start, &error))?;
+        let (service, restorer) =
+            made.map_err(|error| self.explain(&store, Phase::Start, &error))?;
         let guest = store.data_mut();
         if let Some(restorer) = &restorer {
             guest.limits.keep(restorer.kept);
         }
         let size = guest.limits.size();
-        Ok(Live { store, service, restorer, size, _place: place })
+        Ok(Live {
+            store,
+            service,
+            restorer,
+            size,
+            _place: place,
+        })
     }
 
     fn ask(&self, live: &mut Live, action: &str, payload: Payload<'_>) -> Result<Answer, Ended> {
@@ -284,13 +327,19 @@ impl Component {
             Payload::Json(text) => PayloadParam::Json(text),
             Payload::Binary(bytes) => PayloadParam::Binary(bytes),
         };
-        let answer = service.mb_service_handler().call_handle(&mut *store, action, payload);
+        let answer = service
+            .mb_service_handler()
+            .call_handle(&mut *store, action, payload);
         store.data_mut().host.finish();
         let answer = answer.map_err(|error| self.explain(store, Phase::Call, &error))?;
         Ok(match answer {
             Ok(PayloadResult::Json(text)) => Answer::Json(text),
             Ok(PayloadResult::Binary(bytes)) => Answer::Binary(bytes),
-            Err(failure) => Answer::Failure { code: failure.code, message: failure.message, details: failure.details },
+            Err(failure) => Answer::Failure {
+                code: failure.code,
+                message: failure.message,
+                details: failure.details,
+            },
         })
     }
 
@@ -303,7 +352,10 @@ impl Component {
         let asked = || {
             let mut live = self.fresh(Context::of_loading(deadline), Arc::new(Unwatched))?;
             self.note_first_memory(live.store.data().limits.memory());
-            let text = live.service.mb_service_handler().call_describe(&mut live.store);
+            let text = live
+                .service
+                .mb_service_handler()
+                .call_describe(&mut live.store);
             live.store.data_mut().host.finish();
             text.map_err(|error| self.explain(&live.store, Phase::Call, &error))
         };
@@ -314,8 +366,14 @@ impl Component {
         let sandbox = &self.sandbox;
         sandbox.pulse.beat();
         let host = Host::new(context, Arc::clone(&self.terms.granted), watch);
-        let aside = self.restore.as_ref().map_or(0, |restore| restore.restores.aside);
-        let guest = Guest { host, limits: Limits::new(self.terms.bounds(), aside, &sandbox.memory) };
+        let aside = self
+            .restore
+            .as_ref()
+            .map_or(0, |restore| restore.restores.aside);
+        let guest = Guest {
+            host,
+            limits: Limits::new(self.terms.bounds(), aside, &sandbox.memory),
+        };
         let mut store = Store::new(&sandbox.engine, guest);
         store.limiter(|guest| guest);
         store.set_hostcall_fuel(self.terms.host_data());
@@ -334,7 +392,11 @@ impl Component {
     /// From wasmtime's error to what the caller is told.
     fn explain(&self, store: &Store<Guest>, phase: Phase, error: &wasmtime::Error) -> Ended {
         let Guest { host, limits } = store.data();
-        let phase = if host.waiting() { Phase::HostCall } else { phase };
+        let phase = if host.waiting() {
+            Phase::HostCall
+        } else {
+            phase
+        };
         let trace = error.downcast_ref::<WasmBacktrace>();
         Ended {
             error: self.judge(limits, phase, trace.is_some(), error),
@@ -343,7 +405,13 @@ impl Component {
         }
     }
 
-    fn judge(&self, limits: &Limits, phase: Phase, in_guest: bool, error: &wasmtime::Error) -> CallError {
+    fn judge(
+        &self,
+        limits: &Limits,
+        phase: Phase,
+        in_guest: bool,
+        error: &wasmtime::Error,
+    ) -> CallError {
         if let Some(stop) = error.downcast_ref::<Stop>() {
             return CallError::Stopped { stop: *stop, phase };
         }
@@ -354,7 +422,10 @@ impl Component {
         let trap = error.downcast_ref::<Trap>();
         let stack = self.sandbox.config.stack;
         if trap == Some(&Trap::StackOverflow) {
-            return failed(Reason::Stack, format!("call stack exceeds the limit of {stack} bytes"));
+            return failed(
+                Reason::Stack,
+                format!("call stack exceeds the limit of {stack} bytes"),
+            );
         }
         if limits.refused() {
             let bounds = self.terms.bounds();
@@ -366,7 +437,10 @@ impl Component {
         }
         if error.is::<ResourceTableError>() {
             let limit = self.terms.settings.handles;
-            return failed(Reason::HostData, format!("holds more handles than the limit of {limit}"));
+            return failed(
+                Reason::HostData,
+                format!("holds more handles than the limit of {limit}"),
+            );
         }
         let mut root = error.root_cause().to_string();
         root.truncate(root.floor_char_boundary(MAX_MESSAGE));
@@ -374,8 +448,14 @@ impl Component {
         if trap.is_none() && root.contains("fuel allocated for hostcalls") {
             let limit = self.terms.host_data();
             return match in_guest {
-                true => failed(Reason::HostData, format!("host call carries more than the limit of {limit} bytes")),
-                false => failed(Reason::AnswerSize, format!("answer exceeds the limit of {limit} bytes")),
+                true => failed(
+                    Reason::HostData,
+                    format!("host call carries more than the limit of {limit} bytes"),
+                ),
+                false => failed(
+                    Reason::AnswerSize,
+                    format!("answer exceeds the limit of {limit} bytes"),
+                ),
             };
         }
         match (trap, phase) {
@@ -398,9 +478,13 @@ fn renew(store: &mut Store<Guest>, context: Context, watch: Arc<dyn Watch>) {
 
 fn frames(trace: &WasmBacktrace) -> Vec<String> {
     let name = |frame: &wasmtime::FrameInfo| {
-        let name = frame.func_name().map_or_else(|| format!("function {}", frame.func_index()), |name| name.into());
+        let name = frame.func_name().map_or_else(
+            || format!("function {}", frame.func_index()),
+            |name| name.into(),
+        );
         // A stranger's name: what is cut off here costs nothing.
-        let demangled = rustc_demangle::demangle(&name[..name.floor_char_boundary(5 * MAX_FUNCTION_NAME)]);
+        let demangled =
+            rustc_demangle::demangle(&name[..name.floor_char_boundary(5 * MAX_FUNCTION_NAME)]);
         let mut text = format!("{demangled:#}");
         text.truncate(text.floor_char_boundary(MAX_FUNCTION_NAME));
         text

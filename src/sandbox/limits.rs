@@ -57,7 +57,14 @@ impl Limits {
     /// not the guest's own.
     #[must_use]
     pub fn new(bounds: Bounds, aside: usize, shared: &Arc<Budget>) -> Self {
-        Self { bounds, aside, memory: 0, table_elements: 0, charge: Charge::none(shared), refused: false }
+        Self {
+            bounds,
+            aside,
+            memory: 0,
+            table_elements: 0,
+            charge: Charge::none(shared),
+            refused: false,
+        }
     }
 
     /// Takes from the server's memory what an instance of this size needs,
@@ -95,7 +102,13 @@ impl Limits {
     }
 
     /// The new sum, if it is within the limit.
-    fn grown(&mut self, held: usize, limit: usize, current: usize, desired: usize) -> Option<usize> {
+    fn grown(
+        &mut self,
+        held: usize,
+        limit: usize,
+        current: usize,
+        desired: usize,
+    ) -> Option<usize> {
         let sum = held.saturating_add(desired.saturating_sub(current));
         if sum > limit {
             self.refused = true;
@@ -113,15 +126,25 @@ fn beyond_kept(memory: usize) -> usize {
 impl ResourceLimiter for Guest {
     /// Waits for the server's memory where others hold it, until the call's
     /// time is over.
-    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         let Self { host, limits } = self;
         let limit = limits.bounds.memory.saturating_add(limits.aside);
-        let Some(sum) = limits.grown(limits.memory, limit, current, desired) else { return Ok(false) };
+        let Some(sum) = limits.grown(limits.memory, limit, current, desired) else {
+            return Ok(false);
+        };
         let needed = beyond_kept(sum.saturating_sub(limits.aside));
         if !limits.charge.raise_until(needed, Instant::now()) {
             host.waits();
         }
-        while !limits.charge.raise_until(needed, Instant::now() + LOOK_EVERY) {
+        while !limits
+            .charge
+            .raise_until(needed, Instant::now() + LOOK_EVERY)
+        {
             if let Some(stop) = host.tick() {
                 return Err(stop.into());
             }
@@ -135,9 +158,19 @@ impl ResourceLimiter for Guest {
         Ok(())
     }
 
-    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
         let limits = &mut self.limits;
-        let sum = limits.grown(limits.table_elements, limits.bounds.table_elements, current, desired);
+        let sum = limits.grown(
+            limits.table_elements,
+            limits.bounds.table_elements,
+            current,
+            desired,
+        );
         limits.table_elements = sum.unwrap_or(limits.table_elements);
         Ok(sum.is_some())
     }
@@ -163,11 +196,27 @@ mod tests {
         host::{Context, Granted, Host, Stop, Unwatched},
     };
 
-    fn guest(memory: usize, table_elements: usize, shared: &Arc<Budget>, deadline: Instant) -> Guest {
+    fn guest(
+        memory: usize,
+        table_elements: usize,
+        shared: &Arc<Budget>,
+        deadline: Instant,
+    ) -> Guest {
         let settings = settings_of(&Config::default().services, "x");
         let granted = Granted::for_inspection("x", &settings);
         let host = Host::new(Context::of_loading(deadline), granted, Arc::new(Unwatched));
-        Guest { host, limits: Limits::new(Bounds { memory, table_elements, instances: 1 }, 0, shared) }
+        Guest {
+            host,
+            limits: Limits::new(
+                Bounds {
+                    memory,
+                    table_elements,
+                    instances: 1,
+                },
+                0,
+                shared,
+            ),
+        }
     }
 
     fn soon() -> Instant {
@@ -178,8 +227,14 @@ mod tests {
     fn the_sum_counts_not_the_single_memory() {
         let mut guest = guest(100, 0, &Budget::new(0), soon());
         assert!(guest.memory_growing(0, 60, None).unwrap());
-        assert!(guest.memory_growing(0, 40, None).unwrap(), "a second memory");
-        assert_eq!((guest.limits.memory(), guest.limits.refused()), (100, false));
+        assert!(
+            guest.memory_growing(0, 40, None).unwrap(),
+            "a second memory"
+        );
+        assert_eq!(
+            (guest.limits.memory(), guest.limits.refused()),
+            (100, false)
+        );
         assert!(!guest.memory_growing(40, 41, None).unwrap());
         assert_eq!((guest.limits.memory(), guest.limits.refused()), (100, true));
     }
@@ -200,7 +255,9 @@ mod tests {
         assert!(first.memory_growing(0, KEPT_MEMORY.0 + 80, None).unwrap());
         assert_eq!(shared.used(), 80);
         let mut late = guest(limit, 0, &shared, Instant::now());
-        let error = late.memory_growing(0, KEPT_MEMORY.0 + 30, None).unwrap_err();
+        let error = late
+            .memory_growing(0, KEPT_MEMORY.0 + 30, None)
+            .unwrap_err();
         assert_eq!(error.downcast_ref(), Some(&Stop::Deadline));
         drop(first);
         assert_eq!(shared.used(), 0);

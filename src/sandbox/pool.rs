@@ -62,7 +62,10 @@ pub(super) struct Idle {
 
 impl Idle {
     pub(super) fn new(any: &Arc<AtomicBool>) -> Self {
-        Self { instances: Stripes::default(), any: Arc::clone(any) }
+        Self {
+            instances: Stripes::default(),
+            any: Arc::clone(any),
+        }
     }
 
     /// The one that was used last on this processor, or else any: its memory

@@ -80,27 +80,50 @@ impl<'a> Precompiled<'a> {
 
     fn of(bytes: &'a [u8]) -> Result<Self, PrecompiledError> {
         let broken = |what: &str| PrecompiledError::Broken(what.into());
-        let rest = bytes.strip_prefix(MARK).ok_or_else(|| broken("it does not begin as one does"))?;
+        let rest = bytes
+            .strip_prefix(MARK)
+            .ok_or_else(|| broken("it does not begin as one does"))?;
         let end = rest.iter().take(MAX_LINE).position(|byte| *byte == b'\n');
         let (line, code) = rest.split_at(end.ok_or_else(|| broken("its first line has no end"))?);
         let code = &code[1..];
-        let About { server, arch, component: _, code: digest, wrapped, restores } =
-            serde_json::from_slice(line).map_err(|error| broken(&format!("its first line: {error}")))?;
+        let About {
+            server,
+            arch,
+            component: _,
+            code: digest,
+            wrapped,
+            restores,
+        } = serde_json::from_slice(line)
+            .map_err(|error| broken(&format!("its first line: {error}")))?;
         if (&*server, &*arch) != (SERVER, std::env::consts::ARCH) {
-            return Err(PrecompiledError::MadeFor { server: server.into(), arch: arch.into() });
+            return Err(PrecompiledError::MadeFor {
+                server: server.into(),
+                arch: arch.into(),
+            });
         }
         if digest != format!("sha256:{}", hex_digest(code)) {
             return Err(broken("its digest is not the recorded one"));
         }
-        Ok(Self { code, wrapped, restores })
+        Ok(Self {
+            code,
+            wrapped,
+            restores,
+        })
     }
 
     pub(super) fn load(&self, engine: &Engine) -> Result<Loaded, PrecompiledError> {
         let compiled = self.deserialize(engine)?;
-        Ok(Loaded { compiled, wrapped: self.wrapped, restores: self.restores.ok_or_else(Unfit::unknown) })
+        Ok(Loaded {
+            compiled,
+            wrapped: self.wrapped,
+            restores: self.restores.ok_or_else(Unfit::unknown),
+        })
     }
 
-    #[allow(unsafe_code, reason = "wasmtime can't check machine code that comes from outside")]
+    #[allow(
+        unsafe_code,
+        reason = "wasmtime can't check machine code that comes from outside"
+    )]
     fn deserialize(&self, engine: &Engine) -> Result<Component, PrecompiledError> {
         // SAFETY: the bytes must be what a compiler of wasmtime wrote. Their
         // digest is the one that `file` recorded, and `open` has seen that
@@ -114,7 +137,12 @@ impl<'a> Precompiled<'a> {
 
 /// The file that holds the code that was made of a component or core module.
 #[cfg(feature = "compiler")]
-pub(super) fn file(component: &[u8], wrapped: bool, restores: Option<Restores>, code: &[u8]) -> Vec<u8> {
+pub(super) fn file(
+    component: &[u8],
+    wrapped: bool,
+    restores: Option<Restores>,
+    code: &[u8],
+) -> Vec<u8> {
     let about = About {
         server: SERVER.into(),
         arch: std::env::consts::ARCH.into(),
@@ -129,7 +157,10 @@ pub(super) fn file(component: &[u8], wrapped: bool, restores: Option<Restores>, 
 
 /// SHA-256, hexadecimal.
 pub(crate) fn hex_digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// The file, or the first of its folders upwards, that others than this user
@@ -183,9 +214,15 @@ impl fmt::Display for PrecompiledError {
                 "compiled for mb-server {server} on {arch}, this is {SERVER} on {}: compile the .wasm once more",
                 std::env::consts::ARCH
             ),
-            Self::Broken(what) => write!(f, "a broken file of compiled code, {what}: copy it again, or compile anew"),
+            Self::Broken(what) => write!(
+                f,
+                "a broken file of compiled code, {what}: copy it again, or compile anew"
+            ),
             Self::Engine(error) => {
-                write!(f, "compiled code that does not fit this server or its processor: {error}; compile it for them")
+                write!(
+                    f,
+                    "compiled code that does not fit this server or its processor: {error}; compile it for them"
+                )
             }
         }
     }
@@ -209,16 +246,25 @@ mod tests {
         assert_eq!((opened.code, opened.wrapped), (b"code".as_slice(), true));
         let text = String::from_utf8(good.clone()).unwrap();
         let refused = |text: &str| Precompiled::of(text.as_bytes()).err().unwrap();
-        let made_for = PrecompiledError::MadeFor { server: "0.0.9".into(), arch: std::env::consts::ARCH.into() };
+        let made_for = PrecompiledError::MadeFor {
+            server: "0.0.9".into(),
+            arch: std::env::consts::ARCH.into(),
+        };
         assert_eq!(refused(&text.replace(SERVER, "0.0.9")), made_for);
-        assert!(matches!(refused(&text.replace(std::env::consts::ARCH, "pdp11")), PrecompiledError::MadeFor { .. }));
+        assert!(matches!(
+            refused(&text.replace(std::env::consts::ARCH, "pdp11")),
+            PrecompiledError::MadeFor { .. }
+        ));
         for at in 0..good.len() {
             let mut changed = good.clone();
             changed[at] ^= 1;
             let of_component = text.find("sha256:").unwrap()..text.find(",\"server").unwrap();
             // What it was made from is said for people.
             if Precompiled::of(&changed).is_ok() {
-                assert!(of_component.contains(&at) || text[at..].starts_with(['t', 'r', 'u', 'e']), "{at}");
+                assert!(
+                    of_component.contains(&at) || text[at..].starts_with(['t', 'r', 'u', 'e']),
+                    "{at}"
+                );
             }
             assert!(Precompiled::of(&good[..at]).is_err(), "cut at {at}");
         }
@@ -231,11 +277,21 @@ mod tests {
         fs::create_dir(&dir).unwrap();
         let file = dir.join("x.cwasm");
         fs::write(&file, "x").unwrap();
-        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let mode = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap()
+        };
         mode(&dir, 0o755);
         mode(&file, 0o644);
-        assert_eq!(open_to_others(&file).unwrap(), None, "though /tmp is everybody's");
-        for (path, bad, good) in [(&file, 0o664, 0o644), (&dir, 0o757, 0o755), (&dir, 0o1777, 0o755)] {
+        assert_eq!(
+            open_to_others(&file).unwrap(),
+            None,
+            "though /tmp is everybody's"
+        );
+        for (path, bad, good) in [
+            (&file, 0o664, 0o644),
+            (&dir, 0o757, 0o755),
+            (&dir, 0o1777, 0o755),
+        ] {
             mode(path, bad);
             let canonical = fs::canonicalize(path).unwrap();
             assert_eq!(open_to_others(&file).unwrap(), Some(canonical), "{bad:o}");
@@ -243,10 +299,17 @@ mod tests {
         }
         let link = parent.path().join("link.cwasm");
         symlink(&file, &link).unwrap();
-        assert_eq!(open_to_others(&link).unwrap(), None, "what counts is where it leads");
+        assert_eq!(
+            open_to_others(&link).unwrap(),
+            None,
+            "what counts is where it leads"
+        );
         // Only root can give a file away.
         if chown(&file, Some(12345), None).is_ok() {
-            assert_eq!(open_to_others(&file).unwrap(), Some(fs::canonicalize(&file).unwrap()));
+            assert_eq!(
+                open_to_others(&file).unwrap(),
+                Some(fs::canonicalize(&file).unwrap())
+            );
         }
     }
 

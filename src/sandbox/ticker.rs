@@ -49,8 +49,13 @@ impl Ticker {
     pub fn start(engine: &Engine) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let (engine, ticking) = (engine.clone(), Arc::clone(&shared));
-        let thread = thread::Builder::new().name("mb-ticker".into()).spawn(move || ticking.run(&engine))?;
-        Ok(Self { shared, thread: Some(thread) })
+        let thread = thread::Builder::new()
+            .name("mb-ticker".into())
+            .spawn(move || ticking.run(&engine))?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
     }
 
     /// A handle for those who run calls.
@@ -59,8 +64,16 @@ impl Ticker {
     /// Never: the thread is taken out only when the ticker is dropped.
     #[must_use]
     pub fn pulse(&self) -> Pulse {
-        let thread = self.thread.as_ref().expect("taken in drop only").thread().clone();
-        Pulse { shared: Arc::clone(&self.shared), thread }
+        let thread = self
+            .thread
+            .as_ref()
+            .expect("taken in drop only")
+            .thread()
+            .clone();
+        Pulse {
+            shared: Arc::clone(&self.shared),
+            thread,
+        }
     }
 }
 

@@ -52,7 +52,9 @@ pub(super) fn start(
         admission: Arc::clone(admission),
         pause: Duration::ZERO,
     };
-    thread::Builder::new().name("mb-acceptor".into()).spawn(move || acceptor.run())
+    thread::Builder::new()
+        .name("mb-acceptor".into())
+        .spawn(move || acceptor.run())
 }
 
 struct Acceptor {
@@ -86,7 +88,11 @@ impl Acceptor {
         let timespec = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         let drain = PollFd::new(&self.shared.drain.wake, PollFlags::IN);
         let mut polled = [drain, PollFd::new(&self.listening.listener, PollFlags::IN)];
-        let polled = if timeout.is_some() { &mut polled[..1] } else { &mut polled[..] };
+        let polled = if timeout.is_some() {
+            &mut polled[..1]
+        } else {
+            &mut polled[..]
+        };
         let _ = poll(polled, timespec.as_ref());
     }
 
@@ -120,7 +126,12 @@ impl Acceptor {
         {
             self.shared.metrics.auth_failures.add("too-many");
             let details = json!({"retryAfterMs": wait.as_millis() as u64 + 1});
-            self.refuse(stream, Code::Unauthorized, "too many failures from this address", Some(&details));
+            self.refuse(
+                stream,
+                Code::Unauthorized,
+                "too many failures from this address",
+                Some(&details),
+            );
             return;
         }
         // A peer that is gone already is found out by the first read.
@@ -139,9 +150,16 @@ impl Acceptor {
                 self.shared.metrics.count_error(Some(Code::ServerBusy));
                 return;
             }
-            Admitted::Full => format!("no room for another connection, the limit is {}", limits.max_connections),
+            Admitted::Full => format!(
+                "no room for another connection, the limit is {}",
+                limits.max_connections
+            ),
             Admitted::TooMany => {
-                format!("no room for another connection of {}, the limit is {}", peer.ip(), limits.per_address)
+                format!(
+                    "no room for another connection of {}, the limit is {}",
+                    peer.ip(),
+                    limits.per_address
+                )
             }
         };
         self.shared.metrics.refused.add(1);
@@ -152,11 +170,23 @@ impl Acceptor {
     /// Sends a few bytes without waiting, and leaves the rest to `linger`. A
     /// socket that was just accepted has room for them. Where TLS is spoken,
     /// nothing can be said yet.
-    fn refuse(&self, stream: TcpStream, code: Code, message: &str, details: Option<&serde_json::Value>) {
+    fn refuse(
+        &self,
+        stream: TcpStream,
+        code: Code,
+        message: &str,
+        details: Option<&serde_json::Value>,
+    ) {
         self.refuse_socket(Socket::new(stream), code, message, details);
     }
 
-    fn refuse_socket(&self, socket: Socket, code: Code, message: &str, details: Option<&serde_json::Value>) {
+    fn refuse_socket(
+        &self,
+        socket: Socket,
+        code: Code,
+        message: &str,
+        details: Option<&serde_json::Value>,
+    ) {
         if self.settings.tls.is_some() {
             return;
         }
@@ -195,5 +225,8 @@ impl Acceptor {
 /// Whether an error of the accept call says nothing about the next one.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted)
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionReset | Interrupted
+    )
 }

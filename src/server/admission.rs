@@ -129,7 +129,9 @@ impl Admission {
             .thread_stack_size(thread_stack)
             .build();
         Arc::new(Self {
-            slots: (0..max_connections).map(|_| ArcSwapOption::empty()).collect(),
+            slots: (0..max_connections)
+                .map(|_| ArcSwapOption::empty())
+                .collect(),
             shares,
             inner: Mutex::new(Inner {
                 free: (0..max_connections).rev().collect(),
@@ -155,7 +157,9 @@ impl Admission {
             return Admitted::TooMany;
         }
         if inner.strangers < self.shares.strangers && !inner.free.is_empty() {
-            let Some(slot) = self.slot(&mut inner) else { return Admitted::Full };
+            let Some(slot) = self.slot(&mut inner) else {
+                return Admitted::Full;
+            };
             self.begin(&mut inner, slot, address, job);
             return Admitted::Yes;
         }
@@ -232,7 +236,12 @@ impl Admission {
             *inner.addresses.entry(address).or_default() += 1;
         }
         let address = address.map(OnceLock::from).unwrap_or_default();
-        let permit = Permit { admission: Arc::clone(self), slot, stranger: AtomicBool::new(true), address };
+        let permit = Permit {
+            admission: Arc::clone(self),
+            slot,
+            stranger: AtomicBool::new(true),
+            address,
+        };
         self.start(inner, move || job(permit));
     }
 
@@ -242,9 +251,14 @@ impl Admission {
         if self.shares.strangers == self.shares.connections {
             return None;
         }
-        let idle = |connection: &Arc<Connection>| connection.idle_as_stranger().filter(|idle| *idle >= GRACE);
-        let all = self.connections().filter_map(|connection| Some((idle(&connection)?, connection)));
-        all.max_by_key(|(idle, _)| *idle).map(|(_, connection)| connection)
+        let idle = |connection: &Arc<Connection>| {
+            connection.idle_as_stranger().filter(|idle| *idle >= GRACE)
+        };
+        let all = self
+            .connections()
+            .filter_map(|connection| Some((idle(&connection)?, connection)));
+        all.max_by_key(|(idle, _)| *idle)
+            .map(|(_, connection)| connection)
     }
 
     /// Connections that are being served.
@@ -270,7 +284,11 @@ impl Admission {
             if remaining.is_zero() {
                 return false;
             }
-            inner = self.empty.wait_timeout(inner, remaining).unwrap_or_else(PoisonError::into_inner).0;
+            inner = self
+                .empty
+                .wait_timeout(inner, remaining)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         true
     }
@@ -283,14 +301,19 @@ impl Admission {
 
 impl Inner {
     fn has_enough(&self, address: IpAddr, limit: usize) -> bool {
-        limit > 0 && self.addresses.get(&address).is_some_and(|count| *count >= limit)
+        limit > 0
+            && self
+                .addresses
+                .get(&address)
+                .is_some_and(|count| *count >= limit)
     }
 
     /// One thread more. `threadpool` panics where none can be started; then
     /// it is told to want as many as it has.
     fn grow(&mut self) -> bool {
         let threads = self.pool.max_count();
-        let started = catch_unwind(AssertUnwindSafe(|| self.pool.set_num_threads(threads + 1))).is_ok();
+        let started =
+            catch_unwind(AssertUnwindSafe(|| self.pool.set_num_threads(threads + 1))).is_ok();
         if started {
             self.short_of_threads = false;
             return true;
@@ -301,7 +324,9 @@ impl Inner {
             // Said once, but again where the system gives and refuses in turns.
             static LINES: Limiter = Limiter::new();
             if LINES.allows("no further threads") {
-                tracing::error!("the system refuses more than {threads} threads, further connections are refused");
+                tracing::error!(
+                    "the system refuses more than {threads} threads, further connections are refused"
+                );
             }
         }
         false
@@ -404,7 +429,16 @@ fn whole_address(address: IpAddr) -> IpAddr {
 /// where there is no limit.
 pub fn raise_open_files() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current == maximum || setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_err() {
+    if current == maximum
+        || setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: maximum,
+                maximum,
+            },
+        )
+        .is_err()
+    {
         return current;
     }
     maximum
@@ -416,11 +450,20 @@ mod tests {
     use std::sync::mpsc;
 
     fn shares(connections: usize, strangers: usize, per_address: usize) -> Shares {
-        Shares { connections, strangers, per_address, spare_threads: 1 }
+        Shares {
+            connections,
+            strangers,
+            per_address,
+            spare_threads: 1,
+        }
     }
 
     /// Peers that stay until the sender is dropped.
-    fn stay(admission: &Arc<Admission>, address: Option<IpAddr>, known: bool) -> (Admitted, mpsc::Sender<()>) {
+    fn stay(
+        admission: &Arc<Admission>,
+        address: Option<IpAddr>,
+        known: bool,
+    ) -> (Admitted, mpsc::Sender<()>) {
         let (leave, stays) = mpsc::channel::<()>();
         let (started, starts) = mpsc::channel();
         let job = Box::new(move |permit: Permit| {
@@ -444,7 +487,11 @@ mod tests {
         assert_eq!(admission.threads(), FIRST_THREADS);
         // All six run at the same time: none is queued behind another.
         let peers: Vec<_> = (0..6).map(|_| stay(&admission, None, false)).collect();
-        assert!(peers.iter().all(|(admitted, _)| matches!(admitted, Admitted::Yes)));
+        assert!(
+            peers
+                .iter()
+                .all(|(admitted, _)| matches!(admitted, Admitted::Yes))
+        );
         assert!(matches!(stay(&admission, None, false).0, Admitted::Full));
         assert_eq!(admission.threads(), 6);
         assert!(!admission.wait_until_empty(Instant::now()));
@@ -481,10 +528,16 @@ mod tests {
         let known: Vec<_> = (0..2).map(|_| stay(&admission, Some(one), true)).collect();
         let (first, _stranger) = stay(&admission, Some(one), false);
         assert!(matches!(first, Admitted::Yes));
-        assert!(matches!(stay(&admission, Some(one), false).0, Admitted::TooMany));
+        assert!(matches!(
+            stay(&admission, Some(one), false).0,
+            Admitted::TooMany
+        ));
         let (second, _another) = stay(&admission, Some(other), false);
         assert!(matches!(second, Admitted::Yes));
-        assert!(matches!(stay(&admission, Some(other), false).0, Admitted::Full));
+        assert!(matches!(
+            stay(&admission, Some(other), false).0,
+            Admitted::Full
+        ));
         drop(known);
     }
 }

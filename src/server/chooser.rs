@@ -78,7 +78,14 @@ pub(super) struct Chooser {
 impl Chooser {
     pub(super) fn new(now: Sample) -> Self {
         let choice = Waiting::Poller;
-        Self { choice, last: now, turns: Vec::new(), next_comparison: now.at, pause: PAUSE_AT_POLLER, busy: false }
+        Self {
+            choice,
+            last: now,
+            turns: Vec::new(),
+            next_comparison: now.at,
+            pause: PAUSE_AT_POLLER,
+            busy: false,
+        }
     }
 
     /// Whether a period has passed since the last step.
@@ -103,7 +110,10 @@ impl Chooser {
             self.choice = Waiting::Poller;
             (self.next_comparison, self.pause) = (now.at, PAUSE_AT_POLLER);
         } else if was_busy && (!self.turns.is_empty() || now.at >= self.next_comparison) {
-            self.turns.push(Turn { rate: served / elapsed.as_secs_f64(), cost: cpu / served });
+            self.turns.push(Turn {
+                rate: served / elapsed.as_secs_f64(),
+                cost: cpu / served,
+            });
             if let [own, other, other_again, own_again] = self.turns[..] {
                 self.turns.clear();
                 tracing::debug!(at = ?self.choice, ?own, ?other, ?other_again, ?own_again, "compared");
@@ -111,18 +121,30 @@ impl Chooser {
                     && other.worst(other_again).beats(own.worst(own_again))
                 {
                     self.choice = self.other();
-                    self.pause = if self.choice == Waiting::Poller { PAUSE_AT_POLLER } else { PAUSE_IN_THREADS };
+                    self.pause = if self.choice == Waiting::Poller {
+                        PAUSE_AT_POLLER
+                    } else {
+                        PAUSE_IN_THREADS
+                    };
                 } else {
                     self.pause = (self.pause * 2).min(LONGEST_PAUSE);
                 }
                 self.next_comparison = now.at + self.pause;
             }
         }
-        if matches!(self.turns.len(), 1 | 2) { self.other() } else { self.choice }
+        if matches!(self.turns.len(), 1 | 2) {
+            self.other()
+        } else {
+            self.choice
+        }
     }
 
     fn other(&self) -> Waiting {
-        if self.choice == Waiting::Poller { Waiting::Threads } else { Waiting::Poller }
+        if self.choice == Waiting::Poller {
+            Waiting::Threads
+        } else {
+            Waiting::Poller
+        }
     }
 }
 
@@ -132,33 +154,64 @@ mod tests {
 
     /// Steps with so many requests in each, at costs in microseconds by the
     /// way that was chosen; yields what was chosen for each.
-    fn run(chooser: &mut Chooser, steps: usize, requests: u64, cost: impl Fn(Waiting) -> u64) -> Vec<Waiting> {
+    fn run(
+        chooser: &mut Chooser,
+        steps: usize,
+        requests: u64,
+        cost: impl Fn(Waiting) -> u64,
+    ) -> Vec<Waiting> {
         let mut way = Waiting::Poller;
         let step = |_| {
             let Sample { at, cpu, served } = chooser.last;
             let cpu = cpu + Duration::from_micros(cost(way) * requests);
-            way = chooser.step(Sample { at: at + PERIOD, cpu, served: served + requests });
+            way = chooser.step(Sample {
+                at: at + PERIOD,
+                cpu,
+                served: served + requests,
+            });
             way
         };
         (0..steps).map(step).collect()
     }
 
     fn new() -> Chooser {
-        Chooser::new(Sample { at: Instant::now(), cpu: Duration::ZERO, served: 0 })
+        Chooser::new(Sample {
+            at: Instant::now(),
+            cpu: Duration::ZERO,
+            served: 0,
+        })
     }
 
     fn costs(poller: u64, threads: u64) -> impl Fn(Waiting) -> u64 {
-        move |way| if way == Waiting::Poller { poller } else { threads }
+        move |way| {
+            if way == Waiting::Poller {
+                poller
+            } else {
+                threads
+            }
+        }
     }
 
     #[test]
     fn the_cheaper_way_is_found_and_kept_and_left_again() {
         let mut chooser = new();
         let ways = run(&mut chooser, 5, 1000, costs(10, 7));
-        assert_eq!(ways, [Waiting::Poller, Waiting::Threads, Waiting::Threads, Waiting::Poller, Waiting::Threads]);
+        assert_eq!(
+            ways,
+            [
+                Waiting::Poller,
+                Waiting::Threads,
+                Waiting::Threads,
+                Waiting::Poller,
+                Waiting::Threads
+            ]
+        );
         let ways = run(&mut chooser, 1000, 1000, costs(10, 7));
         let tried = ways.iter().filter(|way| **way == Waiting::Poller).count();
-        assert!(chooser.choice == Waiting::Threads && (4..=12).contains(&tried), "{tried} periods");
+        assert!(
+            chooser.choice == Waiting::Threads && (4..=12).contains(&tried),
+            "{tried} periods"
+        );
         run(&mut chooser, 2000, 1000, costs(7, 10));
         assert_eq!(chooser.choice, Waiting::Poller);
     }

@@ -159,7 +159,8 @@ impl Connection {
     pub(super) fn heard(&self, count: usize, now: Instant) {
         self.traffic.bytes_in.add(count as u64);
         let millis = now.saturating_duration_since(self.since.0).as_millis();
-        self.last_activity.store(u64::try_from(millis).unwrap_or(u64::MAX), Relaxed);
+        self.last_activity
+            .store(u64::try_from(millis).unwrap_or(u64::MAX), Relaxed);
     }
 
     /// The thread is about to wait, for the rest of a message or for a new one.
@@ -185,7 +186,8 @@ impl Connection {
     /// peer's idle time begins before it can have seen them.
     pub(super) fn answered(&self) {
         let micros = self.since.0.elapsed().as_micros();
-        self.last_request.store(u64::try_from(micros).unwrap_or(u64::MAX), Relaxed);
+        self.last_request
+            .store(u64::try_from(micros).unwrap_or(u64::MAX), Relaxed);
     }
 
     /// Whether no further call shall be begun.
@@ -252,7 +254,9 @@ impl Connection {
                 self.in_flight.fetch_sub(1, Relaxed);
                 return outbox.len();
             }
-            (Outcome::Json(text), Some(header)) => respond(&mut outbox, header, text.into_bytes(), false),
+            (Outcome::Json(text), Some(header)) => {
+                respond(&mut outbox, header, text.into_bytes(), false)
+            }
             (Outcome::Binary(bytes), Some(header)) => respond(&mut outbox, header, bytes, true),
             (Outcome::Error(_, body), header) => {
                 self.traffic.errors.add(1);
@@ -272,7 +276,8 @@ impl Connection {
 
     /// Puts the last word into the outbox.
     pub(super) fn push_notice(&self, code: Code, message: &str) {
-        let details = (code == Code::ServerBusy).then(|| serde_json::json!({"retryAfterMs": RETRY_WHEN_BUSY_MS}));
+        let details = (code == Code::ServerBusy)
+            .then(|| serde_json::json!({"retryAfterMs": RETRY_WHEN_BUSY_MS}));
         self.push(&notice(code, message, details.as_ref()));
         self.traffic.messages_out.add(1);
         self.traffic.errors.add(1);
@@ -299,7 +304,12 @@ impl Connection {
         flushed
     }
 
-    fn send_all(&self, outbox: &mut Outbox, deadline: Instant, before_waiting: impl FnOnce()) -> io::Result<()> {
+    fn send_all(
+        &self,
+        outbox: &mut Outbox,
+        deadline: Instant,
+        before_waiting: impl FnOnce(),
+    ) -> io::Result<()> {
         let mut before_waiting = Some(before_waiting);
         while !outbox.is_empty() {
             let mut sent = 0;
@@ -351,7 +361,15 @@ impl Connection {
 
     /// A copy for whoever looks.
     pub(super) fn row(&self) -> ConnectionRow {
-        let Traffic { bytes_in, bytes_out, messages_in, messages_out, keep_alives: _, errors, .. } = &self.traffic;
+        let Traffic {
+            bytes_in,
+            bytes_out,
+            messages_in,
+            messages_out,
+            keep_alives: _,
+            errors,
+            ..
+        } = &self.traffic;
         let state = match () {
             () if self.phase.is_busy() => "calling",
             () if self.phase.is_closing() => "closing",
@@ -384,7 +402,12 @@ impl Connection {
 
 /// The header of a RESPONSE to this request.
 fn answers<'a>(request: &Header<'a>) -> Header<'a> {
-    Header { kind: Kind::Response, parent_request_id: None, timeout: None, ..*request }
+    Header {
+        kind: Kind::Response,
+        parent_request_id: None,
+        timeout: None,
+        ..*request
+    }
 }
 
 /// Puts a RESPONSE where it waits; a large payload is not copied once more.
@@ -425,10 +448,15 @@ mod tests {
     fn pair() -> (Connection, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        peer.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        peer.set_read_timeout(Some(Duration::from_secs(30)))
+            .unwrap();
         let (stream, address) = listener.accept().unwrap();
         let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).unwrap();
-        let terms = Arc::new(Terms { auth: Auth::None, rights: None, allow_unsecure: false });
+        let terms = Arc::new(Terms {
+            auth: Auth::None,
+            rights: None,
+            allow_unsecure: false,
+        });
         let identity = access.stranger("1".into(), address.ip(), false, &terms);
         let stream = Stream::plain(Socket::new(stream));
         let drain = Arc::new(DrainFlags::new().unwrap());
@@ -449,7 +477,10 @@ mod tests {
             }
         }
         assert!(connection.tell_if_quiet(Code::ShuttingDown, "the end"));
-        assert!(!connection.tell_if_quiet(Code::ShuttingDown, "the end"), "once");
+        assert!(
+            !connection.tell_if_quiet(Code::ShuttingDown, "the end"),
+            "once"
+        );
         assert!(!connection.phase.begin() && !connection.phase.close());
         assert!(!connection.send_last_word(), "there is no room");
         assert_eq!(connection.traffic.bytes_out.get(), 0, "nothing was written");
@@ -472,7 +503,8 @@ mod tests {
     fn the_drain_cuts_off_those_that_it_told_and_nobody_else() {
         let cut_off = |connection: &Connection, mut peer: TcpStream| {
             connection.cut_off_if_told();
-            peer.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+            peer.set_read_timeout(Some(Duration::from_millis(50)))
+                .unwrap();
             peer.read_to_end(&mut Vec::new()).is_ok()
         };
         let (connection, peer) = pair();
@@ -490,7 +522,10 @@ mod tests {
         let (connection, mut peer) = pair();
         connection.push(&vec![0; 16 << 20]);
         let deadline = Instant::now() + Duration::from_millis(100);
-        assert_eq!(connection.flush(deadline, || ()).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(
+            connection.flush(deadline, || ()).unwrap_err().kind(),
+            io::ErrorKind::TimedOut
+        );
         connection.stream.shut_down();
         let mut read = Vec::new();
         let _ = peer.read_to_end(&mut read);

@@ -29,7 +29,10 @@ const WASTE_SIZE: usize = 64 * 1024;
 const MAX_READS: usize = 16;
 
 /// How long a new socket may wait until it is looked at.
-const ROUND: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+const ROUND: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 20_000_000,
+};
 
 /// One thread that ends sockets, so that no other has to wait for it.
 pub(super) struct Linger {
@@ -49,9 +52,15 @@ impl Linger {
     /// the handle.
     pub(super) fn start(limit: usize) -> io::Result<Self> {
         let (sender, receiver) = sync_channel(limit);
-        let open = Arc::new(Open { limit, count: Mutex::default(), none: Condvar::new() });
+        let open = Arc::new(Open {
+            limit,
+            count: Mutex::default(),
+            none: Condvar::new(),
+        });
         let ending = Arc::clone(&open);
-        thread::Builder::new().name("mb-linger".into()).spawn(move || run(&receiver, &ending))?;
+        thread::Builder::new()
+            .name("mb-linger".into())
+            .spawn(move || run(&receiver, &ending))?;
         Ok(Self { sender, open })
     }
 
@@ -66,8 +75,15 @@ impl Linger {
     /// Waits for all sockets to end.
     pub(super) fn wait_until_empty(&self, deadline: Instant) {
         let remaining = deadline.saturating_duration_since(Instant::now());
-        let count = self.open.count.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = self.open.none.wait_timeout_while(count, remaining, |count| *count > 0);
+        let count = self
+            .open
+            .count
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let _ = self
+            .open
+            .none
+            .wait_timeout_while(count, remaining, |count| *count > 0);
     }
 }
 
@@ -123,10 +139,15 @@ fn begin(socket: Stream) -> (Stream, Instant) {
 /// Waits for a round at most; says of each socket whether there is something
 /// to read, its end included.
 fn wait(sockets: &[(Stream, Instant)]) -> Vec<bool> {
-    let mut polled: Vec<_> =
-        sockets.iter().map(|(socket, _)| PollFd::new(socket.socket().stream(), PollFlags::IN)).collect();
+    let mut polled: Vec<_> = sockets
+        .iter()
+        .map(|(socket, _)| PollFd::new(socket.socket().stream(), PollFlags::IN))
+        .collect();
     let _ = poll(&mut polled, Some(&ROUND));
-    polled.iter().map(|socket| !socket.revents().is_empty()).collect()
+    polled
+        .iter()
+        .map(|socket| !socket.revents().is_empty())
+        .collect()
 }
 
 /// Drops a bounded amount, so that no peer keeps the others waiting. False at
@@ -136,7 +157,12 @@ fn drop_bytes(socket: &Stream, waste: &mut [u8]) -> bool {
         match socket.socket().stream().read(waste) {
             Ok(0) => return false,
             Ok(_) => {}
-            Err(error) => return matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+            Err(error) => {
+                return matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                );
+            }
         }
     }
     true

@@ -68,7 +68,10 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 const FEWEST_SPARE_THREADS: usize = 16;
 
 /// How often the drain looks at what happens without it.
-const DRAIN_ROUND: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+const DRAIN_ROUND: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 20_000_000,
+};
 
 /// What peers are told then.
 const SHUTS_DOWN: &str = "the server shuts down";
@@ -220,7 +223,9 @@ impl fmt::Display for ListenError {
         let Self { host, port, source } = self;
         write!(f, "can't listen on {host} port {port}: {source}")?;
         match source.kind() {
-            io::ErrorKind::AddrInUse => f.write_str("; is another server running? --port 0 takes a free one"),
+            io::ErrorKind::AddrInUse => {
+                f.write_str("; is another server running? --port 0 takes a free one")
+            }
             io::ErrorKind::PermissionDenied => f.write_str("; ports below 1024 need a privilege"),
             _ => Ok(()),
         }
@@ -245,22 +250,43 @@ impl Server {
         let (mut listeners, mut taken) = (Vec::new(), Vec::new());
         for place in &settings.listeners {
             for host in &place.hosts {
-                let error = |source| ListenError { host: host.clone(), port: place.port, source };
+                let error = |source| ListenError {
+                    host: host.clone(),
+                    port: place.port,
+                    source,
+                };
                 let addresses = resolve(host, place.port).map_err(error)?;
                 // Port 0 is another one each time.
                 let mut none = Vec::new();
-                let taken = if place.port == 0 { &mut none } else { &mut taken };
-                let opened = listen_all(&addresses, taken, |address| match inherited.take(address) {
-                    Some(listener) => Ok(Listening { listener, outlives: true, place: Arc::clone(place) }),
-                    None => {
-                        let listener = listen(address, settings.backlog)?;
-                        Ok(Listening { listener, outlives: false, place: Arc::clone(place) })
-                    }
-                });
+                let taken = if place.port == 0 {
+                    &mut none
+                } else {
+                    &mut taken
+                };
+                let opened =
+                    listen_all(&addresses, taken, |address| match inherited.take(address) {
+                        Some(listener) => Ok(Listening {
+                            listener,
+                            outlives: true,
+                            place: Arc::clone(place),
+                        }),
+                        None => {
+                            let listener = listen(address, settings.backlog)?;
+                            Ok(Listening {
+                                listener,
+                                outlives: false,
+                                place: Arc::clone(place),
+                            })
+                        }
+                    });
                 listeners.extend(opened.map_err(error)?.into_iter().map(Arc::new));
             }
         }
-        let error = |source| ListenError { host: "all addresses".into(), port: 0, source };
+        let error = |source| ListenError {
+            host: "all addresses".into(),
+            port: 0,
+            source,
+        };
         let linger = Linger::start(settings.max_ending).map_err(error)?;
         let shares = Shares {
             connections: settings.max_connections,
@@ -275,33 +301,59 @@ impl Server {
             return Err(error(io::Error::other("the system refuses threads")));
         }
         let running = Arc::default();
-        let shared = Arc::new(Shared { settings, handle, metrics, access, drain, linger, poller, running });
+        let shared = Arc::new(Shared {
+            settings,
+            handle,
+            metrics,
+            access,
+            drain,
+            linger,
+            poller,
+            running,
+        });
         let mut acceptors = Vec::new();
         for listening in &listeners {
             acceptors.push(acceptor::start(listening, &shared, &admission).map_err(error)?);
         }
-        Ok(Self { shared, admission, listeners, acceptors })
+        Ok(Self {
+            shared,
+            admission,
+            listeners,
+            acceptors,
+        })
     }
 
     /// Where it listens, and whether with TLS.
     #[must_use]
     pub fn addresses(&self) -> Vec<(SocketAddr, bool)> {
-        let address =
-            |listening: &Arc<Listening>| Some((listening.listener.local_addr().ok()?, listening.place.tls.is_some()));
+        let address = |listening: &Arc<Listening>| {
+            Some((
+                listening.listener.local_addr().ok()?,
+                listening.place.tls.is_some(),
+            ))
+        };
         self.listeners.iter().filter_map(address).collect()
     }
 
     /// A handle for whoever looks.
     #[must_use]
     pub fn view(&self) -> View {
-        View { shared: Arc::clone(&self.shared), admission: Arc::clone(&self.admission) }
+        View {
+            shared: Arc::clone(&self.shared),
+            admission: Arc::clone(&self.admission),
+        }
     }
 
     /// Ends in order: no new connections, begun requests answered within
     /// `drain_timeout`, every peer told.
     #[must_use]
     pub fn drain(self) -> Drained {
-        let Self { shared, admission, listeners, acceptors } = self;
+        let Self {
+            shared,
+            admission,
+            listeners,
+            acceptors,
+        } = self;
         let begun = Instant::now();
         let connections = admission.connections().count();
         shared.drain.begin();
@@ -325,9 +377,15 @@ impl Server {
             shared.drain.stop_calls.store(true, SeqCst);
             admission.wait_until_empty(deadline);
         }
-        shared.linger.wait_until_empty((Instant::now() + LINGER).min(deadline));
+        shared
+            .linger
+            .wait_until_empty((Instant::now() + LINGER).min(deadline));
         shared.poller.end();
-        Drained { connections, cut_off: admission.connections().count(), elapsed: begun.elapsed() }
+        Drained {
+            connections,
+            cut_off: admission.connections().count(),
+            elapsed: begun.elapsed(),
+        }
     }
 }
 
@@ -347,7 +405,10 @@ impl Shared {
         while !unsent.is_empty() && Instant::now() < deadline {
             let mut polled = Vec::new();
             for connection in &unsent {
-                polled.push(PollFd::new(connection.stream().socket().stream(), PollFlags::OUT));
+                polled.push(PollFd::new(
+                    connection.stream().socket().stream(),
+                    PollFlags::OUT,
+                ));
             }
             let _ = poll(&mut polled, Some(&DRAIN_ROUND));
             unsent.retain(|connection| !connection.send_last_word());
@@ -386,8 +447,13 @@ impl View {
     /// is told. False if there is none of this number.
     #[must_use]
     pub fn close(&self, connection: u64) -> bool {
-        let found = self.admission.connections().find(|open| open.number() == connection);
-        let Some(connection) = found else { return false };
+        let found = self
+            .admission
+            .connections()
+            .find(|open| open.number() == connection);
+        let Some(connection) = found else {
+            return false;
+        };
         if connection.dismiss() {
             self.shared.metrics.count_error(Some(Code::ShuttingDown));
         }
@@ -441,7 +507,10 @@ impl View {
             messages_in: sum.messages_in.get(),
             messages_out: sum.messages_out.get(),
             keep_alives: sum.keep_alives.get(),
-            errors: metrics.errors().map(|(code, count)| (name(code), count)).collect(),
+            errors: metrics
+                .errors()
+                .map(|(code, count)| (name(code), count))
+                .collect(),
         }
     }
 }
@@ -449,7 +518,11 @@ impl View {
 impl DrainFlags {
     fn new() -> io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { wake, draining: AtomicBool::new(false), stop_calls: AtomicBool::new(false) })
+        Ok(Self {
+            wake,
+            draining: AtomicBool::new(false),
+            stop_calls: AtomicBool::new(false),
+        })
     }
 
     fn begin(&self) {

@@ -27,7 +27,12 @@ pub(super) struct Outbox {
 
 impl Outbox {
     pub(super) fn new(memory: &Arc<Budget>) -> Self {
-        Self { parts: VecDeque::from([Vec::new()]), sent: 0, broken: false, charge: Charge::none(memory) }
+        Self {
+            parts: VecDeque::from([Vec::new()]),
+            sent: 0,
+            broken: false,
+            charge: Charge::none(memory),
+        }
     }
 
     /// Where the next small thing is written to.
@@ -53,7 +58,10 @@ impl Outbox {
     /// So much of that was written.
     pub(super) fn advance(&mut self, sent: usize) {
         self.sent += sent;
-        assert!(self.sent <= self.parts[0].len(), "more was sent than there was");
+        assert!(
+            self.sent <= self.parts[0].len(),
+            "more was sent than there was"
+        );
         if self.sent == self.parts[0].len() {
             if self.parts.len() == 1 {
                 self.clear();

@@ -25,7 +25,10 @@ pub(crate) struct Phase {
 impl Phase {
     /// One thread serves it and is not busy.
     pub(crate) fn new() -> Self {
-        Self { state: AtomicU32::new(0), attached: AtomicU32::new(1) }
+        Self {
+            state: AtomicU32::new(0),
+            attached: AtomicU32::new(1),
+        }
     }
 
     /// A thread is about to serve a message. False if somebody has the last

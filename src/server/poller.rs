@@ -70,7 +70,9 @@ const SHORTEST_SWEEP: Duration = Duration::from_millis(5);
 const LONGEST_SWEEP: Duration = Duration::from_secs(1);
 
 /// Once for each arrival, not for as long as there is something to read.
-const INTEREST: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
+const INTEREST: EventFlags = EventFlags::IN
+    .union(EventFlags::RDHUP)
+    .union(EventFlags::ET);
 
 /// What is told when the duty is over; slots are smaller.
 const OVER: u64 = u64::MAX;
@@ -140,13 +142,18 @@ impl Poller {
             epoll,
             over,
             admission: Arc::clone(admission),
-            places: (0..settings.max_connections).map(|_| Mutex::default()).collect(),
+            places: (0..settings.max_connections)
+                .map(|_| Mutex::default())
+                .collect(),
             wanted: AtomicBool::new(settings.waiting != Waiting::Threads),
             chooses: chooser.is_some(),
             served: Stripes::default(),
             sweep,
             is_busy: AtomicBool::new(false),
-            look: Mutex::new(Look { chooser, next_sweep: now + sweep }),
+            look: Mutex::new(Look {
+                chooser,
+                next_sweep: now + sweep,
+            }),
         })
     }
 
@@ -171,7 +178,11 @@ impl Poller {
     /// Requests of one connection were served, in this time.
     pub(super) fn served(&self, count: usize, took: Duration) {
         self.served.own().add(count as u64);
-        QUICK.set(if took < LITTLE { QUICK.get().saturating_add(1) } else { 0 });
+        QUICK.set(if took < LITTLE {
+            QUICK.get().saturating_add(1)
+        } else {
+            0
+        });
     }
 
     /// Keeps a session until its peer has something to say, or has waited too
@@ -182,10 +193,19 @@ impl Poller {
         let more = mem::take(&mut place.more);
         // Adding it tells what has come by now, and so does asking again.
         let told = if session.is_at_poller() {
-            if more || session.may_have_more() { self.ask_again(&session) } else { Ok(()) }
+            if more || session.may_have_more() {
+                self.ask_again(&session)
+            } else {
+                Ok(())
+            }
         } else {
             let socket = session.connection().stream().socket().stream();
-            epoll::add(&self.epoll, socket, EventData::new_u64(slot as u64), INTEREST)
+            epoll::add(
+                &self.epoll,
+                socket,
+                EventData::new_u64(slot as u64),
+                INTEREST,
+            )
         };
         match told {
             Ok(()) => {
@@ -209,7 +229,12 @@ impl Poller {
     /// duty; behind what others have.
     fn ask_again(&self, session: &Session) -> rustix::io::Result<()> {
         let socket = session.connection().stream().socket().stream();
-        epoll::modify(&self.epoll, socket, EventData::new_u64(session.slot() as u64), INTEREST)
+        epoll::modify(
+            &self.epoll,
+            socket,
+            EventData::new_u64(session.slot() as u64),
+            INTEREST,
+        )
     }
 
     /// A thread waits for what it says from now on, or nobody does: what stays
@@ -228,7 +253,11 @@ impl Poller {
         for told in TAKEN.take().into_iter().filter(|told| told.slot != OVER) {
             let mut place = self.place(told.slot as usize);
             // One that can't be told about again has ended.
-            if place.session.as_deref().is_none_or(|session| self.ask_again(session).is_err()) {
+            if place
+                .session
+                .as_deref()
+                .is_none_or(|session| self.ask_again(session).is_err())
+            {
                 place.more = true;
             }
         }
@@ -284,26 +313,48 @@ impl Poller {
     }
 
     fn wait(&self, taken: &mut VecDeque<Told>) {
-        let timeout = if self.is_busy.load(Relaxed) { PERIOD } else { self.sweep };
+        let timeout = if self.is_busy.load(Relaxed) {
+            PERIOD
+        } else {
+            self.sweep
+        };
         let timeout = Timespec::try_from(timeout).ok();
-        let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; MOST_AT_ONCE];
-        let most = if QUICK.get() >= LAST_ONES { MOST_AT_ONCE } else { 1 };
+        let mut events = [Event {
+            flags: EventFlags::empty(),
+            data: EventData::new_u64(0),
+        }; MOST_AT_ONCE];
+        let most = if QUICK.get() >= LAST_ONES {
+            MOST_AT_ONCE
+        } else {
+            1
+        };
         let count = epoll::wait(&self.epoll, &mut events[..most], timeout.as_ref()).unwrap_or(0);
         taken.extend(events[..count].iter().map(|event| {
             let flags = event.flags;
             let last = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
-            Told { slot: event.data.u64(), last }
+            Told {
+                slot: event.data.u64(),
+                last,
+            }
         }));
     }
 
     /// What has to be done from time to time, by one thread.
     fn look_after(self: &Arc<Self>) {
-        let Ok(mut look) = self.look.try_lock() else { return };
+        let Ok(mut look) = self.look.try_lock() else {
+            return;
+        };
         let now = Instant::now();
-        let Look { chooser, next_sweep } = &mut *look;
+        let Look {
+            chooser,
+            next_sweep,
+        } = &mut *look;
         if let Some(chooser) = chooser.as_mut().filter(|chooser| chooser.is_due(now)) {
             let served = self.served.iter().map(Counter::get).sum();
-            self.wanted.store(chooser.step(sample(now, served)) == Waiting::Poller, Relaxed);
+            self.wanted.store(
+                chooser.step(sample(now, served)) == Waiting::Poller,
+                Relaxed,
+            );
             self.is_busy.store(chooser.is_busy(), Relaxed);
         }
         if *next_sweep <= now {
@@ -317,7 +368,10 @@ impl Poller {
     fn send_away_overdue(self: &Arc<Self>, now: Instant) {
         for slot in 0..self.places.len() {
             let mut place = self.place(slot);
-            if place.session.as_ref().is_some_and(|session| session.is_overdue(now))
+            if place
+                .session
+                .as_ref()
+                .is_some_and(|session| session.is_overdue(now))
                 && let Some(session) = place.session.take()
             {
                 drop(place);
@@ -329,7 +383,9 @@ impl Poller {
     }
 
     fn place(&self, slot: usize) -> MutexGuard<'_, Place> {
-        self.places[slot].lock().unwrap_or_else(PoisonError::into_inner)
+        self.places[slot]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -347,7 +403,10 @@ impl Drop for Defect<'_> {
 /// What has been done up to now, and what it took.
 fn sample(at: Instant, served: u64) -> Sample {
     let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::ProcessCPUTime);
-    let cpu = Duration::new(u64::try_from(tv_sec).unwrap_or(0), u32::try_from(tv_nsec).unwrap_or(0));
+    let cpu = Duration::new(
+        u64::try_from(tv_sec).unwrap_or(0),
+        u32::try_from(tv_nsec).unwrap_or(0),
+    );
     Sample { at, cpu, served }
 }
 

@@ -62,16 +62,26 @@ impl RunningCalls {
         let call = Arc::new(Running {
             id,
             connection,
-            request_id: header.and_then(|header| header.request_id).unwrap_or("-").to_owned(),
-            topic: header.map_or("-", |header| header.topic.as_str()).to_owned(),
+            request_id: header
+                .and_then(|header| header.request_id)
+                .unwrap_or("-")
+                .to_owned(),
+            topic: header
+                .map_or("-", |header| header.topic.as_str())
+                .to_owned(),
             principal,
             arrived,
-            timeout: header.and_then(|header| header.timeout).unwrap_or(default_timeout),
+            timeout: header
+                .and_then(|header| header.timeout)
+                .unwrap_or(default_timeout),
             waits: AtomicBool::new(false),
             killed: AtomicBool::new(false),
         });
         self.lock().insert(id, Arc::clone(&call));
-        Listed { all: Arc::clone(self), call }
+        Listed {
+            all: Arc::clone(self),
+            call,
+        }
     }
 
     /// Copies, oldest first.
@@ -84,7 +94,11 @@ impl RunningCalls {
             request_id: call.request_id.clone(),
             topic: call.topic.clone(),
             principal: call.principal.clone(),
-            state: if call.waits.load(Relaxed) { "waiting" } else { "running" },
+            state: if call.waits.load(Relaxed) {
+                "waiting"
+            } else {
+                "running"
+            },
             age_ms: millis(now.saturating_duration_since(call.arrived)),
             remaining_ms: millis((call.arrived + call.timeout).saturating_duration_since(now)),
             killed: call.is_killed(),
@@ -94,7 +108,10 @@ impl RunningCalls {
 
     /// Has a call stopped by its next tick; false if there is none.
     pub(super) fn kill(&self, id: u64) -> bool {
-        self.lock().get(&id).map(|call| call.killed.store(true, SeqCst)).is_some()
+        self.lock()
+            .get(&id)
+            .map(|call| call.killed.store(true, SeqCst))
+            .is_some()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Running>>> {
@@ -124,12 +141,24 @@ mod tests {
         let (header, _) = Header::parse(b"REQUEST:a.b:1.0.0:7::50\n").unwrap();
         let long_ago = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
         let first = all.list(3, Some(&header), None, long_ago, Duration::from_secs(5));
-        let second = all.list(4, None, Some("ann".into()), Instant::now(), Duration::from_secs(5));
+        let second = all.list(
+            4,
+            None,
+            Some("ann".into()),
+            Instant::now(),
+            Duration::from_secs(5),
+        );
         second.call.waits(true);
         let rows = all.rows();
-        assert_eq!((&*rows[0].topic, &*rows[0].request_id, rows[0].remaining_ms), ("a.b", "7", 0));
+        assert_eq!(
+            (&*rows[0].topic, &*rows[0].request_id, rows[0].remaining_ms),
+            ("a.b", "7", 0)
+        );
         assert!(rows[0].age_ms >= 1000 && rows[0].state == "running");
-        assert_eq!((&*rows[1].topic, rows[1].state, rows[1].principal.as_deref()), ("-", "waiting", Some("ann")));
+        assert_eq!(
+            (&*rows[1].topic, rows[1].state, rows[1].principal.as_deref()),
+            ("-", "waiting", Some("ann"))
+        );
         assert!(all.kill(rows[0].id) && first.call.is_killed() && !second.call.is_killed());
         drop(first);
         assert!(!all.kill(rows[0].id));

@@ -28,8 +28,15 @@ pub(super) struct Op {
 
 pub(super) enum Change {
     Put(Pairs),
-    Increment { key: String, delta: i64 },
-    Swap { key: String, expected: Option<Vec<u8>>, value: Vec<u8> },
+    Increment {
+        key: String,
+        delta: i64,
+    },
+    Swap {
+        key: String,
+        expected: Option<Vec<u8>>,
+        value: Vec<u8>,
+    },
 }
 
 /// What came of a write.
@@ -71,14 +78,25 @@ impl Queue {
         deadline: Instant,
         commit: impl Fn(&[&Op]) -> Result<Vec<Outcome>, StoreError>,
     ) -> Outcome {
-        let ticket = Arc::new(Ticket { op, outcome: Mutex::default() });
+        let ticket = Arc::new(Ticket {
+            op,
+            outcome: Mutex::default(),
+        });
         let mut state = self.lock();
         state.waiting.push_back(Arc::clone(&ticket));
         loop {
-            if let Some(outcome) = ticket.outcome.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            if let Some(outcome) = ticket
+                .outcome
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take()
+            {
                 return outcome;
             }
-            let place = state.waiting.iter().position(|waiting| Arc::ptr_eq(waiting, &ticket));
+            let place = state
+                .waiting
+                .iter()
+                .position(|waiting| Arc::ptr_eq(waiting, &ticket));
             let remaining = deadline.saturating_duration_since(Instant::now());
             match place {
                 Some(place) if remaining.is_zero() => {
@@ -96,10 +114,19 @@ impl Queue {
                     self.changed.notify_all();
                 }
                 Some(_) => {
-                    state = self.changed.wait_timeout(state, remaining).unwrap_or_else(PoisonError::into_inner).0;
+                    state = self
+                        .changed
+                        .wait_timeout(state, remaining)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0;
                 }
                 // Taken: it may be committed, so only its outcome counts now.
-                None => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => {
+                    state = self
+                        .changed
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner)
+                }
             }
         }
     }
@@ -116,7 +143,10 @@ fn lead(group: &[Arc<Ticket>], commit: impl Fn(&[&Op]) -> Result<Vec<Outcome>, S
         .unwrap_or_else(|_| Err(StoreError::Io("defect while writing".into())));
     let outcomes = outcomes.unwrap_or_else(|error| vec![Err(error); group.len()]);
     for (ticket, outcome) in group.iter().zip(outcomes) {
-        *ticket.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        *ticket
+            .outcome
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(outcome);
     }
 }
 
@@ -153,17 +183,28 @@ impl Op {
     fn apply(&self, values: &mut Values<'_>, used: &mut Used<'_>) -> Outcome {
         match &self.change {
             Change::Put(pairs) => {
-                let pairs: Vec<_> = pairs.iter().map(|(key, value)| (&**key, value.as_deref())).collect();
+                let pairs: Vec<_> = pairs
+                    .iter()
+                    .map(|(key, value)| (&**key, value.as_deref()))
+                    .collect();
                 self.put(&pairs, values, used).map(|()| Done::Written)
             }
             Change::Increment { key, delta } => {
                 let before = self.value(key, values)?;
-                let before = before.map_or(Some(0), |text| std::str::from_utf8(&text).ok()?.parse::<i64>().ok());
-                let sum = before.and_then(|number| number.checked_add(*delta)).ok_or(StoreError::NotANumber)?;
+                let before = before.map_or(Some(0), |text| {
+                    std::str::from_utf8(&text).ok()?.parse::<i64>().ok()
+                });
+                let sum = before
+                    .and_then(|number| number.checked_add(*delta))
+                    .ok_or(StoreError::NotANumber)?;
                 self.put(&[(key, Some(sum.to_string().as_bytes()))], values, used)?;
                 Ok(Done::Number(sum))
             }
-            Change::Swap { key, expected, value } => {
+            Change::Swap {
+                key,
+                expected,
+                value,
+            } => {
                 if self.value(key, values)? != *expected {
                     return Ok(Done::Swapped(false));
                 }
@@ -174,7 +215,9 @@ impl Op {
     }
 
     fn value(&self, key: &str, values: &Values<'_>) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(values.get((&*self.service, &*self.bucket, key))?.map(|value| value.value().to_vec()))
+        Ok(values
+            .get((&*self.service, &*self.bucket, key))?
+            .map(|value| value.value().to_vec()))
     }
 
     fn put(
@@ -186,16 +229,22 @@ impl Op {
         let before = used.get(&*self.service)?.map_or(0, |used| used.value());
         // Of a key that stands twice the last one counts.
         let last: std::collections::BTreeMap<_, _> = pairs.iter().copied().collect();
-        let size = |key: &str, value: Option<usize>| value.map_or(0, |value| (key.len() + value) as u64);
+        let size =
+            |key: &str, value: Option<usize>| value.map_or(0, |value| (key.len() + value) as u64);
         let (mut wanted, mut grows) = (before, false);
         for (key, value) in &last {
-            let old = values.get((&*self.service, &*self.bucket, *key))?.map(|value| value.value().len());
+            let old = values
+                .get((&*self.service, &*self.bucket, *key))?
+                .map(|value| value.value().len());
             let new = size(key, value.map(<[u8]>::len));
             grows |= new > size(key, old);
             wanted = (wanted + new).saturating_sub(size(key, old));
         }
         if grows && wanted > self.quota {
-            return Err(StoreError::Quota { wanted, limit: self.quota });
+            return Err(StoreError::Quota {
+                wanted,
+                limit: self.quota,
+            });
         }
         for (key, value) in last {
             let place = (&*self.service, &*self.bucket, key);

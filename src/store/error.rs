@@ -68,22 +68,37 @@ impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Key { size } => write!(f, "key of {size} bytes is not within 1 to {MAX_KEY}"),
-            Self::Value { size } => write!(f, "value of {size} bytes exceeds the limit of {MAX_VALUE}"),
+            Self::Value { size } => {
+                write!(f, "value of {size} bytes exceeds the limit of {MAX_VALUE}")
+            }
             Self::Bucket => {
-                write!(f, "a bucket is named with at most {MAX_BUCKET} letters, digits, dots, dashes and underscores")
+                write!(
+                    f,
+                    "a bucket is named with at most {MAX_BUCKET} letters, digits, dots, dashes and underscores"
+                )
             }
-            Self::Batch { size, limit, unit } => write!(f, "batch of {size} {unit} exceeds the limit of {limit}"),
+            Self::Batch { size, limit, unit } => {
+                write!(f, "batch of {size} {unit} exceeds the limit of {limit}")
+            }
             Self::Quota { wanted, limit } => {
-                write!(f, "{wanted} bytes of keys and values would exceed the quota of {limit}")
+                write!(
+                    f,
+                    "{wanted} bytes of keys and values would exceed the quota of {limit}"
+                )
             }
-            Self::NotANumber => f.write_str("the value is not a decimal number, or the sum is too large for one"),
+            Self::NotANumber => {
+                f.write_str("the value is not a decimal number, or the sum is too large for one")
+            }
             Self::Busy => f.write_str("no turn to write before the deadline; nothing was written"),
             Self::Full => f.write_str("the disk is full"),
-            Self::Locked => {
-                f.write_str("another process has the store open, a running server most likely; stop it first")
-            }
+            Self::Locked => f.write_str(
+                "another process has the store open, a running server most likely; stop it first",
+            ),
             Self::Format { found, known } => {
-                write!(f, "the store has format {found}, this program knows {known}; use the version that wrote it")
+                write!(
+                    f,
+                    "the store has format {found}, this program knows {known}; use the version that wrote it"
+                )
             }
             Self::Import(error) => write!(f, "can't be imported, nothing was written: {error}"),
             Self::Io(error) => write!(f, "the store failed: {error}"),
@@ -96,7 +111,9 @@ impl std::error::Error for StoreError {}
 impl From<io::Error> for StoreError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => Self::Full,
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge => Self::Full,
             _ => Self::Io(error.to_string()),
         }
     }
@@ -122,4 +139,11 @@ macro_rules! through_redb {
     };
 }
 
-through_redb!(StorageError, TableError, TransactionError, CommitError, DatabaseError, SetDurabilityError);
+through_redb!(
+    StorageError,
+    TableError,
+    TransactionError,
+    CommitError,
+    DatabaseError,
+    SetDurabilityError
+);

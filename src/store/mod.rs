@@ -18,7 +18,10 @@ use std::{
     time::Instant,
 };
 
-use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, backends::FileBackend};
+use redb::{
+    Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDefinition,
+    backends::FileBackend,
+};
 
 use commit::{Change, Done, Op, Queue};
 pub use error::StoreError;
@@ -63,38 +66,68 @@ impl Store {
     /// refuses.
     pub fn open(file: &Path, cache: usize) -> Result<Arc<Self>, StoreError> {
         if let Some(dir) = file.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)?;
         }
         let path = file.to_owned();
         Self::with(move || {
-            let file =
-                fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
-            Ok(Builder::new().set_cache_size(cache).create_with_backend(FileBackend::new(file)?)?)
+            let file = fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)?;
+            Ok(Builder::new()
+                .set_cache_size(cache)
+                .create_with_backend(FileBackend::new(file)?)?)
         })
     }
 
-    fn with(open: impl Fn() -> Result<Database, StoreError> + Send + Sync + 'static) -> Result<Arc<Self>, StoreError> {
+    fn with(
+        open: impl Fn() -> Result<Database, StoreError> + Send + Sync + 'static,
+    ) -> Result<Arc<Self>, StoreError> {
         let database = open()?;
         prepare(&database)?;
-        Ok(Arc::new(Self { database: RwLock::new(Some(database)), open: Box::new(open), queue: Queue::default() }))
+        Ok(Arc::new(Self {
+            database: RwLock::new(Some(database)),
+            open: Box::new(open),
+            queue: Queue::default(),
+        }))
     }
 
     /// What one service sees of it.
     #[must_use]
     pub fn namespace(self: &Arc<Self>, service: &str, quota: u64) -> Namespace {
-        Namespace { store: Arc::clone(self), service: service.into(), quota }
+        Namespace {
+            store: Arc::clone(self),
+            service: service.into(),
+            quota,
+        }
     }
 
     /// Works with the database. After an error of the disk redb refuses to go
     /// on, so the file is opened again, now or by who comes next.
-    fn work<T>(&self, work: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let closed = self.database.read().unwrap_or_else(PoisonError::into_inner).is_none();
+    fn work<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let closed = self
+            .database
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_none();
         if closed {
             self.reopen()?;
         }
         let result = {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-            database.as_ref().map_or_else(|| Err(StoreError::Io("it could not be opened again".into())), work)
+            database.as_ref().map_or_else(
+                || Err(StoreError::Io("it could not be opened again".into())),
+                work,
+            )
         };
         if result.as_ref().is_err_and(StoreError::needs_reopening) {
             // The error is this one's; opening again is for the next.
@@ -104,7 +137,10 @@ impl Store {
     }
 
     fn reopen(&self) -> Result<(), StoreError> {
-        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let mut database = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         // The old one holds the lock of the file.
         drop(database.take());
         let opened = (self.open)()?;
@@ -122,7 +158,12 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
         let format = meta.get("format")?.map(|format| format.value());
         match format {
             Some(FORMAT) => {}
-            Some(found) => return Err(StoreError::Format { found, known: FORMAT }),
+            Some(found) => {
+                return Err(StoreError::Format {
+                    found,
+                    known: FORMAT,
+                });
+            }
             None => drop(meta.insert("format", FORMAT)?),
         }
         transaction.open_table(VALUES)?;
@@ -165,7 +206,11 @@ impl Namespace {
     /// The key or bucket breaks its bounds, or the disk fails; likewise below.
     pub fn get(&self, bucket: &str, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         check_key(bucket, key)?;
-        self.read(|values| Ok(values.get((&*self.service, bucket, key))?.map(|value| value.value().to_vec())))
+        self.read(|values| {
+            Ok(values
+                .get((&*self.service, bucket, key))?
+                .map(|value| value.value().to_vec()))
+        })
     }
 
     /// Whether a key has a value.
@@ -181,15 +226,25 @@ impl Namespace {
     ///
     /// # Errors
     /// As [`Namespace::get`]; too many or too large together.
-    pub fn get_many(&self, bucket: &str, keys: &[String]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+    pub fn get_many(
+        &self,
+        bucket: &str,
+        keys: &[String],
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         check_batch(keys.len())?;
         keys.iter().try_for_each(|key| check_key(bucket, key))?;
         self.read(|values| {
             let mut bytes = 0;
             let mut one = |key: &String| {
-                let value = values.get((&*self.service, bucket, key.as_str()))?.map(|value| value.value().to_vec());
+                let value = values
+                    .get((&*self.service, bucket, key.as_str()))?
+                    .map(|value| value.value().to_vec());
                 bytes += value.as_ref().map_or(0, Vec::len);
-                if bytes > MAX_BATCH_BYTES { Err(batch_too_large(bytes)) } else { Ok(value) }
+                if bytes > MAX_BATCH_BYTES {
+                    Err(batch_too_large(bytes))
+                } else {
+                    Ok(value)
+                }
             };
             keys.iter().map(&mut one).collect()
         })
@@ -202,7 +257,10 @@ impl Namespace {
     pub fn list(&self, bucket: &str, from: Option<&str>) -> Result<KeyPage, StoreError> {
         check_bucket(bucket)?;
         self.read(|values| {
-            let mut page = KeyPage { keys: Vec::new(), next: None };
+            let mut page = KeyPage {
+                keys: Vec::new(),
+                next: None,
+            };
             let mut bytes = 0;
             for entry in values.range((&*self.service, bucket, from.unwrap_or_default())..)? {
                 let (place, _) = entry?;
@@ -226,7 +284,13 @@ impl Namespace {
     /// # Errors
     /// As [`Namespace::get`]; over the quota; no turn before the deadline, and
     /// then nothing was written.
-    pub fn set(&self, bucket: &str, key: String, value: Vec<u8>, deadline: Instant) -> Result<(), StoreError> {
+    pub fn set(
+        &self,
+        bucket: &str,
+        key: String,
+        value: Vec<u8>,
+        deadline: Instant,
+    ) -> Result<(), StoreError> {
         self.set_many(bucket, vec![(key, value)], deadline)
     }
 
@@ -242,26 +306,52 @@ impl Namespace {
     ///
     /// # Errors
     /// As [`Namespace::set`].
-    pub fn set_many(&self, bucket: &str, pairs: Vec<(String, Vec<u8>)>, deadline: Instant) -> Result<(), StoreError> {
-        let bytes: usize = pairs.iter().map(|(key, value)| key.len() + value.len()).sum();
+    pub fn set_many(
+        &self,
+        bucket: &str,
+        pairs: Vec<(String, Vec<u8>)>,
+        deadline: Instant,
+    ) -> Result<(), StoreError> {
+        let bytes: usize = pairs
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum();
         if bytes > MAX_BATCH_BYTES {
             return Err(batch_too_large(bytes));
         }
         pairs.iter().try_for_each(|(_, value)| check_value(value))?;
-        self.put(bucket, pairs.into_iter().map(|(key, value)| (key, Some(value))).collect(), deadline)
+        self.put(
+            bucket,
+            pairs
+                .into_iter()
+                .map(|(key, value)| (key, Some(value)))
+                .collect(),
+            deadline,
+        )
     }
 
     /// Removes several keys, all or none.
     ///
     /// # Errors
     /// As [`Namespace::set`].
-    pub fn delete_many(&self, bucket: &str, keys: Vec<String>, deadline: Instant) -> Result<(), StoreError> {
-        self.put(bucket, keys.into_iter().map(|key| (key, None)).collect(), deadline)
+    pub fn delete_many(
+        &self,
+        bucket: &str,
+        keys: Vec<String>,
+        deadline: Instant,
+    ) -> Result<(), StoreError> {
+        self.put(
+            bucket,
+            keys.into_iter().map(|key| (key, None)).collect(),
+            deadline,
+        )
     }
 
     fn put(&self, bucket: &str, pairs: commit::Pairs, deadline: Instant) -> Result<(), StoreError> {
         check_batch(pairs.len())?;
-        pairs.iter().try_for_each(|(key, _)| check_key(bucket, key))?;
+        pairs
+            .iter()
+            .try_for_each(|(key, _)| check_key(bucket, key))?;
         self.write(bucket, Change::Put(pairs), deadline).map(drop)
     }
 
@@ -270,7 +360,13 @@ impl Namespace {
     ///
     /// # Errors
     /// As [`Namespace::set`]; the value is no number, or the sum too large.
-    pub fn increment(&self, bucket: &str, key: String, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
+    pub fn increment(
+        &self,
+        bucket: &str,
+        key: String,
+        delta: i64,
+        deadline: Instant,
+    ) -> Result<i64, StoreError> {
         check_key(bucket, &key)?;
         match self.write(bucket, Change::Increment { key, delta }, deadline)? {
             Done::Number(sum) => Ok(sum),
@@ -292,15 +388,30 @@ impl Namespace {
     ) -> Result<bool, StoreError> {
         check_key(bucket, &key)?;
         check_value(&value)?;
-        match self.write(bucket, Change::Swap { key, expected, value }, deadline)? {
+        match self.write(
+            bucket,
+            Change::Swap {
+                key,
+                expected,
+                value,
+            },
+            deadline,
+        )? {
             Done::Swapped(swapped) => Ok(swapped),
             Done::Written | Done::Number(_) => Err(StoreError::Io("unexpected outcome".into())),
         }
     }
 
     fn write(&self, bucket: &str, change: Change, deadline: Instant) -> Result<Done, StoreError> {
-        let op = Op { service: Arc::clone(&self.service), quota: self.quota, bucket: bucket.into(), change };
-        self.store.queue.submit(op, deadline, |ops| self.store.work(|database| commit::apply(database, ops)))
+        let op = Op {
+            service: Arc::clone(&self.service),
+            quota: self.quota,
+            bucket: bucket.into(),
+            change,
+        };
+        self.store.queue.submit(op, deadline, |ops| {
+            self.store.work(|database| commit::apply(database, ops))
+        })
     }
 
     fn read<T>(
@@ -309,31 +420,58 @@ impl Namespace {
             &redb::ReadOnlyTable<(&'static str, &'static str, &'static str), &'static [u8]>,
         ) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.store.work(|database| read(&database.begin_read()?.open_table(VALUES)?))
+        self.store
+            .work(|database| read(&database.begin_read()?.open_table(VALUES)?))
     }
 }
 
 fn check_bucket(bucket: &str) -> Result<(), StoreError> {
     let fine = bucket.len() <= MAX_BUCKET
-        && bucket.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-    if fine { Ok(()) } else { Err(StoreError::Bucket) }
+        && bucket
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+    if fine {
+        Ok(())
+    } else {
+        Err(StoreError::Bucket)
+    }
 }
 
 fn check_key(bucket: &str, key: &str) -> Result<(), StoreError> {
     check_bucket(bucket)?;
-    if (1..=MAX_KEY).contains(&key.len()) { Ok(()) } else { Err(StoreError::Key { size: key.len() }) }
+    if (1..=MAX_KEY).contains(&key.len()) {
+        Ok(())
+    } else {
+        Err(StoreError::Key { size: key.len() })
+    }
 }
 
 fn check_value(value: &[u8]) -> Result<(), StoreError> {
-    if value.len() <= MAX_VALUE { Ok(()) } else { Err(StoreError::Value { size: value.len() }) }
+    if value.len() <= MAX_VALUE {
+        Ok(())
+    } else {
+        Err(StoreError::Value { size: value.len() })
+    }
 }
 
 fn check_batch(count: usize) -> Result<(), StoreError> {
-    if count <= MAX_BATCH { Ok(()) } else { Err(StoreError::Batch { size: count, limit: MAX_BATCH, unit: "keys" }) }
+    if count <= MAX_BATCH {
+        Ok(())
+    } else {
+        Err(StoreError::Batch {
+            size: count,
+            limit: MAX_BATCH,
+            unit: "keys",
+        })
+    }
 }
 
 fn batch_too_large(bytes: usize) -> StoreError {
-    StoreError::Batch { size: bytes, limit: MAX_BATCH_BYTES, unit: "bytes" }
+    StoreError::Batch {
+        size: bytes,
+        limit: MAX_BATCH_BYTES,
+        unit: "bytes",
+    }
 }
 
 #[cfg(test)]

@@ -62,7 +62,11 @@ impl Disk {
 
     fn open(&self) -> Result<Arc<Store>, StoreError> {
         let disk = self.clone();
-        Store::with(move || Ok(Builder::new().set_cache_size(1 << 20).create_with_backend(disk.clone())?))
+        Store::with(move || {
+            Ok(Builder::new()
+                .set_cache_size(1 << 20)
+                .create_with_backend(disk.clone())?)
+        })
     }
 }
 
@@ -133,7 +137,10 @@ fn values_come_back_each_to_its_own() {
     assert_eq!(one.get("", "k"), Ok(Some(b"3".to_vec())));
     assert_eq!(one.list("b", None).unwrap().keys, ["k"]);
     one.delete("b", "k".into(), soon()).unwrap();
-    assert_eq!((one.exists("b", "k"), other.exists("b", "k")), (Ok(false), Ok(true)));
+    assert_eq!(
+        (one.exists("b", "k"), other.exists("b", "k")),
+        (Ok(false), Ok(true))
+    );
 }
 
 #[test]
@@ -143,12 +150,31 @@ fn numbers_and_swaps() {
     assert_eq!(ns.increment("", "n".into(), 5, soon()), Ok(5));
     assert_eq!(ns.increment("", "n".into(), -7, soon()), Ok(-2));
     assert_eq!(ns.get("", "n"), Ok(Some(b"-2".to_vec())));
-    ns.set("", "n".into(), i64::MAX.to_string().into_bytes(), soon()).unwrap();
-    assert_eq!(ns.increment("", "n".into(), 1, soon()), Err(StoreError::NotANumber));
+    ns.set("", "n".into(), i64::MAX.to_string().into_bytes(), soon())
+        .unwrap();
+    assert_eq!(
+        ns.increment("", "n".into(), 1, soon()),
+        Err(StoreError::NotANumber)
+    );
     ns.set("", "t".into(), b"text".to_vec(), soon()).unwrap();
-    assert_eq!(ns.increment("", "t".into(), 1, soon()), Err(StoreError::NotANumber));
-    assert_eq!(ns.swap("", "t".into(), None, b"new".to_vec(), soon()), Ok(false));
-    assert_eq!(ns.swap("", "t".into(), Some(b"text".to_vec()), b"new".to_vec(), soon()), Ok(true));
+    assert_eq!(
+        ns.increment("", "t".into(), 1, soon()),
+        Err(StoreError::NotANumber)
+    );
+    assert_eq!(
+        ns.swap("", "t".into(), None, b"new".to_vec(), soon()),
+        Ok(false)
+    );
+    assert_eq!(
+        ns.swap(
+            "",
+            "t".into(),
+            Some(b"text".to_vec()),
+            b"new".to_vec(),
+            soon()
+        ),
+        Ok(true)
+    );
     assert_eq!(ns.get("", "t"), Ok(Some(b"new".to_vec())));
 }
 
@@ -158,13 +184,25 @@ fn bounds() {
     let ns = store.namespace("svc", 1 << 30);
     let key = |size: usize| "k".repeat(size);
     assert_eq!(ns.get("", ""), Err(StoreError::Key { size: 0 }));
-    assert_eq!(ns.set("", key(1025), vec![], soon()), Err(StoreError::Key { size: 1025 }));
+    assert_eq!(
+        ns.set("", key(1025), vec![], soon()),
+        Err(StoreError::Key { size: 1025 })
+    );
     assert_eq!(ns.set("", key(1024), vec![], soon()), Ok(()));
     assert_eq!(ns.get("a b", "k"), Err(StoreError::Bucket));
     let value = MAX_VALUE + 1;
-    assert_eq!(ns.set("", key(1), vec![0; value], soon()), Err(StoreError::Value { size: value }));
-    assert!(matches!(ns.delete_many("", vec![key(1); 1001], soon()), Err(StoreError::Batch { .. })));
-    assert_eq!(ns.set("", key(1), vec![], Instant::now()), Err(StoreError::Busy));
+    assert_eq!(
+        ns.set("", key(1), vec![0; value], soon()),
+        Err(StoreError::Value { size: value })
+    );
+    assert!(matches!(
+        ns.delete_many("", vec![key(1); 1001], soon()),
+        Err(StoreError::Batch { .. })
+    ));
+    assert_eq!(
+        ns.set("", key(1), vec![], Instant::now()),
+        Err(StoreError::Busy)
+    );
 }
 
 #[test]
@@ -174,7 +212,10 @@ fn the_quota_is_exact_and_outlives_the_process() {
     let ns = store.namespace("svc", 100);
     ns.set("", "a".into(), vec![0; 59], soon()).unwrap();
     ns.set("b", "c".into(), vec![0; 39], soon()).unwrap();
-    let over = Err(StoreError::Quota { wanted: 102, limit: 100 });
+    let over = Err(StoreError::Quota {
+        wanted: 102,
+        limit: 100,
+    });
     assert_eq!(ns.set("", "d".into(), vec![0; 1], soon()), over);
     let both = vec![("a".into(), vec![0; 1]), ("d".into(), vec![0; 57])];
     assert_eq!(ns.set_many("", both, soon()), Ok(()), "counted together");
@@ -184,7 +225,11 @@ fn the_quota_is_exact_and_outlives_the_process() {
     assert_eq!(ns.set("", "e".into(), vec![0; 1], soon()), over);
     ns.delete("b", "c".into(), soon()).unwrap();
     assert_eq!(ns.set("", "e".into(), vec![0; 39], soon()), Ok(()));
-    assert_eq!(store.namespace("svc", 10).delete("", "e".into(), soon()), Ok(()), "less is always allowed");
+    assert_eq!(
+        store.namespace("svc", 10).delete("", "e".into(), soon()),
+        Ok(()),
+        "less is always allowed"
+    );
 }
 
 #[test]
@@ -193,7 +238,12 @@ fn pages_cover_everything_once() {
     let ns = store.namespace("svc", 1 << 20);
     let keys: Vec<String> = (0..2500).map(|i| format!("{i:05}")).collect();
     for chunk in keys.chunks(1000) {
-        ns.set_many("b", chunk.iter().map(|key| (key.clone(), vec![1])).collect(), soon()).unwrap();
+        ns.set_many(
+            "b",
+            chunk.iter().map(|key| (key.clone(), vec![1])).collect(),
+            soon(),
+        )
+        .unwrap();
     }
     let (mut found, mut from) = (Vec::new(), None);
     loop {
@@ -232,25 +282,49 @@ fn many_threads_write_and_nothing_is_lost() {
 fn a_backup_is_taken_back_whole_or_not_at_all() {
     let store = Disk::default().open().unwrap();
     let ns = namespace(&store);
-    ns.set("b", "k\"ey".into(), vec![0, 255, 10], soon()).unwrap();
+    ns.set("b", "k\"ey".into(), vec![0, 255, 10], soon())
+        .unwrap();
     ns.increment("", "n".into(), 3, soon()).unwrap();
     let mut backup = Vec::new();
     assert_eq!(store.export(&mut backup), Ok(2));
     let copy = Disk::default().open().unwrap();
     for cut in [0, 10, backup.len() / 2, backup.len() - 15] {
-        assert!(matches!(copy.import(&mut &backup[..cut], false), Err(StoreError::Import(_))), "{cut}");
+        assert!(
+            matches!(
+                copy.import(&mut &backup[..cut], false),
+                Err(StoreError::Import(_))
+            ),
+            "{cut}"
+        );
         assert_eq!(copy.export(&mut Vec::new()), Ok(0));
     }
     assert_eq!(copy.import(&mut &*backup, false), Ok(2));
-    assert!(matches!(copy.import(&mut &*backup, false), Err(StoreError::Import(_))), "not empty");
+    assert!(
+        matches!(
+            copy.import(&mut &*backup, false),
+            Err(StoreError::Import(_))
+        ),
+        "not empty"
+    );
     assert_eq!(copy.import(&mut &*backup, true), Ok(2));
     let mut again = Vec::new();
     copy.export(&mut again).unwrap();
     assert_eq!(again, backup);
     let small = copy.namespace("svc", 12);
-    assert_eq!(small.set("", "x".into(), vec![0; 3], soon()), Err(StoreError::Quota { wanted: 13, limit: 12 }));
-    let other = String::from_utf8(backup).unwrap().replace("\"format\":1", "\"format\":2");
-    assert_eq!(copy.import(&mut other.as_bytes(), true), Err(StoreError::Format { found: 2, known: 1 }));
+    assert_eq!(
+        small.set("", "x".into(), vec![0; 3], soon()),
+        Err(StoreError::Quota {
+            wanted: 13,
+            limit: 12
+        })
+    );
+    let other = String::from_utf8(backup)
+        .unwrap()
+        .replace("\"format\":1", "\"format\":2");
+    assert_eq!(
+        copy.import(&mut other.as_bytes(), true),
+        Err(StoreError::Format { found: 2, known: 1 })
+    );
 }
 
 #[test]
@@ -259,12 +333,23 @@ fn a_file_is_private_and_has_one_owner() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("state/store.redb");
     let store = Store::open(&file, 1 << 20).unwrap();
-    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-    assert!(matches!(Store::open(&file, 1 << 20), Err(StoreError::Locked)));
-    namespace(&store).increment("", "n".into(), 1, soon()).unwrap();
+    assert_eq!(
+        std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert!(matches!(
+        Store::open(&file, 1 << 20),
+        Err(StoreError::Locked)
+    ));
+    namespace(&store)
+        .increment("", "n".into(), 1, soon())
+        .unwrap();
     drop(store);
     let store = Store::open(&file, 1 << 20).unwrap();
-    assert_eq!(namespace(&store).increment("", "n".into(), 1, soon()), Ok(2));
+    assert_eq!(
+        namespace(&store).increment("", "n".into(), 1, soon()),
+        Ok(2)
+    );
 }
 
 #[test]
@@ -275,7 +360,10 @@ fn a_full_disk_harms_nothing() {
     ns.set("", "kept".into(), b"1".to_vec(), soon()).unwrap();
     disk.lock().full = true;
     for _ in 0..3 {
-        assert_eq!(ns.set("", "lost".into(), vec![1; 100_000], soon()), Err(StoreError::Full));
+        assert_eq!(
+            ns.set("", "lost".into(), vec![1; 100_000], soon()),
+            Err(StoreError::Full)
+        );
     }
     disk.lock().full = false;
     assert_eq!(ns.get("", "kept"), Ok(Some(b"1".to_vec())));

@@ -18,9 +18,19 @@ const MAX_LINE: u64 = (MAX_VALUE / 3 * 4 + 6 * MAX_KEY + 1024) as u64;
 #[derive(Serialize, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
 enum Line {
-    First { kind: String, format: u64 },
-    Entry { service: String, bucket: String, key: String, value: String },
-    Last { entries: u64 },
+    First {
+        kind: String,
+        format: u64,
+    },
+    Entry {
+        service: String,
+        bucket: String,
+        key: String,
+        value: String,
+    },
+    Last {
+        entries: u64,
+    },
 }
 
 impl Store {
@@ -31,13 +41,27 @@ impl Store {
     pub fn export(&self, out: &mut dyn Write) -> Result<u64, StoreError> {
         let transaction = self.work(|database| Ok(database.begin_read()?))?;
         let values = transaction.open_table(VALUES)?;
-        line(out, &Line::First { kind: KIND.into(), format: FORMAT })?;
+        line(
+            out,
+            &Line::First {
+                kind: KIND.into(),
+                format: FORMAT,
+            },
+        )?;
         let mut entries = 0;
         for entry in values.iter()? {
             let (place, value) = entry?;
             let (service, bucket, key) = place.value();
             let value = BASE64_STANDARD.encode(value.value());
-            line(out, &Line::Entry { service: service.into(), bucket: bucket.into(), key: key.into(), value })?;
+            line(
+                out,
+                &Line::Entry {
+                    service: service.into(),
+                    bucket: bucket.into(),
+                    key: key.into(),
+                    value,
+                },
+            )?;
             entries += 1;
         }
         line(out, &Line::Last { entries })?;
@@ -60,26 +84,48 @@ impl Store {
                 let mut values = transaction.open_table(VALUES)?;
                 let mut used = transaction.open_table(USED)?;
                 if !merge && !values.is_empty()? {
-                    return Err(refuse("the store is not empty; --merge lets the backup's values win"));
+                    return Err(refuse(
+                        "the store is not empty; --merge lets the backup's values win",
+                    ));
                 }
                 match read_line(input, 1)? {
-                    Line::First { kind, format: FORMAT } if kind == KIND => {}
-                    Line::First { format, .. } => return Err(StoreError::Format { found: format, known: FORMAT }),
+                    Line::First {
+                        kind,
+                        format: FORMAT,
+                    } if kind == KIND => {}
+                    Line::First { format, .. } => {
+                        return Err(StoreError::Format {
+                            found: format,
+                            known: FORMAT,
+                        });
+                    }
                     _ => return Err(refuse("line 1 does not say that this is a backup")),
                 }
                 loop {
                     match read_line(input, entries + 2)? {
-                        Line::Entry { service, bucket, key, value } => {
-                            let value = BASE64_STANDARD.decode(value).map_err(|e| refuse(&e.to_string()))?;
+                        Line::Entry {
+                            service,
+                            bucket,
+                            key,
+                            value,
+                        } => {
+                            let value = BASE64_STANDARD
+                                .decode(value)
+                                .map_err(|e| refuse(&e.to_string()))?;
                             let place = (&*service, &*bucket, &*key);
-                            let old = values.insert(place, &*value)?.map(|old| key.len() + old.value().len());
+                            let old = values
+                                .insert(place, &*value)?
+                                .map(|old| key.len() + old.value().len());
                             let before = used.get(&*service)?.map_or(0, |used| used.value());
-                            let sum = before + (key.len() + value.len()) as u64 - old.unwrap_or(0) as u64;
+                            let sum =
+                                before + (key.len() + value.len()) as u64 - old.unwrap_or(0) as u64;
                             used.insert(&*service, sum)?;
                             entries += 1;
                         }
                         Line::Last { entries: announced } if announced == entries => break,
-                        _ => return Err(refuse("the last line does not fit the number of entries")),
+                        _ => {
+                            return Err(refuse("the last line does not fit the number of entries"));
+                        }
                     }
                 }
             }
@@ -99,7 +145,10 @@ fn read_line(input: &mut dyn BufRead, number: u64) -> Result<Line, StoreError> {
     let mut text = String::new();
     input.take(MAX_LINE + 1).read_line(&mut text)?;
     if text.is_empty() {
-        return Err(StoreError::Import(format!("it ends before line {number}, so it was cut off")));
+        return Err(StoreError::Import(format!(
+            "it ends before line {number}, so it was cut off"
+        )));
     }
-    serde_json::from_str(&text).map_err(|_| StoreError::Import(format!("line {number} is not one of a backup")))
+    serde_json::from_str(&text)
+        .map_err(|_| StoreError::Import(format!("line {number} is not one of a backup")))
 }

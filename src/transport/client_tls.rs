@@ -24,7 +24,10 @@ pub struct TlsError {
 
 impl TlsError {
     pub(super) fn new(file: &Path, problem: impl fmt::Display) -> Self {
-        Self { file: file.to_owned(), problem: problem.to_string() }
+        Self {
+            file: file.to_owned(),
+            problem: problem.to_string(),
+        }
     }
 }
 
@@ -52,7 +55,12 @@ pub struct ClientTls {
 
 impl Default for ClientTls {
     fn default() -> Self {
-        Self { ca: None, identity: None, server_name: None, reject_unauthorized: true }
+        Self {
+            ca: None,
+            identity: None,
+            server_name: None,
+            reject_unauthorized: true,
+        }
     }
 }
 
@@ -72,11 +80,15 @@ pub fn client_config(tls: &ClientTls) -> Result<Arc<ClientConfig>, TlsError> {
             return Err(TlsError::new(Path::new("TLS"), problem));
         };
         for certificate in read_certificates(ca)? {
-            roots.add(certificate).map_err(|error| TlsError::new(ca, error))?;
+            roots
+                .add(certificate)
+                .map_err(|error| TlsError::new(ca, error))?;
         }
         builder.with_root_certificates(roots)
     } else {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider)))
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
     };
     let mut config = match &tls.identity {
         None => builder.with_no_client_auth(),
@@ -91,7 +103,9 @@ pub fn client_config(tls: &ClientTls) -> Result<Arc<ClientConfig>, TlsError> {
 pub(super) fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(file)?).collect();
     match certificates {
-        Ok(certificates) if certificates.is_empty() => Err(TlsError::new(file, "no CERTIFICATE section in it")),
+        Ok(certificates) if certificates.is_empty() => {
+            Err(TlsError::new(file, "no CERTIFICATE section in it"))
+        }
         Ok(certificates) => Ok(certificates),
         Err(error) => Err(TlsError::new(file, format!("not PEM: {error}"))),
     }
@@ -99,7 +113,9 @@ pub(super) fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'stati
 
 pub(super) fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     PrivateKeyDer::from_pem_slice(&read(file)?).map_err(|error| match error {
-        rustls::pki_types::pem::Error::NoItemsFound => TlsError::new(file, "no PRIVATE KEY section in it"),
+        rustls::pki_types::pem::Error::NoItemsFound => {
+            TlsError::new(file, "no PRIVATE KEY section in it")
+        }
         error => TlsError::new(file, format!("not PEM: {error}")),
     })
 }
@@ -110,7 +126,9 @@ pub(super) fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
 
 pub(super) fn describe_key_error(error: &rustls::Error, cert: &Path) -> String {
     match error {
-        rustls::Error::InconsistentKeys(_) => format!("is not the key of the certificate {}", cert.display()),
+        rustls::Error::InconsistentKeys(_) => {
+            format!("is not the key of the certificate {}", cert.display())
+        }
         error => error.to_string(),
     }
 }
@@ -137,7 +155,12 @@ impl ServerCertVerifier for Anyone {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, signed, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            cert,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -146,7 +169,12 @@ impl ServerCertVerifier for Anyone {
         cert: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, signed, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            cert,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -36,10 +36,22 @@ impl Inherited {
                 inherited.tcp.push((listener.local_addr()?, listener));
                 continue;
             }
-            let wrong = || io::Error::other(format!("inherited socket {index} is no listener with a stream"));
-            let listener = passed.take_unix_listener(index).ok().flatten().ok_or_else(wrong)?;
+            let wrong = || {
+                io::Error::other(format!(
+                    "inherited socket {index} is no listener with a stream"
+                ))
+            };
+            let listener = passed
+                .take_unix_listener(index)
+                .ok()
+                .flatten()
+                .ok_or_else(wrong)?;
             keep_from_children(&listener)?;
-            let path = listener.local_addr()?.as_pathname().ok_or_else(wrong)?.to_owned();
+            let path = listener
+                .local_addr()?
+                .as_pathname()
+                .ok_or_else(wrong)?
+                .to_owned();
             inherited.unix.push((path, listener));
         }
         Ok(inherited)
@@ -67,7 +79,8 @@ impl Inherited {
     #[must_use]
     pub fn left(&self) -> Vec<String> {
         let tcp = self.tcp.iter().map(|(address, _)| address.to_string());
-        tcp.chain(self.unix.iter().map(|(path, _)| path.display().to_string())).collect()
+        tcp.chain(self.unix.iter().map(|(path, _)| path.display().to_string()))
+            .collect()
     }
 }
 

@@ -40,7 +40,10 @@ const NO_SUCH_FAMILY: i32 = 97;
 /// # Errors
 /// If the name can't be resolved.
 pub fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(host);
     let mut addresses = Vec::new();
     for address in (bare, port).to_socket_addrs()? {
         if !addresses.contains(&address) {
@@ -85,7 +88,11 @@ pub fn listen_all<L>(
         }
         found = true;
     }
-    if found { Ok(listeners) } else { Err(absent.unwrap_or_else(|| io::ErrorKind::NotFound.into())) }
+    if found {
+        Ok(listeners)
+    } else {
+        Err(absent.unwrap_or_else(|| io::ErrorKind::NotFound.into()))
+    }
 }
 
 /// Listens on one address. `std::net` alone would hold the backlog at 128.
@@ -93,7 +100,11 @@ pub fn listen_all<L>(
 /// # Errors
 /// If the address is taken, not this machine's, or not allowed.
 pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     // A restarted server shall not wait for old connections to be forgotten.
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
@@ -118,18 +129,32 @@ mod tests {
         let open = |address| listen(address, 8);
         let listeners = listen_all(&[absent, present], &mut taken, open).unwrap();
         assert_eq!((listeners.len(), &*taken), (1, &[present][..]));
-        assert!(listen_all(&[absent, present], &mut taken, open).unwrap().is_empty(), "another host has it");
-        assert!(is_absent(&listen_all(&[absent], &mut taken, open).unwrap_err()));
+        assert!(
+            listen_all(&[absent, present], &mut taken, open)
+                .unwrap()
+                .is_empty(),
+            "another host has it"
+        );
+        assert!(is_absent(
+            &listen_all(&[absent], &mut taken, open).unwrap_err()
+        ));
 
         let own = listeners[0].local_addr().unwrap();
         let error = listen_all(&[own, present], &mut Vec::new(), open).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "what is taken by others is not passed over");
+        assert_eq!(
+            error.kind(),
+            io::ErrorKind::AddrInUse,
+            "what is taken by others is not passed over"
+        );
     }
 
     #[test]
     fn each_address_once() {
         let addresses = resolve("localhost", 7).unwrap();
-        assert!((1..addresses.len()).all(|i| !addresses[..i].contains(&addresses[i])), "{addresses:?}");
+        assert!(
+            (1..addresses.len()).all(|i| !addresses[..i].contains(&addresses[i])),
+            "{addresses:?}"
+        );
         assert_eq!(resolve("[::1]", 7).unwrap(), ["[::1]:7".parse().unwrap()]);
     }
 }

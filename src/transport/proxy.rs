@@ -75,13 +75,19 @@ fn parse_rest(command: u8, family: u8, rest: &[u8]) -> Result<Proxied, &'static 
             let addresses = rest.first_chunk::<12>().ok_or(short)?;
             let [a, b, c, d, _, _, _, _, p, q, _, _] = *addresses;
             let ip = IpAddr::V4(Ipv4Addr::new(a, b, c, d));
-            Ok(Proxied::Peer(SocketAddr::new(ip, u16::from_be_bytes([p, q]))))
+            Ok(Proxied::Peer(SocketAddr::new(
+                ip,
+                u16::from_be_bytes([p, q]),
+            )))
         }
         (_, 0x21) => {
             let addresses = rest.first_chunk::<36>().ok_or(short)?;
             let source = addresses.first_chunk::<16>().ok_or(short)?;
             let ip = IpAddr::V6(Ipv6Addr::from(*source));
-            Ok(Proxied::Peer(SocketAddr::new(ip, u16::from_be_bytes([addresses[32], addresses[33]]))))
+            Ok(Proxied::Peer(SocketAddr::new(
+                ip,
+                u16::from_be_bytes([addresses[32], addresses[33]]),
+            )))
         }
         _ => Ok(Proxied::Balancer),
     }
@@ -116,7 +122,10 @@ mod tests {
         let mut v6 = [0; 36];
         v6[15] = 1;
         v6[33] = 9;
-        assert_eq!(parse(&header(0x21, 0x21, &v6)), Ok(Proxied::Peer("[::1]:9".parse().unwrap())));
+        assert_eq!(
+            parse(&header(0x21, 0x21, &v6)),
+            Ok(Proxied::Peer("[::1]:9".parse().unwrap()))
+        );
         assert_eq!(parse(&header(0x20, 0, &[])), Ok(Proxied::Balancer));
         assert_eq!(parse(&header(0x21, 0, &[])), Ok(Proxied::Balancer));
         for wrong in [

@@ -37,7 +37,15 @@ impl ServerTls {
     /// # Errors
     /// Names the file and what is wrong with it.
     pub fn load(files: &TlsFiles) -> Result<Self, TlsError> {
-        let TlsFiles { cert, key, ca: _, crl: _, reject_unauthorized, min_version, principal } = files;
+        let TlsFiles {
+            cert,
+            key,
+            ca: _,
+            crl: _,
+            reject_unauthorized,
+            min_version,
+            principal,
+        } = files;
         let versions: &[_] = match min_version {
             TlsVersion::V12 => &[&rustls::version::TLS12, &rustls::version::TLS13],
             TlsVersion::V13 => &[&rustls::version::TLS13],
@@ -47,8 +55,12 @@ impl ServerTls {
             .map_err(|error| TlsError::new(cert, error))?;
         let verifier = verifier(files)?;
         let builder = match &verifier {
-            Some(verifier) if *reject_unauthorized => builder.with_client_cert_verifier(Arc::clone(verifier)),
-            Some(verifier) => builder.with_client_cert_verifier(Arc::new(Lenient(Arc::clone(verifier)))),
+            Some(verifier) if *reject_unauthorized => {
+                builder.with_client_cert_verifier(Arc::clone(verifier))
+            }
+            Some(verifier) => {
+                builder.with_client_cert_verifier(Arc::new(Lenient(Arc::clone(verifier))))
+            }
             None => builder.with_no_client_auth(),
         };
         let chain = read_certificates(cert)?;
@@ -57,7 +69,11 @@ impl ServerTls {
             .with_single_cert(chain, read_key(key)?)
             .map_err(|error| TlsError::new(key, describe_key_error(&error, cert)))?;
         config.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(Self { config: Arc::new(config), verifier, principal: *principal })
+        Ok(Self {
+            config: Arc::new(config),
+            verifier,
+            principal: *principal,
+        })
     }
 
     /// A session for one connection.
@@ -74,7 +90,10 @@ impl ServerTls {
     pub fn principal(&self, certificates: &[CertificateDer<'_>]) -> Option<String> {
         let (own, others) = certificates.split_first()?;
         // Where any certificate is let through, this is the first real check.
-        self.verifier.as_ref()?.verify_client_cert(own, others, UnixTime::now()).ok()?;
+        self.verifier
+            .as_ref()?
+            .verify_client_cert(own, others, UnixTime::now())
+            .ok()?;
         let (_, certificate) = X509Certificate::from_der(own).ok()?;
         match self.principal {
             PrincipalFrom::Cn => {
@@ -83,12 +102,16 @@ impl ServerTls {
             }
             PrincipalFrom::San => {
                 let names = certificate.subject_alternative_name().ok()??;
-                names.value.general_names.iter().find_map(|name| match name {
-                    GeneralName::DNSName(name) | GeneralName::RFC822Name(name) | GeneralName::URI(name) => {
-                        Some((*name).to_owned())
-                    }
-                    _ => None,
-                })
+                names
+                    .value
+                    .general_names
+                    .iter()
+                    .find_map(|name| match name {
+                        GeneralName::DNSName(name)
+                        | GeneralName::RFC822Name(name)
+                        | GeneralName::URI(name) => Some((*name).to_owned()),
+                        _ => None,
+                    })
             }
         }
     }
@@ -98,11 +121,17 @@ fn verifier(files: &TlsFiles) -> Result<Option<Arc<dyn ClientCertVerifier>>, Tls
     let Some(ca) = &files.ca else { return Ok(None) };
     let mut roots = RootCertStore::empty();
     for certificate in read_certificates(ca)? {
-        roots.add(certificate).map_err(|error| TlsError::new(ca, error))?;
+        roots
+            .add(certificate)
+            .map_err(|error| TlsError::new(ca, error))?;
     }
-    let mut builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(ring::default_provider()));
+    let mut builder = WebPkiClientVerifier::builder_with_provider(
+        Arc::new(roots),
+        Arc::new(ring::default_provider()),
+    );
     if let Some(crl) = &files.crl {
-        let lists: Result<Vec<_>, _> = CertificateRevocationListDer::pem_slice_iter(&read(crl)?).collect();
+        let lists: Result<Vec<_>, _> =
+            CertificateRevocationListDer::pem_slice_iter(&read(crl)?).collect();
         let lists = lists.map_err(|error| TlsError::new(crl, format!("not PEM: {error}")))?;
         if lists.is_empty() {
             return Err(TlsError::new(crl, "no X509 CRL section in it"));
@@ -111,7 +140,10 @@ fn verifier(files: &TlsFiles) -> Result<Option<Arc<dyn ClientCertVerifier>>, Tls
         builder = builder.with_crls(lists).allow_unknown_revocation_status();
     }
     let file = files.crl.as_ref().unwrap_or(ca);
-    builder.build().map(Some).map_err(|error| TlsError::new(file, error))
+    builder
+        .build()
+        .map(Some)
+        .map_err(|error| TlsError::new(file, error))
 }
 
 /// Whether the server's own chain is one that clients can follow now.
@@ -126,10 +158,18 @@ fn check_chain(chain: &[CertificateDer<'_>]) -> Result<(), String> {
         let validity = certificate.validity();
         let now = x509_parser::time::ASN1Time::now();
         if now < validity.not_before {
-            return Err(format!("certificate {} is not valid before {}", index + 1, validity.not_before));
+            return Err(format!(
+                "certificate {} is not valid before {}",
+                index + 1,
+                validity.not_before
+            ));
         }
         if now > validity.not_after {
-            return Err(format!("certificate {} expired at {}", index + 1, validity.not_after));
+            return Err(format!(
+                "certificate {} expired at {}",
+                index + 1,
+                validity.not_after
+            ));
         }
         if let Some(next) = parsed.get(index + 1)
             && certificate.issuer() != next.subject()

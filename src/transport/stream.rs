@@ -40,7 +40,10 @@ impl Socket {
     /// Takes a connected, blocking stream.
     #[must_use]
     pub fn new(stream: TcpStream) -> Self {
-        Self { stream: Arc::new(stream), armed: Arc::default() }
+        Self {
+            stream: Arc::new(stream),
+            armed: Arc::default(),
+        }
     }
 
     /// The stream itself.
@@ -55,7 +58,12 @@ impl Socket {
     /// # Errors
     /// `TimedOut` at the deadline; else what the system says.
     pub fn read(&self, buf: &mut [u8], deadline: Instant) -> io::Result<usize> {
-        self.until(deadline, &self.armed.read, TcpStream::set_read_timeout, |mut stream| stream.read(buf))
+        self.until(
+            deadline,
+            &self.armed.read,
+            TcpStream::set_read_timeout,
+            |mut stream| stream.read(buf),
+        )
     }
 
     /// Writes everything.
@@ -75,9 +83,17 @@ impl Socket {
     /// # Errors
     /// `TimedOut` at the deadline; else what the system says.
     pub fn write(&self, buf: &[u8], deadline: Instant) -> io::Result<usize> {
-        let written =
-            self.until(deadline, &self.armed.write, TcpStream::set_write_timeout, |mut stream| stream.write(buf))?;
-        if written == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(written) }
+        let written = self.until(
+            deadline,
+            &self.armed.write,
+            TcpStream::set_write_timeout,
+            |mut stream| stream.write(buf),
+        )?;
+        if written == 0 {
+            Err(io::ErrorKind::WriteZero.into())
+        } else {
+            Ok(written)
+        }
     }
 
     /// Writes what the system takes without waiting.
@@ -85,7 +101,9 @@ impl Socket {
     /// # Errors
     /// What the system says; having no room is none.
     pub fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
-        match SockRef::from(&*self.stream).send_with_flags(buf, libc_flags::DONT_WAIT | libc_flags::NO_SIGNAL) {
+        match SockRef::from(&*self.stream)
+            .send_with_flags(buf, libc_flags::DONT_WAIT | libc_flags::NO_SIGNAL)
+        {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
             result => result,
         }
@@ -110,7 +128,10 @@ impl Socket {
                 // Below a millisecond a timeout may be rounded to none at all.
                 let timeout = remaining.max(Duration::from_millis(1));
                 arm(&self.stream, Some(timeout))?;
-                armed.store(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+                armed.store(
+                    u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX),
+                    Relaxed,
+                );
             }
             match call(&self.stream) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => woke_early = true,
@@ -138,7 +159,10 @@ impl Stream {
     /// With TLS, before its handshake.
     #[must_use]
     pub fn tls(socket: Socket, session: rustls::Connection) -> Self {
-        Self { socket, tls: Some(Arc::new(Tls::new(session))) }
+        Self {
+            socket,
+            tls: Some(Arc::new(Tls::new(session))),
+        }
     }
 
     /// What lies below.
@@ -159,7 +183,9 @@ impl Stream {
     /// [`TlsFault::of`](super::TlsFault::of) says why it failed. The peer was
     /// told, if there was room.
     pub fn handshake(&self, deadline: Instant) -> io::Result<()> {
-        self.tls.as_ref().map_or(Ok(()), |tls| tls.handshake(&self.socket, deadline))
+        self.tls
+            .as_ref()
+            .map_or(Ok(()), |tls| tls.handshake(&self.socket, deadline))
     }
 
     /// What the peer showed of itself, its own certificate first.
@@ -222,7 +248,9 @@ impl Stream {
     /// # Errors
     /// As [`Socket::write`].
     pub fn flush(&self, deadline: Instant) -> io::Result<()> {
-        self.tls.as_ref().map_or(Ok(()), |tls| tls.flush(&self.socket, deadline))
+        self.tls
+            .as_ref()
+            .map_or(Ok(()), |tls| tls.flush(&self.socket, deadline))
     }
 
     /// Says that nothing more will be written. A peer that is gone already
@@ -265,25 +293,45 @@ mod tests {
     #[test]
     fn a_read_ends_at_its_deadline_whatever_was_set_before() {
         let (near, far) = pair();
-        far.write_all(b"x", Instant::now() + Duration::from_secs(60)).unwrap();
+        far.write_all(b"x", Instant::now() + Duration::from_secs(60))
+            .unwrap();
         let mut buf = [0; 8];
-        assert_eq!(near.read(&mut buf, Instant::now() + Duration::from_secs(60)).unwrap(), 1);
+        assert_eq!(
+            near.read(&mut buf, Instant::now() + Duration::from_secs(60))
+                .unwrap(),
+            1
+        );
         for millis in [30, 60] {
             let begun = Instant::now();
             let deadline = begun + Duration::from_millis(millis);
-            assert_eq!(near.read(&mut buf, deadline).unwrap_err().kind(), io::ErrorKind::TimedOut);
-            assert!(begun.elapsed() >= Duration::from_millis(millis - 1), "too early");
+            assert_eq!(
+                near.read(&mut buf, deadline).unwrap_err().kind(),
+                io::ErrorKind::TimedOut
+            );
+            assert!(
+                begun.elapsed() >= Duration::from_millis(millis - 1),
+                "too early"
+            );
         }
-        assert_eq!(near.read(&mut buf, Instant::now()).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(
+            near.read(&mut buf, Instant::now()).unwrap_err().kind(),
+            io::ErrorKind::TimedOut
+        );
         Stream::plain(far).half_close();
-        assert_eq!(near.read(&mut buf, Instant::now() + Duration::from_secs(60)).unwrap(), 0);
+        assert_eq!(
+            near.read(&mut buf, Instant::now() + Duration::from_secs(60))
+                .unwrap(),
+            0
+        );
     }
 
     #[test]
     fn a_write_that_nobody_takes_ends_at_its_deadline() {
         let (near, _far) = pair();
         let much = vec![0; 16 << 20];
-        let error = near.write_all(&much, Instant::now() + Duration::from_millis(50)).unwrap_err();
+        let error = near
+            .write_all(&much, Instant::now() + Duration::from_millis(50))
+            .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         // A few bytes more may fit; then it is full, and says so at once.
         while near.try_write(&much).unwrap() > 0 {}

@@ -9,7 +9,9 @@ use std::{
     time::Instant,
 };
 
-use rustls::{AlertDescription, CertificateError, InvalidMessage, PeerMisbehaved, pki_types::CertificateDer};
+use rustls::{
+    AlertDescription, CertificateError, InvalidMessage, PeerMisbehaved, pki_types::CertificateDer,
+};
 
 use super::Socket;
 
@@ -103,24 +105,38 @@ impl TlsFault {
         use rustls::Error;
         match error.kind() {
             io::ErrorKind::TimedOut => return Self::Timeout,
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            io::ErrorKind::UnexpectedEof
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe => {
                 return Self::Abandoned;
             }
             _ => {}
         }
-        match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        match error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<Error>())
+        {
             Some(Error::NoCertificatesPresented) => Self::NoCertificate,
-            Some(Error::PeerIncompatible(_) | Error::NoApplicationProtocol) => Self::NothingInCommon,
+            Some(Error::PeerIncompatible(_) | Error::NoApplicationProtocol) => {
+                Self::NothingInCommon
+            }
             Some(Error::InvalidCertificate(error)) => match error {
                 CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownCa,
-                CertificateError::Expired | CertificateError::ExpiredContext { .. } => Self::Expired,
-                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => Self::NotYetValid,
+                CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+                    Self::Expired
+                }
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                    Self::NotYetValid
+                }
                 CertificateError::Revoked => Self::Revoked,
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => Self::WrongName,
+                CertificateError::NotValidForName
+                | CertificateError::NotValidForNameContext { .. } => Self::WrongName,
                 _ => Self::BadCertificate,
             },
             // A missing client certificate may be said by either of them.
-            Some(Error::AlertReceived(AlertDescription::CertificateRequired)) => Self::NoCertificate,
+            Some(Error::AlertReceived(AlertDescription::CertificateRequired)) => {
+                Self::NoCertificate
+            }
             Some(Error::AlertReceived(AlertDescription::UnknownCA)) => Self::RefusedByPeer,
             Some(Error::AlertReceived(_)) => Self::RefusedByPeer,
             Some(Error::InvalidMessage(
@@ -129,7 +145,9 @@ impl TlsFault {
                 | InvalidMessage::MessageTooLarge
                 | InvalidMessage::InvalidEmptyPayload,
             )) => Self::NotTls,
-            Some(Error::PeerMisbehaved(PeerMisbehaved::IllegalMiddleboxChangeCipherSpec)) => Self::NotTls,
+            Some(Error::PeerMisbehaved(PeerMisbehaved::IllegalMiddleboxChangeCipherSpec)) => {
+                Self::NotTls
+            }
             _ => Self::Other,
         }
     }
@@ -159,8 +177,16 @@ fn invalid(error: rustls::Error) -> io::Error {
 
 impl Tls {
     pub(super) fn new(session: rustls::Connection) -> Self {
-        let incoming = Incoming { buf: Box::default(), taken: 0, filled: 0 };
-        Self { session: Mutex::new(session), incoming: Mutex::new(incoming), outgoing: Mutex::default() }
+        let incoming = Incoming {
+            buf: Box::default(),
+            taken: 0,
+            filled: 0,
+        };
+        Self {
+            session: Mutex::new(session),
+            incoming: Mutex::new(incoming),
+            outgoing: Mutex::default(),
+        }
     }
 
     /// Both sides agree on keys, and on who they are.
@@ -179,7 +205,12 @@ impl Tls {
         }
     }
 
-    pub(super) fn read(&self, socket: &Socket, buf: &mut [u8], deadline: Instant) -> io::Result<usize> {
+    pub(super) fn read(
+        &self,
+        socket: &Socket,
+        buf: &mut [u8],
+        deadline: Instant,
+    ) -> io::Result<usize> {
         let mut incoming = lock(&self.incoming);
         loop {
             match lock(&self.session).reader().read(buf) {
@@ -196,7 +227,12 @@ impl Tls {
         }
     }
 
-    pub(super) fn write(&self, socket: &Socket, buf: &[u8], deadline: Instant) -> io::Result<usize> {
+    pub(super) fn write(
+        &self,
+        socket: &Socket,
+        buf: &[u8],
+        deadline: Instant,
+    ) -> io::Result<usize> {
         let mut outgoing = lock(&self.outgoing);
         outgoing.send(socket, deadline)?;
         let taken = lock(&self.session).writer().write(buf)?;
@@ -212,7 +248,9 @@ impl Tls {
         if !outgoing.try_send(socket)? {
             return Ok(0);
         }
-        let taken = lock(&self.session).writer().write(&buf[..buf.len().min(RECORD_SIZE)])?;
+        let taken = lock(&self.session)
+            .writer()
+            .write(&buf[..buf.len().min(RECORD_SIZE)])?;
         self.collect(&mut outgoing);
         outgoing.try_send(socket)?;
         Ok(taken)

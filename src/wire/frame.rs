@@ -45,14 +45,24 @@ impl FrameHeader {
         } else if keep_alive && length != 0 {
             Err(FrameError::KeepAliveLength { length })
         } else {
-            Ok(Self { length, keep_alive, binary: flags & BINARY != 0, more: flags & MORE != 0 })
+            Ok(Self {
+                length,
+                keep_alive,
+                binary: flags & BINARY != 0,
+                more: flags & MORE != 0,
+            })
         }
     }
 
     /// The eight bytes of this header.
     #[must_use]
     pub fn encode(self) -> [u8; FRAME_HEADER_SIZE] {
-        let Self { length, keep_alive, binary, more } = self;
+        let Self {
+            length,
+            keep_alive,
+            binary,
+            more,
+        } = self;
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
         let flags = flag(keep_alive, KEEPALIVE) | flag(binary, BINARY) | flag(more, MORE);
         let mut bytes = [0; FRAME_HEADER_SIZE];
@@ -96,7 +106,10 @@ impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ReservedFlags { flags } => {
-                write!(f, "flags {flags:#010x} use a reserved bit; known are 0x1, 0x2 and 0x4")
+                write!(
+                    f,
+                    "flags {flags:#010x} use a reserved bit; known are 0x1, 0x2 and 0x4"
+                )
             }
             Self::KeepAliveFlags { flags } => {
                 write!(f, "flags {flags:#010x} join KEEPALIVE with another flag")
@@ -128,16 +141,63 @@ mod tests {
 
     #[test]
     fn headers() {
-        let plain = FrameHeader { length: 0, keep_alive: false, binary: false, more: false };
+        let plain = FrameHeader {
+            length: 0,
+            keep_alive: false,
+            binary: false,
+            more: false,
+        };
         check([0; 8], Ok(plain));
-        check(KEEPALIVE_FRAME, Ok(FrameHeader { keep_alive: true, ..plain }));
-        check([0, 0, 1, 2, 0, 0, 0, 2], Ok(FrameHeader { length: 258, binary: true, ..plain }));
-        check([0xff, 0xff, 0xff, 0xff, 0, 0, 0, 4], Ok(FrameHeader { length: u32::MAX, more: true, ..plain }));
-        check([0, 0, 0, 0, 0, 0, 0, 6], Ok(FrameHeader { binary: true, more: true, ..plain }));
-        check([0, 0, 0, 0, 0, 0, 0, 8], Err(FrameError::ReservedFlags { flags: 8 }));
-        check([0, 0, 0, 0, 0x80, 0, 0, 1], Err(FrameError::ReservedFlags { flags: 0x8000_0001 }));
-        check([0, 0, 0, 0, 0, 0, 0, 3], Err(FrameError::KeepAliveFlags { flags: 3 }));
-        check([0, 0, 0, 0, 0, 0, 0, 5], Err(FrameError::KeepAliveFlags { flags: 5 }));
-        check([0, 0, 0, 1, 0, 0, 0, 1], Err(FrameError::KeepAliveLength { length: 1 }));
+        check(
+            KEEPALIVE_FRAME,
+            Ok(FrameHeader {
+                keep_alive: true,
+                ..plain
+            }),
+        );
+        check(
+            [0, 0, 1, 2, 0, 0, 0, 2],
+            Ok(FrameHeader {
+                length: 258,
+                binary: true,
+                ..plain
+            }),
+        );
+        check(
+            [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 4],
+            Ok(FrameHeader {
+                length: u32::MAX,
+                more: true,
+                ..plain
+            }),
+        );
+        check(
+            [0, 0, 0, 0, 0, 0, 0, 6],
+            Ok(FrameHeader {
+                binary: true,
+                more: true,
+                ..plain
+            }),
+        );
+        check(
+            [0, 0, 0, 0, 0, 0, 0, 8],
+            Err(FrameError::ReservedFlags { flags: 8 }),
+        );
+        check(
+            [0, 0, 0, 0, 0x80, 0, 0, 1],
+            Err(FrameError::ReservedFlags { flags: 0x8000_0001 }),
+        );
+        check(
+            [0, 0, 0, 0, 0, 0, 0, 3],
+            Err(FrameError::KeepAliveFlags { flags: 3 }),
+        );
+        check(
+            [0, 0, 0, 0, 0, 0, 0, 5],
+            Err(FrameError::KeepAliveFlags { flags: 5 }),
+        );
+        check(
+            [0, 0, 0, 1, 0, 0, 0, 1],
+            Err(FrameError::KeepAliveLength { length: 1 }),
+        );
     }
 }

@@ -42,7 +42,9 @@ impl Kind {
 
     fn parse(text: &str) -> Option<Self> {
         let kinds = [Self::Request, Self::Response, Self::Error, Self::Publish];
-        kinds.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(text))
+        kinds
+            .into_iter()
+            .find(|kind| kind.as_str().eq_ignore_ascii_case(text))
     }
 }
 
@@ -75,7 +77,14 @@ impl<'a> Topic<'a> {
             }
         }
         let sound = (1..=4).contains(&dots) && !begins && text.len() <= MAX_TOPIC_SIZE;
-        if sound { Ok(Self { text, dot: first_dot }) } else { Err(HeaderError::Topic) }
+        if sound {
+            Ok(Self {
+                text,
+                dot: first_dot,
+            })
+        } else {
+            Err(HeaderError::Topic)
+        }
     }
 
     /// The whole topic.
@@ -109,7 +118,9 @@ pub fn is_segment(text: &str) -> bool {
 #[must_use]
 pub fn is_request_id(text: &str) -> bool {
     (1..=MAX_REQUEST_ID_SIZE).contains(&text.len())
-        && text.bytes().all(|byte| matches!(class(byte), LETTER | DIGIT | MARK | DOT))
+        && text
+            .bytes()
+            .all(|byte| matches!(class(byte), LETTER | DIGIT | MARK | DOT))
 }
 
 /// What a byte is within a header line, from a table: the lines of all
@@ -195,20 +206,32 @@ impl<'a> Header<'a> {
         });
         let Some(end) = end else {
             let too_long = message.len() > MAX_HEADER_SIZE;
-            return Err(if too_long { HeaderError::TooLong } else { HeaderError::NoLineFeed });
+            return Err(if too_long {
+                HeaderError::TooLong
+            } else {
+                HeaderError::NoLineFeed
+            });
         };
         if let Some(byte) = refused {
             return Err(HeaderError::Byte { byte });
         }
-        let line = std::str::from_utf8(&message[..end]).map_err(|_| HeaderError::Byte { byte: 0x80 })?;
+        let line =
+            std::str::from_utf8(&message[..end]).map_err(|_| HeaderError::Byte { byte: 0x80 })?;
         if let Some(last) = ends.get_mut(colons) {
             *last = end;
         }
-        Ok((Self::from_fields(line, ends, colons + 1)?, &message[end + 1..]))
+        Ok((
+            Self::from_fields(line, ends, colons + 1)?,
+            &message[end + 1..],
+        ))
     }
 
     /// The fields of a line by where each of them ends.
-    fn from_fields(line: &'a str, ends: [usize; MAX_FIELDS], count: usize) -> Result<Self, HeaderError> {
+    fn from_fields(
+        line: &'a str,
+        ends: [usize; MAX_FIELDS],
+        count: usize,
+    ) -> Result<Self, HeaderError> {
         let field = |index: usize| {
             let begin = if index == 0 { 0 } else { ends[index - 1] + 1 };
             Some(&line[begin..ends[index]]).filter(|field| !field.is_empty())
@@ -217,12 +240,18 @@ impl<'a> Header<'a> {
         let kind = optional(0).and_then(Kind::parse).ok_or(HeaderError::Kind)?;
         let topic = Topic::parse(optional(1).ok_or(HeaderError::Topic)?)?;
         let version = optional(2).ok_or(HeaderError::Version)?;
-        let version = version.parse().map_err(|VersionError| HeaderError::Version)?;
+        let version = version
+            .parse()
+            .map_err(|VersionError| HeaderError::Version)?;
         if count > MAX_FIELDS {
             return Err(HeaderError::TooManyFields);
         }
         let (request_id, parent_request_id) = (optional(3), optional(4));
-        if ![request_id, parent_request_id].into_iter().flatten().all(is_request_id) {
+        if ![request_id, parent_request_id]
+            .into_iter()
+            .flatten()
+            .all(is_request_id)
+        {
             return Err(HeaderError::RequestId);
         }
         let timeout = match optional(5) {
@@ -230,7 +259,14 @@ impl<'a> Header<'a> {
             Some(_) if kind != Kind::Request => return Err(HeaderError::TimeoutKind { kind }),
             Some(text) => Some(parse_timeout(text).ok_or(HeaderError::Timeout)?),
         };
-        Ok(Self { kind, topic, version, request_id, parent_request_id, timeout })
+        Ok(Self {
+            kind,
+            topic,
+            version,
+            request_id,
+            parent_request_id,
+            timeout,
+        })
     }
 }
 
@@ -245,7 +281,14 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 impl fmt::Display for Header<'_> {
     /// The line without its line feed, and without empty fields at its end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, topic, version, request_id, parent_request_id, timeout } = self;
+        let Self {
+            kind,
+            topic,
+            version,
+            request_id,
+            parent_request_id,
+            timeout,
+        } = self;
         write!(f, "{}:{}:{version}", kind.as_str(), topic.as_str())?;
         let id = request_id.unwrap_or_default();
         let parent = parent_request_id.unwrap_or_default();
@@ -266,7 +309,11 @@ impl Header<'_> {
             out.extend_from_slice(self.to_string().as_bytes());
             return;
         }
-        let Version { major, minor, patch } = self.version;
+        let Version {
+            major,
+            minor,
+            patch,
+        } = self.version;
         out.extend_from_slice(self.kind.as_str().as_bytes());
         out.push(b':');
         out.extend_from_slice(self.topic.as_str().as_bytes());
@@ -327,9 +374,15 @@ impl fmt::Display for HeaderError {
         match self {
             Self::EmptyMessage => f.write_str("empty message"),
             Self::NoLineFeed => f.write_str("no line feed after the header line"),
-            Self::TooLong => write!(f, "header line exceeds the limit of {MAX_HEADER_SIZE} bytes"),
+            Self::TooLong => write!(
+                f,
+                "header line exceeds the limit of {MAX_HEADER_SIZE} bytes"
+            ),
             Self::Byte { byte } => {
-                write!(f, "byte {byte:#04x} in the header line, allowed is printable ASCII without spaces")
+                write!(
+                    f,
+                    "byte {byte:#04x} in the header line, allowed is printable ASCII without spaces"
+                )
             }
             Self::Kind => f.write_str("first field must be REQUEST or PUBLISH"),
             Self::Topic => write!(
@@ -339,10 +392,21 @@ impl fmt::Display for HeaderError {
             ),
             Self::Version => write!(f, "third field must be a version: {VersionError}"),
             Self::RequestId => {
-                write!(f, "a request id is 1 to {MAX_REQUEST_ID_SIZE} letters, digits, dots, - and _")
+                write!(
+                    f,
+                    "a request id is 1 to {MAX_REQUEST_ID_SIZE} letters, digits, dots, - and _"
+                )
             }
-            Self::Timeout => write!(f, "sixth field must be a timeout of 1 to {} ms", MAX_TIMEOUT.as_millis()),
-            Self::TimeoutKind { kind } => write!(f, "a timeout goes with REQUEST only, not with {}", kind.as_str()),
+            Self::Timeout => write!(
+                f,
+                "sixth field must be a timeout of 1 to {} ms",
+                MAX_TIMEOUT.as_millis()
+            ),
+            Self::TimeoutKind { kind } => write!(
+                f,
+                "a timeout goes with REQUEST only, not with {}",
+                kind.as_str()
+            ),
             Self::TooManyFields => f.write_str("more than 6 fields"),
         }
     }
@@ -356,11 +420,16 @@ mod tests {
 
     fn good(line: &str) -> String {
         let message = format!("{line}\n{{}}");
-        let (header, payload) = Header::parse(message.as_bytes()).unwrap_or_else(|e| panic!("{line}: {e}"));
+        let (header, payload) =
+            Header::parse(message.as_bytes()).unwrap_or_else(|e| panic!("{line}: {e}"));
         assert_eq!(payload, b"{}", "{line}");
         let mut appended = Vec::new();
         header.append_to(&mut appended);
-        assert_eq!(appended, header.to_string().as_bytes(), "both ways to write it");
+        assert_eq!(
+            appended,
+            header.to_string().as_bytes(),
+            "both ways to write it"
+        );
         header.to_string()
     }
 
@@ -387,7 +456,12 @@ mod tests {
     #[test]
     fn lines_that_break_it() {
         let check = |message: &[u8], expected: HeaderError| {
-            assert_eq!(Header::parse(message), Err(expected), "{:?}", String::from_utf8_lossy(message));
+            assert_eq!(
+                Header::parse(message),
+                Err(expected),
+                "{:?}",
+                String::from_utf8_lossy(message)
+            );
         };
         check(b"", HeaderError::EmptyMessage);
         check(b"REQUEST:a.b:1.0.0:1", HeaderError::NoLineFeed);
@@ -396,26 +470,70 @@ mod tests {
         check(b"ASK:a.b:1.0.0\n", HeaderError::Kind);
         check(b"REQUEST\n", HeaderError::Topic);
         check(b"REQUEST::1.0.0\n", HeaderError::Topic);
-        for topic in ["a", "a.", ".a", "a..b", "1a.b", "a.1", "a.b.c.d.e.f", "a.b$", "-a.b"] {
-            check(format!("REQUEST:{topic}:1.0.0:1\n").as_bytes(), HeaderError::Topic);
+        for topic in [
+            "a",
+            "a.",
+            ".a",
+            "a..b",
+            "1a.b",
+            "a.1",
+            "a.b.c.d.e.f",
+            "a.b$",
+            "-a.b",
+        ] {
+            check(
+                format!("REQUEST:{topic}:1.0.0:1\n").as_bytes(),
+                HeaderError::Topic,
+            );
         }
-        check(format!("REQUEST:a.{}:1.0.0\n", "b".repeat(254)).as_bytes(), HeaderError::Topic);
+        check(
+            format!("REQUEST:a.{}:1.0.0\n", "b".repeat(254)).as_bytes(),
+            HeaderError::Topic,
+        );
         assert!(Topic::parse(&format!("a.{}", "b".repeat(253))).is_ok());
         check(b"REQUEST:a.b\n", HeaderError::Version);
         check(b"REQUEST:a.b:1.0\n", HeaderError::Version);
         check(b"REQUEST:a.b:1.0.0:a/b\n", HeaderError::RequestId);
         check(b"REQUEST:a.b:1.0.0:1:a/b\n", HeaderError::RequestId);
-        check(format!("REQUEST:a.b:1.0.0:{}\n", "i".repeat(65)).as_bytes(), HeaderError::RequestId);
-        for timeout in ["0", "-1", "+1", "1.5", "3600001", "99999999999999999999999", "5s"] {
-            check(format!("REQUEST:a.b:1.0.0:1::{timeout}\n").as_bytes(), HeaderError::Timeout);
+        check(
+            format!("REQUEST:a.b:1.0.0:{}\n", "i".repeat(65)).as_bytes(),
+            HeaderError::RequestId,
+        );
+        for timeout in [
+            "0",
+            "-1",
+            "+1",
+            "1.5",
+            "3600001",
+            "99999999999999999999999",
+            "5s",
+        ] {
+            check(
+                format!("REQUEST:a.b:1.0.0:1::{timeout}\n").as_bytes(),
+                HeaderError::Timeout,
+            );
         }
-        check(b"PUBLISH:a.b:1.0.0:1::5\n", HeaderError::TimeoutKind { kind: Kind::Publish });
+        check(
+            b"PUBLISH:a.b:1.0.0:1::5\n",
+            HeaderError::TimeoutKind {
+                kind: Kind::Publish,
+            },
+        );
         check(b"REQUEST:a.b:1.0.0:1:2:3:4\n", HeaderError::TooManyFields);
         check(b"REQUEST:a.b:1.0.0:1::::\n", HeaderError::TooManyFields);
-        check(b"REQUEST:a.b:1.0.0:1\r\n", HeaderError::Byte { byte: b'\r' });
+        check(
+            b"REQUEST:a.b:1.0.0:1\r\n",
+            HeaderError::Byte { byte: b'\r' },
+        );
         check(b"REQUEST:a b:1.0.0:1\n", HeaderError::Byte { byte: b' ' });
-        check("REQUEST:ä.b:1.0.0:1\n".as_bytes(), HeaderError::Byte { byte: 0xc3 });
-        check(&[b"REQUEST:a.b:1.0.0:".as_slice(), &[b'x'; 1100], b"\n"].concat(), HeaderError::TooLong);
+        check(
+            "REQUEST:ä.b:1.0.0:1\n".as_bytes(),
+            HeaderError::Byte { byte: 0xc3 },
+        );
+        check(
+            &[b"REQUEST:a.b:1.0.0:".as_slice(), &[b'x'; 1100], b"\n"].concat(),
+            HeaderError::TooLong,
+        );
     }
 
     #[test]
@@ -423,7 +541,10 @@ mod tests {
         let pad = MAX_HEADER_SIZE - "REQUEST:a.b:1.0.0::::".len();
         let line = format!("REQUEST:a.b:1.0.0:{}\n", ":".repeat(3 + pad));
         assert_eq!(line.len(), MAX_HEADER_SIZE + 1);
-        assert_eq!(Header::parse(line.as_bytes()), Err(HeaderError::TooManyFields));
+        assert_eq!(
+            Header::parse(line.as_bytes()),
+            Err(HeaderError::TooManyFields)
+        );
         let line = format!("REQUEST:a.b:1.0.0:{}\n", ":".repeat(4 + pad));
         assert_eq!(Header::parse(line.as_bytes()), Err(HeaderError::TooLong));
     }

@@ -15,7 +15,9 @@ pub const NULL: &str = "null";
 /// # Errors
 /// The first of the three that fails.
 pub fn check(payload: &[u8]) -> Result<&str, JsonError> {
-    let text = std::str::from_utf8(payload).map_err(|e| JsonError::Encoding { at: e.valid_up_to() })?;
+    let text = std::str::from_utf8(payload).map_err(|e| JsonError::Encoding {
+        at: e.valid_up_to(),
+    })?;
     check_text(text)?;
     Ok(text)
 }
@@ -39,9 +41,15 @@ pub fn check_depth(text: &str, limit: usize) -> Result<(), JsonError> {
         Wrong::Depth => JsonError::Depth { limit },
         Wrong::At(at) => {
             let before = &text.as_bytes()[..at];
-            let line_start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
+            let line_start = before
+                .iter()
+                .rposition(|&byte| byte == b'\n')
+                .map_or(0, |newline| newline + 1);
             let line = before.iter().filter(|&&byte| byte == b'\n').count() + 1;
-            JsonError::Grammar { line, column: at - line_start + 1 }
+            JsonError::Grammar {
+                line,
+                column: at - line_start + 1,
+            }
         }
     })
 }
@@ -136,12 +144,20 @@ impl Text<'_> {
             return Err(Wrong::At(at));
         }
         let at = self.blank(self.string(at + 1)?);
-        if self.0.get(at) == Some(&b':') { Ok(at + 1) } else { Err(Wrong::At(at)) }
+        if self.0.get(at) == Some(&b':') {
+            Ok(at + 1)
+        } else {
+            Err(Wrong::At(at))
+        }
     }
 
     #[inline]
     fn word(&self, at: usize, word: &[u8]) -> Result<usize, Wrong> {
-        if self.0[at..].starts_with(word) { Ok(at + word.len()) } else { Err(Wrong::At(at)) }
+        if self.0[at..].starts_with(word) {
+            Ok(at + word.len())
+        } else {
+            Err(Wrong::At(at))
+        }
     }
 
     /// From behind the opening quote to behind the closing one.
@@ -189,7 +205,11 @@ impl Text<'_> {
     #[inline]
     fn number(&self, mut at: usize) -> Result<usize, Wrong> {
         at += usize::from(self.0.get(at) == Some(&b'-'));
-        at = if self.0.get(at) == Some(&b'0') { at + 1 } else { self.digits(at)? };
+        at = if self.0.get(at) == Some(&b'0') {
+            at + 1
+        } else {
+            self.digits(at)?
+        };
         if self.0.get(at) == Some(&b'.') {
             at = self.digits(at + 1)?;
         }
@@ -207,7 +227,11 @@ impl Text<'_> {
         while let Some(b'0'..=b'9') = self.0.get(end) {
             end += 1;
         }
-        if end > at { Ok(end) } else { Err(Wrong::At(at)) }
+        if end > at {
+            Ok(end)
+        } else {
+            Err(Wrong::At(at))
+        }
     }
 }
 
@@ -216,7 +240,9 @@ impl Text<'_> {
 /// next to the control characters, and one comparison finds both.
 #[inline]
 fn is_plain(bytes: &[u8]) -> bool {
-    let fold = |(least, backslash): (u8, bool), &byte: &u8| (least.min(byte ^ 2), backslash | (byte == b'\\'));
+    let fold = |(least, backslash): (u8, bool), &byte: &u8| {
+        (least.min(byte ^ 2), backslash | (byte == b'\\'))
+    };
     let (least, backslash) = bytes.iter().fold((u8::MAX, false), fold);
     least > 0x20 && !backslash
 }
@@ -228,7 +254,10 @@ fn is_plain(bytes: &[u8]) -> bool {
 fn special(bytes: &[u8]) -> u64 {
     const ONES: u64 = u64::MAX / 255;
     const HIGH: u64 = ONES * 0x80;
-    let word = bytes.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+    let word = bytes
+        .iter()
+        .rev()
+        .fold(0, |word, &byte| word << 8 | u64::from(byte));
     let zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGH;
     let below_space = word.wrapping_sub(ONES * 0x20) & !word & HIGH;
     zero(word ^ (ONES * u64::from(b'"'))) | zero(word ^ (ONES * u64::from(b'\\'))) | below_space
@@ -275,7 +304,13 @@ mod tests {
 
     #[test]
     fn texts() {
-        for good in ["null", " {\"a\": [1, 2.5e3, true, \"\\u00e9\\\"]\"]} ", "0", "\"[[[\"", "1e999"] {
+        for good in [
+            "null",
+            " {\"a\": [1, 2.5e3, true, \"\\u00e9\\\"]\"]} ",
+            "0",
+            "\"[[[\"",
+            "1e999",
+        ] {
             assert_eq!(check(good.as_bytes()), Ok(good));
         }
         let bad = |text: &[u8], expected| assert_eq!(check(text), Err(expected), "{text:?}");
@@ -310,7 +345,10 @@ mod tests {
             let read = serde_json::from_str::<serde_json::Value>(&text).is_ok();
             assert_eq!(check(text.as_bytes()).is_ok(), read, "{depth}");
         }
-        assert_eq!(check(nested(MAX_DEPTH + 1).as_bytes()), Err(JsonError::Depth { limit: MAX_DEPTH }));
+        assert_eq!(
+            check(nested(MAX_DEPTH + 1).as_bytes()),
+            Err(JsonError::Depth { limit: MAX_DEPTH })
+        );
     }
 
     /// Values of every kind, and what is near them.

@@ -60,7 +60,11 @@ impl<'a> FrameWriter<'a> {
     fn begin_line(out: &'a mut Vec<u8>) -> Self {
         let start = out.len();
         out.extend_from_slice(&[0; FRAME_HEADER_SIZE]);
-        Self { out, start, finished: false }
+        Self {
+            out,
+            start,
+            finished: false,
+        }
     }
 
     fn line(&mut self, line: std::fmt::Arguments<'_>) {
@@ -82,7 +86,12 @@ impl<'a> FrameWriter<'a> {
     pub fn finish(mut self, binary: bool) {
         let length = self.out.len() - self.start - FRAME_HEADER_SIZE;
         let length = u32::try_from(length).expect("answers are bounded far below 4 GiB");
-        let header = FrameHeader { length, keep_alive: false, binary, more: false };
+        let header = FrameHeader {
+            length,
+            keep_alive: false,
+            binary,
+            more: false,
+        };
         self.out[self.start..self.start + FRAME_HEADER_SIZE].copy_from_slice(&header.encode());
         self.finished = true;
     }
@@ -127,7 +136,12 @@ pub fn write_head(out: &mut Vec<u8>, header: &Header<'_>, payload: usize, binary
     FrameWriter::begin(out, header).finish(binary);
     let length = out.len() - start - FRAME_HEADER_SIZE + payload;
     let length = u32::try_from(length).expect("answers are bounded far below 4 GiB");
-    let frame = FrameHeader { length, keep_alive: false, binary, more: false };
+    let frame = FrameHeader {
+        length,
+        keep_alive: false,
+        binary,
+        more: false,
+    };
     out[start..start + FRAME_HEADER_SIZE].copy_from_slice(&frame.encode());
 }
 
@@ -140,7 +154,12 @@ pub fn write_pieces(out: &mut Vec<u8>, header: &Header<'_>, payload: Payload<'_>
     while let Some(chunk) = chunks.next() {
         let length = u32::try_from(chunk.len()).expect("a piece is below 4 GiB");
         let more = chunks.peek().is_some();
-        let header = FrameHeader { length, keep_alive: false, binary: payload.is_binary(), more };
+        let header = FrameHeader {
+            length,
+            keep_alive: false,
+            binary: payload.is_binary(),
+            more,
+        };
         out.extend_from_slice(&header.encode());
         out.extend_from_slice(chunk);
     }
@@ -172,7 +191,12 @@ pub struct ErrorBody<'a> {
 impl<'a> ErrorBody<'a> {
     /// An error of the server's without details.
     pub fn server(code: Code, message: impl Into<Cow<'a, str>>) -> Self {
-        Self { code: Cow::Borrowed(code.as_str()), message: message.into(), origin: Origin::Server, details: None }
+        Self {
+            code: Cow::Borrowed(code.as_str()),
+            message: message.into(),
+            origin: Origin::Server,
+            details: None,
+        }
     }
 
     /// Adds details.
@@ -185,7 +209,12 @@ impl<'a> ErrorBody<'a> {
 
 /// Appends an ERROR. `request` is the header of what it answers, or none
 /// where no request can be named; `now` is the time that it carries.
-pub fn write_error(out: &mut Vec<u8>, request: Option<&Header<'_>>, body: &ErrorBody<'_>, now: SystemTime) {
+pub fn write_error(
+    out: &mut Vec<u8>,
+    request: Option<&Header<'_>>,
+    body: &ErrorBody<'_>,
+    now: SystemTime,
+) {
     #[derive(Serialize)]
     struct Document<'a> {
         code: &'a str,
@@ -198,12 +227,27 @@ pub fn write_error(out: &mut Vec<u8>, request: Option<&Header<'_>>, body: &Error
     let mut writer = FrameWriter::begin_line(out);
     match request.map(|header| (header.topic, header.version, header.request_id)) {
         None => writer.line(format_args!("ERROR:system.error:1.0.0")),
-        Some((topic, version, None)) => writer.line(format_args!("ERROR:{}:{version}", topic.as_str())),
-        Some((topic, version, Some(id))) => writer.line(format_args!("ERROR:{}:{version}:{id}", topic.as_str())),
+        Some((topic, version, None)) => {
+            writer.line(format_args!("ERROR:{}:{version}", topic.as_str()))
+        }
+        Some((topic, version, Some(id))) => {
+            writer.line(format_args!("ERROR:{}:{version}:{id}", topic.as_str()))
+        }
     }
-    let ErrorBody { code, message, origin, details } = body;
+    let ErrorBody {
+        code,
+        message,
+        origin,
+        details,
+    } = body;
     let timestamp = humantime::format_rfc3339_millis(now).to_string();
-    let document = Document { code, message, timestamp, origin: *origin, details: details.as_deref() };
+    let document = Document {
+        code,
+        message,
+        timestamp,
+        origin: *origin,
+        details: details.as_deref(),
+    };
     // Strings and a checked JSON text can't fail to serialise into memory.
     let _ = serde_json::to_writer(writer.payload(), &document);
     writer.finish(false);
@@ -216,10 +260,16 @@ mod tests {
 
     #[test]
     fn the_seeds_request_to_the_byte() {
-        let (header, payload) = Header::parse(b"REQUEST:service.action:1.0.0:req-uuid\n{\"data\":\"test\"}").unwrap();
+        let (header, payload) =
+            Header::parse(b"REQUEST:service.action:1.0.0:req-uuid\n{\"data\":\"test\"}").unwrap();
         let mut out = Vec::new();
-        write_message(&mut out, &header, Payload::Json(std::str::from_utf8(payload).unwrap()));
-        let expected = b"\0\0\0\x35\0\0\0\0REQUEST:service.action:1.0.0:req-uuid\n{\"data\":\"test\"}";
+        write_message(
+            &mut out,
+            &header,
+            Payload::Json(std::str::from_utf8(payload).unwrap()),
+        );
+        let expected =
+            b"\0\0\0\x35\0\0\0\0REQUEST:service.action:1.0.0:req-uuid\n{\"data\":\"test\"}";
         assert_eq!(out, expected);
     }
 
@@ -227,7 +277,8 @@ mod tests {
     fn errors() {
         let (header, _) = Header::parse(b"REQUEST:a.b:1.2.3:7:p:100\n").unwrap();
         let now = UNIX_EPOCH + Duration::from_millis(1_769_517_296_789);
-        let body = ErrorBody::server(Code::Timeout, "stopped").with_details(&serde_json::json!({"phase": "call"}));
+        let body = ErrorBody::server(Code::Timeout, "stopped")
+            .with_details(&serde_json::json!({"phase": "call"}));
         let mut out = Vec::new();
         write_error(&mut out, Some(&header), &body, now);
         let text = String::from_utf8_lossy(&out[8..]);
@@ -236,10 +287,18 @@ mod tests {
             "ERROR:a.b:1.2.3:7\n{\"code\":\"TIMEOUT\",\"message\":\"stopped\",\
              \"timestamp\":\"2026-01-27T12:34:56.789Z\",\"origin\":\"server\",\"details\":{\"phase\":\"call\"}}"
         );
-        assert_eq!(u32::from_be_bytes(out[..4].try_into().unwrap()) as usize, out.len() - 8);
+        assert_eq!(
+            u32::from_be_bytes(out[..4].try_into().unwrap()) as usize,
+            out.len() - 8
+        );
 
         out.clear();
-        write_error(&mut out, None, &ErrorBody::server(Code::ServerBusy, "full"), now);
+        write_error(
+            &mut out,
+            None,
+            &ErrorBody::server(Code::ServerBusy, "full"),
+            now,
+        );
         assert!(out[8..].starts_with(b"ERROR:system.error:1.0.0\n{\"code\":\"SERVER_BUSY\""));
         assert!(!String::from_utf8_lossy(&out).contains("details"));
     }

@@ -87,7 +87,10 @@ impl Reassembly {
     /// that it offers to a read once it has grown to its bound.
     #[must_use]
     pub fn new(max_message_size: usize, read_size: usize) -> Self {
-        assert!(read_size >= FRAME_HEADER_SIZE, "a read must hold a frame header");
+        assert!(
+            read_size >= FRAME_HEADER_SIZE,
+            "a read must hold a frame header"
+        );
         Self {
             buf: vec![0; read_size.min(FIRST_SIZE)],
             start: 0,
@@ -127,7 +130,12 @@ impl Reassembly {
     pub fn next_capacity(&self) -> usize {
         if self.is_empty() {
             return match self.buf.len() {
-                large if large > self.kept_size() && self.filled <= self.kept_size().max(large / 4) => self.read_size,
+                large
+                    if large > self.kept_size()
+                        && self.filled <= self.kept_size().max(large / 4) =>
+                {
+                    self.read_size
+                }
                 small if self.cramped && small < self.read_size => (small * 2).min(self.read_size),
                 fits => fits,
             };
@@ -138,7 +146,10 @@ impl Reassembly {
         }
         let bound = self.max_message_size + FRAME_HEADER_SIZE + self.read_size;
         let steep = (self.buf.len() * GROWTH).min(held + self.missing());
-        steep.max(self.buf.len() * 2).min(bound).max(held + self.read_size)
+        steep
+            .max(self.buf.len() * 2)
+            .min(bound)
+            .max(held + self.read_size)
     }
 
     /// Whether the next read finds it with memory that only a large message
@@ -163,8 +174,12 @@ impl Reassembly {
     /// Bytes that the frame at hand has promised and that have not arrived.
     fn missing(&self) -> usize {
         let unparsed = &self.buf[self.parsed..self.filled];
-        let header = unparsed.split_first_chunk().and_then(|(&header, _)| FrameHeader::parse(header).ok());
-        header.map_or(0, |header| (FRAME_HEADER_SIZE + header.length as usize).saturating_sub(unparsed.len()))
+        let header = unparsed
+            .split_first_chunk()
+            .and_then(|(&header, _)| FrameHeader::parse(header).ok());
+        header.map_or(0, |header| {
+            (FRAME_HEADER_SIZE + header.length as usize).saturating_sub(unparsed.len())
+        })
     }
 
     /// What has arrived of a message that is not whole: its header line is at
@@ -199,11 +214,17 @@ impl Reassembly {
     ///
     /// # Errors
     /// After one the stream can't be read on: drop the buffer.
-    #[allow(clippy::should_implement_trait, reason = "what it yields borrows from the buffer")]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "what it yields borrows from the buffer"
+    )]
     pub fn next(&mut self) -> Result<Option<Incoming<'_>>, FrameError> {
         Ok(self.take()?.map(|taken| match taken {
             Taken::KeepAlive => Incoming::KeepAlive,
-            Taken::Message { body, binary } => Incoming::Message { body: &self.buf[body], binary },
+            Taken::Message { body, binary } => Incoming::Message {
+                body: &self.buf[body],
+                binary,
+            },
         }))
     }
 
@@ -233,7 +254,10 @@ impl Reassembly {
             self.start = self.parsed;
             self.assembled = self.parsed;
             self.invariants();
-            return Ok(Some(Taken::Message { body, binary: header.binary }));
+            return Ok(Some(Taken::Message {
+                body,
+                binary: header.binary,
+            }));
         }
         Ok(None)
     }
@@ -280,7 +304,10 @@ impl Reassembly {
         }
         let size = (self.assembled - self.start) as u64 + u64::from(header.length);
         if size > self.max_message_size as u64 {
-            return Err(FrameError::TooLarge { size, limit: self.max_message_size });
+            return Err(FrameError::TooLarge {
+                size,
+                limit: self.max_message_size,
+            });
         }
         Ok(())
     }
@@ -318,7 +345,8 @@ impl Reassembly {
         self.buf.copy_within(self.start..self.assembled, 0);
         self.assembled -= self.start;
         self.start = 0;
-        self.buf.copy_within(self.parsed..self.filled, self.assembled);
+        self.buf
+            .copy_within(self.parsed..self.filled, self.assembled);
         self.filled -= self.parsed - self.assembled;
         self.parsed = self.assembled;
         self.invariants();
@@ -326,9 +354,15 @@ impl Reassembly {
 
     fn invariants(&self) {
         assert!(self.start <= self.assembled, "pieces are a range");
-        assert!(self.assembled <= self.parsed, "pieces come from parsed frames");
+        assert!(
+            self.assembled <= self.parsed,
+            "pieces come from parsed frames"
+        );
         assert!(self.parsed <= self.filled, "only what arrived is parsed");
-        assert!(self.filled <= self.buf.len(), "more arrived than there was room for");
+        assert!(
+            self.filled <= self.buf.len(),
+            "more arrived than there was room for"
+        );
     }
 }
 
@@ -352,16 +386,24 @@ mod tests {
         while !rest.is_empty() {
             let announced = buffer.next_capacity();
             let spare = buffer.spare();
-            let size = (*sizes.next().unwrap()).clamp(1, spare.len()).min(rest.len());
+            let size = (*sizes.next().unwrap())
+                .clamp(1, spare.len())
+                .min(rest.len());
             spare[..size].copy_from_slice(&rest[..size]);
             rest = &rest[size..];
             buffer.advance(size);
             assert_eq!(buffer.capacity(), announced);
-            assert!(buffer.capacity() <= 2 * (LIMIT + FRAME_HEADER_SIZE + READ), "{}", buffer.capacity());
+            assert!(
+                buffer.capacity() <= 2 * (LIMIT + FRAME_HEADER_SIZE + READ),
+                "{}",
+                buffer.capacity()
+            );
             loop {
                 match buffer.next() {
                     Ok(Some(Incoming::KeepAlive)) => out.push(None),
-                    Ok(Some(Incoming::Message { body, binary })) => out.push(Some((body.to_vec(), binary))),
+                    Ok(Some(Incoming::Message { body, binary })) => {
+                        out.push(Some((body.to_vec(), binary)))
+                    }
                     Ok(None) => break,
                     Err(error) => return (out, Err(error), true),
                 }
@@ -372,7 +414,12 @@ mod tests {
     }
 
     fn frame(flags: u32, body: &[u8]) -> Vec<u8> {
-        [&u32::try_from(body.len()).unwrap().to_be_bytes(), &flags.to_be_bytes(), body].concat()
+        [
+            &u32::try_from(body.len()).unwrap().to_be_bytes(),
+            &flags.to_be_bytes(),
+            body,
+        ]
+        .concat()
     }
 
     #[test]
@@ -399,7 +446,11 @@ mod tests {
         ];
         for split in 1..stream.len() {
             let (out, result, midway) = feed(&stream, &[split, stream.len() - split]);
-            assert_eq!((out, result, midway), (expected.clone(), Ok(()), false), "split at {split}");
+            assert_eq!(
+                (out, result, midway),
+                (expected.clone(), Ok(()), false),
+                "split at {split}"
+            );
         }
         assert_eq!(feed(&stream, &[1]).0, expected);
     }
@@ -411,7 +462,11 @@ mod tests {
         assert_eq!((out, result), (vec![], too_large(u64::from(u32::MAX))));
         let stream = [frame(4, &[0; 200]), frame(4, &[0; 100]), frame(0, &[0; 1])].concat();
         assert_eq!(feed(&stream, &[50]).1, too_large(301));
-        assert_eq!(feed(&stream[..stream.len() - 1], &[50]).1, too_large(301), "known from the header");
+        assert_eq!(
+            feed(&stream[..stream.len() - 1], &[50]).1,
+            too_large(301),
+            "known from the header"
+        );
         let stream = [frame(4, &[0; 200]), frame(0, &[0; 100])].concat();
         assert_eq!(feed(&stream, &[50]).0.len(), 1);
     }
@@ -444,16 +499,27 @@ mod tests {
                 rest = &rest[size..];
                 buffer.advance(size);
             }
-            assert!(matches!(buffer.next(), Ok(Some(Incoming::Message { body: whole, .. })) if whole.len() == body));
+            assert!(
+                matches!(buffer.next(), Ok(Some(Incoming::Message { body: whole, .. })) if whole.len() == body)
+            );
             (buffer.is_kept_large(), buffer)
         };
-        let kept =
-            |buffer, bodies: &[usize]| bodies.iter().fold((false, buffer), |(_, buffer), &body| serve(buffer, body));
+        let kept = |buffer, bodies: &[usize]| {
+            bodies
+                .iter()
+                .fold((false, buffer), |(_, buffer), &body| serve(buffer, body))
+        };
         let new = || Reassembly::new(1 << 20, READ);
         assert!(kept(new(), &[500_000]).0);
         assert!(kept(new(), &[500_000, 500_000]).0);
-        assert!(!kept(new(), &[500_000, 100]).0, "a small one needs no such memory");
-        assert!(!kept(new(), &[500_000, 100_000]).0, "nor one that is much smaller");
+        assert!(
+            !kept(new(), &[500_000, 100]).0,
+            "a small one needs no such memory"
+        );
+        assert!(
+            !kept(new(), &[500_000, 100_000]).0,
+            "nor one that is much smaller"
+        );
         let (_, mut buffer) = kept(new(), &[500_000]);
         assert!(buffer.spare().len() >= 500_000);
         assert!(buffer.spare().len() <= KEPT_SIZE, "nothing has come");
@@ -463,7 +529,11 @@ mod tests {
     fn the_beginning_of_a_message_can_be_read_before_its_end() {
         let whole = frame(0, b"REQUEST and more");
         let pieces = [frame(4, b"REQUEST"), frame(0, b" and more")[..10].to_vec()].concat();
-        for (stream, expected) in [(&whole[..12], "REQU"), (&whole[..5], ""), (&pieces[..], "REQUEST")] {
+        for (stream, expected) in [
+            (&whole[..12], "REQU"),
+            (&whole[..5], ""),
+            (&pieces[..], "REQUEST"),
+        ] {
             let mut buffer = Reassembly::new(LIMIT, 64);
             buffer.spare()[..stream.len()].copy_from_slice(stream);
             buffer.advance(stream.len());

@@ -21,7 +21,11 @@ impl Version {
     /// A version from its numbers.
     #[must_use]
     pub const fn new(major: u64, minor: u64, patch: u64) -> Self {
-        Self { major, minor, patch }
+        Self {
+            major,
+            minor,
+            patch,
+        }
     }
 
     /// Whether this version may serve a client written against `asked`: the
@@ -68,7 +72,9 @@ impl FromStr for Version {
         for byte in text.bytes() {
             match byte {
                 b'0'..=b'9' if index < 3 && (digits == 0 || numbers[index] > 0) => {
-                    let more = numbers[index].checked_mul(10).and_then(|tens| tens.checked_add(u64::from(byte - b'0')));
+                    let more = numbers[index]
+                        .checked_mul(10)
+                        .and_then(|tens| tens.checked_add(u64::from(byte - b'0')));
                     numbers[index] = more.ok_or(VersionError)?;
                     digits += 1;
                 }
@@ -77,7 +83,15 @@ impl FromStr for Version {
             }
         }
         let [major, minor, patch] = numbers;
-        if index == 2 && digits > 0 { Ok(Self { major, minor, patch }) } else { Err(VersionError) }
+        if index == 2 && digits > 0 {
+            Ok(Self {
+                major,
+                minor,
+                patch,
+            })
+        } else {
+            Err(VersionError)
+        }
     }
 }
 
@@ -88,7 +102,10 @@ mod tests {
     #[test]
     fn texts() {
         for good in ["0.0.0", "1.0.0", "10.20.30", "1.2.9999999999999999"] {
-            assert_eq!(good.parse::<Version>().map(|v| v.to_string()).as_deref(), Ok(good));
+            assert_eq!(
+                good.parse::<Version>().map(|v| v.to_string()).as_deref(),
+                Ok(good)
+            );
         }
         for bad in [
             "",
@@ -115,7 +132,8 @@ mod tests {
     #[test]
     fn caret_rule() {
         let check = |loaded: &str, asked: &str, expected: bool| {
-            let (loaded, asked): (Version, Version) = (loaded.parse().unwrap(), asked.parse().unwrap());
+            let (loaded, asked): (Version, Version) =
+                (loaded.parse().unwrap(), asked.parse().unwrap());
             assert_eq!(loaded.serves(asked), expected, "{loaded} for {asked}");
         };
         check("1.0.0", "1.0.0", true);

@@ -12,17 +12,26 @@ use crate::{
 /// Makes a token as the operator does; its id and itself.
 fn token(setup: &Setup, arguments: &[&str]) -> (String, String) {
     let mut command = Command::new(BINARY);
-    command.args(["token", "new"]).args(arguments).arg("--file").arg(setup.dir.path().join("tokens.json"));
+    command
+        .args(["token", "new"])
+        .args(arguments)
+        .arg("--file")
+        .arg(setup.dir.path().join("tokens.json"));
     let output = command.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8(output.stderr).unwrap();
     let id = said.split_whitespace().nth(1).unwrap().to_owned();
-    (id, String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    (
+        id,
+        String::from_utf8(output.stdout).unwrap().trim().to_owned(),
+    )
 }
 
 fn with_tokens(setup: Setup, settings: &str) -> Setup {
     let file = setup.dir.path().join("tokens.json").display().to_string();
-    setup.set(&format!("tokens = {file:?}\nreload_interval = 50\n{settings}"))
+    setup.set(&format!(
+        "tokens = {file:?}\nreload_interval = 50\n{settings}"
+    ))
 }
 
 fn hello(peer: &mut RawClient, token: &str) -> crate::support::Message {
@@ -35,7 +44,10 @@ fn failures(server: &TestServer, reason: &str) -> u64 {
 
 #[test]
 fn a_token_opens_the_door_and_its_end_closes_it() {
-    let setup = with_tokens(setup(), "auth = \"required\"\n[principals.ann]\nrights = [\"calc.*\", \"echo.say@2\"]");
+    let setup = with_tokens(
+        setup(),
+        "auth = \"required\"\n[principals.ann]\nrights = [\"calc.*\", \"echo.say@2\"]",
+    );
     let (id, secret) = token(&setup, &["ann"]);
     let (_, narrow) = token(&setup, &["ann", "--right", "echo.*"]);
     let file = setup.dir.path().join("tokens.json");
@@ -44,23 +56,53 @@ fn a_token_opens_the_door_and_its_end_closes_it() {
     let mut peer = server.connect();
     let answer = hello(&mut peer, &secret);
     assert_eq!(answer.json()["principal"], "ann");
-    assert_eq!(peer.ask("calc.add", "{\"a\":2,\"b\":40}").text(), "{\"sum\":42}");
-    assert_eq!(peer.ask("echo.say", "1").code(), "FORBIDDEN", "another version of it only");
-    assert_eq!(peer.ask("nobody.here", "1").code(), "FORBIDDEN", "before the look-up");
+    assert_eq!(
+        peer.ask("calc.add", "{\"a\":2,\"b\":40}").text(),
+        "{\"sum\":42}"
+    );
+    assert_eq!(
+        peer.ask("echo.say", "1").code(),
+        "FORBIDDEN",
+        "another version of it only"
+    );
+    assert_eq!(
+        peer.ask("nobody.here", "1").code(),
+        "FORBIDDEN",
+        "before the look-up"
+    );
     let listed = peer.ask("system.services", "").json();
-    let names: Vec<_> = listed["services"].as_array().unwrap().iter().map(|row| row["name"].clone()).collect();
+    let names: Vec<_> = listed["services"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["name"].clone())
+        .collect();
     assert_eq!(names, ["calc"]);
-    assert_eq!(server.json("/connections")["connections"][0]["principal"], "ann");
+    assert_eq!(
+        server.json("/connections")["connections"][0]["principal"],
+        "ann"
+    );
 
     let mut other = server.connect();
     hello(&mut other, &narrow);
-    assert_eq!(other.ask("echo.say", "1").text(), "1", "the token's own rights");
+    assert_eq!(
+        other.ask("echo.say", "1").text(),
+        "1",
+        "the token's own rights"
+    );
     assert_eq!(other.ask("calc.add", "{}").code(), "FORBIDDEN");
 
-    let revoke = Command::new(BINARY).args(["token", "revoke", &id, "--file"]).arg(file).output().unwrap();
+    let revoke = Command::new(BINARY)
+        .args(["token", "revoke", &id, "--file"])
+        .arg(file)
+        .output()
+        .unwrap();
     assert!(revoke.status.success(), "{revoke:?}");
     server.wait_for_log("tokens");
-    assert_eq!(peer.ask("calc.add", "{\"a\":2,\"b\":40}").code(), "UNAUTHORIZED");
+    assert_eq!(
+        peer.ask("calc.add", "{\"a\":2,\"b\":40}").code(),
+        "UNAUTHORIZED"
+    );
     peer.expect_end();
     assert_eq!(other.ask("echo.say", "1").text(), "1", "others stay");
     assert_eq!(failures(&server, "ended"), 1);
@@ -75,7 +117,10 @@ fn nothing_comes_before_the_hello() {
         ("REQUEST:calc.add:1.0.0\n{", "missing"),
         ("PUBLISH:calc.add:1.0.0:1\n{}", "missing"),
         ("REQUEST:system.hello:1.0.0:1\n{}", "missing"),
-        ("REQUEST:system.hello:1.0.0:1\n{\"token\":\"mbt_wrong\"}", "token"),
+        (
+            "REQUEST:system.hello:1.0.0:1\n{\"token\":\"mbt_wrong\"}",
+            "token",
+        ),
     ] {
         let before = failures(&server, reason);
         let mut peer = server.connect();
@@ -106,7 +151,10 @@ fn who_guesses_too_often_waits() {
     let mut known = server.connect();
     hello(&mut known, &secret);
     for _ in 0..3 {
-        assert_eq!(hello(&mut server.connect(), "mbt_guess").code(), "UNAUTHORIZED");
+        assert_eq!(
+            hello(&mut server.connect(), "mbt_guess").code(),
+            "UNAUTHORIZED"
+        );
     }
     let mut late = server.connect();
     let refused = late.message();
@@ -115,7 +163,10 @@ fn who_guesses_too_often_waits() {
     assert!((1..=20_001).contains(&wait), "{refused:?}");
     late.expect_end();
     assert_eq!(failures(&server, "too-many"), 1);
-    assert!(known.ask("system.ping", "1").line.starts_with("RESPONSE"), "who is in stays in");
+    assert!(
+        known.ask("system.ping", "1").line.starts_with("RESPONSE"),
+        "who is in stays in"
+    );
 }
 
 #[test]
@@ -137,32 +188,57 @@ fn rates_and_places_are_shared_by_all_connections_of_a_principal() {
     assert_eq!(two.ask("echo.say", "1").text(), "1");
     let refused = one.ask("echo.say", "1");
     assert_eq!(refused.code(), "RATE_LIMITED");
-    assert!((1..=501).contains(&refused.json()["details"]["retryAfterMs"].as_u64().unwrap()), "{refused:?}");
+    assert!(
+        (1..=501).contains(&refused.json()["details"]["retryAfterMs"].as_u64().unwrap()),
+        "{refused:?}"
+    );
 
     let mut carl = connect(&tokens[2]);
-    assert_eq!(carl.ask("calc.add", "{\"a\":1,\"b\":1}").text(), "{\"sum\":2}");
-    assert_eq!(carl.ask("calc.add", "{\"a\":1,\"b\":1}").code(), "RATE_LIMITED", "of the service");
+    assert_eq!(
+        carl.ask("calc.add", "{\"a\":1,\"b\":1}").text(),
+        "{\"sum\":2}"
+    );
+    assert_eq!(
+        carl.ask("calc.add", "{\"a\":1,\"b\":1}").code(),
+        "RATE_LIMITED",
+        "of the service"
+    );
     assert_eq!(carl.ask("echo.say", "1").text(), "1");
 
     let (mut busy, mut waits) = (connect(&tokens[1]), connect(&tokens[1]));
     busy.request_within("hostile.spin", "1", 3000, "{}");
     server.until("it runs", |server| {
-        server.json("/connections")["connections"].as_array().unwrap().iter().any(|row| row["state"] == "calling")
+        server.json("/connections")["connections"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|row| row["state"] == "calling")
     });
     waits.request_within("echo.say", "1", 100, "1");
     assert_eq!(waits.message().code(), "SERVICE_UNAVAILABLE");
     // More of them than there are threads on duty at the poller.
-    let mut waiting: Vec<_> = (0..crate::waiting::many()).map(|_| connect(&tokens[1])).collect();
+    let mut waiting: Vec<_> = (0..crate::waiting::many())
+        .map(|_| connect(&tokens[1]))
+        .collect();
     waiting.push(waits);
     for peer in &mut waiting {
         peer.request_within("echo.say", "2", 10_000, "1");
     }
     let waiting_calls = |server: &TestServer| {
-        server.json("/calls")["calls"].as_array().unwrap().iter().filter(|call| call["state"] == "waiting").count()
+        server.json("/calls")["calls"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|call| call["state"] == "waiting")
+            .count()
     };
     server.until("they wait", |server| waiting_calls(server) == waiting.len());
     assert_eq!(carl.ask("echo.say", "1").text(), "1");
-    assert_eq!(waiting_calls(&server), waiting.len(), "nobody waits for them");
+    assert_eq!(
+        waiting_calls(&server),
+        waiting.len(),
+        "nobody waits for them"
+    );
     for mut peer in waiting {
         assert_eq!(peer.message().text(), "1", "when the other one has ended");
     }
@@ -183,7 +259,11 @@ fn the_longest_idle_stranger_makes_room() {
     assert!(first.ask("system.ping", "1").line.starts_with("RESPONSE"));
     // Who is still busy with the answer's end is not idle at all.
     server.until("both are idle", |server| {
-        server.json("/connections")["connections"].as_array().unwrap().iter().all(|row| row["state"] == "idle")
+        server.json("/connections")["connections"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|row| row["state"] == "idle")
     });
     // Two strangers may be in. The next ones get in when the idle ones are
     // no longer so new that they are left alone.
@@ -195,10 +275,20 @@ fn the_longest_idle_stranger_makes_room() {
         }
         assert_eq!(answer.code(), "SERVER_BUSY");
     };
-    assert_eq!(second.message().code(), "SERVER_BUSY", "it was idle for longer");
+    assert_eq!(
+        second.message().code(),
+        "SERVER_BUSY",
+        "it was idle for longer"
+    );
     assert_eq!(ann.ask("echo.say", "1").text(), "1");
     let mut stranger = server.connect();
-    assert!(stranger.ask("system.ping", "1").line.starts_with("RESPONSE"), "a known peer takes no stranger's place");
+    assert!(
+        stranger
+            .ask("system.ping", "1")
+            .line
+            .starts_with("RESPONSE"),
+        "a known peer takes no stranger's place"
+    );
     assert!(first.ask("system.ping", "1").line.starts_with("RESPONSE"));
     assert_eq!(server.count("mb_connections_evicted_total"), 1);
 }
@@ -211,13 +301,26 @@ fn addresses_have_their_share_and_their_lists() {
         .set("[[listeners]]\nport = 0\nallow = [\"127.0.0.1/32\"]\nrights = [\"echo.*\"]")
         .set("[[listeners]]\nport = 0\nproxy_from = [\"127.0.0.1\\u002f32\"]\ndeny = [\"192.0.2.0/24\"]")
         .start();
-    let [_, denied, allowed, proxied] = server.listeners[..] else { panic!("{:?}", server.listeners) };
+    let [_, denied, allowed, proxied] = server.listeners[..] else {
+        panic!("{:?}", server.listeners)
+    };
 
-    assert_eq!(RawClient::connect(denied).receive(), Received::End, "closed without a word");
+    assert_eq!(
+        RawClient::connect(denied).receive(),
+        Received::End,
+        "closed without a word"
+    );
     let mut one = server.connect();
     let mut two = RawClient::connect(allowed);
-    assert_eq!(one.ask("calc.add", "{\"a\":1,\"b\":1}").text(), "{\"sum\":2}");
-    assert_eq!(two.ask("calc.add", "{\"a\":1,\"b\":1}").code(), "FORBIDDEN", "the listener's rights are the most");
+    assert_eq!(
+        one.ask("calc.add", "{\"a\":1,\"b\":1}").text(),
+        "{\"sum\":2}"
+    );
+    assert_eq!(
+        two.ask("calc.add", "{\"a\":1,\"b\":1}").code(),
+        "FORBIDDEN",
+        "the listener's rights are the most"
+    );
     assert_eq!(two.ask("echo.say", "1").text(), "1");
     let mut three = server.connect();
     assert_eq!(three.message().code(), "SERVER_BUSY");
@@ -237,11 +340,22 @@ fn addresses_have_their_share_and_their_lists() {
     let mut real = through([203, 0, 113, 9]);
     assert_eq!(real.ask("echo.say", "1").text(), "1");
     let rows = server.json("/connections");
-    assert!(rows["connections"].as_array().unwrap().iter().any(|row| row["peer"] == "203.0.113.9:12345"), "{rows}");
+    assert!(
+        rows["connections"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|row| row["peer"] == "203.0.113.9:12345"),
+        "{rows}"
+    );
     let mut second = through([203, 0, 113, 9]);
     assert_eq!(second.ask("echo.say", "1").text(), "1");
     assert_eq!(through([203, 0, 113, 9]).message().code(), "SERVER_BUSY");
-    assert_eq!(through([192, 0, 2, 1]).receive(), Received::End, "denied by its real address");
+    assert_eq!(
+        through([192, 0, 2, 1]).receive(),
+        Received::End,
+        "denied by its real address"
+    );
     // The balancer looks whether we are there.
     let mut health = RawClient::connect(proxied);
     health.send(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
@@ -250,11 +364,20 @@ fn addresses_have_their_share_and_their_lists() {
     none.request("echo.say", "1", "1");
     assert_eq!(none.receive(), Received::End, "it must have one");
     drop(one);
-    server.until("there is room", |server| server.json("/connections")["connections"].as_array().unwrap().len() < 5);
+    server.until("there is room", |server| {
+        server.json("/connections")["connections"]
+            .as_array()
+            .unwrap()
+            .len()
+            < 5
+    });
     let mut untrusted = server.connect();
     untrusted.send(&header([203, 0, 113, 9]));
     let code = untrusted.message().code();
-    assert!(["INVALID_FRAME", "MESSAGE_TOO_LARGE"].contains(&&*code), "nobody else may have one: {code}");
+    assert!(
+        ["INVALID_FRAME", "MESSAGE_TOO_LARGE"].contains(&&*code),
+        "nobody else may have one: {code}"
+    );
 }
 
 #[test]
@@ -264,11 +387,19 @@ fn what_strangers_could_reach_is_refused_at_the_start() {
         let mut command = Command::new(BINARY);
         let file = output.dir.path().join("mb.toml");
         let _ = output.command();
-        let output = command.arg("check").arg("--config").arg(file).output().unwrap();
+        let output = command
+            .arg("check")
+            .arg("--config")
+            .arg(file)
+            .output()
+            .unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         match expected {
             None => assert!(output.status.success(), "{settings}: {said}"),
-            Some(part) => assert!(!output.status.success() && said.contains(part), "{settings}: {said}"),
+            Some(part) => assert!(
+                !output.status.success() && said.contains(part),
+                "{settings}: {said}"
+            ),
         }
     };
     check("", Some("nothing asks them who they are"));
@@ -276,7 +407,13 @@ fn what_strangers_could_reach_is_refused_at_the_start() {
     check("allow_unsecure = true", None);
     check("plain = false", Some("`plain` must be"));
     check("[tls]\ncert = \"/nowhere.crt\"", Some("tls.key"));
-    check("auth = \"required\"\n[tls]\ncert = \"/nowhere.crt\"\nkey = \"/nowhere.key\"", Some("/nowhere.crt"));
+    check(
+        "auth = \"required\"\n[tls]\ncert = \"/nowhere.crt\"\nkey = \"/nowhere.key\"",
+        Some("/nowhere.crt"),
+    );
     check("auth = \"maybe\"", Some("auth"));
-    check("auth = \"required\"\n[principals.ann]\nrights = [\"calc\"]", Some("is no right"));
+    check(
+        "auth = \"required\"\n[principals.ann]\nrights = [\"calc\"]",
+        Some("is no right"),
+    );
 }

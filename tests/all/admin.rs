@@ -18,18 +18,33 @@ fn routes(server: &TestServer) -> Vec<(String, String)> {
     let document = server.json("/openapi.json");
     let paths = document["paths"].as_object().unwrap();
     let methods = |(path, methods): (&String, &Value)| -> Vec<_> {
-        methods.as_object().unwrap().keys().map(|method| (method.to_uppercase(), path.clone())).collect()
+        methods
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(|method| (method.to_uppercase(), path.clone()))
+            .collect()
     };
     paths.iter().flat_map(methods).collect()
 }
 
-fn request(server: &TestServer, method: &str, path: &str, headers: &str, body: &str) -> (u16, Value) {
+fn request(
+    server: &TestServer,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> (u16, Value) {
     let length = body.len();
     let text = format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
     );
     let (status, body) = http(server.admin, &text);
-    (status, serde_json::from_str(&body).unwrap_or_else(|error| panic!("{method} {path}: {error}: {body}")))
+    (
+        status,
+        serde_json::from_str(&body)
+            .unwrap_or_else(|error| panic!("{method} {path}: {error}: {body}")),
+    )
 }
 
 /// With the token that the server has made.
@@ -45,10 +60,19 @@ fn no_route_is_open_to_strangers() {
     assert!(all.len() > 20, "{all:?}");
     for (method, path) in &all {
         let path = path.replace("{id}", "1").replace("{name}", "calc");
-        for host in ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:9090"] {
-            let text =
-                format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
-            assert_eq!(http(server.admin, &text).0, 403, "{method} {path} for {host}");
+        for host in [
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example:9090",
+        ] {
+            let text = format!(
+                "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            );
+            assert_eq!(
+                http(server.admin, &text).0,
+                403,
+                "{method} {path} for {host}"
+            );
         }
         if method != "GET" {
             // As a page of somebody else would send it, and with wrong tokens.
@@ -58,10 +82,20 @@ fn no_route_is_open_to_strangers() {
                 "Authorization: Basic eDp5\r\n",
                 "Cookie: token=x\r\n",
             ] {
-                assert_eq!(request(&server, method, &path, headers, "").0, 401, "{method} {path} {headers}");
+                assert_eq!(
+                    request(&server, method, &path, headers, "").0,
+                    401,
+                    "{method} {path} {headers}"
+                );
             }
         }
-        assert!(!server.get(&format!("{path}?no=1")).1.contains("Access-Control"), "{path}");
+        assert!(
+            !server
+                .get(&format!("{path}?no=1"))
+                .1
+                .contains("Access-Control"),
+            "{path}"
+        );
     }
 }
 
@@ -70,7 +104,9 @@ fn a_running_call_is_seen_and_stopped() {
     let server = start();
     let mut client = server.connect();
     client.request("hostile.spin", "the-call", "");
-    server.until("the call is listed", |server| server.json("/calls")["calls"][0]["requestId"] == "the-call");
+    server.until("the call is listed", |server| {
+        server.json("/calls")["calls"][0]["requestId"] == "the-call"
+    });
     let call = server.json("/calls")["calls"][0].clone();
     assert_eq!(
         (&call["topic"], &call["state"], &call["killed"]),
@@ -78,32 +114,68 @@ fn a_running_call_is_seen_and_stopped() {
     );
     let id = call["connection"].as_str().unwrap();
     let connection = server.json(&format!("/connections/{id}"));
-    assert_eq!((&connection["connection"]["inFlight"], &connection["calls"][0]["id"]), (&json!(1), &call["id"]));
+    assert_eq!(
+        (
+            &connection["connection"]["inFlight"],
+            &connection["calls"][0]["id"]
+        ),
+        (&json!(1), &call["id"])
+    );
     assert_eq!(connection["socket"]["retransmits"], 0, "{connection}");
-    assert!(connection["socket"]["roundTripMs"].as_f64().is_some_and(|rtt| rtt > 0.0), "{connection}");
-    assert_eq!(change(&server, "DELETE", &format!("/calls/{}", call["id"]), "").0, 200);
+    assert!(
+        connection["socket"]["roundTripMs"]
+            .as_f64()
+            .is_some_and(|rtt| rtt > 0.0),
+        "{connection}"
+    );
+    assert_eq!(
+        change(&server, "DELETE", &format!("/calls/{}", call["id"]), "").0,
+        200
+    );
     let refused = client.message().json();
     assert_eq!(
         (&refused["code"], &refused["details"]["reason"]),
         (&json!("SERVICE_FAILED"), &json!("killed")),
         "{refused}"
     );
-    assert_eq!(change(&server, "DELETE", &format!("/calls/{}", call["id"]), "").0, 404);
+    assert_eq!(
+        change(&server, "DELETE", &format!("/calls/{}", call["id"]), "").0,
+        404
+    );
     assert_eq!(server.json("/calls")["calls"], json!([]));
     let past = server.json("/calls/past?requestId=the-call")["calls"][0].clone();
-    assert_eq!((&past["outcome"], &past["details"]["reason"]), (&json!("SERVICE_FAILED"), &json!("killed")), "{past}");
+    assert_eq!(
+        (&past["outcome"], &past["details"]["reason"]),
+        (&json!("SERVICE_FAILED"), &json!("killed")),
+        "{past}"
+    );
 
-    let why = Command::new(BINARY).args(["why", "the-call", "--admin", &server.admin.to_string()]).output().unwrap();
+    let why = Command::new(BINARY)
+        .args(["why", "the-call", "--admin", &server.admin.to_string()])
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&why.stdout);
     assert!(
-        why.status.success() && said.contains("SERVICE_FAILED") && said.contains("killed") && said.contains("hostile"),
+        why.status.success()
+            && said.contains("SERVICE_FAILED")
+            && said.contains("killed")
+            && said.contains("hostile"),
         "{said}"
     );
-    let none = Command::new(BINARY).args(["why", "nothing", "--admin", &server.admin.to_string()]).output().unwrap();
+    let none = Command::new(BINARY)
+        .args(["why", "nothing", "--admin", &server.admin.to_string()])
+        .output()
+        .unwrap();
     assert_eq!(none.status.code(), Some(1));
-    let status = Command::new(BINARY).args(["status", "--admin", &server.admin.to_string()]).output().unwrap();
+    let status = Command::new(BINARY)
+        .args(["status", "--admin", &server.admin.to_string()])
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&status.stdout);
-    assert!(status.status.success() && said.contains("ready") && said.contains("calc 1.0.0"), "{said}");
+    assert!(
+        status.status.success() && said.contains("ready") && said.contains("calc 1.0.0"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -112,15 +184,24 @@ fn a_connection_is_closed_in_order() {
     let (mut idle, mut busy) = (server.connect(), server.connect());
     assert_eq!(idle.ask("echo.say", "1").text(), "1");
     busy.request_within("hostile.spin", "long", 300, "");
-    server.until("both are there", |server| server.json("/calls")["calls"][0]["requestId"] == "long");
+    server.until("both are there", |server| {
+        server.json("/calls")["calls"][0]["requestId"] == "long"
+    });
     let rows = server.json("/connections?sort=inFlight&limit=2")["connections"].clone();
     let id = |index: usize| rows[index]["id"].as_str().unwrap().to_owned();
     for id in [id(1), id(0)] {
-        assert_eq!(change(&server, "DELETE", &format!("/connections/{id}"), "").0, 200);
+        assert_eq!(
+            change(&server, "DELETE", &format!("/connections/{id}"), "").0,
+            200
+        );
     }
     assert_eq!(idle.message().code(), "SHUTTING_DOWN");
     idle.expect_end();
-    assert_eq!(busy.message().code(), "TIMEOUT", "what was begun is answered");
+    assert_eq!(
+        busy.message().code(),
+        "TIMEOUT",
+        "what was begun is answered"
+    );
     assert_eq!(busy.message().code(), "SHUTTING_DOWN");
     busy.expect_end();
     assert_eq!(change(&server, "DELETE", "/connections/999", "").0, 404);
@@ -131,10 +212,17 @@ fn an_action_is_tried() {
     let server = start();
     let attempt = |body: Value| change(&server, "POST", "/services/calc/try", &body.to_string());
     let (status, answer) = attempt(json!({"action": "add", "payload": {"a": 2, "b": 40}}));
-    assert_eq!((status, &answer["outcome"], &answer["payload"]), (200, &json!("OK"), &json!({"sum": 42})), "{answer}");
+    assert_eq!(
+        (status, &answer["outcome"], &answer["payload"]),
+        (200, &json!("OK"), &json!({"sum": 42})),
+        "{answer}"
+    );
     let (_, answer) = attempt(json!({"action": "divide", "payload": {"a": 1, "b": 0}}));
     assert_eq!(answer["outcome"], "DIVISION_BY_ZERO");
-    assert_eq!(attempt(json!({"action": "none"})).1["outcome"], "TOPIC_NOT_SUPPORTED");
+    assert_eq!(
+        attempt(json!({"action": "none"})).1["outcome"],
+        "TOPIC_NOT_SUPPORTED"
+    );
     assert_eq!(attempt(json!({"action": "a b"})).0, 409);
     assert_eq!(attempt(json!({"payload": 1})).0, 400);
     assert_eq!(attempt(json!({"action": "add", "wrong": 1})).0, 400);
@@ -151,18 +239,29 @@ fn the_log_is_shown_and_its_filter_changed() {
     client.request("hostile.trap", "trapped", "");
     client.message();
     let lines = server.json("/log?requestId=trapped")["lines"].clone();
-    assert_eq!((&lines[0]["level"], &lines[0]["fields"]["service"]), (&json!("warn"), &json!("hostile")), "{lines}");
+    assert_eq!(
+        (&lines[0]["level"], &lines[0]["fields"]["service"]),
+        (&json!("warn"), &json!("hostile")),
+        "{lines}"
+    );
     assert_eq!(server.json("/log?level=error")["lines"], json!([]));
     assert_eq!(server.get("/log?level=loud").0, 400);
     client.request("echo.say", "quiet", "1");
     client.message();
     assert_eq!(server.json("/log?requestId=quiet")["lines"], json!([]));
-    assert_eq!(change(&server, "POST", "/log/filter", r#"{"filter":"debug"}"#).0, 200);
+    assert_eq!(
+        change(&server, "POST", "/log/filter", r#"{"filter":"debug"}"#).0,
+        200
+    );
     client.request("echo.say", "loud", "1");
     client.message();
-    server
-        .until("the line is there", |server| server.json("/log?requestId=loud")["lines"][0]["message"] == "call ended");
-    assert_eq!(change(&server, "POST", "/log/filter", r#"{"filter":"a=b=c"}"#).0, 409);
+    server.until("the line is there", |server| {
+        server.json("/log?requestId=loud")["lines"][0]["message"] == "call ended"
+    });
+    assert_eq!(
+        change(&server, "POST", "/log/filter", r#"{"filter":"a=b=c"}"#).0,
+        409
+    );
 }
 
 #[test]
@@ -171,7 +270,9 @@ fn events_come_every_second_and_listeners_are_few() {
     let listen = || {
         let mut stream = TcpStream::connect(server.admin).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        stream
+            .write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .unwrap();
         let mut lines = BufReader::new(stream).lines().map(Result::unwrap);
         let status = lines.next().unwrap();
         (status, lines)
@@ -179,21 +280,35 @@ fn events_come_every_second_and_listeners_are_few() {
     let mut listeners: Vec<_> = (0..8).map(|_| listen()).collect();
     for (status, lines) in &mut listeners {
         assert!(status.contains("200"), "{status}");
-        let data = lines.find_map(|line| line.strip_prefix("data: ").map(str::to_owned)).unwrap();
+        let data = lines
+            .find_map(|line| line.strip_prefix("data: ").map(str::to_owned))
+            .unwrap();
         let event: Value = serde_json::from_str(&data).unwrap();
-        assert_eq!((&event["accepting"], &event["calls"]), (&json!(true), &json!([])));
+        assert_eq!(
+            (&event["accepting"], &event["calls"]),
+            (&json!(true), &json!([]))
+        );
     }
     assert!(listen().0.contains("503"));
-    assert_eq!(server.get("/healthz").0, 200, "the others are answered meanwhile");
+    assert_eq!(
+        server.get("/healthz").0,
+        200,
+        "the others are answered meanwhile"
+    );
     drop(listeners);
     server.until("there is room again", |_| listen().0.contains("200"));
 }
 
 #[test]
 fn settings_are_shown_without_secrets_and_a_post_drains() {
-    let mut server = setup().set("[services.calc.grants]\nconfig = { key = \"very-secret\" }").start();
+    let mut server = setup()
+        .set("[services.calc.grants]\nconfig = { key = \"very-secret\" }")
+        .start();
     let settings = server.get("/config").1;
-    assert!(settings.contains("services_dir") && !settings.contains("very-secret"), "{settings}");
+    assert!(
+        settings.contains("services_dir") && !settings.contains("very-secret"),
+        "{settings}"
+    );
     assert_eq!(change(&server, "POST", "/drain", "").0, 200);
     assert_eq!(server.wait().code(), Some(0));
 }
@@ -202,7 +317,9 @@ fn settings_are_shown_without_secrets_and_a_post_drains() {
 fn names(text: &str) -> std::collections::BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     let metrics = words.filter(|word| word.starts_with("mb_") || word.starts_with("process_"));
-    metrics.map(|name| name.trim_end_matches("_bucket").to_owned()).collect()
+    metrics
+        .map(|name| name.trim_end_matches("_bucket").to_owned())
+        .collect()
 }
 
 #[test]
@@ -211,27 +328,58 @@ fn dashboard_and_alerts_ask_for_metrics_that_there_are() {
     let there = names(&server.get("/metrics").1);
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
-    let (dashboard, alerts, readme) =
-        (read("admin/deploy/grafana.json"), read("admin/deploy/alerts.yml"), read("admin/README.md"));
+    let (dashboard, alerts, readme) = (
+        read("admin/deploy/grafana.json"),
+        read("admin/deploy/alerts.yml"),
+        read("admin/README.md"),
+    );
     for name in names(&dashboard).union(&names(&alerts)) {
         assert!(there.contains(name), "{name} is no metric");
     }
-    assert!(serde_json::from_str::<Value>(&dashboard).unwrap()["panels"].as_array().unwrap().len() >= 8);
-    for alert in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
-        assert!(readme.contains(&format!("### {alert}\n")), "{alert} is not explained");
+    assert!(
+        serde_json::from_str::<Value>(&dashboard).unwrap()["panels"]
+            .as_array()
+            .unwrap()
+            .len()
+            >= 8
+    );
+    for alert in alerts
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+    {
+        assert!(
+            readme.contains(&format!("### {alert}\n")),
+            "{alert} is not explained"
+        );
     }
 }
 
 #[test]
 fn the_page_is_one_of_its_own() {
     let server = start();
-    let html = "GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\nConnection: close\r\n\r\n";
+    let html =
+        "GET / HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\nConnection: close\r\n\r\n";
     let (status, page) = http(server.admin, html);
-    assert!(status == 200 && page.starts_with("<!doctype html>"), "{page}");
-    for file in ["/page.css", "/page.mjs", "/draw.mjs", "/service.mjs", "/icon.svg"] {
+    assert!(
+        status == 200 && page.starts_with("<!doctype html>"),
+        "{page}"
+    );
+    for file in [
+        "/page.css",
+        "/page.mjs",
+        "/draw.mjs",
+        "/service.mjs",
+        "/icon.svg",
+    ] {
         let (status, text) = server.get(file);
-        assert!(status == 200 && !text.contains("http://") | text.contains("w3.org"), "{file}");
-        assert!(!text.contains("innerHTML") && !text.contains("https://"), "{file}");
+        assert!(
+            status == 200 && !text.contains("http://") | text.contains("w3.org"),
+            "{file}"
+        );
+        assert!(
+            !text.contains("innerHTML") && !text.contains("https://"),
+            "{file}"
+        );
     }
 }
 
@@ -240,9 +388,17 @@ fn pages() {
     let server = start();
     assert_eq!(server.json("/healthz")["status"], "ok");
     assert_eq!(server.json("/readyz")["status"], "ready");
-    assert_eq!(server.json("/version")["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        server.json("/version")["version"],
+        env!("CARGO_PKG_VERSION")
+    );
     let open = server.connect();
-    for route in server.json("/")["routes"].as_object().unwrap().keys().filter(|route| *route != "/events") {
+    for route in server.json("/")["routes"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .filter(|route| *route != "/events")
+    {
         let path = route.replace("{id}", "1").replace("{name}", "calc");
         assert_eq!(server.get(&path).0, 200, "{route}");
     }
@@ -252,8 +408,16 @@ fn pages() {
     assert_eq!(server.get("/services/../healthz").0, 404);
     let services = server.json("/services");
     let calc = &services["services"][0];
-    assert_eq!((calc["name"].as_str(), calc["version"].as_str()), (Some("calc"), Some("1.0.0")));
-    assert_eq!(calc["size"], std::fs::metadata(crate::support::component("services", "calc.wasm")).unwrap().len());
+    assert_eq!(
+        (calc["name"].as_str(), calc["version"].as_str()),
+        (Some("calc"), Some("1.0.0"))
+    );
+    assert_eq!(
+        calc["size"],
+        std::fs::metadata(crate::support::component("services", "calc.wasm"))
+            .unwrap()
+            .len()
+    );
 }
 
 #[test]
@@ -289,7 +453,10 @@ fn metrics_are_what_prometheus_reads() {
             let (series, value) = line.rsplit_once(' ').unwrap();
             assert!(value.parse::<f64>().is_ok(), "{line}");
             let name = series.split('{').next().unwrap();
-            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+            let base = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|end| name.strip_suffix(end))
+                .unwrap_or(name);
             assert!(
                 (name.starts_with("mb_") || name.starts_with("process_"))
                     && (typed.contains(name) || typed.contains(base)),
@@ -297,19 +464,36 @@ fn metrics_are_what_prometheus_reads() {
             );
         }
     }
-    assert_eq!(server.metric("mb_calls_total{service=\"calc\",version=\"1.0.0\"}"), 2);
-    assert_eq!(server.metric("mb_call_failures_total{service=\"calc\",version=\"1.0.0\"}"), 1);
-    assert_eq!(server.metric("mb_call_errors_total{service=\"hostile\",version=\"1.0.0\"}"), 1);
+    assert_eq!(
+        server.metric("mb_calls_total{service=\"calc\",version=\"1.0.0\"}"),
+        2
+    );
+    assert_eq!(
+        server.metric("mb_call_failures_total{service=\"calc\",version=\"1.0.0\"}"),
+        1
+    );
+    assert_eq!(
+        server.metric("mb_call_errors_total{service=\"hostile\",version=\"1.0.0\"}"),
+        1
+    );
     assert_eq!(server.metric("mb_errors_total{code=\"SERVICE\"}"), 1);
     assert_eq!(server.metric("mb_errors_total{code=\"SERVICE_FAILED\"}"), 1);
     for (service, answered, failed, ended) in [("calc", 1, 1, 0), ("hostile", 0, 0, 1)] {
         for (outcome, count) in [("answered", answered), ("failed", failed), ("ended", ended)] {
             let labels = format!("service=\"{service}\",version=\"1.0.0\",outcome=\"{outcome}\"");
-            let seen =
-                |name: &str, more: &str| server.metric(&format!("mb_call_duration_seconds_{name}{{{labels}{more}}}"));
-            assert_eq!((seen("count", ""), seen("bucket", ",le=\"+Inf\"")), (count, count), "{labels}");
+            let seen = |name: &str, more: &str| {
+                server.metric(&format!(
+                    "mb_call_duration_seconds_{name}{{{labels}{more}}}"
+                ))
+            };
+            assert_eq!(
+                (seen("count", ""), seen("bucket", ",le=\"+Inf\"")),
+                (count, count),
+                "{labels}"
+            );
         }
-        let waits = format!("mb_call_wait_seconds_count{{service=\"{service}\",version=\"1.0.0\"}}");
+        let waits =
+            format!("mb_call_wait_seconds_count{{service=\"{service}\",version=\"1.0.0\"}}");
         assert_eq!(server.metric(&waits), answered + failed + ended);
     }
     assert_eq!(server.metric("mb_connections"), 1);

@@ -33,10 +33,15 @@ fn two_hundred_that_say_nothing_make_room_for_one_that_asks() {
         assert_eq!(server.get("/healthz").0, 200);
     }
     let mut nothing = [0];
-    assert_eq!(peers[0].read(&mut nothing).unwrap_or(0), 0, "the first of them had to go");
+    assert_eq!(
+        peers[0].read(&mut nothing).unwrap_or(0),
+        0,
+        "the first of them had to go"
+    );
     // One that has begun to ask is no better.
     for peer in peers.iter_mut().rev().take(20) {
-        peer.write_all(b"GET /healthz HTTP/1.1\r\nHost: loc").unwrap();
+        peer.write_all(b"GET /healthz HTTP/1.1\r\nHost: loc")
+            .unwrap();
     }
     let _more: Vec<_> = (0..100).map(|_| silent(&server)).collect();
     assert_eq!(server.get("/healthz").0, 200);
@@ -70,7 +75,11 @@ fn too_much_of_anything_is_refused() {
         (format!("{head}\r\n"), 200),
     ] {
         let answer = exchange(&server, request.as_bytes());
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{status}: {}", &answer[..answer.len().min(200)]);
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{status}: {}",
+            &answer[..answer.len().min(200)]
+        );
         assert!(answer.contains("\r\nConnection: close\r\n"), "{answer}");
     }
 }
@@ -118,18 +127,42 @@ fn a_socket_of_the_file_system_is_for_its_user() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("admin.sock");
     let server = setup().set(&format!("[admin]\nsocket = {path:?}")).start();
-    assert!(server.said.contains(&format!("admin      unix:{}", path.display())), "{}", server.said);
-    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(
+        server
+            .said
+            .contains(&format!("admin      unix:{}", path.display())),
+        "{}",
+        server.said
+    );
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
     let mut stream = UnixStream::connect(&path).unwrap();
-    stream.write_all(b"GET /services HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    stream
+        .write_all(b"GET /services HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("calc"), "{answer}");
-    let output =
-        Command::new(BINARY).args(["status", "--admin", &format!("unix:{}", path.display())]).output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("calc"),
+        "{answer}"
+    );
+    let output = Command::new(BINARY)
+        .args(["status", "--admin", &format!("unix:{}", path.display())])
+        .output()
+        .unwrap();
+    assert_eq!(
+        output.status.code(),
+        Some(0),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(String::from_utf8_lossy(&output.stdout).contains("calc"));
-    let nowhere = Command::new(BINARY).args(["status", "--admin", "unix:/nowhere.sock"]).output().unwrap();
+    let nowhere = Command::new(BINARY)
+        .args(["status", "--admin", "unix:/nowhere.sock"])
+        .output()
+        .unwrap();
     assert_eq!(nowhere.status.code(), Some(3));
 }
 
@@ -149,10 +182,16 @@ fn from_another_machine_reading_takes_the_token_too() {
         eprintln!("passed over: this machine has no address but loopback");
         return;
     };
-    let server = setup().set(&format!("allow_unsecure = true\n[admin]\nhost = \"{ip}\"")).start();
+    let server = setup()
+        .set(&format!("allow_unsecure = true\n[admin]\nhost = \"{ip}\""))
+        .start();
     let bearer = format!("Authorization: Bearer {}\r\n", server.token());
     let ask = |host: &str, headers: &str| {
-        http(server.admin, &format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\n{headers}Connection: close\r\n\r\n")).0
+        http(
+            server.admin,
+            &format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\n{headers}Connection: close\r\n\r\n"),
+        )
+        .0
     };
     let own = server.admin.to_string();
     assert_eq!(ask(&own, ""), 401);
@@ -169,21 +208,34 @@ fn the_way_behind_the_front_is_closed_to_others() {
     let inodes: Vec<_> = fs::read_dir(format!("/proc/{}/fd", server.child.id()))
         .unwrap()
         .filter_map(|file| fs::read_link(file.ok()?.path()).ok())
-        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .filter_map(|link| {
+            Some(
+                link.to_str()?
+                    .strip_prefix("socket:[")?
+                    .strip_suffix(']')?
+                    .to_owned(),
+            )
+        })
         .collect();
     let table = fs::read_to_string("/proc/net/unix").unwrap();
     let listening = table.lines().filter_map(|line| {
         let fields: Vec<_> = line.split_whitespace().collect();
         let (inode, name) = (fields.get(6)?, fields.get(7)?.strip_prefix("@mb-server-")?);
-        inodes.iter().any(|own| own == inode).then(|| format!("mb-server-{name}"))
+        inodes
+            .iter()
+            .any(|own| own == inode)
+            .then(|| format!("mb-server-{name}"))
     });
     let names: Vec<_> = listening.collect();
     assert!(!names.is_empty());
     for name in names {
         for mark in ["", "X-Front: 00000000000000000000000000000000 1\r\n"] {
-            let mut stream = UnixStream::connect_addr(&UnixAddr::from_abstract_name(&name).unwrap()).unwrap();
+            let mut stream =
+                UnixStream::connect_addr(&UnixAddr::from_abstract_name(&name).unwrap()).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            let request = format!("GET /healthz HTTP/1.1\r\nHost: localhost\r\n{mark}Connection: close\r\n\r\n");
+            let request = format!(
+                "GET /healthz HTTP/1.1\r\nHost: localhost\r\n{mark}Connection: close\r\n\r\n"
+            );
             stream.write_all(request.as_bytes()).unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();
@@ -191,6 +243,11 @@ fn the_way_behind_the_front_is_closed_to_others() {
         }
     }
     assert_eq!(server.get("/healthz").0, 200);
-    let marked = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Front: a 1\r\nConnection: close\r\n\r\n";
-    assert_eq!(http(server.admin, marked).0, 200, "what a peer says of it is dropped");
+    let marked =
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Front: a 1\r\nConnection: close\r\n\r\n";
+    assert_eq!(
+        http(server.admin, marked).0,
+        200,
+        "what a peer says of it is dropped"
+    );
 }

@@ -14,9 +14,31 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("host", &["config", "store", "wire"]),
     ("access", &["budget", "config", "host"]),
     ("sandbox", &["budget", "config", "host", "wire"]),
-    ("catalog", &["budget", "config", "host", "metrics", "sandbox", "store", "wire"]),
-    ("dispatch", &["access", "budget", "catalog", "config", "host", "metrics", "sandbox", "wire"]),
-    ("server", &["access", "budget", "config", "dispatch", "host", "metrics", "transport", "wire"]),
+    (
+        "catalog",
+        &[
+            "budget", "config", "host", "metrics", "sandbox", "store", "wire",
+        ],
+    ),
+    (
+        "dispatch",
+        &[
+            "access", "budget", "catalog", "config", "host", "metrics", "sandbox", "wire",
+        ],
+    ),
+    (
+        "server",
+        &[
+            "access",
+            "budget",
+            "config",
+            "dispatch",
+            "host",
+            "metrics",
+            "transport",
+            "wire",
+        ],
+    ),
     ("admin", &["metrics", "wire"]),
     ("client", &["transport", "wire"]),
     ("project", &["sandbox"]),
@@ -50,7 +72,10 @@ fn sources(dir: &Path, found: &mut Vec<(String, String)>) {
         if path.is_dir() {
             sources(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push((path.display().to_string(), fs::read_to_string(&path).unwrap()));
+            found.push((
+                path.display().to_string(),
+                fs::read_to_string(&path).unwrap(),
+            ));
         }
     }
 }
@@ -62,7 +87,10 @@ fn imports_point_one_way() {
     for entry in fs::read_dir(&src).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        assert!(!path.is_dir() || modules.contains(&&*name), "{name} is not in the table");
+        assert!(
+            !path.is_dir() || modules.contains(&&*name),
+            "{name} is not in the table"
+        );
     }
     for (module, allowed) in MAY_USE {
         let mut files = Vec::new();
@@ -81,7 +109,11 @@ fn imports_point_one_way() {
 }
 
 fn used_modules(text: &str) -> Vec<String> {
-    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let word = |text: &str| {
+        text.chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .collect::<String>()
+    };
     let mut used = Vec::new();
     for (at, _) in text.match_indices("crate::") {
         let rest = &text[at + "crate::".len()..];
@@ -111,6 +143,10 @@ fn used_modules(text: &str) -> Vec<String> {
 
 #[test]
 fn the_reader_of_imports_sees_them() {
-    let text = "use crate::{\n  wire::{A, b},\n  server,\n};\nuse crate::host::X; crate::metrics::y()";
-    assert_eq!(used_modules(text), ["wire", "server", "", "host", "metrics"]);
+    let text =
+        "use crate::{\n  wire::{A, b},\n  server,\n};\nuse crate::host::X; crate::metrics::y()";
+    assert_eq!(
+        used_modules(text),
+        ["wire", "server", "", "host", "metrics"]
+    );
 }

@@ -27,24 +27,42 @@ calls = ["order.create", "hostile.sleep-spin"]
 
 const ORDER_GRANTS: &str = "[services.order.grants]\ncalls = [\"calc.*\", \"counter.add\"]\n";
 
-const ORDER: &str =
-    r#"{"customer":"Ada","items":[{"name":"tea","price":250,"quantity":3},{"name":"cup","price":100,"quantity":2}]}"#;
+const ORDER: &str = r#"{"customer":"Ada","items":[{"name":"tea","price":250,"quantity":3},{"name":"cup","price":100,"quantity":2}]}"#;
 
 #[test]
 fn what_is_not_granted_is_not_loaded_and_the_way_out_is_said() {
     let server = granted().start();
     let failed = server.json("/readyz")["failedServices"].clone();
     let error = |name: &str| {
-        let row = failed.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
+        let row = failed
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|row| row["name"] == name)
+            .unwrap();
         row["error"].as_str().unwrap().to_owned()
     };
     for (name, import, setting) in [
-        ("counter", "wasi:keyvalue/store@0.2.0-draft2", "set keyvalue = true under [services.counter.grants]"),
+        (
+            "counter",
+            "wasi:keyvalue/store@0.2.0-draft2",
+            "set keyvalue = true under [services.counter.grants]",
+        ),
         ("order", "wasi:config/store@0.2.0-rc.1", "set config = "),
     ] {
-        assert!(error(name).contains(import) && error(name).contains(setting), "{}", error(name));
+        assert!(
+            error(name).contains(import) && error(name).contains(setting),
+            "{}",
+            error(name)
+        );
     }
-    assert_eq!(server.connect().ask("counter.add", "{\"name\":\"x\"}").code(), "SERVICE_UNAVAILABLE");
+    assert_eq!(
+        server
+            .connect()
+            .ask("counter.add", "{\"name\":\"x\"}")
+            .code(),
+        "SERVICE_UNAVAILABLE"
+    );
 }
 
 #[test]
@@ -52,17 +70,40 @@ fn an_order_uses_all_of_them() {
     let setup = granted();
     let secret = setup.dir.path().join("currency");
     fs::write(&secret, "CHF\n").unwrap();
-    let server = setup.set(GRANTS).set(&format!("{ORDER_GRANTS}secrets = {{ currency = {secret:?} }}")).start();
+    let server = setup
+        .set(GRANTS)
+        .set(&format!(
+            "{ORDER_GRANTS}secrets = {{ currency = {secret:?} }}"
+        ))
+        .start();
     let mut client = server.connect();
     client.request("order.create", "the-order", ORDER);
-    assert_eq!(client.message().json(), json!({"number": 1, "total": 950, "currency": "CHF"}));
+    assert_eq!(
+        client.message().json(),
+        json!({"number": 1, "total": 950, "currency": "CHF"})
+    );
     let line = server.wait_for_log("order 1 of Ada");
-    assert!(line.contains("service=\"order\"") && line.contains("request_id=\"the-order\""), "{line}");
+    assert!(
+        line.contains("service=\"order\"") && line.contains("request_id=\"the-order\""),
+        "{line}"
+    );
     assert_eq!(client.ask("order.create", ORDER).json()["number"], 2);
-    assert_eq!(client.ask("order.create", "{\"customer\":\"Ada\",\"items\":[]}").code(), "EMPTY_ORDER");
+    assert_eq!(
+        client
+            .ask("order.create", "{\"customer\":\"Ada\",\"items\":[]}")
+            .code(),
+        "EMPTY_ORDER"
+    );
     let tour = client.ask("greedy.kv-tour", "").json();
-    assert_eq!(tour, json!({"keys": ["a", "c", "n"], "value": "1!", "number": 83, "left": false}));
-    assert_eq!(client.ask("counter.get", "{\"name\":\"orders\"}").text(), "{\"value\":2}", "each has its own");
+    assert_eq!(
+        tour,
+        json!({"keys": ["a", "c", "n"], "value": "1!", "number": 83, "left": false})
+    );
+    assert_eq!(
+        client.ask("counter.get", "{\"name\":\"orders\"}").text(),
+        "{\"value\":2}",
+        "each has its own"
+    );
 }
 
 #[test]
@@ -84,7 +125,13 @@ fn calls_between_services_are_one_chain_and_end_together() {
             .map(|_| {
                 let line = server.wait_for_log(&parent);
                 assert!(line.contains("call ended"), "{line}");
-                line.split("request_id=\"").nth(1).unwrap().split('"').next().unwrap().to_owned()
+                line.split("request_id=\"")
+                    .nth(1)
+                    .unwrap()
+                    .split('"')
+                    .next()
+                    .unwrap()
+                    .to_owned()
             })
             .collect();
         assert_eq!(ids.len(), 3, "{ids:?}");
@@ -97,7 +144,11 @@ fn calls_between_services_are_one_chain_and_end_together() {
     let slow = json!({"topic": "hostile.sleep-spin", "payload": {"ms": 60_000}});
     client.request_within("greedy.call", "slow", 300, &slow.to_string());
     let body = client.message().json();
-    assert_eq!((&body["code"], &body["details"]["phase"]), (&json!("TIMEOUT"), &json!("host-call")), "{body}");
+    assert_eq!(
+        (&body["code"], &body["details"]["phase"]),
+        (&json!("TIMEOUT"), &json!("host-call")),
+        "{body}"
+    );
     assert!(begun.elapsed().as_millis() < 5000);
     server.wait_for_log("parent_request_id=\"slow\"");
 }
@@ -107,12 +158,25 @@ fn clocks_and_random_numbers_and_output_need_no_grant_but_those_of_the_rest() {
     let server = granted().set(GRANTS).start();
     let mut client = server.connect();
     let nap = client.ask("greedy.nap", "{\"ms\":30}").json();
-    assert!(nap["ms"].as_u64().unwrap() >= 30 && nap["year"].as_u64().unwrap() >= 2026, "{nap}");
-    assert_eq!(client.ask("greedy.random", "").text(), "{\"different\":true}");
-    client.request("greedy.stdout", "printed", "\"half a line, \\nand \\u001b[1mmore\"");
+    assert!(
+        nap["ms"].as_u64().unwrap() >= 30 && nap["year"].as_u64().unwrap() >= 2026,
+        "{nap}"
+    );
+    assert_eq!(
+        client.ask("greedy.random", "").text(),
+        "{\"different\":true}"
+    );
+    client.request(
+        "greedy.stdout",
+        "printed",
+        "\"half a line, \\nand \\u001b[1mmore\"",
+    );
     assert_eq!(client.message().text(), "null");
     let line = server.wait_for_log("half a line, ");
-    assert!(line.contains("source=\"stdout\"") && line.contains("request_id=\"printed\""), "{line}");
+    assert!(
+        line.contains("source=\"stdout\"") && line.contains("request_id=\"printed\""),
+        "{line}"
+    );
     assert!(server.wait_for_log("more").contains("and \\u{1b}[1mmore"));
 }
 
@@ -122,7 +186,10 @@ fn a_pinned_digest_lets_only_that_file_have_its_grants() {
     let pinned = format!("[services.counter.grants]\nkeyvalue = true\ndigest = \"{digest}\"");
     let server = granted().set(&pinned).start();
     let failed = server.json("/readyz").to_string();
-    assert!(failed.contains("its grants are for a file with digest sha256:0000"), "{failed}");
+    assert!(
+        failed.contains("its grants are for a file with digest sha256:0000"),
+        "{failed}"
+    );
     let setup = granted().set("sandbox.require_digest = true").set(GRANTS);
     let refused = setup.command().output().unwrap();
     let text = String::from_utf8_lossy(&refused.stderr);
@@ -143,8 +210,16 @@ fn no_byte_of_one_service_is_seen_by_another() {
                 let mut client = server.connect();
                 scope.spawn(move || {
                     for round in 0..5000 {
-                        let name = if (start + round) % 2 == 0 { "marker-a" } else { "marker-b" };
-                        assert_eq!(client.ask(&format!("{name}.look"), "").text(), "{\"others\":0}", "{isolation}");
+                        let name = if (start + round) % 2 == 0 {
+                            "marker-a"
+                        } else {
+                            "marker-b"
+                        };
+                        assert_eq!(
+                            client.ask(&format!("{name}.look"), "").text(),
+                            "{\"others\":0}",
+                            "{isolation}"
+                        );
                     }
                 });
             }
@@ -157,13 +232,24 @@ fn shared_instances_are_used_again_but_not_after_a_failure() {
     let shared = "[services.hostile]\nisolation = \"shared\"\nmax_calls = 5";
     let server = Setup::new(BINARY).set(shared).start();
     let mut client = server.connect();
-    let mut count = || client.ask("hostile.remember", "").json()["count"].as_u64().unwrap();
-    assert_eq!((0..7).map(|_| count()).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 1, 2]);
+    let mut count = || {
+        client.ask("hostile.remember", "").json()["count"]
+            .as_u64()
+            .unwrap()
+    };
+    assert_eq!(
+        (0..7).map(|_| count()).collect::<Vec<_>>(),
+        [1, 2, 3, 4, 5, 1, 2]
+    );
     for (action, timeout) in [("trap", 1000), ("spin", 100), ("allocate", 5000)] {
         client.ask("hostile.remember", "");
         client.request_within(&format!("hostile.{action}"), "1", timeout, "");
         client.message().code();
-        assert_eq!(client.ask("hostile.remember", "").text(), "{\"count\":1}", "after {action}");
+        assert_eq!(
+            client.ask("hostile.remember", "").text(),
+            "{\"count\":1}",
+            "after {action}"
+        );
     }
     // A failure of the service's own is an answer like another.
     client.ask("hostile.details", "");
@@ -172,21 +258,35 @@ fn shared_instances_are_used_again_but_not_after_a_failure() {
 
 #[test]
 fn over_its_concurrency_a_call_waits_for_its_turn_within_its_deadline() {
-    let server = Setup::new(BINARY).set("[services.hostile]\nconcurrency = 1").start();
+    let server = Setup::new(BINARY)
+        .set("[services.hostile]\nconcurrency = 1")
+        .start();
     let mut busy = server.connect();
     let mut waiting = server.connect();
-    busy.send(&frame(0, b"REQUEST:hostile.sleep-spin:1.0.0:1::20000\n{\"ms\":1500}"));
+    busy.send(&frame(
+        0,
+        b"REQUEST:hostile.sleep-spin:1.0.0:1::20000\n{\"ms\":1500}",
+    ));
     server.until("the first one runs", |server| {
-        server.json("/connections")["connections"].as_array().unwrap().iter().any(|row| row["inFlight"] == 1)
+        server.json("/connections")["connections"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|row| row["inFlight"] == 1)
     });
     waiting.request_within("hostile.ok", "late", 100, "");
     let refused = waiting.message();
     assert_eq!(refused.code(), "SERVICE_UNAVAILABLE");
     assert!(
-        refused.json()["details"]["retryAfterMs"].is_u64() && refused.text().contains("concurrency"),
+        refused.json()["details"]["retryAfterMs"].is_u64()
+            && refused.text().contains("concurrency"),
         "{refused:?}"
     );
-    assert_eq!(waiting.ask("echo.say", "1").text(), "1", "others are served");
+    assert_eq!(
+        waiting.ask("echo.say", "1").text(),
+        "1",
+        "others are served"
+    );
     waiting.request_within("hostile.ok", "patient", 20_000, "");
     assert_eq!(waiting.message().text(), "{\"ok\":true}");
     let answer = busy.message();
@@ -195,23 +295,38 @@ fn over_its_concurrency_a_call_waits_for_its_turn_within_its_deadline() {
 
 #[test]
 fn a_call_ends_at_the_limit_of_its_service() {
-    let server = Setup::new(BINARY).set("[services.hostile]\ntimeout = 200").start();
+    let server = Setup::new(BINARY)
+        .set("[services.hostile]\ntimeout = 200")
+        .start();
     let mut client: RawClient = server.connect();
     client.request_within("hostile.spin", "1", 60_000, "");
     let body = client.message().json();
     assert_eq!(body["code"], "TIMEOUT");
-    assert!(body["message"].as_str().unwrap().contains("200 ms"), "{body}");
+    assert!(
+        body["message"].as_str().unwrap().contains("200 ms"),
+        "{body}"
+    );
 }
 
 #[test]
 fn traps_are_explained_where_that_is_allowed() {
-    let server = Setup::new(BINARY).set("[services.hostile]\nexpose_traps = true").start();
+    let server = Setup::new(BINARY)
+        .set("[services.hostile]\nexpose_traps = true")
+        .start();
     let body = server.connect().ask("hostile.recurse", "").json();
-    assert!(!body["details"]["backtrace"].as_array().unwrap().is_empty(), "{body}");
+    assert!(
+        !body["details"]["backtrace"].as_array().unwrap().is_empty(),
+        "{body}"
+    );
     assert!(server.wait_for_log("call failed").contains("backtrace="));
-    let deep =
-        wat::guest("deep", "(func $in_the_depth unreachable) (func $above (call $in_the_depth))", "(call $above)");
-    let setup = Setup::new(BINARY).with_bytes("deep.wasm", &deep).set("[services.deep]\nexpose_traps = true");
+    let deep = wat::guest(
+        "deep",
+        "(func $in_the_depth unreachable) (func $above (call $in_the_depth))",
+        "(call $above)",
+    );
+    let setup = Setup::new(BINARY)
+        .with_bytes("deep.wasm", &deep)
+        .set("[services.deep]\nexpose_traps = true");
     let body = setup.start().connect().ask("deep.run", "").json();
     assert_eq!(body["details"]["backtrace"][0], "in_the_depth", "{body}");
     assert_eq!(body["details"]["backtrace"][1], "above", "{body}");
@@ -228,7 +343,11 @@ fn what_exceeds_the_memory_of_the_server_waits_and_is_then_refused() {
         .after("export MALLOC_MMAP_THRESHOLD_=131072")
         .start();
     // More than there is: each promises 1 MiB and sends most of it.
-    let body = [b"REQUEST:echo.say:1.0.0:large\n\"".as_slice(), &vec![b'x'; 900_000]].concat();
+    let body = [
+        b"REQUEST:echo.say:1.0.0:large\n\"".as_slice(),
+        &vec![b'x'; 900_000],
+    ]
+    .concat();
     let mut part = frame(0, &body);
     part[..4].copy_from_slice(&1_000_000_u32.to_be_bytes());
     let refused: usize = thread::scope(|scope| {
@@ -237,13 +356,19 @@ fn what_exceeds_the_memory_of_the_server_waits_and_is_then_refused() {
                 let (mut client, part) = (server.connect(), &part);
                 scope.spawn(move || {
                     // Where the server reads no more, the rest does not leave.
-                    client.stream.set_write_timeout(Some(std::time::Duration::from_millis(200))).unwrap();
+                    client
+                        .stream
+                        .set_write_timeout(Some(std::time::Duration::from_millis(200)))
+                        .unwrap();
                     let _ = std::io::Write::write_all(&mut client.stream, part);
                     let first = client.message();
                     if first.code() == "READ_TIMEOUT" {
                         return 0;
                     }
-                    assert_eq!((&*first.line, &*first.code()), ("ERROR:echo.say:1.0.0:large", "SERVICE_UNAVAILABLE"));
+                    assert_eq!(
+                        (&*first.line, &*first.code()),
+                        ("ERROR:echo.say:1.0.0:large", "SERVICE_UNAVAILABLE")
+                    );
                     assert_eq!(client.message().code(), "SERVER_BUSY");
                     client.expect_end();
                     1
@@ -255,8 +380,16 @@ fn what_exceeds_the_memory_of_the_server_waits_and_is_then_refused() {
     assert!((1..40).contains(&refused), "{refused} of 40");
     assert_eq!(server.connect().ask("echo.say", "1").text(), "1");
     let text = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
-    let peak: usize =
-        text.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok()).unwrap();
+    let peak: usize = text
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("VmHWM:")?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse()
+                .ok()
+        })
+        .unwrap();
     // The program itself is not counted.
     assert!(peak < 48 * 1024, "{peak} KiB at most");
 }
@@ -268,7 +401,9 @@ fn memory_of_a_large_message_goes_back_while_its_connection_stays() {
     let before = server.count("mb_memory_bytes");
     let text = format!("{:?}", "x".repeat(900_000));
     assert_eq!(client.ask("echo.say", &text).text(), text);
-    server.until("given back", |server| server.count("mb_memory_bytes") == before);
+    server.until("given back", |server| {
+        server.count("mb_memory_bytes") == before
+    });
     assert!(server.count("mb_memory_max_bytes") > before);
     assert_eq!(client.ask("echo.say", "1").text(), "1");
 }
@@ -286,11 +421,22 @@ fn many_calls_that_call_others_do_not_wait_for_each_other() {
             let mut client = server.connect();
             scope.spawn(move || {
                 for round in 0..5 {
-                    client.request_within("order.create", &format!("{peer}-{round}"), 30_000, ORDER);
+                    client.request_within(
+                        "order.create",
+                        &format!("{peer}-{round}"),
+                        30_000,
+                        ORDER,
+                    );
                     assert_eq!(client.message().json()["total"], 950);
                 }
             });
         }
     });
-    assert_eq!(server.connect().ask("counter.get", "{\"name\":\"orders\"}").text(), "{\"value\":200}");
+    assert_eq!(
+        server
+            .connect()
+            .ask("counter.get", "{\"name\":\"orders\"}")
+            .text(),
+        "{\"value\":200}"
+    );
 }

@@ -13,11 +13,24 @@ fn run(arguments: &[&str], input: &[u8]) -> (Option<i32>, String, String) {
 }
 
 fn run_in(command: &mut Command, input: &[u8]) -> (Option<i32>, String, String) {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     // A program that does not read its input may be gone before it is written.
     let _ = child.stdin.take().unwrap().write_all(input);
-    let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
-    (status.code(), String::from_utf8_lossy(&stdout).into(), String::from_utf8_lossy(&stderr).into())
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = child.wait_with_output().unwrap();
+    (
+        status.code(),
+        String::from_utf8_lossy(&stdout).into(),
+        String::from_utf8_lossy(&stderr).into(),
+    )
 }
 
 #[test]
@@ -30,33 +43,78 @@ fn call() {
     let check = |arguments: &[&str], input: &str, code: i32, out: &str, error: &str| {
         let all = [&["call", "--server", &address], arguments].concat();
         let (status, stdout, stderr) = run(&all, input.as_bytes());
-        assert_eq!((status, &*stdout), (Some(code), out), "{arguments:?}: {stderr}");
+        assert_eq!(
+            (status, &*stdout),
+            (Some(code), out),
+            "{arguments:?}: {stderr}"
+        );
         assert!(stderr.contains(error), "{arguments:?}: {stderr:?}");
-        assert_eq!(error.is_empty(), stderr.is_empty(), "{arguments:?}: {stderr:?}");
+        assert_eq!(
+            error.is_empty(),
+            stderr.is_empty(),
+            "{arguments:?}: {stderr:?}"
+        );
     };
-    check(&["calc.add", "{\"a\":2,\"b\":40}"], "", 0, "{\"sum\":42}\n", "");
-    check(&["calc.add", "-"], "{\"a\":2,\"b\":40}", 0, "{\"sum\":42}\n", "");
+    check(
+        &["calc.add", "{\"a\":2,\"b\":40}"],
+        "",
+        0,
+        "{\"sum\":42}\n",
+        "",
+    );
+    check(
+        &["calc.add", "-"],
+        "{\"a\":2,\"b\":40}",
+        0,
+        "{\"sum\":42}\n",
+        "",
+    );
     check(&["calc.add", &at_file], "", 0, "{\"sum\":42}\n", "");
     check(&["echo.say"], "", 0, "null\n", "");
     check(&["echo.say", "-5"], "", 0, "-5\n", "");
     check(&["echo.say", "--binary", "a\nb"], "", 0, "a\nb", "");
-    check(&["calc.divide", "{\"a\":1,\"b\":0}"], "", 1, "", "DIVISION_BY_ZERO: ");
+    check(
+        &["calc.divide", "{\"a\":1,\"b\":0}"],
+        "",
+        1,
+        "",
+        "DIVISION_BY_ZERO: ",
+    );
     check(&["none.x"], "", 1, "", "NO_ROUTE_FOUND: no service none");
-    check(&["echo.say", "--version", "2.0.0"], "", 1, "", "\"available\":[\"1.0.0\"]");
+    check(
+        &["echo.say", "--version", "2.0.0"],
+        "",
+        1,
+        "",
+        "\"available\":[\"1.0.0\"]",
+    );
     check(&["hostile.spin", "--timeout", "50"], "", 1, "", "TIMEOUT: ");
     check(&["echo.say", "{"], "", 2, "", "not JSON");
     check(&["echo.say", "@/nowhere"], "", 2, "", "can't read /nowhere");
     check(&["echo"], "", 2, "", "no topic");
-    check(&["echo.say", "--version", "1"], "", 2, "", "MAJOR.MINOR.PATCH");
+    check(
+        &["echo.say", "--version", "1"],
+        "",
+        2,
+        "",
+        "MAJOR.MINOR.PATCH",
+    );
     check(&["echo.say", "--timeout", "0"], "", 2, "", "1..=3600000");
 }
 
 #[test]
 fn call_where_nobody_answers() {
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let closed = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
     let (status, _, error) = run(&["call", "--server", &closed, "echo.say"], b"");
     assert_eq!(status, Some(3));
-    assert!(error.contains(&closed) && error.contains("is the server running?"), "{error}");
+    assert!(
+        error.contains(&closed) && error.contains("is the server running?"),
+        "{error}"
+    );
     for server in ["nonsense", "127.0.0.1:x"] {
         let (status, _, error) = run(&["call", "--server", server, "echo.say"], b"");
         assert_eq!(status, Some(3));
@@ -66,7 +124,9 @@ fn call_where_nobody_answers() {
     let address = stranger.local_addr().unwrap().to_string();
     let http = std::thread::spawn(move || {
         let (mut stream, _) = stranger.accept().unwrap();
-        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
+        stream
+            .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            .unwrap();
     });
     let (status, _, error) = run(&["call", "--server", &address, "echo.say"], b"");
     http.join().unwrap();
@@ -101,13 +161,22 @@ fn check_says_what_is_set_and_where() {
     let path = file.path().display().to_string();
     let check = |arguments: &[&str], environment: &[(&str, &str)]| {
         let mut command = Command::new(BINARY);
-        command.args(["check", "--config", &path]).args(arguments).envs(environment.iter().copied());
+        command
+            .args(["check", "--config", &path])
+            .args(arguments)
+            .envs(environment.iter().copied());
         run_in(&mut command, b"")
     };
-    let (status, out, _) = check(&["--port", "99"], &[("MB_IDLE_TIMEOUT", "5s"), ("MB_ADMIN__PORT", "77")]);
+    let (status, out, _) = check(
+        &["--port", "99"],
+        &[("MB_IDLE_TIMEOUT", "5s"), ("MB_ADMIN__PORT", "77")],
+    );
     assert_eq!(status, Some(0));
-    let line =
-        |start: &str| out.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}: {out}"));
+    let line = |start: &str| {
+        out.lines()
+            .find(|line| line.starts_with(start))
+            .unwrap_or_else(|| panic!("{start}: {out}"))
+    };
     assert!(line("port = 99").ends_with("# flag --port"));
     assert!(line("backlog = 7").ends_with(&format!("# {path}")));
     assert!(line("idle_timeout = \"5s\"").ends_with("# environment variable MB_IDLE_TIMEOUT"));
@@ -116,7 +185,10 @@ fn check_says_what_is_set_and_where() {
     line("# services folder");
     let (status, _, error) = check(&["--services", "/nowhere"], &[]);
     assert_eq!(status, Some(2));
-    assert!(error.contains("/nowhere") && error.contains("--services"), "{error}");
+    assert!(
+        error.contains("/nowhere") && error.contains("--services"),
+        "{error}"
+    );
     let mut limited = Command::new("sh");
     limited.args(["-c", "ulimit -n 500; exec \"$0\" check", BINARY]);
     let (status, _, error) = run_in(&mut limited, b"");
@@ -125,7 +197,10 @@ fn check_says_what_is_set_and_where() {
 
     for (environment, parts) in [
         (("MB_PROT", "1"), ["unknown setting `prot`", "MB_PROT"]),
-        (("MB_BACKLOG", "0"), ["`backlog` is 0, allowed is 1 to 65535", "MB_BACKLOG"]),
+        (
+            ("MB_BACKLOG", "0"),
+            ["`backlog` is 0, allowed is 1 to 65535", "MB_BACKLOG"],
+        ),
         (("MB_LOG", "mb_server=loud"), ["`log` must be", "MB_LOG"]),
     ] {
         let (status, _, error) = check(&[], &[environment]);
@@ -142,7 +217,19 @@ fn serve_refuses_what_is_not_safe_or_not_possible() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().display().to_string();
     let serve = |arguments: &[&str]| {
-        let all = [&["serve", "--services", &folder, "--port", "0", "--admin-port", "0"], arguments].concat();
+        let all = [
+            &[
+                "serve",
+                "--services",
+                &folder,
+                "--port",
+                "0",
+                "--admin-port",
+                "0",
+            ],
+            arguments,
+        ]
+        .concat();
         run(&all, b"")
     };
     let (status, out, error) = serve(&["--host", "0.0.0.0"]);
@@ -155,20 +242,56 @@ fn serve_refuses_what_is_not_safe_or_not_possible() {
     assert_eq!(status, Some(2), "{error}");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let (status, _, error) = run(&["serve", "--services", &folder, "--port", &port, "--admin-port", "0"], b"");
+    let (status, _, error) = run(
+        &[
+            "serve",
+            "--services",
+            &folder,
+            "--port",
+            &port,
+            "--admin-port",
+            "0",
+        ],
+        b"",
+    );
     assert_eq!(status, Some(1));
-    assert!(error.contains(&port) && error.contains("--port 0"), "{error}");
-    let (status, _, error) = run(&["serve", "--services", &folder, "--port", "0", "--admin-port", &port], b"");
+    assert!(
+        error.contains(&port) && error.contains("--port 0"),
+        "{error}"
+    );
+    let (status, _, error) = run(
+        &[
+            "serve",
+            "--services",
+            &folder,
+            "--port",
+            "0",
+            "--admin-port",
+            &port,
+        ],
+        b"",
+    );
     assert_eq!(status, Some(1));
     assert!(error.contains("--admin-port 0"), "{error}");
 }
 
 #[test]
 fn help_and_mistakes() {
-    for arguments in [&["--help"][..], &["serve", "--help"], &["call", "--help"], &["--version"]] {
+    for arguments in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["call", "--help"],
+        &["--version"],
+    ] {
         assert_eq!(run(arguments, b"").0, Some(0), "{arguments:?}");
     }
-    for arguments in [&[][..], &["srve"], &["serve", "--prot", "1"], &["call"], &["inspect"]] {
+    for arguments in [
+        &[][..],
+        &["srve"],
+        &["serve", "--prot", "1"],
+        &["call"],
+        &["inspect"],
+    ] {
         let (status, _, error) = run(arguments, b"");
         assert_eq!(status, Some(2), "{arguments:?}");
         assert!(error.contains("Usage"), "{error}");
@@ -184,7 +307,10 @@ fn the_store_is_backed_up_and_restored() {
         config.to_str().unwrap()
     };
     let (code, _, error) = run(&["store", "export", "--config", state("none")], b"");
-    assert!(code == Some(1) && error.contains("there is no store"), "{error}");
+    assert!(
+        code == Some(1) && error.contains("there is no store"),
+        "{error}"
+    );
     let backup = b"{\"kind\":\"mb-server store\",\"format\":1}\n\
         {\"service\":\"counter\",\"bucket\":\"b\",\"key\":\"k\",\"value\":\"NDI=\"}\n{\"entries\":1}\n";
     let (code, _, error) = run(&["store", "import", "-", "--config", state("one")], backup);
@@ -193,6 +319,12 @@ fn the_store_is_backed_up_and_restored() {
     assert_eq!((code, out.as_bytes()), (Some(0), backup.as_slice()));
     let (code, _, error) = run(&["store", "import", "-", "--config", state("one")], backup);
     assert!(code == Some(1) && error.contains("--merge"), "{error}");
-    let (code, _, error) = run(&["store", "import", "-", "--config", state("two")], &backup[..60]);
-    assert!(code == Some(1) && error.contains("nothing was written"), "{error}");
+    let (code, _, error) = run(
+        &["store", "import", "-", "--config", state("two")],
+        &backup[..60],
+    );
+    assert!(
+        code == Some(1) && error.contains("nothing was written"),
+        "{error}"
+    );
 }

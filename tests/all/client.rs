@@ -26,7 +26,11 @@ fn topic(text: &str) -> Topic<'_> {
 #[test]
 fn many_threads_share_one_connection() {
     let server = start();
-    let client = Client::builder(server.wire.to_string()).name("test/1").piece_size(1000).connect().unwrap();
+    let client = Client::builder(server.wire.to_string())
+        .name("test/1")
+        .piece_size(1000)
+        .connect()
+        .unwrap();
     thread::scope(|scope| {
         for thread in 0..8 {
             let client = &client;
@@ -35,7 +39,9 @@ fn many_threads_share_one_connection() {
                 for number in 0..100 {
                     // Some in one frame, some in pieces.
                     let text = json!([thread, number, "x".repeat(number * 37)]).to_string();
-                    let sent = client.send(&Request::new(topic("echo.say"), Payload::Json(&text))).unwrap();
+                    let sent = client
+                        .send(&Request::new(topic("echo.say"), Payload::Json(&text)))
+                        .unwrap();
                     pending.push((text, sent));
                 }
                 for (text, sent) in pending {
@@ -45,7 +51,9 @@ fn many_threads_share_one_connection() {
         }
     });
     let bytes = [0, 1, 255, 254];
-    let said = client.call(&Request::new(topic("echo.say"), Payload::Binary(&bytes))).unwrap();
+    let said = client
+        .call(&Request::new(topic("echo.say"), Payload::Binary(&bytes)))
+        .unwrap();
     assert_eq!(said, Answer::Binary(bytes.to_vec()));
     assert_eq!(server.metric("mb_connections_accepted_total"), 1);
     match client.call_json::<_, Value>("nobody.here", &1).unwrap_err() {
@@ -59,8 +67,13 @@ fn many_threads_share_one_connection() {
 #[test]
 fn silence_is_filled_with_keep_alives() {
     let server = setup().set("idle_timeout = 400").start();
-    let client = Client::builder(server.wire.to_string()).reconnect(false).connect().unwrap();
-    server.until("several", |server| server.metric("mb_keep_alives_total") >= 5);
+    let client = Client::builder(server.wire.to_string())
+        .reconnect(false)
+        .connect()
+        .unwrap();
+    server.until("several", |server| {
+        server.metric("mb_keep_alives_total") >= 5
+    });
     let said: Value = client.call_json("echo.say", &1).unwrap();
     assert_eq!(said, json!(1), "still the first connection");
 }
@@ -73,7 +86,11 @@ fn serve_once(act: impl FnOnce(RawClient) + Send + 'static) -> (String, thread::
         let (stream, _) = listener.accept().unwrap();
         drop(listener);
         let mut peer = RawClient { stream };
-        assert!(peer.message().line.starts_with("REQUEST:system.hello:1.0.0:hello"));
+        assert!(
+            peer.message()
+                .line
+                .starts_with("REQUEST:system.hello:1.0.0:hello")
+        );
         let limits = json!({"limits": {"keepAliveIntervalMs": 30_000}}).to_string();
         answer(&mut peer, "RESPONSE:system.hello:1.0.0:hello", &limits);
         act(peer);
@@ -82,7 +99,10 @@ fn serve_once(act: impl FnOnce(RawClient) + Send + 'static) -> (String, thread::
 }
 
 fn answer(peer: &mut RawClient, line: &str, payload: &str) {
-    peer.send(&crate::support::frame(0, format!("{line}\n{payload}").as_bytes()));
+    peer.send(&crate::support::frame(
+        0,
+        format!("{line}\n{payload}").as_bytes(),
+    ));
 }
 
 const SHUTS_DOWN: &str = r#"{"code":"SHUTTING_DOWN","message":"the end","origin":"server"}"#;
@@ -92,8 +112,20 @@ fn what_was_sent_and_lost_may_have_run() {
     type Say = fn(&mut RawClient);
     let cases: [(Say, bool); 3] = [
         (|_| {}, true),
-        (|peer| answer(peer, "ERROR:system.error:1.0.0", SHUTS_DOWN), false),
-        (|peer| answer(peer, "ERROR:system.error:1.0.0", r#"{"code":"X","message":"m","origin":"server"}"#), true),
+        (
+            |peer| answer(peer, "ERROR:system.error:1.0.0", SHUTS_DOWN),
+            false,
+        ),
+        (
+            |peer| {
+                answer(
+                    peer,
+                    "ERROR:system.error:1.0.0",
+                    r#"{"code":"X","message":"m","origin":"server"}"#,
+                )
+            },
+            true,
+        ),
     ];
     for (say, may_have_run) in cases {
         let (server, served) = serve_once(move |mut peer| {
@@ -105,7 +137,10 @@ fn what_was_sent_and_lost_may_have_run() {
         assert_eq!(error.may_have_run(), may_have_run, "{error}");
         served.join().unwrap();
         let error = client.call_json::<_, Value>("a.b", &1).unwrap_err();
-        assert!(matches!(error, ClientError::NotSent(_)), "afterwards nothing is sent: {error}");
+        assert!(
+            matches!(error, ClientError::NotSent(_)),
+            "afterwards nothing is sent: {error}"
+        );
     }
 }
 
@@ -113,7 +148,9 @@ fn what_was_sent_and_lost_may_have_run() {
 fn a_server_without_room_is_asked_again() {
     let (server, served) = serve_once(|mut peer| {
         for round in 0..3 {
-            let Received::Message(request) = peer.receive() else { panic!("no request") };
+            let Received::Message(request) = peer.receive() else {
+                panic!("no request")
+            };
             let id = request.line.split(':').nth(3).unwrap().to_owned();
             let busy = r#"{"code":"SERVICE_UNAVAILABLE","message":"m","origin":"server","details":{"retryAfterMs":5}}"#;
             match round {
@@ -132,14 +169,20 @@ fn a_server_without_room_is_asked_again() {
 #[test]
 fn a_drained_server_is_followed_by_the_next_one() {
     // Both on one port, which the first one leaves to the second.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let begin = || {
         let setup = setup();
         let mut command = setup.command_on(port);
         setup.start_with(&mut command)
     };
     let mut first = begin();
-    let client = Client::builder(format!("localhost:{port}")).connect().unwrap();
+    let client = Client::builder(format!("localhost:{port}"))
+        .connect()
+        .unwrap();
     let said: Value = client.call_json("echo.say", &1).unwrap();
     assert_eq!(said, json!(1));
     first.signal("TERM");
@@ -154,7 +197,15 @@ fn a_drained_server_is_followed_by_the_next_one() {
 fn lines_of_requests_give_lines_of_answers() {
     let server = start();
     let mut child = Command::new(BINARY)
-        .args(["call", "--requests", "-", "--concurrency", "3", "--server", &server.wire.to_string()])
+        .args([
+            "call",
+            "--requests",
+            "-",
+            "--concurrency",
+            "3",
+            "--server",
+            &server.wire.to_string(),
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -162,48 +213,93 @@ fn lines_of_requests_give_lines_of_answers() {
         .unwrap();
     let mut input = child.stdin.take().unwrap();
     for number in 0..20 {
-        writeln!(input, "{}", json!({"topic": "calc.add", "payload": {"a": number, "b": 1}})).unwrap();
+        writeln!(
+            input,
+            "{}",
+            json!({"topic": "calc.add", "payload": {"a": number, "b": 1}})
+        )
+        .unwrap();
     }
-    writeln!(input, "\n{}", json!({"topic": "no.body", "id": "mine", "version": "1.2.3", "timeout": 100})).unwrap();
+    writeln!(
+        input,
+        "\n{}",
+        json!({"topic": "no.body", "id": "mine", "version": "1.2.3", "timeout": 100})
+    )
+    .unwrap();
     drop(input);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "one of them is an error");
-    let lines: Vec<Value> =
-        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<Value> = String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     assert_eq!(lines.len(), 21);
     for (number, line) in lines[..20].iter().enumerate() {
-        assert_eq!(*line, json!({"line": number + 1, "answer": {"sum": number + 1}}));
+        assert_eq!(
+            *line,
+            json!({"line": number + 1, "answer": {"sum": number + 1}})
+        );
     }
     assert_eq!(lines[20]["line"], 22);
     assert_eq!(lines[20]["error"]["code"], "NO_ROUTE_FOUND");
 
     let run = |arguments: &[&str]| {
         let output = Command::new(BINARY).args(arguments).output().unwrap();
-        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+        (
+            output.status.code().unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
     };
     let wire = server.wire.to_string();
-    assert_eq!(run(&["ping", "--server", &wire, "-c", "3", "--interval", "0"]).0, 0);
+    assert_eq!(
+        run(&["ping", "--server", &wire, "-c", "3", "--interval", "0"]).0,
+        0
+    );
     let (code, said) = run(&["ping", "--server", "127.0.0.1:1", "--retry", "1"]);
-    assert!(code == 3 && said.contains("trying again") && said.contains("is the server running?"), "{code}: {said}");
+    assert!(
+        code == 3 && said.contains("trying again") && said.contains("is the server running?"),
+        "{code}: {said}"
+    );
     let (code, said) = run(&["call", "echo.say", "--tls"]);
     assert!(code == 2 && said.contains("--ca"), "{code}: {said}");
     let (code, said) = run(&["call", "echo.say", "--token-file", "/nowhere/token"]);
-    assert!(code == 2 && said.contains("/nowhere/token"), "{code}: {said}");
-    assert!(run(&["call", "echo.say", "--server", "nonsense"]).1.contains("HOST:PORT"));
+    assert!(
+        code == 2 && said.contains("/nowhere/token"),
+        "{code}: {said}"
+    );
+    assert!(
+        run(&["call", "echo.say", "--server", "nonsense"])
+            .1
+            .contains("HOST:PORT")
+    );
 }
 
 #[test]
 fn development_certificates_work_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let certs = dir.path().join("certs");
-    let make = |more: &[&str]| Command::new(BINARY).args(["cert", "dev"]).arg(&certs).args(more).output().unwrap();
+    let make = |more: &[&str]| {
+        Command::new(BINARY)
+            .args(["cert", "dev"])
+            .arg(&certs)
+            .args(more)
+            .output()
+            .unwrap()
+    };
     assert!(make(&["--client", "ann"]).status.success());
     let refused = make(&[]);
-    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("--force"), "{refused:?}");
+    assert!(
+        !refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("--force"),
+        "{refused:?}"
+    );
     assert!(make(&["--client", "ann", "--force"]).status.success());
     for entry in std::fs::read_dir(&certs).unwrap() {
         use std::os::unix::fs::PermissionsExt as _;
-        assert_eq!(entry.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            entry.unwrap().metadata().unwrap().permissions().mode() & 0o777,
+            0o600
+        );
     }
     let path = |name: &str| certs.join(name).display().to_string();
     let server = setup()
@@ -218,31 +314,55 @@ fn development_certificates_work_at_once() {
     let address = format!("localhost:{}", server.wire.port());
     let call = |arguments: &[&str]| {
         Command::new(BINARY)
-            .args(["call", "calc.add", r#"{"a":2,"b":40}"#, "--server", &address])
+            .args([
+                "call",
+                "calc.add",
+                r#"{"a":2,"b":40}"#,
+                "--server",
+                &address,
+            ])
             .args(arguments)
             .output()
             .unwrap()
     };
     let (ca, cert, key) = (path("ca.crt"), path("client.crt"), path("client.key"));
     let output = call(&["--ca", &ca, "--cert", &cert, "--key", &key]);
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "{\"sum\":42}\n", "{output:?}");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "{\"sum\":42}\n",
+        "{output:?}"
+    );
     let output = call(&["--ca", &ca]);
     assert_eq!(output.status.code(), Some(3));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("no-certificate"), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("no-certificate"),
+        "{output:?}"
+    );
 }
 
 #[test]
 fn as_many_wait_as_may() {
     let server = start();
-    let client = Client::builder(server.wire.to_string()).max_waiting(1).connect().unwrap();
-    let spin =
-        Request { timeout: Duration::from_millis(300), ..Request::new(topic("hostile.spin"), Payload::Json("{}")) };
+    let client = Client::builder(server.wire.to_string())
+        .max_waiting(1)
+        .connect()
+        .unwrap();
+    let spin = Request {
+        timeout: Duration::from_millis(300),
+        ..Request::new(topic("hostile.spin"), Payload::Json("{}"))
+    };
     let first = client.send(&spin).unwrap();
-    let hasty = Request { timeout: Duration::from_millis(20), ..Request::new(topic("echo.say"), Payload::Json("1")) };
+    let hasty = Request {
+        timeout: Duration::from_millis(20),
+        ..Request::new(topic("echo.say"), Payload::Json("1"))
+    };
     assert!(matches!(client.send(&hasty), Err(ClientError::NotSent(_))));
     match first.wait().unwrap_err() {
         ClientError::Answered(refusal) => assert_eq!(refusal.code, "TIMEOUT"),
         other => panic!("{other}"),
     }
-    assert_eq!(client.call_json::<_, Value>("echo.say", &1).unwrap(), json!(1));
+    assert_eq!(
+        client.call_json::<_, Value>("echo.say", &1).unwrap(),
+        json!(1)
+    );
 }

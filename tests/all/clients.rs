@@ -14,7 +14,10 @@ fn clients_of_other_languages_find_the_server_as_the_document_says() {
     pki.issue("client", &["ann"], (2020, 2040), 10);
     let setup = setup();
     let tokens = setup.dir.path().join("tokens.json").display().to_string();
-    let new = Command::new(BINARY).args(["token", "new", "bob", "--file", &tokens]).output().unwrap();
+    let new = Command::new(BINARY)
+        .args(["token", "new", "bob", "--file", &tokens])
+        .output()
+        .unwrap();
     let token = String::from_utf8(new.stdout).unwrap().trim().to_owned();
     let server = setup
         .set(&format!("auth = \"optional\"\ntokens = {tokens:?}"))
@@ -39,7 +42,10 @@ fn clients_of_other_languages_find_the_server_as_the_document_says() {
                 Err(error) => absent(program, &error),
                 Ok(output) => {
                     let said = String::from_utf8_lossy(&output.stdout);
-                    assert!(output.status.success() && said.contains("ok 200 answers"), "{file} {way:?}: {output:?}");
+                    assert!(
+                        output.status.success() && said.contains("ok 200 answers"),
+                        "{file} {way:?}: {output:?}"
+                    );
                 }
             }
         }

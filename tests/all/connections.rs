@@ -17,11 +17,16 @@ fn one_too_many_is_told_and_the_next_is_served() {
     }
     let mut third = server.connect();
     let answer = third.message();
-    assert_eq!((&*answer.line, &*answer.code()), ("ERROR:system.error:1.0.0", "SERVER_BUSY"));
+    assert_eq!(
+        (&*answer.line, &*answer.code()),
+        ("ERROR:system.error:1.0.0", "SERVER_BUSY")
+    );
     assert!(answer.json()["details"]["retryAfterMs"].as_u64().unwrap() > 0);
     third.expect_end();
     drop(first);
-    server.until("a slot is free again", |server| server.metric("mb_connections") == 1);
+    server.until("a slot is free again", |server| {
+        server.metric("mb_connections") == 1
+    });
     assert_eq!(server.connect().ask("echo.say", "2").text(), "2");
     assert_eq!(server.metric("mb_connections_refused_total"), 1);
 }
@@ -37,7 +42,10 @@ fn silence_ends_a_connection_and_a_keep_alive_breaks_it() {
         assert_eq!(client.receive(), Received::KeepAlive);
     }
     let answer = client.message();
-    assert_eq!((&*answer.line, &*answer.code()), ("ERROR:system.error:1.0.0", "IDLE_TIMEOUT"));
+    assert_eq!(
+        (&*answer.line, &*answer.code()),
+        ("ERROR:system.error:1.0.0", "IDLE_TIMEOUT")
+    );
     client.expect_end();
 }
 
@@ -45,7 +53,12 @@ fn silence_ends_a_connection_and_a_keep_alive_breaks_it() {
 fn a_slow_call_is_no_silence() {
     let server = setup().set("idle_timeout = 100").start();
     let mut client = server.connect();
-    assert!(client.ask("hostile.sleep-spin", "{\"ms\":300}").line.starts_with("RESPONSE"));
+    assert!(
+        client
+            .ask("hostile.sleep-spin", "{\"ms\":300}")
+            .line
+            .starts_with("RESPONSE")
+    );
     assert_eq!(client.message().code(), "IDLE_TIMEOUT");
 }
 
@@ -53,7 +66,12 @@ fn a_slow_call_is_no_silence() {
 fn a_message_begun_must_be_finished() {
     let server = setup().set("read_timeout = 300").start();
     let half = frame(0, b"REQUEST:echo.say:1.0.0:1\n");
-    for start in [&half[..1], &half[..8], &half[..20], &frame(MORE, b"REQUEST:echo.say:1.0.0:1\n")] {
+    for start in [
+        &half[..1],
+        &half[..8],
+        &half[..20],
+        &frame(MORE, b"REQUEST:echo.say:1.0.0:1\n"),
+    ] {
         let mut client = server.connect();
         client.send(start);
         assert_eq!(client.message().code(), "READ_TIMEOUT");
@@ -70,7 +88,10 @@ fn dripping_does_not_extend_the_time_for_a_message() {
     // that they do not count.
     let mut rounds = 0;
     let answer = loop {
-        let _ = std::io::Write::write_all(&mut client.stream, &[&KEEPALIVE[..], &frame(MORE, b" ")].concat());
+        let _ = std::io::Write::write_all(
+            &mut client.stream,
+            &[&KEEPALIVE[..], &frame(MORE, b" ")].concat(),
+        );
         match client.receive() {
             Received::KeepAlive => rounds += 1,
             Received::Message(answer) => break answer,
@@ -90,7 +111,10 @@ fn the_end_of_a_stream_lets_what_was_read_be_answered() {
     }
     client.stream.shutdown(Shutdown::Write).unwrap();
     for id in 0..20 {
-        assert_eq!(client.message().line, format!("RESPONSE:echo.say:1.0.0:r{id}"));
+        assert_eq!(
+            client.message().line,
+            format!("RESPONSE:echo.say:1.0.0:r{id}")
+        );
     }
     client.expect_end();
 
@@ -107,12 +131,21 @@ fn the_end_of_a_stream_lets_what_was_read_be_answered() {
 fn a_peer_that_takes_no_answers_is_let_go() {
     let server = setup().set("write_timeout = 300").start();
     let mut client = server.connect();
-    client.stream.set_write_timeout(Some(crate::support::PATIENCE)).unwrap();
-    let body = [b"REQUEST:echo.say:1.0.0:1\n".as_slice(), &vec![0; 1_000_000]].concat();
+    client
+        .stream
+        .set_write_timeout(Some(crate::support::PATIENCE))
+        .unwrap();
+    let body = [
+        b"REQUEST:echo.say:1.0.0:1\n".as_slice(),
+        &vec![0; 1_000_000],
+    ]
+    .concat();
     let request = frame(BINARY, &body);
     // Until the server gives up, and resets what it has not read.
     while std::io::Write::write_all(&mut client.stream, &request).is_ok() {}
-    server.until("the connection is gone", |server| server.metric("mb_connections") == 0);
+    server.until("the connection is gone", |server| {
+        server.metric("mb_connections") == 0
+    });
     assert_eq!(server.metric("mb_write_timeouts_total"), 1);
 }
 
@@ -123,13 +156,20 @@ fn an_answer_does_not_wait_for_the_slow_call_behind_it() {
     let quick = frame(0, b"REQUEST:echo.say:1.0.0:quick\n1");
     let slow = frame(0, b"REQUEST:hostile.spin:1.0.0:slow::3600000\n");
     client.send(&[quick, slow].concat());
-    assert_eq!(client.message().line, "RESPONSE:echo.say:1.0.0:quick", "and the slow one has an hour");
+    assert_eq!(
+        client.message().line,
+        "RESPONSE:echo.say:1.0.0:quick",
+        "and the slow one has an hour"
+    );
 }
 
 #[test]
 fn connections_are_shown_while_they_are_open() {
     let server = start();
-    assert_eq!(server.json("/connections"), serde_json::json!({"connections": []}));
+    assert_eq!(
+        server.json("/connections"),
+        serde_json::json!({"connections": []})
+    );
     let mut clients: Vec<RawClient> = (0..3).map(|_| server.connect()).collect();
     for client in &mut clients {
         client.ask("echo.say", "1");
@@ -144,10 +184,19 @@ fn connections_are_shown_while_they_are_open() {
     assert_eq!(row["messagesOut"], 2);
     assert_eq!(row["errors"], 1);
     assert_eq!(row["inFlight"], 0);
-    assert!(row["bytesIn"].as_u64().unwrap() > 50 && row["bytesOut"].as_u64().unwrap() > 50, "{row}");
+    assert!(
+        row["bytesIn"].as_u64().unwrap() > 50 && row["bytesOut"].as_u64().unwrap() > 50,
+        "{row}"
+    );
     drop(clients);
-    server.until("none is left", |server| server.metric("mb_connections") == 0);
-    assert_eq!(server.metric("mb_received_messages_total"), 6, "what they did is not forgotten");
+    server.until("none is left", |server| {
+        server.metric("mb_connections") == 0
+    });
+    assert_eq!(
+        server.metric("mb_received_messages_total"),
+        6,
+        "what they did is not forgotten"
+    );
 }
 
 #[test]
@@ -161,13 +210,17 @@ fn a_connection_in_a_call_is_shown_as_calling() {
     });
     let mut midway = server.connect();
     midway.send(&[0, 0, 0, 9]);
-    server.until("the other is reading", |server| server.json("/connections")["connections"][1]["state"] == "reading");
+    server.until("the other is reading", |server| {
+        server.json("/connections")["connections"][1]["state"] == "reading"
+    });
 }
 
 #[test]
 fn an_idle_instance_does_not_keep_the_connection_of_its_last_call() {
     for isolation in ["request", "shared"] {
-        let server = setup().set(&format!("[services.default]\nisolation = \"{isolation}\"")).start();
+        let server = setup()
+            .set(&format!("[services.default]\nisolation = \"{isolation}\""))
+            .start();
         let mut client = server.connect();
         assert_eq!(client.ask("echo.say", "1").text(), "1");
         client.stream.shutdown(Shutdown::Write).unwrap();

@@ -34,10 +34,19 @@ fn services_of_contract_1_0_0_are_served() {
     assert_eq!(server.json("/readyz")["failedServices"], json!([]));
     let mut client = server.connect();
     let order = r#"{"customer":"Ada","items":[{"name":"tea","price":250,"quantity":3}]}"#;
-    assert_eq!(client.ask("order.create", order).json(), json!({"number": 1, "total": 750, "currency": "EUR"}));
+    assert_eq!(
+        client.ask("order.create", order).json(),
+        json!({"number": 1, "total": 750, "currency": "EUR"})
+    );
     server.wait_for_log("order 1 of Ada");
-    assert_eq!(client.ask("counter.get", "{\"name\":\"orders\"}").json(), json!({"value": 1}));
-    assert_eq!(client.ask("calc.divide", "{\"a\":1,\"b\":0}").code(), "DIVISION_BY_ZERO");
+    assert_eq!(
+        client.ask("counter.get", "{\"name\":\"orders\"}").json(),
+        json!({"value": 1})
+    );
+    assert_eq!(
+        client.ask("calc.divide", "{\"a\":1,\"b\":0}").code(),
+        "DIVISION_BY_ZERO"
+    );
     client.send(&frame(support::BINARY, b"REQUEST:checksum.of:1.0.0:7\nabc"));
     assert_eq!(client.message().json()["crc32"], "352441c2");
 }

@@ -30,13 +30,22 @@ fn every_connection_is_told_and_what_was_begun_is_answered() {
     server.signal("TERM");
     for client in [&mut idle, &mut silent, &mut midway] {
         let told = client.message();
-        assert_eq!((&*told.line, &*told.code()), ("ERROR:system.error:1.0.0", "SHUTTING_DOWN"));
+        assert_eq!(
+            (&*told.line, &*told.code()),
+            ("ERROR:system.error:1.0.0", "SHUTTING_DOWN")
+        );
         client.expect_end();
     }
     busy.request("echo.say", "not-begun", "1");
-    assert_eq!(busy.message().line, "RESPONSE:hostile.sleep-spin:1.0.0:begun");
+    assert_eq!(
+        busy.message().line,
+        "RESPONSE:hostile.sleep-spin:1.0.0:begun"
+    );
     let told = busy.message();
-    assert_eq!((&*told.line, &*told.code()), ("ERROR:system.error:1.0.0", "SHUTTING_DOWN"));
+    assert_eq!(
+        (&*told.line, &*told.code()),
+        ("ERROR:system.error:1.0.0", "SHUTTING_DOWN")
+    );
     busy.expect_end();
     for client in [idle, silent, midway, busy] {
         client.stream.shutdown(Shutdown::Write).unwrap();
@@ -50,17 +59,32 @@ fn a_call_that_does_not_end_is_stopped_and_says_so() {
     let mut server = setup().set("drain_timeout = 1500").start();
     let mut client = server.connect();
     client.request_within("hostile.spin", "mine", 3_600_000, "");
-    server.until("it is calling", |server| server.json("/connections")["connections"][0]["state"] == "calling");
+    server.until("it is calling", |server| {
+        server.json("/connections")["connections"][0]["state"] == "calling"
+    });
     server.signal("INT");
     let answer = client.message();
-    assert_eq!((&*answer.line, &*answer.code()), ("ERROR:hostile.spin:1.0.0:mine", "SHUTTING_DOWN"));
+    assert_eq!(
+        (&*answer.line, &*answer.code()),
+        ("ERROR:hostile.spin:1.0.0:mine", "SHUTTING_DOWN")
+    );
     let told = client.message();
-    assert_eq!((&*told.line, &*told.code()), ("ERROR:system.error:1.0.0", "SHUTTING_DOWN"));
+    assert_eq!(
+        (&*told.line, &*told.code()),
+        ("ERROR:system.error:1.0.0", "SHUTTING_DOWN")
+    );
     client.expect_end();
     // The peer does not close; the server ends in time all the same.
     let line = server.wait_for_log("drained in ");
-    let millis = line.split("drained in ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
-    assert!((1000..2000).contains(&millis.parse::<u64>().unwrap()), "{line}");
+    let millis = line
+        .split("drained in ")
+        .nth(1)
+        .and_then(|rest| rest.split(' ').next())
+        .unwrap();
+    assert!(
+        (1000..2000).contains(&millis.parse::<u64>().unwrap()),
+        "{line}"
+    );
     assert_eq!(server.wait().code(), Some(0));
 }
 
@@ -72,10 +96,14 @@ fn while_it_drains_it_is_not_ready() {
     idle.ask("echo.say", "1");
     let mut client = server.connect();
     client.request("hostile.sleep-spin", "begun", "{\"ms\":1500}");
-    server.until("it is calling", |server| server.json("/connections")["connections"][1]["state"] == "calling");
+    server.until("it is calling", |server| {
+        server.json("/connections")["connections"][1]["state"] == "calling"
+    });
     server.signal("TERM");
     assert_eq!(idle.message().code(), "SHUTTING_DOWN");
-    server.until("it is counted", |server| server.metric("mb_errors_total{code=\"SHUTTING_DOWN\"}") == 1);
+    server.until("it is counted", |server| {
+        server.metric("mb_errors_total{code=\"SHUTTING_DOWN\"}") == 1
+    });
     server.until("it says so", |server| server.get("/readyz").0 == 503);
     assert_eq!(server.get("/healthz").0, 200);
     assert!(matches!(client.receive(), Received::Message(_)));
@@ -88,7 +116,9 @@ fn a_second_signal_ends_it_at_once() {
     let mut server = start();
     let mut client = server.connect();
     client.request_within("hostile.spin", "1", 3_600_000, "");
-    server.until("it is calling", |server| server.json("/connections")["connections"][0]["state"] == "calling");
+    server.until("it is calling", |server| {
+        server.json("/connections")["connections"][0]["state"] == "calling"
+    });
     server.signal("TERM");
     server.wait_for_log("draining");
     server.signal("TERM");
@@ -102,7 +132,9 @@ fn systemd_is_told_what_it_asks_for() {
     let listener = UnixDatagram::bind(&socket).unwrap();
     listener.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut command = setup.command();
-    command.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "20000");
+    command
+        .env("NOTIFY_SOCKET", &socket)
+        .env("WATCHDOG_USEC", "20000");
     let mut server = setup.start_with(&mut command);
     let heard = || {
         let mut text = [0; 64];

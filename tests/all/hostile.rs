@@ -27,13 +27,19 @@ calls = ["greedy.call", "relay.forward"]
 "#;
 
 fn start() -> TestServer {
-    Setup::new(BINARY).with("guests", "greedy.wasm").set(GRANTS).start()
+    Setup::new(BINARY)
+        .with("guests", "greedy.wasm")
+        .set(GRANTS)
+        .start()
 }
 
 /// Code and reason or phase of an ERROR.
 fn told(body: &Value) -> (String, String) {
     let details = &body["details"];
-    let word = details["reason"].as_str().or(details["phase"].as_str()).unwrap_or_default();
+    let word = details["reason"]
+        .as_str()
+        .or(details["phase"].as_str())
+        .unwrap_or_default();
     (body["code"].as_str().unwrap().to_owned(), word.to_owned())
 }
 
@@ -54,8 +60,16 @@ fn whatever_a_guest_does_to_the_host_has_its_outcome() {
         let begun = Instant::now();
         client.request_within(&format!("greedy.{action}"), "1", 1500, "");
         let body = client.message().json();
-        assert_eq!(told(&body), (code.to_owned(), word.to_owned()), "{action}: {body}");
-        assert!(begun.elapsed().as_millis() < 10_000, "{action} took {:?}", begun.elapsed());
+        assert_eq!(
+            told(&body),
+            (code.to_owned(), word.to_owned()),
+            "{action}: {body}"
+        );
+        assert!(
+            begun.elapsed().as_millis() < 10_000,
+            "{action} took {:?}",
+            begun.elapsed()
+        );
         assert_eq!(client.ask("echo.say", "1").text(), "1", "after {action}");
     }
 }
@@ -63,7 +77,9 @@ fn whatever_a_guest_does_to_the_host_has_its_outcome() {
 #[test]
 fn guests_that_no_compiler_makes() {
     let fifty = "(memory 1) ".repeat(49);
-    let grow_all: String = (0..50).map(|i| format!("(drop (memory.grow {i} (i32.const 16)))")).collect();
+    let grow_all: String = (0..50)
+        .map(|i| format!("(drop (memory.grow {i} (i32.const 16)))"))
+        .collect();
     let guests = [
         (
             "copy",
@@ -82,14 +98,34 @@ fn guests_that_no_compiler_makes() {
         (
             "fifty",
             &fifty,
-            &format!("(loop {grow_all} (br_if 0 (i32.ne (memory.grow 49 (i32.const 1)) (i32.const -1)))) unreachable"),
+            &format!(
+                "(loop {grow_all} (br_if 0 (i32.ne (memory.grow 49 (i32.const 1)) (i32.const -1)))) unreachable"
+            ),
             "SERVICE_FAILED",
             "memory",
         ),
-        ("float", "", "(drop (i32.trunc_f32_s (f32.const nan)))", "SERVICE_FAILED", "trap"),
+        (
+            "float",
+            "",
+            "(drop (i32.trunc_f32_s (f32.const nan)))",
+            "SERVICE_FAILED",
+            "trap",
+        ),
         ("unreached", "", "unreachable", "SERVICE_FAILED", "trap"),
-        ("zero", "", "(drop (i32.div_s (i32.const 1) (i32.const 0)))", "SERVICE_FAILED", "trap"),
-        ("outside", "", "(drop (i32.load (i32.const -8)))", "SERVICE_FAILED", "trap"),
+        (
+            "zero",
+            "",
+            "(drop (i32.div_s (i32.const 1) (i32.const 0)))",
+            "SERVICE_FAILED",
+            "trap",
+        ),
+        (
+            "outside",
+            "",
+            "(drop (i32.load (i32.const -8)))",
+            "SERVICE_FAILED",
+            "trap",
+        ),
     ];
     let mut setup = Setup::new(BINARY);
     for (name, more, body, _, _) in &guests {
@@ -101,7 +137,11 @@ fn guests_that_no_compiler_makes() {
     for (name, _, _, code, word) in guests {
         client.request_within(&format!("{name}.run"), "1", 800, "");
         let body = client.message().json();
-        assert_eq!(told(&body), (code.to_owned(), word.to_owned()), "{name}: {body}");
+        assert_eq!(
+            told(&body),
+            (code.to_owned(), word.to_owned()),
+            "{name}: {body}"
+        );
         assert_eq!(client.ask("echo.say", "1").text(), "1", "after {name}");
     }
 }
@@ -114,16 +154,30 @@ fn those_that_say_wrong_things_of_themselves_are_not_served() {
         )
     };
     let server = Setup::new(BINARY)
-        .with_bytes("caps.wasm", &wat::guest_that_says(&say("Ca ps", "1.0.0"), "", ""))
-        .with_bytes("prerelease.wasm", &wat::guest_that_says(&say("prerelease", "1.0.0-rc.1"), "", ""))
+        .with_bytes(
+            "caps.wasm",
+            &wat::guest_that_says(&say("Ca ps", "1.0.0"), "", ""),
+        )
+        .with_bytes(
+            "prerelease.wasm",
+            &wat::guest_that_says(&say("prerelease", "1.0.0-rc.1"), "", ""),
+        )
         .with_bytes("other.wasm", &wat::guest("another", "", ""))
-        .with_bytes("start.wasm", &wat::guest("start", "(func $s unreachable) (start $s)", ""))
+        .with_bytes(
+            "start.wasm",
+            &wat::guest("start", "(func $s unreachable) (start $s)", ""),
+        )
         .set("sandbox.describe_timeout = 1000")
         .with("guests", "loop.wasm")
         .start();
     let failed = server.json("/readyz")["failedServices"].clone();
     let error = |name: &str| {
-        let row = failed.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap();
+        let row = failed
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|row| row["name"] == name)
+            .unwrap();
         row["error"].as_str().unwrap().to_owned()
     };
     for (name, part) in [
@@ -135,7 +189,10 @@ fn those_that_say_wrong_things_of_themselves_are_not_served() {
     ] {
         assert!(error(name).contains(part), "{name}: {}", error(name));
     }
-    assert_eq!(server.connect().ask("calc.add", "{\"a\":1,\"b\":1}").text(), "{\"sum\":2}");
+    assert_eq!(
+        server.connect().ask("calc.add", "{\"a\":1,\"b\":1}").text(),
+        "{\"sum\":2}"
+    );
 }
 
 #[test]
@@ -144,9 +201,19 @@ fn the_store_refuses_what_is_out_of_bounds() {
     let mut client = server.connect();
     let full = client.ask("greedy.kv-quota", "").json();
     assert_eq!(full["count"], 10, "{full}");
-    assert!(full["error"].as_str().unwrap().contains("quota of 1048576"), "{full}");
+    assert!(
+        full["error"].as_str().unwrap().contains("quota of 1048576"),
+        "{full}"
+    );
     let wrong = client.ask("greedy.kv-keys", "").json();
-    for (index, part) in ["key of 0 bytes", "key of 1048576 bytes", "a bucket is named"].iter().enumerate() {
+    for (index, part) in [
+        "key of 0 bytes",
+        "key of 1048576 bytes",
+        "a bucket is named",
+    ]
+    .iter()
+    .enumerate()
+    {
         assert!(wrong[index].as_str().unwrap().contains(part), "{wrong}");
     }
 }
@@ -176,7 +243,10 @@ fn calls_that_lead_nowhere_are_forbidden() {
     ] {
         let answer = call(topic);
         assert_eq!(answer["code"], code, "{answer}");
-        assert!(answer["message"].as_str().unwrap().contains(part), "{answer}");
+        assert!(
+            answer["message"].as_str().unwrap().contains(part),
+            "{answer}"
+        );
     }
 }
 
@@ -196,12 +266,33 @@ fn a_circle_through_another_service_is_found_and_so_is_what_is_too_deep() {
         json!({"topic": "relay.forward", "payload": inner}).to_string()
     };
     let open = server(4);
-    let answer = open.connect().ask("greedy.call", &there("greedy.call")).json();
+    let answer = open
+        .connect()
+        .ask("greedy.call", &there("greedy.call"))
+        .json();
     assert_eq!(answer["answer"]["code"], "FORBIDDEN", "{answer}");
-    assert!(answer["answer"]["message"].as_str().unwrap().contains("close a circle"), "{answer}");
-    assert_eq!(open.connect().ask("greedy.call", &there("echo.say")).json()["answer"]["topic"], "relay.forward");
-    let answer = server(1).connect().ask("greedy.call", &there("echo.say")).json();
-    assert!(answer["answer"]["message"].as_str().unwrap().contains("sandbox.call_depth"), "{answer}");
+    assert!(
+        answer["answer"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("close a circle"),
+        "{answer}"
+    );
+    assert_eq!(
+        open.connect().ask("greedy.call", &there("echo.say")).json()["answer"]["topic"],
+        "relay.forward"
+    );
+    let answer = server(1)
+        .connect()
+        .ask("greedy.call", &there("echo.say"))
+        .json();
+    assert!(
+        answer["answer"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("sandbox.call_depth"),
+        "{answer}"
+    );
 }
 
 #[test]
@@ -211,14 +302,29 @@ fn the_log_stays_bounded_and_readable() {
     client.request("greedy.log-control", "control", "");
     client.message();
     let line = server.wait_for_log("request_id=\"control\"");
-    assert!(line.contains("one\\nFAKE two\\r\\u{1b}[2J\\u{202e}three\\u{0}"), "{line:?}");
+    assert!(
+        line.contains("one\\nFAKE two\\r\\u{1b}[2J\\u{202e}three\\u{0}"),
+        "{line:?}"
+    );
     client.request("greedy.log-long", "long", "");
     client.message();
     let line = server.wait_for_log("request_id=\"long\"");
-    assert!(line.len() < 5000 && line.contains("1044480 bytes more"), "{} bytes", line.len());
+    assert!(
+        line.len() < 5000 && line.contains("1044480 bytes more"),
+        "{} bytes",
+        line.len()
+    );
     client.request_within("greedy.log-flood", "flood", 60_000, "");
     assert_eq!(client.message().text(), "\"flooded\"");
     let line = server.wait_for_log("lines dropped");
-    let dropped: u64 = line.split(" lines dropped").next().unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    let dropped: u64 = line
+        .split(" lines dropped")
+        .next()
+        .unwrap()
+        .rsplit(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     assert_eq!(dropped, (1 << 20) - 16, "16 KiB are 16 lines");
 }

@@ -28,25 +28,47 @@ use crate::{
 };
 
 fn compile(arguments: &[&Path]) -> (Option<i32>, String, String) {
-    let output = Command::new(BINARY).arg("compile").args(arguments).output().unwrap();
+    let output = Command::new(BINARY)
+        .arg("compile")
+        .args(arguments)
+        .output()
+        .unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
 }
 
 fn compiled() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("calc.cwasm");
-    let (code, said, complained) = compile(&[&component("services", "calc.wasm"), Path::new("--output"), &file]);
-    let inspected = Command::new(BINARY).arg("inspect").arg(&file).output().unwrap();
+    let (code, said, complained) = compile(&[
+        &component("services", "calc.wasm"),
+        Path::new("--output"),
+        &file,
+    ]);
+    let inspected = Command::new(BINARY)
+        .arg("inspect")
+        .arg(&file)
+        .output()
+        .unwrap();
     let shown = String::from_utf8_lossy(&inspected.stdout).into_owned();
-    assert!(inspected.status.success() && shown.contains("ahead of time"), "{shown}");
+    assert!(
+        inspected.status.success() && shown.contains("ahead of time"),
+        "{shown}"
+    );
     assert_eq!(
         compile(&[&file, Path::new("-o"), &dir.path().join("again.cwasm")]).0,
         Some(2),
         "it is compiled already"
     );
     assert_eq!(code, Some(0), "{complained}");
-    assert!(said.contains("calc 1.") && said.contains("digest for grants: sha256:"), "{said}");
+    assert!(
+        said.contains("calc 1.") && said.contains("digest for grants: sha256:"),
+        "{said}"
+    );
     (dir, file)
 }
 
@@ -57,12 +79,24 @@ fn a_file_that_was_compiled_ahead_is_served() {
     let answer = server.connect().ask("calc.add", r#"{"a":2,"b":40}"#);
     assert_eq!(answer.json(), json!({"sum": 42}));
     // Beside its source, the one that nobody has to trust is taken.
-    fs::copy(component("services", "calc.wasm"), dir.path().join("calc.wasm")).unwrap();
+    fs::copy(
+        component("services", "calc.wasm"),
+        dir.path().join("calc.wasm"),
+    )
+    .unwrap();
     assert_eq!(change(&server, "POST", "/services/reload", "").0, 200);
     let services = server.json("/services");
-    let files: Vec<_> = services["services"].as_array().unwrap().iter().map(|row| row["file"].clone()).collect();
+    let files: Vec<_> = services["services"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["file"].clone())
+        .collect();
     assert_eq!(files.len(), 1);
-    assert!(files[0].as_str().unwrap().ends_with("calc.wasm"), "{files:?}");
+    assert!(
+        files[0].as_str().unwrap().ends_with("calc.wasm"),
+        "{files:?}"
+    );
 }
 
 #[test]
@@ -75,7 +109,10 @@ fn compiled_code_that_others_could_have_written_is_refused() {
         let server = setup.start();
         let answer = server.connect().ask("calc.add", r#"{"a":2,"b":40}"#);
         assert_eq!(answer.code(), "SERVICE_UNAVAILABLE");
-        server.json("/services")["services"][0]["error"].as_str().unwrap().to_owned()
+        server.json("/services")["services"][0]["error"]
+            .as_str()
+            .unwrap()
+            .to_owned()
     };
     assert!(refused(&good, 0o777).contains("open to others"));
     let mut changed = good.clone();
@@ -85,7 +122,12 @@ fn compiled_code_that_others_could_have_written_is_refused() {
     let text = String::from_utf8_lossy(&good[..400]).into_owned();
     let server = format!("\"server\":\"{}\"", env!("CARGO_PKG_VERSION"));
     let at = text.find(&server).unwrap();
-    let older = [&good[..at], b"\"server\":\"0.0.1\"", &good[at + server.len()..]].concat();
+    let older = [
+        &good[..at],
+        b"\"server\":\"0.0.1\"",
+        &good[at + server.len()..],
+    ]
+    .concat();
     assert!(refused(&older, 0o755).contains("compiled for mb-server 0.0.1"));
 }
 
@@ -103,7 +145,11 @@ fn what_can_t_be_compiled_says_why() {
     let (code, _, complained) = compile(&[&file, Path::new("-o"), &file]);
     assert_eq!(code, Some(2));
     assert!(complained.contains("would replace it"), "{complained}");
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing half done is left");
+    assert_eq!(
+        fs::read_dir(dir.path()).unwrap().count(),
+        1,
+        "nothing half done is left"
+    );
 }
 
 /// Three times one server takes over from another on a listener that outlives
@@ -116,20 +162,33 @@ fn servers_follow_each_other_and_no_call_fails() {
     let begin = || -> TestServer {
         let setup = Setup::empty(BINARY)
             .with_as("services", "granted/counter.wasm", "counter.wasm")
-            .set(&format!("state_dir = {:?}", dir.path().join("state").display().to_string()))
+            .set(&format!(
+                "state_dir = {:?}",
+                dir.path().join("state").display().to_string()
+            ))
             .set("[services.counter.grants]\nkeyvalue = true");
         let (setup, mut command) = setup.command_with(&listener);
         setup.start_with(&mut command)
     };
     let mut server = begin();
-    let client = Client::builder(listener.local_addr().unwrap().to_string()).connect().unwrap();
+    let client = Client::builder(listener.local_addr().unwrap().to_string())
+        .connect()
+        .unwrap();
     let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     let last: Mutex<HashMap<usize, i64>> = Mutex::default();
     let add = |thread: usize| -> i64 {
         let payload = json!({"name": format!("n{thread}")}).to_string();
-        let request = Request::new(Topic::parse("counter.add").unwrap(), Payload::Json(&payload));
-        let mb_server::client::Answer::Json(text) = client.call(&request).expect("no call fails") else { panic!() };
-        serde_json::from_str::<Value>(&text).unwrap()["value"].as_i64().unwrap()
+        let request = Request::new(
+            Topic::parse("counter.add").unwrap(),
+            Payload::Json(&payload),
+        );
+        let mb_server::client::Answer::Json(text) = client.call(&request).expect("no call fails")
+        else {
+            panic!()
+        };
+        serde_json::from_str::<Value>(&text).unwrap()["value"]
+            .as_i64()
+            .unwrap()
     };
     thread::scope(|scope| {
         for thread in 0..4 {
@@ -172,5 +231,8 @@ fn an_inherited_socket_that_nobody_asked_for_is_named() {
     drop(setup);
     let complained = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{complained}");
-    assert!(complained.contains(&listener.local_addr().unwrap().to_string()), "{complained}");
+    assert!(
+        complained.contains(&listener.local_addr().unwrap().to_string()),
+        "{complained}"
+    );
 }

@@ -9,7 +9,8 @@ use crate::{
 
 /// With a service whose `wasi-sleep` sleeps until its time is over.
 fn with_sleeper() -> Setup {
-    let grants = "services.greedy.grants = { keyvalue = true, log = \"info\", calls = [\"echo.*\"] }";
+    let grants =
+        "services.greedy.grants = { keyvalue = true, log = \"info\", calls = [\"echo.*\"] }";
     setup().with("guests", "greedy.wasm").set(grants)
 }
 
@@ -26,7 +27,10 @@ fn until_calling(server: &TestServer, in_flight: u64) {
 
 fn ended(client: &mut RawClient, id: &str) {
     let answer = client.message();
-    assert_eq!((&*answer.line, &*answer.code()), (&*format!("ERROR:greedy.wasi-sleep:1.0.0:{id}"), "TIMEOUT"));
+    assert_eq!(
+        (&*answer.line, &*answer.code()),
+        (&*format!("ERROR:greedy.wasi-sleep:1.0.0:{id}"), "TIMEOUT")
+    );
 }
 
 #[test]
@@ -38,15 +42,24 @@ fn what_comes_after_a_slow_call_overtakes_it() {
     let slow = frame(0, b"REQUEST:greedy.wasi-sleep:1.0.0:slow::1500\n");
     client.send(&[asked("a"), slow, asked("b"), KEEPALIVE.to_vec(), asked("c")].concat());
     for id in ["a", "b"] {
-        assert_eq!(client.message().line, format!("RESPONSE:echo.say:1.0.0:{id}"));
+        assert_eq!(
+            client.message().line,
+            format!("RESPONSE:echo.say:1.0.0:{id}")
+        );
     }
     assert_eq!(client.receive(), Received::KeepAlive);
     assert_eq!(client.message().line, "RESPONSE:echo.say:1.0.0:c");
     for _ in 0..100 {
-        assert_eq!(client.ask("echo.say", "1").line, "RESPONSE:echo.say:1.0.0:ask");
+        assert_eq!(
+            client.ask("echo.say", "1").line,
+            "RESPONSE:echo.say:1.0.0:ask"
+        );
     }
     let row = server.json("/connections")["connections"][0].clone();
-    assert_eq!((row["state"].as_str(), row["inFlight"].as_u64()), (Some("calling"), Some(1)));
+    assert_eq!(
+        (row["state"].as_str(), row["inFlight"].as_u64()),
+        (Some("calling"), Some(1))
+    );
     ended(&mut client, "slow");
 }
 
@@ -72,7 +85,13 @@ fn calls_side_by_side_are_bounded_and_nothing_is_lost() {
     let mut answers: Vec<_> = (0..4).map(|_| client.message().line).collect();
     answers.sort();
     assert_eq!(answers[3], "RESPONSE:echo.say:1.0.0:last");
-    assert!(answers[..3].iter().zip(1..).all(|(line, id)| line.ends_with(&format!(":{id}"))), "{answers:?}");
+    assert!(
+        answers[..3]
+            .iter()
+            .zip(1..)
+            .all(|(line, id)| line.ends_with(&format!(":{id}"))),
+        "{answers:?}"
+    );
 }
 
 #[test]
@@ -91,13 +110,24 @@ fn whatever_ends_the_connection_comes_after_the_answers() {
     closing.stream.shutdown(Shutdown::Write).unwrap();
     let mut lines = [closing.message().line, closing.message().line];
     lines.sort();
-    assert_eq!(lines, ["ERROR:greedy.wasi-sleep:1.0.0:2", "ERROR:greedy.wasi-sleep:1.0.0:3"]);
+    assert_eq!(
+        lines,
+        [
+            "ERROR:greedy.wasi-sleep:1.0.0:2",
+            "ERROR:greedy.wasi-sleep:1.0.0:3"
+        ]
+    );
     closing.expect_end();
 
     let mut gone = server.connect();
     sleep(&mut gone, "4", 300);
     drop(gone);
-    server.until("all have gone", |server| server.json("/connections")["connections"].as_array().unwrap().is_empty());
+    server.until("all have gone", |server| {
+        server.json("/connections")["connections"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+    });
 }
 
 #[test]
@@ -106,7 +136,11 @@ fn a_slow_call_is_no_silence() {
     let mut client = server.connect();
     sleep(&mut client, "slow", 2500);
     ended(&mut client, "slow");
-    assert_eq!(client.ask("echo.say", "1").text(), "1", "its time begins with the answer");
+    assert_eq!(
+        client.ask("echo.say", "1").text(),
+        "1",
+        "its time begins with the answer"
+    );
     assert_eq!(client.message().code(), "IDLE_TIMEOUT");
 }
 

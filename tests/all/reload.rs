@@ -24,8 +24,15 @@ struct Folder {
 fn start(setup: Setup) -> Folder {
     let (services, state) = (setup.services(), setup.dir.path().join("state/mb-server"));
     let server = setup.set("reload_interval = 50").start();
-    let token = fs::read_to_string(state.join("admin.token")).unwrap().trim().to_owned();
-    Folder { server, services, token }
+    let token = fs::read_to_string(state.join("admin.token"))
+        .unwrap()
+        .trim()
+        .to_owned();
+    Folder {
+        server,
+        services,
+        token,
+    }
 }
 
 impl Folder {
@@ -38,17 +45,28 @@ impl Folder {
 
     fn row(&self, name: &str) -> Option<Value> {
         let rows = self.server.json("/services");
-        rows["services"].as_array().unwrap().iter().find(|row| row["name"] == name).cloned()
+        rows["services"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|row| row["name"] == name)
+            .cloned()
     }
 
     fn until_row(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let name = what.split(' ').next().unwrap();
-        self.server.until(what, |_| self.row(name).is_some_and(|row| holds(&row)));
+        self.server
+            .until(what, |_| self.row(name).is_some_and(|row| holds(&row)));
         self.row(name).unwrap()
     }
 
     fn post(&self, path: &str, body: &str) -> (u16, Value) {
-        post(&self.server, path, body, &format!("Authorization: Bearer {}\r\n", self.token))
+        post(
+            &self.server,
+            path,
+            body,
+            &format!("Authorization: Bearer {}\r\n", self.token),
+        )
     }
 
     fn asks(&self, topic: &str) -> String {
@@ -70,7 +88,10 @@ fn post(server: &TestServer, path: &str, body: &str, headers: &str) -> (u16, Val
 #[test]
 fn files_come_change_and_go() {
     let folder = start(Setup::empty(BINARY).with("services", "calc.wasm"));
-    assert_eq!(folder.server.connect().ask("echo.say", "1").code(), "NO_ROUTE_FOUND");
+    assert_eq!(
+        folder.server.connect().ask("echo.say", "1").code(),
+        "NO_ROUTE_FOUND"
+    );
     folder.copy("services", "echo.wasm", "echo.wasm");
     folder.until_row("echo is there", |row| row["state"] == "loaded");
     assert_eq!(folder.asks("echo.say"), "null");
@@ -81,8 +102,13 @@ fn files_come_change_and_go() {
     folder.until_row("versions is 1.2.0", |row| row["version"] == "1.2.0");
     assert_eq!(folder.asks("versions.which"), "{\"version\":\"1.2.0\"}");
     fs::remove_file(folder.services.join("echo.wasm")).unwrap();
-    folder.server.until("echo is gone", |_| folder.row("echo").is_none());
-    assert_eq!(folder.server.connect().ask("echo.say", "1").code(), "NO_ROUTE_FOUND");
+    folder
+        .server
+        .until("echo is gone", |_| folder.row("echo").is_none());
+    assert_eq!(
+        folder.server.connect().ask("echo.say", "1").code(),
+        "NO_ROUTE_FOUND"
+    );
     assert_eq!(folder.row("calc").unwrap()["state"], "loaded");
 }
 
@@ -91,9 +117,13 @@ fn calls_in_flight_end_on_the_component_they_began_with() {
     let folder = start(Setup::new(BINARY));
     let mut slow = folder.server.connect();
     slow.request_within("hostile.sleep-spin", "1", 20_000, "{\"ms\":800}");
-    folder.server.until("it runs", |server| server.json("/connections")["connections"][0]["inFlight"] == 1);
+    folder.server.until("it runs", |server| {
+        server.json("/connections")["connections"][0]["inFlight"] == 1
+    });
     fs::remove_file(folder.services.join("hostile.wasm")).unwrap();
-    folder.server.until("hostile is gone", |_| folder.row("hostile").is_none());
+    folder
+        .server
+        .until("hostile is gone", |_| folder.row("hostile").is_none());
     assert!(slow.message().line.starts_with("RESPONSE"));
     assert_eq!(slow.ask("hostile.ok", "").code(), "NO_ROUTE_FOUND");
 }
@@ -105,18 +135,40 @@ fn a_broken_file_keeps_the_old_one_serving_and_a_partial_one_is_waited_for() {
     let whole = fs::read(&path).unwrap();
     fs::write(&path, b"garbage").unwrap();
     let row = folder.until_row("echo is broken", |row| row["error"].is_string());
-    assert_eq!((&row["state"], &row["source"]), (&json!("loaded"), &json!("file")));
-    assert!(row["error"].as_str().unwrap().contains("not WebAssembly"), "{row}");
-    assert!(folder.server.json("/readyz").to_string().contains("not WebAssembly"));
+    assert_eq!(
+        (&row["state"], &row["source"]),
+        (&json!("loaded"), &json!("file"))
+    );
+    assert!(
+        row["error"].as_str().unwrap().contains("not WebAssembly"),
+        "{row}"
+    );
+    assert!(
+        folder
+            .server
+            .json("/readyz")
+            .to_string()
+            .contains("not WebAssembly")
+    );
     assert_eq!(folder.asks("echo.say"), "null");
     // Half of a file says nothing yet; the other half makes it whole.
     fs::write(&path, &whole[..whole.len() / 2]).unwrap();
     folder.copy("services", "calc.wasm", "calc2.wasm");
     folder.until_row("calc2 is looked at", |row| row["error"].is_string());
-    assert!(folder.row("echo").unwrap()["error"].as_str().unwrap().contains("not WebAssembly"), "not about the half");
+    assert!(
+        folder.row("echo").unwrap()["error"]
+            .as_str()
+            .unwrap()
+            .contains("not WebAssembly"),
+        "not about the half"
+    );
     fs::write(&path, &whole).unwrap();
     folder.until_row("echo is mended", |row| row["error"].is_null());
-    assert_eq!(folder.row("echo").unwrap()["calls"], 1, "its counters go on");
+    assert_eq!(
+        folder.row("echo").unwrap()["calls"],
+        1,
+        "its counters go on"
+    );
 }
 
 #[test]
@@ -124,15 +176,35 @@ fn a_start_with_a_broken_file_serves_the_last_good_one() {
     let state = tempfile::tempdir().unwrap();
     let set = format!("state_dir = {:?}", state.path());
     let folder = state.path().join("services");
-    let first = Setup::empty_in(BINARY, &folder).with("services", "echo.wasm").set(&set).start();
+    let first = Setup::empty_in(BINARY, &folder)
+        .with("services", "echo.wasm")
+        .set(&set)
+        .start();
     assert_eq!(first.connect().ask("echo.say", "1").text(), "1");
     drop(first);
-    let again = Setup::empty_in(BINARY, &folder).with_bytes("echo.wasm", b"garbage").set(&set).start();
-    assert!(again.said.contains("a good one from before is served instead"), "{}", again.said);
+    let again = Setup::empty_in(BINARY, &folder)
+        .with_bytes("echo.wasm", b"garbage")
+        .set(&set)
+        .start();
+    assert!(
+        again
+            .said
+            .contains("a good one from before is served instead"),
+        "{}",
+        again.said
+    );
     assert_eq!(again.connect().ask("echo.say", "1").text(), "1");
     let rows = again.json("/services");
-    let row = rows["services"].as_array().unwrap().iter().find(|row| row["name"] == "echo").unwrap();
-    assert_eq!((&row["state"], &row["source"]), (&json!("loaded"), &json!("lastGood")));
+    let row = rows["services"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|row| row["name"] == "echo")
+        .unwrap();
+    assert_eq!(
+        (&row["state"], &row["source"]),
+        (&json!("loaded"), &json!("lastGood"))
+    );
 }
 
 #[test]
@@ -140,42 +212,92 @@ fn the_operator_goes_back_and_the_next_file_lifts_it() {
     let state = tempfile::tempdir().unwrap();
     let set = format!("state_dir = {:?}\nreload_interval = 50", state.path());
     let services = state.path().join("services");
-    let setup = Setup::empty_in(BINARY, &services).with_as("guests", "versions@1.0.0.wasm", "versions.wasm").set(&set);
-    let folder = Folder { server: setup.start(), services: services.clone(), token: String::new() };
+    let setup = Setup::empty_in(BINARY, &services)
+        .with_as("guests", "versions@1.0.0.wasm", "versions.wasm")
+        .set(&set);
+    let folder = Folder {
+        server: setup.start(),
+        services: services.clone(),
+        token: String::new(),
+    };
     folder.copy("guests", "versions@1.2.0.wasm", "versions.wasm");
     folder.until_row("versions is 1.2.0", |row| row["version"] == "1.2.0");
     let config = state.path().join("mb.toml");
     fs::write(&config, format!("state_dir = {:?}", state.path())).unwrap();
     let rollback = |folder: &Folder, name: &str| {
         let mut command = std::process::Command::new(BINARY);
-        command.args(["rollback", name, "--admin", &folder.server.admin.to_string(), "--config"]).arg(&config);
+        command
+            .args([
+                "rollback",
+                name,
+                "--admin",
+                &folder.server.admin.to_string(),
+                "--config",
+            ])
+            .arg(&config);
         let output = command.output().unwrap();
-        (output.status.code().unwrap(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+        (
+            output.status.code().unwrap(),
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+        )
     };
     let (code, text) = rollback(&folder, "nobody");
-    assert!(code == 1 && text.contains("no service nobody"), "{code} {text}");
+    assert!(
+        code == 1 && text.contains("no service nobody"),
+        "{code} {text}"
+    );
     let (code, text) = rollback(&folder, "versions");
-    assert!(code == 0 && text.contains("versions 1.0.0 is served"), "{code} {text}");
+    assert!(
+        code == 0 && text.contains("versions 1.0.0 is served"),
+        "{code} {text}"
+    );
     assert_eq!(folder.asks("versions.which"), "{\"version\":\"1.0.0\"}");
     assert_eq!(folder.row("versions").unwrap()["source"], "rolledBack");
     let (code, text) = rollback(&folder, "versions");
-    assert!(code == 1 && text.contains("no file of versions is kept"), "{code} {text}");
+    assert!(
+        code == 1 && text.contains("no file of versions is kept"),
+        "{code} {text}"
+    );
     drop(folder);
 
     let setup = Setup::empty_in(BINARY, &services).set(&set);
-    let folder = Folder { server: setup.start(), services, token: String::new() };
-    assert_eq!(folder.asks("versions.which"), "{\"version\":\"1.0.0\"}", "over a restart");
+    let folder = Folder {
+        server: setup.start(),
+        services,
+        token: String::new(),
+    };
+    assert_eq!(
+        folder.asks("versions.which"),
+        "{\"version\":\"1.0.0\"}",
+        "over a restart"
+    );
     folder.copy("guests", "versions@2.0.0.wasm", "versions.wasm");
-    folder.until_row("versions is 2.0.0", |row| row["version"] == "2.0.0" && row["source"] == "file");
+    folder.until_row("versions is 2.0.0", |row| {
+        row["version"] == "2.0.0" && row["source"] == "file"
+    });
 }
 
 #[test]
 fn changing_takes_the_token_and_reading_does_not() {
     let folder = start(Setup::new(BINARY));
     let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
-    for path in ["/services/reload", "/services/echo/rollback", "/services/echo/disable", "/services/echo/enable"] {
-        for headers in [String::new(), bearer("wrong"), bearer(&folder.token[1..]), "Authorization: x\r\n".into()] {
-            assert_eq!(post(&folder.server, path, "", &headers).0, 401, "{path} {headers}");
+    for path in [
+        "/services/reload",
+        "/services/echo/rollback",
+        "/services/echo/disable",
+        "/services/echo/enable",
+    ] {
+        for headers in [
+            String::new(),
+            bearer("wrong"),
+            bearer(&folder.token[1..]),
+            "Authorization: x\r\n".into(),
+        ] {
+            assert_eq!(
+                post(&folder.server, path, "", &headers).0,
+                401,
+                "{path} {headers}"
+            );
         }
         let foreign = format!(
             "POST {path} HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\nContent-Length: 0\r\n{}\r\n",
@@ -184,13 +306,27 @@ fn changing_takes_the_token_and_reading_does_not() {
         assert_eq!(http(folder.server.admin, &foreign).0, 403);
     }
     assert_eq!(folder.post("/healthz", "").0, 405);
-    assert_eq!(folder.post("/services/echo/disable", "{\"wrong\":1}").0, 400);
-    assert_eq!(folder.post("/services/echo/disable", &" ".repeat(1_100_000)).0, 413);
+    assert_eq!(
+        folder.post("/services/echo/disable", "{\"wrong\":1}").0,
+        400
+    );
+    assert_eq!(
+        folder
+            .post("/services/echo/disable", &" ".repeat(1_100_000))
+            .0,
+        413
+    );
     assert_eq!(folder.post("/services/nobody/disable", "").0, 409);
-    assert_eq!(folder.post("/services/reload", ""), (200, json!({"changes": []})));
+    assert_eq!(
+        folder.post("/services/reload", ""),
+        (200, json!({"changes": []}))
+    );
     folder.copy("services", "calc.wasm", "other.wasm");
     let (status, changed) = folder.post("/services/reload", "");
-    assert!(status == 200 && changed.to_string().contains("other.wasm"), "{changed}");
+    assert!(
+        status == 200 && changed.to_string().contains("other.wasm"),
+        "{changed}"
+    );
 }
 
 #[test]
@@ -204,17 +340,40 @@ fn services_are_switched_off_and_on() {
     let state = setup.dir.path().join("state/mb-server/admin.token");
     let server = setup.start();
     let token = fs::read_to_string(state).unwrap().trim().to_owned();
-    let folder = Folder { server, services, token };
+    let folder = Folder {
+        server,
+        services,
+        token,
+    };
     let mut client = folder.server.connect();
-    client.send(&crate::support::frame(0, b"REQUEST:versions.which:2.0.0:1\nnull"));
+    client.send(&crate::support::frame(
+        0,
+        b"REQUEST:versions.which:2.0.0:1\nnull",
+    ));
     let refused = client.message();
-    assert!(refused.code() == "SERVICE_UNAVAILABLE" && refused.text().contains("disabled"), "{refused:?}");
+    assert!(
+        refused.code() == "SERVICE_UNAVAILABLE" && refused.text().contains("disabled"),
+        "{refused:?}"
+    );
     assert_eq!(folder.asks("versions.which"), "{\"version\":\"1.2.0\"}");
-    assert_eq!(folder.post("/services/versions/disable", "{\"version\":\"1.2.0\"}").0, 200);
+    assert_eq!(
+        folder
+            .post("/services/versions/disable", "{\"version\":\"1.2.0\"}")
+            .0,
+        200
+    );
     assert_eq!(folder.asks("versions.which"), "{\"version\":\"1.0.0\"}");
     assert_eq!(folder.post("/services/versions/disable", "").0, 200);
-    assert_eq!(client.ask("versions.which", "").code(), "SERVICE_UNAVAILABLE");
-    assert!(!client.ask("system.services", "").text().contains("versions"));
+    assert_eq!(
+        client.ask("versions.which", "").code(),
+        "SERVICE_UNAVAILABLE"
+    );
+    assert!(
+        !client
+            .ask("system.services", "")
+            .text()
+            .contains("versions")
+    );
     assert_eq!(folder.post("/services/versions/enable", "").0, 200);
     assert_eq!(folder.asks("versions.which"), "{\"version\":\"1.2.0\"}");
 }
@@ -223,7 +382,9 @@ fn services_are_switched_off_and_on() {
 fn a_twin_that_comes_later_changes_nothing() {
     let folder = start(Setup::new(BINARY));
     folder.copy("services", "echo.wasm", "echo@1.0.0.wasm");
-    folder.server.until("the twin is refused", |server| server.json("/readyz").to_string().contains("claimed by"));
+    folder.server.until("the twin is refused", |server| {
+        server.json("/readyz").to_string().contains("claimed by")
+    });
     assert_eq!(folder.asks("echo.say"), "null");
 }
 
@@ -280,11 +441,13 @@ fn a_component_that_takes_too_much_to_compile_hurts_nobody() {
     // The others shall be compiled already, however slow the machine is.
     drop(Setup::new(BINARY).start());
     // One function so long that it keeps the compiler busy.
-    let many = "(global.set $x (i64.add (i64.mul (global.get $x) (global.get $x)) (i64.const 7)))".repeat(60_000);
+    let many = "(global.set $x (i64.add (i64.mul (global.get $x) (global.get $x)) (i64.const 7)))"
+        .repeat(60_000);
     let bomb = wat::guest("bomb", "(global $x (mut i64) (i64.const 1))", &many);
-    for (setting, part) in
-        [("sandbox.compile_timeout = 100", "compile_timeout"), ("sandbox.compile_memory = \"64MiB\"", "compile_memory")]
-    {
+    for (setting, part) in [
+        ("sandbox.compile_timeout = 100", "compile_timeout"),
+        ("sandbox.compile_memory = \"64MiB\"", "compile_memory"),
+    ] {
         let folder = start(Setup::new(BINARY).set(setting));
         fs::write(folder.services.join("bomb.wasm"), &bomb).unwrap();
         let row = folder.until_row("bomb is refused", |row| row["error"].is_string());

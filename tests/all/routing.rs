@@ -8,7 +8,10 @@ use crate::{
 };
 
 fn ask_version(client: &mut RawClient, version: &str) -> String {
-    client.send(&frame(0, format!("REQUEST:versions.which:{version}:1\n").as_bytes()));
+    client.send(&frame(
+        0,
+        format!("REQUEST:versions.which:{version}:1\n").as_bytes(),
+    ));
     let answer = client.message();
     match answer.line.starts_with("RESPONSE") {
         true => answer.json()["version"].as_str().unwrap().to_owned(),
@@ -18,8 +21,17 @@ fn ask_version(client: &mut RawClient, version: &str) -> String {
 
 #[test]
 fn the_highest_compatible_version_serves() {
-    let versions = ["versions@1.0.0.wasm", "versions@1.2.0.wasm", "versions@2.0.0.wasm"];
-    let server = versions.iter().fold(Setup::empty(BINARY), |setup, file| setup.with("guests", file)).start();
+    let versions = [
+        "versions@1.0.0.wasm",
+        "versions@1.2.0.wasm",
+        "versions@2.0.0.wasm",
+    ];
+    let server = versions
+        .iter()
+        .fold(Setup::empty(BINARY), |setup, file| {
+            setup.with("guests", file)
+        })
+        .start();
     let mut client = server.connect();
     for (asked, expected) in [
         ("1.0.0", "1.2.0"),
@@ -33,7 +45,10 @@ fn the_highest_compatible_version_serves() {
         assert_eq!(ask_version(&mut client, asked), expected, "{asked}");
     }
     client.send(&frame(0, b"REQUEST:versions.which:3.0.0:1\n"));
-    assert_eq!(client.message().json()["details"], json!({"available": ["2.0.0", "1.2.0", "1.0.0"]}));
+    assert_eq!(
+        client.message().json()["details"],
+        json!({"available": ["2.0.0", "1.2.0", "1.0.0"]})
+    );
 }
 
 #[test]
@@ -63,14 +78,23 @@ fn a_bad_file_keeps_only_itself_from_being_served() {
     let rows = rows["services"].as_array().unwrap();
     let mut client = server.connect();
     for (name, problem) in [
-        ("calculator", "says that it is calc 1.0.0, its file that it is calculator"),
-        ("versions", "says that it is versions 1.0.0, its file that it is versions 1.0.1"),
+        (
+            "calculator",
+            "says that it is calc 1.0.0, its file that it is calculator",
+        ),
+        (
+            "versions",
+            "says that it is versions 1.0.0, its file that it is versions 1.0.1",
+        ),
         ("liar", "says that it is honest 1.0.0"),
         ("mute", "describe failed (trap)"),
         ("loop", "describe did not return within 200 ms"),
         ("badversion", "MAJOR.MINOR.PATCH"),
         ("garbage", "not JSON"),
-        ("wants", "imports acme:secrets/vault@1.0.0, which this server does not offer"),
+        (
+            "wants",
+            "imports acme:secrets/vault@1.0.0, which this server does not offer",
+        ),
         ("empty", "the file is empty"),
         ("text", "not WebAssembly"),
         ("module", "does not export mb:service/handler@1.0.0"),
@@ -78,11 +102,18 @@ fn a_bad_file_keeps_only_itself_from_being_served() {
         ("broken", "does not compile"),
         ("not a name", "called NAME.wasm or NAME@VERSION.wasm"),
     ] {
-        let row = rows.iter().find(|row| row["name"] == name).unwrap_or_else(|| panic!("{name} is not in {rows:?}"));
+        let row = rows
+            .iter()
+            .find(|row| row["name"] == name)
+            .unwrap_or_else(|| panic!("{name} is not in {rows:?}"));
         assert_eq!(row["state"], "failed");
         let error = row["error"].as_str().unwrap();
         assert!(error.contains(problem), "{name}: {error}");
-        assert!(server.said.contains(problem), "{name} is not in {}", server.said);
+        assert!(
+            server.said.contains(problem),
+            "{name} is not in {}",
+            server.said
+        );
         if !name.contains(' ') {
             let answer = client.ask(&format!("{name}.x"), "");
             assert_eq!(answer.code(), "SERVICE_UNAVAILABLE", "{name}");
@@ -107,14 +138,25 @@ fn two_files_for_one_version_serve_neither_and_name_both() {
         .with("services", "calc.wasm")
         .start();
     let rows = server.json("/services");
-    let errors: Vec<_> = rows["services"].as_array().unwrap().iter().filter_map(|row| row["error"].as_str()).collect();
+    let errors: Vec<_> = rows["services"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|row| row["error"].as_str())
+        .collect();
     assert_eq!(errors.len(), 2, "{rows}");
     for error in errors {
-        assert!(error.contains("echo.wasm") && error.contains("echo@1.0.0.wasm"), "{error}");
+        assert!(
+            error.contains("echo.wasm") && error.contains("echo@1.0.0.wasm"),
+            "{error}"
+        );
     }
     let mut client = server.connect();
     assert_eq!(client.ask("echo.say", "1").code(), "SERVICE_UNAVAILABLE");
-    assert_eq!(client.ask("calc.add", "{\"a\":2,\"b\":40}").text(), "{\"sum\":42}");
+    assert_eq!(
+        client.ask("calc.add", "{\"a\":2,\"b\":40}").text(),
+        "{\"sum\":42}"
+    );
 }
 
 #[test]
@@ -126,7 +168,11 @@ fn a_failed_version_does_not_hide_the_others() {
         .start();
     let mut client = server.connect();
     assert_eq!(ask_version(&mut client, "1.0.0"), "1.0.0");
-    assert_eq!(ask_version(&mut client, "1.1.0"), "SERVICE_UNAVAILABLE", "1.2.0 would have served it");
+    assert_eq!(
+        ask_version(&mut client, "1.1.0"),
+        "SERVICE_UNAVAILABLE",
+        "1.2.0 would have served it"
+    );
     assert_eq!(ask_version(&mut client, "3.0.0"), "SERVICE_UNAVAILABLE");
     assert_eq!(ask_version(&mut client, "2.0.0"), "VERSION_NOT_SUPPORTED");
 }
@@ -134,6 +180,13 @@ fn a_failed_version_does_not_hide_the_others() {
 #[test]
 fn an_empty_folder_is_said() {
     let server = Setup::empty(BINARY).start();
-    assert!(server.said.contains("put a component into that folder"), "{}", server.said);
-    assert_eq!(server.connect().ask("system.services", "").text(), "{\"services\":[]}");
+    assert!(
+        server.said.contains("put a component into that folder"),
+        "{}",
+        server.said
+    );
+    assert_eq!(
+        server.connect().ask("system.services", "").text(),
+        "{\"services\":[]}"
+    );
 }

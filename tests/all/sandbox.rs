@@ -19,7 +19,11 @@ fn a_guest_that_fails_gives_its_reason_and_harms_nobody() {
         ("panic", "", failed("trap")),
         ("recurse", "", failed("stack")),
         ("answer-too-large", "", failed("answer-size")),
-        ("answer-too-large", "{\"bytes\":1048577}", failed("answer-size")),
+        (
+            "answer-too-large",
+            "{\"bytes\":1048577}",
+            failed("answer-size"),
+        ),
         ("invalid-json", "", failed("invalid-answer")),
         ("empty-json", "", failed("invalid-answer")),
         ("bad-code", "", failed("invalid-answer")),
@@ -34,19 +38,46 @@ fn a_guest_that_fails_gives_its_reason_and_harms_nobody() {
         if code == "SERVICE_FAILED" {
             let told = told.as_object_mut().unwrap();
             assert!(told.remove("elapsedMs").unwrap().is_u64(), "{body}");
-            assert!(told.remove("peakMemory").unwrap().as_u64() >= Some(65_536), "{body}");
+            assert!(
+                told.remove("peakMemory").unwrap().as_u64() >= Some(65_536),
+                "{body}"
+            );
         }
-        assert_eq!((body["code"].as_str().unwrap(), told), (code, details), "{action}: {body}");
-        let origin = if ["CUSTOM", "INVALID_ARGUMENTS"].contains(&code) { "service" } else { "server" };
+        assert_eq!(
+            (body["code"].as_str().unwrap(), told),
+            (code, details),
+            "{action}: {body}"
+        );
+        let origin = if ["CUSTOM", "INVALID_ARGUMENTS"].contains(&code) {
+            "service"
+        } else {
+            "server"
+        };
         assert_eq!(body["origin"], origin);
         // The same connection, and the same service, go on.
-        assert_eq!(client.ask("hostile.ok", "").text(), "{\"ok\":true}", "after {action}");
+        assert_eq!(
+            client.ask("hostile.ok", "").text(),
+            "{\"ok\":true}",
+            "after {action}"
+        );
     }
     client.request("hostile.answer-too-large", "1", "{\"bytes\":1048576}");
-    assert_eq!(client.message().payload.len(), 1_048_576, "the limit itself is fine");
+    assert_eq!(
+        client.message().payload.len(),
+        1_048_576,
+        "the limit itself is fine"
+    );
     let services = server.json("/services");
-    let hostile = services["services"].as_array().unwrap().iter().find(|row| row["name"] == "hostile").unwrap();
-    assert_eq!((&hostile["errors"], &hostile["failures"]), (&json!(10), &json!(2)));
+    let hostile = services["services"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|row| row["name"] == "hostile")
+        .unwrap();
+    assert_eq!(
+        (&hostile["errors"], &hostile["failures"]),
+        (&json!(10), &json!(2))
+    );
     assert_eq!(hostile["calls"], 25);
     assert!(hostile["latency"]["p50Ms"].as_f64().unwrap() > 0.0);
 }
@@ -98,18 +129,30 @@ fn an_instance_that_is_put_back_is_as_one_that_is_made() {
 #[test]
 fn an_instance_that_had_several_handles_or_kept_one_is_not_used_again() {
     let grants = "[services.greedy.grants]\nkeyvalue = true\ncalls = [\"echo.*\"]";
-    let server = Setup::new(BINARY).with("guests", "greedy.wasm").set(grants).start();
+    let server = Setup::new(BINARY)
+        .with("guests", "greedy.wasm")
+        .set(grants)
+        .start();
     let mut client = server.connect();
     let mut numbers = |count: usize, keep: bool| {
         let payload = json!({"count": count, "keep": keep}).to_string();
         client.ask("greedy.numbers", &payload).text()
     };
     let mut made = 0;
-    for (count, keep, one_more) in
-        [(1, false, 1), (1, false, 0), (1, true, 0), (3, false, 1), (2, true, 1), (0, false, 1)]
-    {
+    for (count, keep, one_more) in [
+        (1, false, 1),
+        (1, false, 0),
+        (1, true, 0),
+        (3, false, 1),
+        (2, true, 1),
+        (0, false, 1),
+    ] {
         let expected: Vec<_> = (1..=count).collect();
-        assert_eq!(numbers(count, keep), json!(expected).to_string(), "{count} {keep}");
+        assert_eq!(
+            numbers(count, keep),
+            json!(expected).to_string(),
+            "{count} {keep}"
+        );
         made += one_more;
         assert_eq!(row(&server, "greedy")["instances"], made, "{count} {keep}");
     }
@@ -118,7 +161,13 @@ fn an_instance_that_had_several_handles_or_kept_one_is_not_used_again() {
 /// A row of `/services`.
 fn row(server: &TestServer, name: &str) -> Value {
     let services = server.json("/services");
-    services["services"].as_array().unwrap().iter().find(|row| row["name"] == name).unwrap().clone()
+    services["services"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|row| row["name"] == name)
+        .unwrap()
+        .clone()
 }
 
 #[test]
@@ -129,9 +178,15 @@ fn work_whose_deadline_has_passed_is_not_begun() {
     let slow = frame(0, b"REQUEST:hostile.sleep-spin:1.0.0:slow\n{\"ms\":200}");
     let late = frame(0, b"REQUEST:hostile.ok:1.0.0:late::50\n");
     client.send(&[slow, late].concat());
-    assert_eq!(client.message().line, "RESPONSE:hostile.sleep-spin:1.0.0:slow");
+    assert_eq!(
+        client.message().line,
+        "RESPONSE:hostile.sleep-spin:1.0.0:slow"
+    );
     let answer = client.message();
-    assert_eq!((&*answer.line, &*answer.code()), ("ERROR:hostile.ok:1.0.0:late", "SERVICE_UNAVAILABLE"));
+    assert_eq!(
+        (&*answer.line, &*answer.code()),
+        ("ERROR:hostile.ok:1.0.0:late", "SERVICE_UNAVAILABLE")
+    );
     assert!(answer.json()["details"]["retryAfterMs"].as_u64().is_some());
 }
 
@@ -139,7 +194,10 @@ fn work_whose_deadline_has_passed_is_not_begun() {
 fn a_service_learns_about_its_call_by_asking() {
     let server = setup().set("default_timeout = 7000").start();
     let mut client = server.connect();
-    client.send(&frame(0, b"REQUEST:hostile.context:1.0.0:child:parent:60000\n"));
+    client.send(&frame(
+        0,
+        b"REQUEST:hostile.context:1.0.0:child:parent:60000\n",
+    ));
     let seen = client.message().json();
     let connection = server.json("/connections")["connections"][0]["id"].clone();
     let remaining = seen["remainingMs"].as_u64().unwrap();
@@ -151,13 +209,19 @@ fn a_service_learns_about_its_call_by_asking() {
     assert_eq!(seen, expected);
     let seen = client.ask("hostile.context", "").json();
     assert_eq!(seen["parentRequestId"], Value::Null);
-    assert!((1..=7000).contains(&seen["remainingMs"].as_u64().unwrap()), "the default: {seen}");
+    assert!(
+        (1..=7000).contains(&seen["remainingMs"].as_u64().unwrap()),
+        "the default: {seen}"
+    );
 }
 
 #[test]
 fn an_ordinary_call_does_not_grow_its_memory() {
     let server = start();
-    assert_eq!(server.connect().ask("hostile.pages", "").text(), "{\"pages\":4}");
+    assert_eq!(
+        server.connect().ask("hostile.pages", "").text(),
+        "{\"pages\":4}"
+    );
 }
 
 #[test]
@@ -166,12 +230,17 @@ fn where_the_host_refuses_the_reservation_instances_come_on_demand() {
     server.wait_for_log("allocated on demand");
     let mut client = server.connect();
     // Growing moves the memory here, so `allocate` takes its time.
-    for (action, timeout, code) in
-        [("allocate", 20_000, "SERVICE_FAILED"), ("recurse", 5000, "SERVICE_FAILED"), ("spin", 300, "TIMEOUT")]
-    {
+    for (action, timeout, code) in [
+        ("allocate", 20_000, "SERVICE_FAILED"),
+        ("recurse", 5000, "SERVICE_FAILED"),
+        ("spin", 300, "TIMEOUT"),
+    ] {
         client.request_within(&format!("hostile.{action}"), "1", timeout, "");
         assert_eq!(client.message().code(), code, "{action}");
-        assert_eq!(client.ask("calc.add", "{\"a\":2,\"b\":40}").text(), "{\"sum\":42}");
+        assert_eq!(
+            client.ask("calc.add", "{\"a\":2,\"b\":40}").text(),
+            "{\"sum\":42}"
+        );
     }
 }
 
@@ -185,9 +254,21 @@ fn compiled_code_is_kept_in_a_private_folder_without_a_home() {
     command.env_clear().env("TMPDIR", &temporary);
     let server = setup.start_with(&mut command);
     assert_eq!(server.connect().ask("echo.say", "1").text(), "1");
-    let cache = std::fs::read_dir(&temporary).unwrap().next().expect("a folder").unwrap();
-    assert!(cache.file_name().to_string_lossy().starts_with("mb-server-"));
-    assert_eq!(cache.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    let cache = std::fs::read_dir(&temporary)
+        .unwrap()
+        .next()
+        .expect("a folder")
+        .unwrap();
+    assert!(
+        cache
+            .file_name()
+            .to_string_lossy()
+            .starts_with("mb-server-")
+    );
+    assert_eq!(
+        cache.metadata().unwrap().permissions().mode() & 0o777,
+        0o700
+    );
     let files = std::fs::read_dir(cache.path()).unwrap().count();
     assert!(files > 0, "nothing was kept");
 }

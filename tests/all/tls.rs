@@ -26,7 +26,10 @@ fn start(settings: &str) -> TestServer {
 }
 
 fn tls(pki: &Pki, server: SocketAddr, change: impl FnOnce(&mut ClientTls)) -> Builder {
-    let mut tls = ClientTls { ca: Some(pki.path("ca.crt")), ..ClientTls::default() };
+    let mut tls = ClientTls {
+        ca: Some(pki.path("ca.crt")),
+        ..ClientTls::default()
+    };
     change(&mut tls);
     Client::builder(server.to_string()).tls(tls)
 }
@@ -37,7 +40,9 @@ fn sum(builder: Builder) -> Result<Value, ClientError> {
 }
 
 fn failures(server: &TestServer, reason: &str) -> u64 {
-    server.count(&format!("mb_handshake_failures_total{{reason=\"{reason}\"}}"))
+    server.count(&format!(
+        "mb_handshake_failures_total{{reason=\"{reason}\"}}"
+    ))
 }
 
 #[test]
@@ -61,15 +66,22 @@ fn who_gets_in() {
         tls.identity = own.clone();
         (tls.ca, tls.reject_unauthorized) = (None, false);
     }));
-    assert_eq!(any.unwrap(), json!({"sum": 42}), "reject_unauthorized = false takes any certificate");
+    assert_eq!(
+        any.unwrap(),
+        json!({"sum": 42}),
+        "reject_unauthorized = false takes any certificate"
+    );
     let calls = server.calls();
     assert_eq!(calls, 2);
 
     type Change<'a> = Box<dyn Fn(&mut ClientTls) + 'a>;
-    let wrong_ca: Change<'_> = Box::new(|tls| (tls.ca, tls.identity) = (Some(other.path("ca.crt")), own.clone()));
-    let wrong_name: Change<'_> =
-        Box::new(|tls| (tls.server_name, tls.identity) = (Some("other.example".into()), own.clone()));
-    let shown = |dir, name| -> Change<'_> { Box::new(move |tls| tls.identity = Some(pair(dir, name))) };
+    let wrong_ca: Change<'_> =
+        Box::new(|tls| (tls.ca, tls.identity) = (Some(other.path("ca.crt")), own.clone()));
+    let wrong_name: Change<'_> = Box::new(|tls| {
+        (tls.server_name, tls.identity) = (Some("other.example".into()), own.clone())
+    });
+    let shown =
+        |dir, name| -> Change<'_> { Box::new(move |tls| tls.identity = Some(pair(dir, name))) };
     let (own_dir, other_dir) = (pki.dir.path(), other.dir.path());
     let table: [(&str, Change<'_>, &str); 7] = [
         ("unknown-ca", wrong_ca, "refused-by-peer"),
@@ -102,7 +114,9 @@ fn what_is_no_handshake_costs_nothing() {
     // Plain bytes where TLS is spoken.
     let mut plain = TcpStream::connect(port).unwrap();
     plain.set_read_timeout(Some(PATIENCE)).unwrap();
-    plain.write_all(b"\0\0\0\x14\0\0\0\0REQUEST:a.b:1.0.0:1\n").unwrap();
+    plain
+        .write_all(b"\0\0\0\x14\0\0\0\0REQUEST:a.b:1.0.0:1\n")
+        .unwrap();
     let mut answer = Vec::new();
     plain.read_to_end(&mut answer).unwrap();
     assert_eq!(answer.first(), Some(&0x15), "an alert: {answer:?}");
@@ -120,19 +134,32 @@ fn what_is_no_handshake_costs_nothing() {
     old.write_all(&record).unwrap();
     let mut answer = Vec::new();
     old.read_to_end(&mut answer).unwrap();
-    assert_eq!(answer[..6], [0x15, 3, 3, 0, 2, 2], "a fatal alert: {answer:?}");
-    server.until("nothing-in-common", |server| failures(server, "nothing-in-common") == 1);
+    assert_eq!(
+        answer[..6],
+        [0x15, 3, 3, 0, 2, 2],
+        "a fatal alert: {answer:?}"
+    );
+    server.until("nothing-in-common", |server| {
+        failures(server, "nothing-in-common") == 1
+    });
 
     // TLS where plain bytes are spoken.
     let mut raw = server.connect();
-    let config = client_config(&ClientTls { ca: Some(pki.path("ca.crt")), ..ClientTls::default() }).unwrap();
+    let config = client_config(&ClientTls {
+        ca: Some(pki.path("ca.crt")),
+        ..ClientTls::default()
+    })
+    .unwrap();
     let name = "localhost".try_into().unwrap();
     let mut session = rustls::ClientConnection::new(Arc::clone(&config), name).unwrap();
     let mut hello = Vec::new();
     session.write_tls(&mut hello).unwrap();
     raw.send(&hello);
     let code = raw.message().code();
-    assert!(["INVALID_FRAME", "MESSAGE_TOO_LARGE"].contains(&&*code), "{code}");
+    assert!(
+        ["INVALID_FRAME", "MESSAGE_TOO_LARGE"].contains(&&*code),
+        "{code}"
+    );
     raw.expect_end();
 
     // Abandoned at each byte, by an end in order and by none.
@@ -143,15 +170,24 @@ fn what_is_no_handshake_costs_nothing() {
             stream.shutdown(Shutdown::Write).unwrap();
         }
     }
-    server.until("all are gone", |server| failures(server, "abandoned") == hello.len() as u64);
+    server.until("all are gone", |server| {
+        failures(server, "abandoned") == hello.len() as u64
+    });
     assert_eq!(server.calls(), 0);
-    assert_eq!(sum(tls(&pki, port, |_| {})).unwrap(), json!({"sum": 42}), "and it serves");
+    assert_eq!(
+        sum(tls(&pki, port, |_| {})).unwrap(),
+        json!({"sum": 42}),
+        "and it serves"
+    );
 }
 
 #[test]
 fn a_handshake_ends_at_its_deadline() {
     let pki = Pki::new();
-    let server = setup().set("handshake_timeout = 100").set(&pki.settings("")).start();
+    let server = setup()
+        .set("handshake_timeout = 100")
+        .set(&pki.settings(""))
+        .start();
     let mut quiet = TcpStream::connect(server.listeners[1]).unwrap();
     quiet.set_read_timeout(Some(PATIENCE)).unwrap();
     quiet.write_all(&[0x16]).unwrap();
@@ -171,7 +207,11 @@ fn certificates_give_names_and_invalid_ones_none() {
         .set("[principals.ann]\nrights = [\"calc.*\"]\n[principals.anonymous]\nrights = [\"echo.*\"]")
         .start();
     let port = server.listeners[1];
-    assert!(sum(tls(&pki, port, |tls| tls.identity = Some(pair(pki.dir.path(), "client")))).is_ok());
+    assert!(
+        sum(tls(&pki, port, |tls| tls.identity =
+            Some(pair(pki.dir.path(), "client"))))
+        .is_ok()
+    );
     for identity in [None, Some(pair(other.dir.path(), "client"))] {
         match sum(tls(&pki, port, |tls| tls.identity = identity)).unwrap_err() {
             ClientError::Answered(refusal) => assert_eq!(refusal.code, "FORBIDDEN"),
@@ -183,15 +223,22 @@ fn certificates_give_names_and_invalid_ones_none() {
 #[test]
 fn certificates_are_read_again_without_a_restart() {
     let pki = Pki::new();
-    let server = setup().set("reload_interval = 50").set(&pki.settings("")).start();
+    let server = setup()
+        .set("reload_interval = 50")
+        .set(&pki.settings(""))
+        .start();
     let port = server.listeners[1];
     let before = tls(&pki, port, |_| {}).connect().unwrap();
     pki.issue("server", &["renewed.example"], (2020, 2040), 20);
     server.wait_for_log("certificates");
-    let named = |name: &'static str| tls(&pki, port, move |tls| tls.server_name = Some(name.into())).connect();
+    let named = |name: &'static str| {
+        tls(&pki, port, move |tls| tls.server_name = Some(name.into())).connect()
+    };
     server.until("the new one", |_| named("renewed.example").is_ok());
     assert!(named("localhost").is_err());
-    let sum: Value = before.call_json("calc.add", &json!({"a": 2, "b": 40})).unwrap();
+    let sum: Value = before
+        .call_json("calc.add", &json!({"a": 2, "b": 40}))
+        .unwrap();
     assert_eq!(sum, json!({"sum": 42}), "open connections stay");
 }
 
@@ -215,10 +262,30 @@ fn a_server_with_wrong_files_does_not_start() {
             assert!(said.contains(part), "{said:?} lacks {part:?}");
         }
     };
-    check("server.crt", "other.key", &["other.key", "is not the key of the certificate", "server.crt"]);
-    check("missing.crt", "server.key", &["missing.crt", "No such file"]);
-    check("server.key", "server.key", &["server.key", "no CERTIFICATE section"]);
-    check("server.crt", "server.crt", &["server.crt", "no PRIVATE KEY section"]);
+    check(
+        "server.crt",
+        "other.key",
+        &[
+            "other.key",
+            "is not the key of the certificate",
+            "server.crt",
+        ],
+    );
+    check(
+        "missing.crt",
+        "server.key",
+        &["missing.crt", "No such file"],
+    );
+    check(
+        "server.key",
+        "server.key",
+        &["server.key", "no CERTIFICATE section"],
+    );
+    check(
+        "server.crt",
+        "server.crt",
+        &["server.crt", "no PRIVATE KEY section"],
+    );
     check("empty", "server.key", &["empty", "no CERTIFICATE section"]);
     check("expired.crt", "expired.key", &["expired.crt", "expired at"]);
     check("early.crt", "early.key", &["early.crt", "not valid before"]);
@@ -232,14 +299,31 @@ fn openssl_and_node_connect_with_certificates() {
     let port = server.listeners[1].port().to_string();
     let path = |name: &str| pki.path(name).display().to_string();
     let mut openssl = Command::new("openssl");
-    openssl.args(["s_client", "-connect", &format!("127.0.0.1:{port}"), "-CAfile", &path("ca.crt")]);
-    openssl.args(["-verify_return_error", "-alpn", "mb/1", "-cert", &path("client.crt"), "-key", &path("client.key")]);
+    openssl.args([
+        "s_client",
+        "-connect",
+        &format!("127.0.0.1:{port}"),
+        "-CAfile",
+        &path("ca.crt"),
+    ]);
+    openssl.args([
+        "-verify_return_error",
+        "-alpn",
+        "mb/1",
+        "-cert",
+        &path("client.crt"),
+        "-key",
+        &path("client.key"),
+    ]);
     openssl.stdin(std::process::Stdio::null());
     match openssl.output() {
         Err(error) => absent("openssl", &error),
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stdout);
-            assert!(said.contains("Verify return code: 0") && said.contains("ALPN protocol: mb/1"), "{said}");
+            assert!(
+                said.contains("Verify return code: 0") && said.contains("ALPN protocol: mb/1"),
+                "{said}"
+            );
         }
     }
     // As `RawClient` would, but over TLS.
@@ -252,12 +336,22 @@ fn openssl_and_node_connect_with_certificates() {
         const socket = tls.connect(options, () => socket.write(Buffer.concat([head, body])));
         socket.on('data', (data) => { console.log(socket.alpnProtocol, data.subarray(8).toString()); socket.end(); });
         socket.on('error', (error) => { console.error(error.message); process.exit(1); });";
-    let args = ["-e", script, &port, &path("ca.crt"), &path("client.crt"), &path("client.key")];
+    let args = [
+        "-e",
+        script,
+        &port,
+        &path("ca.crt"),
+        &path("client.crt"),
+        &path("client.key"),
+    ];
     match Command::new("node").args(args).output() {
         Err(error) => absent("node", &error),
         Ok(output) => {
             let said = String::from_utf8_lossy(&output.stdout);
-            assert!(said.contains("mb/1 RESPONSE:calc.add:1.0.0:1\n{\"sum\":42}"), "{said} {output:?}");
+            assert!(
+                said.contains("mb/1 RESPONSE:calc.add:1.0.0:1\n{\"sum\":42}"),
+                "{said} {output:?}"
+            );
         }
     }
 }
@@ -268,7 +362,9 @@ fn large_answers_and_the_drain_pass_through_tls() {
     let mut server = start(&pki.settings(""));
     let client = tls(&pki, server.listeners[1], |_| {}).connect().unwrap();
     let text = "x".repeat(900_000);
-    let said: Value = client.call_json("echo.say", &json!({"text": text})).unwrap();
+    let said: Value = client
+        .call_json("echo.say", &json!({"text": text}))
+        .unwrap();
     assert_eq!(said, json!({"text": text}));
     let mut quiet = RawClient::connect(server.wire);
     server.signal("TERM");

@@ -24,7 +24,9 @@ fn two_waiting(server: &TestServer) -> [RawClient; 2] {
 }
 
 fn until_so_many_calls(server: &TestServer, count: usize) {
-    server.until("they are all calling", |server| server.json("/calls")["calls"].as_array().unwrap().len() == count);
+    server.until("they are all calling", |server| {
+        server.json("/calls")["calls"].as_array().unwrap().len() == count
+    });
 }
 
 /// Each of them more often than there are threads on duty.
@@ -39,19 +41,31 @@ fn all_are_answered(server: &TestServer, waiting: [RawClient; 2]) {
 
 #[test]
 fn slow_calls_do_not_keep_the_poller_waiting() {
-    let grants = "services.greedy.grants = { keyvalue = true, log = \"info\", calls = [\"echo.*\"] }";
-    let server = setup().with("guests", "greedy.wasm").set("waiting = \"poller\"").set(grants).start();
+    let grants =
+        "services.greedy.grants = { keyvalue = true, log = \"info\", calls = [\"echo.*\"] }";
+    let server = setup()
+        .with("guests", "greedy.wasm")
+        .set("waiting = \"poller\"")
+        .set(grants)
+        .start();
     let waiting = two_waiting(&server);
     let mut slow: Vec<_> = (0..2 * many()).map(|_| server.connect()).collect();
     for (number, client) in slow.iter_mut().enumerate() {
-        let topic = if number % 2 == 0 { "greedy.wasi-sleep" } else { "hostile.spin" };
+        let topic = if number % 2 == 0 {
+            "greedy.wasi-sleep"
+        } else {
+            "hostile.spin"
+        };
         client.request_within(topic, "slow", 20_000, "");
     }
     until_so_many_calls(&server, slow.len());
     all_are_answered(&server, waiting);
     until_so_many_calls(&server, slow.len());
     for call in server.json("/calls")["calls"].as_array().unwrap() {
-        assert_eq!(change(&server, "DELETE", &format!("/calls/{}", call["id"]), "").0, 200);
+        assert_eq!(
+            change(&server, "DELETE", &format!("/calls/{}", call["id"]), "").0,
+            200
+        );
     }
     for mut client in slow {
         assert_eq!(client.message().json()["details"]["reason"], "killed");
@@ -66,19 +80,33 @@ fn peers_that_take_nothing_do_not_keep_the_poller_waiting() {
         (i32.store8 (i32.const 1048576) (i32.const 49))
         (i32.store (i32.const 40) (i32.const 1048576))
         (i32.store (i32.const 44) (i32.const 1000000))";
-    let server = setup().with_bytes("much.wasm", &wat::guest("much", "", body)).set("waiting = \"poller\"").start();
+    let server = setup()
+        .with_bytes("much.wasm", &wat::guest("much", "", body))
+        .set("waiting = \"poller\"")
+        .start();
     let waiting = two_waiting(&server);
     let mut stuck: Vec<_> = (0..many()).map(|_| server.connect()).collect();
     for client in &mut stuck {
         client.send(&frame(0, b"REQUEST:much.run:1.0.0:1\n1").repeat(40));
     }
     let busy = |server: &TestServer| {
-        let connections = server.json("/connections")["connections"].as_array().unwrap().clone();
-        connections.iter().filter(|row| row["state"] == "calling" && row["bytesOut"].as_u64() > Some(1_000_000)).count()
+        let connections = server.json("/connections")["connections"]
+            .as_array()
+            .unwrap()
+            .clone();
+        connections
+            .iter()
+            .filter(|row| row["state"] == "calling" && row["bytesOut"].as_u64() > Some(1_000_000))
+            .count()
     };
-    server.until("nobody takes their answers", |server| busy(server) == stuck.len());
+    server.until("nobody takes their answers", |server| {
+        busy(server) == stuck.len()
+    });
     all_are_answered(&server, waiting);
-    assert_eq!((server.metric("mb_write_timeouts_total"), busy(&server)), (0, stuck.len()));
+    assert_eq!(
+        (server.metric("mb_write_timeouts_total"), busy(&server)),
+        (0, stuck.len())
+    );
     for client in &mut stuck {
         for _ in 0..40 {
             assert_eq!(client.message().payload.len(), 1_000_000);
@@ -120,8 +148,13 @@ fn what_comes_while_a_connection_is_served_is_read_too() {
 /// Where calls are quick, a thread on duty takes several connections at once.
 #[test]
 fn those_that_were_taken_together_do_not_wait_for_a_slow_call() {
-    let grants = "services.greedy.grants = { keyvalue = true, log = \"info\", calls = [\"echo.*\"] }";
-    let server = setup().with("guests", "greedy.wasm").set("waiting = \"poller\"").set(grants).start();
+    let grants =
+        "services.greedy.grants = { keyvalue = true, log = \"info\", calls = [\"echo.*\"] }";
+    let server = setup()
+        .with("guests", "greedy.wasm")
+        .set("waiting = \"poller\"")
+        .set(grants)
+        .start();
     let mut clients: Vec<_> = (0..2 * many()).map(|_| server.connect()).collect();
     let mut slow = Vec::new();
     for _ in 0..30 {
@@ -129,13 +162,17 @@ fn those_that_were_taken_together_do_not_wait_for_a_slow_call() {
         let quick = frame(0, b"REQUEST:echo.say:1.0.0:1\n1");
         for _ in 0..300 {
             clients.iter_mut().for_each(|client| client.send(&quick));
-            clients.iter_mut().for_each(|client| assert_eq!(client.message().text(), "1"));
+            clients
+                .iter_mut()
+                .for_each(|client| assert_eq!(client.message().text(), "1"));
         }
         let mut client = server.connect();
         assert_eq!(client.ask("echo.say", "0").text(), "0");
         client.request_within("greedy.wasi-sleep", "slow", 60_000, "");
         clients.iter_mut().for_each(|client| client.send(&quick));
-        clients.iter_mut().for_each(|client| assert_eq!(client.message().text(), "1"));
+        clients
+            .iter_mut()
+            .for_each(|client| assert_eq!(client.message().text(), "1"));
         slow.push(client);
     }
     until_so_many_calls(&server, slow.len());
@@ -162,14 +199,21 @@ fn connections_take_threads_only_where_they_are_to() {
 
 #[test]
 fn many_that_are_silent_for_too_long_are_told_without_a_thread_for_each() {
-    let server = setup().set("waiting = \"poller\"\nidle_timeout = 1000").start();
+    let server = setup()
+        .set("waiting = \"poller\"\nidle_timeout = 1000")
+        .start();
     let mut clients: Vec<_> = (0..100).map(|_| server.connect()).collect();
-    server.until("they are all there", |server| server.metric("mb_connections_accepted_total") == 100);
+    server.until("they are all there", |server| {
+        server.metric("mb_connections_accepted_total") == 100
+    });
     // Coming in takes threads, as many as come at the same time.
     let before = server.metric("mb_threads");
     for client in &mut clients {
         let told = client.message();
-        assert_eq!((&*told.line, &*told.code()), ("ERROR:system.error:1.0.0", "IDLE_TIMEOUT"));
+        assert_eq!(
+            (&*told.line, &*told.code()),
+            ("ERROR:system.error:1.0.0", "IDLE_TIMEOUT")
+        );
         client.expect_end();
     }
     let threads = server.metric("mb_threads");

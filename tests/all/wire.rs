@@ -34,13 +34,25 @@ fn the_bytes_of_the_first_document_work() {
 fn payloads_come_back_as_they_went() {
     let server = start();
     let mut client = server.connect();
-    let check = |client: &mut crate::support::RawClient, flags: u32, payload: &[u8], expected: &[u8]| {
-        client.send(&frame(flags, &[b"REQUEST:echo.say:1.0.0:7\n", payload].concat()));
-        let answer = client.message();
-        assert_eq!((&*answer.line, answer.flags), ("RESPONSE:echo.say:1.0.0:7", flags));
-        assert_eq!(answer.payload, expected);
-    };
-    check(&mut client, 0, br#"{"a":[1,2,"\u00e9"]}"#, br#"{"a":[1,2,"\u00e9"]}"#);
+    let check =
+        |client: &mut crate::support::RawClient, flags: u32, payload: &[u8], expected: &[u8]| {
+            client.send(&frame(
+                flags,
+                &[b"REQUEST:echo.say:1.0.0:7\n", payload].concat(),
+            ));
+            let answer = client.message();
+            assert_eq!(
+                (&*answer.line, answer.flags),
+                ("RESPONSE:echo.say:1.0.0:7", flags)
+            );
+            assert_eq!(answer.payload, expected);
+        };
+    check(
+        &mut client,
+        0,
+        br#"{"a":[1,2,"\u00e9"]}"#,
+        br#"{"a":[1,2,"\u00e9"]}"#,
+    );
     check(&mut client, 0, b" 1.0 ", b" 1.0 ");
     check(&mut client, 0, b"", b"null");
     check(&mut client, BINARY, b"", b"");
@@ -61,7 +73,11 @@ fn a_message_in_pieces_is_one_message() {
         client.send(&KEEPALIVE);
         client.send(&frame(0, &body[split..]));
         assert_eq!(client.receive(), Received::KeepAlive);
-        assert_eq!(client.message().text(), "{\"pieces\":true}", "split at {split}");
+        assert_eq!(
+            client.message().text(),
+            "{\"pieces\":true}",
+            "split at {split}"
+        );
     }
 }
 
@@ -79,14 +95,54 @@ fn what_is_wrong_is_named_and_the_connection_stays_open() {
         (0, "REQUEST:a.b:1.0.0:1::0\n", system, "MALFORMED_MESSAGE"),
         (0, "REQUEST:a.b:1.0.0:1\r\n", system, "MALFORMED_MESSAGE"),
         (0, "REQUEST:a.b:1.0.0\n", system, "INVALID_REQUEST_ID"),
-        (0, "RESPONSE:a.b:1.0.0:1\n", "ERROR:a.b:1.0.0:1", "INVALID_REQUEST"),
-        (0, "REQUEST:a.b:1.0.0:1\n{", "ERROR:a.b:1.0.0:1", "INVALID_PAYLOAD"),
-        (0, "REQUEST:echo.say:1.0.0:1\n{} {}", "ERROR:echo.say:1.0.0:1", "INVALID_PAYLOAD"),
-        (BINARY, "REQUEST:system.ping:1.0.0:1\n", "ERROR:system.ping:1.0.0:1", "INVALID_REQUEST"),
-        (0, "REQUEST:none.x:1.0.0:1\n", "ERROR:none.x:1.0.0:1", "NO_ROUTE_FOUND"),
-        (0, "REQUEST:echo.say:2.0.0:1\n", "ERROR:echo.say:2.0.0:1", "VERSION_NOT_SUPPORTED"),
-        (0, "REQUEST:echo.nothing:1.0.0:1\n", "ERROR:echo.nothing:1.0.0:1", "TOPIC_NOT_SUPPORTED"),
-        (0, "request:echo.say:1.0.0:1\n{", "ERROR:echo.say:1.0.0:1", "INVALID_PAYLOAD"),
+        (
+            0,
+            "RESPONSE:a.b:1.0.0:1\n",
+            "ERROR:a.b:1.0.0:1",
+            "INVALID_REQUEST",
+        ),
+        (
+            0,
+            "REQUEST:a.b:1.0.0:1\n{",
+            "ERROR:a.b:1.0.0:1",
+            "INVALID_PAYLOAD",
+        ),
+        (
+            0,
+            "REQUEST:echo.say:1.0.0:1\n{} {}",
+            "ERROR:echo.say:1.0.0:1",
+            "INVALID_PAYLOAD",
+        ),
+        (
+            BINARY,
+            "REQUEST:system.ping:1.0.0:1\n",
+            "ERROR:system.ping:1.0.0:1",
+            "INVALID_REQUEST",
+        ),
+        (
+            0,
+            "REQUEST:none.x:1.0.0:1\n",
+            "ERROR:none.x:1.0.0:1",
+            "NO_ROUTE_FOUND",
+        ),
+        (
+            0,
+            "REQUEST:echo.say:2.0.0:1\n",
+            "ERROR:echo.say:2.0.0:1",
+            "VERSION_NOT_SUPPORTED",
+        ),
+        (
+            0,
+            "REQUEST:echo.nothing:1.0.0:1\n",
+            "ERROR:echo.nothing:1.0.0:1",
+            "TOPIC_NOT_SUPPORTED",
+        ),
+        (
+            0,
+            "request:echo.say:1.0.0:1\n{",
+            "ERROR:echo.say:1.0.0:1",
+            "INVALID_PAYLOAD",
+        ),
     ] {
         client.send(&frame(flags, body.as_bytes()));
         let answer = client.message();
@@ -94,8 +150,14 @@ fn what_is_wrong_is_named_and_the_connection_stays_open() {
     }
     let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
     assert_eq!(client.ask("echo.say", &nested(127)).text(), nested(127));
-    assert_eq!(client.ask("echo.say", &nested(128)).code(), "INVALID_PAYLOAD");
-    assert_eq!(server.metric("mb_errors_total{code=\"MALFORMED_MESSAGE\"}"), 7);
+    assert_eq!(
+        client.ask("echo.say", &nested(128)).code(),
+        "INVALID_PAYLOAD"
+    );
+    assert_eq!(
+        server.metric("mb_errors_total{code=\"MALFORMED_MESSAGE\"}"),
+        7
+    );
 }
 
 #[test]
@@ -106,9 +168,21 @@ fn what_breaks_the_stream_is_named_and_closes_it() {
         (frame(0x8000_0000, b""), "INVALID_FRAME", "reserved"),
         (frame(3, b""), "INVALID_FRAME", "KEEPALIVE"),
         (frame(1, b"x"), "INVALID_FRAME", "1 bytes"),
-        ([frame(MORE, b"x"), frame(BINARY, b"y")].concat(), "INVALID_FRAME", "BINARY"),
-        (vec![0, 0x90, 0, 0, 0, 0, 0, 0], "MESSAGE_TOO_LARGE", "message of 9437184 bytes exceeds the limit of 1048576"),
-        ([frame(MORE, &[b'x'; 600_000]), frame(0, &[b'x'; 600_000])].concat(), "MESSAGE_TOO_LARGE", "1200000"),
+        (
+            [frame(MORE, b"x"), frame(BINARY, b"y")].concat(),
+            "INVALID_FRAME",
+            "BINARY",
+        ),
+        (
+            vec![0, 0x90, 0, 0, 0, 0, 0, 0],
+            "MESSAGE_TOO_LARGE",
+            "message of 9437184 bytes exceeds the limit of 1048576",
+        ),
+        (
+            [frame(MORE, &[b'x'; 600_000]), frame(0, &[b'x'; 600_000])].concat(),
+            "MESSAGE_TOO_LARGE",
+            "1200000",
+        ),
     ] {
         let mut client = server.connect();
         // What stands before it is answered.
@@ -119,7 +193,10 @@ fn what_breaks_the_stream_is_named_and_closes_it() {
         let _ = std::io::Write::write_all(&mut client.stream, &vec![0; 3_000_000]);
         assert_eq!(client.message().line, "RESPONSE:echo.say:1.0.0:before");
         let answer = client.message();
-        assert_eq!((&*answer.line, &*answer.code()), ("ERROR:system.error:1.0.0", code));
+        assert_eq!(
+            (&*answer.line, &*answer.code()),
+            ("ERROR:system.error:1.0.0", code)
+        );
         assert!(answer.text().contains(message), "{}", answer.text());
         client.expect_end();
     }
@@ -133,10 +210,17 @@ fn publish_is_one_way() {
     client.send(&frame(0, b"PUBLISH:calc.divide:1.0.0\n{\"a\":1,\"b\":0}"));
     client.send(&frame(0, b"PUBLISH:none.x:1.0.0\n"));
     client.send(&frame(0, b"PUBLISH:calc.divide:1.0.0:1\n{\"a\":1,\"b\":0}"));
-    assert_eq!(client.message().code(), "DIVISION_BY_ZERO", "the three before were silent");
+    assert_eq!(
+        client.message().code(),
+        "DIVISION_BY_ZERO",
+        "the three before were silent"
+    );
     client.send(&frame(0, b"PUBLISH:calc.add:1.0.0:2\n{\"a\":1,\"b\":2}"));
     let answer = client.message();
-    assert_eq!((&*answer.line, &*answer.text()), ("RESPONSE:calc.add:1.0.0:2", "{\"delivered\":1}"));
+    assert_eq!(
+        (&*answer.line, &*answer.text()),
+        ("RESPONSE:calc.add:1.0.0:2", "{\"delivered\":1}")
+    );
     client.send(&frame(0, b"PUBLISH:calc.add:1.0.0:2::5\n{}"));
     assert_eq!(client.message().code(), "MALFORMED_MESSAGE");
     assert_eq!(server.metric("mb_publish_failures_total"), 2);
@@ -148,24 +232,52 @@ fn publish_is_one_way() {
 fn system_topics() {
     let server = start();
     let mut client = server.connect();
-    let hello = client.ask("system.hello", "{\"client\":\"test/1\",\"protocol\":\"1.7\"}").json();
+    let hello = client
+        .ask(
+            "system.hello",
+            "{\"client\":\"test/1\",\"protocol\":\"1.7\"}",
+        )
+        .json();
     assert_eq!(hello["limits"]["maxMessageSize"], 1_048_576);
     assert_eq!(hello["principal"], serde_json::Value::Null);
     let rows = server.json("/connections");
-    assert_eq!(rows["connections"][0]["id"], hello["connectionId"], "the same name inside and outside");
-    assert_eq!(client.ask("system.hello", "{\"protocol\":\"2.0\"}").code(), "VERSION_NOT_SUPPORTED");
-    assert_eq!(client.ask("system.ping", "[1]").json()["echo"], serde_json::json!([1]));
+    assert_eq!(
+        rows["connections"][0]["id"], hello["connectionId"],
+        "the same name inside and outside"
+    );
+    assert_eq!(
+        client.ask("system.hello", "{\"protocol\":\"2.0\"}").code(),
+        "VERSION_NOT_SUPPORTED"
+    );
+    assert_eq!(
+        client.ask("system.ping", "[1]").json()["echo"],
+        serde_json::json!([1])
+    );
     let services = client.ask("system.services", "").json();
-    let names: Vec<_> = services["services"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
+    let names: Vec<_> = services["services"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s["name"].as_str().unwrap())
+        .collect();
     assert_eq!(names, ["calc", "echo", "hostile"]);
     assert_eq!(services["services"][0]["actions"][0]["name"], "add");
-    assert!(services["services"][0]["digest"].as_str().unwrap().starts_with("sha256:"));
+    assert!(
+        services["services"][0]["digest"]
+            .as_str()
+            .unwrap()
+            .starts_with("sha256:")
+    );
 }
 
 #[test]
 fn pipelined_requests_in_any_chunks_get_their_answers() {
     let server = start();
-    let mut runner = TestRunner::new(Config { cases: 12, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config {
+        cases: 12,
+        failure_persistence: None,
+        ..Config::default()
+    });
     let chunks = proptest::collection::vec(1..700_usize, 1..20);
     runner
         .run(&chunks, |chunks| {
@@ -196,7 +308,11 @@ fn pipelined_requests_in_any_chunks_get_their_answers() {
 #[test]
 fn no_bytes_bring_the_server_down() {
     let server = setup().set("read_timeout = 50\nidle_timeout = 50").start();
-    let mut runner = TestRunner::new(Config { cases: 60, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config {
+        cases: 60,
+        failure_persistence: None,
+        ..Config::default()
+    });
     let mostly_low = prop_oneof![3 => Just(0_u8), 1 => 0..8_u8, 1 => any::<u8>()];
     runner
         .run(&proptest::collection::vec(mostly_low, 0..300), |bytes| {
@@ -208,6 +324,9 @@ fn no_bytes_bring_the_server_down() {
         })
         .unwrap();
     let mut client = server.connect();
-    assert_eq!(client.ask("calc.add", "{\"a\":2,\"b\":40}").text(), "{\"sum\":42}");
+    assert_eq!(
+        client.ask("calc.add", "{\"a\":2,\"b\":40}").text(),
+        "{\"sum\":42}"
+    );
     assert_eq!(server.metric("mb_errors_total{code=\"INTERNAL_ERROR\"}"), 0);
 }

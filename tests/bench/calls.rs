@@ -27,21 +27,44 @@ use mb_server::{
 const CALLS: usize = 20_000;
 
 fn main() {
-    println!("{:>8} {:>7}  {:>16}  {:>16}  {:>16}", "bytes", "threads", "request", "shared", "native");
-    let named: Vec<usize> = std::env::args().skip(1).filter_map(|size| size.parse().ok()).collect();
-    let sizes = if named.is_empty() { vec![64, 4096, 65_536] } else { named };
+    println!(
+        "{:>8} {:>7}  {:>16}  {:>16}  {:>16}",
+        "bytes", "threads", "request", "shared", "native"
+    );
+    let named: Vec<usize> = std::env::args()
+        .skip(1)
+        .filter_map(|size| size.parse().ok())
+        .collect();
+    let sizes = if named.is_empty() {
+        vec![64, 4096, 65_536]
+    } else {
+        named
+    };
     for (size, threads) in sizes.into_iter().flat_map(|size| [(size, 1), (size, 2)]) {
         let payload = format!("\"{}\"", "x".repeat(size - 2));
         let guest = |isolation| measure_guest(isolation, &payload, threads);
-        let row = [guest(Isolation::Request), guest(Isolation::Shared), native(&payload, threads)];
+        let row = [
+            guest(Isolation::Request),
+            guest(Isolation::Shared),
+            native(&payload, threads),
+        ];
         let text = row.map(|(p50, p99)| format!("{:>7.2} {:>5.1} µs", micros(p50), micros(p99)));
-        println!("{size:>8} {threads:>7}  {}  (median and p99)", text.join("  "));
+        println!(
+            "{size:>8} {threads:>7}  {}  (median and p99)",
+            text.join("  ")
+        );
     }
 }
 
 fn measure_guest(isolation: Isolation, payload: &str, threads: usize) -> (Duration, Duration) {
     let mut config = Config::default();
-    config.services.insert("echo".into(), Overlay { isolation: Some(isolation), ..Overlay::default() });
+    config.services.insert(
+        "echo".into(),
+        Overlay {
+            isolation: Some(isolation),
+            ..Overlay::default()
+        },
+    );
     let policy = Policy::new(&config, None);
     let plan = MemoryPlan::of(&config);
     let sandbox = Sandbox::new(SandboxConfig {
@@ -63,13 +86,20 @@ fn measure_guest(isolation: Isolation, payload: &str, threads: usize) -> (Durati
     let service = load_file(&sandbox.expect("an engine"), &settings, &file).expect("echo loads");
     times(threads, || {
         let context = Context::of_loading(Instant::now() + Duration::from_secs(5));
-        let call = Call { action: "say", payload: Payload::Json(payload), context, watch: Arc::new(Unwatched) };
+        let call = Call {
+            action: "say",
+            payload: Payload::Json(payload),
+            context,
+            watch: Arc::new(Unwatched),
+        };
         black_box(service.component.call(call).result.expect("an answer"));
     })
 }
 
 fn native(payload: &str, threads: usize) -> (Duration, Duration) {
-    times(threads, || drop(black_box(String::from(black_box(payload)))))
+    times(threads, || {
+        drop(black_box(String::from(black_box(payload))))
+    })
 }
 
 /// Median and 99th percentile of all threads' calls, after as many to warm up.
@@ -85,7 +115,10 @@ fn times(threads: usize, work: impl Fn() + Sync) -> (Duration, Duration) {
     };
     let mut times: Vec<_> = std::thread::scope(|scope| {
         let running: Vec<_> = (0..threads).map(|_| scope.spawn(timed)).collect();
-        running.into_iter().flat_map(|thread| thread.join().expect("no call fails")).collect()
+        running
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("no call fails"))
+            .collect()
     });
     times.sort();
     (times[times.len() / 2], times[times.len() * 99 / 100])

@@ -71,10 +71,15 @@ impl Server {
         let dir = tempfile::tempdir().expect("a folder for temporary files");
         let config = dir.path().join("mb.toml");
         // Outside of this run nothing is read or left; `settings` may say another.
-        let state =
-            if settings.contains("state_dir") { String::new() } else { format!("state_dir = {:?}\n", dir.path()) };
+        let state = if settings.contains("state_dir") {
+            String::new()
+        } else {
+            format!("state_dir = {:?}\n", dir.path())
+        };
         fs::write(&config, state + settings).expect("room for settings");
-        let binary = std::env::current_exe().expect("it runs").with_file_name("../mb-server");
+        let binary = std::env::current_exe()
+            .expect("it runs")
+            .with_file_name("../mb-server");
         let begun = Instant::now();
         let mut child = Command::new(binary)
             .arg("serve")
@@ -90,23 +95,39 @@ impl Server {
         let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
         let address = loop {
             let Some(Ok(line)) = lines.next() else {
-                panic!("the server ended: {}", fs::read_to_string(dir.path().join("log")).unwrap_or_default());
+                panic!(
+                    "the server ended: {}",
+                    fs::read_to_string(dir.path().join("log")).unwrap_or_default()
+                );
             };
             let words = line.split_whitespace().collect::<Vec<_>>();
-            let Some(at) = words.iter().find_map(|word| word.trim_end_matches(',').parse::<SocketAddr>().ok()) else {
+            let Some(at) = words
+                .iter()
+                .find_map(|word| word.trim_end_matches(',').parse::<SocketAddr>().ok())
+            else {
                 continue;
             };
             break at;
         };
         let started = begun.elapsed();
         std::thread::spawn(move || lines.for_each(drop));
-        Self { child, address, started, _dir: dir }
+        Self {
+            child,
+            address,
+            started,
+            _dir: dir,
+        }
     }
 
     fn resident_kib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-        resident.and_then(|kib| kib.trim().parse().ok()).expect("Linux says how much memory a process holds")
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let resident = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        resident
+            .and_then(|kib| kib.trim().parse().ok())
+            .expect("Linux says how much memory a process holds")
     }
 
     fn connect(&self) -> TcpStream {
@@ -115,11 +136,20 @@ impl Server {
         stream
     }
 
-    fn load(&self, topic: &str, payload: Payload<'_>, connections: usize, depth: usize) -> Measured {
+    fn load(
+        &self,
+        topic: &str,
+        payload: Payload<'_>,
+        connections: usize,
+        depth: usize,
+    ) -> Measured {
         let topic = Topic::parse(topic).expect("a topic");
         let frames = Frames::new(topic, Version::new(1, 0, 0), payload, depth);
-        let links = (0..connections).map(|_| (Link::Plain(self.connect()), frames.clone())).collect();
-        let measured = load::run(links, &plan(depth, 2), &Progress::default()).expect("all are answered");
+        let links = (0..connections)
+            .map(|_| (Link::Plain(self.connect()), frames.clone()))
+            .collect();
+        let measured =
+            load::run(links, &plan(depth, 2), &Progress::default()).expect("all are answered");
         assert!(measured.refused.is_empty(), "{:?}", measured.refused);
         measured
     }
@@ -127,7 +157,13 @@ impl Server {
 
 fn plan(depth: usize, seconds: u64) -> Plan {
     let length = Length::Time(Duration::from_secs(seconds));
-    Plan { depth, pace: Pace::Closed, warm_up: Duration::from_millis(500), length, threads: 1 }
+    Plan {
+        depth,
+        pace: Pace::Closed,
+        warm_up: Duration::from_millis(500),
+        length,
+        threads: 1,
+    }
 }
 
 fn dist(folder: &str) -> std::path::PathBuf {
@@ -157,7 +193,9 @@ impl Speech for EveryTenth {
         self.asked[slot] = (Instant::now(), sleeps);
         if sleeps {
             let body = format!("REQUEST:greedy.wasi-sleep:1.0.0:{slot}::50\n");
-            out.extend_from_slice(&[&(body.len() as u32).to_be_bytes(), &[0; 4], body.as_bytes()].concat());
+            out.extend_from_slice(
+                &[&(body.len() as u32).to_be_bytes(), &[0; 4], body.as_bytes()].concat(),
+            );
         } else {
             self.quick.ask(slot, out);
         }
@@ -178,14 +216,20 @@ impl Speech for EveryTenth {
 
 fn overtaking() {
     let dir = tempfile::tempdir().expect("a folder for temporary files");
-    for (from, name) in [("services/dist", "echo.wasm"), ("tests/guests/dist", "greedy.wasm")] {
+    for (from, name) in [
+        ("services/dist", "echo.wasm"),
+        ("tests/guests/dist", "greedy.wasm"),
+    ] {
         fs::copy(dist(from).join(name), dir.path().join(name)).expect("the components are there");
     }
-    let grants = "services.greedy.grants = { keyvalue = true, log = \"info\", calls = [\"echo.*\"] }";
+    let grants =
+        "services.greedy.grants = { keyvalue = true, log = \"info\", calls = [\"echo.*\"] }";
     let server = Server::start(dir.path(), grants);
     let topic = Topic::parse("echo.say").expect("a topic");
     for round in 1..=PAIRS {
-        let times = Arc::new(Mutex::new(Histogram::new_with_bounds(1, 3_600_000_000_000, 3).expect("three digits")));
+        let times = Arc::new(Mutex::new(
+            Histogram::new_with_bounds(1, 3_600_000_000_000, 3).expect("three digits"),
+        ));
         let speech = EveryTenth {
             quick: Frames::new(topic, Version::new(1, 0, 0), Payload::Json("\"x\""), 16),
             asked: vec![(Instant::now(), false); 16],
@@ -208,7 +252,10 @@ fn overtaking() {
 }
 
 fn idle(count: usize) {
-    let settings = format!("memory = \"3GiB\"\nmax_connections = {}\nidle_timeout = 600000", count + 100);
+    let settings = format!(
+        "memory = \"3GiB\"\nmax_connections = {}\nidle_timeout = 600000",
+        count + 100
+    );
     let settings = &*settings;
     let [alone, crowded] = [(); 2].map(|()| Server::start(&dist("services/dist"), settings));
     let payload = format!("\"{}\"", "x".repeat(62));
@@ -249,7 +296,11 @@ fn services(count: usize) {
         let dir = tempfile::tempdir().expect("a folder for temporary files");
         for number in 0..count {
             let name = format!("s{number}");
-            fs::write(dir.path().join(format!("{name}.wasm")), wat::guest(&name, "", "")).expect("room");
+            fs::write(
+                dir.path().join(format!("{name}.wasm")),
+                wat::guest(&name, "", ""),
+            )
+            .expect("room");
         }
         dir
     });
@@ -257,13 +308,22 @@ fn services(count: usize) {
     let (code, state) = (cache.path().join("code"), cache.path().join("state"));
     let settings = format!("state_dir = {state:?}\nsandbox.cache_dir = {code:?}\n");
     let first = Server::start(many.path(), &settings);
-    println!("{count} services: started in {:.2} s, compiling", first.started.as_secs_f64());
+    println!(
+        "{count} services: started in {:.2} s, compiling",
+        first.started.as_secs_f64()
+    );
     drop(first);
     for _ in 0..3 {
         let again = Server::start(many.path(), &settings);
-        println!("{count} services: started in {:.2} s from the cache", again.started.as_secs_f64());
+        println!(
+            "{count} services: started in {:.2} s from the cache",
+            again.started.as_secs_f64()
+        );
     }
-    let (one, all) = (Server::start(few.path(), &settings), Server::start(many.path(), &settings));
+    let (one, all) = (
+        Server::start(few.path(), &settings),
+        Server::start(many.path(), &settings),
+    );
     let mut ratios = Vec::new();
     for pair in 1..=PAIRS {
         let rate = |server: &Server| server.load("s0.run", Payload::Json("1"), 32, 16).rate();
@@ -277,12 +337,17 @@ fn services(count: usize) {
 fn curves() {
     let settings = "memory = \"3GiB\"\nmax_connections = 10000\nidle_timeout = 600000\nmax_message_size = \"2MiB\"\n";
     let shared = "services.echo.isolation = \"shared\"\n";
-    let [request, shared] =
-        ["", shared].map(|more| Server::start(&dist("services/dist"), &(settings.to_owned() + more)));
+    let [request, shared] = ["", shared]
+        .map(|more| Server::start(&dist("services/dist"), &(settings.to_owned() + more)));
     let row = |label: String, payload: Payload<'_>, connections: usize, depth: usize| {
-        let [request, shared] = [&request, &shared].map(|server| server.load("echo.say", payload, connections, depth));
+        let [request, shared] =
+            [&request, &shared].map(|server| server.load("echo.say", payload, connections, depth));
         let text = |measured: &Measured| {
-            format!("{:>9.0}/s p99 {:>9.3} ms", measured.rate(), measured.quantile(0.99).as_secs_f64() * 1e3)
+            format!(
+                "{:>9.0}/s p99 {:>9.3} ms",
+                measured.rate(),
+                measured.quantile(0.99).as_secs_f64() * 1e3
+            )
         };
         println!("{label:<28} {}   {}", text(&request), text(&shared));
     };
@@ -290,13 +355,28 @@ fn curves() {
     for size in [16, 64, 256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_000] {
         let json = format!("\"{}\"", "x".repeat(size - 2));
         row(format!("{size} B of JSON"), Payload::Json(&json), 32, 1);
-        row(format!("{size} B of bytes"), Payload::Binary(json.as_bytes()), 32, 1);
+        row(
+            format!("{size} B of bytes"),
+            Payload::Binary(json.as_bytes()),
+            32,
+            1,
+        );
     }
     let json = format!("\"{}\"", "x".repeat(62));
     for connections in [1, 2, 4, 8, 32, 128, 512, 2048, 9_900] {
-        row(format!("{connections} connections"), Payload::Json(&json), connections, 1);
+        row(
+            format!("{connections} connections"),
+            Payload::Json(&json),
+            connections,
+            1,
+        );
     }
     for depth in [1, 2, 4, 8, 16, 32, 64, 256] {
-        row(format!("{depth} pipelined"), Payload::Json(&json), 32, depth);
+        row(
+            format!("{depth} pipelined"),
+            Payload::Json(&json),
+            32,
+            depth,
+        );
     }
 }

@@ -28,7 +28,10 @@ fn main() {
     let mut arguments = std::env::args().skip(1);
     let plain = arguments.next().unwrap_or_else(|| "127.0.0.1:8081".into());
     let tls = arguments.next().zip(arguments.next()).map(|(server, ca)| {
-        let tls = ClientTls { ca: Some(ca.into()), ..ClientTls::default() };
+        let tls = ClientTls {
+            ca: Some(ca.into()),
+            ..ClientTls::default()
+        };
         (server, client_config(&tls).expect("the file of the CA"))
     });
     for round in 1..=3 {
@@ -43,15 +46,23 @@ fn main() {
 
 fn run(round: usize, kind: &str, depth: usize, server: &str, tls: Option<&Arc<ClientConfig>>) {
     let start = |_| {
-        let stream = TcpStream::connect(server).expect("a running server; mb-server serve starts one");
+        let stream =
+            TcpStream::connect(server).expect("a running server; mb-server serve starts one");
         stream.set_nodelay(true).unwrap();
-        match tls.map(|config| ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap()).unwrap()) {
+        match tls.map(|config| {
+            ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap()).unwrap()
+        }) {
             None => thread::spawn(move || measure(stream, depth)),
-            Some(session) => thread::spawn(move || measure(StreamOwned::new(session, stream), depth)),
+            Some(session) => {
+                thread::spawn(move || measure(StreamOwned::new(session, stream), depth))
+            }
         }
     };
     let threads: Vec<_> = (0..CONNECTIONS).map(start).collect();
-    let mut all: Vec<Duration> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+    let mut all: Vec<Duration> = threads
+        .into_iter()
+        .flat_map(|thread| thread.join().unwrap())
+        .collect();
     all.sort_unstable();
     let rate = (all.len() * depth) as f64 / MEASURED.as_secs_f64();
     let at = |share: f64| all[((all.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e6;
@@ -65,7 +76,13 @@ fn run(round: usize, kind: &str, depth: usize, server: &str, tls: Option<&Arc<Cl
 fn measure(mut stream: impl Read + Write, depth: usize) -> Vec<Duration> {
     let payload = format!("{{\"text\":\"{}\"}}", "x".repeat(53));
     let body = format!("REQUEST:echo.say:1.0.0:1\n{payload}");
-    let request = [&u32::try_from(body.len()).unwrap().to_be_bytes(), &[0; 4], body.as_bytes()].concat().repeat(depth);
+    let request = [
+        &u32::try_from(body.len()).unwrap().to_be_bytes(),
+        &[0; 4],
+        body.as_bytes(),
+    ]
+    .concat()
+    .repeat(depth);
     let answer = 8 + "RESPONSE:echo.say:1.0.0:1\n".len() + payload.len();
     let mut answers = vec![0; answer * depth];
     let (begun, mut times) = (Instant::now(), Vec::new());
@@ -77,6 +94,9 @@ fn measure(mut stream: impl Read + Write, depth: usize) -> Vec<Duration> {
             times.push(sent.elapsed());
         }
     }
-    assert!(answers.ends_with(payload.as_bytes()), "the last answer is the right one");
+    assert!(
+        answers.ends_with(payload.as_bytes()),
+        "the last answer is the right one"
+    );
     times
 }

@@ -58,7 +58,10 @@ fn main() {
     let begin = || -> TestServer {
         let setup = Setup::empty(&binary)
             .with_as("services", "granted/counter.wasm", "counter.wasm")
-            .set(&format!("state_dir = {:?}", dir.path().join("state").display().to_string()))
+            .set(&format!(
+                "state_dir = {:?}",
+                dir.path().join("state").display().to_string()
+            ))
             .set("drain_timeout = 1000\n[services.counter.grants]\nkeyvalue = true");
         let (setup, mut command) = match &listener {
             Some(listener) => setup.command_with(listener),
@@ -70,7 +73,9 @@ fn main() {
         setup.start_with(&mut command)
     };
     let mut server = begin();
-    let client = Client::builder(format!("127.0.0.1:{port}")).connect().unwrap();
+    let client = Client::builder(format!("127.0.0.1:{port}"))
+        .connect()
+        .unwrap();
     let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     let calls: Mutex<Vec<(String, bool, Said)>> = Mutex::default();
 
@@ -95,7 +100,11 @@ fn main() {
             while answered.load(SeqCst) < until {
                 thread::sleep(Duration::from_millis(5));
             }
-            server.signal(if round % 2 == 0 && !handed_over { "KILL" } else { "TERM" });
+            server.signal(if round % 2 == 0 && !handed_over {
+                "KILL"
+            } else {
+                "TERM"
+            });
             if round % 2 == 0 || !handed_over {
                 let _ = server.wait();
             }
@@ -108,7 +117,9 @@ fn main() {
     let mut wrong = 0;
     let mut tally: HashMap<(bool, Said, i64), usize> = HashMap::new();
     for (name, idempotent, said) in calls.into_inner().unwrap() {
-        let count: Value = client.call_json("counter.get", &json!({"name": name})).unwrap();
+        let count: Value = client
+            .call_json("counter.get", &json!({"name": name}))
+            .unwrap();
         let count = count["value"].as_i64().unwrap();
         let sound = match said {
             Said::Answered => count == 1 || idempotent && !handed_over && count >= 1,
@@ -134,13 +145,24 @@ fn main() {
 fn add(client: &Client, name: &str, idempotent: bool) -> Said {
     let payload = json!({"name": name}).to_string();
     let topic = Topic::parse("counter.add").unwrap();
-    let request =
-        Request { timeout: Duration::from_secs(2), idempotent, ..Request::new(topic, Payload::Json(&payload)) };
+    let request = Request {
+        timeout: Duration::from_secs(2),
+        idempotent,
+        ..Request::new(topic, Payload::Json(&payload))
+    };
     match client.call(&request) {
         Ok(Answer::Json(_)) => Said::Answered,
         Ok(Answer::Binary(_)) => panic!("counter.add answers JSON"),
-        Err(error @ (ClientError::NotSent(_) | ClientError::Unanswered(_) | ClientError::Answered(_))) => {
-            if error.may_have_run() { Said::MayHaveRun } else { Said::NothingRan }
+        Err(
+            error @ (ClientError::NotSent(_)
+            | ClientError::Unanswered(_)
+            | ClientError::Answered(_)),
+        ) => {
+            if error.may_have_run() {
+                Said::MayHaveRun
+            } else {
+                Said::NothingRan
+            }
         }
         Err(error @ ClientError::Unexpected(_)) => panic!("{error}"),
     }

@@ -1,7 +1,11 @@
 //! A real server and a raw client, for tests and for load: the client builds
 //! its bytes by hand, so that a mistake in the project's own wire code is not
 //! repeated on the other side.
-#![allow(dead_code, missing_docs, reason = "shared by programs that each use a part")]
+#![allow(
+    dead_code,
+    missing_docs,
+    reason = "shared by programs that each use a part"
+)]
 
 pub mod pki;
 pub mod wat;
@@ -31,10 +35,18 @@ pub const KEEPALIVE: [u8; 8] = [0, 0, 0, 0, 0, 0, 0, 1];
 pub fn component(group: &str, file: &str) -> PathBuf {
     let path = match (std::env::var_os("TEST_COMPONENTS"), group) {
         (Some(dir), group) => Path::new(&dir).join(group).join(file),
-        (None, "services") => Path::new(env!("CARGO_MANIFEST_DIR")).join("services/dist").join(file),
-        (None, _) => Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/dist").join(file),
+        (None, "services") => Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("services/dist")
+            .join(file),
+        (None, _) => Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/guests/dist")
+            .join(file),
     };
-    assert!(path.is_file(), "{} is missing; services/build makes it", path.display());
+    assert!(
+        path.is_file(),
+        "{} is missing; services/build makes it",
+        path.display()
+    );
     path
 }
 
@@ -63,7 +75,10 @@ pub struct TestServer {
 impl Setup {
     /// `echo`, `calc` and the hostile guest, defaults but for the ports.
     pub fn new(binary: impl Into<PathBuf>) -> Self {
-        Self::empty(binary).with("services", "echo.wasm").with("services", "calc.wasm").with("guests", "hostile.wasm")
+        Self::empty(binary)
+            .with("services", "echo.wasm")
+            .with("services", "calc.wasm")
+            .with("guests", "hostile.wasm")
     }
 
     /// No component at all.
@@ -71,13 +86,22 @@ impl Setup {
         let dir = tempfile::tempdir().unwrap();
         let services = dir.path().join("services");
         fs::create_dir(&services).unwrap();
-        Self { binary: binary.into(), dir, settings: String::new(), services, wrapper: None }
+        Self {
+            binary: binary.into(),
+            dir,
+            settings: String::new(),
+            services,
+            wrapper: None,
+        }
     }
 
     /// No component, in a folder that outlives the server.
     pub fn empty_in(binary: impl Into<PathBuf>, services: &Path) -> Self {
         fs::create_dir_all(services).unwrap();
-        Self { services: services.to_owned(), ..Self::empty(binary) }
+        Self {
+            services: services.to_owned(),
+            ..Self::empty(binary)
+        }
     }
 
     /// Deploys a component under its own name.
@@ -127,16 +151,31 @@ impl Setup {
             None => Command::new(&self.binary),
             Some(before) => {
                 let mut shell = Command::new("sh");
-                shell.arg("-c").arg(format!("{before}; exec \"$0\" \"$@\"")).arg(&self.binary);
+                shell
+                    .arg("-c")
+                    .arg(format!("{before}; exec \"$0\" \"$@\""))
+                    .arg(&self.binary);
                 shell
             }
         };
-        command.args(["serve", "--port", &port.to_string(), "--admin-port", "0", "--config"]).arg(file);
+        command
+            .args([
+                "serve",
+                "--port",
+                &port.to_string(),
+                "--admin-port",
+                "0",
+                "--config",
+            ])
+            .arg(file);
         command.arg("--services").arg(self.services());
         // One cache for all, so that each component is compiled once.
         command.env("MB_LOG_FORMAT", "text");
         command.env("XDG_STATE_HOME", self.dir.path().join("state"));
-        command.env("XDG_CACHE_HOME", self.binary.parent().unwrap().join("test-cache"));
+        command.env(
+            "XDG_CACHE_HOME",
+            self.binary.parent().unwrap().join("test-cache"),
+        );
         command.stdin(Stdio::null());
         command
     }
@@ -155,27 +194,44 @@ impl Setup {
     }
 
     pub fn start_with(self, command: &mut Command) -> TestServer {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let (sender, log) = mpsc::channel();
         let errors = BufReader::new(child.stderr.take().unwrap());
         // Goes on reading after the test has lost interest: a full pipe would
         // stop the server.
-        std::thread::spawn(move || errors.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line))));
+        std::thread::spawn(move || {
+            errors
+                .lines()
+                .map_while(Result::ok)
+                .for_each(|line| drop(sender.send(line)))
+        });
         let mut said = String::new();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         while !said.contains("ready in") {
             if out.read_line(&mut said).unwrap() == 0 {
                 let status = child.wait().unwrap();
-                panic!("the server ended with {status} before it was ready: {said}{}", log.iter().collect::<String>());
+                panic!(
+                    "the server ended with {status} before it was ready: {said}{}",
+                    log.iter().collect::<String>()
+                );
             }
         }
         let address = |start: &str| {
-            let line = said.lines().find_map(|line| line.trim_start().strip_prefix(start));
+            let line = said
+                .lines()
+                .find_map(|line| line.trim_start().strip_prefix(start));
             line.unwrap().trim().trim_matches('/').parse().unwrap()
         };
-        let named = said.lines().filter_map(|line| line.trim_start().strip_prefix("listening"));
-        let listeners: Vec<SocketAddr> =
-            named.map(|rest| rest.split_whitespace().next().unwrap().parse().unwrap()).collect();
+        let named = said
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("listening"));
+        let listeners: Vec<SocketAddr> = named
+            .map(|rest| rest.split_whitespace().next().unwrap().parse().unwrap())
+            .collect();
         TestServer {
             wire: listeners[0],
             listeners,
@@ -195,7 +251,10 @@ impl TestServer {
 
     /// Sends a signal by its number.
     pub fn signal(&self, signal: &str) {
-        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
+        let status = Command::new("kill")
+            .arg(format!("-{signal}"))
+            .arg(self.child.id().to_string())
+            .status();
         assert!(status.unwrap().success());
     }
 
@@ -217,7 +276,10 @@ impl TestServer {
 
     /// A page of the admin endpoint: status and body.
     pub fn get(&self, path: &str) -> (u16, String) {
-        http(self.admin, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))
+        http(
+            self.admin,
+            &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
+        )
     }
 
     /// The file of its settings.
@@ -227,7 +289,10 @@ impl TestServer {
 
     /// The token of its admin endpoint.
     pub fn token(&self) -> String {
-        fs::read_to_string(self._dir.path().join("state/mb-server/admin.token")).unwrap().trim().to_owned()
+        fs::read_to_string(self._dir.path().join("state/mb-server/admin.token"))
+            .unwrap()
+            .trim()
+            .to_owned()
     }
 
     /// A JSON page of the admin endpoint.
@@ -240,20 +305,31 @@ impl TestServer {
     /// A counter of `/metrics`, by its whole name with labels.
     pub fn metric(&self, name: &str) -> u64 {
         let (_, text) = self.get("/metrics");
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().unwrap()
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{name} is not in {text}"))
+            .parse()
+            .unwrap()
     }
 
     /// The same, where one that has never counted is not listed.
     pub fn count(&self, name: &str) -> u64 {
         let (_, text) = self.get("/metrics");
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0, |count| count.parse().unwrap())
     }
 
     /// Calls of services so far.
     pub fn calls(&self) -> u64 {
-        self.json("/services")["services"].as_array().unwrap().iter().map(|row| row["calls"].as_u64().unwrap()).sum()
+        self.json("/services")["services"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row["calls"].as_u64().unwrap())
+            .sum()
     }
 
     /// Asks again until it is so.
@@ -275,7 +351,10 @@ impl Drop for TestServer {
 /// A program that a test starts is not on this machine: the test passes it
 /// over, but not where all of them are to be there.
 pub fn absent(program: &str, error: &std::io::Error) {
-    assert!(std::env::var_os("TEST_REQUIRES_TOOLS").is_none(), "{program}: {error}");
+    assert!(
+        std::env::var_os("TEST_REQUIRES_TOOLS").is_none(),
+        "{program}: {error}"
+    );
     println!("{program} is not here, so it was not tried: {error}");
 }
 
@@ -287,13 +366,24 @@ pub fn http(address: SocketAddr, request: &str) -> (u16, String) {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    (status.unwrap_or_else(|| panic!("no HTTP answer: {answer:?}")), body.to_owned())
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
+    (
+        status.unwrap_or_else(|| panic!("no HTTP answer: {answer:?}")),
+        body.to_owned(),
+    )
 }
 
 /// A frame to the byte.
 pub fn frame(flags: u32, body: &[u8]) -> Vec<u8> {
-    [&u32::try_from(body.len()).unwrap().to_be_bytes(), &flags.to_be_bytes(), body].concat()
+    [
+        &u32::try_from(body.len()).unwrap().to_be_bytes(),
+        &flags.to_be_bytes(),
+        body,
+    ]
+    .concat()
 }
 
 /// What arrived: header line and payload.
@@ -348,12 +438,18 @@ impl RawClient {
 
     /// Sends a request of version 1.0.0.
     pub fn request(&mut self, topic: &str, id: &str, payload: &str) {
-        self.send(&frame(0, format!("REQUEST:{topic}:1.0.0:{id}\n{payload}").as_bytes()));
+        self.send(&frame(
+            0,
+            format!("REQUEST:{topic}:1.0.0:{id}\n{payload}").as_bytes(),
+        ));
     }
 
     /// Sends a request with its timeout.
     pub fn request_within(&mut self, topic: &str, id: &str, timeout_ms: u64, payload: &str) {
-        self.send(&frame(0, format!("REQUEST:{topic}:1.0.0:{id}::{timeout_ms}\n{payload}").as_bytes()));
+        self.send(&frame(
+            0,
+            format!("REQUEST:{topic}:1.0.0:{id}::{timeout_ms}\n{payload}").as_bytes(),
+        ));
     }
 
     /// Asks and takes the answer.
@@ -371,12 +467,20 @@ impl RawClient {
         if header == KEEPALIVE {
             return Received::KeepAlive;
         }
-        let [length, flags] = [&header[..4], &header[4..]].map(|half| u32::from_be_bytes(half.try_into().unwrap()));
+        let [length, flags] =
+            [&header[..4], &header[4..]].map(|half| u32::from_be_bytes(half.try_into().unwrap()));
         let mut body = vec![0; length as usize];
         self.stream.read_exact(&mut body).unwrap();
-        let end = body.iter().position(|&b| b == b'\n').expect("a header line");
+        let end = body
+            .iter()
+            .position(|&b| b == b'\n')
+            .expect("a header line");
         let line = String::from_utf8(body[..end].to_vec()).unwrap();
-        Received::Message(Message { flags, line, payload: body[end + 1..].to_vec() })
+        Received::Message(Message {
+            flags,
+            line,
+            payload: body[end + 1..].to_vec(),
+        })
     }
 
     /// The next thing must be a message.

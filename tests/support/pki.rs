@@ -6,8 +6,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
-    KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 
 /// A CA and a folder with what it has signed.
@@ -22,9 +22,14 @@ impl Pki {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(DnType::CommonName, format!("test CA {}", uuid()));
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("test CA {}", uuid()));
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let pki = Self { dir: tempfile::tempdir().unwrap(), ca };
+        let pki = Self {
+            dir: tempfile::tempdir().unwrap(),
+            ca,
+        };
         fs::write(pki.path("ca.crt"), pki.ca.pem()).unwrap();
         pki.issue("server", &["localhost", "127.0.0.1"], (2020, 2040), 1);
         pki
@@ -64,13 +69,21 @@ impl Pki {
             revoked_certs: serials.iter().map(revoked).collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        fs::write(self.path("crl.pem"), params.signed_by(&self.ca).unwrap().pem().unwrap()).unwrap();
+        fs::write(
+            self.path("crl.pem"),
+            params.signed_by(&self.ca).unwrap().pem().unwrap(),
+        )
+        .unwrap();
     }
 
     /// `[tls]` with the server's certificate, and more lines.
     pub fn settings(&self, more: &str) -> String {
         let path = |name: &str| self.path(name).display().to_string();
-        format!("[tls]\nport = 0\ncert = {:?}\nkey = {:?}\n{more}", path("server.crt"), path("server.key"))
+        format!(
+            "[tls]\nport = 0\ncert = {:?}\nkey = {:?}\n{more}",
+            path("server.crt"),
+            path("server.key")
+        )
     }
 
     pub fn ca_setting(&self) -> String {
@@ -80,10 +93,17 @@ impl Pki {
 
 fn uuid() -> String {
     use std::time::{SystemTime, UNIX_EPOCH};
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos().to_string()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_nanos()
+        .to_string()
 }
 
 /// The files of a certificate and its key.
 pub fn pair(dir: &Path, name: &str) -> (PathBuf, PathBuf) {
-    (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")))
+    (
+        dir.join(format!("{name}.crt")),
+        dir.join(format!("{name}.key")),
+    )
 }

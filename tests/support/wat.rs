@@ -10,9 +10,16 @@ use wit_parser::Resolve;
 /// itself.
 pub fn guest_that_says(describe: &str, more: &str, body: &str) -> Vec<u8> {
     let words = |numbers: &[u32]| -> String {
-        numbers.iter().flat_map(|n| n.to_le_bytes()).map(|byte| format!("\\{byte:02x}")).collect()
+        numbers
+            .iter()
+            .flat_map(|n| n.to_le_bytes())
+            .map(|byte| format!("\\{byte:02x}"))
+            .collect()
     };
-    let text: String = describe.bytes().map(|byte| format!("\\{byte:02x}")).collect();
+    let text: String = describe
+        .bytes()
+        .map(|byte| format!("\\{byte:02x}"))
+        .collect();
     let said = words(&[1024, describe.len() as u32]);
     let answer = words(&[0, 0, 512, 4]);
     let module = format!(
@@ -34,7 +41,9 @@ pub fn guest_that_says(describe: &str, more: &str, body: &str) -> Vec<u8> {
     );
     let mut module = wat::parse_str(module).unwrap();
     let mut resolve = Resolve::default();
-    let (package, _) = resolve.push_path(concat!(env!("CARGO_MANIFEST_DIR"), "/wit")).unwrap();
+    let (package, _) = resolve
+        .push_path(concat!(env!("CARGO_MANIFEST_DIR"), "/wit"))
+        .unwrap();
     let world = resolve.select_world(&[package], Some("service")).unwrap();
     embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
     module

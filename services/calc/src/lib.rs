@@ -62,7 +62,9 @@ fn divide(pair: Pair) -> Result<Quotient, Failure> {
         Some((a, b)) if a % b == 0 => Number::from_i128(a / b),
         _ => Number::from_f64(a / b),
     };
-    quotient.map(|quotient| Quotient { quotient }).ok_or_else(out_of_range)
+    quotient
+        .map(|quotient| Quotient { quotient })
+        .ok_or_else(out_of_range)
 }
 
 /// Neither a 64-bit integer nor a finite float holds the result.
@@ -98,8 +100,16 @@ mod tests {
     fn adds() {
         check("add", r#"{"a":2,"b":40}"#, r#"{"sum":42}"#);
         check("add", r#"{"a":2.5,"b":40}"#, r#"{"sum":42.5}"#);
-        check("add", r#"{"a":9007199254740993,"b":-1}"#, r#"{"sum":9007199254740992}"#);
-        check("add", r#"{"a":9223372036854775807,"b":1}"#, r#"{"sum":9223372036854775808}"#);
+        check(
+            "add",
+            r#"{"a":9007199254740993,"b":-1}"#,
+            r#"{"sum":9007199254740992}"#,
+        );
+        check(
+            "add",
+            r#"{"a":9223372036854775807,"b":1}"#,
+            r#"{"sum":9223372036854775808}"#,
+        );
         check("add", r#"{"a":18446744073709551615,"b":1}"#, "OUT_OF_RANGE");
         check("add", r#"{"a":1.7e308,"b":1.7e308}"#, "OUT_OF_RANGE");
     }
@@ -108,7 +118,11 @@ mod tests {
     fn divides() {
         check("divide", r#"{"a":84,"b":2}"#, r#"{"quotient":42}"#);
         check("divide", r#"{"a":1,"b":8}"#, r#"{"quotient":0.125}"#);
-        check("divide", r#"{"a":-9223372036854775808,"b":-1}"#, r#"{"quotient":9223372036854775808}"#);
+        check(
+            "divide",
+            r#"{"a":-9223372036854775808,"b":-1}"#,
+            r#"{"quotient":9223372036854775808}"#,
+        );
         check("divide", r#"{"a":1,"b":0}"#, "DIVISION_BY_ZERO");
         check("divide", r#"{"a":1.5,"b":-0.0}"#, "DIVISION_BY_ZERO");
         check("divide", r#"{"a":1e308,"b":1e-308}"#, "OUT_OF_RANGE");
@@ -116,7 +130,13 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_pair_of_numbers() {
-        for arguments in ["null", "[]", r#"{"a":1}"#, r#"{"a":1,"b":"2"}"#, r#"{"a":1,"b":null}"#] {
+        for arguments in [
+            "null",
+            "[]",
+            r#"{"a":1}"#,
+            r#"{"a":1,"b":"2"}"#,
+            r#"{"a":1,"b":null}"#,
+        ] {
             check("add", arguments, "INVALID_ARGUMENTS");
         }
     }

@@ -29,14 +29,20 @@ struct Count {
 
 fn add(Add { name, by }: Add) -> Result<Count, Failure> {
     check(&name)?;
-    Ok(Count { value: counters()?.increment(&name, by)? })
+    Ok(Count {
+        value: counters()?.increment(&name, by)?,
+    })
 }
 
 fn get(Get { name }: Get) -> Result<Count, Failure> {
     check(&name)?;
     let text = counters()?.get(&name)?.unwrap_or_else(|| b"0".to_vec());
-    let value = String::from_utf8(text).ok().and_then(|text| text.parse().ok());
-    value.map(|value| Count { value }).ok_or_else(|| Failure::new("NOT_A_NUMBER", "the stored value is no number"))
+    let value = String::from_utf8(text)
+        .ok()
+        .and_then(|text| text.parse().ok());
+    value
+        .map(|value| Count { value })
+        .ok_or_else(|| Failure::new("NOT_A_NUMBER", "the stored value is no number"))
 }
 
 fn counters() -> Result<Bucket, Failure> {
@@ -45,11 +51,16 @@ fn counters() -> Result<Bucket, Failure> {
 
 fn check(name: &str) -> Result<(), Failure> {
     let fine = (1..=MAX_NAME).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
     if fine {
         return Ok(());
     }
-    Err(Failure::new("INVALID_NAME", "a name has 1 to 64 letters, digits, dots, dashes and underscores"))
+    Err(Failure::new(
+        "INVALID_NAME",
+        "a name has 1 to 64 letters, digits, dots, dashes and underscores",
+    ))
 }
 
 service! {

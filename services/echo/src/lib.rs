@@ -20,7 +20,10 @@ mod tests {
 
     #[test]
     fn answers_what_it_is_sent() {
-        for payload in [Payload::Json("{ \"as\" : 1.0 }".into()), Payload::Binary(vec![0, 255])] {
+        for payload in [
+            Payload::Json("{ \"as\" : 1.0 }".into()),
+            Payload::Binary(vec![0, 255]),
+        ] {
             assert_eq!(Service::handle("say".into(), payload.clone()), Ok(payload));
         }
     }

@@ -45,23 +45,40 @@ fn create(order: Order) -> Result<Receipt, Failure> {
     let lines = lines(&order)?;
     let currency = config::get_or("currency", "EUR".to_owned())?;
     let total = lines.iter().try_fold(0, |total, line| {
-        calls::call::<Value, Sum>("calc.add", "1.0.0", &json!({"a": total, "b": line})).map(|answer| answer.sum)
+        calls::call::<Value, Sum>("calc.add", "1.0.0", &json!({"a": total, "b": line}))
+            .map(|answer| answer.sum)
     })?;
     let Count { value: number } = calls::call("counter.add", "1.0.0", &json!({"name": "orders"}))?;
-    log::info(format!("order {number} of {}: {total} cents {currency}", order.customer));
-    Ok(Receipt { number, total, currency })
+    log::info(format!(
+        "order {number} of {}: {total} cents {currency}",
+        order.customer
+    ));
+    Ok(Receipt {
+        number,
+        total,
+        currency,
+    })
 }
 
 /// What each line of the order costs.
 fn lines(order: &Order) -> Result<Vec<u64>, Failure> {
     if order.items.is_empty() {
-        return Err(Failure::new("EMPTY_ORDER", "an order has at least one item"));
+        return Err(Failure::new(
+            "EMPTY_ORDER",
+            "an order has at least one item",
+        ));
     }
     if order.items.len() > MAX_ITEMS {
-        return Err(Failure::new("ORDER_TOO_LARGE", format!("an order has at most {MAX_ITEMS} items")));
+        return Err(Failure::new(
+            "ORDER_TOO_LARGE",
+            format!("an order has at most {MAX_ITEMS} items"),
+        ));
     }
     let line = |item: &Item| match item.quantity {
-        0 => Err(Failure::new("INVALID_QUANTITY", format!("no {} is no order", item.name))),
+        0 => Err(Failure::new(
+            "INVALID_QUANTITY",
+            format!("no {} is no order", item.name),
+        )),
         quantity => Ok(u64::from(item.price) * u64::from(quantity)),
     };
     order.items.iter().map(line).collect()
@@ -79,7 +96,10 @@ mod tests {
 
     fn check(items: Value, expected: Result<&[u64], &str>) {
         let order = serde_json::from_value(json!({"customer": "Ada", "items": items})).unwrap();
-        assert_eq!(lines(&order).map_err(|failure| failure.code), expected.map(<[u64]>::to_vec).map_err(str::to_owned));
+        assert_eq!(
+            lines(&order).map_err(|failure| failure.code),
+            expected.map(<[u64]>::to_vec).map_err(str::to_owned)
+        );
     }
 
     #[test]
@@ -89,7 +109,10 @@ mod tests {
             Ok(&[750, 0]),
         );
         check(json!([]), Err("EMPTY_ORDER"));
-        check(json!([{"name": "tea", "price": 250, "quantity": 0}]), Err("INVALID_QUANTITY"));
+        check(
+            json!([{"name": "tea", "price": 250, "quantity": 0}]),
+            Err("INVALID_QUANTITY"),
+        );
         let many = vec![json!({"name": "tea", "price": 1, "quantity": 1}); 101];
         check(json!(many), Err("ORDER_TOO_LARGE"));
     }

@@ -17,7 +17,11 @@ pub use imported::{CallError, Origin};
 /// What came back instead of an answer. As a [`Failure`] of this service it
 /// keeps the other service's own code; a refusal of the server is
 /// `CALL_FAILED`.
-pub fn call<A: Serialize, R: DeserializeOwned>(topic: &str, version: &str, arguments: &A) -> Result<R, Failure> {
+pub fn call<A: Serialize, R: DeserializeOwned>(
+    topic: &str,
+    version: &str,
+    arguments: &A,
+) -> Result<R, Failure> {
     call_raw(topic, version, &Payload::json(arguments)?, None)?.parse()
 }
 
@@ -43,10 +47,23 @@ pub fn call_raw(
 
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
-        let CallError { code, message, origin, details } = error;
+        let CallError {
+            code,
+            message,
+            origin,
+            details,
+        } = error;
         match origin {
-            Origin::Service => Self { code, message, details },
-            Origin::Server => Self { code: "CALL_FAILED".into(), message: format!("{code}: {message}"), details },
+            Origin::Service => Self {
+                code,
+                message,
+                details,
+            },
+            Origin::Server => Self {
+                code: "CALL_FAILED".into(),
+                message: format!("{code}: {message}"),
+                details,
+            },
         }
     }
 }

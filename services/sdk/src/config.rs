@@ -29,6 +29,8 @@ pub fn get(key: &str) -> Result<Option<String>, Failure> {
 pub fn get_or<T: FromStr>(key: &str, default: T) -> Result<T, Failure> {
     match get(key)? {
         None => Ok(default),
-        Some(text) => text.parse().map_err(|_| Failure::new("CONFIG_FAILED", format!("{key} has a wrong value"))),
+        Some(text) => text
+            .parse()
+            .map_err(|_| Failure::new("CONFIG_FAILED", format!("{key} has a wrong value"))),
     }
 }

@@ -6,10 +6,14 @@ use std::time::Duration;
 #[cfg(target_arch = "wasm32")]
 use crate::bindings::mb::service::context as imported;
 #[cfg(target_arch = "wasm32")]
-pub use imported::{connection_id, encrypted, parent_request_id, principal, request_id, requested_version};
+pub use imported::{
+    connection_id, encrypted, parent_request_id, principal, request_id, requested_version,
+};
 
 #[cfg(not(target_arch = "wasm32"))]
-pub use native::{connection_id, encrypted, parent_request_id, principal, request_id, requested_version};
+pub use native::{
+    connection_id, encrypted, parent_request_id, principal, request_id, requested_version,
+};
 
 /// The time until the deadline. At zero the call is stopped wherever it is and
 /// the caller gets `TIMEOUT`. To the millisecond.
@@ -21,7 +25,10 @@ pub fn remaining() -> Duration {
 }
 
 #[cfg(not(target_arch = "wasm32"))]
-#[allow(missing_docs, reason = "documented where they are imported from: wit/service.wit")]
+#[allow(
+    missing_docs,
+    reason = "documented where they are imported from: wit/service.wit"
+)]
 mod native {
     use crate::mock::current;
 

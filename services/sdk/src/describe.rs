@@ -45,7 +45,10 @@ impl Description<'_> {
 }
 
 /// Writes a schema as the JSON that it is, not as a string.
-fn embedded<S: Serializer>(schema: &Option<Cow<'_, str>>, serializer: S) -> Result<S::Ok, S::Error> {
+fn embedded<S: Serializer>(
+    schema: &Option<Cow<'_, str>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     schema
         .as_deref()
         .map(serde_json::from_str::<&RawValue>)

@@ -60,7 +60,10 @@ impl<T: Answer> Answer<Failure> for Result<T, Failure> {
 }
 
 /// Calls a handler with a request's payload, as [`service!`](crate::service) does.
-pub fn call<A: Arguments, R: Answer<K>, K>(handler: impl FnOnce(A) -> R, payload: Payload) -> Result<Payload, Failure> {
+pub fn call<A: Arguments, R: Answer<K>, K>(
+    handler: impl FnOnce(A) -> R,
+    payload: Payload,
+) -> Result<Payload, Failure> {
     handler(A::from_payload(payload)?).into_result()
 }
 
@@ -78,11 +81,20 @@ mod tests {
     fn every_kind_of_handler_fits() {
         let refuse = || Failure::new("NO", "no").with_details([1, 2]);
         assert_eq!(call(|n: u8| n + 1, json("1")), Ok(json("2")));
-        assert_eq!(call(|n: u8| Ok::<_, Failure>(n + 1), json("1")), Ok(json("2")));
+        assert_eq!(
+            call(|n: u8| Ok::<_, Failure>(n + 1), json("1")),
+            Ok(json("2"))
+        );
         assert_eq!(call(|()| (), json("null")), Ok(json("null")));
         assert_eq!(call(|p: Payload| p, json("as it is")), Ok(json("as it is")));
-        assert_eq!(call(|p: Payload| Ok::<_, Failure>(p), Payload::Binary(vec![7])), Ok(Payload::Binary(vec![7])));
-        assert_eq!(call(|()| Err::<(), _>(refuse()), json("null")), Err(refuse()));
+        assert_eq!(
+            call(|p: Payload| Ok::<_, Failure>(p), Payload::Binary(vec![7])),
+            Ok(Payload::Binary(vec![7]))
+        );
+        assert_eq!(
+            call(|()| Err::<(), _>(refuse()), json("null")),
+            Err(refuse())
+        );
         assert_eq!(refuse().details.as_deref(), Some("[1,2]"));
     }
 
@@ -90,7 +102,13 @@ mod tests {
     fn what_does_not_fit_is_a_failure() {
         let code = |result: Result<Payload, Failure>| result.unwrap_err().code;
         assert_eq!(code(call(|_: u8| (), json("256"))), "INVALID_ARGUMENTS");
-        assert_eq!(code(call(|_: u8| (), Payload::Binary(vec![]))), "INVALID_ARGUMENTS");
-        assert_eq!(code(call(|()| BTreeMap::from([([1], 2)]), json("null"))), "INVALID_ANSWER");
+        assert_eq!(
+            code(call(|_: u8| (), Payload::Binary(vec![]))),
+            "INVALID_ARGUMENTS"
+        );
+        assert_eq!(
+            code(call(|()| BTreeMap::from([([1], 2)]), json("null"))),
+            "INVALID_ANSWER"
+        );
     }
 }

@@ -66,7 +66,11 @@ impl Bucket {
 
     /// All keys in order, read page by page.
     pub fn keys(&self) -> Keys<'_> {
-        Keys { bucket: self, page: Vec::new().into_iter(), cursor: Some(None) }
+        Keys {
+            bucket: self,
+            page: Vec::new().into_iter(),
+            cursor: Some(None),
+        }
     }
 
     /// Adds to a number, whatever other calls do meanwhile, and returns the
@@ -87,7 +91,11 @@ impl Bucket {
     ///
     /// # Errors
     /// As [`Bucket::set`].
-    pub fn update(&self, key: &str, mut change: impl FnMut(Option<Vec<u8>>) -> Vec<u8>) -> Result<(), Error> {
+    pub fn update(
+        &self,
+        key: &str,
+        mut change: impl FnMut(Option<Vec<u8>>) -> Vec<u8>,
+    ) -> Result<(), Error> {
         #[cfg(target_arch = "wasm32")]
         {
             let mut seen = atomics::Cas::new(&self.0, key)?;
@@ -112,7 +120,9 @@ impl Bucket {
         #[cfg(target_arch = "wasm32")]
         return batch::set_many(&self.0, pairs);
         #[cfg(not(target_arch = "wasm32"))]
-        pairs.iter().try_for_each(|(key, value)| self.set(key, value))
+        pairs
+            .iter()
+            .try_for_each(|(key, value)| self.set(key, value))
     }
 
     /// Removes several keys, all or none.

@@ -173,16 +173,24 @@ impl Bucket {
     }
 
     pub(crate) fn list_keys(&self, _cursor: Option<&str>) -> Result<KeyResponse, Error> {
-        Ok(self.with(|values| KeyResponse { keys: values.keys().cloned().collect(), cursor: None }))
+        Ok(self.with(|values| KeyResponse {
+            keys: values.keys().cloned().collect(),
+            cursor: None,
+        }))
     }
 
     pub(crate) fn increment(&self, key: &str, delta: i64) -> Result<i64, Error> {
         self.with(|values| {
             let text = values.get(key).map_or(&b"0"[..], Vec::as_slice);
-            let number: Option<i64> = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+            let number: Option<i64> = std::str::from_utf8(text)
+                .ok()
+                .and_then(|text| text.parse().ok());
             let sum = number.and_then(|number| number.checked_add(delta));
-            let sum =
-                sum.ok_or_else(|| Error::Other(format!("the value of {key} is no number that can be added to")))?;
+            let sum = sum.ok_or_else(|| {
+                Error::Other(format!(
+                    "the value of {key} is no number that can be added to"
+                ))
+            })?;
             values.insert(key.into(), sum.to_string().into_bytes());
             Ok(sum)
         })

@@ -17,7 +17,9 @@ impl Payload {
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         let invalid = |message: String| Failure::new("INVALID_ARGUMENTS", message);
         match self {
-            Payload::Json(text) => serde_json::from_str(text).map_err(|error| invalid(error.to_string())),
+            Payload::Json(text) => {
+                serde_json::from_str(text).map_err(|error| invalid(error.to_string()))
+            }
             Payload::Binary(_) => Err(invalid("expected a JSON payload, got binary".into())),
         }
     }
@@ -27,7 +29,11 @@ impl Failure {
     /// A refusal. `code` is for programs and matches `[A-Z][A-Z0-9_]{0,63}`;
     /// `message` is one sentence for the person who reads the caller's log.
     pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
-        Failure { code: code.into(), message: message.into(), details: None }
+        Failure {
+            code: code.into(),
+            message: message.into(),
+            details: None,
+        }
     }
 
     /// Adds what a program needs to know beyond the code.

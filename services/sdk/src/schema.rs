@@ -113,8 +113,14 @@ mod tests {
     fn types_that_have_a_schema_show_it() {
         let known = probe(|tree: Tree| Ok::<Tree, Failure>(tree));
         let schema = input((&&known).input());
-        assert_eq!(schema["properties"]["value"]["description"], "What it holds.");
-        assert_eq!(schema["$defs"]["Tree"]["properties"]["children"]["items"]["$ref"], "#/$defs/Tree");
+        assert_eq!(
+            schema["properties"]["value"]["description"],
+            "What it holds."
+        );
+        assert_eq!(
+            schema["$defs"]["Tree"]["properties"]["children"]["items"]["$ref"],
+            "#/$defs/Tree"
+        );
         assert_eq!(input((&&&known).output())["type"], "object");
         assert_eq!(input((&&&probe(|(): ()| 7_u8)).output())["type"], "integer");
         let unknown = probe(|payload: Payload| payload);

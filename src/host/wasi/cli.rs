@@ -7,8 +7,8 @@ use wasmtime::component::Resource;
 
 use super::{
     bindings::wasi::cli::{
-        environment, exit, stderr, stdin, stdout, terminal_input, terminal_output, terminal_stderr, terminal_stdin,
-        terminal_stdout,
+        environment, exit, stderr, stdin, stdout, terminal_input, terminal_output, terminal_stderr,
+        terminal_stdin, terminal_stdout,
     },
     io::{InputStream, OutputStream},
 };
@@ -47,7 +47,10 @@ impl environment::Host for Host {
 
 impl exit::Host for Host {
     fn exit(&mut self, status: Result<(), ()>) -> wasmtime::Result<()> {
-        Err(Exited { code: u8::from(status.is_err()) }.into())
+        Err(Exited {
+            code: u8::from(status.is_err()),
+        }
+        .into())
     }
 
     fn exit_with_code(&mut self, code: u8) -> wasmtime::Result<()> {

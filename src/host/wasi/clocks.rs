@@ -27,7 +27,9 @@ impl monotonic_clock::Host for Host {
     }
 
     fn subscribe_instant(&mut self, when: u64) -> wasmtime::Result<Resource<Pollable>> {
-        let at = ZERO.checked_add(Duration::from_nanos(when)).filter(|at| *at < Instant::now());
+        let at = ZERO
+            .checked_add(Duration::from_nanos(when))
+            .filter(|at| *at < Instant::now());
         let pollable = match at {
             Some(past) => Pollable::at(past),
             None => {
@@ -45,11 +47,19 @@ impl monotonic_clock::Host for Host {
 
 impl wall_clock::Host for Host {
     fn now(&mut self) -> wasmtime::Result<wall_clock::Datetime> {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Ok(wall_clock::Datetime { seconds: now.as_secs(), nanoseconds: now.subsec_nanos() })
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        Ok(wall_clock::Datetime {
+            seconds: now.as_secs(),
+            nanoseconds: now.subsec_nanos(),
+        })
     }
 
     fn resolution(&mut self) -> wasmtime::Result<wall_clock::Datetime> {
-        Ok(wall_clock::Datetime { seconds: 0, nanoseconds: 1 })
+        Ok(wall_clock::Datetime {
+            seconds: 0,
+            nanoseconds: 1,
+        })
     }
 }

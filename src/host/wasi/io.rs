@@ -36,7 +36,9 @@ impl Pollable {
 
     /// Ready so many nanoseconds from now.
     pub(super) fn after(nanos: u64) -> Self {
-        Self { at: Instant::now() + Duration::from_nanos(nanos).min(NEVER) }
+        Self {
+            at: Instant::now() + Duration::from_nanos(nanos).min(NEVER),
+        }
     }
 }
 
@@ -55,11 +57,18 @@ impl error::HostError for Host {
 
 impl poll::Host for Host {
     fn poll(&mut self, pollables: Vec<Resource<Pollable>>) -> wasmtime::Result<Vec<u32>> {
-        let ready_at =
-            |host: &Self| pollables.iter().map(|p| host.table.get(p).map(|p| p.at)).collect::<Result<Vec<_>, _>>();
+        let ready_at = |host: &Self| {
+            pollables
+                .iter()
+                .map(|p| host.table.get(p).map(|p| p.at))
+                .collect::<Result<Vec<_>, _>>()
+        };
         let instants = ready_at(self)?;
         // The contract wants a trap for an empty list, since nothing would wake it.
-        let first = instants.iter().min().ok_or_else(|| wasmtime::format_err!("poll of nothing"))?;
+        let first = instants
+            .iter()
+            .min()
+            .ok_or_else(|| wasmtime::format_err!("poll of nothing"))?;
         self.sleep(*first)?;
         let now = Instant::now();
         let ready = instants.iter().zip(0_u32..).filter(|(at, _)| **at <= now);
@@ -127,7 +136,11 @@ impl streams::HostOutputStream for Host {
         Ok(Ok(()))
     }
 
-    fn blocking_write_and_flush(&mut self, stream: Resource<OutputStream>, contents: Vec<u8>) -> Streamed<()> {
+    fn blocking_write_and_flush(
+        &mut self,
+        stream: Resource<OutputStream>,
+        contents: Vec<u8>,
+    ) -> Streamed<()> {
         streams::HostOutputStream::write(self, stream, contents)
     }
 
@@ -148,15 +161,29 @@ impl streams::HostOutputStream for Host {
         Ok(Ok(()))
     }
 
-    fn blocking_write_zeroes_and_flush(&mut self, _: Resource<OutputStream>, _: u64) -> Streamed<()> {
+    fn blocking_write_zeroes_and_flush(
+        &mut self,
+        _: Resource<OutputStream>,
+        _: u64,
+    ) -> Streamed<()> {
         Ok(Ok(()))
     }
 
-    fn splice(&mut self, _: Resource<OutputStream>, _: Resource<InputStream>, _: u64) -> Streamed<u64> {
+    fn splice(
+        &mut self,
+        _: Resource<OutputStream>,
+        _: Resource<InputStream>,
+        _: u64,
+    ) -> Streamed<u64> {
         Ok(CLOSED)
     }
 
-    fn blocking_splice(&mut self, _: Resource<OutputStream>, _: Resource<InputStream>, _: u64) -> Streamed<u64> {
+    fn blocking_splice(
+        &mut self,
+        _: Resource<OutputStream>,
+        _: Resource<InputStream>,
+        _: u64,
+    ) -> Streamed<u64> {
         Ok(CLOSED)
     }
 

@@ -7,18 +7,24 @@ use crate::host::Host;
 const MAX_BYTES: u64 = 64 * 1024;
 
 fn bytes(count: u64) -> wasmtime::Result<Vec<u8>> {
-    wasmtime::ensure!(count <= MAX_BYTES, "{count} random bytes exceed the limit of {MAX_BYTES}");
+    wasmtime::ensure!(
+        count <= MAX_BYTES,
+        "{count} random bytes exceed the limit of {MAX_BYTES}"
+    );
     let mut bytes = vec![0; usize::try_from(count)?];
     let mut filled = 0;
     while filled < bytes.len() {
-        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
+        filled +=
+            rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
     }
     Ok(bytes)
 }
 
 fn number() -> wasmtime::Result<u64> {
     let bytes = bytes(8)?;
-    Ok(bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    Ok(bytes
+        .iter()
+        .fold(0, |number, byte| number << 8 | u64::from(*byte)))
 }
 
 impl random::Host for Host {

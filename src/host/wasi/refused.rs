@@ -43,7 +43,10 @@ pub(in crate::host) fn link<T: 'static>(
 
 /// Resources that these interfaces use and others define.
 fn is_of_streams(name: &str) -> bool {
-    matches!(name, "error" | "pollable" | "input-stream" | "output-stream")
+    matches!(
+        name,
+        "error" | "pollable" | "input-stream" | "output-stream"
+    )
 }
 
 fn refuse<T: 'static>(
@@ -54,9 +57,11 @@ fn refuse<T: 'static>(
 ) -> wasmtime::Result<()> {
     for (result, kind) in results.iter_mut().zip(kind.results()) {
         *result = match kind {
-            Type::Result(kind) => {
-                Val::Result(Err(kind.err().map(|kind| not_allowed(&kind)).transpose()?.map(Box::new)))
-            }
+            Type::Result(kind) => Val::Result(Err(kind
+                .err()
+                .map(|kind| not_allowed(&kind))
+                .transpose()?
+                .map(Box::new))),
             Type::List(_) => Val::List(Vec::new()),
             Type::Option(_) => Val::Option(None),
             Type::Own(_) => {
@@ -71,7 +76,9 @@ fn refuse<T: 'static>(
 
 fn not_allowed(kind: &Type) -> wasmtime::Result<Val> {
     if let Type::Enum(codes) = kind {
-        let code = NOT_ALLOWED.into_iter().find(|code| codes.names().any(|name| name == *code));
+        let code = NOT_ALLOWED
+            .into_iter()
+            .find(|code| codes.names().any(|name| name == *code));
         if let Some(code) = code {
             return Ok(Val::Enum(code.into()));
         }

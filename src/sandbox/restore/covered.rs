@@ -25,12 +25,17 @@ pub(super) struct Covered {
 impl Covered {
     /// The local that holds the address of a store that is about to come.
     pub(super) fn base(&self) -> Option<u32> {
-        self.stack.len().checked_sub(2).and_then(|index| self.stack[index])
+        self.stack
+            .len()
+            .checked_sub(2)
+            .and_then(|index| self.stack[index])
     }
 
     /// Whether bytes at an offset of it are marked already.
     pub(super) fn covers(&self, base: u32, offset: u64, size: u64) -> bool {
-        self.marked.get(&base).is_some_and(|first| *first <= offset && offset + size <= first + COVERED)
+        self.marked
+            .get(&base)
+            .is_some_and(|first| *first <= offset && offset + size <= first + COVERED)
     }
 
     /// They are marked from this offset on.
@@ -100,7 +105,10 @@ impl Covered {
             | Operator::I64Store32 { .. } => self.take(2),
             // What was marked stays so, whatever is called; what is on the
             // stack, nobody follows.
-            Operator::Call { .. } | Operator::CallIndirect { .. } | Operator::Drop | Operator::Select => {
+            Operator::Call { .. }
+            | Operator::CallIndirect { .. }
+            | Operator::Drop
+            | Operator::Select => {
                 self.stack.clear();
             }
             // Here begins or ends what may run more often, or not at all.

@@ -1,7 +1,8 @@
 //! The functions and globals that a rewritten module gets.
 
 use wasm_encoder::{
-    BlockType, CodeSection, Function, FunctionSection, GlobalSection, InstructionSink, MemArg, TypeSection, ValType,
+    BlockType, CodeSection, Function, FunctionSection, GlobalSection, InstructionSink, MemArg,
+    TypeSection, ValType,
 };
 
 use super::{
@@ -67,7 +68,11 @@ impl Added<'_> {
 
     /// How many there are before those in front of others.
     fn functions(&self) -> u32 {
-        if self.first_pages.is_some() { GROW + 1 } else { GROW }
+        if self.first_pages.is_some() {
+            GROW + 1
+        } else {
+            GROW
+        }
     }
 
     /// The global that holds what `memory.size` says, where that is less than
@@ -96,14 +101,21 @@ impl Added<'_> {
     /// What guests call in the place of this function.
     pub(super) fn in_front_of_import(&self, function: u32) -> u32 {
         let position = self.calls.iter().position(|(call, _)| *call == function);
-        position.map_or(function, |position| self.first_function + self.functions() + position as u32)
+        position.map_or(function, |position| {
+            self.first_function + self.functions() + position as u32
+        })
     }
 
     /// What the host calls in the place of this function.
     pub(super) fn in_front_of_export(&self, function: u32) -> u32 {
-        let position = self.exports().position(|(exported, _)| *exported == function);
+        let position = self
+            .exports()
+            .position(|(exported, _)| *exported == function);
         let first = self.first_function + self.functions() + self.calls.len() as u32;
-        position.map_or_else(|| self.in_front_of_import(function), |position| first + position as u32)
+        position.map_or_else(
+            || self.in_front_of_import(function),
+            |position| first + position as u32,
+        )
     }
 
     /// Exported functions that something is put in front of.
@@ -131,7 +143,10 @@ impl Added<'_> {
 
     pub(super) fn globals(&self, globals: &mut GlobalSection) {
         if let Some(pages) = self.first_pages {
-            globals.global(mutable(ValType::I32), &wasm_encoder::ConstExpr::i32_const(pages));
+            globals.global(
+                mutable(ValType::I32),
+                &wasm_encoder::ConstExpr::i32_const(pages),
+            );
         }
         for kind in self.changing().map(|(_, kind)| kind) {
             globals.global(mutable(kind), &zero(kind));
@@ -143,7 +158,11 @@ impl Added<'_> {
 
     /// The globals that are put back: the guest's own, and the size.
     fn changing(&self) -> impl Iterator<Item = (u32, ValType)> {
-        self.shape.mutable.iter().copied().chain(self.pages().map(|pages| (pages, ValType::I32)))
+        self.shape
+            .mutable
+            .iter()
+            .copied()
+            .chain(self.pages().map(|pages| (pages, ValType::I32)))
     }
 
     pub(super) fn bodies(&self, code: &mut CodeSection) {
@@ -172,7 +191,10 @@ impl Added<'_> {
             // What wraps around is out of bounds: the store traps.
             body.i32_const(offset.cast_signed()).i32_add();
         }
-        body.i32_const(PAGE_BITS as i32).i32_shr_u().i32_const(1).i32_store8(at(self.marked, 0));
+        body.i32_const(PAGE_BITS as i32)
+            .i32_shr_u()
+            .i32_const(1)
+            .i32_store8(at(self.marked, 0));
     }
 
     fn mark_range(&self) -> Function {
@@ -181,18 +203,45 @@ impl Added<'_> {
         const LAST: u32 = 2;
         let mut function = Function::new([(1, ValType::I32)]);
         let mut body = function.instructions();
-        body.local_get(LENGTH).i32_eqz().if_(BlockType::Empty).return_().end();
-        body.local_get(ADDRESS).local_get(LENGTH).i32_add().i32_const(1).i32_sub().local_tee(LAST);
+        body.local_get(LENGTH)
+            .i32_eqz()
+            .if_(BlockType::Empty)
+            .return_()
+            .end();
+        body.local_get(ADDRESS)
+            .local_get(LENGTH)
+            .i32_add()
+            .i32_const(1)
+            .i32_sub()
+            .local_tee(LAST);
         // Up to the end of 4 GiB at most.
-        body.local_get(ADDRESS).i32_lt_u().if_(BlockType::Empty).i32_const(-1).local_set(LAST).end();
+        body.local_get(ADDRESS)
+            .i32_lt_u()
+            .if_(BlockType::Empty)
+            .i32_const(-1)
+            .local_set(LAST)
+            .end();
         // The first page, the last one, and what lies between.
         for address in [ADDRESS, LAST] {
-            body.local_get(address).i32_const(PAGE_BITS as i32).i32_shr_u().local_tee(address);
+            body.local_get(address)
+                .i32_const(PAGE_BITS as i32)
+                .i32_shr_u()
+                .local_tee(address);
             body.i32_const(1).i32_store8(at(self.marked, 0));
         }
-        body.local_get(LAST).local_get(ADDRESS).i32_sub().i32_const(1).i32_gt_u().if_(BlockType::Empty);
+        body.local_get(LAST)
+            .local_get(ADDRESS)
+            .i32_sub()
+            .i32_const(1)
+            .i32_gt_u()
+            .if_(BlockType::Empty);
         body.local_get(ADDRESS).i32_const(1).i32_add().i32_const(1);
-        body.local_get(LAST).local_get(ADDRESS).i32_sub().i32_const(1).i32_sub().memory_fill(self.marked);
+        body.local_get(LAST)
+            .local_get(ADDRESS)
+            .i32_sub()
+            .i32_const(1)
+            .i32_sub()
+            .memory_fill(self.marked);
         body.end().end();
         function
     }
@@ -205,14 +254,29 @@ impl Added<'_> {
             for instruction in place {
                 function.instruction(instruction);
             }
-            function.instructions().i32_const(length.cast_signed()).call(self.mark());
+            function
+                .instructions()
+                .i32_const(length.cast_signed())
+                .call(self.mark());
         }
         let mut body = function.instructions();
         if self.shape.memory.is_some() {
             // It may have grown since.
-            body.memory_size(OWN).memory_size(KEPT).i32_gt_u().if_(BlockType::Empty);
-            body.memory_size(OWN).memory_size(KEPT).i32_sub().memory_grow(KEPT);
-            body.i32_const(-1).i32_eq().if_(BlockType::Empty).i32_const(-1).return_().end().end();
+            body.memory_size(OWN)
+                .memory_size(KEPT)
+                .i32_gt_u()
+                .if_(BlockType::Empty);
+            body.memory_size(OWN)
+                .memory_size(KEPT)
+                .i32_sub()
+                .memory_grow(KEPT);
+            body.i32_const(-1)
+                .i32_eq()
+                .if_(BlockType::Empty)
+                .i32_const(-1)
+                .return_()
+                .end()
+                .end();
             self.copy_marked(&mut body, KEPT, OWN, Some(COUNT));
         }
         for (index, (global, _)) in self.changing().enumerate() {
@@ -243,7 +307,9 @@ impl Added<'_> {
         let mut function = Function::new([]);
         let mut body = function.instructions();
         let params = kind.params.len() as u32;
-        body.local_get(params - 1).i32_const(self.largest_result.cast_signed()).call(self.mark());
+        body.local_get(params - 1)
+            .i32_const(self.largest_result.cast_signed())
+            .call(self.mark());
         for param in 0..params {
             body.local_get(param);
         }
@@ -260,8 +326,12 @@ impl Added<'_> {
         for param in 0..=LENGTH {
             body.local_get(param);
         }
-        body.call(self.in_front_of_import(allocator)).local_tee(GIVEN);
-        body.local_get(LENGTH).call(self.mark()).local_get(GIVEN).end();
+        body.call(self.in_front_of_import(allocator))
+            .local_tee(GIVEN);
+        body.local_get(LENGTH)
+            .call(self.mark())
+            .local_get(GIVEN)
+            .end();
         function
     }
 
@@ -272,7 +342,8 @@ impl Added<'_> {
         for param in 0..kind.params.len() as u32 {
             body.local_get(param);
         }
-        body.call(self.in_front_of_import(called)).global_get(self.has_checkpoint());
+        body.call(self.in_front_of_import(called))
+            .global_get(self.has_checkpoint());
         body.memory_size(OWN).memory_size(KEPT).i32_eq().i32_and();
         body.if_(BlockType::Empty).call(self.restore()).end().end();
         function
@@ -285,28 +356,75 @@ impl Added<'_> {
         const FIRST: u32 = 1;
         const END: u32 = 2;
         let bits = PAGE_BITS as i32;
-        body.memory_size(OWN).i32_const(PER_WASM_PAGE).i32_shl().local_set(END);
+        body.memory_size(OWN)
+            .i32_const(PER_WASM_PAGE)
+            .i32_shl()
+            .local_set(END);
         body.block(BlockType::Empty).loop_(BlockType::Empty);
         body.local_get(AT).local_get(END).i32_ge_u().br_if(1);
         // Eight pages without a mark at once: the number of pages is a multiple.
         body.block(BlockType::Empty);
         body.local_get(AT).i32_const(7).i32_and().br_if(0);
-        body.local_get(AT).i64_load(at(self.marked, 0)).i64_const(0).i64_ne().br_if(0);
-        body.local_get(AT).i32_const(8).i32_add().local_set(AT).br(1).end();
-        body.local_get(AT).i32_load8_u(at(self.marked, 0)).i32_eqz().if_(BlockType::Empty);
-        body.local_get(AT).i32_const(1).i32_add().local_set(AT).br(1).end();
+        body.local_get(AT)
+            .i64_load(at(self.marked, 0))
+            .i64_const(0)
+            .i64_ne()
+            .br_if(0);
+        body.local_get(AT)
+            .i32_const(8)
+            .i32_add()
+            .local_set(AT)
+            .br(1)
+            .end();
+        body.local_get(AT)
+            .i32_load8_u(at(self.marked, 0))
+            .i32_eqz()
+            .if_(BlockType::Empty);
+        body.local_get(AT)
+            .i32_const(1)
+            .i32_add()
+            .local_set(AT)
+            .br(1)
+            .end();
         body.local_get(AT).local_set(FIRST);
         body.loop_(BlockType::Empty);
-        body.local_get(AT).i32_const(0).i32_store8(at(self.marked, 0));
-        body.local_get(AT).i32_const(1).i32_add().local_tee(AT).local_get(END).i32_lt_u().if_(BlockType::Empty);
-        body.local_get(AT).i32_load8_u(at(self.marked, 0)).br_if(1).end().end();
+        body.local_get(AT)
+            .i32_const(0)
+            .i32_store8(at(self.marked, 0));
+        body.local_get(AT)
+            .i32_const(1)
+            .i32_add()
+            .local_tee(AT)
+            .local_get(END)
+            .i32_lt_u()
+            .if_(BlockType::Empty);
+        body.local_get(AT)
+            .i32_load8_u(at(self.marked, 0))
+            .br_if(1)
+            .end()
+            .end();
         body.local_get(FIRST).i32_const(bits).i32_shl();
         body.local_get(FIRST).i32_const(bits).i32_shl();
-        body.local_get(AT).local_get(FIRST).i32_sub().i32_const(bits).i32_shl();
-        body.i32_const(OVERHANG).i32_const(0).local_get(AT).local_get(END).i32_lt_u().select().i32_add();
+        body.local_get(AT)
+            .local_get(FIRST)
+            .i32_sub()
+            .i32_const(bits)
+            .i32_shl();
+        body.i32_const(OVERHANG)
+            .i32_const(0)
+            .local_get(AT)
+            .local_get(END)
+            .i32_lt_u()
+            .select()
+            .i32_add();
         body.memory_copy(to, from);
         if let Some(count) = count {
-            body.local_get(count).local_get(AT).local_get(FIRST).i32_sub().i32_add().local_set(count);
+            body.local_get(count)
+                .local_get(AT)
+                .local_get(FIRST)
+                .i32_sub()
+                .i32_add()
+                .local_set(count);
         }
         body.br(0).end().end();
     }
@@ -322,18 +440,46 @@ fn grow_within(pages: u32) -> Function {
     const AFTER: u32 = 2;
     let mut function = Function::new([(2, ValType::I32)]);
     let mut body = function.instructions();
-    body.global_get(pages).local_tee(BEFORE).local_get(MORE).i32_add().local_tee(AFTER);
-    body.local_get(BEFORE).i32_lt_u().if_(BlockType::Empty).i32_const(-1).return_().end();
-    body.local_get(AFTER).memory_size(OWN).i32_gt_u().if_(BlockType::Empty);
-    body.local_get(AFTER).memory_size(OWN).i32_sub().memory_grow(OWN);
-    body.i32_const(-1).i32_eq().if_(BlockType::Empty).i32_const(-1).return_().end().end();
-    body.local_get(AFTER).global_set(pages).local_get(BEFORE).end();
+    body.global_get(pages)
+        .local_tee(BEFORE)
+        .local_get(MORE)
+        .i32_add()
+        .local_tee(AFTER);
+    body.local_get(BEFORE)
+        .i32_lt_u()
+        .if_(BlockType::Empty)
+        .i32_const(-1)
+        .return_()
+        .end();
+    body.local_get(AFTER)
+        .memory_size(OWN)
+        .i32_gt_u()
+        .if_(BlockType::Empty);
+    body.local_get(AFTER)
+        .memory_size(OWN)
+        .i32_sub()
+        .memory_grow(OWN);
+    body.i32_const(-1)
+        .i32_eq()
+        .if_(BlockType::Empty)
+        .i32_const(-1)
+        .return_()
+        .end()
+        .end();
+    body.local_get(AFTER)
+        .global_set(pages)
+        .local_get(BEFORE)
+        .end();
     function
 }
 
 /// An address without alignment.
 fn at(memory_index: u32, offset: u64) -> MemArg {
-    MemArg { offset, align: 0, memory_index }
+    MemArg {
+        offset,
+        align: 0,
+        memory_index,
+    }
 }
 
 const _: () = assert!(PAGE.is_multiple_of(8) && PER_WASM_PAGE >= 3);

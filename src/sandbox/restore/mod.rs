@@ -81,7 +81,9 @@ const GIVER: &str = "mb-restore";
 #[cfg(feature = "compiler")]
 fn no_export_of_ours(name: &str) -> Result<(), Unfit> {
     if [CHECKPOINT, RESTORE, MARKED_MEMORY].contains(&name) {
-        return Err(Unfit::because(format!("it has an export {name} of its own")));
+        return Err(Unfit::because(format!(
+            "it has an export {name} of its own"
+        )));
     }
     Ok(())
 }
@@ -129,9 +131,22 @@ pub(super) struct Restore {
 }
 
 impl Restore {
-    pub(super) fn of(component: &Component, restores: Restores, wanted: bool) -> Result<Self, Unfit> {
-        let find = |name| component.get_export_index(None, name).ok_or_else(Unfit::unknown);
-        Ok(Self { restores, wanted, checkpoint: find(CHECKPOINT)?, restore: find(RESTORE)? })
+    pub(super) fn of(
+        component: &Component,
+        restores: Restores,
+        wanted: bool,
+    ) -> Result<Self, Unfit> {
+        let find = |name| {
+            component
+                .get_export_index(None, name)
+                .ok_or_else(Unfit::unknown)
+        };
+        Ok(Self {
+            restores,
+            wanted,
+            checkpoint: find(CHECKPOINT)?,
+            restore: find(RESTORE)?,
+        })
     }
 
     /// Why instances are not put back, though they could be.
@@ -155,8 +170,13 @@ impl Restore {
             return Ok(None);
         }
         let by_itself = self.restores.by_itself;
-        let restore = (!by_itself).then(|| made.get_typed_func(&mut store, self.restore)).transpose()?;
-        Ok(Some(Restorer { restore, kept: pages as usize * PAGE }))
+        let restore = (!by_itself)
+            .then(|| made.get_typed_func(&mut store, self.restore))
+            .transpose()?;
+        Ok(Some(Restorer {
+            restore,
+            kept: pages as usize * PAGE,
+        }))
     }
 }
 
@@ -171,7 +191,9 @@ pub(super) struct Restorer {
 impl Restorer {
     /// Sees to it after a call: whether the instance is as it was.
     pub(super) fn restore<T>(&self, store: &mut Store<T>) -> bool {
-        self.restore.as_ref().is_none_or(|restore| restore.call(store, ()).is_ok())
+        self.restore
+            .as_ref()
+            .is_none_or(|restore| restore.call(store, ()).is_ok())
     }
 }
 

@@ -1,16 +1,16 @@
 //! Rewrites the module that holds a component's state.
 
 use wasm_encoder::{
-    CodeSection, ConstExpr, DataSection, ElementSection, ExportKind, ExportSection, Function, FunctionSection,
-    GlobalSection, GlobalType, ImportSection, Instruction, MemorySection, Module, RawSection, SectionId, TableSection,
-    TypeSection, ValType,
+    CodeSection, ConstExpr, DataSection, ElementSection, ExportKind, ExportSection, Function,
+    FunctionSection, GlobalSection, GlobalType, ImportSection, Instruction, MemorySection, Module,
+    RawSection, SectionId, TableSection, TypeSection, ValType,
     reencode::{Error, Reencode},
 };
 use wasmparser::{ExternalKind, FunctionBody, MemArg, Operator, Parser, Payload};
 
 use super::{
-    CHECKPOINT, GIVER, MARKED_MEMORY, MARKS, RESTORE, Restores, SLACK, Unfit, covered::Covered, functions::Added,
-    shape::Shape,
+    CHECKPOINT, GIVER, MARKED_MEMORY, MARKS, RESTORE, Restores, SLACK, Unfit, covered::Covered,
+    functions::Added, shape::Shape,
 };
 
 /// The guest's own memory, and the one that is put back from; both are those
@@ -40,22 +40,41 @@ pub(super) struct Rewriting<'a> {
 
 /// Rewrites a module that is known to be valid; says what is to be known of
 /// its memory, if it has one.
-pub(super) fn rewrite(module: &[u8], how: &Rewriting<'_>) -> Result<(Vec<u8>, Option<Restores>), Unfit> {
+pub(super) fn rewrite(
+    module: &[u8],
+    how: &Rewriting<'_>,
+) -> Result<(Vec<u8>, Option<Restores>), Unfit> {
     let shape = Shape::of(module)?;
     let Some(memory) = shape.memory else {
         let added = shape.added(how, None)?;
-        return Ok((Barrier { shape: &shape, added: &added }.module(module, 0)?, None));
+        return Ok((
+            Barrier {
+                shape: &shape,
+                added: &added,
+            }
+            .module(module, 0)?,
+            None,
+        ));
     };
     // What several modules grow would have to be known to each of them.
     let slack = if shape.grows && how.alone { SLACK } else { 0 };
     let slack = slack.min(memory.maximum.unwrap_or(u64::MAX) - memory.initial);
     let first_size = memory.initial + slack;
     let added = shape.added(how, (slack > 0).then_some(memory.initial))?;
-    let bytes = Barrier { shape: &shape, added: &added }.module(module, first_size)?;
-    let bytes_of =
-        |pages: u64| usize::try_from(pages * WASM_PAGE).map_err(|_| Unfit::because("its memory is too large"));
+    let bytes = Barrier {
+        shape: &shape,
+        added: &added,
+    }
+    .module(module, first_size)?;
+    let bytes_of = |pages: u64| {
+        usize::try_from(pages * WASM_PAGE).map_err(|_| Unfit::because("its memory is too large"))
+    };
     let (aside, first) = (bytes_of(MARKS + first_size)?, bytes_of(first_size)?);
-    let restores = Restores { aside, first, by_itself: added.puts_itself_back() };
+    let restores = Restores {
+        aside,
+        first,
+        by_itself: added.puts_itself_back(),
+    };
     Ok((bytes, Some(restores)))
 }
 
@@ -88,22 +107,36 @@ impl Barrier<'_> {
         let (mut types, mut imports) = (TypeSection::new(), ImportSection::new());
         let (mut functions, mut tables) = (FunctionSection::new(), TableSection::new());
         let (mut globals, mut exports) = (GlobalSection::new(), ExportSection::new());
-        let (mut elements, mut code, mut data) = (ElementSection::new(), CodeSection::new(), DataSection::new());
+        let (mut elements, mut code, mut data) = (
+            ElementSection::new(),
+            CodeSection::new(),
+            DataSection::new(),
+        );
         let (mut start, mut data_count, mut names) = (None, None, None);
         for payload in Parser::new(0).parse_all(module) {
             match payload? {
                 Payload::TypeSection(section) => self.parse_type_section(&mut types, section)?,
-                Payload::ImportSection(section) => self.parse_import_section(&mut imports, section)?,
-                Payload::FunctionSection(section) => self.parse_function_section(&mut functions, section)?,
+                Payload::ImportSection(section) => {
+                    self.parse_import_section(&mut imports, section)?
+                }
+                Payload::FunctionSection(section) => {
+                    self.parse_function_section(&mut functions, section)?
+                }
                 Payload::TableSection(section) => self.parse_table_section(&mut tables, section)?,
-                Payload::GlobalSection(section) => self.parse_global_section(&mut globals, section)?,
+                Payload::GlobalSection(section) => {
+                    self.parse_global_section(&mut globals, section)?
+                }
                 Payload::ExportSection(section) => self.exports(&mut exports, section)?,
                 Payload::StartSection { func, .. } => start = Some(self.function_index(func)?),
-                Payload::ElementSection(section) => self.parse_element_section(&mut elements, section)?,
+                Payload::ElementSection(section) => {
+                    self.parse_element_section(&mut elements, section)?
+                }
                 Payload::DataCountSection { count, .. } => data_count = Some(count),
                 Payload::CodeSectionEntry(body) => self.function(&mut code, &body)?,
                 Payload::DataSection(section) => self.parse_data_section(&mut data, section)?,
-                Payload::CustomSection(section) if section.name() == "name" => names = Some(section.range()),
+                Payload::CustomSection(section) if section.name() == "name" => {
+                    names = Some(section.range())
+                }
                 _ => {}
             }
         }
@@ -121,13 +154,23 @@ impl Barrier<'_> {
         let mut memories = MemorySection::new();
         if let Some(own) = self.shape.memory {
             let first = memory(first_size, own.maximum);
-            memories.memory(first).memory(memory(MARKS, Some(MARKS))).memory(first);
+            memories
+                .memory(first)
+                .memory(memory(MARKS, Some(MARKS)))
+                .memory(first);
             exports.export(MARKED_MEMORY, ExportKind::Memory, added.marked);
         }
 
         let mut rewritten = Module::new();
-        rewritten.section(&types).section(&imports).section(&functions).section(&tables);
-        rewritten.section(&memories).section(&globals).section(&exports);
+        rewritten
+            .section(&types)
+            .section(&imports)
+            .section(&functions)
+            .section(&tables);
+        rewritten
+            .section(&memories)
+            .section(&globals)
+            .section(&exports);
         if let Some(function_index) = start {
             rewritten.section(&wasm_encoder::StartSection { function_index });
         }
@@ -138,7 +181,10 @@ impl Barrier<'_> {
         rewritten.section(&code).section(&data);
         if let Some(range) = names {
             // Of functions, whose indices are as they were.
-            rewritten.section(&RawSection { id: SectionId::Custom as u8, data: &module[range] });
+            rewritten.section(&RawSection {
+                id: SectionId::Custom as u8,
+                data: &module[range],
+            });
         }
         Ok(rewritten.finish())
     }
@@ -164,11 +210,18 @@ impl Barrier<'_> {
     }
 
     fn function(&mut self, code: &mut CodeSection, body: &FunctionBody<'_>) -> Result<(), Unfit> {
-        let locals = body.get_locals_reader()?.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let locals = body
+            .get_locals_reader()?
+            .into_iter()
+            .collect::<Result<Vec<_>, _>>()?;
         let index = self.shape.imported_functions + code.len();
         let params = self.shape.kind(index).params.len();
-        let count = locals.iter().fold(params, |sum, (count, _)| sum + *count as usize);
-        let mut own = locals.into_iter().map(|(count, kind)| Ok((count, self.val_type(kind)?)));
+        let count = locals
+            .iter()
+            .fold(params, |sum, (count, _)| sum + *count as usize);
+        let mut own = locals
+            .into_iter()
+            .map(|(count, kind)| Ok((count, self.val_type(kind)?)));
         let mut locals = own.by_ref().collect::<Result<Vec<_>, Error<Unfit>>>()?;
         drop(own);
         let scratch = Scratch::behind(u32::try_from(count).expect("bounded by the validator"));
@@ -195,7 +248,8 @@ impl Barrier<'_> {
             body.instruction(&Instruction::Call(self.added.mark()));
         };
         if let Some((memarg, kind)) = store(&operator) {
-            let offset = u32::try_from(memarg.offset).map_err(|_| Unfit::because("an offset of more than 32 bits"))?;
+            let offset = u32::try_from(memarg.offset)
+                .map_err(|_| Unfit::because("an offset of more than 32 bits"))?;
             match covered.base() {
                 // No store is longer than 16 bytes.
                 Some(base) if covered.covers(base, offset.into(), 16) => {}
@@ -206,7 +260,10 @@ impl Barrier<'_> {
                 }
                 None => {
                     let value = scratch.value(kind);
-                    body.instructions().local_set(value).local_tee(scratch.address).local_get(scratch.address);
+                    body.instructions()
+                        .local_set(value)
+                        .local_tee(scratch.address)
+                        .local_get(scratch.address);
                     self.added.mark_one(body, offset);
                     body.instructions().local_get(value);
                 }
@@ -216,7 +273,9 @@ impl Barrier<'_> {
         }
         match operator {
             // All three take where to write and how much, first and last.
-            Operator::MemoryFill { .. } | Operator::MemoryCopy { .. } | Operator::MemoryInit { .. } => {
+            Operator::MemoryFill { .. }
+            | Operator::MemoryCopy { .. }
+            | Operator::MemoryInit { .. } => {
                 let value = scratch.value(ValType::I32);
                 body.instructions()
                     .local_set(scratch.length)
@@ -225,13 +284,19 @@ impl Barrier<'_> {
                     .local_get(scratch.address)
                     .local_get(scratch.length);
                 mark(body);
-                body.instructions().local_get(value).local_get(scratch.length);
+                body.instructions()
+                    .local_get(value)
+                    .local_get(scratch.length);
                 body.instruction(&self.instruction(operator)?);
             }
             operator => {
                 let instead = match (&operator, self.added.pages()) {
-                    (Operator::MemoryGrow { .. }, Some(_)) => Some(Instruction::Call(self.added.grow())),
-                    (Operator::MemorySize { .. }, Some(pages)) => Some(Instruction::GlobalGet(pages)),
+                    (Operator::MemoryGrow { .. }, Some(_)) => {
+                        Some(Instruction::Call(self.added.grow()))
+                    }
+                    (Operator::MemorySize { .. }, Some(pages)) => {
+                        Some(Instruction::GlobalGet(pages))
+                    }
                     _ => None,
                 };
                 match instead {
@@ -252,18 +317,31 @@ struct Scratch {
 }
 
 impl Scratch {
-    const VALUES: [ValType; 5] = [ValType::I32, ValType::I64, ValType::F32, ValType::F64, ValType::V128];
+    const VALUES: [ValType; 5] = [
+        ValType::I32,
+        ValType::I64,
+        ValType::F32,
+        ValType::F64,
+        ValType::V128,
+    ];
     const LOCALS: [ValType; 7] = {
         let [a, b, c, d, e] = Self::VALUES;
         [ValType::I32, ValType::I32, a, b, c, d, e]
     };
 
     fn behind(locals: u32) -> Self {
-        Self { address: locals, length: locals + 1, first_value: locals + 2 }
+        Self {
+            address: locals,
+            length: locals + 1,
+            first_value: locals + 2,
+        }
     }
 
     fn value(&self, kind: ValType) -> u32 {
-        let index = Self::VALUES.iter().position(|value| *value == kind).expect("a store writes no reference");
+        let index = Self::VALUES
+            .iter()
+            .position(|value| *value == kind)
+            .expect("a store writes no reference");
         self.first_value + index as u32
     }
 }
@@ -273,9 +351,9 @@ impl Scratch {
 /// what is let in here.
 fn store(operator: &Operator<'_>) -> Option<(MemArg, ValType)> {
     Some(match operator {
-        Operator::I32Store { memarg } | Operator::I32Store8 { memarg } | Operator::I32Store16 { memarg } => {
-            (*memarg, ValType::I32)
-        }
+        Operator::I32Store { memarg }
+        | Operator::I32Store8 { memarg }
+        | Operator::I32Store16 { memarg } => (*memarg, ValType::I32),
         Operator::I64Store { memarg }
         | Operator::I64Store8 { memarg }
         | Operator::I64Store16 { memarg }
@@ -293,7 +371,13 @@ fn store(operator: &Operator<'_>) -> Option<(MemArg, ValType)> {
 
 /// A memory of so many pages of 64 KiB.
 fn memory(minimum: u64, maximum: Option<u64>) -> wasm_encoder::MemoryType {
-    wasm_encoder::MemoryType { minimum, maximum, memory64: false, shared: false, page_size_log2: None }
+    wasm_encoder::MemoryType {
+        minimum,
+        maximum,
+        memory64: false,
+        shared: false,
+        page_size_log2: None,
+    }
 }
 
 /// Zero of a type.
@@ -309,5 +393,9 @@ pub(super) fn zero(kind: ValType) -> ConstExpr {
 
 /// A global that can change.
 pub(super) fn mutable(val_type: ValType) -> GlobalType {
-    GlobalType { val_type, mutable: true, shared: false }
+    GlobalType {
+        val_type,
+        mutable: true,
+        shared: false,
+    }
 }

@@ -61,7 +61,9 @@ impl Nature {
                     }
                 }
                 Payload::CodeSectionEntry(body) => {
-                    let function = bodies.as_mut().expect("a body has a type, or it would not be valid");
+                    let function = bodies
+                        .as_mut()
+                        .expect("a body has a type, or it would not be valid");
                     if !passes_on(&body, *function, &functions)? {
                         return Ok(holds_state);
                     }
@@ -103,5 +105,6 @@ fn passes_on(
         calls.push(functions[function_index as usize]);
         next = operators.read()?;
     }
-    Ok(matches!(next, Operator::End) && (calls.len() == 1 || calls.iter().all(|kind| *kind == (0, 0))))
+    Ok(matches!(next, Operator::End)
+        && (calls.len() == 1 || calls.iter().all(|kind| *kind == (0, 0))))
 }

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use wasmparser::{
-    ComponentAlias, ComponentExport, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind,
-    ComponentTypeRef, Parser, Payload,
+    ComponentAlias, ComponentExport, ComponentExternalKind, ComponentInstance,
+    ComponentOuterAliasKind, ComponentTypeRef, Parser, Payload,
 };
 
 use super::{Unfit, nature::Nature, no_export_of_ours};
@@ -38,10 +38,14 @@ impl Outer {
             }
             sections.extend(payload.as_section());
             match payload {
-                Payload::ModuleSection { .. } | Payload::InstanceSection(_) | Payload::ComponentCanonicalSection(_) => {
+                Payload::ModuleSection { .. }
+                | Payload::InstanceSection(_)
+                | Payload::ComponentCanonicalSection(_) => {
                     return Ok(None);
                 }
-                Payload::ComponentSection { unchecked_range, .. } => components.push(unchecked_range),
+                Payload::ComponentSection {
+                    unchecked_range, ..
+                } => components.push(unchecked_range),
                 Payload::ComponentImportSection(section) => {
                     for import in section {
                         match import?.ty {
@@ -54,7 +58,9 @@ impl Outer {
                 Payload::ComponentInstanceSection(section) => {
                     for instance in section {
                         instances.push(match instance? {
-                            ComponentInstance::Instantiate { component_index, .. } => Some(component_index),
+                            ComponentInstance::Instantiate {
+                                component_index, ..
+                            } => Some(component_index),
                             ComponentInstance::FromExports(_) => None,
                         });
                     }
@@ -62,11 +68,20 @@ impl Outer {
                 Payload::ComponentAliasSection(section) => {
                     for alias in section {
                         match alias? {
-                            ComponentAlias::InstanceExport { kind: ComponentExternalKind::Instance, .. } => {
+                            ComponentAlias::InstanceExport {
+                                kind: ComponentExternalKind::Instance,
+                                ..
+                            } => {
                                 instances.push(None);
                             }
-                            ComponentAlias::InstanceExport { kind: ComponentExternalKind::Component, .. }
-                            | ComponentAlias::Outer { kind: ComponentOuterAliasKind::Component, .. } => {
+                            ComponentAlias::InstanceExport {
+                                kind: ComponentExternalKind::Component,
+                                ..
+                            }
+                            | ComponentAlias::Outer {
+                                kind: ComponentOuterAliasKind::Component,
+                                ..
+                            } => {
                                 return Ok(None);
                             }
                             _ => {}
@@ -89,15 +104,27 @@ impl Outer {
         }
         let mut inner = None;
         for (index, range) in (0..).zip(components) {
-            if holds_anything(&component[range.clone()])? && inner.replace((index, range)).is_some() {
+            if holds_anything(&component[range.clone()])? && inner.replace((index, range)).is_some()
+            {
                 return Err(Unfit::because("several components within it hold state"));
             }
         }
-        let Some((index, inner)) = inner else { return Ok(None) };
-        let mut made = (0..).zip(&instances).filter(|(_, of)| **of == Some(index)).map(|(instance, _)| instance);
+        let Some((index, inner)) = inner else {
+            return Ok(None);
+        };
+        let mut made = (0..)
+            .zip(&instances)
+            .filter(|(_, of)| **of == Some(index))
+            .map(|(instance, _)| instance);
         match (made.next(), made.next()) {
-            (Some(instance), None) => Ok(Some(Self { sections, inner, instance })),
-            _ => Err(Unfit::because("the component within it that holds state is instantiated several times")),
+            (Some(instance), None) => Ok(Some(Self {
+                sections,
+                inner,
+                instance,
+            })),
+            _ => Err(Unfit::because(
+                "the component within it that holds state is instantiated several times",
+            )),
         }
     }
 }
@@ -105,7 +132,9 @@ impl Outer {
 /// Whether any module of a component does, at any depth.
 fn holds_anything(component: &[u8]) -> Result<bool, Unfit> {
     for payload in Parser::new(0).parse_all(component) {
-        if let Payload::ModuleSection { unchecked_range, .. } = payload?
+        if let Payload::ModuleSection {
+            unchecked_range, ..
+        } = payload?
             && Nature::of(&component[unchecked_range])? != Nature::PassesOn
         {
             return Ok(true);

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use wasmparser::{
-    CanonicalFunction, CanonicalOption, ComponentAlias, ElementItems, ElementKind, ExternalKind, Instance, Parser,
-    Payload, TypeRef,
+    CanonicalFunction, CanonicalOption, ComponentAlias, ElementItems, ElementKind, ExternalKind,
+    Instance, Parser, Payload, TypeRef,
     component_types::{ComponentDefinedType, ComponentValType},
     types::TypesRef,
 };
@@ -91,35 +91,64 @@ pub(super) fn take_apart<'a>(component: &'a [u8], types: TypesRef<'_>) -> Result
     let owner = owner.ok_or_else(|| Unfit::because("none of its modules has a memory"))?;
     let mut holders = Vec::new();
     for (instance, made) in (0..).zip(&read.instances) {
-        let Made::Module(module, given) = made else { continue };
+        let Made::Module(module, given) = made else {
+            continue;
+        };
         let range = read.modules[*module as usize].clone();
-        let host_functions = read.looks(&component[range.clone()], given, &holds, holds[*module as usize])?;
+        let host_functions = read.looks(
+            &component[range.clone()],
+            given,
+            &holds,
+            holds[*module as usize],
+        )?;
         if !holds[*module as usize] {
             continue;
         }
-        if holders.iter().any(|holder: &Holder<'_>| holder.module == *module) {
-            return Err(Unfit::because("a module that holds state is instantiated several times"));
+        if holders
+            .iter()
+            .any(|holder: &Holder<'_>| holder.module == *module)
+        {
+            return Err(Unfit::because(
+                "a module that holds state is instantiated several times",
+            ));
         }
-        holders.push(Holder { instance, module: *module, range, allocators: Vec::new(), host_functions });
+        holders.push(Holder {
+            instance,
+            module: *module,
+            range,
+            allocators: Vec::new(),
+            host_functions,
+        });
     }
     let first = holders.iter().position(|holder| holder.module == owner);
-    holders.swap(0, first.ok_or_else(|| Unfit::because("the module with its memory is not instantiated"))?);
+    holders.swap(
+        0,
+        first.ok_or_else(|| Unfit::because("the module with its memory is not instantiated"))?,
+    );
 
     // What the host writes to goes through a function that marks it.
     let elsewhere = || Unfit::because("the host would write to it by way of another module");
     for function in &read.allocate {
         let (instance, name) = read.functions[*function as usize].ok_or_else(elsewhere)?;
-        let holder = holders.iter_mut().find(|holder| holder.instance == instance).ok_or_else(elsewhere)?;
+        let holder = holders
+            .iter_mut()
+            .find(|holder| holder.instance == instance)
+            .ok_or_else(elsewhere)?;
         holder.allocators.push(name);
     }
     for memory in &read.written {
         let (instance, _) = read.memories[*memory as usize].ok_or_else(elsewhere)?;
-        holders.iter().find(|holder| holder.instance == instance).ok_or_else(elsewhere)?;
+        holders
+            .iter()
+            .find(|holder| holder.instance == instance)
+            .ok_or_else(elsewhere)?;
     }
     let mut largest_result = 0;
     for function in &read.lowered {
         let kind = &types[types.component_function_at(*function)];
-        let size = kind.result.map_or(Ok(0), |result| largest(result, types, 0))?;
+        let size = kind
+            .result
+            .map_or(Ok(0), |result| largest(result, types, 0))?;
         largest_result = largest_result.max(size);
     }
     let largest_result = u32::try_from(largest_result).expect("bounded by `largest`");
@@ -127,8 +156,18 @@ pub(super) fn take_apart<'a>(component: &'a [u8], types: TypesRef<'_>) -> Result
         let (instance, name) = read.functions[(*function)? as usize]?;
         (instance == holders[0].instance).then_some(name)
     };
-    let post_returns = read.lifted.iter().map(post_return).collect::<Option<Vec<_>>>().unwrap_or_default();
-    Ok(Parts { sections: read.sections, holders, largest_result, post_returns })
+    let post_returns = read
+        .lifted
+        .iter()
+        .map(post_return)
+        .collect::<Option<Vec<_>>>()
+        .unwrap_or_default();
+    Ok(Parts {
+        sections: read.sections,
+        holders,
+        largest_result,
+        post_returns,
+    })
 }
 
 fn read(component: &[u8]) -> Result<Reading<'_>, Unfit> {
@@ -139,7 +178,9 @@ fn read(component: &[u8]) -> Result<Reading<'_>, Unfit> {
         let payload = payload?;
         let depth = open.len();
         match &payload {
-            Payload::Version { encoding, .. } => open.push(matches!(encoding, wasmparser::Encoding::Module)),
+            Payload::Version { encoding, .. } => {
+                open.push(matches!(encoding, wasmparser::Encoding::Module))
+            }
             Payload::End(_) => drop(open.pop()),
             _ if open.last() == Some(&true) => {}
             Payload::ModuleSection { .. }
@@ -166,23 +207,33 @@ fn read(component: &[u8]) -> Result<Reading<'_>, Unfit> {
 impl<'a> Reading<'a> {
     fn payload(&mut self, payload: Payload<'a>) -> Result<(), Unfit> {
         match payload {
-            Payload::ModuleSection { unchecked_range, .. } => self.modules.push(unchecked_range),
+            Payload::ModuleSection {
+                unchecked_range, ..
+            } => self.modules.push(unchecked_range),
             Payload::InstanceSection(section) => {
                 for instance in section {
                     self.instances.push(match instance? {
-                        Instance::Instantiate { module_index, args } => {
-                            Made::Module(module_index, args.iter().map(|arg| (arg.name, arg.index)).collect())
-                        }
-                        Instance::FromExports(items) => {
-                            Made::Items(items.iter().map(|item| (item.name, item.kind, item.index)).collect())
-                        }
+                        Instance::Instantiate { module_index, args } => Made::Module(
+                            module_index,
+                            args.iter().map(|arg| (arg.name, arg.index)).collect(),
+                        ),
+                        Instance::FromExports(items) => Made::Items(
+                            items
+                                .iter()
+                                .map(|item| (item.name, item.kind, item.index))
+                                .collect(),
+                        ),
                     });
                 }
             }
             Payload::ComponentAliasSection(section) => {
                 for alias in section {
                     match alias? {
-                        ComponentAlias::CoreInstanceExport { kind, instance_index, name } => {
+                        ComponentAlias::CoreInstanceExport {
+                            kind,
+                            instance_index,
+                            name,
+                        } => {
                             if let Some(origins) = self.origins(kind) {
                                 origins.push(Some((instance_index, name)));
                             }
@@ -201,7 +252,9 @@ impl<'a> Reading<'a> {
                     no_export_of_ours(export?.name.name)?;
                 }
             }
-            Payload::ComponentStartSection { .. } => return Err(Unfit::because("it has a start function")),
+            Payload::ComponentStartSection { .. } => {
+                return Err(Unfit::because("it has a start function"));
+            }
             _ => {}
         }
         Ok(())
@@ -220,13 +273,17 @@ impl<'a> Reading<'a> {
     fn canonical(&mut self, function: CanonicalFunction) -> Result<(), Unfit> {
         let options = match function {
             CanonicalFunction::Lift { options, .. } => {
-                self.lifted.push(options.iter().find_map(|option| match option {
-                    CanonicalOption::PostReturn(function) => Some(*function),
-                    _ => None,
-                }));
+                self.lifted
+                    .push(options.iter().find_map(|option| match option {
+                        CanonicalOption::PostReturn(function) => Some(*function),
+                        _ => None,
+                    }));
                 options
             }
-            CanonicalFunction::Lower { func_index, options } => {
+            CanonicalFunction::Lower {
+                func_index,
+                options,
+            } => {
                 self.functions.push(None);
                 self.lowered.push(func_index);
                 options
@@ -235,7 +292,11 @@ impl<'a> Reading<'a> {
                 self.functions.push(None);
                 return Ok(());
             }
-            _ => return Err(Unfit::because("it uses more of the component model than functions")),
+            _ => {
+                return Err(Unfit::because(
+                    "it uses more of the component model than functions",
+                ));
+            }
         };
         for option in options {
             match option {
@@ -245,7 +306,11 @@ impl<'a> Reading<'a> {
                 | CanonicalOption::UTF16
                 | CanonicalOption::CompactUTF16
                 | CanonicalOption::PostReturn(_) => {}
-                _ => return Err(Unfit::because("it uses more of the canonical ABI than its first version")),
+                _ => {
+                    return Err(Unfit::because(
+                        "it uses more of the canonical ABI than its first version",
+                    ));
+                }
             }
         }
         Ok(())
@@ -254,7 +319,13 @@ impl<'a> Reading<'a> {
     /// Looks at what a module imports. A call by a table is not seen, so no
     /// function of the host may get into a table of those that hold state.
     /// Gives the functions, by number, that are not of one that holds state.
-    fn looks(&self, module: &[u8], given: &[(&'a str, u32)], holds: &[bool], itself: bool) -> Result<Vec<u32>, Unfit> {
+    fn looks(
+        &self,
+        module: &[u8],
+        given: &[(&'a str, u32)],
+        holds: &[bool],
+        itself: bool,
+    ) -> Result<Vec<u32>, Unfit> {
         let shared = || Unfit::because("a table is shared between it and its imports");
         // Of each imported function and table: whether it is held by one that
         // holds state.
@@ -268,7 +339,9 @@ impl<'a> Reading<'a> {
                             Made::Module(module, _) => holds[*module as usize],
                             Made::Items(_) => false,
                         };
-                        let held = self.origin(given, import.module, import.name, import.ty).is_some_and(holds_state);
+                        let held = self
+                            .origin(given, import.module, import.name, import.ty)
+                            .is_some_and(holds_state);
                         match import.ty {
                             TypeRef::Func(_) | TypeRef::FuncExact(_) => functions.push(held),
                             TypeRef::Table(_) if itself && !held => return Err(shared()),
@@ -281,11 +354,15 @@ impl<'a> Reading<'a> {
                 Payload::ElementSection(section) if !itself => {
                     for element in section {
                         let element = element?;
-                        let ElementKind::Active { table_index, .. } = element.kind else { continue };
+                        let ElementKind::Active { table_index, .. } = element.kind else {
+                            continue;
+                        };
                         if tables.get(table_index.unwrap_or(0) as usize) != Some(&true) {
                             continue;
                         }
-                        let ElementItems::Functions(items) = element.items else { return Err(shared()) };
+                        let ElementItems::Functions(items) = element.items else {
+                            return Err(shared());
+                        };
                         for function in items {
                             if functions.get(function? as usize) != Some(&true) {
                                 return Err(shared());
@@ -296,12 +373,22 @@ impl<'a> Reading<'a> {
                 _ => {}
             }
         }
-        Ok((0..).zip(functions).filter(|(_, held)| !held).map(|(function, _)| function).collect())
+        Ok((0..)
+            .zip(functions)
+            .filter(|(_, held)| !held)
+            .map(|(function, _)| function)
+            .collect())
     }
 
     /// The instance of a module that exports what is imported; none if that
     /// is the host.
-    fn origin(&self, given: &[(&'a str, u32)], module: &str, name: &str, kind: TypeRef) -> Option<u32> {
+    fn origin(
+        &self,
+        given: &[(&'a str, u32)],
+        module: &str,
+        name: &str,
+        kind: TypeRef,
+    ) -> Option<u32> {
         let (_, instance) = given.iter().find(|(given, _)| *given == module)?;
         let items = match &self.instances[*instance as usize] {
             Made::Module(..) => return Some(*instance),
@@ -324,7 +411,9 @@ fn largest(kind: ComponentValType, types: TypesRef<'_>, depth: usize) -> Result<
     // Of any alignment, and of any discriminant.
     const WORD: usize = 8;
     if depth > MAX_DEPTH {
-        return Err(Unfit::because("a host function gives it something that nests too deep"));
+        return Err(Unfit::because(
+            "a host function gives it something that nests too deep",
+        ));
     }
     let id = match kind {
         ComponentValType::Primitive(_) => return Ok(2 * WORD),
@@ -344,15 +433,25 @@ fn largest(kind: ComponentValType, types: TypesRef<'_>, depth: usize) -> Result<
         | ComponentDefinedType::Own(_)
         | ComponentDefinedType::Borrow(_) => 2 * WORD,
         ComponentDefinedType::Record(record) => sum(&mut record.fields.values().copied())?,
-        ComponentDefinedType::Variant(variant) => sum(&mut variant.cases.values().filter_map(|case| case.ty))?,
+        ComponentDefinedType::Variant(variant) => {
+            sum(&mut variant.cases.values().filter_map(|case| case.ty))?
+        }
         ComponentDefinedType::Tuple(tuple) => sum(&mut tuple.types.iter().copied())?,
         ComponentDefinedType::Flags(flags) => WORD + flags.len(),
         ComponentDefinedType::Option { ty, .. } => sum(&mut [*ty].into_iter())?,
-        ComponentDefinedType::Result { ok, err, .. } => sum(&mut [*ok, *err].into_iter().flatten())?,
-        _ => return Err(Unfit::because("a host function gives it something of an unknown size")),
+        ComponentDefinedType::Result { ok, err, .. } => {
+            sum(&mut [*ok, *err].into_iter().flatten())?
+        }
+        _ => {
+            return Err(Unfit::because(
+                "a host function gives it something of an unknown size",
+            ));
+        }
     };
     if size > MAX_RESULT {
-        return Err(Unfit::because(format!("a host function gives it more than {MAX_RESULT} bytes")));
+        return Err(Unfit::because(format!(
+            "a host function gives it more than {MAX_RESULT} bytes"
+        )));
     }
     Ok(size)
 }

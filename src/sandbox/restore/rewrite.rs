@@ -1,13 +1,16 @@
 //! Rewrites a component.
 
 use wasm_encoder::{
-    Alias, CanonicalFunctionSection, CanonicalOption, CodeSection, Component, ComponentAliasSection,
-    ComponentExportKind, ComponentExportSection, ComponentSectionId, ComponentTypeSection, ComponentValType,
-    EntityType, ExportKind, ExportSection, Function, FunctionSection, ImportSection, InstanceSection, Module,
-    ModuleArg, ModuleSection, PrimitiveValType, RawSection, TypeSection, ValType,
+    Alias, CanonicalFunctionSection, CanonicalOption, CodeSection, Component,
+    ComponentAliasSection, ComponentExportKind, ComponentExportSection, ComponentSectionId,
+    ComponentTypeSection, ComponentValType, EntityType, ExportKind, ExportSection, Function,
+    FunctionSection, ImportSection, InstanceSection, Module, ModuleArg, ModuleSection,
+    PrimitiveValType, RawSection, TypeSection, ValType,
     reencode::{Reencode as _, RoundtripReencoder},
 };
-use wasmparser::{BinaryReader, Instance, InstanceSectionReader, Validator, WasmFeatures, types::TypesRef};
+use wasmparser::{
+    BinaryReader, Instance, InstanceSectionReader, Validator, WasmFeatures, types::TypesRef,
+};
 
 use super::{
     CHECKPOINT, GIVER, RESTORE, Restores, Unfit,
@@ -47,20 +50,42 @@ pub(in super::super) fn check(rewritten: &[u8]) -> Result<(), Unfit> {
 }
 
 /// A component that holds the one with the state, as those of JavaScript.
-fn rewrite_inner(component: &[u8], types: TypesRef<'_>, outer: Outer) -> Result<(Vec<u8>, Restores), Unfit> {
-    let Outer { sections, inner, instance } = outer;
-    let inner_types = Validator::new_with_features(FEATURES).validate_all(&component[inner.clone()])?;
+fn rewrite_inner(
+    component: &[u8],
+    types: TypesRef<'_>,
+    outer: Outer,
+) -> Result<(Vec<u8>, Restores), Unfit> {
+    let Outer {
+        sections,
+        inner,
+        instance,
+    } = outer;
+    let inner_types =
+        Validator::new_with_features(FEATURES).validate_all(&component[inner.clone()])?;
     // What is around it may call it several times for one call of the host.
     let (bytes, restores) = rewrite_one(&component[inner.clone()], inner_types.as_ref(), false)?;
     let mut rewritten = Component::new();
     for (id, range) in sections {
-        let data = if range == inner { &*bytes } else { &component[range] };
+        let data = if range == inner {
+            &*bytes
+        } else {
+            &component[range]
+        };
         rewritten.section(&RawSection { id, data });
     }
     let (mut aliases, mut exports) = (ComponentAliasSection::new(), ComponentExportSection::new());
     for (index, name) in (0..).zip([CHECKPOINT, RESTORE]) {
-        aliases.alias(Alias::InstanceExport { instance, kind: ComponentExportKind::Func, name });
-        exports.export(name, ComponentExportKind::Func, types.component_function_count() + index, None);
+        aliases.alias(Alias::InstanceExport {
+            instance,
+            kind: ComponentExportKind::Func,
+            name,
+        });
+        exports.export(
+            name,
+            ComponentExportKind::Func,
+            types.component_function_count() + index,
+            None,
+        );
     }
     rewritten.section(&aliases).section(&exports);
     Ok((rewritten.finish(), restores))
@@ -68,16 +93,37 @@ fn rewrite_inner(component: &[u8], types: TypesRef<'_>, outer: Outer) -> Result<
 
 /// A component that has its modules itself, and that only the host calls or
 /// others too.
-fn rewrite_one(component: &[u8], types: TypesRef<'_>, by_host: bool) -> Result<(Vec<u8>, Restores), Unfit> {
-    let Parts { sections, holders, largest_result, mut post_returns } = parts::take_apart(component, types)?;
+fn rewrite_one(
+    component: &[u8],
+    types: TypesRef<'_>,
+    by_host: bool,
+) -> Result<(Vec<u8>, Restores), Unfit> {
+    let Parts {
+        sections,
+        holders,
+        largest_result,
+        mut post_returns,
+    } = parts::take_apart(component, types)?;
     let alone = holders.len() == 1;
     if !alone || !by_host {
         post_returns.clear();
     }
     let mut modules = Vec::new();
     let mut restores = None;
-    for Holder { range, allocators, host_functions, .. } in &holders {
-        let how = Rewriting { allocators, host_functions, post_returns: &post_returns, largest_result, alone };
+    for Holder {
+        range,
+        allocators,
+        host_functions,
+        ..
+    } in &holders
+    {
+        let how = Rewriting {
+            allocators,
+            host_functions,
+            post_returns: &post_returns,
+            largest_result,
+            alone,
+        };
         let (bytes, memory) = module::rewrite(&component[range.clone()], &how)?;
         restores = restores.or(memory);
         modules.push(bytes);
@@ -87,11 +133,21 @@ fn rewrite_one(component: &[u8], types: TypesRef<'_>, by_host: bool) -> Result<(
     let mut rewritten = Component::new();
     for (id, range) in sections {
         if let Some(position) = holders.iter().position(|holder| holder.range == range) {
-            rewritten.section(&RawSection { id, data: &modules[position] });
+            rewritten.section(&RawSection {
+                id,
+                data: &modules[position],
+            });
         } else if id == ComponentSectionId::CoreInstance as u8 {
-            rewritten.section(&instances(&component[range.clone()], range.start, &holders)?);
+            rewritten.section(&instances(
+                &component[range.clone()],
+                range.start,
+                &holders,
+            )?);
         } else {
-            rewritten.section(&RawSection { id, data: &component[range] });
+            rewritten.section(&RawSection {
+                id,
+                data: &component[range],
+            });
         }
     }
     // Behind all that is there, so that no index changes.
@@ -116,37 +172,65 @@ fn rewrite_one(component: &[u8], types: TypesRef<'_>, by_host: bool) -> Result<(
 fn export(component: &mut Component, types: TypesRef<'_>, instance: u32) {
     let mut kinds = ComponentTypeSection::new();
     let no_params = std::iter::empty::<(&str, ComponentValType)>;
-    kinds.function().params(no_params()).result(Some(ComponentValType::Primitive(PrimitiveValType::U32)));
+    kinds
+        .function()
+        .params(no_params())
+        .result(Some(ComponentValType::Primitive(PrimitiveValType::U32)));
     kinds.function().params(no_params()).result(None);
     let mut aliases = ComponentAliasSection::new();
     let mut lifted = CanonicalFunctionSection::new();
     let mut exports = ComponentExportSection::new();
     for (index, name) in (0..).zip([CHECKPOINT, RESTORE]) {
-        aliases.alias(Alias::CoreInstanceExport { instance, kind: ExportKind::Func, name });
+        aliases.alias(Alias::CoreInstanceExport {
+            instance,
+            kind: ExportKind::Func,
+            name,
+        });
         let no_options = std::iter::empty::<CanonicalOption>();
-        lifted.lift(types.function_count() + index, types.component_type_count() + index, no_options);
+        lifted.lift(
+            types.function_count() + index,
+            types.component_type_count() + index,
+            no_options,
+        );
         let function = types.component_function_count() + index;
         exports.export(name, ComponentExportKind::Func, function, None);
     }
-    component.section(&kinds).section(&aliases).section(&lifted).section(&exports);
+    component
+        .section(&kinds)
+        .section(&aliases)
+        .section(&lifted)
+        .section(&exports);
 }
 
 /// The core instances of a section; those that share the guest's memory get
 /// that of the marks too.
-fn instances(section: &[u8], offset: usize, holders: &[Holder<'_>]) -> Result<InstanceSection, Unfit> {
+fn instances(
+    section: &[u8],
+    offset: usize,
+    holders: &[Holder<'_>],
+) -> Result<InstanceSection, Unfit> {
     let mut instances = InstanceSection::new();
     for instance in InstanceSectionReader::new(BinaryReader::new(section, offset))? {
         match instance? {
             Instance::Instantiate { module_index, args } => {
-                let marked = holders[1..].iter().any(|holder| holder.module == module_index);
-                let given = args.iter().map(|arg| (arg.name, ModuleArg::Instance(arg.index)));
+                let marked = holders[1..]
+                    .iter()
+                    .any(|holder| holder.module == module_index);
+                let given = args
+                    .iter()
+                    .map(|arg| (arg.name, ModuleArg::Instance(arg.index)));
                 let marked = marked.then_some((GIVER, ModuleArg::Instance(holders[0].instance)));
                 instances.instantiate(module_index, given.chain(marked).collect::<Vec<_>>());
             }
             Instance::FromExports(items) => {
-                let kind =
-                    |kind| RoundtripReencoder.export_kind(kind).map_err(|error| Unfit::because(error.to_string()));
-                let items = items.iter().map(|item| Ok((item.name, kind(item.kind)?, item.index)));
+                let kind = |kind| {
+                    RoundtripReencoder
+                        .export_kind(kind)
+                        .map_err(|error| Unfit::because(error.to_string()))
+                };
+                let items = items
+                    .iter()
+                    .map(|item| Ok((item.name, kind(item.kind)?, item.index)));
                 instances.export_items(items.collect::<Result<Vec<_>, Unfit>>()?);
             }
         }
@@ -159,7 +243,11 @@ fn instances(section: &[u8], offset: usize, holders: &[Holder<'_>]) -> Result<In
 fn all_of_them(count: usize) -> Module {
     const KINDS: [&[ValType]; 2] = [&[ValType::I32], &[]];
     let (mut types, mut imports) = (TypeSection::new(), ImportSection::new());
-    let (mut functions, mut code, mut exports) = (FunctionSection::new(), CodeSection::new(), ExportSection::new());
+    let (mut functions, mut code, mut exports) = (
+        FunctionSection::new(),
+        CodeSection::new(),
+        ExportSection::new(),
+    );
     let count = u32::try_from(count).expect("bounded by the validator");
     for (kind, (name, results)) in (0..).zip([CHECKPOINT, RESTORE].into_iter().zip(KINDS)) {
         types.ty().function([], results.iter().copied());
@@ -181,6 +269,11 @@ fn all_of_them(count: usize) -> Module {
         code.function(&function);
     }
     let mut module = Module::new();
-    module.section(&types).section(&imports).section(&functions).section(&exports).section(&code);
+    module
+        .section(&types)
+        .section(&imports)
+        .section(&functions)
+        .section(&exports)
+        .section(&code);
     module
 }

@@ -1,7 +1,9 @@
 //! What is to be known of a module before it is rewritten.
 
 use wasm_encoder::{Instruction, ValType};
-use wasmparser::{Data, DataKind, ExternalKind, FunctionBody, MemoryType, Operator, Parser, Payload, TypeRef};
+use wasmparser::{
+    Data, DataKind, ExternalKind, FunctionBody, MemoryType, Operator, Parser, Payload, TypeRef,
+};
 
 use super::{Unfit, functions::Added, module::Rewriting, no_export_of_ours};
 
@@ -62,7 +64,11 @@ impl Shape {
                 for (index, kind) in (0..).zip(section.into_iter_err_on_gc_types()) {
                     let kind = kind?;
                     let (params, results) = (kind.params().to_vec(), kind.results().to_vec());
-                    self.kinds.push(Kind { index, params, results });
+                    self.kinds.push(Kind {
+                        index,
+                        params,
+                        results,
+                    });
                 }
             }
             Payload::ImportSection(section) => {
@@ -75,7 +81,11 @@ impl Shape {
                         TypeRef::Memory(_) => self.imported_memories += 1,
                         TypeRef::Global(_) => self.globals += 1,
                         TypeRef::Table(_) => {}
-                        _ => return Err(Unfit::because("it imports what is neither function, memory nor table")),
+                        _ => {
+                            return Err(Unfit::because(
+                                "it imports what is neither function, memory nor table",
+                            ));
+                        }
                     }
                 }
             }
@@ -93,7 +103,8 @@ impl Shape {
                 for global in section {
                     let kind = global?.ty;
                     if kind.mutable {
-                        self.mutable.push((self.globals, number(kind.content_type)?));
+                        self.mutable
+                            .push((self.globals, number(kind.content_type)?));
                     }
                     self.globals += 1;
                 }
@@ -125,7 +136,9 @@ impl Shape {
                 | Operator::TableGrow { .. }
                 | Operator::TableFill { .. }
                 | Operator::TableCopy { .. }
-                | Operator::TableInit { .. } => return Err(Unfit::because("it changes its tables")),
+                | Operator::TableInit { .. } => {
+                    return Err(Unfit::because("it changes its tables"));
+                }
                 Operator::DataDrop { .. } | Operator::ElemDrop { .. } => {
                     return Err(Unfit::because("it drops segments"));
                 }
@@ -137,7 +150,10 @@ impl Shape {
     }
 
     fn exported(&self, name: &str) -> Option<u32> {
-        self.exports.iter().find(|(export, _)| export == name).map(|(_, function)| *function)
+        self.exports
+            .iter()
+            .find(|(export, _)| export == name)
+            .map(|(_, function)| *function)
     }
 
     pub(super) fn kind(&self, function: u32) -> &Kind {
@@ -146,24 +162,45 @@ impl Shape {
 
     /// What is put between the guest and the host, and behind all functions;
     /// with slack, what `memory.size` says at first.
-    pub(super) fn added(&self, how: &Rewriting<'_>, slack: Option<u64>) -> Result<Added<'_>, Unfit> {
-        let calls = how.host_functions.iter().filter(|function| self.kind(**function).returns_by_pointer());
+    pub(super) fn added(
+        &self,
+        how: &Rewriting<'_>,
+        slack: Option<u64>,
+    ) -> Result<Added<'_>, Unfit> {
+        let calls = how
+            .host_functions
+            .iter()
+            .filter(|function| self.kind(**function).returns_by_pointer());
         let mut allocators = Vec::new();
         for name in how.allocators {
-            let function = self.exported(name).filter(|function| self.kind(*function).allocates());
-            allocators.push(function.ok_or_else(|| Unfit::because("the host does not allocate by a function of it"))?);
+            let function = self
+                .exported(name)
+                .filter(|function| self.kind(*function).allocates());
+            allocators.push(
+                function.ok_or_else(|| {
+                    Unfit::because("the host does not allocate by a function of it")
+                })?,
+            );
         }
         allocators.sort_unstable();
         allocators.dedup();
         // All of them or none.
-        let post_returns = how.post_returns.iter().map(|name| self.exported(name)).collect::<Option<Vec<_>>>();
+        let post_returns = how
+            .post_returns
+            .iter()
+            .map(|name| self.exported(name))
+            .collect::<Option<Vec<_>>>();
         let mut post_returns = post_returns.unwrap_or_default();
         post_returns.sort_unstable();
         post_returns.dedup();
         let with_kind = |function| (function, self.kind(function));
         Ok(Added {
             shape: self,
-            marked: if self.memory.is_some() { 1 } else { self.imported_memories },
+            marked: if self.memory.is_some() {
+                1
+            } else {
+                self.imported_memories
+            },
             first_function: u32::try_from(self.functions.len()).expect("bounded by the validator"),
             first_kind: u32::try_from(self.kinds.len()).expect("bounded by the validator"),
             first_global: self.globals,
@@ -178,7 +215,9 @@ impl Shape {
 
 /// Where a segment is put, unless it is put nowhere before it is asked for.
 fn placed(data: &Data<'_>) -> Result<Option<(Vec<Instruction<'static>>, u32)>, Unfit> {
-    let DataKind::Active { offset_expr, .. } = &data.kind else { return Ok(None) };
+    let DataKind::Active { offset_expr, .. } = &data.kind else {
+        return Ok(None);
+    };
     let mut place = Vec::new();
     for operator in offset_expr.get_operators_reader() {
         place.push(match operator? {
@@ -190,7 +229,8 @@ fn placed(data: &Data<'_>) -> Result<Option<(Vec<Instruction<'static>>, u32)>, U
             _ => return Err(Unfit::because("where its data lies is computed")),
         });
     }
-    let length = u32::try_from(data.data.len()).map_err(|_| Unfit::because("its data is too large"))?;
+    let length =
+        u32::try_from(data.data.len()).map_err(|_| Unfit::because("its data is too large"))?;
     Ok(Some((place, length)))
 }
 
@@ -202,6 +242,8 @@ fn number(kind: wasmparser::ValType) -> Result<ValType, Unfit> {
         wasmparser::ValType::F32 => ValType::F32,
         wasmparser::ValType::F64 => ValType::F64,
         wasmparser::ValType::V128 => ValType::V128,
-        wasmparser::ValType::Ref(_) => return Err(Unfit::because("it has a global that holds a reference")),
+        wasmparser::ValType::Ref(_) => {
+            return Err(Unfit::because("it has a global that holds a reference"));
+        }
     })
 }

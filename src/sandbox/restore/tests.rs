@@ -83,7 +83,9 @@ fn guest() -> String {
         let value = match kind {
             "i32" => "(local.get 1)".to_owned(),
             "v128" => "(i32x4.splat (local.get 1))".to_owned(),
-            "i64" => "(i64.mul (i64.extend_i32_u (local.get 1)) (i64.const 0x100000001))".to_owned(),
+            "i64" => {
+                "(i64.mul (i64.extend_i32_u (local.get 1)) (i64.const 0x100000001))".to_owned()
+            }
             float => format!("({float}.convert_i32_u (local.get 1))"),
         };
         let lane = if name.ends_with("_lane") { " 1" } else { "" };
@@ -98,11 +100,22 @@ fn guest() -> String {
 
 /// What is made of a module that stands alone.
 fn rewritten(module: &[u8]) -> Vec<u8> {
-    let allocators: &[&str] =
-        if module.windows(12).any(|name| name == b"cabi_realloc") { &["cabi_realloc"] } else { &[] };
+    let allocators: &[&str] = if module.windows(12).any(|name| name == b"cabi_realloc") {
+        &["cabi_realloc"]
+    } else {
+        &[]
+    };
     let host_functions: &[u32] = if allocators.is_empty() { &[0] } else { &[] };
-    let how = Rewriting { allocators, host_functions, post_returns: &[], largest_result: 100, alone: true };
-    module::rewrite(module, &how).unwrap_or_else(|unfit| panic!("{unfit}")).0
+    let how = Rewriting {
+        allocators,
+        host_functions,
+        post_returns: &[],
+        largest_result: 100,
+        alone: true,
+    };
+    module::rewrite(module, &how)
+        .unwrap_or_else(|unfit| panic!("{unfit}"))
+        .0
 }
 
 /// The module, and what is made of it.
@@ -132,14 +145,23 @@ impl Running {
     /// None if it traps.
     fn call(&mut self, name: &str, arguments: &[u32]) -> Option<Vec<i32>> {
         let function = self.instance.get_func(&mut self.store, name).unwrap();
-        let arguments: Vec<_> = arguments.iter().map(|argument| Val::I32(argument.cast_signed())).collect();
+        let arguments: Vec<_> = arguments
+            .iter()
+            .map(|argument| Val::I32(argument.cast_signed()))
+            .collect();
         let mut results = vec![Val::I32(0); function.ty(&self.store).results().len()];
-        function.call(&mut self.store, &arguments, &mut results).ok()?;
+        function
+            .call(&mut self.store, &arguments, &mut results)
+            .ok()?;
         Some(results.iter().map(Val::unwrap_i32).collect())
     }
 
     fn memory(&mut self) -> Vec<u8> {
-        self.instance.get_memory(&mut self.store, "memory").unwrap().data(&self.store).to_vec()
+        self.instance
+            .get_memory(&mut self.store, "memory")
+            .unwrap()
+            .data(&self.store)
+            .to_vec()
     }
 
     /// All that a guest can see of itself, as far as it may look.
@@ -169,7 +191,10 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<u32>(),
     ];
     let length = prop_oneof![4 => 0..64_u32, 2 => 0..20_000_u32, 1 => any::<u32>()];
-    let stores = STORES.iter().flat_map(|(name, _)| [(*name).to_owned(), format!("{name}+")]).collect::<Vec<_>>();
+    let stores = STORES
+        .iter()
+        .flat_map(|(name, _)| [(*name).to_owned(), format!("{name}+")])
+        .collect::<Vec<_>>();
     prop_oneof![
         8 => (proptest::sample::select(stores), address.clone(), any::<u32>(), Just(0)),
         3 => (proptest::sample::select(vec!["fields".to_owned(), "loop".to_owned()]), address.clone(), any::<u32>(), any::<u32>()),
@@ -191,9 +216,13 @@ fn take(steps: &[Step], original: &mut Running, rewritten: &mut Running) -> bool
         if expected.is_none() {
             // Behind its end there is memory that it has not asked for.
             let offset = if name.ends_with('+') { 4093 } else { 0 };
-            let behind = u64::from(numbers[0]) + offset < u64::from(size) + u64::from(4 * WASM_PAGE);
+            let behind =
+                u64::from(numbers[0]) + offset < u64::from(size) + u64::from(4 * WASM_PAGE);
             let anywhere = ["copy", "fields", "loop"].contains(&&**name);
-            assert!(given.is_none() || behind || anywhere, "{name} {numbers:?} traps no longer");
+            assert!(
+                given.is_none() || behind || anywhere,
+                "{name} {numbers:?} traps no longer"
+            );
             return false;
         }
         assert_eq!(expected, given, "{name} {numbers:?}");
@@ -301,14 +330,21 @@ fn all_that_changes_anything_is_known() {
         };
     }
     let all = wasmparser::for_each_operator!(names);
-    let changes =
-        |name: &str| ["Store", "Set", "Grow", "Init", "Drop", "Copy", "Fill"].iter().any(|w| name.contains(w));
+    let changes = |name: &str| {
+        ["Store", "Set", "Grow", "Init", "Drop", "Copy", "Fill"]
+            .iter()
+            .any(|w| name.contains(w))
+    };
     let found = all.iter().filter(|(proposal, name)| {
         LET_IN.contains(proposal) && changes(name) && *name != "Drop" && !name.contains("Copysign")
     });
     let mut found: Vec<_> = found.map(|(_, name)| name.to_lowercase()).collect();
     let stores = STORES.iter().map(|(name, _)| name.replace(['.', '_'], ""));
-    let mut known: Vec<_> = ELSEWHERE.iter().map(|name| name.to_lowercase()).chain(stores).collect();
+    let mut known: Vec<_> = ELSEWHERE
+        .iter()
+        .map(|name| name.to_lowercase())
+        .chain(stores)
+        .collect();
     found.sort();
     known.sort();
     assert_eq!(found, known);
@@ -321,8 +357,14 @@ fn what_the_host_writes_is_put_back_too() {
     running.call("mb-checkpoint", &[]).unwrap();
     let new = running.memory();
     for (address, length) in [(300, 5), (4000, 200), (20_000, 30_000), (131_071, 1)] {
-        assert_eq!(running.call("cabi_realloc", &[address, 0, 1, length]), Some(vec![address.cast_signed()]));
-        let memory = running.instance.get_memory(&mut running.store, "memory").unwrap();
+        assert_eq!(
+            running.call("cabi_realloc", &[address, 0, 1, length]),
+            Some(vec![address.cast_signed()])
+        );
+        let memory = running
+            .instance
+            .get_memory(&mut running.store, "memory")
+            .unwrap();
         memory.data_mut(&mut running.store)[address as usize..][..length as usize].fill(0xee);
     }
     assert_ne!(running.memory(), new);
@@ -346,7 +388,9 @@ fn a_host_function_is_told_where_to_put_its_result() {
         memory.data_mut(&mut caller)[to as usize..][..100].fill(0xee);
     };
     linker.func_wrap("host", "get", get).unwrap();
-    let instance = linker.instantiate(&mut store, &Module::new(&engine, rewritten).unwrap()).unwrap();
+    let instance = linker
+        .instantiate(&mut store, &Module::new(&engine, rewritten).unwrap())
+        .unwrap();
     let mut running = Running { store, instance };
     running.call("mb-checkpoint", &[]).unwrap();
     let new = running.memory();
@@ -382,28 +426,56 @@ fn what_several_modules_share_is_put_back() {
       (func (export \"poke\") (param \"at\" u32) (param \"value\" u32) (canon lift (core func $l \"poke\")))
       (func (export \"peek\") (param \"at\" u32) (result u32) (canon lift (core func $l \"peek\")))
       (func (export \"globals\") (result u32) (canon lift (core func $l \"globals\"))))";
-    let (bytes, restores) = rewrite(&wat::parse_str(text).unwrap()).unwrap_or_else(|unfit| panic!("{unfit}"));
-    assert_eq!((restores.first, restores.by_itself), (2 * WASM_PAGE as usize, false));
+    let (bytes, restores) =
+        rewrite(&wat::parse_str(text).unwrap()).unwrap_or_else(|unfit| panic!("{unfit}"));
+    assert_eq!(
+        (restores.first, restores.by_itself),
+        (2 * WASM_PAGE as usize, false)
+    );
     let engine = Engine::default();
     let component = wasmtime::component::Component::new(&engine, bytes).unwrap();
     let mut store = Store::new(&engine, ());
-    let made = wasmtime::component::Linker::new(&engine).instantiate(&mut store, &component).unwrap();
-    let poke = made.get_typed_func::<(u32, u32), ()>(&mut store, "poke").unwrap();
-    let peek = made.get_typed_func::<(u32,), (u32,)>(&mut store, "peek").unwrap();
-    let globals = made.get_typed_func::<(), (u32,)>(&mut store, "globals").unwrap();
-    let checkpoint = made.get_typed_func::<(), (u32,)>(&mut store, "mb-checkpoint").unwrap();
-    let restore = made.get_typed_func::<(), ()>(&mut store, "mb-restore").unwrap();
+    let made = wasmtime::component::Linker::new(&engine)
+        .instantiate(&mut store, &component)
+        .unwrap();
+    let poke = made
+        .get_typed_func::<(u32, u32), ()>(&mut store, "poke")
+        .unwrap();
+    let peek = made
+        .get_typed_func::<(u32,), (u32,)>(&mut store, "peek")
+        .unwrap();
+    let globals = made
+        .get_typed_func::<(), (u32,)>(&mut store, "globals")
+        .unwrap();
+    let checkpoint = made
+        .get_typed_func::<(), (u32,)>(&mut store, "mb-checkpoint")
+        .unwrap();
+    let restore = made
+        .get_typed_func::<(), ()>(&mut store, "mb-restore")
+        .unwrap();
     let all = |store: &mut Store<()>| -> Vec<u32> {
-        let words =
-            (0..2 * WASM_PAGE / 4).map(|word| peek.call(&mut *store, (4 * word,)).unwrap().0).collect::<Vec<_>>();
-        words.into_iter().chain([globals.call(store, ()).unwrap().0]).collect()
+        let words = (0..2 * WASM_PAGE / 4)
+            .map(|word| peek.call(&mut *store, (4 * word,)).unwrap().0)
+            .collect::<Vec<_>>();
+        words
+            .into_iter()
+            .chain([globals.call(store, ()).unwrap().0])
+            .collect()
     };
     // Two pages of what one of them begins with, one of the other.
     assert_eq!(checkpoint.call(&mut store, ()).unwrap(), (3,));
     let new = all(&mut store);
     for round in 0..3_u32 {
-        for address in [round, 4094, 8150, 8191, 60_000 + round * 4096, 2 * WASM_PAGE - 4] {
-            poke.call(&mut store, (address, 0x0101_0101 * (round + 1))).unwrap();
+        for address in [
+            round,
+            4094,
+            8150,
+            8191,
+            60_000 + round * 4096,
+            2 * WASM_PAGE - 4,
+        ] {
+            poke.call(&mut store, (address, 0x0101_0101 * (round + 1)))
+                .unwrap();
         }
         assert_ne!(all(&mut store), new);
         restore.call(&mut store, ()).unwrap();
@@ -436,17 +508,28 @@ fn counting(after: &str, grow: u32) -> String {
 /// What `count` gives for each number, by an instance that was put back as
 /// the host does it.
 fn counted(text: &str, numbers: &[u32]) -> (Restores, Vec<String>) {
-    let (bytes, restores) = rewrite(&wat::parse_str(text).unwrap()).unwrap_or_else(|unfit| panic!("{unfit}"));
+    let (bytes, restores) =
+        rewrite(&wat::parse_str(text).unwrap()).unwrap_or_else(|unfit| panic!("{unfit}"));
     let engine = Engine::default();
     let component = wasmtime::component::Component::new(&engine, bytes).unwrap();
     let mut store = Store::new(&engine, ());
-    let made = wasmtime::component::Linker::new(&engine).instantiate(&mut store, &component).unwrap();
-    let count = made.get_typed_func::<(u32,), (String,)>(&mut store, "count").unwrap();
+    let made = wasmtime::component::Linker::new(&engine)
+        .instantiate(&mut store, &component)
+        .unwrap();
+    let count = made
+        .get_typed_func::<(u32,), (String,)>(&mut store, "count")
+        .unwrap();
     let count = |store: &mut Store<()>, by| count.call(&mut *store, (by,)).unwrap().0;
     // Until there is a checkpoint, what a call did is there for the next one.
-    assert_eq!((count(&mut store, 1), count(&mut store, 1)), ("2".into(), "4".into()));
+    assert_eq!(
+        (count(&mut store, 1), count(&mut store, 1)),
+        ("2".into(), "4".into())
+    );
     let restore = Restore::of(&component, restores, true).unwrap_or_else(|unfit| panic!("{unfit}"));
-    let restorer = restore.checkpoint(&mut store, &made).unwrap().expect("there is memory to keep it");
+    let restorer = restore
+        .checkpoint(&mut store, &made)
+        .unwrap()
+        .expect("there is memory to keep it");
     let given = numbers.iter().map(|&by| {
         let given = count(&mut store, by);
         assert!(restorer.restore(&mut store));
@@ -459,9 +542,15 @@ fn counted(text: &str, numbers: &[u32]) -> (Restores, Vec<String>) {
 fn an_instance_puts_itself_back_as_a_call_ends() {
     let after = "(post-return (core func $i \"after\"))";
     let (restores, given) = counted(&counting(after, 0), &[1, 1, 3, 1]);
-    assert_eq!((restores.by_itself, given), (true, ["6", "6", "8", "6"].map(str::to_owned).to_vec()));
+    assert_eq!(
+        (restores.by_itself, given),
+        (true, ["6", "6", "8", "6"].map(str::to_owned).to_vec())
+    );
     let (restores, given) = counted(&counting("", 0), &[1, 1, 3, 1]);
-    assert_eq!((restores.by_itself, given), (false, ["6", "6", "8", "6"].map(str::to_owned).to_vec()));
+    assert_eq!(
+        (restores.by_itself, given),
+        (false, ["6", "6", "8", "6"].map(str::to_owned).to_vec())
+    );
     // One whose memory has grown is not put back, and its call is not spoilt:
     // the host sees that it grew.
     let (_, given) = counted(&counting(after, 6), &[1, 9, 1]);
@@ -471,19 +560,33 @@ fn an_instance_puts_itself_back_as_a_call_ends() {
 #[test]
 fn components_of_rust_and_c_are_fit() {
     let dist = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("services/dist");
-    for name in ["calc", "echo", "granted/calc", "granted/counter", "granted/order"] {
+    for name in [
+        "calc",
+        "echo",
+        "granted/calc",
+        "granted/counter",
+        "granted/order",
+    ] {
         let bytes = std::fs::read(dist.join(format!("{name}.wasm"))).unwrap();
         let component = crate::sandbox::componentize(&bytes).unwrap();
         let (_, restores) = rewrite(&component).unwrap_or_else(|unfit| panic!("{name}: {unfit}"));
-        let Restores { aside, first, by_itself } = restores;
-        assert!(first >= 4 * 65_536 && aside == MARKED + first, "{name}: {first}, {aside}");
+        let Restores {
+            aside,
+            first,
+            by_itself,
+        } = restores;
+        assert!(
+            first >= 4 * 65_536 && aside == MARKED + first,
+            "{name}: {first}, {aside}"
+        );
         assert!(by_itself, "{name}");
     }
 }
 
 #[test]
 fn what_can_not_be_put_back_is_refused() {
-    let module = |inside: &str| format!("(core module $m {inside}) (core instance $i (instantiate $m))");
+    let module =
+        |inside: &str| format!("(core module $m {inside}) (core instance $i (instantiate $m))");
     let memory = "(memory (export \"memory\") 1)";
     for (component, reason) in [
         (String::new(), "none of its modules has a memory"),

@@ -78,7 +78,8 @@ impl Session {
             }
             End::Handshake(reason, problem) => {
                 // A balancer's health check may do no more than connect.
-                let looked = *reason == TlsFault::Abandoned.as_str() && connection.traffic().bytes_in.get() == 0;
+                let looked = *reason == TlsFault::Abandoned.as_str()
+                    && connection.traffic().bytes_in.get() == 0;
                 metrics.handshake_failures.add(reason);
                 static LINES: Limiter = Limiter::new();
                 if !looked && LINES.allows("handshake failed") {
@@ -143,6 +144,11 @@ impl Session {
         }
         let deadline = Instant::now() + LINGER;
         let mut waste = vec![0; 64 * 1024];
-        while self.connection.stream().read(&mut waste, deadline).is_ok_and(|count| count > 0) {}
+        while self
+            .connection
+            .stream()
+            .read(&mut waste, deadline)
+            .is_ok_and(|count| count > 0)
+        {}
     }
 }

@@ -99,10 +99,20 @@ impl Session {
             }
         };
         let encrypted = stream.is_encrypted();
-        let identity = shared.access.stranger(number.to_string(), from.ip(), encrypted, &listener.terms);
+        let identity =
+            shared
+                .access
+                .stranger(number.to_string(), from.ip(), encrypted, &listener.terms);
         let settings = &shared.settings;
         let drain = Arc::clone(&shared.drain);
-        let connection = Arc::new(Connection::new(number, stream, from, identity.clone(), drain, &settings.memory));
+        let connection = Arc::new(Connection::new(
+            number,
+            stream,
+            from,
+            identity.clone(),
+            drain,
+            &settings.memory,
+        ));
         permit.hold(Arc::clone(&connection));
         let now = Instant::now();
         let session = Self {
@@ -132,7 +142,10 @@ impl Session {
         // A defect outside of a request ends this connection, not the thread.
         let served = catch_unwind(AssertUnwindSafe(|| serve(&mut self))).unwrap_or_else(|panic| {
             let error_id = log_panic(&*panic);
-            Err(End::Notice(Code::InternalError, format!("defect of the server, error id {error_id}")))
+            Err(End::Notice(
+                Code::InternalError,
+                format!("defect of the server, error id {error_id}"),
+            ))
         });
         let end = match served {
             Ok(Wait::AtPoller) => return Arc::clone(&self.shared).poller.park(self),
@@ -201,15 +214,23 @@ impl Session {
             }
         }
         if let Err(error) = stream.handshake(self.handshake_until) {
-            return Err(End::Handshake(TlsFault::of(&error).as_str(), error.to_string()));
+            return Err(End::Handshake(
+                TlsFault::of(&error).as_str(),
+                error.to_string(),
+            ));
         }
         self.connection.opened();
-        let principal = self.tls.as_ref().and_then(|tls| tls.principal(&stream.peer_certificates()?));
+        let principal = self
+            .tls
+            .as_ref()
+            .and_then(|tls| tls.principal(&stream.peer_certificates()?));
         if let Some(principal) = principal {
             self.is_now(self.shared.access.certified(&self.identity, &principal));
         }
         if self.identity.must_say() {
-            self.buffer.set_max_message_size(MAX_MESSAGE_OF_STRANGERS.min(self.shared.settings.max_message_size));
+            self.buffer.set_max_message_size(
+                MAX_MESSAGE_OF_STRANGERS.min(self.shared.settings.max_message_size),
+            );
         }
         Ok(())
     }
@@ -221,14 +242,21 @@ impl Session {
         self.connection.speaks_for(peer);
         let Identity { caller, .. } = &*self.identity;
         let (id, encrypted) = (caller.connection_id.clone(), caller.encrypted);
-        let identity = self.shared.access.stranger(id, peer.ip(), encrypted, &self.listener.terms);
+        let identity = self
+            .shared
+            .access
+            .stranger(id, peer.ip(), encrypted, &self.listener.terms);
         self.connection.is_now(identity.clone());
         self.identity = Arc::new(identity);
         if self.permit.claim(peer.ip()) {
             return Ok(());
         }
         let message = format!("{} has as many connections as one address may", peer.ip());
-        Err(if self.tls.is_some() { End::Denied } else { End::Notice(Code::ServerBusy, message) })
+        Err(if self.tls.is_some() {
+            End::Denied
+        } else {
+            End::Notice(Code::ServerBusy, message)
+        })
     }
 
     /// The peer has shown who it is.
@@ -238,7 +266,8 @@ impl Session {
         self.identity = Arc::new(identity.clone());
         self.connection.is_now(identity);
         self.permit.is_known();
-        self.buffer.set_max_message_size(self.shared.settings.max_message_size);
+        self.buffer
+            .set_max_message_size(self.shared.settings.max_message_size);
     }
 
     /// Serves every whole message in the buffer. Answers leave together, but
@@ -247,7 +276,11 @@ impl Session {
         let (mut busy, mut waiting, mut served, mut reads) = (false, 0_usize, 0_usize, 0_usize);
         loop {
             match self.buffer.take() {
-                Ok(None) if busy && (reads < READS_ON_DUTY || !is_on_duty()) && self.read_more() => reads += 1,
+                Ok(None)
+                    if busy && (reads < READS_ON_DUTY || !is_on_duty()) && self.read_more() =>
+                {
+                    reads += 1
+                }
                 Ok(None) => break,
                 Ok(Some(_)) if !busy && !self.connection.phase().begin() => return Err(End::Told),
                 Ok(Some(_)) if self.connection.draining() => {
@@ -319,10 +352,12 @@ impl Session {
 
     fn flush(&self) -> Result<(), End> {
         let deadline = Instant::now() + self.shared.settings.write_timeout;
-        self.connection.flush(deadline, || self.shared.poller.step_aside()).map_err(|error| match error.kind() {
-            io::ErrorKind::TimedOut => End::WriteTimeout,
-            _ => End::Io(error),
-        })
+        self.connection
+            .flush(deadline, || self.shared.poller.step_aside())
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::TimedOut => End::WriteTimeout,
+                _ => End::Io(error),
+            })
     }
 }
 
@@ -346,12 +381,27 @@ enum Answered {
 impl Session {
     /// Has one message answered.
     fn answer(&self, body: Range<usize>, binary: bool) -> Answered {
-        let Self { shared, connection, identity, .. } = self;
+        let Self {
+            shared,
+            connection,
+            identity,
+            ..
+        } = self;
         let body = self.buffer.message(body);
         connection.request_read();
         let watch: Arc<dyn Watch> = Arc::<Connection>::clone(connection);
-        let request = Request { body, binary, arrived: self.active, identity, watch };
-        let Reply { header, outcome, identity } = catch_unwind(AssertUnwindSafe(|| shared.handle.handle(request)))
+        let request = Request {
+            body,
+            binary,
+            arrived: self.active,
+            identity,
+            watch,
+        };
+        let Reply {
+            header,
+            outcome,
+            identity,
+        } = catch_unwind(AssertUnwindSafe(|| shared.handle.handle(request)))
             .unwrap_or_else(|panic| internal_error(body, &log_panic(&*panic)));
         let mut unauthorized = false;
         if let Outcome::Error(code, body) = &outcome {
@@ -378,7 +428,12 @@ impl Session {
 }
 
 /// Who asks for what its rights do not cover may be trying doors.
-fn tell_forbidden(connection: &Connection, identity: &Identity, header: Option<&Header<'_>>, message: &str) {
+fn tell_forbidden(
+    connection: &Connection,
+    identity: &Identity,
+    header: Option<&Header<'_>>,
+    message: &str,
+) {
     static LINES: Limiter = Limiter::new();
     if LINES.allows("forbidden") {
         tracing::warn!(
@@ -398,7 +453,11 @@ fn log_panic(panic: &(dyn Any + Send)) -> String {
     let error_id = uuid::Uuid::new_v4().to_string();
     static LINES: Limiter = Limiter::new();
     if LINES.allows("defect of the server") {
-        tracing::error!(error_id, "defect of the server, please report it: {}", panic_text(panic));
+        tracing::error!(
+            error_id,
+            "defect of the server, please report it: {}",
+            panic_text(panic)
+        );
     }
     error_id
 }

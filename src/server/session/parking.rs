@@ -40,7 +40,10 @@ impl Session {
     /// deadlines; and a large message comes in fewer reads where a thread
     /// waits for it.
     pub(super) fn may_park(&mut self) -> bool {
-        if self.buffer.is_large() || self.connection.stream().is_encrypted() || self.identity.must_say() {
+        if self.buffer.is_large()
+            || self.connection.stream().is_encrypted()
+            || self.identity.must_say()
+        {
             return false;
         }
         // What a large message needed is given back now, not when the next one

@@ -37,7 +37,11 @@ impl Session {
             }
             let now = Instant::now();
             let busy = self.connection.phase().attached() > 1;
-            let since = if busy { now } else { self.connection.last_answer() };
+            let since = if busy {
+                now
+            } else {
+                self.connection.last_answer()
+            };
             if since + self.shared.settings.idle_timeout <= now {
                 return read;
             }
@@ -73,13 +77,24 @@ impl Session {
             }
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                 let (code, setting, timeout) = if hello {
-                    (Code::ReadTimeout, "nobody said hello with a token", settings.handshake_timeout)
+                    (
+                        Code::ReadTimeout,
+                        "nobody said hello with a token",
+                        settings.handshake_timeout,
+                    )
                 } else if midway {
-                    (Code::ReadTimeout, "a message was begun but not finished", settings.read_timeout)
+                    (
+                        Code::ReadTimeout,
+                        "a message was begun but not finished",
+                        settings.read_timeout,
+                    )
                 } else {
                     (Code::IdleTimeout, "nothing arrived", settings.idle_timeout)
                 };
-                Err(End::Notice(code, format!("{setting} within {} ms", timeout.as_millis())))
+                Err(End::Notice(
+                    code,
+                    format!("{setting} within {} ms", timeout.as_millis()),
+                ))
             }
             Err(error) => Err(End::Io(error)),
         }
@@ -89,7 +104,8 @@ impl Session {
     pub(super) fn read_what_is_there(&mut self) -> Result<Option<usize>, End> {
         self.room()?;
         let socket = self.connection.stream().socket().stream();
-        match retry_on_intr(|| rustix::net::recv(socket, self.buffer.spare(), RecvFlags::DONTWAIT)) {
+        match retry_on_intr(|| rustix::net::recv(socket, self.buffer.spare(), RecvFlags::DONTWAIT))
+        {
             Ok((_, count)) => {
                 self.arrived(count);
                 Ok(Some(count))
@@ -103,14 +119,23 @@ impl Session {
     /// that came together are answered together, and so their client sends
     /// the next ones together.
     pub(super) fn read_more(&mut self) -> bool {
-        let wanted = self.buffer.next_capacity().saturating_sub(self.shared.settings.read_buffer_size);
+        let wanted = self
+            .buffer
+            .next_capacity()
+            .saturating_sub(self.shared.settings.read_buffer_size);
         let stream = self.connection.stream();
         if !self.buffer.was_filled() || wanted > self.charge.held() || stream.is_encrypted() {
             return false;
         }
-        let read = rustix::net::recv(stream.socket().stream(), self.buffer.spare(), RecvFlags::DONTWAIT);
+        let read = rustix::net::recv(
+            stream.socket().stream(),
+            self.buffer.spare(),
+            RecvFlags::DONTWAIT,
+        );
         // Whatever else it is, the next read sees it too.
-        let Ok((count @ 1.., _)) = read else { return false };
+        let Ok((count @ 1.., _)) = read else {
+            return false;
+        };
         self.arrived(count);
         true
     }
@@ -127,7 +152,10 @@ impl Session {
     /// as long.
     fn room(&mut self) -> Result<(), End> {
         let settings = &self.shared.settings;
-        let wanted = self.buffer.next_capacity().saturating_sub(settings.read_buffer_size);
+        let wanted = self
+            .buffer
+            .next_capacity()
+            .saturating_sub(settings.read_buffer_size);
         if wanted <= self.charge.held() {
             if wanted < self.charge.held() {
                 self.charge.set(wanted);
@@ -158,13 +186,24 @@ impl Session {
     /// The request whose end can't be read was not begun, and is told so if
     /// its header line is there.
     fn answer_unread(&self) {
-        let header = Header::parse(self.buffer.partial()).ok().map(|(header, _)| header);
-        if header.is_some_and(|header| header.kind == Kind::Request && header.request_id.is_some()) {
-            let body = ErrorBody::server(Code::ServiceUnavailable, "the server's memory is used up; nothing ran")
-                .with_details(&serde_json::json!({"retryAfterMs": RETRY_WHEN_BUSY_MS}));
+        let header = Header::parse(self.buffer.partial())
+            .ok()
+            .map(|(header, _)| header);
+        if header.is_some_and(|header| header.kind == Kind::Request && header.request_id.is_some())
+        {
+            let body = ErrorBody::server(
+                Code::ServiceUnavailable,
+                "the server's memory is used up; nothing ran",
+            )
+            .with_details(&serde_json::json!({"retryAfterMs": RETRY_WHEN_BUSY_MS}));
             self.connection.request_read();
-            self.shared.metrics.count_error(Some(Code::ServiceUnavailable));
-            self.connection.answer(header.as_ref(), Outcome::Error(Some(Code::ServiceUnavailable), body));
+            self.shared
+                .metrics
+                .count_error(Some(Code::ServiceUnavailable));
+            self.connection.answer(
+                header.as_ref(),
+                Outcome::Error(Some(Code::ServiceUnavailable), body),
+            );
         }
     }
 }

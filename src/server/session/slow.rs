@@ -73,10 +73,18 @@ impl Session {
         let mut listed = self.listed.borrow_mut();
         let listed = listed.get_or_insert_with(|| {
             let (begin, end) = self.at_hand.get();
-            let header = Header::parse(self.buffer.message(begin..end)).ok().map(|(header, _)| header);
+            let header = Header::parse(self.buffer.message(begin..end))
+                .ok()
+                .map(|(header, _)| header);
             let principal = self.identity.caller.principal.clone();
             let timeout = self.shared.settings.default_timeout;
-            self.shared.running.list(self.connection.number(), header.as_ref(), principal, self.active, timeout)
+            self.shared.running.list(
+                self.connection.number(),
+                header.as_ref(),
+                principal,
+                self.active,
+                timeout,
+            )
         });
         listed.call.waits(waits);
         listed.call.is_killed()
@@ -88,7 +96,8 @@ impl Session {
         if let Err(end) = self.flush() {
             return end;
         }
-        let told = |connection: &Connection| connection.tell_if_quiet(Code::ShuttingDown, SHUTS_DOWN);
+        let told =
+            |connection: &Connection| connection.tell_if_quiet(Code::ShuttingDown, SHUTS_DOWN);
         if self.connection.phase().rest() && self.connection.draining() && told(&self.connection) {
             // As the drain does where nobody is busy; the other thread reads.
             self.shared.metrics.count_error(Some(Code::ShuttingDown));

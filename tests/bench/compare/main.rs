@@ -110,15 +110,23 @@ fn compare(arguments: &Arguments) -> Result<(), String> {
         None => std::env::current_exe().map(|own| own.with_file_name("../mb-server")),
     };
     let server = server.map_err(|error| format!("the server: {error}"))?;
-    let mut starter = Starter { dir: dir.path().into(), server, before: Vec::new() };
+    let mut starter = Starter {
+        dir: dir.path().into(),
+        server,
+        before: Vec::new(),
+    };
     if arguments.one_core {
         // What is started from here on stays on the same core as we do.
         let own = std::process::id().to_string();
-        let pinned = Command::new("taskset").args(["-a", "-p", "-c", "0", &own]).output();
+        let pinned = Command::new("taskset")
+            .args(["-a", "-p", "-c", "0", &own])
+            .output();
         if !pinned.is_ok_and(|output| output.status.success()) {
             return Err("taskset is needed for --one-core".into());
         }
-        starter.before = ["prlimit", "--data=536870912", "--"].map(str::to_owned).to_vec();
+        starter.before = ["prlimit", "--data=536870912", "--"]
+            .map(str::to_owned)
+            .to_vec();
     }
     let mut running = Vec::new();
     for (name, start) in starter.all() {
@@ -147,7 +155,8 @@ fn compare(arguments: &Arguments) -> Result<(), String> {
             let row = &rows[subject.name];
             (subject.name, median(&row.single), median(&row.piped))
         });
-        std::fs::write(file, plot::svg(&bars.collect::<Vec<_>>())).map_err(|error| error.to_string())?;
+        std::fs::write(file, plot::svg(&bars.collect::<Vec<_>>()))
+            .map_err(|error| error.to_string())?;
     }
     Ok(())
 }
@@ -161,10 +170,23 @@ fn payload(arguments: &Arguments) -> String {
     format!("{begin}{}\"}}", "x".repeat(filler))
 }
 
-fn measure(subject: &Subject, payload: &str, arguments: &Arguments, row: &mut Row) -> std::io::Result<()> {
+fn measure(
+    subject: &Subject,
+    payload: &str,
+    arguments: &Arguments,
+    row: &mut Row,
+) -> std::io::Result<()> {
     let seconds = Duration::from_secs(arguments.seconds);
     let threads = arguments.threads;
-    let closed = |connections, depth| load_on(subject, payload, (connections, depth, threads), Pace::Closed, seconds);
+    let closed = |connections, depth| {
+        load_on(
+            subject,
+            payload,
+            (connections, depth, threads),
+            Pace::Closed,
+            seconds,
+        )
+    };
     let (single, cpu) = closed(CONNECTIONS, 1)?;
     row.single.push(single.rate());
     row.single_p99.push(single.quantile(0.99));
@@ -180,7 +202,13 @@ fn measure(subject: &Subject, payload: &str, arguments: &Arguments, row: &mut Ro
     }
     if !arguments.closed_only {
         let depth = if subject.pipelines() { DEPTH } else { 1 };
-        let (open, _) = load_on(subject, payload, (CONNECTIONS, depth, threads), Pace::Open(peak * 0.7), seconds)?;
+        let (open, _) = load_on(
+            subject,
+            payload,
+            (CONNECTIONS, depth, threads),
+            Pace::Open(peak * 0.7),
+            seconds,
+        )?;
         row.open_p999.push(open.quantile(0.999));
     }
     Ok(())
@@ -194,7 +222,13 @@ fn load_on(
     pace: Pace,
     length: Duration,
 ) -> std::io::Result<(Measured, f64)> {
-    let plan = Plan { depth, pace, warm_up: WARM_UP, length: Length::Time(length), threads };
+    let plan = Plan {
+        depth,
+        pace,
+        warm_up: WARM_UP,
+        length: Length::Time(length),
+        threads,
+    };
     let mut links = Vec::new();
     for number in 0..connections {
         let stream = TcpStream::connect(subject.address)?;
@@ -207,13 +241,29 @@ fn load_on(
     let progress = Progress::default();
     let before = subject.cpu_micros();
     let measured = if subject.answers_in_turn() {
-        load::run(links.into_iter().map(|(link, any)| (link, InTurn(any))).collect(), &plan, &progress)
+        load::run(
+            links
+                .into_iter()
+                .map(|(link, any)| (link, InTurn(any)))
+                .collect(),
+            &plan,
+            &progress,
+        )
     } else {
-        load::run(links.into_iter().map(|(link, any)| (link, Named(any))).collect(), &plan, &progress)
+        load::run(
+            links
+                .into_iter()
+                .map(|(link, any)| (link, Named(any)))
+                .collect(),
+            &plan,
+            &progress,
+        )
     }?;
     let cpu = (subject.cpu_micros() - before) as f64 / progress.answers.load(Relaxed).max(1) as f64;
     match measured.refused.first_key_value() {
-        Some((code, count)) => Err(std::io::Error::other(format!("refused {count} times: {code}"))),
+        Some((code, count)) => Err(std::io::Error::other(format!(
+            "refused {count} times: {code}"
+        ))),
         None => Ok((measured, cpu)),
     }
 }
@@ -237,8 +287,14 @@ fn median(values: &[f64]) -> f64 {
 
 /// The median of the ratios within each round, and their spread.
 fn ratio(ours: &[f64], theirs: Option<&Vec<f64>>) -> String {
-    let Some(theirs) = theirs else { return "-".into() };
-    let ratios: Vec<_> = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
+    let Some(theirs) = theirs else {
+        return "-".into();
+    };
+    let ratios: Vec<_> = ours
+        .iter()
+        .zip(theirs)
+        .map(|(ours, theirs)| ours / theirs)
+        .collect();
     if ratios.is_empty() {
         return "-".into();
     }
@@ -255,7 +311,11 @@ fn print(running: &[Subject], rows: &BTreeMap<&str, Row>) {
             (|row: &Row| &row.single) as fn(&Row) -> &Vec<f64>,
             (|row: &Row| &row.single_cpu) as fn(&Row) -> &Vec<f64>,
         ),
-        ("16 pipelined", |row: &Row| &row.piped, |row: &Row| &row.piped_cpu),
+        (
+            "16 pipelined",
+            |row: &Row| &row.piped,
+            |row: &Row| &row.piped_cpu,
+        ),
     ] {
         println!("\n{CONNECTIONS} connections, {title}");
         println!(
@@ -290,9 +350,17 @@ fn print(running: &[Subject], rows: &BTreeMap<&str, Row>) {
         let row = &rows[subject.name];
         let micros = |times: &[Duration]| {
             let micros: Vec<_> = times.iter().map(|time| time.as_secs_f64() * 1e6).collect();
-            if micros.is_empty() { "-".into() } else { format!("{:.0} µs", median(&micros)) }
+            if micros.is_empty() {
+                "-".into()
+            } else {
+                format!("{:.0} µs", median(&micros))
+            }
         };
-        let two = if row.two_to_one.is_empty() { "-".into() } else { format!("{:.2}", median(&row.two_to_one)) };
+        let two = if row.two_to_one.is_empty() {
+            "-".into()
+        } else {
+            format!("{:.2}", median(&row.two_to_one))
+        };
         println!(
             "{:<14} {:>12} {:>16} {:>22} {:>14.1}",
             subject.name,

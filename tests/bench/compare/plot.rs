@@ -8,8 +8,12 @@ const WIDTH: f64 = 420.0;
 /// Two bars for each name: one at a time, and pipelined. Each kind has its own
 /// scale, said by the numbers.
 pub fn svg(bars: &[(&str, f64, f64)]) -> String {
-    let most =
-        |pick: fn(&(&str, f64, f64)) -> f64| bars.iter().map(pick).filter(|rate| rate.is_finite()).fold(1.0, f64::max);
+    let most = |pick: fn(&(&str, f64, f64)) -> f64| {
+        bars.iter()
+            .map(pick)
+            .filter(|rate| rate.is_finite())
+            .fold(1.0, f64::max)
+    };
     let (single, piped) = (most(|bar| bar.1), most(|bar| bar.2));
     let height = 40.0 + bars.len() as f64 * (2.0 * BAR + 12.0);
     let mut out = format!(
@@ -21,7 +25,11 @@ pub fn svg(bars: &[(&str, f64, f64)]) -> String {
     );
     for (number, (name, one, many)) in bars.iter().enumerate() {
         let top = 32.0 + number as f64 * (2.0 * BAR + 12.0);
-        let _ = writeln!(out, "<text x=\"112\" y=\"{}\" text-anchor=\"end\">{name}</text>", top + BAR + 4.0);
+        let _ = writeln!(
+            out,
+            "<text x=\"112\" y=\"{}\" text-anchor=\"end\">{name}</text>",
+            top + BAR + 4.0
+        );
         for (class, rate, most, y) in [("a", *one, single, top), ("b", *many, piped, top + BAR)] {
             if rate.is_finite() {
                 let width = rate / most * WIDTH;

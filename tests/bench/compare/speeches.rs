@@ -10,22 +10,33 @@ pub enum Any {
     /// Redis: a function of Lua with the payload as its argument.
     Redis(Vec<u8>),
     /// NATS: a request with an inbox of its own for each slot.
-    Nats { payload: Vec<u8>, connection: usize, greeted: bool },
+    Nats {
+        payload: Vec<u8>,
+        connection: usize,
+        greeted: bool,
+    },
     /// HTTP/1.1 with connections that stay.
     Http(Vec<u8>),
 }
 
 impl Any {
     pub fn redis(payload: &[u8]) -> Self {
-        let mut request = format!("*4\r\n$5\r\nFCALL\r\n$4\r\nwrap\r\n$1\r\n0\r\n${}\r\n", payload.len()).into_bytes();
+        let mut request = format!(
+            "*4\r\n$5\r\nFCALL\r\n$4\r\nwrap\r\n$1\r\n0\r\n${}\r\n",
+            payload.len()
+        )
+        .into_bytes();
         request.extend_from_slice(payload);
         request.extend_from_slice(b"\r\n");
         Self::Redis(request)
     }
 
     pub fn http(payload: &[u8]) -> Self {
-        let mut request =
-            format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", payload.len()).into_bytes();
+        let mut request = format!(
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+            payload.len()
+        )
+        .into_bytes();
         request.extend_from_slice(payload);
         Self::Http(request)
     }
@@ -35,14 +46,20 @@ impl Any {
         match self {
             Self::Frames(_) => Err("answered elsewhere".into()),
             Self::Redis(_) => {
-                let Some(line) = line(read) else { return Ok(None) };
-                let size: usize =
-                    text(&read[..line]).strip_prefix('$').and_then(|n| n.parse().ok()).ok_or_else(said)?;
+                let Some(line) = line(read) else {
+                    return Ok(None);
+                };
+                let size: usize = text(&read[..line])
+                    .strip_prefix('$')
+                    .and_then(|n| n.parse().ok())
+                    .ok_or_else(said)?;
                 Ok(Some((line + 2 + size + 2, None)))
             }
             // MSG _I.<connection>.<slot> <sid> <size>
             Self::Nats { .. } => {
-                let Some(end) = line(read) else { return Ok(None) };
+                let Some(end) = line(read) else {
+                    return Ok(None);
+                };
                 // Asked a moment after connecting, and let us off without an answer.
                 if read.starts_with(b"PING") {
                     let next = self.take(&read[end + 2..])?;
@@ -50,8 +67,15 @@ impl Any {
                 }
                 let mut words = text(&read[..end]).split(' ');
                 let inbox = words.nth(1).ok_or_else(said)?;
-                let slot = inbox.rsplit('.').next().and_then(|slot| slot.parse().ok()).ok_or_else(said)?;
-                let size: usize = words.next_back().and_then(|size| size.parse().ok()).ok_or_else(said)?;
+                let slot = inbox
+                    .rsplit('.')
+                    .next()
+                    .and_then(|slot| slot.parse().ok())
+                    .ok_or_else(said)?;
+                let size: usize = words
+                    .next_back()
+                    .and_then(|size| size.parse().ok())
+                    .ok_or_else(said)?;
                 Ok(Some((end + 2 + size + 2, Some(slot))))
             }
             Self::Http(_) => http(read).map_err(|()| said()),
@@ -70,19 +94,30 @@ fn line(read: &[u8]) -> Option<usize> {
 
 /// With a length or in chunks.
 fn http(read: &[u8]) -> Result<Option<(usize, Option<usize>)>, ()> {
-    let Some(head) = read.windows(4).position(|end| end == b"\r\n\r\n") else { return Ok(None) };
+    let Some(head) = read.windows(4).position(|end| end == b"\r\n\r\n") else {
+        return Ok(None);
+    };
     let lines = text(&read[..head]).to_ascii_lowercase();
     if !lines.starts_with("http/1.1 200") {
         return Err(());
     }
-    let field = |name: &str| lines.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
+    let field = |name: &str| {
+        lines
+            .lines()
+            .find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
+    };
     let body = head + 4;
     if let Some(length) = field("content-length:") {
-        return Ok(Some((body + length.parse::<usize>().map_err(|_| ())?, None)));
+        return Ok(Some((
+            body + length.parse::<usize>().map_err(|_| ())?,
+            None,
+        )));
     }
     let mut at = body;
     loop {
-        let Some(end) = line(&read[at..]) else { return Ok(None) };
+        let Some(end) = line(&read[at..]) else {
+            return Ok(None);
+        };
         let size = usize::from_str_radix(text(&read[at..at + end]), 16).map_err(|_| ())?;
         at += end + 2 + size + 2;
         if at > read.len() {
@@ -122,11 +157,17 @@ impl Speech for Named {
     fn ask(&mut self, slot: usize, out: &mut Vec<u8>) {
         match &mut self.0 {
             Any::Frames(frames) => frames.ask(slot, out),
-            Any::Nats { payload, connection, greeted } => {
+            Any::Nats {
+                payload,
+                connection,
+                greeted,
+            } => {
                 if !std::mem::replace(greeted, true) {
                     out.extend_from_slice(format!("SUB _I.{connection}.* 1\r\n").as_bytes());
                 }
-                out.extend_from_slice(format!("PUB wrap _I.{connection}.{slot} {}\r\n", payload.len()).as_bytes());
+                out.extend_from_slice(
+                    format!("PUB wrap _I.{connection}.{slot} {}\r\n", payload.len()).as_bytes(),
+                );
                 out.extend_from_slice(payload);
                 out.extend_from_slice(b"\r\n");
             }
@@ -143,6 +184,12 @@ impl Speech for Named {
 }
 
 fn heard(any: &Any, read: &[u8]) -> Result<Option<Heard>, String> {
-    let Some((bytes, slot)) = any.take(read)? else { return Ok(None) };
-    Ok((bytes <= read.len()).then_some(Heard { bytes, slot, refused: None }))
+    let Some((bytes, slot)) = any.take(read)? else {
+        return Ok(None);
+    };
+    Ok((bytes <= read.len()).then_some(Heard {
+        bytes,
+        slot,
+        refused: None,
+    }))
 }

@@ -25,7 +25,9 @@ use serde_json::{Value, json};
 pub fn echo(port: u16) -> ! {
     let listener = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
     loop {
-        let Ok((mut stream, _)) = listener.accept() else { continue };
+        let Ok((mut stream, _)) = listener.accept() else {
+            continue;
+        };
         let _ = stream.set_nodelay(true);
         thread::spawn(move || {
             let mut buf = vec![0; 64 * 1024];
@@ -71,7 +73,8 @@ impl Handle for Native {
                     // As the guest does; `Value::to_string` goes by way of the
                     // formatter, which takes longer.
                     Ok(value) => Outcome::Json(
-                        serde_json::to_string(&json!({ "ok": true, "echo": value })).expect("names are text"),
+                        serde_json::to_string(&json!({ "ok": true, "echo": value }))
+                            .expect("names are text"),
                     ),
                     Err(error) => refused(error.to_string()),
                 };
@@ -88,7 +91,11 @@ pub fn native(port: u16) -> ! {
         hosts: vec!["127.0.0.1".into()],
         port,
         tls: None,
-        terms: Arc::new(Terms { auth: Auth::None, rights: None, allow_unsecure: false }),
+        terms: Arc::new(Terms {
+            auth: Auth::None,
+            rights: None,
+            allow_unsecure: false,
+        }),
         allow: Vec::new(),
         deny: Vec::new(),
         proxy_from: Vec::new(),
@@ -96,7 +103,10 @@ pub fn native(port: u16) -> ! {
     let settings = ServerSettings {
         listeners: vec![Arc::new(listener)],
         backlog: config.backlog,
-        options: SocketOptions { keep_alive: None, no_delay: true },
+        options: SocketOptions {
+            keep_alive: None,
+            no_delay: true,
+        },
         max_connections: 12_000,
         waiting: config.waiting,
         reserved: 0,
@@ -115,10 +125,16 @@ pub fn native(port: u16) -> ! {
         thread_stack: 512 * 1024,
         memory: Budget::new(64 << 20),
     };
-    let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).expect("no tokens");
-    let _server =
-        Server::start(settings, &mut Inherited::default(), Arc::new(Native), Arc::new(Metrics::default()), access)
-            .expect("a free port");
+    let access =
+        Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).expect("no tokens");
+    let _server = Server::start(
+        settings,
+        &mut Inherited::default(),
+        Arc::new(Native),
+        Arc::new(Metrics::default()),
+        access,
+    )
+    .expect("a free port");
     loop {
         thread::sleep(Duration::from_secs(3600));
     }

@@ -47,10 +47,19 @@ impl Subject {
         match self.how {
             How::Frames(topic) => {
                 let topic = Topic::parse(topic).expect("a topic");
-                Any::Frames(Frames::new(topic, Version::new(1, 0, 0), Payload::Json(payload), depth))
+                Any::Frames(Frames::new(
+                    topic,
+                    Version::new(1, 0, 0),
+                    Payload::Json(payload),
+                    depth,
+                ))
             }
             How::Redis => Any::redis(payload.as_bytes()),
-            How::Nats => Any::Nats { payload: payload.as_bytes().to_vec(), connection, greeted: false },
+            How::Nats => Any::Nats {
+                payload: payload.as_bytes().to_vec(),
+                connection,
+                greeted: false,
+            },
             How::Http => Any::http(payload.as_bytes()),
         }
     }
@@ -77,7 +86,14 @@ impl Subject {
     pub fn resident_kib(&self) -> u64 {
         let resident = |child: &Child| -> Option<u64> {
             let status = fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
-            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
+            status.lines().find_map(|line| {
+                line.strip_prefix("VmRSS:")?
+                    .trim()
+                    .strip_suffix(" kB")?
+                    .trim()
+                    .parse()
+                    .ok()
+            })
         };
         self.children.iter().filter_map(resident).sum()
     }
@@ -101,11 +117,17 @@ impl Starter {
     /// All that can be compared, by name.
     pub fn all(&self) -> Vec<(&'static str, Start<'_>)> {
         let ours = |name, service: &'static str, topic, settings: &'static str| {
-            (name, Box::new(move || self.ours(name, service, topic, settings)) as Start<'_>)
+            (
+                name,
+                Box::new(move || self.ours(name, service, topic, settings)) as Start<'_>,
+            )
         };
         vec![
             ("echo", Box::new(|| self.stand_in("echo", "--serve-echo"))),
-            ("native", Box::new(|| self.stand_in("native", "--serve-native"))),
+            (
+                "native",
+                Box::new(|| self.stand_in("native", "--serve-native")),
+            ),
             ours("shared", "wrap", "wrap.wrap", "isolation = \"shared\""),
             ours("request", "wrap", "wrap.wrap", ""),
             ours("request-plain", "wrap_plain", "wrap-plain.wrap", ""),
@@ -131,14 +153,27 @@ impl Starter {
             .map_err(|error| format!("{}: {error}", words.join(" ")))
     }
 
-    fn start(&self, name: &'static str, how: How, port: u16, programs: &[(PathBuf, Vec<String>)]) -> Started {
-        let mut subject = Subject { name, address: ([127, 0, 0, 1], port).into(), children: Vec::new(), how };
+    fn start(
+        &self,
+        name: &'static str,
+        how: How,
+        port: u16,
+        programs: &[(PathBuf, Vec<String>)],
+    ) -> Started {
+        let mut subject = Subject {
+            name,
+            address: ([127, 0, 0, 1], port).into(),
+            children: Vec::new(),
+            how,
+        };
         for (program, arguments) in programs {
             subject.children.push(self.run(program, arguments)?);
             let deadline = Instant::now() + Duration::from_secs(20);
             while TcpStream::connect(subject.address).is_err() {
-                let ended =
-                    subject.children.iter_mut().any(|child| child.try_wait().is_ok_and(|ended| ended.is_some()));
+                let ended = subject
+                    .children
+                    .iter_mut()
+                    .any(|child| child.try_wait().is_ok_and(|ended| ended.is_some()));
                 if ended || Instant::now() > deadline {
                     let log = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
                     return Err(format!("{} does not listen: {log}", program.display()));
@@ -154,10 +189,21 @@ impl Starter {
     fn stand_in(&self, name: &'static str, role: &str) -> Started {
         let port = free_port();
         let own = std::env::current_exe().map_err(|error| error.to_string())?;
-        self.start(name, How::Frames("wrap.wrap"), port, &[(own, vec![role.into(), port.to_string()])])
+        self.start(
+            name,
+            How::Frames("wrap.wrap"),
+            port,
+            &[(own, vec![role.into(), port.to_string()])],
+        )
     }
 
-    fn ours(&self, name: &'static str, service: &str, topic: &'static str, settings: &str) -> Started {
+    fn ours(
+        &self,
+        name: &'static str,
+        service: &str,
+        topic: &'static str,
+        settings: &str,
+    ) -> Started {
         if !self.server.exists() {
             return Err("cargo build --release builds mb-server".into());
         }
@@ -165,17 +211,33 @@ impl Starter {
         fs::create_dir_all(dir.join("services")).map_err(|error| error.to_string())?;
         let guest = guest(service)?;
         let named = topic.split('.').next().unwrap_or_default();
-        fs::copy(guest, dir.join(format!("services/{named}.wasm"))).map_err(|error| error.to_string())?;
+        fs::copy(guest, dir.join(format!("services/{named}.wasm")))
+            .map_err(|error| error.to_string())?;
         let config = dir.join("mb.toml");
-        fs::write(&config, format!("[services.{named}]\n{settings}\n")).map_err(|error| error.to_string())?;
+        fs::write(&config, format!("[services.{named}]\n{settings}\n"))
+            .map_err(|error| error.to_string())?;
         let port = free_port();
-        let arguments = ["serve", "--services", &dir.join("services").display().to_string(), "--config"]
-            .into_iter()
-            .map(str::to_owned)
-            .chain([config.display().to_string(), "--port".into(), port.to_string()])
-            .chain(["--admin-port".into(), "0".into()])
-            .collect();
-        self.start(name, How::Frames(topic), port, &[(self.server.clone(), arguments)])
+        let arguments = [
+            "serve",
+            "--services",
+            &dir.join("services").display().to_string(),
+            "--config",
+        ]
+        .into_iter()
+        .map(str::to_owned)
+        .chain([
+            config.display().to_string(),
+            "--port".into(),
+            port.to_string(),
+        ])
+        .chain(["--admin-port".into(), "0".into()])
+        .collect();
+        self.start(
+            name,
+            How::Frames(topic),
+            port,
+            &[(self.server.clone(), arguments)],
+        )
     }
 
     fn redis(&self) -> Started {
@@ -184,11 +246,27 @@ impl Starter {
             for turn = 1, (value.spin or 0) do state = (state * 1664525 + 1013904223) % 4294967296 end\n  \
             return cjson.encode({ok = true, echo = value})\nend)\n";
         let port = free_port();
-        let arguments = ["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
+        let arguments = [
+            "--port",
+            &port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ];
         let arguments = arguments.map(str::to_owned).to_vec();
-        let subject = self.start("redis", How::Redis, port, &[(find("redis-server", "redis-server")?, arguments)])?;
+        let subject = self.start(
+            "redis",
+            How::Redis,
+            port,
+            &[(find("redis-server", "redis-server")?, arguments)],
+        )?;
         let mut client = Command::new(find("redis-cli", "redis-tools")?);
-        let loaded = client.args(["-p", &port.to_string(), "FUNCTION", "LOAD", LIBRARY]).output();
+        let loaded = client
+            .args(["-p", &port.to_string(), "FUNCTION", "LOAD", LIBRARY])
+            .output();
         let loaded = loaded.map_err(|error| error.to_string())?;
         if String::from_utf8_lossy(&loaded.stdout).trim() == "wrap" {
             Ok(subject)
@@ -199,11 +277,17 @@ impl Starter {
 
     fn nats(&self) -> Started {
         let port = free_port();
-        let service = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench/compare/nats_service.mjs");
-        let broker = ["-a", "127.0.0.1", "-p", &port.to_string()].map(str::to_owned).to_vec();
+        let service =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench/compare/nats_service.mjs");
+        let broker = ["-a", "127.0.0.1", "-p", &port.to_string()]
+            .map(str::to_owned)
+            .to_vec();
         let programs = [
             (find("nats-server", "nats-server")?, broker),
-            (find("node", "nodejs")?, vec![service.display().to_string(), port.to_string()]),
+            (
+                find("node", "nodejs")?,
+                vec![service.display().to_string(), port.to_string()],
+            ),
         ];
         self.start("nats", How::Nats, port, &programs)
     }
@@ -217,14 +301,24 @@ impl Starter {
         );
         fs::write(self.dir.join("nginx.conf"), config).map_err(|error| error.to_string())?;
         let dir = self.dir.display().to_string();
-        let arguments = ["-p", &dir, "-c", "nginx.conf", "-g", "master_process off;"].map(str::to_owned).to_vec();
-        self.start("nginx", How::Http, port, &[(find("nginx", "nginx-light")?, arguments)])
+        let arguments = ["-p", &dir, "-c", "nginx.conf", "-g", "master_process off;"]
+            .map(str::to_owned)
+            .to_vec();
+        self.start(
+            "nginx",
+            How::Http,
+            port,
+            &[(find("nginx", "nginx-light")?, arguments)],
+        )
     }
 
     fn wasmtime(&self) -> Started {
         let program = match std::env::var_os("WASMTIME") {
             Some(path) => path.into(),
-            None => find("wasmtime", "wasmtime-cli of crates.io, or name it in WASMTIME")?,
+            None => find(
+                "wasmtime",
+                "wasmtime-cli of crates.io, or name it in WASMTIME",
+            )?,
         };
         let module = fs::read(guest("wrap_http")?).map_err(|error| error.to_string())?;
         let component = wit_component::ComponentEncoder::default()
@@ -235,8 +329,20 @@ impl Starter {
         let file = self.dir.join("http.wasm");
         fs::write(&file, component).map_err(|error| error.to_string())?;
         let port = free_port();
-        let arguments = ["serve", "--addr", &format!("127.0.0.1:{port}"), "-S", "cli", &file.display().to_string()];
-        self.start("wasmtime", How::Http, port, &[(program, arguments.map(str::to_owned).to_vec())])
+        let arguments = [
+            "serve",
+            "--addr",
+            &format!("127.0.0.1:{port}"),
+            "-S",
+            "cli",
+            &file.display().to_string(),
+        ];
+        self.start(
+            "wasmtime",
+            How::Http,
+            port,
+            &[(program, arguments.map(str::to_owned).to_vec())],
+        )
     }
 }
 
@@ -244,7 +350,11 @@ impl Starter {
 fn guest(name: &str) -> Result<PathBuf, String> {
     let built = format!("tests/bench/guests/target/wasm32-unknown-unknown/release/{name}.wasm");
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(built);
-    if file.exists() { Ok(file) } else { Err("tests/bench/guests/build builds its component".into()) }
+    if file.exists() {
+        Ok(file)
+    } else {
+        Err("tests/bench/guests/build builds its component".into())
+    }
 }
 
 fn find(program: &str, package: &str) -> Result<PathBuf, String> {

@@ -14,7 +14,10 @@ fuzz_target!(|data: &[u8]| {
         Ok(_) => assert!(passes),
         Err(error) if passes => {
             let error = error.to_string();
-            assert!(RULES_OF_VALUES.iter().any(|rule| error.contains(rule)), "{error}");
+            assert!(
+                RULES_OF_VALUES.iter().any(|rule| error.contains(rule)),
+                "{error}"
+            );
         }
         Err(_) => {}
     }

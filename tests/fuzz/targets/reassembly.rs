@@ -35,6 +35,11 @@ fn feed(stream: &[u8], chunk: usize) -> Out {
 }
 
 fuzz_target!(|data: &[u8]| {
-    let Some((&chunk, stream)) = data.split_first() else { return };
-    assert_eq!(feed(stream, usize::from(chunk) + 1), feed(stream, usize::MAX));
+    let Some((&chunk, stream)) = data.split_first() else {
+        return;
+    };
+    assert_eq!(
+        feed(stream, usize::from(chunk) + 1),
+        feed(stream, usize::MAX)
+    );
 });

@@ -36,7 +36,10 @@ fn wasi_sleep(_: Payload) {
 }
 
 fn wasi_poll(_: Payload) {
-    let (one, other) = (monotonic_clock::subscribe_duration(HOUR), monotonic_clock::subscribe_duration(HOUR / 2));
+    let (one, other) = (
+        monotonic_clock::subscribe_duration(HOUR),
+        monotonic_clock::subscribe_duration(HOUR / 2),
+    );
     poll(&[&one, &other]);
 }
 
@@ -61,7 +64,9 @@ fn random_bomb(_: Payload) {
 }
 
 fn stdout(text: String) {
-    get_stdout().blocking_write_and_flush(text.as_bytes()).unwrap();
+    get_stdout()
+        .blocking_write_and_flush(text.as_bytes())
+        .unwrap();
 }
 
 fn exits(_: Payload) {
@@ -92,7 +97,9 @@ struct Handles {
 
 /// Takes handles, and answers their numbers; gives them back, or does not.
 fn numbers(handles: Handles) -> Value {
-    let taken: Vec<_> = (0..handles.count).map(|_| monotonic_clock::subscribe_duration(HOUR)).collect();
+    let taken: Vec<_> = (0..handles.count)
+        .map(|_| monotonic_clock::subscribe_duration(HOUR))
+        .collect();
     let numbers: Vec<_> = taken.iter().map(|pollable| pollable.handle()).collect();
     if handles.keep {
         std::mem::forget(taken);
@@ -137,7 +144,11 @@ fn kv_quota(_: Payload) -> Result<Value, Failure> {
 fn kv_keys(_: Payload) -> Result<Value, Failure> {
     let bucket = Bucket::open("")?;
     let long = "k".repeat(1 << 20);
-    Ok(json!([told(bucket.set("", b"v")), told(bucket.set(&long, b"v")), told(Bucket::open("no such/name"))]))
+    Ok(json!([
+        told(bucket.set("", b"v")),
+        told(bucket.set(&long, b"v")),
+        told(Bucket::open("no such/name"))
+    ]))
 }
 
 /// Everything that a bucket does, once.
@@ -163,10 +174,23 @@ struct Call {
 }
 
 /// Makes a call and answers what came of it.
-fn call(Call { topic, payload, timeout }: Call) -> Value {
+fn call(
+    Call {
+        topic,
+        payload,
+        timeout,
+    }: Call,
+) -> Value {
     let payload = Payload::Json(payload.to_string());
-    match calls::call_raw(&topic, "1.0.0", &payload, timeout.map(Duration::from_millis)) {
-        Ok(Payload::Json(text)) => json!({ "answer": serde_json::from_str::<Value>(&text).unwrap() }),
+    match calls::call_raw(
+        &topic,
+        "1.0.0",
+        &payload,
+        timeout.map(Duration::from_millis),
+    ) {
+        Ok(Payload::Json(text)) => {
+            json!({ "answer": serde_json::from_str::<Value>(&text).unwrap() })
+        }
         Ok(Payload::Binary(bytes)) => json!({ "bytes": bytes.len() }),
         Err(error) => json!({ "code": error.code, "message": error.message,
             "origin": format!("{:?}", error.origin), "details": error.details }),

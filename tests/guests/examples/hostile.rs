@@ -116,7 +116,11 @@ fn digest(_: Payload) -> Value {
     for word in 0..end {
         // SAFETY: all of it is memory of this instance. Nothing is said at
         // address zero, so the first word is left out.
-        let value = if word == 0 { 0 } else { unsafe { std::ptr::read_volatile((word * 8) as *const u64) } };
+        let value = if word == 0 {
+            0
+        } else {
+            unsafe { std::ptr::read_volatile((word * 8) as *const u64) }
+        };
         digest = (digest ^ value).wrapping_mul(0x0100_0000_01b3);
     }
     json!({ "digest": format!("{digest:016x}"), "pages": core::arch::wasm32::memory_size::<0>() })

@@ -73,13 +73,18 @@ pub fn others(own: &[u8; 9]) -> usize {
     #[cfg(not(target_arch = "wasm32"))]
     let size = 0;
     // SAFETY: all of the linear memory may be read; that is the point.
-    let memory = unsafe { std::slice::from_raw_parts(1024 as *const u8, size.saturating_sub(1024)) };
-    memory.windows(9).filter(|window| window[..7] == start && window[7] == b'-' && *window != own).count()
+    let memory =
+        unsafe { std::slice::from_raw_parts(1024 as *const u8, size.saturating_sub(1024)) };
+    memory
+        .windows(9)
+        .filter(|window| window[..7] == start && window[7] == b'-' && *window != own)
+        .count()
 }
 
 /// Writes a mark all over 128 KiB.
 pub fn mark(own: &[u8; 9]) {
     let mut room = vec![0_u8; 128 * 1024];
-    room.chunks_exact_mut(9).for_each(|chunk| chunk.copy_from_slice(own));
+    room.chunks_exact_mut(9)
+        .for_each(|chunk| chunk.copy_from_slice(own));
     std::hint::black_box(&room);
 }

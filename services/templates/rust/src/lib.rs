@@ -20,7 +20,9 @@ fn greet(person: Person) -> Result<Greeting, Failure> {
         return Err(Failure::new("NAME_EMPTY", "the name must not be empty"));
     }
     log::info(format!("greeting {}", person.name));
-    Ok(Greeting { text: format!("Hello, {}!", person.name) })
+    Ok(Greeting {
+        text: format!("Hello, {}!", person.name),
+    })
 }
 
 service! {
@@ -35,13 +37,17 @@ mod tests {
     use super::Service;
 
     fn greet(arguments: &str) -> Result<Payload, String> {
-        Service::handle("greet".into(), Payload::Json(arguments.into())).map_err(|failure| failure.code)
+        Service::handle("greet".into(), Payload::Json(arguments.into()))
+            .map_err(|failure| failure.code)
     }
 
     #[test]
     fn greets() {
         mock::reset();
-        assert_eq!(greet(r#"{"name":"Ada"}"#), Ok(Payload::Json(r#"{"text":"Hello, Ada!"}"#.into())));
+        assert_eq!(
+            greet(r#"{"name":"Ada"}"#),
+            Ok(Payload::Json(r#"{"text":"Hello, Ada!"}"#.into()))
+        );
         assert_eq!(mock::lines(), ["info: greeting Ada"]);
     }
 

@@ -1,6 +1,8 @@
 //! The same over HTTP, for `wasmtime serve`.
 
-use wasip2::http::types::{Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam};
+use wasip2::http::types::{
+    Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam,
+};
 
 include!("../../work.rs");
 
@@ -22,7 +24,9 @@ impl wasip2::exports::http::incoming_handler::Guest for Wrap {
         let out = response.body().expect("a body");
         ResponseOutparam::set(answer, Ok(response));
         let stream = out.write().expect("a stream");
-        stream.blocking_write_and_flush(text.as_bytes()).expect("room");
+        stream
+            .blocking_write_and_flush(text.as_bytes())
+            .expect("room");
         drop(stream);
         OutgoingBody::finish(out, None).expect("an end");
     }
