@@ -16,10 +16,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use rustix::{
-    fs::{FlockOperation, flock},
-    rand::{GetRandomFlags, getrandom},
-};
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -200,11 +197,7 @@ pub fn create(
         )));
     }
     let mut chance = [0; SIZE];
-    let mut filled = 0;
-    while filled < SIZE {
-        filled += getrandom(&mut chance[filled..], GetRandomFlags::empty())
-            .map_err(|e| error(e.to_string()))?;
-    }
+    getrandom::fill(&mut chance).map_err(|e| error(e.to_string()))?;
     let token = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(chance));
     let sha256 = hex(&Sha256::digest(&token));
     let id = sha256[..12].to_owned();

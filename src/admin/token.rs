@@ -32,13 +32,7 @@ pub fn load_or_create(file: &Path) -> io::Result<String> {
     {
         Ok(mut made) => {
             let mut bytes = [0; SIZE];
-            let mut filled = 0;
-            while filled < SIZE {
-                filled += rustix::rand::getrandom(
-                    &mut bytes[filled..],
-                    rustix::rand::GetRandomFlags::empty(),
-                )?;
-            }
+            getrandom::fill(&mut bytes)?;
             let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
             made.write_all(format!("{token}\n").as_bytes())?;
             Ok(token)

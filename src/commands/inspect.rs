@@ -132,12 +132,16 @@ impl Inspector {
                 "size",
                 &format!("{} bytes: {}", service.size, sections(&bytes)),
             );
-            let compiled = self.sandbox.try_compiling(&bytes).map_err(failure)?;
-            let (millis, kib) = (compiled.took.as_millis(), compiled.size / 1024);
-            text += &row(
-                "compiled",
-                &format!("in {millis} ms, to {kib} KiB; kept for the next start"),
-            );
+            let code = service.component.code();
+            let kib = code.size / 1024;
+            let compiled = match code.took {
+                Some(took) => format!(
+                    "to {kib} KiB, in {} ms; kept for the next start",
+                    took.as_millis()
+                ),
+                None => format!("to {kib} KiB, taken from the cache"),
+            };
+            text += &row("compiled", &compiled);
         }
         text += &row("digest", &service.digest);
         print(&text)?;

@@ -25,7 +25,7 @@ use crate::{
     config::{Config, Loaded, MemoryPlan},
     dispatch::{Dispatcher, Handle, Limits},
     metrics::{Metrics, snapshot::Snapshot},
-    sandbox::{CompileApart, CompilerConfig, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
+    sandbox::{CompileWorker, CompilerConfig, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
     server::{MAX_ENDING, Server, ServerSettings, raise_open_files},
     store::{Store, StoreError},
     transport::{Inherited, SocketOptions},
@@ -93,7 +93,7 @@ impl Serving {
         };
         let policy = Policy::new(&config, open_store(&config, patience));
         let mut sandbox = sandbox_config(&config, &policy, &memory);
-        (sandbox.compiler.apart, sandbox.compiler.quick) = (compile_apart(&config), quick);
+        (sandbox.compiler.worker, sandbox.compiler.quick) = (compile_worker(&config), quick);
         let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
         let catalog = load_catalog(&config, policy, &sandbox)?;
         let metrics = Arc::new(Metrics::default());
@@ -249,6 +249,7 @@ pub(super) fn sandbox_config(
         memory: Arc::clone(memory),
         compiler: CompilerConfig {
             cache_dir: (!cache_dir.as_os_str().is_empty()).then(|| cache_dir.clone()),
+            cache_size: config.sandbox.cache_size.0 as u64,
             ..CompilerConfig::default()
         },
     }
@@ -285,7 +286,7 @@ fn open_store(config: &Config, patience: Duration) -> Option<Arc<Store>> {
 
 /// Components are compiled by a process of their own, if this program can be
 /// found to start it from.
-fn compile_apart(config: &Config) -> Option<CompileApart> {
+fn compile_worker(config: &Config) -> Option<CompileWorker> {
     if cfg!(not(feature = "compiler")) {
         return None;
     }
@@ -302,7 +303,7 @@ fn compile_apart(config: &Config) -> Option<CompileApart> {
         config.sandbox.compile_memory.0,
         config.sandbox.compile_timeout.0,
     );
-    Some(CompileApart {
+    Some(CompileWorker {
         program,
         memory,
         timeout,

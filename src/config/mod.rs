@@ -162,6 +162,9 @@ pub struct Sandbox {
     /// Folder of the compiled code, made with mode 0700; empty for the
     /// user's cache folder.
     pub cache_dir: PathBuf,
+    /// All compiled code in that folder, 1 MiB to 1 TiB; beyond it, what was
+    /// not used for the longest time is removed.
+    pub cache_size: Bytes,
     /// Largest component file, 1 KiB to 1 GiB.
     pub max_component_size: Bytes,
     /// For a component to say who it is, when it is loaded, 10 ms to 10 min.
@@ -242,6 +245,7 @@ impl Default for Sandbox {
         Self {
             stack: Bytes::kib(512),
             cache_dir: PathBuf::new(),
+            cache_size: Bytes::mib(1024),
             max_component_size: Bytes::mib(64),
             describe_timeout: Millis::secs(10),
             compile_memory: Bytes::mib(1024),
@@ -409,6 +413,7 @@ impl Config {
                 Sandbox {
                     stack,
                     cache_dir: _,
+                    cache_size,
                     max_component_size,
                     describe_timeout,
                     compile_memory,
@@ -501,6 +506,12 @@ impl Config {
             "reload_interval",
             often && *reload_interval <= hour,
             "0, or 50ms to 1h",
+        );
+        bounds.range(
+            "sandbox.cache_size",
+            *cache_size,
+            Bytes::mib(1),
+            Bytes::mib(1024 * 1024),
         );
         bounds.range("store_cache", *store_cache, Bytes::mib(1), Bytes::mib(4096));
         let filter = log.parse::<tracing_subscriber::filter::Targets>();

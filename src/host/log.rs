@@ -120,6 +120,7 @@ impl Meter {
     }
 
     /// Writes unfinished lines, and how much was dropped.
+    #[inline]
     pub(super) fn finish(&mut self, granted: &Granted, context: &Context) {
         for stream in [Stream::Stdout, Stream::Stderr] {
             let line = std::mem::take(&mut self.lines[stream as usize]);

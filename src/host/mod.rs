@@ -82,6 +82,7 @@ impl Host {
 
     /// For the next call of the same instance. Handles stay: they are part of
     /// what a shared instance keeps.
+    #[inline]
     pub fn renew(&mut self, context: Context, watch: Arc<dyn Watch>) {
         self.finish();
         self.log = log::Meter::new(self.granted.log_bytes);
@@ -90,6 +91,7 @@ impl Host {
 
     /// The instance waits for its next call, and holds nothing of the one
     /// before: a connection is closed when nobody holds it any more.
+    #[inline]
     pub fn rest(&mut self) {
         let (caller, watch) = &self.nobody;
         self.context = Context::of_nobody(Arc::clone(caller), self.context.deadline);
@@ -97,6 +99,7 @@ impl Host {
     }
 
     /// The call is over: writes out what waits for the end of its line.
+    #[inline]
     pub fn finish(&mut self) {
         let Self {
             context,
@@ -120,6 +123,7 @@ impl Host {
     /// one that it had several: those are given out again in the order in
     /// which they came back.
     #[must_use]
+    #[inline]
     pub fn holds_handles(&self) -> bool {
         self.several_handles || !self.table.is_empty()
     }

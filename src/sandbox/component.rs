@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use wasmtime::component::{self, InstancePre};
@@ -82,8 +83,18 @@ impl<'a> Code<'a> {
     }
 }
 
+/// What compiling a component cost and gave.
+#[derive(Debug, Clone, Copy)]
+pub struct Compiled {
+    /// How long it took; none where the code was there already.
+    pub took: Option<Duration>,
+    /// Bytes of machine code and what belongs to it.
+    pub size: usize,
+}
+
 /// What became of a file.
 pub(super) struct Loaded {
+    pub(super) code: Compiled,
     pub(super) compiled: component::Component,
     /// It was a core module.
     pub(super) wrapped: bool,
@@ -107,6 +118,7 @@ pub struct Component {
     first_memory: AtomicUsize,
     imports: Vec<String>,
     wrapped: bool,
+    code: Compiled,
 }
 
 impl Component {
@@ -126,6 +138,7 @@ impl Component {
             compiled,
             wrapped,
             restores,
+            code,
         } = match code {
             Code::Wasm(bytes) => sandbox.compile(bytes, wanted, terms.memory)?,
             Code::Compiled(file) => file.load(&sandbox.engine)?,
@@ -162,6 +175,7 @@ impl Component {
             first_memory: AtomicUsize::new(0),
             imports,
             wrapped,
+            code,
         })
     }
 
@@ -169,6 +183,12 @@ impl Component {
     #[must_use]
     pub fn imports(&self) -> &[String] {
         &self.imports
+    }
+
+    /// What compiling it cost and gave.
+    #[must_use]
+    pub fn code(&self) -> Compiled {
+        self.code
     }
 
     /// Whether the file was a core module.
@@ -228,6 +248,8 @@ pub enum LoadError {
     Module(String),
     /// Does not validate or compile.
     Compile(String),
+    /// The same, in the words of the worker that compiled it.
+    Worker(String),
     /// Imports what the server does not offer, or the operator does not grant.
     Import(LinkError),
     /// Lacks the interface that makes it a service.
@@ -281,6 +303,7 @@ impl fmt::Display for LoadError {
                  bindings generated from the world mb:service/service"
             ),
             Self::Compile(error) => write!(f, "does not compile: {error}"),
+            Self::Worker(error) => f.write_str(error),
             Self::Import(error) => error.fmt(f),
             Self::Export { exports } => {
                 let exports = if exports.is_empty() { "nothing".into() } else { exports.join(", ") };

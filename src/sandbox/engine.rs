@@ -12,7 +12,7 @@ use std::{
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 #[cfg(feature = "compiler")]
-use super::compile;
+use super::{cache::Cache, compile};
 
 use super::{
     limits::{MAX_MEMORIES, MAX_TABLES},
@@ -54,11 +54,13 @@ pub struct SandboxConfig {
 /// How components are compiled.
 #[derive(Debug, Clone, Default)]
 pub struct CompilerConfig {
-    /// Folder of the compiled code; none to find one, empty parent folders
-    /// are made.
+    /// Folder of the compiled code, created if need be; none for the user's
+    /// cache folder.
     pub cache_dir: Option<PathBuf>,
+    /// Bytes of all compiled code in it.
+    pub cache_size: u64,
     /// How to compile in a process of its own; none to compile in this one.
-    pub apart: Option<CompileApart>,
+    pub worker: Option<CompileWorker>,
     /// Compile quickly, to code that runs slowly: for a component that is
     /// changed again in a minute.
     pub quick: bool,
@@ -66,8 +68,8 @@ pub struct CompilerConfig {
 
 /// How to compile in a process of its own.
 #[derive(Debug, Clone)]
-pub struct CompileApart {
-    /// This program, which is called with the arguments of an `Order`.
+pub struct CompileWorker {
+    /// This program, which is called with the arguments of a `CompileJob`.
     pub program: PathBuf,
     /// Memory that compiling one component may take, in bytes.
     pub memory: usize,
@@ -95,7 +97,7 @@ pub struct Sandbox {
     pub(super) compiling: Mutex<()>,
     /// None where compiled code is not kept.
     #[cfg(feature = "compiler")]
-    pub(super) cache_dir: Option<PathBuf>,
+    pub(super) cache: Option<Cache>,
     /// Instances come from a pool.
     #[cfg_attr(
         not(feature = "compiler"),
@@ -120,7 +122,7 @@ impl Sandbox {
         )]
         let mut base = base(&config);
         #[cfg(feature = "compiler")]
-        let cache_dir = compile::prepare(&mut base, &config.compiler);
+        compile::set_up(&mut base, &config.compiler);
         let (engine, pooled) = match Engine::new(&base.clone().pooled(&config)) {
             Ok(engine) => (engine, true),
             Err(error) => {
@@ -132,6 +134,8 @@ impl Sandbox {
                 (Engine::new(&base.on_demand())?, false)
             }
         };
+        #[cfg(feature = "compiler")]
+        let cache = compile::open_cache(&config.compiler);
         let ticker = Ticker::start(&engine)?;
         let places = places(config.instances, config.call_depth);
         let sandbox = Arc::new(Self {
@@ -145,7 +149,7 @@ impl Sandbox {
             #[cfg(feature = "compiler")]
             compiling: Mutex::default(),
             #[cfg(feature = "compiler")]
-            cache_dir,
+            cache,
             pooled,
             _ticker: ticker,
         });

@@ -469,6 +469,7 @@ impl Component {
 }
 
 /// Makes an instance that is used again ready for its next call.
+#[inline]
 fn renew(store: &mut Store<Guest>, context: Context, watch: Arc<dyn Watch>) {
     let guest = store.data_mut();
     guest.host.renew(context, watch);
@@ -496,6 +497,7 @@ fn frames(trace: &WasmBacktrace) -> Vec<String> {
 struct Turn<'a>(&'a Budget);
 
 impl<'a> Turn<'a> {
+    #[inline]
     fn take(turns: &'a Budget, watch: &dyn Watch, deadline: Instant) -> Option<Self> {
         take(turns, watch, deadline).then(|| Self(turns))
     }

@@ -2,7 +2,7 @@
 //! call ended.
 
 #[cfg(feature = "compiler")]
-mod apart;
+mod cache;
 #[cfg(feature = "compiler")]
 mod compile;
 mod component;
@@ -13,17 +13,19 @@ mod pool;
 mod precompiled;
 mod restore;
 mod ticker;
+#[cfg(feature = "compiler")]
+mod worker;
 
 #[cfg(feature = "compiler")]
-pub use apart::Order;
-#[cfg(feature = "compiler")]
-pub use compile::{Ahead, Compiled, Cpu, componentize};
-pub use component::{Code, Component, LoadError, Terms};
-pub use engine::{CompileApart, CompilerConfig, Sandbox, SandboxConfig, cache_dir};
+pub use compile::{Ahead, Cpu, componentize};
+pub use component::{Code, Compiled, Component, LoadError, Terms};
+pub use engine::{CompileWorker, CompilerConfig, Sandbox, SandboxConfig, cache_dir};
 pub use instance::{Answer, Call, CallError, CallReport, Phase, Wanted};
 pub(crate) use precompiled::hex_digest;
 pub use precompiled::{Precompiled, PrecompiledError};
 pub use ticker::TICK;
+#[cfg(feature = "compiler")]
+pub use worker::CompileJob;
 
 /// Stack of a thread beyond the component's own: the server's frames above
 /// and the host functions' below it.

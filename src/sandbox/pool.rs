@@ -70,11 +70,13 @@ impl Idle {
 
     /// The one that was used last on this processor, or else any: its memory
     /// is most likely still in the processor's caches.
+    #[inline]
     pub(super) fn take(&self) -> Option<Warm> {
         let own = lock(self.instances.own()).pop();
         own.or_else(|| self.instances.iter().find_map(|stripe| lock(stripe).pop()))
     }
 
+    #[inline]
     pub(super) fn put(&self, warm: Warm) {
         let mut idle = lock(self.instances.own());
         idle.push(warm);

@@ -2,11 +2,12 @@
 //!
 //! Loading one is as trusting as starting a program, so it is done only where
 //! nobody but this user and root can have written it, only as it was written,
-//! and only for the version that wrote it. The file begins with a line that
-//! says what it is; the rest is what wasmtime's compiler made:
+//! and only for the version that wrote it. The cache of compiled code holds the
+//! same files. Each begins with a line that says what it is; the rest is what
+//! wasmtime's compiler made:
 //!
 //! ```text
-//! MB-COMPILED/1 {"arch":"x86_64","code":"sha256:…","component":"sha256:…","restores":null,"server":"0.1.0","wrapped":false}\n
+//! MB-COMPILED/2 {"arch":"x86_64","code":"sha256:…","component":"sha256:…","restores":{"Err":"its modules …"},"server":"0.1.0","wrapped":false}\n
 //! ```
 
 use std::{
@@ -21,12 +22,12 @@ use sha2::{Digest as _, Sha256};
 use wasmtime::{Engine, component::Component};
 
 use super::{
-    component::Loaded,
+    component::{Compiled, Loaded},
     restore::{Restores, Unfit},
 };
 
 /// What such a file begins with.
-const MARK: &[u8] = b"MB-COMPILED/1 ";
+const MARK: &[u8] = b"MB-COMPILED/2 ";
 /// Longest first line, in bytes.
 const MAX_LINE: usize = 1024;
 /// What such a file is for, beside the architecture.
@@ -45,8 +46,8 @@ struct About<'a> {
     code: Cow<'a, str>,
     /// That WebAssembly was a core module.
     wrapped: bool,
-    /// Its instances can be put back.
-    restores: Option<Restores>,
+    /// How its instances are put back, or why they can't be.
+    restores: Result<Restores, Unfit>,
 }
 
 /// Machine code that may be loaded: whoever has this has looked at who could
@@ -54,7 +55,7 @@ struct About<'a> {
 pub struct Precompiled<'a> {
     code: &'a [u8],
     wrapped: bool,
-    restores: Option<Restores>,
+    restores: Result<Restores, Unfit>,
 }
 
 impl<'a> Precompiled<'a> {
@@ -78,7 +79,7 @@ impl<'a> Precompiled<'a> {
         }
     }
 
-    fn of(bytes: &'a [u8]) -> Result<Self, PrecompiledError> {
+    pub(super) fn of(bytes: &'a [u8]) -> Result<Self, PrecompiledError> {
         let broken = |what: &str| PrecompiledError::Broken(what.into());
         let rest = bytes
             .strip_prefix(MARK)
@@ -116,7 +117,11 @@ impl<'a> Precompiled<'a> {
         Ok(Loaded {
             compiled,
             wrapped: self.wrapped,
-            restores: self.restores.ok_or_else(Unfit::unknown),
+            restores: self.restores.clone(),
+            code: Compiled {
+                size: self.code.len(),
+                took: None,
+            },
         })
     }
 
@@ -140,7 +145,7 @@ impl<'a> Precompiled<'a> {
 pub(super) fn file(
     component: &[u8],
     wrapped: bool,
-    restores: Option<Restores>,
+    restores: Result<Restores, Unfit>,
     code: &[u8],
 ) -> Vec<u8> {
     let about = About {
@@ -241,7 +246,7 @@ mod tests {
     #[cfg(feature = "compiler")]
     #[test]
     fn what_was_changed_or_made_for_others_is_refused() {
-        let good = file(b"component", true, None, b"code");
+        let good = file(b"component", true, Err(Unfit::unwanted()), b"code");
         let opened = Precompiled::of(&good).unwrap();
         assert_eq!((opened.code, opened.wrapped), (b"code".as_slice(), true));
         let text = String::from_utf8(good.clone()).unwrap();

@@ -143,8 +143,19 @@ fn inspect_tells_what_a_component_takes_and_needs() {
         "wasi:config/store@0.2.0-rc.1  needs the grant config = { … }",
         "KiB when an instance begins",
         " code, ",
-        "compiled     in ",
+        "compiled     to ",
     ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // Compiled once, and kept.
+    let cache = tempfile::tempdir().unwrap();
+    for part in [" ms; kept for the next start", ", taken from the cache"] {
+        let (_, said, _) = run_with(
+            Command::new(BINARY)
+                .arg("inspect")
+                .arg(component("services", "calc.wasm"))
+                .env("XDG_CACHE_HOME", cache.path()),
+        );
         assert!(said.contains(part), "{part}: {said}");
     }
     assert!(

@@ -1,12 +1,17 @@
 //! What services may use, once it is granted by name.
 
-use std::{fs, thread, time::Instant};
+use std::{
+    fs,
+    io::Write as _,
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 
 use crate::{
     BINARY,
-    support::{RawClient, Setup, frame, wat},
+    support::{RawClient, Setup, TestServer, frame, wat},
 };
 
 fn granted() -> Setup {
@@ -334,15 +339,17 @@ fn traps_are_explained_where_that_is_allowed() {
     assert_eq!(body["details"]["backtrace"], json!(null), "{body}");
 }
 
-#[test]
-fn what_exceeds_the_memory_of_the_server_waits_and_is_then_refused() {
-    // What is measured is what the server counts, not what glibc keeps between
-    // large blocks: so all of those come from the system, and go back.
-    let server = Setup::new(BINARY)
-        .set("memory = \"32MiB\"\nread_timeout = 1500")
-        .after("export MALLOC_MMAP_THRESHOLD_=131072")
-        .start();
-    // More than there is: each promises 1 MiB and sends most of it.
+/// A line of `/proc/PID/status`, in bytes.
+fn status(server: &TestServer, field: &str) -> usize {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
+    let kib = text
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB"));
+    kib.unwrap().trim().parse::<usize>().unwrap() * 1024
+}
+
+/// The first bytes of a message that promises 1 MiB.
+fn begun_message() -> Vec<u8> {
     let body = [
         b"REQUEST:echo.say:1.0.0:large\n\"".as_slice(),
         &vec![b'x'; 900_000],
@@ -350,48 +357,89 @@ fn what_exceeds_the_memory_of_the_server_waits_and_is_then_refused() {
     .concat();
     let mut part = frame(0, &body);
     part[..4].copy_from_slice(&1_000_000_u32.to_be_bytes());
-    let refused: usize = thread::scope(|scope| {
-        let peers: Vec<_> = (0..40)
-            .map(|_| {
-                let (mut client, part) = (server.connect(), &part);
-                scope.spawn(move || {
-                    // Where the server reads no more, the rest does not leave.
-                    client
-                        .stream
-                        .set_write_timeout(Some(std::time::Duration::from_millis(200)))
-                        .unwrap();
-                    let _ = std::io::Write::write_all(&mut client.stream, part);
-                    let first = client.message();
-                    if first.code() == "READ_TIMEOUT" {
-                        return 0;
-                    }
-                    assert_eq!(
-                        (&*first.line, &*first.code()),
-                        ("ERROR:echo.say:1.0.0:large", "SERVICE_UNAVAILABLE")
-                    );
-                    assert_eq!(client.message().code(), "SERVER_BUSY");
-                    client.expect_end();
-                    1
-                })
-            })
-            .collect();
-        peers.into_iter().map(|peer| peer.join().unwrap()).sum()
+    part
+}
+
+/// Where the server reads no more, the rest does not leave.
+fn begin_message(client: &mut RawClient, part: &[u8]) {
+    let patience = Some(Duration::from_millis(200));
+    client.stream.set_write_timeout(patience).unwrap();
+    let _ = client.stream.write_all(part);
+}
+
+#[test]
+fn unfinished_messages_take_no_more_than_the_memory_of_the_server() {
+    const MEMORY: usize = 32 << 20;
+    // What is measured is what the server counts, not what glibc keeps between
+    // large blocks: so all of those come from the system, and go back.
+    let server = Setup::new(BINARY)
+        .set(&format!("memory = {MEMORY}\nread_timeout = 1500"))
+        .after("export MALLOC_MMAP_THRESHOLD_=131072")
+        .start();
+    // The peak until now is of loading components.
+    std::fs::write(format!("/proc/{}/clear_refs", server.child.id()), "5").unwrap();
+    let before = status(&server, "VmRSS:");
+    let part = begun_message();
+    thread::scope(|scope| {
+        for _ in 0..40 {
+            let (mut client, part) = (server.connect(), &part);
+            scope.spawn(move || {
+                begin_message(&mut client, part);
+                // Some get memory and do not finish, others wait for it in vain.
+                let code = client.message().code();
+                assert!(
+                    ["READ_TIMEOUT", "SERVICE_UNAVAILABLE"].contains(&&*code),
+                    "{code}"
+                );
+            });
+        }
     });
-    assert!((1..40).contains(&refused), "{refused} of 40");
+    let grown = status(&server, "VmHWM:").saturating_sub(before);
+    assert!(grown <= MEMORY, "{grown} bytes more");
     assert_eq!(server.connect().ask("echo.say", "1").text(), "1");
-    let text = std::fs::read_to_string(format!("/proc/{}/status", server.child.id())).unwrap();
-    let peak: usize = text
-        .lines()
-        .find_map(|line| {
-            line.strip_prefix("VmHWM:")?
-                .trim()
-                .strip_suffix(" kB")?
-                .parse()
-                .ok()
-        })
-        .unwrap();
-    // The program itself is not counted.
-    assert!(peak < 48 * 1024, "{peak} KiB at most");
+}
+
+#[test]
+fn a_message_for_which_there_is_no_memory_waits_and_is_then_refused() {
+    let server = granted()
+        .set("memory = \"32MiB\"\nread_timeout = 500")
+        .set(GRANTS)
+        .start();
+    let in_flight = || {
+        let rows = server.json("/connections")["connections"].clone();
+        let rows = rows.as_array().unwrap().iter();
+        rows.filter(|row| row["inFlight"] == 1).count()
+    };
+    // Requests that are being served hold what they need, until there is no
+    // more for the next one.
+    let nap = json!({"ms": 60_000, "filler": "x".repeat(900_000)}).to_string();
+    let nap = format!("REQUEST:greedy.nap:1.0.0:nap::60000\n{nap}");
+    let mut served = Vec::new();
+    let mut refused = loop {
+        let mut client = server.connect();
+        begin_message(&mut client, &frame(0, nap.as_bytes()));
+        client.stream.set_nonblocking(true).unwrap();
+        let answered = || client.stream.peek(&mut [0]).is_ok();
+        server.until("it is served or refused", |_| {
+            in_flight() > served.len() || answered()
+        });
+        let answered = answered();
+        client.stream.set_nonblocking(false).unwrap();
+        if answered {
+            break client;
+        }
+        served.push(client);
+    };
+    let message = refused.message();
+    assert!(!served.is_empty(), "{message:?}");
+    assert_eq!(
+        (&*message.line, &*message.code()),
+        ("ERROR:greedy.nap:1.0.0:nap", "SERVICE_UNAVAILABLE")
+    );
+    assert_eq!(refused.message().code(), "SERVER_BUSY");
+    refused.expect_end();
+    let pong = server.connect().ask("system.ping", "1").json();
+    assert_eq!(pong["echo"], 1, "others are answered");
 }
 
 #[test]

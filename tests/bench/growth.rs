@@ -1,29 +1,17 @@
 //! How the server bears more of everything, each against the same server with
-//! less of it, in turns:
-//!
-//! ```text
-//! cargo build --release && cargo run --release --example growth -- overtaking|idle|services|curves
-//! ```
-//!
-//! - `overtaking`: one connection, 16 pipelined, every tenth request sleeps 50 ms; times of the others.
-//! - `idle [N]`: N idle connections (9,900, so that 100 are left of the greatest number): memory of each, and what they cost 32 active ones.
-//! - `services [N]`: N services loaded (1,000): time to start from the cache, and what they cost one of them.
-//! - `curves`: rates by payload, connections and pipelining.
-
-#[path = "../support/wat.rs"]
-#[allow(dead_code)]
-mod wat;
+//! less of it, in turns.
 
 use std::{
     fs,
     io::{BufRead, BufReader},
     net::{SocketAddr, TcpStream},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitCode, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
+use super::support::wat;
 use hdrhistogram::Histogram;
 use mb_server::{
     load::{self, Frames, Heard, Length, Link, Measured, Pace, Plan, Progress, Speech},
@@ -33,21 +21,43 @@ use mb_server::{
 /// Pairs of measurements; what is said is their median.
 const PAIRS: usize = 5;
 
-fn main() {
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// One connection, 16 pipelined, every tenth request sleeps 50 ms: times
+    /// of the others
+    Overtaking,
+    /// Idle connections: memory of each, and what they cost 32 active ones
+    Idle {
+        /// How many; 100 are left of the greatest number
+        #[arg(default_value_t = 9_900)]
+        connections: usize,
+    },
+    /// Services loaded: time to start from the cache, and what they cost one
+    /// of them
+    Services {
+        /// How many
+        #[arg(default_value_t = 1_000)]
+        services: usize,
+    },
+    /// Rates by payload, connections and pipelining
+    Curves,
+}
+
+pub fn run(Arguments { what }: &Arguments) -> ExitCode {
     mb_server::server::raise_open_files();
-    let mut arguments = std::env::args().skip(1);
-    let what = arguments.next().unwrap_or_default();
-    let number = arguments.next().and_then(|number| number.parse().ok());
-    match &*what {
-        "overtaking" => overtaking(),
-        "idle" => idle(number.unwrap_or(9_900)),
-        "services" => services(number.unwrap_or(1_000)),
-        "curves" => curves(),
-        _ => {
-            eprintln!("growth: overtaking, idle, services or curves?");
-            std::process::exit(2);
-        }
+    match what {
+        What::Overtaking => overtaking(),
+        What::Idle { connections } => idle(*connections),
+        What::Services { services: count } => services(*count),
+        What::Curves => curves(),
     }
+    ExitCode::SUCCESS
 }
 
 /// A server of this run, ended when dropped.

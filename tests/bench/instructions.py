@@ -2,7 +2,7 @@
 and fails where they are more than a bound: a guard against what creeps in
 unseen. Needs valgrind.
 
-    cargo build --release --example instructions && python3 tests/bench/instructions.py
+    cargo build --release --example measure && python3 tests/bench/instructions.py
 """
 
 import pathlib
@@ -18,7 +18,7 @@ BOUNDS = {"wire": (2_500, 0), "shared": (7_600, 3), "request": (10_800, 3)}
 COUNTS = {"wire": (2_000, 12_000), "shared": (1_000, 6_000), "request": (1_000, 6_000)}
 
 root = pathlib.Path(__file__).resolve().parents[2]
-program = root / "target/release/examples/instructions"
+program = root / "target/release/examples/measure"
 
 INSTRUCTIONS = (["--tool=callgrind", "--callgrind-out-file=/dev/null"], r"Collected : (\d+)")
 ALLOCATIONS = (["--tool=dhat", "--dhat-out-file=/dev/null"], r"Total: .* in ([\d,]+) blocks")
@@ -27,7 +27,7 @@ ALLOCATIONS = (["--tool=dhat", "--dhat-out-file=/dev/null"], r"Total: .* in ([\d
 def count(counter, what, times):
     """Of the whole run, what the guest does included."""
     arguments, pattern = counter
-    run = subprocess.run(["valgrind", *arguments, program, what, str(times)], capture_output=True, text=True)
+    run = subprocess.run(["valgrind", *arguments, program, "instructions", what, str(times)], capture_output=True, text=True)
     found = re.search(pattern, run.stderr)
     if run.returncode or not found:
         sys.exit(f"{what}: valgrind failed:\n{run.stderr[-2000:]}")

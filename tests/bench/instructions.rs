@@ -4,31 +4,40 @@
 //! python3 tests/bench/instructions.py
 //! ```
 
-use std::{hint::black_box, path::Path, time::Duration, time::Instant};
+use std::{hint::black_box, path::Path, process::ExitCode};
 
 use mb_server::{
-    budget::Budget,
-    catalog::{LoadSettings, Policy, load_file},
-    config::{Config, Isolation, MemoryPlan, services::Overlay},
-    host::{Context, Unwatched},
-    sandbox::{Call, CompilerConfig, Sandbox, SandboxConfig},
+    config::Isolation,
     wire::{FrameHeader, Header, Kind, Payload, Reassembly, Taken, json, message::write_message},
 };
 
+use super::echo::Echo;
+
 const PAYLOAD: &str = "\"0123456789012345678901234567890123456789012345678901234567890123\"";
 
-fn main() {
-    let mut arguments = std::env::args().skip(1);
-    let (what, count) = (arguments.next().unwrap_or_default(), arguments.next());
-    let count: usize = count
-        .and_then(|count| count.parse().ok())
-        .expect("wire, shared or request, and how often");
-    match &*what {
-        "wire" => wire(count),
-        "shared" => calls(count, Isolation::Shared),
-        "request" => calls(count, Isolation::Request),
-        other => panic!("{other}? wire, shared or request"),
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Work {
+    /// A message, to its answer, without a call
+    Wire,
+    /// A call in a shared instance
+    Shared,
+    /// A call in an instance of its own
+    Request,
+}
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    work: Work,
+    count: usize,
+}
+
+pub fn run(Arguments { work, count }: &Arguments) -> ExitCode {
+    match work {
+        Work::Wire => wire(*count),
+        Work::Shared => calls(*count, Isolation::Shared),
+        Work::Request => calls(*count, Isolation::Request),
     }
+    ExitCode::SUCCESS
 }
 
 /// A message from its bytes to the bytes of its answer.
@@ -70,46 +79,12 @@ fn wire(count: usize) {
 }
 
 fn calls(count: usize, isolation: Isolation) {
-    let mut config = Config::default();
-    config.services.insert(
-        "echo".into(),
-        Overlay {
-            isolation: Some(isolation),
-            ..Overlay::default()
-        },
-    );
-    let policy = Policy::new(&config, None);
-    let sandbox = Sandbox::new(SandboxConfig {
-        largest_instance: policy.largest_instance(),
-        largest_table: policy.largest_table(),
-        stack: config.sandbox.stack.0,
-        // As many as fit where address space is short, as under valgrind.
-        instances: 4,
-        call_depth: 1,
-        memory: Budget::new(MemoryPlan::of(&config).shared),
-        // Compiling would be most of it, and is not the same each time.
-        compiler: CompilerConfig {
-            cache_dir: Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("target/instructions")),
-            ..CompilerConfig::default()
-        },
-    })
-    .expect("an engine");
-    let settings = LoadSettings {
-        dir: "services/dist".into(),
-        max_size: config.sandbox.max_component_size.0,
-        describe_timeout: Duration::from_secs(300),
-        policy,
-    };
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("services/dist/echo.wasm");
-    let service = load_file(&sandbox, &settings, &file).expect("echo loads");
+    // As many instances as fit where address space is short, as under
+    // valgrind; and a cache, because compiling would be most of it, and is not
+    // the same each time.
+    let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/instructions");
+    let echo = Echo::load(isolation, Some(4), Some(cache));
     for _ in 0..count {
-        let context = Context::of_loading(Instant::now() + Duration::from_secs(60));
-        let call = Call {
-            action: "say",
-            payload: Payload::Json(PAYLOAD),
-            context,
-            watch: std::sync::Arc::new(Unwatched),
-        };
-        black_box(service.component.call(call).result.expect("an answer"));
+        black_box(echo.say(PAYLOAD));
     }
 }

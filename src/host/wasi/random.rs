@@ -12,11 +12,7 @@ fn bytes(count: u64) -> wasmtime::Result<Vec<u8>> {
         "{count} random bytes exceed the limit of {MAX_BYTES}"
     );
     let mut bytes = vec![0; usize::try_from(count)?];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        filled +=
-            rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
-    }
+    getrandom::fill(&mut bytes)?;
     Ok(bytes)
 }
 

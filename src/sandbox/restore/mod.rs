@@ -107,6 +107,21 @@ const MARKS: u64 = (MARKED / (64 * 1024)) as u64;
 /// The same in bytes.
 pub(super) const MARKED: usize = 1 << (32 - PAGE_BITS);
 
+/// The sources of what rewrites: code that another version of it made is not
+/// taken from the cache.
+#[cfg(feature = "compiler")]
+pub(super) const REWRITER: [&str; 9] = [
+    include_str!("mod.rs"),
+    include_str!("covered.rs"),
+    include_str!("functions.rs"),
+    include_str!("module.rs"),
+    include_str!("nature.rs"),
+    include_str!("outer.rs"),
+    include_str!("parts.rs"),
+    include_str!("rewrite.rs"),
+    include_str!("shape.rs"),
+];
+
 /// What is to be known of a component that was rewritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Restores {
@@ -198,13 +213,18 @@ impl Restorer {
 }
 
 /// Why instances of a component can't be put back.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Unfit(String);
 
 #[cfg(feature = "compiler")]
 impl Unfit {
+    /// Longest reason in bytes: names of the component's own can be in it.
+    const MAX: usize = 300;
+
     pub(super) fn because(reason: impl Into<String>) -> Self {
-        Self(reason.into())
+        let mut reason = reason.into();
+        reason.truncate(reason.floor_char_boundary(Self::MAX));
+        Self(reason)
     }
 }
 
@@ -229,7 +249,7 @@ impl fmt::Display for Unfit {
 #[cfg(feature = "compiler")]
 impl From<wasmparser::BinaryReaderError> for Unfit {
     fn from(error: wasmparser::BinaryReaderError) -> Self {
-        Self(error.message().to_owned())
+        Self::because(error.message())
     }
 }
 

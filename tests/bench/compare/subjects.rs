@@ -193,7 +193,7 @@ impl Starter {
             name,
             How::Frames("wrap.wrap"),
             port,
-            &[(own, vec![role.into(), port.to_string()])],
+            &[(own, vec!["compare".into(), role.into(), port.to_string()])],
         )
     }
 

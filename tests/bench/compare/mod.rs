@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo build --release && tests/bench/guests/build
-//! cargo run --release --example compare
+//! cargo run --release --example measure -- compare
 //! ```
 //!
 //! All do the same with 64 bytes of JSON: parse, wrap, serialise. `echo` (a
@@ -23,7 +23,6 @@ use std::{
     time::Duration,
 };
 
-use clap::Parser;
 use mb_server::load::{self, Length, Link, Measured, Pace, Plan, Progress};
 use speeches::{InTurn, Named};
 use subjects::{Starter, Subject};
@@ -34,9 +33,8 @@ const DEPTH: usize = 16;
 /// connections wait best, and the system to put their threads.
 const WARM_UP: Duration = Duration::from_secs(2);
 
-#[derive(Parser)]
-#[command(about = "Compare this server with what users would take instead")]
-struct Arguments {
+#[derive(clap::Args)]
+pub struct Arguments {
     /// Rounds; all take their turn in each
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -86,15 +84,14 @@ pub struct Row {
     open_p999: Vec<Duration>,
 }
 
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+pub fn run(arguments: &Arguments) -> ExitCode {
     if let Some(port) = arguments.serve_echo {
         stand_ins::echo(port);
     }
     if let Some(port) = arguments.serve_native {
         stand_ins::native(port);
     }
-    match compare(&arguments) {
+    match compare(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             eprintln!("compare: {problem}");

@@ -1,12 +1,16 @@
-//! Compiles what is new in a process of its own, under limits of memory and
-//! time: the compiler reads a stranger's file, and a few kilobytes can keep it
-//! busy for hours or take all memory. What it compiled is handed over through
-//! the cache.
+//! Compiles in a process of its own, under limits of memory and time: the
+//! compiler reads a file that the server can't trust, and a few kilobytes can
+//! keep it busy for hours or take all memory.
+//!
+//! The protocol: `mb-server compile-worker` gets a [`CompileJob`] as its
+//! arguments and the component on its standard input, and writes what
+//! [`super::precompiled`] describes to its standard output. It exits with 0,
+//! with 1 and the reason on its standard error, or is killed by a limit. It
+//! opens no file.
 
 use std::{
     io::{self, Read as _, Write as _},
     os::unix::process::CommandExt as _,
-    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::Instant,
@@ -17,24 +21,19 @@ use rustix::{
     io::Errno,
     process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, setrlimit},
 };
-use wasmtime::component;
 
 use super::{
-    compile::{Cpu, open_cache},
+    compile::{Cpu, compile, compiling_engine},
     component::LoadError,
-    engine::{CompileApart, CompilerConfig, Sandbox, SandboxConfig},
+    engine::{CompileWorker, Sandbox, SandboxConfig},
 };
 
-/// Longest complaint of a compiling process, in bytes.
+/// Longest complaint of a worker, in bytes.
 const MAX_COMPLAINT: u64 = 2000;
 
-/// What a compiling process is told on its command line; the component comes
-/// on its standard input.
+/// What a worker gets on its command line.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Order {
-    /// Folder of the compiled code
-    #[arg(long)]
-    cache_dir: PathBuf,
+pub struct CompileJob {
     /// Call stack of a component, in bytes
     #[arg(long)]
     stack: usize,
@@ -47,6 +46,9 @@ pub struct Order {
     /// Compile quickly, to code that runs slowly
     #[arg(long)]
     quick: bool,
+    /// Rewrite it, so that its instances can be put back
+    #[arg(long)]
+    restore: bool,
     /// Memory that may be taken, in bytes
     #[arg(long)]
     memory: u64,
@@ -55,62 +57,55 @@ pub struct Order {
     seconds: u64,
 }
 
-impl Order {
-    /// What the compiling process does.
+impl CompileJob {
+    /// Does what the worker is started for.
     ///
     /// # Errors
     /// What the author of the component should read.
-    pub fn carry_out(&self) -> Result<(), String> {
-        let limit = |resource, value| {
-            setrlimit(
-                resource,
-                Rlimit {
-                    current: Some(value),
-                    maximum: Some(value),
-                },
-            )
-        };
-        limit(Resource::Core, 0).map_err(|e| e.to_string())?;
-        limit(Resource::Cpu, self.seconds).map_err(|e| e.to_string())?;
-        limit(Resource::Data, self.memory).map_err(|e| e.to_string())?;
+    pub fn run(&self) -> Result<(), String> {
+        let limits = [
+            (Resource::Core, 0),
+            (Resource::Cpu, self.seconds),
+            (Resource::Data, self.memory),
+        ];
+        for (resource, value) in limits {
+            let limit = Rlimit {
+                current: Some(value),
+                maximum: Some(value),
+            };
+            setrlimit(resource, limit).map_err(|e| e.to_string())?;
+        }
         let mut bytes = Vec::new();
         io::stdin()
             .read_to_end(&mut bytes)
             .map_err(|e| e.to_string())?;
-        let compiler = CompilerConfig {
-            cache_dir: Some(self.cache_dir.clone()),
-            apart: None,
-            quick: self.quick,
-        };
         let config = SandboxConfig {
             largest_instance: self.largest_instance,
             stack: self.stack,
-            ..SandboxConfig::for_compiling(Some(compiler))
+            ..SandboxConfig::for_compiling(self.quick)
         };
-        let cache = open_cache(&config.compiler).map(|(cache, _)| cache);
-        let engine = Sandbox::compiling_engine(&config, self.on_demand, Cpu::This, cache)
-            .map_err(|e| format!("{e:#}"))?;
-        component::Component::new(&engine, &bytes)
-            .map(drop)
-            .map_err(|e| format!("{e:#}"))
+        let engine =
+            compiling_engine(&config, self.on_demand, Cpu::This).map_err(|e| format!("{e:#}"))?;
+        let file = compile(&engine, &bytes, self.restore).map_err(|e| e.to_string())?;
+        let mut out = io::stdout().lock();
+        let written = out.write_all(&file).and_then(|()| out.flush());
+        written.map_err(|e| format!("its code can't be written: {e}"))
     }
 }
 
-impl CompileApart {
+impl CompileWorker {
+    /// Compiles a component, as [`super::compile::compile`] does.
     pub(super) fn compile(
         &self,
         sandbox: &Sandbox,
-        cache_dir: PathBuf,
         bytes: &[u8],
-    ) -> Result<(), LoadError> {
+        restore: bool,
+    ) -> Result<Vec<u8>, LoadError> {
         let failed =
             |error: io::Error| LoadError::Compile(format!("no process to compile it in: {error}"));
         let deadline = Instant::now() + self.timeout;
         let mut command = Command::new(&self.program);
-        command
-            .arg("compile-worker")
-            .arg("--cache-dir")
-            .arg(cache_dir);
+        command.arg("compile-worker");
         command.args(["--stack", &sandbox.config.stack.to_string()]);
         command.args([
             "--largest-instance",
@@ -120,21 +115,24 @@ impl CompileApart {
         command.args(["--seconds", &(self.timeout.as_secs() + 1).to_string()]);
         command.args((!sandbox.pooled).then_some("--on-demand"));
         command.args(sandbox.config.compiler.quick.then_some("--quick"));
+        command.args(restore.then_some("--restore"));
         // Ctrl-C is for the server, which ends in order.
         command.process_group(0);
         command
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let child = Ended(command.spawn().map_err(failed)?);
-        let (status, complaint) = child.feed_and_wait(bytes, deadline).map_err(failed)?;
+        let (status, code, complaint) = child
+            .feed_and_wait(bytes, self.memory as u64, deadline)
+            .map_err(failed)?;
         match status {
             None => Err(LoadError::Compile(format!(
                 "compiling took longer than sandbox.compile_timeout, {} ms",
                 self.timeout.as_millis()
             ))),
-            Some(status) if status.success() => Ok(()),
-            Some(status) if status.code() == Some(1) => Err(LoadError::Compile(complaint)),
+            Some(status) if status.success() => Ok(code),
+            Some(status) if status.code() == Some(1) => Err(LoadError::Worker(complaint)),
             Some(status) => Err(LoadError::Compile(format!(
                 "the compiler ended with {status}; it may need more than sandbox.compile_memory, {} bytes",
                 self.memory
@@ -147,17 +145,22 @@ impl CompileApart {
 struct Ended(Child);
 
 impl Ended {
-    /// How it ended, if it did in time, and what it complained of.
+    /// How it ended, if it did in time; what it gave, up to a limit, and what
+    /// it complained of.
     fn feed_and_wait(
         mut self,
         bytes: &[u8],
+        limit: u64,
         deadline: Instant,
-    ) -> io::Result<(Option<ExitStatus>, String)> {
+    ) -> io::Result<(Option<ExitStatus>, Vec<u8>, String)> {
         let mut stdin = self.0.stdin.take();
-        let complaints = self.0.stderr.take();
+        let (stdout, stderr) = (self.0.stdout.take(), self.0.stderr.take());
         thread::scope(|scope| {
             // One that ends early does not read to the end: its business.
             scope.spawn(move || stdin.take().map(|mut stdin| stdin.write_all(bytes)));
+            // Both end with the process.
+            let output = scope.spawn(move || read(stdout, limit));
+            let complaint = scope.spawn(move || read(stderr, MAX_COMPLAINT));
             let status = if self.ends_before(deadline)? {
                 Some(self.0.wait()?)
             } else {
@@ -165,16 +168,26 @@ impl Ended {
                 self.0.wait()?;
                 None
             };
-            let mut complaint = Vec::new();
-            if let Some(complaints) = complaints {
-                complaints.take(MAX_COMPLAINT).read_to_end(&mut complaint)?;
-            }
-            Ok((
-                status,
-                String::from_utf8_lossy(&complaint).trim().to_owned(),
-            ))
+            let read = |thread: thread::ScopedJoinHandle<'_, io::Result<Vec<u8>>>| {
+                thread
+                    .join()
+                    .unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+            };
+            let (output, complaint) = (read(output)?, read(complaint)?);
+            let complaint = String::from_utf8_lossy(&complaint).trim().to_owned();
+            Ok((status, output, complaint))
         })
     }
+}
+
+/// Reads to the end, or to a limit; then whoever writes more is ended by the
+/// pipe that nobody reads any longer.
+fn read(from: Option<impl io::Read>, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(from) = from {
+        from.take(limit).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 impl Ended {

@@ -1,8 +1,4 @@
-//! What a client says of its calls while the server is killed and restarted:
-//!
-//! ```text
-//! cargo build --release && cargo run --release --example restarts
-//! ```
+//! What a client says of its calls while the server is killed and restarted.
 //!
 //! Eight threads share one client and call `counter.add` under a name of its
 //! own for each call, so that the store, which outlives the kills, shows how
@@ -10,16 +6,14 @@
 //! turns, and starts again on the same port. Exits 1 if anything that the
 //! client said is not true.
 //!
-//! With `-- --handed-over` each server gets the listener from outside, as from
+//! With `--handed-over` each server gets the listener from outside, as from
 //! systemd, and ends by SIGTERM alone; the next one is started in turns after
 //! its end and at once. Then no call may fail.
-
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::{
     collections::HashMap,
     net::TcpListener,
+    process::ExitCode,
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -33,7 +27,8 @@ use mb_server::{
     wire::{Payload, Topic},
 };
 use serde_json::{Value, json};
-use support::{Setup, TestServer};
+
+use super::support::{Setup, TestServer};
 
 const THREADS: usize = 8;
 const ROUNDS: usize = 20;
@@ -48,9 +43,15 @@ enum Said {
     MayHaveRun,
 }
 
-fn main() {
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// The listener outlives the servers, as one of systemd's; no call may fail
+    #[arg(long)]
+    handed_over: bool,
+}
+
+pub fn run(&Arguments { handed_over }: &Arguments) -> ExitCode {
     let dir = tempfile::tempdir().unwrap();
-    let handed_over = std::env::args().any(|argument| argument == "--handed-over");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let listener = handed_over.then_some(listener);
@@ -139,7 +140,7 @@ fn main() {
         println!("idempotent {idempotent:5}  said {said:10?}  ran {count}  calls {calls}");
     }
     println!("{ROUNDS} restarts, {wrong} untrue");
-    std::process::exit(i32::from(wrong > 0));
+    ExitCode::from(u8::from(wrong > 0))
 }
 
 fn add(client: &Client, name: &str, idempotent: bool) -> Said {

@@ -1,0 +1,72 @@
+//! The service `echo` in this process, without network.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use mb_server::{
+    budget::Budget,
+    catalog::{LoadSettings, Policy, Service, load_file},
+    config::{Config, Isolation, MemoryPlan, services::Overlay},
+    host::{Context, Unwatched},
+    sandbox::{Answer, Call, CompilerConfig, Sandbox, SandboxConfig},
+    wire::Payload,
+};
+
+/// Its component, loaded.
+pub struct Echo(Service);
+
+impl Echo {
+    /// With a pool of so many instances, or as many as the defaults give, and
+    /// this folder of compiled code, or the user's.
+    pub fn load(
+        isolation: Isolation,
+        instances: Option<usize>,
+        cache_dir: Option<PathBuf>,
+    ) -> Self {
+        let mut config = Config::default();
+        let overlay = Overlay {
+            isolation: Some(isolation),
+            ..Overlay::default()
+        };
+        config.services.insert("echo".into(), overlay);
+        let policy = Policy::new(&config, None);
+        let plan = MemoryPlan::of(&config);
+        let sandbox = Sandbox::new(SandboxConfig {
+            largest_instance: policy.largest_instance(),
+            largest_table: policy.largest_table(),
+            stack: config.sandbox.stack.0,
+            instances: instances.unwrap_or(plan.instances),
+            call_depth: 1,
+            memory: Budget::new(plan.shared),
+            compiler: CompilerConfig {
+                cache_dir,
+                cache_size: config.sandbox.cache_size.0 as u64,
+                ..CompilerConfig::default()
+            },
+        })
+        .expect("an engine");
+        let settings = LoadSettings {
+            dir: "services/dist".into(),
+            max_size: config.sandbox.max_component_size.0,
+            // Under valgrind everything takes its time.
+            describe_timeout: Duration::from_secs(300),
+            policy,
+        };
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("services/dist/echo.wasm");
+        Self(load_file(&sandbox, &settings, &file).expect("echo loads"))
+    }
+
+    /// One call of `say`.
+    pub fn say(&self, payload: &str) -> Answer {
+        let call = Call {
+            action: "say",
+            payload: Payload::Json(payload),
+            context: Context::of_loading(Instant::now() + Duration::from_secs(60)),
+            watch: Arc::new(Unwatched),
+        };
+        self.0.component.call(call).result.expect("an answer")
+    }
+}
