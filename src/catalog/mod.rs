@@ -327,7 +327,7 @@ fn service_row(listed: &Listed) -> snapshot::ServiceRow {
         failures: stats.failures.get(),
         errors: stats.errors.get(),
         instances: stats.instances.get(),
-        made_anew: component.made_anew(),
+        fresh_reason: component.fresh_reason(),
         latency: latency.quantile(0.5).is_some().then(|| snapshot::Latency {
             p50_ms: quantile(0.5),
             p90_ms: quantile(0.9),
@@ -360,7 +360,7 @@ fn failure_row(failure: &Failure) -> snapshot::ServiceRow {
         failures: 0,
         errors: 0,
         instances: 0,
-        made_anew: None,
+        fresh_reason: None,
         latency: None,
         buckets: Vec::new(),
         durations: Vec::new(),

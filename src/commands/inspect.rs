@@ -119,9 +119,9 @@ impl Inspector {
                 service.component.first_memory() / 1024
             ),
         );
-        let each = match service.component.made_anew() {
-            None => "finds an instance that was put back as it was when it was made".to_owned(),
-            Some(reason) => format!("gets an instance that is made for it, because {reason}"),
+        let each = match service.component.fresh_reason() {
+            None => "finds an instance that was reset after the call before".to_owned(),
+            Some(reason) => format!("gets an instance of its own, because {reason}"),
         };
         text += &row("each call", &each);
         if Precompiled::is_one(&bytes) {

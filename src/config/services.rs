@@ -63,11 +63,11 @@ pub struct Overlay {
     /// used again, so one call may see what another left behind.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
-    /// With `isolation = "request"`: an instance that has answered is put back
-    /// as it was when it was made, and serves the next call, where that is
-    /// possible. Without, another one is made for every call.
+    /// With `isolation = "request"`: an instance that has answered is reset to
+    /// what it was when it was made, and serves the next call, where that is
+    /// possible. Without, every call gets a fresh instance.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub restore: Option<bool>,
+    pub reset: Option<bool>,
     /// Calls that an instance serves before it is replaced, 1 to
     /// 1,000,000,000.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -173,7 +173,7 @@ pub struct ServiceSettings {
     pub rate: u32,
     pub concurrency: usize,
     pub isolation: Isolation,
-    pub restore: bool,
+    pub reset: bool,
     pub max_calls: u64,
     pub expose_traps: bool,
     pub validate: bool,
@@ -197,7 +197,7 @@ pub(super) fn built_in() -> Services {
         rate: Some(0),
         concurrency: Some(64),
         isolation: Some(Isolation::Request),
-        restore: Some(true),
+        reset: Some(true),
         max_calls: Some(10_000),
         expose_traps: Some(false),
         validate: Some(false),
@@ -240,7 +240,7 @@ pub fn settings_of(services: &Services, name: &str) -> ServiceSettings {
         rate: first!(rate),
         concurrency: first!(concurrency),
         isolation: first!(isolation),
-        restore: first!(restore),
+        reset: first!(reset),
         max_calls: first!(max_calls),
         expose_traps: first!(expose_traps),
         validate: first!(validate),
@@ -311,7 +311,7 @@ fn check_one(name: &str, overlay: &Overlay, bounds: &mut Bounds) {
         rate,
         concurrency,
         isolation: _,
-        restore: _,
+        reset: _,
         max_calls,
         expose_traps: _,
         validate: _,

@@ -101,7 +101,7 @@ impl store::HostBucket for Host {
     }
 
     fn drop(&mut self, bucket: Resource<Bucket>) -> wasmtime::Result<()> {
-        self.table.delete(bucket)?;
+        self.take_back(bucket)?;
         Ok(())
     }
 }
@@ -119,7 +119,7 @@ impl atomics::Host for Host {
         cas: Resource<Cas>,
         value: Vec<u8>,
     ) -> wasmtime::Result<Result<(), atomics::CasError>> {
-        let Cas { bucket, key, seen } = self.table.delete(cas)?;
+        let Cas { bucket, key, seen } = self.take_back(cas)?;
         let swapped = self.written(|namespace, deadline| {
             namespace.swap(&bucket, key.clone(), seen, value, deadline)
         })?;
@@ -154,7 +154,7 @@ impl atomics::HostCas for Host {
     }
 
     fn drop(&mut self, cas: Resource<Cas>) -> wasmtime::Result<()> {
-        self.table.delete(cas)?;
+        self.take_back(cas)?;
         Ok(())
     }
 }

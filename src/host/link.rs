@@ -103,14 +103,14 @@ pub fn link<T: HasHost>(
 ) -> Result<Linker<T>, LinkError> {
     let mut linker = Linker::new(engine);
     let offer = |linker: &mut Linker<T>| {
-        mb::context::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
-        mb::types::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
-        mb::calls::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
-        capability::logging::logging::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
-        capability::config::store::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
-        capability::keyvalue::store::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
-        capability::keyvalue::atomics::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
-        capability::keyvalue::batch::add_to_linker::<T, HasSelf<Host>>(linker, T::host)?;
+        mb::context::add_to_linker::<T, HasSelf<Host>>(linker, T::called)?;
+        mb::types::add_to_linker::<T, HasSelf<Host>>(linker, T::called)?;
+        mb::calls::add_to_linker::<T, HasSelf<Host>>(linker, T::called)?;
+        capability::logging::logging::add_to_linker::<T, HasSelf<Host>>(linker, T::called)?;
+        capability::config::store::add_to_linker::<T, HasSelf<Host>>(linker, T::called)?;
+        capability::keyvalue::store::add_to_linker::<T, HasSelf<Host>>(linker, T::called)?;
+        capability::keyvalue::atomics::add_to_linker::<T, HasSelf<Host>>(linker, T::called)?;
+        capability::keyvalue::batch::add_to_linker::<T, HasSelf<Host>>(linker, T::called)?;
         wasi::add_to_linker(linker)
     };
     // What is linked is decided by the check below: an import that passes it

@@ -50,8 +50,12 @@ pub struct Host {
     granted: Arc<Granted>,
     watch: Arc<dyn Watch>,
     table: ResourceTable,
-    /// Several handles were there at the same time.
-    several_handles: bool,
+    /// Numbers of handles that were given back, the last one on top: in what
+    /// order the component's own table gives them out again. Both tables count
+    /// alike: each handle that the one gets, the other gets too.
+    free: Vec<u32>,
+    /// How often the component has asked for more than constants.
+    asked: u64,
     log: log::Meter,
     /// A host function waits: what a deadline that passes now interrupts.
     waiting: bool,
@@ -73,7 +77,8 @@ impl Host {
             granted,
             watch,
             table,
-            several_handles: false,
+            free: Vec::new(),
+            asked: 0,
             log,
             waiting: false,
             nobody,
@@ -115,17 +120,50 @@ impl Host {
         &mut self,
         resource: T,
     ) -> Result<Resource<T>, ResourceTableError> {
-        self.several_handles |= !self.table.is_empty();
-        self.table.push(resource)
+        let handle = self.table.push(resource)?;
+        let again = self.free.pop();
+        debug_assert!(again.is_none_or(|number| number == handle.rep()));
+        Ok(handle)
     }
 
-    /// Whether the component has handles, or may see by the number of its next
-    /// one that it had several: those are given out again in the order in
-    /// which they came back.
+    /// A handle that the component gives back.
+    fn take_back<T: Send + 'static>(
+        &mut self,
+        handle: Resource<T>,
+    ) -> Result<T, ResourceTableError> {
+        let number = handle.rep();
+        let resource = self.table.delete(handle)?;
+        self.free.push(number);
+        Ok(resource)
+    }
+
+    /// Whether the component has no handle, and gets the same numbers for the
+    /// next ones as a fresh instance: it may have had some, given back in such
+    /// an order that the smallest number comes first again.
     #[must_use]
     #[inline]
-    pub fn holds_handles(&self) -> bool {
-        self.several_handles || !self.table.is_empty()
+    pub fn handles_are_fresh(&self) -> bool {
+        let order = self.free.iter().rev().zip(0..);
+        self.table.is_empty() && order.into_iter().all(|(number, fresh)| *number == fresh)
+    }
+
+    /// Whether the component has asked for anything but constants.
+    #[must_use]
+    pub fn was_asked(&self) -> bool {
+        self.asked > 0
+    }
+
+    /// Counts a host function. Each one is taken for one that tells something,
+    /// unless it says that it gives a constant.
+    #[inline]
+    pub fn asks(&mut self) -> &mut Self {
+        self.asked += 1;
+        self
+    }
+
+    /// The host function that is called gives the same to everybody, always.
+    fn gives_constant(&mut self) {
+        self.asked -= 1;
     }
 
     /// The call that is served.
@@ -166,4 +204,9 @@ impl Host {
 pub trait HasHost: 'static {
     /// The host's part of the store.
     fn host(&mut self) -> &mut Host;
+
+    /// The same for a host function that is called.
+    fn called(&mut self) -> &mut Host {
+        self.host().asks()
+    }
 }

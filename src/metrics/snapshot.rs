@@ -96,7 +96,7 @@ pub struct ServiceRow {
     pub instances: u64,
     /// Why every call gets an instance that is made for it; none if instances
     /// serve one call after another, put back as they were or shared.
-    pub made_anew: Option<String>,
+    pub fresh_reason: Option<String>,
     /// How long calls took.
     pub latency: Option<Latency>,
     /// Pairs of seconds and calls at or below, for the page.

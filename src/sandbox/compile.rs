@@ -16,7 +16,7 @@ use super::{
     component::{LoadError, Loaded},
     engine::{Allocation as _, CompilerConfig, Sandbox, SandboxConfig, base, default_cache_dir},
     precompiled::{self, Precompiled, hex_digest},
-    restore::{self, Unfit},
+    reset::{FreshReason, NOT_WANTED},
 };
 use crate::budget::Budget;
 
@@ -52,29 +52,29 @@ impl Sandbox {
     }
 
     /// Compiles a component, or takes its compiled code from the cache. Its
-    /// instances are put back after each request if that is wanted, and if
-    /// they can be with so much memory.
+    /// instances are reset after each request if that is wanted, and if they
+    /// can be with so much memory.
     pub(super) fn compile(
         &self,
         bytes: &[u8],
-        restore: bool,
+        reset: bool,
         memory: usize,
     ) -> Result<Loaded, LoadError> {
-        let loaded = self.compiled(bytes, restore)?;
-        let first = match &loaded.restores {
-            Ok(restores) if restores.first > memory => restores.first,
+        let loaded = self.compiled(bytes, reset)?;
+        let first = match &loaded.reset {
+            Ok(info) if info.first_memory > memory => info.first_memory,
             _ => return Ok(loaded),
         };
         let reason = format!("it begins with {first} bytes, and its limit is {memory}");
         let loaded = self.compiled(bytes, false)?;
         Ok(Loaded {
-            restores: Err(Unfit::because(reason)),
+            reset: Err(FreshReason::because(reason)),
             ..loaded
         })
     }
 
-    fn compiled(&self, bytes: &[u8], restore: bool) -> Result<Loaded, LoadError> {
-        let name = self.cached_name(bytes, restore);
+    fn compiled(&self, bytes: &[u8], reset: bool) -> Result<Loaded, LoadError> {
+        let name = self.cached_name(bytes, reset);
         if let Some(loaded) = self.cached(&name) {
             return Ok(loaded);
         }
@@ -88,8 +88,8 @@ impl Sandbox {
         }
         let begun = Instant::now();
         let file = match &self.config.compiler.worker {
-            Some(worker) => worker.compile(self, bytes, restore)?,
-            None => compile(&self.engine, bytes, restore)?,
+            Some(worker) => worker.compile(self, bytes, reset)?,
+            None => compile(&self.engine, bytes, reset)?,
         };
         let mut loaded = self.load(&file)?;
         loaded.code.took = Some(begun.elapsed());
@@ -113,43 +113,38 @@ impl Sandbox {
     }
 
     /// Names what is compiled from these bytes by this engine.
-    fn cached_name(&self, bytes: &[u8], restore: bool) -> String {
+    fn cached_name(&self, bytes: &[u8], reset: bool) -> String {
         let mut engine = DefaultHasher::new();
         self.engine
             .precompile_compatibility_hash()
             .hash(&mut engine);
-        restore::REWRITER.hash(&mut engine);
-        restore.hash(&mut engine);
+        mb_reset::SOURCES.hash(&mut engine);
+        reset.hash(&mut engine);
         format!("{}-{:016x}", hex_digest(bytes), engine.finish())
     }
 }
 
 /// Compiles a component or a core module to what [`precompiled`] describes.
-/// Whatever can't be put back is compiled as it is, with the reason.
+/// One whose instances can't be reset is compiled as it is, with the reason.
 ///
 /// # Errors
 /// It does not compile.
-pub(super) fn compile(engine: &Engine, bytes: &[u8], restore: bool) -> Result<Vec<u8>, LoadError> {
+pub(super) fn compile(engine: &Engine, bytes: &[u8], reset: bool) -> Result<Vec<u8>, LoadError> {
     let component = componentize(bytes)?;
     let wrapped = matches!(component, Cow::Owned(_));
-    let rewritten = if restore {
-        restore::rewrite(&component)
+    let rewritten = if reset {
+        mb_reset::rewrite(&component)
     } else {
-        Err(Unfit::unwanted())
+        Err(FreshReason::because(NOT_WANTED))
     };
-    // A defect of the rewriter must not keep a service from being served.
-    let rewritten = rewritten.and_then(|(rewritten, restores)| {
-        restore::check(&rewritten)?;
-        Ok((rewritten, restores))
-    });
-    let (component, restores) = match rewritten {
-        Ok((rewritten, restores)) => (Cow::Owned(rewritten), Ok(restores)),
-        Err(unfit) => (component, Err(unfit)),
+    let (component, reset) = match rewritten {
+        Ok((rewritten, info)) => (Cow::Owned(rewritten), Ok(info)),
+        Err(reason) => (component, Err(reason)),
     };
     let code = engine
         .precompile_component(&component)
         .map_err(LoadError::compile)?;
-    Ok(precompiled::file(bytes, wrapped, restores, &code))
+    Ok(precompiled::file(bytes, wrapped, reset, &code))
 }
 
 /// An engine that compiles as that of a server does, and runs nothing.

@@ -5,7 +5,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -18,13 +18,17 @@ use super::{
     limits::Bounds,
     pool::Idle,
     precompiled::{Precompiled, PrecompiledError},
-    restore::{Restore, Restores, Unfit},
+    reset::{FreshReason, NOT_WANTED, Reset, ResetInfo},
 };
 use crate::{
     budget::Budget,
     config::{Isolation, ServiceSettings},
     host::{Granted, HANDLER, LinkError, bindings::FullIndices, link},
 };
+
+/// Why instances of a component that starts by asking the host are not reset.
+const ASKS_AS_IT_STARTS: &str = "it asks the host for more than constants as it starts, before \
+     there is a caller: a clock, random numbers, the request, a handle";
 
 /// What a component runs under.
 #[derive(Clone)]
@@ -98,8 +102,8 @@ pub(super) struct Loaded {
     pub(super) compiled: component::Component,
     /// It was a core module.
     pub(super) wrapped: bool,
-    /// What was made of it, so that its instances can be put back.
-    pub(super) restores: Result<Restores, Unfit>,
+    /// What is to be known to reset its instances, or why they can't be.
+    pub(super) reset: Result<ResetInfo, FreshReason>,
 }
 
 /// A compiled component, its imports linked and its exports looked up: what
@@ -108,12 +112,14 @@ pub struct Component {
     pub(super) sandbox: Arc<Sandbox>,
     pub(super) linked: InstancePre<Guest>,
     pub(super) exports: FullIndices,
-    /// How its instances are put back after each request, if they are.
-    pub(super) restore: Result<Restore, Unfit>,
+    /// How its instances are reset after each request, if they are.
+    pub(super) reset: Result<Reset, FreshReason>,
     pub(super) terms: Terms,
     /// Calls at the same time.
     pub(super) turns: Arc<Budget>,
     pub(super) idle: Arc<Idle>,
+    /// See the function of this name.
+    asks_as_it_starts: AtomicBool,
     /// Memory of a new instance in bytes; zero until the first one was made.
     first_memory: AtomicUsize,
     imports: Vec<String>,
@@ -131,19 +137,21 @@ impl Component {
     /// Says what to do about it, for the author of the component.
     pub fn load(sandbox: &Arc<Sandbox>, code: &Code<'_>, terms: Terms) -> Result<Self, LoadError> {
         let ServiceSettings {
-            isolation, restore, ..
+            isolation,
+            reset: allowed,
+            ..
         } = terms.settings;
-        let wanted = isolation == Isolation::Request && restore;
+        let wanted = isolation == Isolation::Request && allowed;
         let Loaded {
             compiled,
             wrapped,
-            restores,
+            reset,
             code,
         } = match code {
             Code::Wasm(bytes) => sandbox.compile(bytes, wanted, terms.memory)?,
             Code::Compiled(file) => file.load(&sandbox.engine)?,
         };
-        let restore = restores.and_then(|restores| Restore::of(&compiled, restores, wanted));
+        let reset = reset.and_then(|info| Reset::of(&compiled, info, wanted));
         let kind = compiled.component_type();
         let imports: Vec<_> = kind
             .imports(&sandbox.engine)
@@ -168,10 +176,11 @@ impl Component {
             sandbox: Arc::clone(sandbox),
             linked,
             exports: indices,
-            restore,
+            reset,
             turns: Budget::places(terms.settings.concurrency),
             terms,
             idle,
+            asks_as_it_starts: AtomicBool::new(false),
             first_memory: AtomicUsize::new(0),
             imports,
             wrapped,
@@ -197,17 +206,29 @@ impl Component {
         self.wrapped
     }
 
-    /// Why each call gets an instance that is made for it; none if instances
-    /// serve one call after another, put back as they were or shared.
+    /// Why each call gets a fresh instance; none if instances serve one call
+    /// after another, reset or shared.
     #[must_use]
-    pub fn made_anew(&self) -> Option<String> {
-        let request = self.terms.settings.isolation == Isolation::Request;
-        // A file that was compiled ahead of time can do it either way.
-        let unfit = match &self.restore {
-            Ok(restore) => restore.unwanted(),
-            Err(unfit) => Some(unfit.clone()),
-        };
-        unfit.filter(|_| request).map(|unfit| unfit.to_string())
+    pub fn fresh_reason(&self) -> Option<String> {
+        if self.terms.settings.isolation == Isolation::Shared {
+            return None;
+        }
+        match &self.reset {
+            // A file that was compiled ahead of time can do it either way.
+            Ok(reset) if !reset.wanted() => Some(NOT_WANTED.into()),
+            Ok(_) => self.asks_as_it_starts().then(|| ASKS_AS_IT_STARTS.into()),
+            Err(reason) => Some(reason.to_string()),
+        }
+    }
+
+    /// Whether an instance asked the host for more than constants as it
+    /// started: then it is started for one caller, and serves one call.
+    pub(super) fn asks_as_it_starts(&self) -> bool {
+        self.asks_as_it_starts.load(Relaxed)
+    }
+
+    pub(super) fn note_that_it_asks(&self) {
+        self.asks_as_it_starts.store(true, Relaxed);
     }
 
     /// What it runs under.

@@ -17,7 +17,6 @@ use super::{cache::Cache, compile};
 use super::{
     limits::{MAX_MEMORIES, MAX_TABLES},
     pool::{Idle, Place, take},
-    restore,
     ticker::{Pulse, Ticker},
 };
 use crate::{
@@ -263,11 +262,11 @@ impl Allocation for Config {
             .max_tables_per_module(tables)
             .max_component_instance_size(1024 * 1024)
             .max_core_instance_size(1024 * 1024)
-            .max_memory_size(config.largest_instance.max(restore::MARKED))
+            .max_memory_size(config.largest_instance)
             .table_elements(config.largest_table)
             .linear_memory_keep_resident(KEPT_MEMORY.0)
             .table_keep_resident(KEPT_TABLES.0)
-            .pagemap_scan(Enabled::Auto);
+            .pagemap_scan(Enabled::No);
         self.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
         self
     }

@@ -14,7 +14,7 @@ use super::{
     component::Component,
     limits::Limits,
     pool::{Place, Warm, take},
-    restore::Restorer,
+    reset::Resetter,
 };
 use crate::{
     budget::Budget,
@@ -158,8 +158,8 @@ impl HasHost for Guest {
 pub(super) struct Live {
     pub(super) store: Store<Guest>,
     pub(super) service: Full,
-    /// Puts it back as it was, if that is to be done.
-    restorer: Option<Restorer>,
+    /// Resets it after a call, if that is to be done.
+    resetter: Option<Resetter>,
     /// Its size when it was new.
     size: (usize, usize),
     /// Its place among the instances of the server.
@@ -253,37 +253,83 @@ impl Component {
         Ok((answer, memory))
     }
 
-    /// Whether an instance may serve another request; puts it back as it was
-    /// where requests are not to share one.
+    /// Whether an instance may serve another request; resets it where requests
+    /// are not to share one.
     fn is_as_new(&self, live: &mut Live) -> bool {
         let Live {
             store,
-            restorer,
+            resetter,
             size,
             ..
         } = live;
-        match (self.terms.settings.isolation, restorer) {
+        match (self.terms.settings.isolation, resetter) {
             (Isolation::Shared, _) => true,
             (Isolation::Request, None) => false,
-            // What can't be put back from inside: memory does not shrink, and
-            // handles are the component's.
+            // What can't be reset from inside: memory does not shrink, and the
+            // table of handles is wasmtime's.
             (Isolation::Request, Some(_))
-                if store.data().limits.size() != *size || store.data().host.holds_handles() =>
+                if store.data().limits.size() != *size
+                    || !store.data().host.handles_are_fresh() =>
             {
                 false
             }
-            (Isolation::Request, Some(restorer)) => restorer.restore(store),
+            (Isolation::Request, Some(resetter)) => resetter.reset(store),
         }
     }
 
-    /// A new instance, once there is a place and memory for it.
+    /// A new instance, once there is a slot and memory for it. One that will
+    /// be reset is started as nobody: what it keeps of its start is there for
+    /// every caller.
     fn fresh(&self, context: Context, watch: Arc<dyn Watch>) -> Result<Live, Ended> {
         let deadline = context.deadline;
         let place = self
             .sandbox
             .place(context.depth(), &*watch, deadline)
             .ok_or(CallError::NotBegun(Wanted::Instance))?;
-        let mut store = self.store(context, Arc::clone(&watch));
+        let reset = self.reset.as_ref().ok().filter(|reset| reset.wanted());
+        if let Some(reset) = reset.filter(|_| !self.asks_as_it_starts()) {
+            let nobody = Context::of_loading(deadline);
+            let (mut store, service, made) = self.started(nobody, &watch)?;
+            if store.data().host.was_asked() {
+                self.note_that_it_asks();
+            } else {
+                let resetter = reset
+                    .checkpoint(&mut store, &made)
+                    .map_err(|error| self.explain(&store, Phase::Start, &error))?;
+                let guest = store.data_mut();
+                guest.host.renew(context, watch);
+                if let Some(resetter) = &resetter {
+                    guest.limits.keep(resetter.kept);
+                }
+                let size = guest.limits.size();
+                return Ok(Live {
+                    store,
+                    service,
+                    resetter,
+                    size,
+                    _place: place,
+                });
+            }
+        }
+        let (store, service, _) = self.started(context, &watch)?;
+        let size = store.data().limits.size();
+        Ok(Live {
+            store,
+            service,
+            resetter: None,
+            size,
+            _place: place,
+        })
+    }
+
+    /// Instantiates the component, within the deadline of `context`.
+    fn started(
+        &self,
+        context: Context,
+        watch: &Arc<dyn Watch>,
+    ) -> Result<(Store<Guest>, Full, wasmtime::component::Instance), Ended> {
+        let deadline = context.deadline;
+        let mut store = self.store(context, Arc::clone(watch));
         let memory = self.first_memory();
         let mut has_memory = store.data_mut().limits.reserve(memory, Instant::now());
         if !has_memory {
@@ -298,27 +344,12 @@ impl Component {
         }
         let made = self.linked.instantiate(&mut store).and_then(|made| {
             let service = self.exports.load(&mut store, &made)?;
-            let restorer = self
-                .restore
-                .as_ref()
-                .ok()
-                .map(|restore| restore.checkpoint(&mut store, &made));
-            Ok((service, restorer.transpose()?.flatten()))
+            Ok((service, made))
         });
-        let (service, restorer) =
-            made.map_err(|error| self.explain(&store, Phase::Start, &error))?;
-        let guest = store.data_mut();
-        if let Some(restorer) = &restorer {
-            guest.limits.keep(restorer.kept);
+        match made {
+            Ok((service, made)) => Ok((store, service, made)),
+            Err(error) => Err(self.explain(&store, Phase::Start, &error)),
         }
-        let size = guest.limits.size();
-        Ok(Live {
-            store,
-            service,
-            restorer,
-            size,
-            _place: place,
-        })
     }
 
     fn ask(&self, live: &mut Live, action: &str, payload: Payload<'_>) -> Result<Answer, Ended> {
@@ -367,9 +398,9 @@ impl Component {
         sandbox.pulse.beat();
         let host = Host::new(context, Arc::clone(&self.terms.granted), watch);
         let aside = self
-            .restore
+            .reset
             .as_ref()
-            .map_or(0, |restore| restore.restores.aside);
+            .map_or(0, |reset| reset.info.added_memory);
         let guest = Guest {
             host,
             limits: Limits::new(self.terms.bounds(), aside, &sandbox.memory),
@@ -427,7 +458,10 @@ impl Component {
                 format!("call stack exceeds the limit of {stack} bytes"),
             );
         }
-        if limits.refused() {
+        // A guest ends itself where it gets no memory; any other trap has
+        // another reason.
+        let ended_itself = trap.is_none_or(|trap| *trap == Trap::UnreachableCodeReached);
+        if limits.refused() && ended_itself {
             let bounds = self.terms.bounds();
             let message = format!(
                 "needs more than the limit of {} bytes of memory or {} table elements",

@@ -50,6 +50,8 @@ pub struct Limits {
     /// What the memory exceeds that which every instance keeps anyway.
     charge: Charge,
     refused: bool,
+    /// What was allowed last: taken back where wasmtime can't do it.
+    last_growth: usize,
 }
 
 impl Limits {
@@ -64,6 +66,7 @@ impl Limits {
             table_elements: 0,
             charge: Charge::none(shared),
             refused: false,
+            last_growth: 0,
         }
     }
 
@@ -123,6 +126,11 @@ fn beyond_kept(memory: usize) -> usize {
     memory.saturating_sub(KEPT_MEMORY.0)
 }
 
+/// Whether a component asks for more than it allows itself: no limit of ours.
+fn beyond_its_own(desired: usize, maximum: Option<usize>) -> bool {
+    maximum.is_some_and(|maximum| desired > maximum)
+}
+
 impl ResourceLimiter for Guest {
     /// Waits for the server's memory where others hold it, until the call's
     /// time is over.
@@ -130,9 +138,12 @@ impl ResourceLimiter for Guest {
         &mut self,
         current: usize,
         desired: usize,
-        _maximum: Option<usize>,
+        maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         let Self { host, limits } = self;
+        if beyond_its_own(desired, maximum) {
+            return Ok(false);
+        }
         let limit = limits.bounds.memory.saturating_add(limits.aside);
         let Some(sum) = limits.grown(limits.memory, limit, current, desired) else {
             return Ok(false);
@@ -149,12 +160,16 @@ impl ResourceLimiter for Guest {
                 return Err(stop.into());
             }
         }
+        limits.last_growth = sum - limits.memory;
         limits.memory = sum;
         Ok(true)
     }
 
     fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
-        self.limits.refused = true;
+        let limits = &mut self.limits;
+        limits.refused = true;
+        limits.memory -= std::mem::take(&mut limits.last_growth);
+        limits.charge.set(beyond_kept(limits.memory()));
         Ok(())
     }
 
@@ -237,6 +252,26 @@ mod tests {
         );
         assert!(!guest.memory_growing(40, 41, None).unwrap());
         assert_eq!((guest.limits.memory(), guest.limits.refused()), (100, true));
+    }
+
+    #[test]
+    fn growth_that_fails_does_not_count() {
+        let shared = Budget::new(1 << 20);
+        let mut guest = guest(8 << 20, 10, &shared, soon());
+        let kept = KEPT_MEMORY.0;
+        assert!(guest.memory_growing(0, kept + 100, None).unwrap());
+        assert!(guest.memory_growing(kept + 100, kept + 300, None).unwrap());
+        guest
+            .memory_grow_failed(wasmtime::format_err!("no"))
+            .unwrap();
+        assert_eq!((guest.limits.memory(), shared.used()), (kept + 100, 100));
+        guest.limits.renew();
+        // What the component itself does not allow is no limit of the server's.
+        assert!(!guest.memory_growing(kept, 2 * kept, Some(kept)).unwrap());
+        assert_eq!(
+            (guest.limits.memory(), guest.limits.refused()),
+            (kept + 100, false)
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod instance;
 mod limits;
 mod pool;
 mod precompiled;
-mod restore;
+mod reset;
 mod ticker;
 #[cfg(feature = "compiler")]
 mod worker;

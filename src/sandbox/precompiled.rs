@@ -7,7 +7,7 @@
 //! wasmtime's compiler made:
 //!
 //! ```text
-//! MB-COMPILED/2 {"arch":"x86_64","code":"sha256:…","component":"sha256:…","restores":{"Err":"its modules …"},"server":"0.1.0","wrapped":false}\n
+//! MB-COMPILED/2 {"arch":"x86_64","code":"sha256:…","component":"sha256:…","reset":{"Err":"its modules …"},"server":"0.1.0","wrapped":false}\n
 //! ```
 
 use std::{
@@ -23,7 +23,7 @@ use wasmtime::{Engine, component::Component};
 
 use super::{
     component::{Compiled, Loaded},
-    restore::{Restores, Unfit},
+    reset::{FreshReason, ResetInfo},
 };
 
 /// What such a file begins with.
@@ -46,8 +46,8 @@ struct About<'a> {
     code: Cow<'a, str>,
     /// That WebAssembly was a core module.
     wrapped: bool,
-    /// How its instances are put back, or why they can't be.
-    restores: Result<Restores, Unfit>,
+    /// What is to be known to reset its instances, or why they can't be reset.
+    reset: Result<ResetInfo, FreshReason>,
 }
 
 /// Machine code that may be loaded: whoever has this has looked at who could
@@ -55,7 +55,7 @@ struct About<'a> {
 pub struct Precompiled<'a> {
     code: &'a [u8],
     wrapped: bool,
-    restores: Result<Restores, Unfit>,
+    reset: Result<ResetInfo, FreshReason>,
 }
 
 impl<'a> Precompiled<'a> {
@@ -93,7 +93,7 @@ impl<'a> Precompiled<'a> {
             component: _,
             code: digest,
             wrapped,
-            restores,
+            reset,
         } = serde_json::from_slice(line)
             .map_err(|error| broken(&format!("its first line: {error}")))?;
         if (&*server, &*arch) != (SERVER, std::env::consts::ARCH) {
@@ -108,7 +108,7 @@ impl<'a> Precompiled<'a> {
         Ok(Self {
             code,
             wrapped,
-            restores,
+            reset,
         })
     }
 
@@ -117,7 +117,7 @@ impl<'a> Precompiled<'a> {
         Ok(Loaded {
             compiled,
             wrapped: self.wrapped,
-            restores: self.restores.clone(),
+            reset: self.reset.clone(),
             code: Compiled {
                 size: self.code.len(),
                 took: None,
@@ -145,7 +145,7 @@ impl<'a> Precompiled<'a> {
 pub(super) fn file(
     component: &[u8],
     wrapped: bool,
-    restores: Result<Restores, Unfit>,
+    reset: Result<ResetInfo, FreshReason>,
     code: &[u8],
 ) -> Vec<u8> {
     let about = About {
@@ -154,7 +154,7 @@ pub(super) fn file(
         component: format!("sha256:{}", hex_digest(component)).into(),
         code: format!("sha256:{}", hex_digest(code)).into(),
         wrapped,
-        restores,
+        reset,
     };
     let line = serde_json::json!(about).to_string();
     [MARK, line.as_bytes(), b"\n", code].concat()
@@ -246,7 +246,7 @@ mod tests {
     #[cfg(feature = "compiler")]
     #[test]
     fn what_was_changed_or_made_for_others_is_refused() {
-        let good = file(b"component", true, Err(Unfit::unwanted()), b"code");
+        let good = file(b"component", true, Err(FreshReason::because("no")), b"code");
         let opened = Precompiled::of(&good).unwrap();
         assert_eq!((opened.code, opened.wrapped), (b"code".as_slice(), true));
         let text = String::from_utf8(good.clone()).unwrap();

@@ -46,9 +46,9 @@ pub struct CompileJob {
     /// Compile quickly, to code that runs slowly
     #[arg(long)]
     quick: bool,
-    /// Rewrite it, so that its instances can be put back
+    /// Rewrite it, so that its instances can be reset
     #[arg(long)]
-    restore: bool,
+    reset: bool,
     /// Memory that may be taken, in bytes
     #[arg(long)]
     memory: u64,
@@ -86,7 +86,7 @@ impl CompileJob {
         };
         let engine =
             compiling_engine(&config, self.on_demand, Cpu::This).map_err(|e| format!("{e:#}"))?;
-        let file = compile(&engine, &bytes, self.restore).map_err(|e| e.to_string())?;
+        let file = compile(&engine, &bytes, self.reset).map_err(|e| e.to_string())?;
         let mut out = io::stdout().lock();
         let written = out.write_all(&file).and_then(|()| out.flush());
         written.map_err(|e| format!("its code can't be written: {e}"))
@@ -99,7 +99,7 @@ impl CompileWorker {
         &self,
         sandbox: &Sandbox,
         bytes: &[u8],
-        restore: bool,
+        reset: bool,
     ) -> Result<Vec<u8>, LoadError> {
         let failed =
             |error: io::Error| LoadError::Compile(format!("no process to compile it in: {error}"));
@@ -115,7 +115,7 @@ impl CompileWorker {
         command.args(["--seconds", &(self.timeout.as_secs() + 1).to_string()]);
         command.args((!sandbox.pooled).then_some("--on-demand"));
         command.args(sandbox.config.compiler.quick.then_some("--quick"));
-        command.args(restore.then_some("--restore"));
+        command.args(reset.then_some("--reset"));
         // Ctrl-C is for the server, which ends in order.
         command.process_group(0);
         command

@@ -3,8 +3,9 @@
 use std::{fs, path::Path};
 
 /// Each module and the modules of the project that it may use.
-const MAY_USE: [(&str, &[&str]); 18] = [
+const MAY_USE: [(&str, &[&str]); 19] = [
     ("wire", &[]),
+    ("reset", &[]),
     ("log", &[]),
     ("transport", &["config"]),
     ("config", &[]),

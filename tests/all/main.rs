@@ -21,6 +21,7 @@ mod live_settings;
 mod minimal;
 mod overtaking;
 mod reload;
+mod reset;
 mod routing;
 mod sandbox;
 mod tls;

@@ -96,7 +96,7 @@ fn every_request_gets_a_fresh_instance() {
 #[test]
 fn an_instance_that_is_put_back_is_as_one_that_is_made() {
     let digest = |client: &mut RawClient| client.ask("hostile.digest", "").text();
-    let anew = setup().set("[services.hostile]\nrestore = false").start();
+    let anew = setup().set("[services.hostile]\nreset = false").start();
     let new = digest(&mut anew.connect());
     assert!(new.ends_with("\"pages\":4}"), "{new}");
     let server = start();
@@ -121,8 +121,8 @@ fn an_instance_that_is_put_back_is_as_one_that_is_made() {
         assert_eq!(digest(&mut client), new, "after {action} {payload}");
         assert_eq!(instances(), made, "after {action} {payload}");
     }
-    assert_eq!(row(&server, "hostile")["madeAnew"], Value::Null);
-    let reason = row(&anew, "hostile")["madeAnew"].clone();
+    assert_eq!(row(&server, "hostile")["freshReason"], Value::Null);
+    let reason = row(&anew, "hostile")["freshReason"].clone();
     assert_eq!(reason, "the settings say so");
 }
 

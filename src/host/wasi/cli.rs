@@ -33,14 +33,17 @@ impl std::error::Error for Exited {}
 
 impl environment::Host for Host {
     fn get_environment(&mut self) -> wasmtime::Result<Vec<(String, String)>> {
+        self.gives_constant();
         Ok(Vec::new())
     }
 
     fn get_arguments(&mut self) -> wasmtime::Result<Vec<String>> {
+        self.gives_constant();
         Ok(Vec::new())
     }
 
     fn initial_cwd(&mut self) -> wasmtime::Result<Option<String>> {
+        self.gives_constant();
         Ok(None)
     }
 }
@@ -80,7 +83,7 @@ impl terminal_input::Host for Host {}
 
 impl terminal_input::HostTerminalInput for Host {
     fn drop(&mut self, terminal: Resource<Terminal>) -> wasmtime::Result<()> {
-        self.table.delete(terminal)?;
+        self.take_back(terminal)?;
         Ok(())
     }
 }
@@ -89,25 +92,28 @@ impl terminal_output::Host for Host {}
 
 impl terminal_output::HostTerminalOutput for Host {
     fn drop(&mut self, terminal: Resource<Terminal>) -> wasmtime::Result<()> {
-        self.table.delete(terminal)?;
+        self.take_back(terminal)?;
         Ok(())
     }
 }
 
 impl terminal_stdin::Host for Host {
     fn get_terminal_stdin(&mut self) -> wasmtime::Result<Option<Resource<Terminal>>> {
+        self.gives_constant();
         Ok(None)
     }
 }
 
 impl terminal_stdout::Host for Host {
     fn get_terminal_stdout(&mut self) -> wasmtime::Result<Option<Resource<Terminal>>> {
+        self.gives_constant();
         Ok(None)
     }
 }
 
 impl terminal_stderr::Host for Host {
     fn get_terminal_stderr(&mut self) -> wasmtime::Result<Option<Resource<Terminal>>> {
+        self.gives_constant();
         Ok(None)
     }
 }

@@ -50,7 +50,7 @@ impl error::HostError for Host {
     }
 
     fn drop(&mut self, error: Resource<Error>) -> wasmtime::Result<()> {
-        self.table.delete(error)?;
+        self.take_back(error)?;
         Ok(())
     }
 }
@@ -87,7 +87,7 @@ impl poll::HostPollable for Host {
     }
 
     fn drop(&mut self, pollable: Resource<Pollable>) -> wasmtime::Result<()> {
-        self.table.delete(pollable)?;
+        self.take_back(pollable)?;
         Ok(())
     }
 }
@@ -120,7 +120,7 @@ impl streams::HostInputStream for Host {
     }
 
     fn drop(&mut self, stream: Resource<InputStream>) -> wasmtime::Result<()> {
-        self.table.delete(stream)?;
+        self.take_back(stream)?;
         Ok(())
     }
 }
@@ -188,7 +188,7 @@ impl streams::HostOutputStream for Host {
     }
 
     fn drop(&mut self, stream: Resource<OutputStream>) -> wasmtime::Result<()> {
-        self.table.delete(stream)?;
+        self.take_back(stream)?;
         Ok(())
     }
 }

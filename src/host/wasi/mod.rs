@@ -36,5 +36,5 @@ pub(super) mod bindings {
 
 /// Links all but files and sockets.
 pub(super) fn add_to_linker<T: HasHost>(linker: &mut Linker<T>) -> wasmtime::Result<()> {
-    bindings::Wasi::add_to_linker::<T, HasSelf<Host>>(linker, T::host)
+    bindings::Wasi::add_to_linker::<T, HasSelf<Host>>(linker, T::called)
 }

@@ -1,6 +1,7 @@
 //! Files and sockets: some languages import them all the same, so they are
 //! there, in whatever version the component wants, and refuse everything.
 
+use crate::host::HasHost;
 use wasmtime::{
     Engine, StoreContextMut,
     component::{
@@ -22,7 +23,7 @@ pub(in crate::host) fn is_refused(import: &str) -> bool {
 }
 
 /// Defines the interface as the component describes it.
-pub(in crate::host) fn link<T: 'static>(
+pub(in crate::host) fn link<T: HasHost>(
     linker: &mut Linker<T>,
     name: &str,
     interface: &ComponentInstance,
@@ -32,7 +33,15 @@ pub(in crate::host) fn link<T: 'static>(
     for (name, item) in interface.exports(engine) {
         match item.ty {
             ComponentItem::Resource(_) if !is_of_streams(name) => {
-                instance.resource(name, ResourceType::host::<Nothing>(), |_, _| Ok(()))?;
+                instance.resource(
+                    name,
+                    ResourceType::host::<Nothing>(),
+                    |mut store, handle| {
+                        let handle = Resource::<Nothing>::new_own(handle);
+                        store.data_mut().called().take_back(handle)?;
+                        Ok(())
+                    },
+                )?;
             }
             ComponentItem::ComponentFunc(_) => instance.func_new(name, refuse)?,
             _ => {}
@@ -49,7 +58,7 @@ fn is_of_streams(name: &str) -> bool {
     )
 }
 
-fn refuse<T: 'static>(
+fn refuse<T: HasHost>(
     mut store: StoreContextMut<'_, T>,
     kind: ComponentFunc,
     _: &[Val],
@@ -65,7 +74,7 @@ fn refuse<T: 'static>(
             Type::List(_) => Val::List(Vec::new()),
             Type::Option(_) => Val::Option(None),
             Type::Own(_) => {
-                let handle = Resource::<Nothing>::new_own(0);
+                let handle = store.data_mut().called().hand_out(Nothing)?;
                 Val::Resource(handle.try_into_resource_any(&mut store)?)
             }
             other => wasmtime::bail!("files and sockets are not there, so there is no {other:?}"),

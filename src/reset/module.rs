@@ -9,8 +9,10 @@ use wasm_encoder::{
 use wasmparser::{ExternalKind, FunctionBody, MemArg, Operator, Parser, Payload};
 
 use super::{
-    CHECKPOINT, GIVER, MARKED_MEMORY, MARKS, RESTORE, Restores, SLACK, Unfit, covered::Covered,
-    functions::Added, shape::Shape,
+    CARDS_MEMORY, CHECKPOINT, FreshReason, GIVER, MAX_PAGES, RESET, ResetInfo, SLACK,
+    elision::Elision,
+    functions::{Added, cards_pages},
+    shape::Shape,
 };
 
 /// The guest's own memory, and the one that is put back from; both are those
@@ -18,18 +20,21 @@ use super::{
 pub(super) const OWN: u32 = 0;
 pub(super) const KEPT: u32 = 2;
 
+/// Most pages that a memory of cards has: those of a memory of 4 GiB.
+const MOST_CARDS: u64 = cards_pages(64 * 1024);
+
 /// Size of a page of WebAssembly in bytes.
 const WASM_PAGE: u64 = 64 * 1024;
 
 /// How a module is to be rewritten.
 pub(super) struct Rewriting<'a> {
-    /// Its exports by which the host allocates.
-    pub(super) allocators: &'a [&'a str],
-    /// By number, those of its imported functions that end at the host.
+    /// Functions of it by which the host allocates.
+    pub(super) allocators: &'a [u32],
+    /// By number, those of its imported functions that may end at the host.
     pub(super) host_functions: &'a [u32],
-    /// Its exports with which every call of the host ends; none where there is
-    /// something else that it may end with.
-    pub(super) post_returns: &'a [&'a str],
+    /// Functions of it with which every call of the host ends; none where there
+    /// is something else that it may end with.
+    pub(super) post_returns: &'a [u32],
     /// No host function writes more than this to where it is told to put its
     /// result, in bytes.
     pub(super) largest_result: u32,
@@ -43,7 +48,7 @@ pub(super) struct Rewriting<'a> {
 pub(super) fn rewrite(
     module: &[u8],
     how: &Rewriting<'_>,
-) -> Result<(Vec<u8>, Option<Restores>), Unfit> {
+) -> Result<(Vec<u8>, Option<ResetInfo>), FreshReason> {
     let shape = Shape::of(module)?;
     let Some(memory) = shape.memory else {
         let added = shape.added(how, None)?;
@@ -60,22 +65,22 @@ pub(super) fn rewrite(
     let slack = if shape.grows && how.alone { SLACK } else { 0 };
     let slack = slack.min(memory.maximum.unwrap_or(u64::MAX) - memory.initial);
     let first_size = memory.initial + slack;
+    if first_size > MAX_PAGES {
+        return Err(FreshReason::because("its memory is too large"));
+    }
     let added = shape.added(how, (slack > 0).then_some(memory.initial))?;
     let bytes = Barrier {
         shape: &shape,
         added: &added,
     }
     .module(module, first_size)?;
-    let bytes_of = |pages: u64| {
-        usize::try_from(pages * WASM_PAGE).map_err(|_| Unfit::because("its memory is too large"))
+    let bytes_of = |pages: u64| usize::try_from(pages * WASM_PAGE).expect("bounded by MAX_PAGES");
+    let info = ResetInfo {
+        added_memory: bytes_of(cards_pages(first_size) + first_size),
+        first_memory: bytes_of(first_size),
+        resets_itself: added.resets_itself(),
     };
-    let (aside, first) = (bytes_of(MARKS + first_size)?, bytes_of(first_size)?);
-    let restores = Restores {
-        aside,
-        first,
-        by_itself: added.puts_itself_back(),
-    };
-    Ok((bytes, Some(restores)))
+    Ok((bytes, Some(info)))
 }
 
 /// Rewrites as it reads: what refers to a function that has something put in
@@ -86,24 +91,24 @@ struct Barrier<'a> {
 }
 
 impl Reencode for Barrier<'_> {
-    type Error = Unfit;
+    type Error = FreshReason;
 
-    fn function_index(&mut self, function: u32) -> Result<u32, Error<Unfit>> {
+    fn function_index(&mut self, function: u32) -> Result<u32, Error<FreshReason>> {
         Ok(self.added.in_front_of_import(function))
     }
 }
 
-impl From<Error<Unfit>> for Unfit {
-    fn from(error: Error<Unfit>) -> Self {
+impl From<Error<FreshReason>> for FreshReason {
+    fn from(error: Error<FreshReason>) -> Self {
         match error {
-            Error::UserError(unfit) => unfit,
+            Error::UserError(reason) => reason,
             error => Self::because(error.to_string()),
         }
     }
 }
 
 impl Barrier<'_> {
-    fn module(&mut self, module: &[u8], first_size: u64) -> Result<Vec<u8>, Unfit> {
+    fn module(&mut self, module: &[u8], first_size: u64) -> Result<Vec<u8>, FreshReason> {
         let (mut types, mut imports) = (TypeSection::new(), ImportSection::new());
         let (mut functions, mut tables) = (FunctionSection::new(), TableSection::new());
         let (mut globals, mut exports) = (GlobalSection::new(), ExportSection::new());
@@ -142,23 +147,23 @@ impl Barrier<'_> {
         }
         let added = self.added;
         if self.shape.memory.is_none() {
-            let marked = wasm_encoder::EntityType::Memory(memory(MARKS, Some(MARKS)));
-            imports.import(GIVER, MARKED_MEMORY, marked);
+            let cards = wasm_encoder::EntityType::Memory(memory(1, Some(MOST_CARDS)));
+            imports.import(GIVER, CARDS_MEMORY, cards);
         }
         added.kinds(&mut types);
         added.signatures(&mut functions);
         added.globals(&mut globals);
         added.bodies(&mut code);
         exports.export(CHECKPOINT, ExportKind::Func, added.checkpoint());
-        exports.export(RESTORE, ExportKind::Func, added.restore());
+        exports.export(RESET, ExportKind::Func, added.reset());
         let mut memories = MemorySection::new();
         if let Some(own) = self.shape.memory {
             let first = memory(first_size, own.maximum);
             memories
                 .memory(first)
-                .memory(memory(MARKS, Some(MARKS)))
+                .memory(memory(cards_pages(first_size), Some(MOST_CARDS)))
                 .memory(first);
-            exports.export(MARKED_MEMORY, ExportKind::Memory, added.marked);
+            exports.export(CARDS_MEMORY, ExportKind::Memory, added.cards);
         }
 
         let mut rewritten = Module::new();
@@ -195,7 +200,7 @@ impl Barrier<'_> {
         &mut self,
         exports: &mut ExportSection,
         section: wasmparser::ExportSectionReader<'_>,
-    ) -> Result<(), Unfit> {
+    ) -> Result<(), FreshReason> {
         for export in section {
             let export = export?;
             match export.kind {
@@ -209,7 +214,11 @@ impl Barrier<'_> {
         Ok(())
     }
 
-    fn function(&mut self, code: &mut CodeSection, body: &FunctionBody<'_>) -> Result<(), Unfit> {
+    fn function(
+        &mut self,
+        code: &mut CodeSection,
+        body: &FunctionBody<'_>,
+    ) -> Result<(), FreshReason> {
         let locals = body
             .get_locals_reader()?
             .into_iter()
@@ -222,12 +231,14 @@ impl Barrier<'_> {
         let mut own = locals
             .into_iter()
             .map(|(count, kind)| Ok((count, self.val_type(kind)?)));
-        let mut locals = own.by_ref().collect::<Result<Vec<_>, Error<Unfit>>>()?;
+        let mut locals = own
+            .by_ref()
+            .collect::<Result<Vec<_>, Error<FreshReason>>>()?;
         drop(own);
         let scratch = Scratch::behind(u32::try_from(count).expect("bounded by the validator"));
         locals.extend(Scratch::LOCALS.map(|kind| (1, kind)));
         let mut rewritten = Function::new(locals);
-        let mut covered = Covered::default();
+        let mut covered = Elision::default();
         for operator in body.get_operators_reader()? {
             let operator = operator?;
             self.operator(&mut rewritten, operator.clone(), &scratch, &mut covered)?;
@@ -242,14 +253,14 @@ impl Barrier<'_> {
         body: &mut Function,
         operator: Operator<'_>,
         scratch: &Scratch,
-        covered: &mut Covered,
-    ) -> Result<(), Unfit> {
+        covered: &mut Elision,
+    ) -> Result<(), FreshReason> {
         let mark = |body: &mut Function| {
             body.instruction(&Instruction::Call(self.added.mark()));
         };
         if let Some((memarg, kind)) = store(&operator) {
             let offset = u32::try_from(memarg.offset)
-                .map_err(|_| Unfit::because("an offset of more than 32 bits"))?;
+                .map_err(|_| FreshReason::because("an offset of more than 32 bits"))?;
             match covered.base() {
                 // No store is longer than 16 bytes.
                 Some(base) if covered.covers(base, offset.into(), 16) => {}
@@ -291,9 +302,7 @@ impl Barrier<'_> {
             }
             operator => {
                 let instead = match (&operator, self.added.pages()) {
-                    (Operator::MemoryGrow { .. }, Some(_)) => {
-                        Some(Instruction::Call(self.added.grow()))
-                    }
+                    (Operator::MemoryGrow { .. }, _) => Some(Instruction::Call(self.added.grow())),
                     (Operator::MemorySize { .. }, Some(pages)) => {
                         Some(Instruction::GlobalGet(pages))
                     }

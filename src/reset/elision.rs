@@ -10,10 +10,14 @@ use wasmparser::Operator;
 /// behind a marked page are put back with it, less one.
 pub(super) const COVERED: u64 = 256;
 
+/// Most values and addresses that are followed at once; beyond it what was
+/// known is forgotten, so that a long function takes no more than its length.
+const MOST: usize = 64;
+
 /// What is known at one place of a function, within what runs from its first
 /// instruction to its last.
 #[derive(Default)]
-pub(super) struct Covered {
+pub(super) struct Elision {
     /// The values that are on top of the stack: the local that each is the
     /// value of, if that is known. There may be any number below.
     stack: Vec<Option<u32>>,
@@ -22,7 +26,7 @@ pub(super) struct Covered {
     marked: HashMap<u32, u64>,
 }
 
-impl Covered {
+impl Elision {
     /// The local that holds the address of a store that is about to come.
     pub(super) fn base(&self) -> Option<u32> {
         self.stack
@@ -40,12 +44,18 @@ impl Covered {
 
     /// They are marked from this offset on.
     pub(super) fn mark(&mut self, base: u32, offset: u64) {
+        if self.marked.len() >= MOST {
+            self.marked.clear();
+        }
         self.marked.insert(base, offset);
     }
 
     /// What an instruction changes about all this. What is not known here
     /// makes everything unknown that it may concern.
     pub(super) fn after(&mut self, operator: &Operator<'_>) {
+        if self.stack.len() >= MOST {
+            self.stack.clear();
+        }
         match operator {
             Operator::LocalGet { local_index } => self.stack.push(Some(*local_index)),
             Operator::I32Const { .. }

@@ -1,29 +1,42 @@
 //! The functions and globals that a rewritten module gets.
 
+use std::collections::HashMap;
+
 use wasm_encoder::{
     BlockType, CodeSection, Function, FunctionSection, GlobalSection, InstructionSink, MemArg,
     TypeSection, ValType,
 };
 
 use super::{
-    PAGE, PAGE_BITS,
-    covered::COVERED,
+    CARD, CARD_BITS,
+    elision::COVERED,
     module::{KEPT, OWN, mutable, zero},
     shape::{Kind, Shape},
 };
 
-/// A mark holds for as much as may lie in the page after the one that it
-/// marks, so as much is put back of that.
+/// A mark holds for as much as may lie in the card after the one that it
+/// marks, so as much is copied back of that.
 const OVERHANG: i32 = COVERED as i32 - 1;
 
-/// Pages in one of WebAssembly, as a power of two.
-const PER_WASM_PAGE: i32 = 16 - PAGE_BITS as i32;
+/// Cards in a page of WebAssembly, as a power of two.
+const CARDS_PER_PAGE: i32 = 16 - CARD_BITS as i32;
+
+/// Pages of WebAssembly for which one page of cards is enough, as a power of
+/// two: a card takes a byte.
+const PAGES_PER_CARDS_PAGE: u32 = CARD_BITS;
+
+/// Pages of the memory of cards for a memory of so many pages. More than
+/// 64 KiB behind its end have cards too, so that what may be marked beyond what
+/// is written is there.
+pub(super) const fn cards_pages(pages: u64) -> u64 {
+    (pages >> PAGES_PER_CARDS_PAGE) + 1
+}
 
 /// What is added, and where its indices begin: behind all that was there.
 pub(super) struct Added<'a> {
     pub(super) shape: &'a Shape,
-    /// The memory of the marks.
-    pub(super) marked: u32,
+    /// The memory of the cards.
+    pub(super) cards: u32,
     pub(super) first_function: u32,
     pub(super) first_kind: u32,
     pub(super) first_global: u32,
@@ -36,16 +49,34 @@ pub(super) struct Added<'a> {
     pub(super) allocators: Vec<(u32, &'a Kind)>,
     /// Functions with which a call of the host ends.
     pub(super) post_returns: Vec<(u32, &'a Kind)>,
+    /// For an imported function, what the guest calls in its place.
+    pub(super) before: HashMap<u32, u32>,
+    /// For an exported function, what the host calls in its place.
+    pub(super) after: HashMap<u32, u32>,
 }
 
-/// The functions in this order, the last one where there is more memory than
-/// the guest has asked for; then those in front of others.
+/// The functions in this order; then those in front of others.
 const MARK: u32 = 0;
 const CHECKPOINT: u32 = 1;
-const RESTORE: u32 = 2;
+const RESET: u32 = 2;
 const GROW: u32 = 3;
+const FUNCTIONS: u32 = 4;
 
 impl Added<'_> {
+    /// Numbers the functions that are put in front of others.
+    pub(super) fn number(&mut self) {
+        let mut next = self.first_function + FUNCTIONS;
+        let mut number = |functions: &[(u32, &Kind)], numbers: &mut HashMap<u32, u32>| {
+            for (function, _) in functions {
+                numbers.insert(*function, next);
+                next += 1;
+            }
+        };
+        number(&self.calls, &mut self.before);
+        number(&self.allocators, &mut self.after);
+        number(&self.post_returns, &mut self.after);
+    }
+
     /// `(address, length)`: marks what is about to be written.
     pub(super) fn mark(&self) -> u32 {
         self.first_function + MARK
@@ -57,22 +88,13 @@ impl Added<'_> {
     }
 
     /// `()`.
-    pub(super) fn restore(&self) -> u32 {
-        self.first_function + RESTORE
+    pub(super) fn reset(&self) -> u32 {
+        self.first_function + RESET
     }
 
     /// `(pages) -> pages`, as `memory.grow`.
     pub(super) fn grow(&self) -> u32 {
         self.first_function + GROW
-    }
-
-    /// How many there are before those in front of others.
-    fn functions(&self) -> u32 {
-        if self.first_pages.is_some() {
-            GROW + 1
-        } else {
-            GROW
-        }
     }
 
     /// The global that holds what `memory.size` says, where that is less than
@@ -83,7 +105,7 @@ impl Added<'_> {
 
     /// Whether each call ends with the instance being put back, once there is
     /// a checkpoint.
-    pub(super) fn puts_itself_back(&self) -> bool {
+    pub(super) fn resets_itself(&self) -> bool {
         !self.post_returns.is_empty()
     }
 
@@ -100,22 +122,13 @@ impl Added<'_> {
 
     /// What guests call in the place of this function.
     pub(super) fn in_front_of_import(&self, function: u32) -> u32 {
-        let position = self.calls.iter().position(|(call, _)| *call == function);
-        position.map_or(function, |position| {
-            self.first_function + self.functions() + position as u32
-        })
+        *self.before.get(&function).unwrap_or(&function)
     }
 
     /// What the host calls in the place of this function.
     pub(super) fn in_front_of_export(&self, function: u32) -> u32 {
-        let position = self
-            .exports()
-            .position(|(exported, _)| *exported == function);
-        let first = self.first_function + self.functions() + self.calls.len() as u32;
-        position.map_or_else(
-            || self.in_front_of_import(function),
-            |position| first + position as u32,
-        )
+        let after = self.after.get(&function);
+        after.map_or_else(|| self.in_front_of_import(function), |after| *after)
     }
 
     /// Exported functions that something is put in front of.
@@ -133,7 +146,7 @@ impl Added<'_> {
     }
 
     pub(super) fn signatures(&self, functions: &mut FunctionSection) {
-        for function in 0..self.functions() {
+        for function in 0..FUNCTIONS {
             functions.function(self.first_kind + function);
         }
         for (_, kind) in self.calls.iter().chain(self.exports()) {
@@ -151,7 +164,7 @@ impl Added<'_> {
         for kind in self.changing().map(|(_, kind)| kind) {
             globals.global(mutable(kind), &zero(kind));
         }
-        if self.puts_itself_back() {
+        if self.resets_itself() {
             globals.global(mutable(ValType::I32), &zero(ValType::I32));
         }
     }
@@ -168,10 +181,8 @@ impl Added<'_> {
     pub(super) fn bodies(&self, code: &mut CodeSection) {
         code.function(&self.mark_range());
         code.function(&self.write_checkpoint());
-        code.function(&self.write_restore());
-        if let Some(pages) = self.pages() {
-            code.function(&grow_within(pages));
-        }
+        code.function(&self.write_reset());
+        code.function(&self.grow_with_cards());
         for (function, kind) in &self.calls {
             code.function(&self.before_call(*function, kind));
         }
@@ -191,10 +202,10 @@ impl Added<'_> {
             // What wraps around is out of bounds: the store traps.
             body.i32_const(offset.cast_signed()).i32_add();
         }
-        body.i32_const(PAGE_BITS as i32)
+        body.i32_const(CARD_BITS as i32)
             .i32_shr_u()
             .i32_const(1)
-            .i32_store8(at(self.marked, 0));
+            .i32_store8(at(self.cards, 0));
     }
 
     fn mark_range(&self) -> Function {
@@ -224,10 +235,10 @@ impl Added<'_> {
         // The first page, the last one, and what lies between.
         for address in [ADDRESS, LAST] {
             body.local_get(address)
-                .i32_const(PAGE_BITS as i32)
+                .i32_const(CARD_BITS as i32)
                 .i32_shr_u()
                 .local_tee(address);
-            body.i32_const(1).i32_store8(at(self.marked, 0));
+            body.i32_const(1).i32_store8(at(self.cards, 0));
         }
         body.local_get(LAST)
             .local_get(ADDRESS)
@@ -241,7 +252,7 @@ impl Added<'_> {
             .i32_sub()
             .i32_const(1)
             .i32_sub()
-            .memory_fill(self.marked);
+            .memory_fill(self.cards);
         body.end().end();
         function
     }
@@ -282,14 +293,14 @@ impl Added<'_> {
         for (index, (global, _)) in self.changing().enumerate() {
             body.global_get(global).global_set(self.kept(index));
         }
-        if self.puts_itself_back() {
+        if self.resets_itself() {
             body.i32_const(1).global_set(self.has_checkpoint());
         }
         body.local_get(COUNT).end();
         function
     }
 
-    fn write_restore(&self) -> Function {
+    fn write_reset(&self) -> Function {
         let mut function = Function::new([(PAGES_LOCALS, ValType::I32)]);
         let mut body = function.instructions();
         if self.shape.memory.is_some() {
@@ -299,6 +310,75 @@ impl Added<'_> {
             body.global_get(self.kept(index)).global_set(global);
         }
         body.end();
+        function
+    }
+
+    /// `memory.grow`, which sees to cards for what is added. Gives first what
+    /// the memory has beyond what the guest has asked for.
+    fn grow_with_cards(&self) -> Function {
+        const MORE: u32 = 0;
+        const BEFORE: u32 = 1;
+        const AFTER: u32 = 2;
+        const CARDS: u32 = 3;
+        let mut function = Function::new([(3, ValType::I32)]);
+        let mut body = function.instructions();
+        if !self.shape.grows {
+            body.unreachable().end();
+            return function;
+        }
+        match self.pages() {
+            Some(pages) => body.global_get(pages),
+            None => body.memory_size(OWN),
+        };
+        body.local_tee(BEFORE)
+            .local_get(MORE)
+            .i32_add()
+            .local_tee(AFTER)
+            .local_get(BEFORE)
+            .i32_lt_u()
+            .if_(BlockType::Empty)
+            .i32_const(-1)
+            .return_()
+            .end();
+        body.local_get(AFTER)
+            .memory_size(OWN)
+            .i32_gt_u()
+            .if_(BlockType::Empty);
+        body.local_get(AFTER)
+            .i32_const(PAGES_PER_CARDS_PAGE as i32)
+            .i32_shr_u()
+            .i32_const(1)
+            .i32_add()
+            .local_tee(CARDS)
+            .memory_size(self.cards)
+            .i32_gt_u()
+            .if_(BlockType::Empty);
+        body.local_get(CARDS)
+            .memory_size(self.cards)
+            .i32_sub()
+            .memory_grow(self.cards)
+            .i32_const(-1)
+            .i32_eq()
+            .if_(BlockType::Empty)
+            .i32_const(-1)
+            .return_()
+            .end()
+            .end();
+        body.local_get(AFTER)
+            .memory_size(OWN)
+            .i32_sub()
+            .memory_grow(OWN)
+            .i32_const(-1)
+            .i32_eq()
+            .if_(BlockType::Empty)
+            .i32_const(-1)
+            .return_()
+            .end()
+            .end();
+        if let Some(pages) = self.pages() {
+            body.local_get(AFTER).global_set(pages);
+        }
+        body.local_get(BEFORE).end();
         function
     }
 
@@ -345,7 +425,7 @@ impl Added<'_> {
         body.call(self.in_front_of_import(called))
             .global_get(self.has_checkpoint());
         body.memory_size(OWN).memory_size(KEPT).i32_eq().i32_and();
-        body.if_(BlockType::Empty).call(self.restore()).end().end();
+        body.if_(BlockType::Empty).call(self.reset()).end().end();
         function
     }
 
@@ -355,9 +435,9 @@ impl Added<'_> {
         const AT: u32 = 0;
         const FIRST: u32 = 1;
         const END: u32 = 2;
-        let bits = PAGE_BITS as i32;
+        let bits = CARD_BITS as i32;
         body.memory_size(OWN)
-            .i32_const(PER_WASM_PAGE)
+            .i32_const(CARDS_PER_PAGE)
             .i32_shl()
             .local_set(END);
         body.block(BlockType::Empty).loop_(BlockType::Empty);
@@ -366,7 +446,7 @@ impl Added<'_> {
         body.block(BlockType::Empty);
         body.local_get(AT).i32_const(7).i32_and().br_if(0);
         body.local_get(AT)
-            .i64_load(at(self.marked, 0))
+            .i64_load(at(self.cards, 0))
             .i64_const(0)
             .i64_ne()
             .br_if(0);
@@ -377,7 +457,7 @@ impl Added<'_> {
             .br(1)
             .end();
         body.local_get(AT)
-            .i32_load8_u(at(self.marked, 0))
+            .i32_load8_u(at(self.cards, 0))
             .i32_eqz()
             .if_(BlockType::Empty);
         body.local_get(AT)
@@ -390,7 +470,7 @@ impl Added<'_> {
         body.loop_(BlockType::Empty);
         body.local_get(AT)
             .i32_const(0)
-            .i32_store8(at(self.marked, 0));
+            .i32_store8(at(self.cards, 0));
         body.local_get(AT)
             .i32_const(1)
             .i32_add()
@@ -399,7 +479,7 @@ impl Added<'_> {
             .i32_lt_u()
             .if_(BlockType::Empty);
         body.local_get(AT)
-            .i32_load8_u(at(self.marked, 0))
+            .i32_load8_u(at(self.cards, 0))
             .br_if(1)
             .end()
             .end();
@@ -433,46 +513,6 @@ impl Added<'_> {
 /// Locals that [`Added::copy_marked`] uses, the first ones of a function.
 const PAGES_LOCALS: u32 = 3;
 
-/// Gives first what the memory has beyond what the guest has asked for.
-fn grow_within(pages: u32) -> Function {
-    const MORE: u32 = 0;
-    const BEFORE: u32 = 1;
-    const AFTER: u32 = 2;
-    let mut function = Function::new([(2, ValType::I32)]);
-    let mut body = function.instructions();
-    body.global_get(pages)
-        .local_tee(BEFORE)
-        .local_get(MORE)
-        .i32_add()
-        .local_tee(AFTER);
-    body.local_get(BEFORE)
-        .i32_lt_u()
-        .if_(BlockType::Empty)
-        .i32_const(-1)
-        .return_()
-        .end();
-    body.local_get(AFTER)
-        .memory_size(OWN)
-        .i32_gt_u()
-        .if_(BlockType::Empty);
-    body.local_get(AFTER)
-        .memory_size(OWN)
-        .i32_sub()
-        .memory_grow(OWN);
-    body.i32_const(-1)
-        .i32_eq()
-        .if_(BlockType::Empty)
-        .i32_const(-1)
-        .return_()
-        .end()
-        .end();
-    body.local_get(AFTER)
-        .global_set(pages)
-        .local_get(BEFORE)
-        .end();
-    function
-}
-
 /// An address without alignment.
 fn at(memory_index: u32, offset: u64) -> MemArg {
     MemArg {
@@ -482,4 +522,4 @@ fn at(memory_index: u32, offset: u64) -> MemArg {
     }
 }
 
-const _: () = assert!(PAGE.is_multiple_of(8) && PER_WASM_PAGE >= 3);
+const _: () = assert!(CARD.is_multiple_of(8) && CARDS_PER_PAGE >= 3);

@@ -1,11 +1,11 @@
 //! What is to be known of a module before it is rewritten.
 
-use wasm_encoder::{Instruction, ValType};
-use wasmparser::{
-    Data, DataKind, ExternalKind, FunctionBody, MemoryType, Operator, Parser, Payload, TypeRef,
-};
+use std::collections::HashMap;
 
-use super::{Unfit, functions::Added, module::Rewriting, no_export_of_ours};
+use wasm_encoder::{Instruction, ValType};
+use wasmparser::{Data, DataKind, FunctionBody, MemoryType, Operator, Parser, Payload, TypeRef};
+
+use super::{FreshReason, functions::Added, module::Rewriting, no_export_of_ours};
 
 /// The signature of a function.
 #[derive(Clone, PartialEq)]
@@ -45,12 +45,10 @@ pub(super) struct Shape {
     pub(super) mutable: Vec<(u32, ValType)>,
     /// What it puts into the memory from the start: where, and how much.
     pub(super) data: Vec<(Vec<Instruction<'static>>, u32)>,
-    /// Exported functions.
-    exports: Vec<(String, u32)>,
 }
 
 impl Shape {
-    pub(super) fn of(module: &[u8]) -> Result<Self, Unfit> {
+    pub(super) fn of(module: &[u8]) -> Result<Self, FreshReason> {
         let mut shape = Self::default();
         for payload in Parser::new(0).parse_all(module) {
             shape.payload(payload?)?;
@@ -58,7 +56,7 @@ impl Shape {
         Ok(shape)
     }
 
-    fn payload(&mut self, payload: Payload<'_>) -> Result<(), Unfit> {
+    fn payload(&mut self, payload: Payload<'_>) -> Result<(), FreshReason> {
         match payload {
             Payload::TypeSection(section) => {
                 for (index, kind) in (0..).zip(section.into_iter_err_on_gc_types()) {
@@ -82,7 +80,7 @@ impl Shape {
                         TypeRef::Global(_) => self.globals += 1,
                         TypeRef::Table(_) => {}
                         _ => {
-                            return Err(Unfit::because(
+                            return Err(FreshReason::because(
                                 "it imports what is neither function, memory nor table",
                             ));
                         }
@@ -111,11 +109,7 @@ impl Shape {
             }
             Payload::ExportSection(section) => {
                 for export in section {
-                    let export = export?;
-                    no_export_of_ours(export.name)?;
-                    if export.kind == ExternalKind::Func {
-                        self.exports.push((export.name.into(), export.index));
-                    }
+                    no_export_of_ours(export?.name)?;
                 }
             }
             Payload::DataSection(section) => {
@@ -129,7 +123,7 @@ impl Shape {
         Ok(())
     }
 
-    fn body(&mut self, body: &FunctionBody<'_>) -> Result<(), Unfit> {
+    fn body(&mut self, body: &FunctionBody<'_>) -> Result<(), FreshReason> {
         for operator in body.get_operators_reader()? {
             match operator? {
                 Operator::TableSet { .. }
@@ -137,23 +131,16 @@ impl Shape {
                 | Operator::TableFill { .. }
                 | Operator::TableCopy { .. }
                 | Operator::TableInit { .. } => {
-                    return Err(Unfit::because("it changes its tables"));
+                    return Err(FreshReason::because("it changes its tables"));
                 }
                 Operator::DataDrop { .. } | Operator::ElemDrop { .. } => {
-                    return Err(Unfit::because("it drops segments"));
+                    return Err(FreshReason::because("it drops segments"));
                 }
                 Operator::MemoryGrow { .. } => self.grows = true,
                 _ => {}
             }
         }
         Ok(())
-    }
-
-    fn exported(&self, name: &str) -> Option<u32> {
-        self.exports
-            .iter()
-            .find(|(export, _)| export == name)
-            .map(|(_, function)| *function)
     }
 
     pub(super) fn kind(&self, function: u32) -> &Kind {
@@ -166,37 +153,31 @@ impl Shape {
         &self,
         how: &Rewriting<'_>,
         slack: Option<u64>,
-    ) -> Result<Added<'_>, Unfit> {
+    ) -> Result<Added<'_>, FreshReason> {
         let calls = how
             .host_functions
             .iter()
             .filter(|function| self.kind(**function).returns_by_pointer());
-        let mut allocators = Vec::new();
-        for name in how.allocators {
-            let function = self
-                .exported(name)
-                .filter(|function| self.kind(*function).allocates());
-            allocators.push(
-                function.ok_or_else(|| {
-                    Unfit::because("the host does not allocate by a function of it")
-                })?,
-            );
+        let mut allocators = how.allocators.to_vec();
+        if !allocators
+            .iter()
+            .all(|function| self.kind(*function).allocates())
+        {
+            return Err(FreshReason::because(
+                "the host allocates by an odd function of it",
+            ));
         }
         allocators.sort_unstable();
         allocators.dedup();
-        // All of them or none.
-        let post_returns = how
-            .post_returns
-            .iter()
-            .map(|name| self.exported(name))
-            .collect::<Option<Vec<_>>>();
-        let mut post_returns = post_returns.unwrap_or_default();
+        let mut post_returns = how.post_returns.to_vec();
         post_returns.sort_unstable();
         post_returns.dedup();
         let with_kind = |function| (function, self.kind(function));
-        Ok(Added {
+        let mut added = Added {
             shape: self,
-            marked: if self.memory.is_some() {
+            before: HashMap::new(),
+            after: HashMap::new(),
+            cards: if self.memory.is_some() {
                 1
             } else {
                 self.imported_memories
@@ -209,12 +190,14 @@ impl Shape {
             calls: calls.copied().map(with_kind).collect(),
             allocators: allocators.into_iter().map(with_kind).collect(),
             post_returns: post_returns.into_iter().map(with_kind).collect(),
-        })
+        };
+        added.number();
+        Ok(added)
     }
 }
 
 /// Where a segment is put, unless it is put nowhere before it is asked for.
-fn placed(data: &Data<'_>) -> Result<Option<(Vec<Instruction<'static>>, u32)>, Unfit> {
+fn placed(data: &Data<'_>) -> Result<Option<(Vec<Instruction<'static>>, u32)>, FreshReason> {
     let DataKind::Active { offset_expr, .. } = &data.kind else {
         return Ok(None);
     };
@@ -226,16 +209,16 @@ fn placed(data: &Data<'_>) -> Result<Option<(Vec<Instruction<'static>>, u32)>, U
             Operator::GlobalGet { global_index } => Instruction::GlobalGet(global_index),
             Operator::I32Add => Instruction::I32Add,
             Operator::End => break,
-            _ => return Err(Unfit::because("where its data lies is computed")),
+            _ => return Err(FreshReason::because("where its data lies is computed")),
         });
     }
-    let length =
-        u32::try_from(data.data.len()).map_err(|_| Unfit::because("its data is too large"))?;
+    let length = u32::try_from(data.data.len())
+        .map_err(|_| FreshReason::because("its data is too large"))?;
     Ok(Some((place, length)))
 }
 
 /// A number's type, as the writer has it.
-fn number(kind: wasmparser::ValType) -> Result<ValType, Unfit> {
+fn number(kind: wasmparser::ValType) -> Result<ValType, FreshReason> {
     Ok(match kind {
         wasmparser::ValType::I32 => ValType::I32,
         wasmparser::ValType::I64 => ValType::I64,
@@ -243,7 +226,9 @@ fn number(kind: wasmparser::ValType) -> Result<ValType, Unfit> {
         wasmparser::ValType::F64 => ValType::F64,
         wasmparser::ValType::V128 => ValType::V128,
         wasmparser::ValType::Ref(_) => {
-            return Err(Unfit::because("it has a global that holds a reference"));
+            return Err(FreshReason::because(
+                "it has a global that holds a reference",
+            ));
         }
     })
 }

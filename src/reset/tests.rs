@@ -7,8 +7,10 @@ use proptest::prelude::*;
 use wasmtime::{Engine, Instance, Module, Store, Val};
 
 use super::{
-    MARKED, Restore, Restores,
+    CHECKPOINT, RESET, ResetInfo,
+    functions::cards_pages,
     module::{self, Rewriting},
+    module_shape::{ModuleShape, Space},
     rewrite,
 };
 
@@ -100,12 +102,10 @@ fn guest() -> String {
 
 /// What is made of a module that stands alone.
 fn rewritten(module: &[u8]) -> Vec<u8> {
-    let allocators: &[&str] = if module.windows(12).any(|name| name == b"cabi_realloc") {
-        &["cabi_realloc"]
-    } else {
-        &[]
-    };
-    let host_functions: &[u32] = if allocators.is_empty() { &[0] } else { &[] };
+    let shape = ModuleShape::of(module, 0..module.len()).unwrap();
+    let realloc = shape.exported(Space::Function, "cabi_realloc");
+    let allocators = realloc.as_slice();
+    let host_functions: &[u32] = if realloc.is_some() { &[] } else { &[0] };
     let how = Rewriting {
         allocators,
         host_functions,
@@ -114,7 +114,7 @@ fn rewritten(module: &[u8]) -> Vec<u8> {
         alone: true,
     };
     module::rewrite(module, &how)
-        .unwrap_or_else(|unfit| panic!("{unfit}"))
+        .unwrap_or_else(|reason| panic!("{reason}"))
         .0
 }
 
@@ -245,7 +245,7 @@ proptest! {
             if !take(&steps, &mut original, &mut rewritten) || rewritten.memory().len() != new.1.len() {
                 break;
             }
-            rewritten.call("mb-restore", &[]).unwrap();
+            rewritten.call("mb-reset", &[]).unwrap();
             prop_assert_eq!(&(rewritten.state(), rewritten.memory()), &new, "after {:?}", steps);
         }
     }
@@ -257,8 +257,8 @@ proptest! {
     fn a_broken_component_does_no_harm(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
         static WHOLE: OnceLock<Vec<u8>> = OnceLock::new();
         let whole = WHOLE.get_or_init(|| {
-            let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("services/dist/granted/checksum.wasm");
-            crate::sandbox::componentize(&std::fs::read(file).unwrap()).unwrap().into_owned()
+            let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../services/dist/granted/checksum.wasm");
+            componentize(&std::fs::read(file).unwrap())
         });
         let mut bytes = whole.clone();
         for (at, byte) in changes {
@@ -281,7 +281,7 @@ fn stores_across_the_end_of_a_page_are_put_back() {
     let mut check = |name: &str, address: u32, flags: u32| {
         running.call(name, &[address, 0x7fff_fff1, flags]).unwrap();
         assert_ne!(running.memory(), new, "{name} {address} {flags}");
-        running.call("mb-restore", &[]).unwrap();
+        running.call("mb-reset", &[]).unwrap();
         assert_eq!(running.memory(), new, "{name} {address} {flags}");
     };
     for (name, _) in STORES {
@@ -368,7 +368,7 @@ fn what_the_host_writes_is_put_back_too() {
         memory.data_mut(&mut running.store)[address as usize..][..length as usize].fill(0xee);
     }
     assert_ne!(running.memory(), new);
-    running.call("mb-restore", &[]).unwrap();
+    running.call("mb-reset", &[]).unwrap();
     assert_eq!(running.memory(), new);
 }
 
@@ -397,7 +397,7 @@ fn a_host_function_is_told_where_to_put_its_result() {
     for name in ["directly", "by-table"] {
         running.call(name, &[]).unwrap();
         assert_ne!(running.memory(), new);
-        running.call("mb-restore", &[]).unwrap();
+        running.call("mb-reset", &[]).unwrap();
         assert_eq!(running.memory(), new, "{name}");
     }
 }
@@ -426,10 +426,10 @@ fn what_several_modules_share_is_put_back() {
       (func (export \"poke\") (param \"at\" u32) (param \"value\" u32) (canon lift (core func $l \"poke\")))
       (func (export \"peek\") (param \"at\" u32) (result u32) (canon lift (core func $l \"peek\")))
       (func (export \"globals\") (result u32) (canon lift (core func $l \"globals\"))))";
-    let (bytes, restores) =
-        rewrite(&wat::parse_str(text).unwrap()).unwrap_or_else(|unfit| panic!("{unfit}"));
+    let (bytes, info) =
+        rewrite(&wat::parse_str(text).unwrap()).unwrap_or_else(|reason| panic!("{reason}"));
     assert_eq!(
-        (restores.first, restores.by_itself),
+        (info.first_memory, info.resets_itself),
         (2 * WASM_PAGE as usize, false)
     );
     let engine = Engine::default();
@@ -451,7 +451,7 @@ fn what_several_modules_share_is_put_back() {
         .get_typed_func::<(), (u32,)>(&mut store, "mb-checkpoint")
         .unwrap();
     let restore = made
-        .get_typed_func::<(), ()>(&mut store, "mb-restore")
+        .get_typed_func::<(), ()>(&mut store, "mb-reset")
         .unwrap();
     let all = |store: &mut Store<()>| -> Vec<u32> {
         let words = (0..2 * WASM_PAGE / 4)
@@ -507,9 +507,9 @@ fn counting(after: &str, grow: u32) -> String {
 
 /// What `count` gives for each number, by an instance that was put back as
 /// the host does it.
-fn counted(text: &str, numbers: &[u32]) -> (Restores, Vec<String>) {
-    let (bytes, restores) =
-        rewrite(&wat::parse_str(text).unwrap()).unwrap_or_else(|unfit| panic!("{unfit}"));
+fn counted(text: &str, numbers: &[u32]) -> (ResetInfo, Vec<String>) {
+    let (bytes, info) =
+        rewrite(&wat::parse_str(text).unwrap()).unwrap_or_else(|reason| panic!("{reason}"));
     let engine = Engine::default();
     let component = wasmtime::component::Component::new(&engine, bytes).unwrap();
     let mut store = Store::new(&engine, ());
@@ -525,30 +525,32 @@ fn counted(text: &str, numbers: &[u32]) -> (Restores, Vec<String>) {
         (count(&mut store, 1), count(&mut store, 1)),
         ("2".into(), "4".into())
     );
-    let restore = Restore::of(&component, restores, true).unwrap_or_else(|unfit| panic!("{unfit}"));
-    let restorer = restore
-        .checkpoint(&mut store, &made)
-        .unwrap()
-        .expect("there is memory to keep it");
+    let checkpoint = made
+        .get_typed_func::<(), (u32,)>(&mut store, CHECKPOINT)
+        .unwrap();
+    assert_ne!(checkpoint.call(&mut store, ()).unwrap(), (u32::MAX,));
+    let reset = made.get_typed_func::<(), ()>(&mut store, RESET).unwrap();
     let given = numbers.iter().map(|&by| {
         let given = count(&mut store, by);
-        assert!(restorer.restore(&mut store));
+        if !info.resets_itself {
+            reset.call(&mut store, ()).unwrap();
+        }
         given
     });
-    (restores, given.collect())
+    (info, given.collect())
 }
 
 #[test]
-fn an_instance_puts_itself_back_as_a_call_ends() {
+fn an_instance_resets_itself_as_a_call_ends() {
     let after = "(post-return (core func $i \"after\"))";
-    let (restores, given) = counted(&counting(after, 0), &[1, 1, 3, 1]);
+    let (info, given) = counted(&counting(after, 0), &[1, 1, 3, 1]);
     assert_eq!(
-        (restores.by_itself, given),
+        (info.resets_itself, given),
         (true, ["6", "6", "8", "6"].map(str::to_owned).to_vec())
     );
-    let (restores, given) = counted(&counting("", 0), &[1, 1, 3, 1]);
+    let (info, given) = counted(&counting("", 0), &[1, 1, 3, 1]);
     assert_eq!(
-        (restores.by_itself, given),
+        (info.resets_itself, given),
         (false, ["6", "6", "8", "6"].map(str::to_owned).to_vec())
     );
     // One whose memory has grown is not put back, and its call is not spoilt:
@@ -557,29 +559,44 @@ fn an_instance_puts_itself_back_as_a_call_ends() {
     assert_eq!(given, ["6", ">", "@"]);
 }
 
+/// A component, of whatever a tool chain left.
+fn componentize(bytes: &[u8]) -> Vec<u8> {
+    if bytes[4..8] == [1, 0, 0, 0] {
+        let encoder = wit_component::ComponentEncoder::default().module(bytes);
+        encoder.unwrap().encode().unwrap()
+    } else {
+        bytes.to_vec()
+    }
+}
+
+/// Each tool chain of `services/` has its row here.
 #[test]
-fn components_of_rust_and_c_are_fit() {
-    let dist = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("services/dist");
-    for name in [
+fn what_tool_chains_make_is_reset() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let rust = [
         "calc",
         "echo",
         "granted/calc",
         "granted/counter",
         "granted/order",
-    ] {
-        let bytes = std::fs::read(dist.join(format!("{name}.wasm"))).unwrap();
-        let component = crate::sandbox::componentize(&bytes).unwrap();
-        let (_, restores) = rewrite(&component).unwrap_or_else(|unfit| panic!("{name}: {unfit}"));
-        let Restores {
-            aside,
-            first,
-            by_itself,
-        } = restores;
-        assert!(
-            first >= 4 * 65_536 && aside == MARKED + first,
-            "{name}: {first}, {aside}"
-        );
-        assert!(by_itself, "{name}");
+    ];
+    let committed = rust
+        .map(|name| (format!("services/dist/{name}.wasm"), true, true))
+        .into_iter()
+        .chain([("services/dist/granted/checksum.wasm".to_owned(), true, true)])
+        // Too large to be committed: services/build --heavy makes them.
+        .chain(["slug", "stats"].map(|name| (format!("services/heavy/{name}.wasm"), false, false)));
+    for (file, committed, resets_itself) in committed {
+        let Ok(bytes) = std::fs::read(root.join(&file)) else {
+            assert!(!committed, "{file}");
+            continue;
+        };
+        let (_, info) =
+            rewrite(&componentize(&bytes)).unwrap_or_else(|reason| panic!("{file}: {reason}"));
+        let pages = (info.first_memory / WASM_PAGE as usize) as u64;
+        let cards = usize::try_from(cards_pages(pages)).unwrap() * WASM_PAGE as usize;
+        assert_eq!(info.added_memory, info.first_memory + cards, "{file}");
+        assert_eq!(info.resets_itself, resets_itself, "{file}");
     }
 }
 
@@ -593,10 +610,10 @@ fn what_can_not_be_put_back_is_refused() {
         (module("(func (result i32) (i32.const 1))"), "none of its modules has a memory"),
         (
             format!(
-                "{} (func $f (canon lift (core func $i \"f\"))) (export \"mb-restore\" (func $f))",
+                "{} (func $f (canon lift (core func $i \"f\"))) (export \"mb-reset\" (func $f))",
                 module(&format!("{memory} (func (export \"f\"))"))
             ),
-            "it has an export mb-restore of its own",
+            "it has an export mb-reset of its own",
         ),
         (
             module("(table 1 funcref) (func (export \"f\") (call_indirect (i32.const 0)))"),
@@ -614,41 +631,63 @@ fn what_can_not_be_put_back_is_refused() {
         (module("(memory i64 1)"), "memory64"),
         (module("(memory 1 1 shared)"), "threads"),
         (format!("{} (core instance (instantiate $m))", module(memory)), "instantiated several times"),
-        (format!("{} (core module (memory 1))", module(memory)), "several of its modules have a memory"),
         (
-            format!(
-                "{} (core module $n (import \"m\" \"t\" (table 1 funcref)) (func (export \"g\")) (elem (i32.const 0) func 0))
-                 (core instance (instantiate $n (with \"m\" (instance $i))))",
-                module(&format!("{memory} (table (export \"t\") 1 funcref)"))
-            ),
-            "a table is shared",
+            format!("{} (core module $z (memory 0 1)) (core instance (instantiate $z))", module(memory)),
+            "several of its modules have a memory",
         ),
         (
-            // By way of it, the host would write to an address that nobody sees.
+            // The host's function would be called by a table that rewritten code calls by.
             format!(
                 "(import \"get\" (func $get (result string)))
-                 (core module $n (import \"m\" \"memory\" (memory 1))
-                   (func (export \"r\") (param i32 i32 i32 i32) (result i32) unreachable))
-                 {} (core instance $j (instantiate $n (with \"m\" (instance $i))))
-                 (core func (canon lower (func $get) (memory (core memory $i \"memory\")) (realloc (core func $j \"r\"))))",
+                 {} (core func $got (canon lower (func $get) (memory (core memory $i \"memory\")) (realloc (core func $i \"r\"))))
+                 (core module $n (import \"m\" \"t\" (table 1 funcref)) (import \"h\" \"f\" (func $f (param i32))) (elem (i32.const 0) func $f))
+                 (core instance (instantiate $n (with \"m\" (instance $i)) (with \"h\" (instance (export \"f\" (func $got))))))",
+                module(&format!("{memory} (table (export \"t\") 1 funcref)
+                   (func (export \"r\") (param i32 i32 i32 i32) (result i32) unreachable)"))
+            ),
+            "holds functions of the host",
+        ),
+        (
+            // So would it where the table is a shim's.
+            format!(
+                "(core module $s (table (export \"t\") 1 funcref)) (core instance $s (instantiate $s))
+                 (core module $m (import \"s\" \"t\" (table 1 funcref)) {memory})
+                 (core instance (instantiate $m (with \"s\" (instance $s))))"
+            ),
+            "a table of another module",
+        ),
+        (
+            // Its handles would keep something.
+            format!(
+                "(component $keeper (type $t (resource (rep i32))) (core func $new (canon resource.new $t)))
+                 (instance (instantiate $keeper)) (component $c {}) (instance (instantiate $c))",
                 module(memory)
             ),
-            "by way of another module",
+            "several components within it",
         ),
+        (
+            format!("(component $c {0}) (component $d (alias outer 1 $c (component $e)) (instance (instantiate $e)))
+                     (instance (instantiate $c)) (instance (instantiate $d))", module(memory)),
+            "hands on code",
+        ),
+        (module("(memory 20000)"), "too large"),
         (
             format!("(component $c {0}) (instance (instantiate $c)) (instance (instantiate $c))", module(memory)),
             "instantiated several times",
         ),
         (format!("(component {0}) (component {0})", module(memory)), "several components within it"),
-        (format!("(component {0}) {0}", module(memory)), "in a component within it"),
+        (format!("(component {0}) {0}", module(memory)), "has state of its own"),
         (
             format!("{} (type $t (resource (rep i32))) (core func $new (canon resource.new $t))", module(memory)),
-            "more of the component model",
+            "defines resources",
         ),
     ] {
         let text = format!("(component {component})");
         let bytes = wat::parse_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
-        let unfit = rewrite(&bytes).err().unwrap_or_else(|| panic!("fit: {text}")).to_string();
-        assert!(unfit.contains(reason), "{unfit}, not {reason}: {text}");
+        let given = rewrite(&bytes)
+            .err()
+            .unwrap_or_else(|| panic!("accepted: {text}"))
+            .to_string();
+        assert!(given.contains(reason), "{given}, not {reason}: {text}");
     }
 }

@@ -1,5 +1,7 @@
 //! Rewrites a component.
 
+use std::collections::{HashMap, HashSet};
+
 use wasm_encoder::{
     Alias, CanonicalFunctionSection, CanonicalOption, CodeSection, Component,
     ComponentAliasSection, ComponentExportKind, ComponentExportSection, ComponentSectionId,
@@ -13,10 +15,11 @@ use wasmparser::{
 };
 
 use super::{
-    CHECKPOINT, GIVER, RESTORE, Restores, Unfit,
+    CHECKPOINT, FreshReason, GIVER, RESET, ResetInfo,
+    graph::Graph,
     module::{self, Rewriting},
     outer::Outer,
-    parts::{self, Holder, Parts},
+    shapes::{self, Holder, Parts},
 };
 
 /// What may be in a component that is rewritten.
@@ -25,28 +28,25 @@ const FEATURES: WasmFeatures = WasmFeatures::WASM2
     .union(WasmFeatures::EXTENDED_CONST)
     .union(WasmFeatures::COMPONENT_MODEL);
 
-/// Rewrites a component so that its instances can be put back.
+/// Rewrites a component so that its instances can be reset. Takes time in
+/// proportion to its size.
 ///
 /// # Errors
-/// They can't.
-pub(in super::super) fn rewrite(component: &[u8]) -> Result<(Vec<u8>, Restores), Unfit> {
+/// They can't: says why. A valid component whose rewriting exceeds a limit of
+/// WebAssembly's is among them.
+pub fn rewrite(component: &[u8]) -> Result<(Vec<u8>, ResetInfo), FreshReason> {
     let types = Validator::new_with_features(FEATURES).validate_all(component)?;
-    match Outer::of(component)? {
+    let (rewritten, info) = match Outer::of(component)? {
         None => rewrite_one(component, types.as_ref(), true),
         Some(outer) => rewrite_inner(component, types.as_ref(), outer),
-    }
-}
-
-/// Whether what was made of a component is valid.
-///
-/// # Errors
-/// It is not: a mistake was made here.
-pub(in super::super) fn check(rewritten: &[u8]) -> Result<(), Unfit> {
+    }?;
     let features = FEATURES.union(WasmFeatures::MULTI_MEMORY);
-    Validator::new_with_features(features).validate_all(rewritten).map(drop).map_err(|error| {
-        tracing::warn!("defect of the server, please report it: what was made of a component is not valid: {error}");
-        Unfit::because(format!("of a defect of the server: what was made of it is not valid: {error}"))
-    })
+    match Validator::new_with_features(features).validate_all(&rewritten) {
+        Ok(_) => Ok((rewritten, info)),
+        Err(error) => Err(FreshReason::because(format!(
+            "it can't be rewritten: {error}"
+        ))),
+    }
 }
 
 /// A component that holds the one with the state, as those of JavaScript.
@@ -54,7 +54,7 @@ fn rewrite_inner(
     component: &[u8],
     types: TypesRef<'_>,
     outer: Outer,
-) -> Result<(Vec<u8>, Restores), Unfit> {
+) -> Result<(Vec<u8>, ResetInfo), FreshReason> {
     let Outer {
         sections,
         inner,
@@ -63,7 +63,7 @@ fn rewrite_inner(
     let inner_types =
         Validator::new_with_features(FEATURES).validate_all(&component[inner.clone()])?;
     // What is around it may call it several times for one call of the host.
-    let (bytes, restores) = rewrite_one(&component[inner.clone()], inner_types.as_ref(), false)?;
+    let (bytes, info) = rewrite_one(&component[inner.clone()], inner_types.as_ref(), false)?;
     let mut rewritten = Component::new();
     for (id, range) in sections {
         let data = if range == inner {
@@ -74,7 +74,7 @@ fn rewrite_inner(
         rewritten.section(&RawSection { id, data });
     }
     let (mut aliases, mut exports) = (ComponentAliasSection::new(), ComponentExportSection::new());
-    for (index, name) in (0..).zip([CHECKPOINT, RESTORE]) {
+    for (index, name) in (0..).zip([CHECKPOINT, RESET]) {
         aliases.alias(Alias::InstanceExport {
             instance,
             kind: ComponentExportKind::Func,
@@ -88,7 +88,7 @@ fn rewrite_inner(
         );
     }
     rewritten.section(&aliases).section(&exports);
-    Ok((rewritten.finish(), restores))
+    Ok((rewritten.finish(), info))
 }
 
 /// A component that has its modules itself, and that only the host calls or
@@ -97,19 +97,19 @@ fn rewrite_one(
     component: &[u8],
     types: TypesRef<'_>,
     by_host: bool,
-) -> Result<(Vec<u8>, Restores), Unfit> {
+) -> Result<(Vec<u8>, ResetInfo), FreshReason> {
     let Parts {
         sections,
         holders,
         largest_result,
         mut post_returns,
-    } = parts::take_apart(component, types)?;
+    } = shapes::recognise(Graph::of(component)?, types)?;
     let alone = holders.len() == 1;
     if !alone || !by_host {
         post_returns.clear();
     }
-    let mut modules = Vec::new();
-    let mut restores = None;
+    let mut modules = HashMap::new();
+    let mut info = None;
     for Holder {
         range,
         allocators,
@@ -125,18 +125,15 @@ fn rewrite_one(
             alone,
         };
         let (bytes, memory) = module::rewrite(&component[range.clone()], &how)?;
-        restores = restores.or(memory);
-        modules.push(bytes);
+        info = info.or(memory);
+        modules.insert(range.start, bytes);
     }
-    let restores = restores.ok_or_else(|| Unfit::because("it has no memory"))?;
+    let info = info.ok_or_else(|| FreshReason::because("it has no memory"))?;
 
     let mut rewritten = Component::new();
     for (id, range) in sections {
-        if let Some(position) = holders.iter().position(|holder| holder.range == range) {
-            rewritten.section(&RawSection {
-                id,
-                data: &modules[position],
-            });
+        if let Some(data) = modules.get(&range.start) {
+            rewritten.section(&RawSection { id, data });
         } else if id == ComponentSectionId::CoreInstance as u8 {
             rewritten.section(&instances(
                 &component[range.clone()],
@@ -165,7 +162,7 @@ fn rewrite_one(
         rewritten.section(&all);
     }
     export(&mut rewritten, types, instance);
-    Ok((rewritten.finish(), restores))
+    Ok((rewritten.finish(), info))
 }
 
 /// Exports two functions of a core instance.
@@ -180,7 +177,7 @@ fn export(component: &mut Component, types: TypesRef<'_>, instance: u32) {
     let mut aliases = ComponentAliasSection::new();
     let mut lifted = CanonicalFunctionSection::new();
     let mut exports = ComponentExportSection::new();
-    for (index, name) in (0..).zip([CHECKPOINT, RESTORE]) {
+    for (index, name) in (0..).zip([CHECKPOINT, RESET]) {
         aliases.alias(Alias::CoreInstanceExport {
             instance,
             kind: ExportKind::Func,
@@ -207,31 +204,31 @@ fn export(component: &mut Component, types: TypesRef<'_>, instance: u32) {
 fn instances(
     section: &[u8],
     offset: usize,
-    holders: &[Holder<'_>],
-) -> Result<InstanceSection, Unfit> {
+    holders: &[Holder],
+) -> Result<InstanceSection, FreshReason> {
+    let libraries: HashSet<_> = holders[1..].iter().map(|holder| holder.module).collect();
     let mut instances = InstanceSection::new();
     for instance in InstanceSectionReader::new(BinaryReader::new(section, offset))? {
         match instance? {
             Instance::Instantiate { module_index, args } => {
-                let marked = holders[1..]
-                    .iter()
-                    .any(|holder| holder.module == module_index);
                 let given = args
                     .iter()
                     .map(|arg| (arg.name, ModuleArg::Instance(arg.index)));
-                let marked = marked.then_some((GIVER, ModuleArg::Instance(holders[0].instance)));
-                instances.instantiate(module_index, given.chain(marked).collect::<Vec<_>>());
+                let cards = libraries
+                    .contains(&module_index)
+                    .then_some((GIVER, ModuleArg::Instance(holders[0].instance)));
+                instances.instantiate(module_index, given.chain(cards).collect::<Vec<_>>());
             }
             Instance::FromExports(items) => {
                 let kind = |kind| {
                     RoundtripReencoder
                         .export_kind(kind)
-                        .map_err(|error| Unfit::because(error.to_string()))
+                        .map_err(|error| FreshReason::because(error.to_string()))
                 };
                 let items = items
                     .iter()
                     .map(|item| Ok((item.name, kind(item.kind)?, item.index)));
-                instances.export_items(items.collect::<Result<Vec<_>, Unfit>>()?);
+                instances.export_items(items.collect::<Result<Vec<_>, FreshReason>>()?);
             }
         }
     }
@@ -249,7 +246,7 @@ fn all_of_them(count: usize) -> Module {
         ExportSection::new(),
     );
     let count = u32::try_from(count).expect("bounded by the validator");
-    for (kind, (name, results)) in (0..).zip([CHECKPOINT, RESTORE].into_iter().zip(KINDS)) {
+    for (kind, (name, results)) in (0..).zip([CHECKPOINT, RESET].into_iter().zip(KINDS)) {
         types.ty().function([], results.iter().copied());
         for module in 0..count {
             imports.import(&module.to_string(), name, EntityType::Function(kind));

@@ -1,0 +1,84 @@
+//! Resets instances of components that [`mb_reset`] has rewritten.
+
+use wasmtime::{
+    Store,
+    component::{Component, ComponentExportIndex, Instance, TypedFunc},
+};
+
+use mb_reset::{CARD, CHECKPOINT, RESET};
+pub(super) use mb_reset::{FreshReason, ResetInfo};
+
+/// Why instances are not reset where the operator says so.
+pub(super) const NOT_WANTED: &str = "the settings say so";
+
+/// How the instances of one component are reset.
+pub(super) struct Reset {
+    pub(super) info: ResetInfo,
+    /// False for a component whose instances are shared: then the functions
+    /// are there and are not called.
+    wanted: bool,
+    checkpoint: ComponentExportIndex,
+    reset: ComponentExportIndex,
+}
+
+impl Reset {
+    pub(super) fn of(
+        component: &Component,
+        info: ResetInfo,
+        wanted: bool,
+    ) -> Result<Self, FreshReason> {
+        let find = |name| {
+            component
+                .get_export_index(None, name)
+                .ok_or_else(|| FreshReason::because("it was compiled so"))
+        };
+        Ok(Self {
+            info,
+            wanted,
+            checkpoint: find(CHECKPOINT)?,
+            reset: find(RESET)?,
+        })
+    }
+
+    /// Whether instances are reset.
+    pub(super) fn wanted(&self) -> bool {
+        self.wanted
+    }
+
+    /// Keeps what a new instance holds: how to reset it. None where there is
+    /// no memory to keep it.
+    pub(super) fn checkpoint<T>(
+        &self,
+        mut store: &mut Store<T>,
+        made: &Instance,
+    ) -> wasmtime::Result<Option<Resetter>> {
+        let checkpoint = made.get_typed_func::<(), (u32,)>(&mut store, self.checkpoint)?;
+        let (cards,) = checkpoint.call(&mut store, ())?;
+        if cards == u32::MAX {
+            return Ok(None);
+        }
+        let reset = (!self.info.resets_itself)
+            .then(|| made.get_typed_func(&mut store, self.reset))
+            .transpose()?;
+        // Of the cards, one byte for each, what covers the guest's memory.
+        let kept = cards as usize * CARD + self.info.first_memory / CARD;
+        Ok(Some(Resetter { reset, kept }))
+    }
+}
+
+/// Resets one instance.
+pub(super) struct Resetter {
+    /// None if it resets itself when a call ends.
+    reset: Option<TypedFunc<(), ()>>,
+    /// Memory that is kept for that, in bytes.
+    pub(super) kept: usize,
+}
+
+impl Resetter {
+    /// Resets the instance after a call: whether it is as it was.
+    pub(super) fn reset<T>(&self, store: &mut Store<T>) -> bool {
+        self.reset
+            .as_ref()
+            .is_none_or(|reset| reset.call(store, ()).is_ok())
+    }
+}
