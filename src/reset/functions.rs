@@ -8,7 +8,7 @@ use wasm_encoder::{
 };
 
 use super::{
-    CARD, CARD_BITS,
+    CARD, CARD_BITS, MAX_PAGES,
     elision::COVERED,
     module::{KEPT, OWN, mutable, zero},
     shape::{Kind, Shape},
@@ -272,7 +272,14 @@ impl Added<'_> {
         }
         let mut body = function.instructions();
         if self.shape.memory.is_some() {
-            // It may have grown since.
+            // It may have grown since, too far even.
+            body.memory_size(OWN)
+                .i32_const(MAX_PAGES as i32)
+                .i32_gt_u()
+                .if_(BlockType::Empty)
+                .i32_const(-1)
+                .return_()
+                .end();
             body.memory_size(OWN)
                 .memory_size(KEPT)
                 .i32_gt_u()

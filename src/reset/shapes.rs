@@ -128,6 +128,15 @@ pub(super) fn recognise(graph: Graph<'_>, types: TypesRef<'_>) -> Result<Parts, 
         }
     }
     holders.sort_by_key(|holder| roles.0[holder.instance as usize] != Some(Role::Owner));
+    // Which gives them the memory of cards.
+    if holders
+        .iter()
+        .any(|holder| holder.instance < holders[0].instance)
+    {
+        return Err(FreshReason::because(
+            "code of it is instantiated before its memory",
+        ));
+    }
 
     let position: HashMap<_, _> = holders
         .iter()

@@ -393,6 +393,9 @@ fn pages() {
         env!("CARGO_PKG_VERSION")
     );
     let open = server.connect();
+    server.until("the connection is known", |server| {
+        server.get("/connections/1").0 == 200
+    });
     for route in server.json("/")["routes"]
         .as_object()
         .unwrap()

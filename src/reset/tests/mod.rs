@@ -1,6 +1,10 @@
 //! The rewritten module does what the one that it was made of does, and is put
 //! back to what it was.
 
+mod differential;
+mod generator;
+mod graphs;
+
 use std::sync::OnceLock;
 
 use proptest::prelude::*;

@@ -1,0 +1,276 @@
+//! Random modules, reset against fresh: after each call and after each reset
+//! the results, the whole memory and all globals are those of an instance that
+//! was made for it.
+//!
+//! ```text
+//! MB_RESET_MODULES=20000 MB_RESET_SEED=1 cargo test --release -p mb-reset differential -- --nocapture
+//! ```
+
+use wasmtime::{Caller, Config, Engine, Extern, Instance, Linker, Module, OptLevel, Store, Val};
+
+use super::generator::{FUNCTIONS, GLOBALS, Random, generate};
+use crate::{
+    CHECKPOINT, RESET,
+    module::{self, Rewriting},
+    module_shape::{ModuleShape, Space},
+};
+
+/// Modules of a plain `cargo test`; a seed counts up from there.
+const MODULES: u64 = 400;
+const CALLS: usize = 30;
+
+/// What a host function writes to where it is told to put its result.
+const RESULT: usize = 700;
+
+struct Running {
+    store: Store<()>,
+    instance: Instance,
+}
+
+/// All that a guest can see of itself.
+#[derive(PartialEq)]
+struct State {
+    memory: Vec<u8>,
+    globals: Vec<String>,
+    numbers: Vec<i32>,
+}
+
+impl Running {
+    /// None if its start traps.
+    fn new(linker: &Linker<()>, module: &Module) -> Option<Self> {
+        let mut store = Store::new(linker.engine(), ());
+        let instance = linker.instantiate(&mut store, module).ok()?;
+        Some(Self { store, instance })
+    }
+
+    /// None if it traps.
+    fn call(&mut self, name: &str, arguments: &[u32]) -> Option<Vec<i32>> {
+        let function = self.instance.get_func(&mut self.store, name).unwrap();
+        let arguments: Vec<_> = arguments
+            .iter()
+            .map(|word| Val::I32(word.cast_signed()))
+            .collect();
+        let mut results = vec![Val::I32(0); function.ty(&self.store).results().len()];
+        function
+            .call(&mut self.store, &arguments, &mut results)
+            .ok()?;
+        Some(results.iter().map(Val::unwrap_i32).collect())
+    }
+
+    fn memory(&mut self) -> &mut [u8] {
+        let memory = self.instance.get_memory(&mut self.store, "memory").unwrap();
+        memory.data_mut(&mut self.store)
+    }
+
+    /// With so many bytes of its memory, or what it knows of.
+    fn state(&mut self, bytes: Option<usize>) -> State {
+        let numbers = ["size", "g4"].map(|name| self.call(name, &[]).unwrap()[0]);
+        let bytes = bytes.unwrap_or(numbers[0] as usize * 65_536);
+        let globals = (0..GLOBALS.len()).map(|global| {
+            let global = self
+                .instance
+                .get_global(&mut self.store, &format!("g{global}"))
+                .unwrap();
+            format!("{:?}", global.get(&mut self.store))
+        });
+        let globals = globals.collect();
+        let memory = self.memory()[..bytes].to_vec();
+        State {
+            memory,
+            globals,
+            numbers: numbers.to_vec(),
+        }
+    }
+}
+
+#[derive(Default, Debug)]
+struct Count {
+    modules: u64,
+    resets: u64,
+    by_themselves: u64,
+    trapped: u64,
+    grown: u64,
+}
+
+pub(super) fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(default)
+}
+
+#[test]
+fn differential() {
+    let (modules, seed) = (
+        setting("MB_RESET_MODULES", MODULES),
+        setting("MB_RESET_SEED", 1),
+    );
+    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let count = std::thread::scope(|scope| {
+        let run = |thread| {
+            // Without gigabytes of address space an instance is made sooner.
+            let mut config = Config::new();
+            config
+                .cranelift_opt_level(OptLevel::None)
+                .memory_reservation(4 << 20)
+                .memory_reservation_for_growth(1 << 20)
+                .memory_guard_size(64 << 10);
+            let engine = Engine::new(&config).unwrap();
+            let mut count = Count::default();
+            for module in (thread..modules).step_by(threads as usize) {
+                check(&engine, seed + module, &mut count);
+            }
+            count
+        };
+        let running: Vec<_> = (0..threads)
+            .map(|thread| scope.spawn(move || run(thread)))
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .fold(Count::default(), |all, one| Count {
+                modules: all.modules + one.modules,
+                resets: all.resets + one.resets,
+                by_themselves: all.by_themselves + one.by_themselves,
+                trapped: all.trapped + one.trapped,
+                grown: all.grown + one.grown,
+            })
+    });
+    println!(
+        "seeds {seed} to {}: {count:?}, no difference",
+        seed + modules - 1
+    );
+    assert!(
+        count.resets > modules,
+        "too few calls end well to prove anything: {count:?}"
+    );
+}
+
+fn check(engine: &Engine, seed: u64, count: &mut Count) {
+    let mut random = Random::new(seed);
+    let generated = generate(&mut random);
+    let bytes =
+        wat::parse_str(&generated.text).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    let shape = ModuleShape::of(&bytes, 0..bytes.len()).unwrap();
+    let index = |name| shape.exported(Space::Function, name).unwrap();
+    let resets_itself = random.one_in(2);
+    let post_returns = if resets_itself {
+        vec![index("post")]
+    } else {
+        Vec::new()
+    };
+    let how = Rewriting {
+        allocators: &[index("cabi_realloc")],
+        host_functions: &[0],
+        post_returns: &post_returns,
+        largest_result: RESULT as u32,
+        alone: true,
+    };
+    let (rewritten, _) =
+        module::rewrite(&bytes, &how).unwrap_or_else(|reason| panic!("seed {seed}: {reason}"));
+    let original = Module::new(engine, &bytes).unwrap();
+    let rewritten =
+        Module::new(engine, &rewritten).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    let mut linker = Linker::new(engine);
+    let get = |mut caller: Caller<'_, ()>, with: i32, to: i32| {
+        let Some(Extern::Memory(memory)) = caller.get_export("memory") else {
+            panic!("it has one")
+        };
+        let bytes = memory
+            .data_mut(&mut caller)
+            .get_mut(to as u32 as usize..)
+            .and_then(|rest| rest.get_mut(..RESULT));
+        bytes
+            .map(|bytes| bytes.fill(with as u8 | 1))
+            .ok_or_else(|| wasmtime::format_err!("out of bounds"))
+    };
+    linker.func_wrap("host", "get", get).unwrap();
+    count.modules += 1;
+
+    let Some(mut fresh) = Running::new(&linker, &original) else {
+        return;
+    };
+    let first = fresh.state(None);
+    // One that is reset, and what it was at its checkpoint, slack included.
+    let mut reset: Option<(Running, State)> = None;
+    for call in 0..CALLS {
+        let at = |what: &str| format!("seed {seed}, call {call}: {what}");
+        let mut made = reset.take().unwrap_or_else(|| {
+            let mut made = Running::new(&linker, &rewritten).expect("the other one starts too");
+            assert_ne!(made.call(CHECKPOINT, &[]), Some(vec![-1]));
+            let bytes = made.memory().len();
+            let state = made.state(Some(bytes));
+            (made, state)
+        });
+        assert!(made.0.state(None) == first, "{}", at("it is not fresh"));
+        let mut fresh = Running::new(&linker, &original).expect("it did before");
+        let same = if random.one_in(12) {
+            allocate(&mut random, &mut fresh, &mut made.0)
+        } else {
+            let name = format!("f{}", random.below(FUNCTIONS as u32));
+            let arguments = [(); 3].map(|()| random.address());
+            let (wanted, given) = (
+                fresh.call(&name, &arguments),
+                made.0.call(&name, &arguments),
+            );
+            if wanted.is_none() {
+                // Behind its end there is memory that it has not asked for.
+                assert!(
+                    given.is_none() || generated.grows,
+                    "{}",
+                    at("it traps no longer")
+                );
+            } else {
+                assert!(wanted == given, "{}", at("the result is another"));
+            }
+            wanted.is_some()
+        };
+        if !same {
+            count.trapped += 1;
+            continue;
+        }
+        assert!(
+            fresh.state(None) == made.0.state(None),
+            "{}",
+            at("it did something else")
+        );
+        let grown = made.0.memory().len() != made.1.memory.len();
+        if resets_itself {
+            fresh.call("post", &[1]).unwrap();
+            made.0.call("post", &[1]).unwrap();
+        }
+        if grown {
+            // The host gives it up.
+            count.grown += 1;
+            continue;
+        }
+        if !resets_itself {
+            made.0.call(RESET, &[]).unwrap();
+        }
+        let bytes = made.1.memory.len();
+        assert!(
+            made.0.state(Some(bytes)) == made.1,
+            "{}",
+            at("it was not reset")
+        );
+        count.resets += 1;
+        count.by_themselves += u64::from(resets_itself);
+        reset = Some(made);
+    }
+}
+
+/// The host allocates, and writes to what it was given.
+fn allocate(random: &mut Random, fresh: &mut Running, made: &mut Running) -> bool {
+    let at = random.address().min(125_000);
+    let length = random.below(5000);
+    let arguments = [at, 0, 1, length];
+    let range = at as usize..(at + length) as usize;
+    for running in [fresh, made] {
+        assert_eq!(
+            running.call("cabi_realloc", &arguments),
+            Some(vec![at.cast_signed()])
+        );
+        running.memory()[range.clone()].fill(0xee);
+    }
+    true
+}
