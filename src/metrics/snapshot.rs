@@ -95,7 +95,7 @@ pub struct ServiceRow {
     /// Instances that were made for calls.
     pub instances: u64,
     /// Why every call gets an instance that is made for it; none if instances
-    /// serve one call after another, put back as they were or shared.
+    /// serve one call after another, reset or shared.
     pub fresh_reason: Option<String>,
     /// How long calls took.
     pub latency: Option<Latency>,

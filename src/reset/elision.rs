@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use wasmparser::Operator;
 
 /// A mark for an address holds for as many bytes from there on: as many bytes
-/// behind a marked page are put back with it, less one.
+/// behind a dirty card are copied back with it, less one.
 pub(super) const COVERED: u64 = 256;
 
 /// Most values and addresses that are followed at once; beyond it what was

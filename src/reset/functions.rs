@@ -103,7 +103,7 @@ impl Added<'_> {
         self.first_pages.map(|_| self.first_global)
     }
 
-    /// Whether each call ends with the instance being put back, once there is
+    /// Whether each call ends with the instance being reset, once there is
     /// a checkpoint.
     pub(super) fn resets_itself(&self) -> bool {
         !self.post_returns.is_empty()
@@ -169,7 +169,7 @@ impl Added<'_> {
         }
     }
 
-    /// The globals that are put back: the guest's own, and the size.
+    /// The globals that are copied back: the guest's own, and the size.
     fn changing(&self) -> impl Iterator<Item = (u32, ValType)> {
         self.shape
             .mutable
@@ -194,8 +194,8 @@ impl Added<'_> {
         }
     }
 
-    /// Marks the page of an address on the stack; what a store there may touch
-    /// of the next page is put back with it.
+    /// Marks the card of an address on the stack; what a store there may touch
+    /// of the next card is copied back with it.
     pub(super) fn mark_one(&self, body: &mut Function, offset: u32) {
         let mut body = body.instructions();
         if offset > 0 {
@@ -295,7 +295,7 @@ impl Added<'_> {
                 .return_()
                 .end()
                 .end();
-            self.copy_marked(&mut body, KEPT, OWN, Some(COUNT));
+            self.copy_dirty(&mut body, KEPT, OWN, Some(COUNT));
         }
         for (index, (global, _)) in self.changing().enumerate() {
             body.global_get(global).global_set(self.kept(index));
@@ -311,7 +311,7 @@ impl Added<'_> {
         let mut function = Function::new([(PAGES_LOCALS, ValType::I32)]);
         let mut body = function.instructions();
         if self.shape.memory.is_some() {
-            self.copy_marked(&mut body, OWN, KEPT, None);
+            self.copy_dirty(&mut body, OWN, KEPT, None);
         }
         for (index, (global, _)) in self.changing().enumerate() {
             body.global_get(self.kept(index)).global_set(global);
@@ -436,9 +436,9 @@ impl Added<'_> {
         function
     }
 
-    /// Copies every marked page from one memory to the other, pages that follow
+    /// Copies every dirty card from one memory to the other, cards that follow
     /// each other at once, and takes the marks away.
-    fn copy_marked(&self, body: &mut InstructionSink<'_>, to: u32, from: u32, count: Option<u32>) {
+    fn copy_dirty(&self, body: &mut InstructionSink<'_>, to: u32, from: u32, count: Option<u32>) {
         const AT: u32 = 0;
         const FIRST: u32 = 1;
         const END: u32 = 2;
@@ -517,7 +517,7 @@ impl Added<'_> {
     }
 }
 
-/// Locals that [`Added::copy_marked`] uses, the first ones of a function.
+/// Locals that [`Added::copy_dirty`] uses, the first ones of a function.
 const PAGES_LOCALS: u32 = 3;
 
 /// An address without alignment.

@@ -15,7 +15,7 @@ use super::{
     shape::Shape,
 };
 
-/// The guest's own memory, and the one that is put back from; both are those
+/// The guest's own memory, and the one that keeps its checkpoint; both are those
 /// of the module that has the guest's memory.
 pub(super) const OWN: u32 = 0;
 pub(super) const KEPT: u32 = 2;

@@ -21,7 +21,7 @@ impl Drop for Place {
 }
 
 /// An instance between two calls: of a service with `isolation = "shared"`, or
-/// put back as it was.
+/// reset.
 pub(super) struct Warm {
     pub(super) live: Live,
     /// Calls that it has served.

@@ -156,6 +156,13 @@ fn an_instance_that_had_several_handles_or_kept_one_is_not_used_again() {
         made += one_more;
         assert_eq!(row(&server, "greedy")["instances"], made, "{count} {keep}");
     }
+    // Given back in reverse order they are as good as new: a bucket, and a
+    // handle to replace a value in it.
+    for _ in 0..3 {
+        let tour = client.ask("greedy.kv-tour", "").json();
+        assert_eq!(tour["value"], "1!", "{tour}");
+    }
+    assert_eq!(row(&server, "greedy")["instances"], made);
 }
 
 /// A row of `/services`.
