@@ -4,8 +4,9 @@
 use std::{collections::HashMap, ops::Range};
 
 use wasmparser::{
-    CanonicalFunction, CanonicalOption, ComponentAlias, ComponentOuterAliasKind, ComponentTypeRef,
-    Encoding, ExternalKind, Instance, Parser, Payload,
+    CanonicalFunction, CanonicalOption, ComponentAlias, ComponentExternalKind,
+    ComponentOuterAliasKind, ComponentTypeRef, Encoding, ExternalKind, Instance, Parser, Payload,
+    types::TypesRef,
 };
 
 use super::{
@@ -133,7 +134,9 @@ impl<'a> Graph<'a> {
             }
             Payload::ComponentExportSection(section) => {
                 for export in section {
-                    no_export_of_ours(export?.name.name)?;
+                    let export = export?;
+                    no_export_of_ours(export.name.name)?;
+                    exports_no_code(export.kind)?;
                 }
             }
             Payload::ComponentStartSection { .. } => {
@@ -211,6 +214,28 @@ impl<'a> Graph<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Holds every index space against the validator's: whatever would shift
+    /// one, so that the index of something here named something else there,
+    /// is refused.
+    pub(super) fn agrees_with(&self, types: TypesRef<'_>) -> Result<(), FreshReason> {
+        let spaces = [
+            (self.modules.len(), types.module_count()),
+            (self.instances.len(), types.core_instance_count()),
+            (self.count(Space::Function), types.function_count()),
+            (self.count(Space::Table), types.table_count()),
+            (self.count(Space::Memory), types.memory_count()),
+            (self.count(Space::Global), types.global_count()),
+        ];
+        if spaces.iter().any(|(own, known)| *own != *known as usize) {
+            return Err(FreshReason::lost());
+        }
+        Ok(())
+    }
+
+    fn count(&self, space: Space) -> usize {
+        self.sources[space as usize].len()
     }
 
     /// Where an item of the component's own index space comes from.
@@ -291,6 +316,21 @@ pub(super) fn holds_nothing(payload: &Payload<'_>) -> Result<(), FreshReason> {
             .clone()
             .into_iter()
             .try_for_each(|alias| is_no_code(&alias?)),
+        Payload::ComponentExportSection(section) => section
+            .clone()
+            .into_iter()
+            .try_for_each(|export| exports_no_code(export?.kind)),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses the export of a module or component: it gives that another index,
+/// under which it could be instantiated once more.
+fn exports_no_code(kind: ComponentExternalKind) -> Result<(), FreshReason> {
+    match kind {
+        ComponentExternalKind::Module | ComponentExternalKind::Component => {
+            Err(FreshReason::because("it hands on code"))
+        }
         _ => Ok(()),
     }
 }

@@ -71,6 +71,7 @@ impl Roles {
 
 /// Holds a valid component against the allow-list.
 pub(super) fn recognise(graph: Graph<'_>, types: TypesRef<'_>) -> Result<Parts, FreshReason> {
+    graph.agrees_with(types)?;
     let roles = roles(&graph)?;
     let mut holders = Vec::new();
     // Functions that are called otherwise than as a call's end.

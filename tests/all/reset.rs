@@ -129,6 +129,27 @@ fn a_memory_of_no_pages_that_another_module_grows() {
 }
 
 #[test]
+fn a_module_that_is_exported_and_gets_another_index() {
+    // What is instantiated is the module with the memory, by its other index;
+    // who does not count that export takes the shim for it.
+    let graph = Graph {
+        before: "(core module $kept (memory 1)
+                   (func (export \"look\") (result i32) (i32.load (i32.const 64)))
+                   (func (export \"leave\") (i32.store (i32.const 64) (i32.const 1))))
+                 (export $again \"again\" (core module $kept))
+                 (core module $decoy (table 2 funcref)
+                   (func (export \"look\") (result i32) (call_indirect (result i32) (i32.const 0)))
+                   (func (export \"leave\") (call_indirect (i32.const 1))))
+                 (core instance $g (instantiate $again))",
+        imports: "(import \"g\" \"look\" (func $look (result i32))) (import \"g\" \"leave\" (func $leave))",
+        with: "(with \"g\" (instance $g))",
+        body: "(call $say (call $look)) (call $leave)",
+        ..Graph::default()
+    };
+    check("exported", &graph, Some("hands on code"));
+}
+
+#[test]
 fn a_table_that_is_passed_on_by_another_module() {
     // The table of the shim comes to the main module under another's name.
     let before = format!(
