@@ -394,9 +394,24 @@ impl Added<'_> {
         let mut function = Function::new([]);
         let mut body = function.instructions();
         let params = kind.params.len() as u32;
+        // It may be a number and no address, as a guest's own function gets by
+        // way of a shim. Whatever the host can write to has cards behind it for
+        // the largest result (`cards_pages`); the rest it refuses.
+        let cards = (self.largest_result as i32 + CARD as i32 - 2) >> CARD_BITS;
+        body.local_get(params - 1)
+            .i32_const(CARD_BITS as i32)
+            .i32_shr_u()
+            .memory_size(self.cards)
+            .i32_const(16)
+            .i32_shl()
+            .i32_const(cards)
+            .i32_sub()
+            .i32_lt_u()
+            .if_(BlockType::Empty);
         body.local_get(params - 1)
             .i32_const(self.largest_result.cast_signed())
-            .call(self.mark());
+            .call(self.mark())
+            .end();
         for param in 0..params {
             body.local_get(param);
         }

@@ -293,10 +293,19 @@ impl Component {
             if store.data().host.was_asked() {
                 self.note_that_it_asks();
             } else {
+                // What the start grew by, the checkpoint grows by too.
+                let limits = &mut store.data_mut().limits;
+                let (before, _) = limits.size();
+                let grown = limits.memory().saturating_sub(reset.info.first_memory);
+                limits.allow_aside(grown);
                 let resetter = reset
                     .checkpoint(&mut store, &made)
                     .map_err(|error| self.explain(&store, Phase::Start, &error))?;
                 let guest = store.data_mut();
+                let added = guest.limits.size().0 - before;
+                guest.limits.take_back_aside(grown.saturating_sub(added));
+                // What the start was refused is nothing that a call was.
+                guest.limits.renew();
                 guest.host.renew(context, watch);
                 if let Some(resetter) = &resetter {
                     guest.limits.keep(resetter.kept);

@@ -87,6 +87,16 @@ impl Limits {
         (self.memory, self.table_elements)
     }
 
+    /// So many bytes that are about to be added are not the guest's own.
+    pub(super) fn allow_aside(&mut self, bytes: usize) {
+        self.aside += bytes;
+    }
+
+    /// So many of them were not added.
+    pub(super) fn take_back_aside(&mut self, bytes: usize) {
+        self.aside -= bytes;
+    }
+
     /// Takes from the server's memory, whatever there is, what is kept beside
     /// the guest's own.
     pub fn keep(&mut self, bytes: usize) {

@@ -150,6 +150,48 @@ fn a_module_that_is_exported_and_gets_another_index() {
 }
 
 #[test]
+fn a_number_that_a_shim_passes_on_is_no_address() {
+    // It comes to a function of the guest, by the shim through which the host
+    // might be called.
+    let before = format!(
+        "{CONNECTION} (core module $shim (table (export \"t\") 1 funcref)
+           (func (export \"f\") (param i32) (call_indirect (param i32) (local.get 0) (i32.const 0))))
+         (core instance $s (instantiate $shim))"
+    );
+    let graph = Graph {
+        before: &before,
+        imports: "(import \"s\" \"f\" (func $f (param i32)))",
+        with: "(with \"s\" (instance $s))",
+        more: "(func (export \"g\") (param i32))",
+        body: "(call $f (i32.const -1)) (call $f (i32.const 0x3fffff0)) (call $f (i32.const 0x7fffffff))",
+        after: "(core func $lowered (canon lower (func $connection) (memory $memory) (realloc $realloc)))
+                (core module $fix (import \"s\" \"t\" (table 1 funcref)) (import \"m\" \"g\" (func (param i32)))
+                  (elem (i32.const 0) func 0))
+                (core instance (instantiate $fix (with \"s\" (instance $s)) (with \"m\" (instance $m))))",
+    };
+    check("number", &graph, None);
+}
+
+#[test]
+fn what_a_start_grew_by_counts_once() {
+    // 20 MiB at the start and 20 in the call, of 48.
+    let graph = Graph {
+        more: "(func $start (drop (memory.grow (i32.const 320)))) (start $start)",
+        body: "(call $say (i32.eq (memory.grow (i32.const 320)) (i32.const -1)))",
+        ..Graph::default()
+    };
+    let server = Setup::empty(BINARY)
+        .with_bytes("grows.wasm", &graph.service("grows"))
+        .set("[services.grows]\nmemory = \"48MiB\"")
+        .start();
+    let mut client = server.connect();
+    for _ in 0..3 {
+        assert_eq!(client.ask("grows.run", "").text(), "null");
+    }
+    assert_eq!(row(&server, "grows")["freshReason"], Value::Null);
+}
+
+#[test]
 fn a_table_that_is_passed_on_by_another_module() {
     // The table of the shim comes to the main module under another's name.
     let before = format!(

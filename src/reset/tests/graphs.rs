@@ -177,6 +177,9 @@ fn graph(random: &mut Random) -> (String, Parts) {
          (core instance $h (export \"f\" (func $lowered)))\n"
     );
 
+    if odd(random, 20) {
+        text += "(export \"code\" (core module $main))\n";
+    }
     // By which of several names a library gets what is the main module's.
     let env = match random.below(3) {
         0 => "(instance $m)",
