@@ -226,7 +226,7 @@ impl Text {
 
     fn services(&mut self, services: &[&ServiceRow]) {
         let labels = |row: &ServiceRow| (row.name.clone(), row.version.clone().unwrap_or_default());
-        let counters: [ServiceCounter; 4] = [
+        let counters: [ServiceCounter; 6] = [
             ("mb_calls_total", "Calls begun.", |row| row.calls),
             (
                 "mb_call_failures_total",
@@ -242,6 +242,16 @@ impl Text {
                 "mb_instances_made_total",
                 "Instances that were made for calls.",
                 |row| row.instances,
+            ),
+            (
+                "mb_resets_verified_total",
+                "Resets of instances that were verified.",
+                |row| row.verified_resets,
+            ),
+            (
+                "mb_reset_defects_total",
+                "Verified resets that did not give what a fresh instance is.",
+                |row| row.reset_defects,
             ),
         ];
         for (name, help, value) in counters {

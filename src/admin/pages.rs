@@ -187,6 +187,12 @@ fn readiness(snapshot: &Snapshot) -> Page {
         .filter(|service| service.error.is_some())
         .map(|service| json!({"name": service.name, "file": service.file, "error": service.error}))
         .collect();
+    let reset_defects: Vec<_> = snapshot
+        .services
+        .iter()
+        .filter(|service| service.reset_defects > 0)
+        .map(|service| json!({"name": service.name, "digest": service.digest}))
+        .collect();
     let (status, word) = if snapshot.accepting {
         (200, "ready")
     } else {
@@ -195,7 +201,8 @@ fn readiness(snapshot: &Snapshot) -> Page {
     (
         status,
         JSON_UTF8,
-        json!({"status": word, "failedServices": failed}).to_string(),
+        json!({"status": word, "failedServices": failed, "resetDefects": reset_defects})
+            .to_string(),
     )
 }
 

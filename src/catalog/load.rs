@@ -159,7 +159,9 @@ fn load_contained(
         .terms(&promised.name, &digest)
         .map_err(FileError::Grant)?;
     let rate = Rate::per_second(terms.settings.rate);
-    let component = with_progress(file, bytes.len(), || Component::load(sandbox, code, terms))?;
+    let component = with_progress(file, bytes.len(), || {
+        Component::load(sandbox, code, &digest, terms)
+    })?;
     let text = component
         .described(Instant::now() + settings.describe_timeout)
         .map_err(|e| FileError::describe(e, settings))?;

@@ -311,6 +311,7 @@ fn service_row(listed: &Listed) -> snapshot::ServiceRow {
     } = &**service;
     let stats = stats.sum();
     let latency = stats.latency();
+    let (verified_resets, reset_defects) = component.verified_resets();
     // In whole microseconds: a bucket is wider than that.
     let quantile =
         |share| (latency.quantile(share).unwrap_or_default().as_secs_f64() * 1e6).round() / 1e3;
@@ -328,6 +329,8 @@ fn service_row(listed: &Listed) -> snapshot::ServiceRow {
         errors: stats.errors.get(),
         instances: stats.instances.get(),
         fresh_reason: component.fresh_reason(),
+        verified_resets,
+        reset_defects,
         latency: latency.quantile(0.5).is_some().then(|| snapshot::Latency {
             p50_ms: quantile(0.5),
             p90_ms: quantile(0.9),
@@ -361,6 +364,8 @@ fn failure_row(failure: &Failure) -> snapshot::ServiceRow {
         errors: 0,
         instances: 0,
         fresh_reason: None,
+        verified_resets: 0,
+        reset_defects: 0,
         latency: None,
         buckets: Vec::new(),
         durations: Vec::new(),

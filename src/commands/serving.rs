@@ -246,6 +246,7 @@ pub(super) fn sandbox_config(
         stack: config.sandbox.stack.0,
         instances: MemoryPlan::of(config).instances,
         call_depth: config.sandbox.call_depth,
+        verify_resets: config.sandbox.verify_resets,
         memory: Arc::clone(memory),
         compiler: CompilerConfig {
             cache_dir: (!cache_dir.as_os_str().is_empty()).then(|| cache_dir.clone()),

@@ -177,6 +177,9 @@ pub struct Sandbox {
     /// How deep services may call each other, 0 to 16; each level adds a call
     /// stack to the threads.
     pub call_depth: usize,
+    /// Of so many resets of instances one is verified, at random and beside
+    /// the calls, 0 to 1,000,000,000; zero for none.
+    pub verify_resets: u32,
     /// Every grant of values, secrets, durable values and calls must name the
     /// digest of the file that it is for.
     pub require_digest: bool,
@@ -251,6 +254,7 @@ impl Default for Sandbox {
             compile_memory: Bytes::mib(1024),
             compile_timeout: Millis::secs(60),
             call_depth: 4,
+            verify_resets: 1000,
             require_digest: false,
         }
     }
@@ -419,6 +423,7 @@ impl Config {
                     compile_memory,
                     compile_timeout,
                     call_depth,
+                    verify_resets,
                     require_digest,
                 },
             tls,
@@ -563,6 +568,7 @@ impl Config {
             hour,
         );
         bounds.range("sandbox.call_depth", *call_depth, 0, 16);
+        bounds.range("sandbox.verify_resets", *verify_resets, 0, 1_000_000_000);
         services::check(services, *require_digest, &mut bounds);
         if bounds.0.is_empty() {
             bounds.0 = MemoryPlan::of(self).conflicts(self);

@@ -97,6 +97,10 @@ pub struct ServiceRow {
     /// Why every call gets an instance that is made for it; none if instances
     /// serve one call after another, reset or shared.
     pub fresh_reason: Option<String>,
+    /// Resets of instances that were verified.
+    pub verified_resets: u64,
+    /// Those of them that were found defective.
+    pub reset_defects: u64,
     /// How long calls took.
     pub latency: Option<Latency>,
     /// Pairs of seconds and calls at or below, for the page.

@@ -15,7 +15,7 @@ use wasmparser::{
 };
 
 use super::{
-    CHECKPOINT, FreshReason, GIVER, RESET, ResetInfo,
+    ADDED, FreshReason, GIVER, ResetInfo,
     graph::Graph,
     module::{self, Rewriting},
     outer::Outer,
@@ -74,7 +74,7 @@ fn rewrite_inner(
         rewritten.section(&RawSection { id, data });
     }
     let (mut aliases, mut exports) = (ComponentAliasSection::new(), ComponentExportSection::new());
-    for (index, name) in (0..).zip([CHECKPOINT, RESET]) {
+    for (index, (name, _)) in (0..).zip(ADDED) {
         aliases.alias(Alias::InstanceExport {
             instance,
             kind: ComponentExportKind::Func,
@@ -165,19 +165,21 @@ fn rewrite_one(
     Ok((rewritten.finish(), info))
 }
 
-/// Exports two functions of a core instance.
+/// Exports the functions of a core instance that were added.
 fn export(component: &mut Component, types: TypesRef<'_>, instance: u32) {
     let mut kinds = ComponentTypeSection::new();
     let no_params = std::iter::empty::<(&str, ComponentValType)>;
-    kinds
-        .function()
-        .params(no_params())
-        .result(Some(ComponentValType::Primitive(PrimitiveValType::U32)));
-    kinds.function().params(no_params()).result(None);
+    for (_, returns) in ADDED {
+        let number = ComponentValType::Primitive(PrimitiveValType::U32);
+        kinds
+            .function()
+            .params(no_params())
+            .result(returns.then_some(number));
+    }
     let mut aliases = ComponentAliasSection::new();
     let mut lifted = CanonicalFunctionSection::new();
     let mut exports = ComponentExportSection::new();
-    for (index, name) in (0..).zip([CHECKPOINT, RESET]) {
+    for (index, (name, _)) in (0..).zip(ADDED) {
         aliases.alias(Alias::CoreInstanceExport {
             instance,
             kind: ExportKind::Func,
@@ -238,7 +240,6 @@ fn instances(
 /// A module whose functions call those of so many others, that of the one
 /// with the memory last: then all pages are marked.
 fn all_of_them(count: usize) -> Module {
-    const KINDS: [&[ValType]; 2] = [&[ValType::I32], &[]];
     let (mut types, mut imports) = (TypeSection::new(), ImportSection::new());
     let (mut functions, mut code, mut exports) = (
         FunctionSection::new(),
@@ -246,19 +247,20 @@ fn all_of_them(count: usize) -> Module {
         ExportSection::new(),
     );
     let count = u32::try_from(count).expect("bounded by the validator");
-    for (kind, (name, results)) in (0..).zip([CHECKPOINT, RESET].into_iter().zip(KINDS)) {
-        types.ty().function([], results.iter().copied());
+    let added = u32::try_from(ADDED.len()).expect("a few");
+    for (kind, (name, returns)) in (0..).zip(ADDED) {
+        types.ty().function([], returns.then_some(ValType::I32));
         for module in 0..count {
             imports.import(&module.to_string(), name, EntityType::Function(kind));
         }
         functions.function(kind);
-        exports.export(name, ExportKind::Func, 2 * count + kind);
+        exports.export(name, ExportKind::Func, added * count + kind);
         let mut function = Function::new([]);
         let mut body = function.instructions();
         let calls = (0..count).rev();
         for (done, module) in calls.enumerate() {
             body.call(kind * count + module);
-            if done > 0 && !results.is_empty() {
+            if done > 0 && returns {
                 body.i32_add();
             }
         }

@@ -60,7 +60,8 @@ const MARK: u32 = 0;
 const CHECKPOINT: u32 = 1;
 const RESET: u32 = 2;
 const GROW: u32 = 3;
-const FUNCTIONS: u32 = 4;
+const VERIFY: u32 = 4;
+const FUNCTIONS: u32 = 5;
 
 impl Added<'_> {
     /// Numbers the functions that are put in front of others.
@@ -90,6 +91,11 @@ impl Added<'_> {
     /// `()`.
     pub(super) fn reset(&self) -> u32 {
         self.first_function + RESET
+    }
+
+    /// `() -> u32`, zero if nothing differs from the checkpoint.
+    pub(super) fn verify(&self) -> u32 {
+        self.first_function + VERIFY
     }
 
     /// `(pages) -> pages`, as `memory.grow`.
@@ -143,6 +149,7 @@ impl Added<'_> {
         types.ty().function([], [I32]);
         types.ty().function([], []);
         types.ty().function([I32], [I32]);
+        types.ty().function([], [I32]);
     }
 
     pub(super) fn signatures(&self, functions: &mut FunctionSection) {
@@ -183,6 +190,7 @@ impl Added<'_> {
         code.function(&self.write_checkpoint());
         code.function(&self.write_reset());
         code.function(&self.grow_with_cards());
+        code.function(&self.write_verify());
         for (function, kind) in &self.calls {
             code.function(&self.before_call(*function, kind));
         }
@@ -317,6 +325,68 @@ impl Added<'_> {
             body.global_get(self.kept(index)).global_set(global);
         }
         body.end();
+        function
+    }
+
+    /// Compares all memory, whether it was marked or not, and the bits of all
+    /// globals that can change.
+    fn write_verify(&self) -> Function {
+        const AT: u32 = 0;
+        const END: u32 = 1;
+        const VECTOR: u64 = 16;
+        const AT_ONCE: u64 = 4;
+        let mut function = Function::new([(2, ValType::I32)]);
+        let mut body = function.instructions();
+        let differs = |body: &mut InstructionSink<'_>| {
+            body.if_(BlockType::Empty).i32_const(1).return_().end();
+        };
+        if self.shape.memory.is_some() {
+            body.memory_size(OWN).memory_size(KEPT).i32_ne();
+            differs(&mut body);
+            body.memory_size(OWN)
+                .i32_const(16)
+                .i32_shl()
+                .local_set(END)
+                .loop_(BlockType::Empty);
+            for vector in 0..AT_ONCE {
+                for memory in [OWN, KEPT] {
+                    body.local_get(AT).v128_load(at(memory, vector * VECTOR));
+                }
+                body.v128_xor();
+                if vector > 0 {
+                    body.v128_or();
+                }
+            }
+            body.v128_any_true();
+            differs(&mut body);
+            body.local_get(AT)
+                .i32_const((VECTOR * AT_ONCE) as i32)
+                .i32_add()
+                .local_tee(AT)
+                .local_get(END)
+                .i32_lt_u()
+                .br_if(0)
+                .end();
+        }
+        for (index, (global, kind)) in self.changing().enumerate() {
+            let bits = |body: &mut InstructionSink<'_>, global| {
+                body.global_get(global);
+                match kind {
+                    ValType::F32 => body.i32_reinterpret_f32(),
+                    ValType::F64 => body.i64_reinterpret_f64(),
+                    _ => body,
+                };
+            };
+            bits(&mut body, global);
+            bits(&mut body, self.kept(index));
+            match kind {
+                ValType::I64 | ValType::F64 => body.i64_ne(),
+                ValType::V128 => body.v128_xor().v128_any_true(),
+                _ => body.i32_ne(),
+            };
+            differs(&mut body);
+        }
+        body.i32_const(0).end();
         function
     }
 

@@ -5,9 +5,9 @@
 //! All that an instance can remember is written by instructions that are known
 //! before it runs. So its modules are rewritten before they are compiled: a
 //! store also marks the card of 1 KiB that it writes to (a write barrier; one
-//! mark does for stores near each other), and two functions are added.
+//! mark does for stores near each other), and three functions are added.
 //! [`CHECKPOINT`] keeps what a new instance holds; [`RESET`] copies back the
-//! dirty cards, and the globals. Both run inside the sandbox, as part of the
+//! dirty cards, and the globals; [`VERIFY`] compares all of it. They run inside the sandbox, as part of the
 //! guest, whose own code can't reach what they keep: it lies in memories and
 //! globals that did not exist when that code was written. Where each call ends
 //! with a post-return function of the module, `RESET` is called at its end,
@@ -61,6 +61,15 @@ use serde::{Deserialize, Serialize};
 pub const CHECKPOINT: &str = "mb-checkpoint";
 /// The function that makes an instance what it was at its checkpoint, `()`.
 pub const RESET: &str = "mb-reset";
+/// The function that compares memory and globals with the checkpoint, `() ->
+/// u32`: zero if nothing differs. Tables are not compared, since WebAssembly
+/// can't compare functions; no table changes after the start.
+pub const VERIFY: &str = "mb-verify";
+
+/// What is added to a component, in this order, and whether it returns a
+/// number.
+#[cfg(feature = "rewrite")]
+const ADDED: [(&str, bool); 3] = [(CHECKPOINT, true), (RESET, false), (VERIFY, true)];
 
 #[cfg(feature = "rewrite")]
 /// The memory of the cards, and by which name a module that shares the guest's
@@ -149,7 +158,7 @@ impl From<wasmparser::BinaryReaderError> for FreshReason {
 #[cfg(feature = "rewrite")]
 /// Refuses an export with the name of one that is added.
 fn no_export_of_ours(name: &str) -> Result<(), FreshReason> {
-    if [CHECKPOINT, RESET, CARDS_MEMORY].contains(&name) {
+    if [CHECKPOINT, RESET, VERIFY, CARDS_MEMORY].contains(&name) {
         return Err(FreshReason::because(format!(
             "it has an export {name} of its own"
         )));

@@ -9,7 +9,7 @@ use wasm_encoder::{
 use wasmparser::{ExternalKind, FunctionBody, MemArg, Operator, Parser, Payload};
 
 use super::{
-    CARDS_MEMORY, CHECKPOINT, FreshReason, GIVER, MAX_PAGES, RESET, ResetInfo, SLACK,
+    CARDS_MEMORY, CHECKPOINT, FreshReason, GIVER, MAX_PAGES, RESET, ResetInfo, SLACK, VERIFY,
     elision::Elision,
     functions::{Added, cards_pages},
     shape::Shape,
@@ -156,6 +156,7 @@ impl Barrier<'_> {
         added.bodies(&mut code);
         exports.export(CHECKPOINT, ExportKind::Func, added.checkpoint());
         exports.export(RESET, ExportKind::Func, added.reset());
+        exports.export(VERIFY, ExportKind::Func, added.verify());
         let mut memories = MemorySection::new();
         if let Some(own) = self.shape.memory {
             let first = memory(first_size, own.maximum);

@@ -207,6 +207,7 @@ impl SandboxConfig {
             stack: 256 * 1024,
             instances: 1,
             call_depth: 0,
+            verify_resets: 0,
             memory: Budget::new(0),
             compiler: CompilerConfig {
                 quick,

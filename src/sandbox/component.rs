@@ -19,6 +19,7 @@ use super::{
     pool::Idle,
     precompiled::{Precompiled, PrecompiledError},
     reset::{FreshReason, NOT_WANTED, Reset, ResetInfo},
+    verify::ResetRecord,
 };
 use crate::{
     budget::Budget,
@@ -29,6 +30,10 @@ use crate::{
 /// Why instances of a component that starts by asking the host are not reset.
 const ASKS_AS_IT_STARTS: &str = "it asks the host for more than constants as it starts, before \
      there is a caller: a clock, random numbers, the request, a handle";
+
+/// Why instances of a component are no longer reset.
+const DEFECTIVE: &str = "one of its instances was reset and was not what it had been, a defect \
+     of the server";
 
 /// What a component runs under.
 #[derive(Clone)]
@@ -118,6 +123,10 @@ pub struct Component {
     /// Calls at the same time.
     pub(super) turns: Arc<Budget>,
     pub(super) idle: Arc<Idle>,
+    /// Digest of its file.
+    pub(super) digest: Arc<str>,
+    /// What verifying its resets has found.
+    pub(super) record: Arc<ResetRecord>,
     /// See the function of this name.
     asks_as_it_starts: AtomicBool,
     /// Memory of a new instance in bytes; zero until the first one was made.
@@ -131,11 +140,16 @@ impl Component {
     /// Compiles a component, or takes its compiled code from the cache or
     /// from a file of it. A core module with embedded WIT, which is what
     /// `cargo build` leaves for a target without components, is turned into
-    /// a component first.
+    /// a component first. The digest is that of its file.
     ///
     /// # Errors
     /// Says what to do about it, for the author of the component.
-    pub fn load(sandbox: &Arc<Sandbox>, code: &Code<'_>, terms: Terms) -> Result<Self, LoadError> {
+    pub fn load(
+        sandbox: &Arc<Sandbox>,
+        code: &Code<'_>,
+        digest: &str,
+        terms: Terms,
+    ) -> Result<Self, LoadError> {
         let ServiceSettings {
             isolation,
             reset: allowed,
@@ -151,7 +165,9 @@ impl Component {
             Code::Wasm(bytes) => sandbox.compile(bytes, wanted, terms.memory)?,
             Code::Compiled(file) => file.load(&sandbox.engine)?,
         };
-        let reset = reset.and_then(|info| Reset::of(&compiled, info, wanted));
+        let verify_resets = sandbox.config.verify_resets;
+        let reset = reset.and_then(|info| Reset::of(&compiled, info, wanted, verify_resets));
+        let digest = Arc::from(digest);
         let kind = compiled.component_type();
         let imports: Vec<_> = kind
             .imports(&sandbox.engine)
@@ -180,6 +196,8 @@ impl Component {
             turns: Budget::places(terms.settings.concurrency),
             terms,
             idle,
+            record: sandbox.verifier.record(&digest),
+            digest,
             asks_as_it_starts: AtomicBool::new(false),
             first_memory: AtomicUsize::new(0),
             imports,
@@ -216,14 +234,27 @@ impl Component {
         match &self.reset {
             // A file that was compiled ahead of time can do it either way.
             Ok(reset) if !reset.wanted() => Some(NOT_WANTED.into()),
+            Ok(_) if self.record.defects() > 0 => Some(DEFECTIVE.into()),
             Ok(_) => self.asks_as_it_starts().then(|| ASKS_AS_IT_STARTS.into()),
             Err(reason) => Some(reason.to_string()),
         }
     }
 
+    /// Resets that were verified, and how many of them were found defective.
+    #[must_use]
+    pub fn verified_resets(&self) -> (u64, u64) {
+        (self.record.verified(), self.record.defects())
+    }
+
+    /// Whether instances are not reset although they could be: an instance
+    /// asked the host as it started, or was not what it had been.
+    pub(super) fn gave_up_resetting(&self) -> bool {
+        self.asks_as_it_starts() || self.record.defects() > 0
+    }
+
     /// Whether an instance asked the host for more than constants as it
     /// started: then it is started for one caller, and serves one call.
-    pub(super) fn asks_as_it_starts(&self) -> bool {
+    fn asks_as_it_starts(&self) -> bool {
         self.asks_as_it_starts.load(Relaxed)
     }
 

@@ -18,6 +18,7 @@ use super::{
     limits::{MAX_MEMORIES, MAX_TABLES},
     pool::{Idle, Place, take},
     ticker::{Pulse, Ticker},
+    verify::Verifier,
 };
 use crate::{
     budget::Budget,
@@ -43,6 +44,8 @@ pub struct SandboxConfig {
     pub instances: usize,
     /// How deep services may call each other.
     pub call_depth: usize,
+    /// Of so many resets one is verified; zero for none.
+    pub verify_resets: u32,
     /// Bytes for memory of instances beyond what each keeps; shared with
     /// whoever else takes from it.
     pub memory: Arc<Budget>,
@@ -86,6 +89,7 @@ pub struct Sandbox {
     /// another one holds its place: without places that only deeper calls can
     /// take, many such calls at once would wait for each other.
     places: Vec<Arc<Budget>>,
+    pub(super) verifier: Verifier,
     /// There may be idle instances.
     pub(super) any_idle: Arc<AtomicBool>,
     /// Of all components that keep instances.
@@ -137,12 +141,14 @@ impl Sandbox {
         let cache = compile::open_cache(&config.compiler);
         let ticker = Ticker::start(&engine)?;
         let places = places(config.instances, config.call_depth);
+        let verifier = Verifier::start(config.verify_resets, config.stack + super::HOST_STACK);
         let sandbox = Arc::new(Self {
             engine,
             pulse: ticker.pulse(),
             memory: Arc::clone(&config.memory),
             places: places.clone(),
             config,
+            verifier,
             any_idle: Arc::default(),
             idle: Mutex::default(),
             #[cfg(feature = "compiler")]

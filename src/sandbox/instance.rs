@@ -166,6 +166,18 @@ pub(super) struct Live {
     _place: Place,
 }
 
+impl Live {
+    /// Whether it is not what it was at its checkpoint.
+    pub(super) fn differs(&mut self) -> wasmtime::Result<bool> {
+        let Self {
+            store, resetter, ..
+        } = self;
+        resetter
+            .as_ref()
+            .map_or(Ok(false), |resetter| resetter.differs(store))
+    }
+}
+
 /// Why a call did not come to an end, with what was found out about it.
 struct Ended {
     error: CallError,
@@ -228,7 +240,12 @@ impl Component {
         let not_begun = |wanted| move || CallError::NotBegun(wanted);
         let _turn =
             Turn::take(&self.turns, &*call.watch, deadline).ok_or_else(not_begun(Wanted::Turn))?;
-        let Warm { mut live, calls } = match self.idle.take() {
+        // One that was reset may have come back just when a defect was found.
+        let idle = self
+            .idle
+            .take()
+            .filter(|warm| warm.live.resetter.is_none() || self.record.defects() == 0);
+        let Warm { mut live, calls } = match idle {
             Some(mut warm) => {
                 renew(&mut warm.live.store, call.context, call.watch);
                 warm
@@ -245,10 +262,18 @@ impl Component {
         let memory = live.store.data().limits.memory();
         if calls + 1 < self.terms.settings.max_calls && self.is_as_new(&mut live) {
             live.store.data_mut().host.rest();
-            self.idle.put(Warm {
-                live,
-                calls: calls + 1,
-            });
+            let resetter = live.resetter.as_mut();
+            let verify = resetter.is_some_and(|resetter| resetter.countdown.is_due());
+            let calls = calls + 1;
+            let warm = Warm { live, calls };
+            if verify {
+                let Self { digest, record, .. } = self;
+                self.sandbox
+                    .verifier
+                    .verify(warm, &self.idle, digest, record);
+            } else {
+                self.idle.put(warm);
+            }
         }
         Ok((answer, memory))
     }
@@ -287,7 +312,7 @@ impl Component {
             .place(context.depth(), &*watch, deadline)
             .ok_or(CallError::NotBegun(Wanted::Instance))?;
         let reset = self.reset.as_ref().ok().filter(|reset| reset.wanted());
-        if let Some(reset) = reset.filter(|_| !self.asks_as_it_starts()) {
+        if let Some(reset) = reset.filter(|_| !self.gave_up_resetting()) {
             let nobody = Context::of_loading(deadline);
             let (mut store, service, made) = self.started(nobody, &watch)?;
             if store.data().host.was_asked() {
@@ -513,7 +538,7 @@ impl Component {
 
 /// Makes an instance that is used again ready for its next call.
 #[inline]
-fn renew(store: &mut Store<Guest>, context: Context, watch: Arc<dyn Watch>) {
+pub(super) fn renew(store: &mut Store<Guest>, context: Context, watch: Arc<dyn Watch>) {
     let guest = store.data_mut();
     guest.host.renew(context, watch);
     guest.limits.renew();

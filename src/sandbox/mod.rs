@@ -13,6 +13,7 @@ mod pool;
 mod precompiled;
 mod reset;
 mod ticker;
+mod verify;
 #[cfg(feature = "compiler")]
 mod worker;
 

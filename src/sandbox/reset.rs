@@ -5,8 +5,10 @@ use wasmtime::{
     component::{Component, ComponentExportIndex, Instance, TypedFunc},
 };
 
-use mb_reset::{CARD, CHECKPOINT, RESET};
+use mb_reset::{CARD, CHECKPOINT, RESET, VERIFY};
 pub(super) use mb_reset::{FreshReason, ResetInfo};
+
+use super::verify::Countdown;
 
 /// Why instances are not reset where the operator says so.
 pub(super) const NOT_WANTED: &str = "the settings say so";
@@ -19,6 +21,9 @@ pub(super) struct Reset {
     wanted: bool,
     checkpoint: ComponentExportIndex,
     reset: ComponentExportIndex,
+    verify: ComponentExportIndex,
+    /// Of so many resets one is verified; zero for none.
+    verify_resets: u32,
 }
 
 impl Reset {
@@ -26,6 +31,7 @@ impl Reset {
         component: &Component,
         info: ResetInfo,
         wanted: bool,
+        verify_resets: u32,
     ) -> Result<Self, FreshReason> {
         let find = |name| {
             component
@@ -37,6 +43,8 @@ impl Reset {
             wanted,
             checkpoint: find(CHECKPOINT)?,
             reset: find(RESET)?,
+            verify: find(VERIFY)?,
+            verify_resets,
         })
     }
 
@@ -62,7 +70,14 @@ impl Reset {
             .transpose()?;
         // Of the cards, one byte for each, what covers the guest's memory.
         let kept = cards as usize * CARD + self.info.first_memory / CARD;
-        Ok(Some(Resetter { reset, kept }))
+        let verify = made.get_typed_func(&mut store, self.verify)?;
+        let countdown = Countdown::new(self.verify_resets);
+        Ok(Some(Resetter {
+            reset,
+            verify,
+            kept,
+            countdown,
+        }))
     }
 }
 
@@ -70,8 +85,11 @@ impl Reset {
 pub(super) struct Resetter {
     /// None if it resets itself when a call ends.
     reset: Option<TypedFunc<(), ()>>,
+    verify: TypedFunc<(), (u32,)>,
     /// Memory that is kept for that, in bytes.
     pub(super) kept: usize,
+    /// Until the next reset that is verified.
+    pub(super) countdown: Countdown,
 }
 
 impl Resetter {
@@ -80,5 +98,11 @@ impl Resetter {
         self.reset
             .as_ref()
             .is_none_or(|reset| reset.call(store, ()).is_ok())
+    }
+
+    /// Whether the instance differs from what it was.
+    pub(super) fn differs<T>(&self, store: &mut Store<T>) -> wasmtime::Result<bool> {
+        let (differences,) = self.verify.call(store, ())?;
+        Ok(differences > 0)
     }
 }

@@ -40,6 +40,7 @@ impl Echo {
             stack: config.sandbox.stack.0,
             instances: instances.unwrap_or(plan.instances),
             call_depth: 1,
+            verify_resets: config.sandbox.verify_resets,
             memory: Budget::new(plan.shared),
             compiler: CompilerConfig {
                 cache_dir,

@@ -10,7 +10,7 @@ use wasmtime::{Caller, Config, Engine, Extern, Instance, Linker, Module, OptLeve
 
 use super::generator::{FUNCTIONS, GLOBALS, Random, generate};
 use crate::{
-    CHECKPOINT, RESET,
+    CHECKPOINT, RESET, VERIFY,
     module::{self, Rewriting},
     module_shape::{ModuleShape, Space},
 };
@@ -245,8 +245,21 @@ fn check(engine: &Engine, seed: u64, count: &mut Count) {
             continue;
         }
         if !resets_itself {
+            let changed = made.0.state(Some(made.1.memory.len())) != made.1;
+            assert_eq!(
+                made.0.call(VERIFY, &[]),
+                Some(vec![i32::from(changed)]),
+                "{}",
+                at("what changed is not found")
+            );
             made.0.call(RESET, &[]).unwrap();
         }
+        assert_eq!(
+            made.0.call(VERIFY, &[]),
+            Some(vec![0]),
+            "{}",
+            at("what did not change is taken for a change")
+        );
         let bytes = made.1.memory.len();
         assert!(
             made.0.state(Some(bytes)) == made.1,
