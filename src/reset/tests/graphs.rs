@@ -15,7 +15,7 @@ use wasmtime::{
 };
 
 use super::{differential::setting, generator::Random};
-use crate::{CHECKPOINT, RESET, rewrite};
+use crate::{CHECKPOINT, RESET, VERIFY, rewrite};
 
 /// Graphs of a plain `cargo test`.
 const GRAPHS: u64 = 600;
@@ -387,6 +387,11 @@ fn check(linker: &Linker<()>, seed: u64, counts: &mut BTreeMap<String, u64>) {
             let reset = made.get_typed_func::<(), ()>(&mut store, RESET).unwrap();
             reset.call(&mut store, ()).unwrap();
         }
+        let verify = made
+            .get_typed_func::<(), (u32,)>(&mut store, VERIFY)
+            .unwrap();
+        let differences = verify.call(&mut store, ()).unwrap();
+        assert_eq!(differences, (0,), "seed {seed}, call {call}\n{text}");
         count("resets".into());
         kept = Some((store, made, run, calls + 1));
     }

@@ -4,6 +4,7 @@
 mod differential;
 mod generator;
 mod graphs;
+mod routes;
 
 use std::sync::OnceLock;
 
