@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 /// Pages that a module begins with.
 pub(super) const PAGES: u32 = 2;
-/// Functions that are exported as `f0`, `f1` and so on.
+/// Functions of each module; all of them are exported as `f0`, `f1` and so on.
 pub(super) const FUNCTIONS: usize = 4;
-/// Globals that are exported as `g0`, `g1` and so on, by their types.
+/// Globals of each module that are exported as `g0`, `g1` and so on, by their types.
 pub(super) const GLOBALS: [&str; 4] = ["i32", "i64", "f32", "f64"];
 
 /// Of every store instruction, what it stores and how many lanes it has.
@@ -31,6 +31,8 @@ const STORES: [(&str, &str, u32); 14] = [
 const OFFSETS: [u32; 20] = [
     0, 1, 2, 3, 4, 8, 16, 100, 238, 240, 241, 248, 255, 256, 257, 500, 1008, 1024, 4093, 65_535,
 ];
+/// What all those functions take and give.
+const KIND: &str = "(param i32 i32 i32) (result i32)";
 const LENGTHS: [u32; 12] = [0, 1, 2, 7, 255, 256, 1023, 1024, 1025, 3000, 20_000, 70_000];
 
 /// Xorshift: the same numbers for the same seed, everywhere.
@@ -77,25 +79,59 @@ impl Random {
     }
 }
 
-/// A module in the text format, and what of it is to be known.
+/// Modules in the text format that share one memory and one table, and what of
+/// them is to be known.
 pub(super) struct Generated {
-    pub(super) text: String,
+    /// The first has what the others import as of `env`.
+    pub(super) modules: Vec<String>,
     pub(super) grows: bool,
 }
 
 pub(super) fn generate(random: &mut Random) -> Generated {
     let grows = random.one_in(3);
-    let mut text = format!(
-        "(module (import \"host\" \"get\" (func $get (param i32 i32)))
-           (memory (export \"memory\") {PAGES} 20) (table {FUNCTIONS} funcref)
-           (global $g0 (export \"g0\") (mut i32) (i32.const 7)) (global $g1 (export \"g1\") (mut i64) (i64.const -7))
-           (global $g2 (export \"g2\") (mut f32) (f32.const 1.5)) (global $g3 (export \"g3\") (mut f64) (f64.const 2.5))
-           (global $g4 (mut v128) (v128.const i32x4 1 2 3 4))
-           (func (export \"g4\") (result i32) (i32x4.extract_lane 2 (global.get $g4)))
-           (func (export \"size\") (result i32) (memory.size))
-           (func (export \"post\") (param i32) (i32.store (i32.const 70000) (local.get 0)))
-           (func (export \"cabi_realloc\") (param i32 i32 i32 i32) (result i32) (local.get 0))
-           (data $passive \"bytes that are asked for, here and there\")\n"
+    let count = [1, 1, 2, 3][random.below(4) as usize];
+    let modules = (0..count).map(|module| {
+        let mut text = "(module (import \"host\" \"get\" (func $get (param i32 i32)))".to_owned();
+        text += &if module == 0 {
+            format!(
+                "(memory (export \"memory\") {PAGES} 20) (table (export \"table\") {} funcref)
+                 (global $g0 (export \"g0\") (mut i32) (i32.const 7)) (global $g1 (export \"g1\") (mut i64) (i64.const -7))\n",
+                count * FUNCTIONS
+            )
+        } else {
+            "(import \"env\" \"memory\" (memory 1)) (import \"env\" \"table\" (table 1 funcref)) (export \"memory\" (memory 0))
+             (import \"env\" \"g0\" (global $g0 (mut i32))) (import \"env\" \"g1\" (global $g1 (mut i64)))
+             (export \"g0\" (global $g0)) (export \"g1\" (global $g1))\n"
+                .to_owned()
+        };
+        text + &inside(random, grows, module, count) + ")"
+    });
+    Generated {
+        modules: modules.collect(),
+        grows,
+    }
+}
+
+/// What a module has that is like that of every other one.
+fn inside(random: &mut Random, grows: bool, module: usize, modules: usize) -> String {
+    let mut text = "(global $g2 (export \"g2\") (mut f32) (f32.const 1.5)) (global $g3 (export \"g3\") (mut f64) (f64.const 2.5))
+         (global $g4 (mut v128) (v128.const i32x4 1 2 3 4))
+         (func (export \"g4\") (result i32) (i32x4.extract_lane 2 (global.get $g4)))
+         (func (export \"size\") (result i32) (memory.size))
+         (func (export \"post\") (param i32) (i32.store (i32.const 70000) (local.get 0)))
+         (func (export \"cabi_realloc\") (param i32 i32 i32 i32) (result i32) (local.get 0))
+         (data $passive \"bytes that are asked for, here and there\")\n"
+        .to_owned();
+    let step = random.of(&[1, 20, 1023, 1500]);
+    let _ = writeln!(
+        text,
+        "(func $deep (export \"deep\") (param $at i32) (param $turns i32) (result i32)
+           (i32.store (local.get $at) (local.get $turns)) (global.set $g0 (local.get $turns))
+           (if (result i32) (local.get $turns)
+             (then (i32.add (i32.const 1) (call $deep
+               (i32.and (i32.add (local.get $at) (i32.const {step})) (i32.const 0x1fff0))
+               (i32.sub (local.get $turns) (i32.const 1)))))
+             (else (i32.load (local.get $at)))))"
     );
     for _ in 0..random.below(5) {
         let at = random.below(PAGES * 65_536 - 30);
@@ -104,21 +140,27 @@ pub(super) fn generate(random: &mut Random) -> Generated {
             "(data (i32.const {at}) \"what is there at the start\")"
         );
     }
-    text += "(elem (i32.const 0)";
-    for function in 0..FUNCTIONS {
+    let (first, end) = (module * FUNCTIONS, (module + 1) * FUNCTIONS);
+    let _ = write!(text, "(elem (i32.const {first})");
+    for function in first..end {
         let _ = write!(text, " $f{function}");
     }
     text += ")\n";
-    for function in 0..FUNCTIONS {
+    let mut body = |function, most| {
         let mut body = Body {
             random,
             grows,
             function,
+            own_end: end,
+            end: modules * FUNCTIONS,
             depth: 0,
             text: String::new(),
         };
-        body.statements(6);
-        let body = body.text;
+        body.statements(most);
+        body.text
+    };
+    for function in first..end {
+        let body = body(function, 6);
         let _ = writeln!(
             text,
             "(func $f{function} (export \"f{function}\") (param $a i32) (param $b i32) (param $c i32) (result i32)
@@ -126,32 +168,26 @@ pub(super) fn generate(random: &mut Random) -> Generated {
                {body} (i32.xor (local.get $a) (local.get $d)))"
         );
     }
+    // Which calls nothing: what comes after its module is not there yet.
+    let start = body(modules * FUNCTIONS, 3);
     if random.one_in(2) {
-        let mut body = Body {
-            random,
-            grows,
-            function: FUNCTIONS,
-            depth: 0,
-            text: String::new(),
-        };
-        body.statements(3);
-        let body = body.text;
         let _ = writeln!(
             text,
             "(func $start (local $a i32) (local $b i32) (local $c i32) (local $d i32) (local $l i64)
-               (local $n0 i32) (local $n1 i32) (local $n2 i32) {body}) (start $start)"
+               (local $n0 i32) (local $n1 i32) (local $n2 i32) {start}) (start $start)"
         );
     }
-    Generated {
-        text: text + ")",
-        grows,
-    }
+    text
 }
 
 struct Body<'a> {
     random: &'a mut Random,
     grows: bool,
+    /// Its number, among those of all modules.
     function: usize,
+    /// Of the functions of its own module, and of all.
+    own_end: usize,
+    end: usize,
     depth: usize,
     text: String,
 }
@@ -215,7 +251,7 @@ impl Body<'_> {
 
     fn statement(&mut self) {
         let local = self.local();
-        match self.random.below(22) {
+        match self.random.below(23) {
             0..4 => {
                 let address = self.address();
                 self.store(&address);
@@ -240,6 +276,13 @@ impl Body<'_> {
                         3 => self.store(&format!(
                             "(local.tee {local} (i32.and (i32.add (local.get {local}) (i32.const 900)) (i32.const 0x1ffff)))"
                         )),
+                        // Another address in it, though nothing is marked there.
+                        4 => {
+                            let _ = write!(
+                                self.text,
+                                "(drop (local.tee {local} (i32.and (i32.add (local.get {local}) (i32.const 1300)) (i32.const 0x1ffff))))"
+                            );
+                        }
                         _ => {}
                     }
                 }
@@ -316,6 +359,10 @@ impl Body<'_> {
                 );
             }
             19 => self.call(),
+            22 => {
+                let bit = 1 << self.random.below(4);
+                self.tail_call(bit);
+            }
             20 => {
                 let address = self.random.address().min(130_000);
                 let _ = write!(
@@ -344,21 +391,47 @@ impl Body<'_> {
         self.depth -= 1;
     }
 
-    /// A later function, so that nothing calls itself.
+    /// Calls a later function, so that nothing calls itself; one of another
+    /// module by the table.
     fn call(&mut self) {
-        let later = self.function + 1;
-        if later >= FUNCTIONS {
+        let Some((callee, directly)) = self.callee() else {
             return;
-        }
-        let callee = later + self.random.below((FUNCTIONS - later) as u32) as usize;
+        };
         let arguments = "(local.get $b) (local.get $a) (local.get $d)";
-        let _ = if self.random.one_in(2) {
+        let _ = if directly {
             write!(self.text, "(local.set $d (call $f{callee} {arguments}))")
         } else {
             write!(
                 self.text,
-                "(local.set $d (call_indirect (param i32 i32 i32) (result i32) {arguments} (i32.const {callee})))"
+                "(local.set $d (call_indirect {KIND} {arguments} (i32.const {callee})))"
             )
         };
+    }
+
+    /// Sometimes ends with another function in its place.
+    fn tail_call(&mut self, bit: u32) {
+        let (local, Some((callee, directly))) = (self.local(), self.callee()) else {
+            return;
+        };
+        let arguments = "(local.get $b) (local.get $c) (local.get $a)";
+        let call = if directly {
+            format!("(return_call $f{callee} {arguments})")
+        } else {
+            format!("(return_call_indirect {KIND} {arguments} (i32.const {callee}))")
+        };
+        let _ = write!(
+            self.text,
+            "(if (i32.and (local.get {local}) (i32.const {bit})) (then {call}))"
+        );
+    }
+
+    /// A later function, and whether it is called by its name.
+    fn callee(&mut self) -> Option<(usize, bool)> {
+        let later = self.function + 1;
+        if later >= self.end {
+            return None;
+        }
+        let callee = later + self.random.below((self.end - later) as u32) as usize;
+        Some((callee, callee < self.own_end && self.random.one_in(2)))
     }
 }

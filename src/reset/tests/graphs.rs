@@ -4,7 +4,7 @@
 //! accepted prove nothing and are counted apart.
 //!
 //! ```text
-//! MB_RESET_GRAPHS=100000 MB_RESET_SEED=1 cargo test --release -p mb-reset graphs -- --nocapture
+//! MB_RESET_GRAPHS=100000 MB_RESET_SEED=1 cargo test --release --lib graphs -- --nocapture
 //! ```
 
 use std::{cell::Cell, collections::BTreeMap};

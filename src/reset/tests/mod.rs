@@ -5,6 +5,7 @@ mod differential;
 mod generator;
 mod graphs;
 mod routes;
+mod smith;
 
 use std::sync::OnceLock;
 
