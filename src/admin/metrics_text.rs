@@ -123,6 +123,11 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
         "Keep-alive frames read.",
         *keep_alives,
     );
+    text.counter(
+        "mb_log_lines_dropped_total",
+        "Lines of the log that standard error did not take in time.",
+        crate::log::dropped_lines(),
+    );
     text.head(
         "mb_errors_total",
         "ERRORs by code, SERVICE for the services' own.",

@@ -16,7 +16,7 @@ use std::{
 
 use super::{
     Exit, Result, failure, printable,
-    serve::{listen_for_signals, start_log},
+    serve::{listen_for_signals, start_log, write_log_in_background},
     serving::{Plan, Serving},
     usage,
 };
@@ -75,6 +75,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     std::fs::create_dir_all(project.output()).map_err(failure)?;
     let loaded = settings(&project.dir, arguments.port)?;
     start_log(&loaded.config.log, Format::Text)?;
+    write_log_in_background()?;
     let last = Arc::new(Last::default());
     let serving = {
         let last = Arc::clone(&last);

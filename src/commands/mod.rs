@@ -60,6 +60,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::log;
+
 /// What the process ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -137,6 +139,7 @@ impl Arguments {
     /// Runs the command.
     #[must_use]
     pub fn run(self) -> Exit {
+        let _flush = FlushLog;
         let result = match self.command {
             Command::Serve(arguments) => serve::run(arguments),
             #[cfg(feature = "compiler")]
@@ -168,9 +171,18 @@ impl Arguments {
             Command::CompileWorker(arguments) => compile_worker::run(&arguments),
         };
         result.unwrap_or_else(|(exit, message)| {
-            complain!("mb-server: {message}");
+            log::print(&format!("mb-server: {message}"));
             exit
         })
+    }
+}
+
+/// Writes the rest of the log when the command ends, by a panic too.
+struct FlushLog;
+
+impl Drop for FlushLog {
+    fn drop(&mut self) {
+        log::flush();
     }
 }
 

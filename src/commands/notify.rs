@@ -11,6 +11,9 @@ use std::{
     time::Duration,
 };
 
+/// How long systemd may take to read what it was told before.
+const TAKE_WITHIN: Duration = Duration::from_secs(1);
+
 /// Says something, such as `READY=1`, if somebody listens.
 pub(super) fn notify(said: &str) {
     if let Err(error) = send(said) {
@@ -27,9 +30,9 @@ fn send(said: &str) -> io::Result<()> {
         Some(name) => SocketAddr::from_abstract_name(name)?,
         None => SocketAddr::from_pathname(&name)?,
     };
-    UnixDatagram::unbound()?
-        .send_to_addr(said.as_bytes(), &address)
-        .map(drop)
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(TAKE_WITHIN))?;
+    socket.send_to_addr(said.as_bytes(), &address).map(drop)
 }
 
 /// Says every so often that `alive` still holds, as `WatchdogSec` wants it.

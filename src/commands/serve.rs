@@ -90,7 +90,9 @@ pub(super) fn run(arguments: Arguments) -> Result {
     let loaded = arguments.load().map_err(usage)?;
     edge::check_exposure(&loaded.config)?;
     start_log(&loaded.config.log, loaded.config.log_format)?;
+    // It holds for threads that are started later.
     confine(&loaded.config);
+    write_log_in_background()?;
     let (end, signals) = listen_for_signals().map_err(failure)?;
     let again = Box::new(move || arguments.load().map_err(|error| error.to_string()));
     let plan = Plan {
@@ -162,6 +164,12 @@ pub(super) fn start_log(
     Ok(())
 }
 
+/// From here on nobody waits for whoever reads the log.
+pub(super) fn write_log_in_background() -> std::result::Result<(), (Exit, String)> {
+    log::write_in_background()
+        .map_err(|error| failure(format!("no thread can be started for the log: {error}")))
+}
+
 /// The first signal is sent on, the second ends the process.
 /// Whoever has the sender may do as a signal does.
 pub(super) fn listen_for_signals()
@@ -171,6 +179,7 @@ pub(super) fn listen_for_signals()
     let again = Arc::new(AtomicBool::new(false));
     let heard = move || {
         if again.swap(true, SeqCst) {
+            log::flush();
             std::process::exit(INTERRUPTED);
         }
         let _ = sender.send(());
@@ -205,8 +214,8 @@ fn follow_hangups(serving: &Serving) -> io::Result<()> {
         .map(drop)
 }
 
-/// Says where it listens and what it serves. A reader that has gone is no
-/// reason to end.
+/// Says where it listens and what it serves, on a thread of its own: a reader
+/// that has gone or does not read is no reason to end or to wait.
 fn announce(
     listening: &[(SocketAddr, bool)],
     admin: &[String],
@@ -269,8 +278,16 @@ fn announce(
         "ready in {millis} ms; try: mb-server call system.services{}\n",
         server_flag(&wire)
     );
-    let mut out = io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    let print = move || {
+        let mut out = io::stdout().lock();
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    };
+    if let Err(error) = thread::Builder::new()
+        .name("mb-announce".into())
+        .spawn(print)
+    {
+        tracing::warn!("where it listens is not written to standard output: {error}");
+    }
 }
 
 /// The flag with which a client on this machine reaches one of the addresses;

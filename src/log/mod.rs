@@ -2,20 +2,28 @@
 //! for lines that strangers can cause, and the text of a panic.
 
 pub mod lines;
+mod writer;
 
 use std::{
     any::Any,
-    io::{self, IsTerminal as _},
-    sync::{Mutex, OnceLock, PoisonError},
+    io::{self, IsTerminal as _, Write as _},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
 use tracing_subscriber::{
     Registry, filter::Targets, fmt, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
 };
+use writer::{StandardError, Writer};
 
 /// Changes what is logged, once the log was started.
 static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
+
+/// Writes the lines, once [`write_in_background`] was called.
+static WRITER: OnceLock<Arc<Writer>> = OnceLock::new();
+
+/// How long the end of the process waits for the log to be written.
+const FLUSH_WITHIN: Duration = Duration::from_millis(500);
 
 /// How lines are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -42,13 +50,8 @@ pub fn start(filter: &str, format: Format) -> Result<(), String> {
     let (filter, handle) = reload::Layer::new(filter);
     let terminal = io::stderr().is_terminal();
     let json = format == Format::Json || format == Format::Auto && !terminal;
-    let lines = (!json).then(|| fmt::layer().with_writer(io::stderr).with_ansi(terminal));
-    let objects = json.then(|| {
-        fmt::layer()
-            .json()
-            .flatten_event(true)
-            .with_writer(io::stderr)
-    });
+    let lines = (!json).then(|| fmt::layer().with_writer(|| Line).with_ansi(terminal));
+    let objects = json.then(|| fmt::layer().json().flatten_event(true).with_writer(|| Line));
     let log = tracing_subscriber::registry()
         .with(filter)
         .with(lines)
@@ -58,6 +61,64 @@ pub fn start(filter: &str, format: Format) -> Result<(), String> {
         let _ = FILTER.set(handle);
     }
     Ok(())
+}
+
+/// Has a thread of its own write to standard error from here on: whoever logs
+/// never waits, and what nobody reads is dropped and counted.
+///
+/// # Errors
+/// If the thread can't be started.
+pub fn write_in_background() -> io::Result<()> {
+    if WRITER.get().is_none() {
+        let writer = Writer::start(StandardError, |dropped| {
+            tracing::warn!(
+                "{dropped} lines of the log were dropped, because standard error did not take them in time"
+            );
+        })?;
+        let _ = WRITER.set(writer);
+    }
+    Ok(())
+}
+
+/// Lines of the log that were dropped since the start, because standard error
+/// did not take them.
+#[must_use]
+pub fn dropped_lines() -> u64 {
+    WRITER.get().map_or(0, |writer| writer.dropped())
+}
+
+/// Writes a line to standard error that is not part of the log, after the
+/// lines of the log.
+pub fn print(line: &str) {
+    // There is nowhere to report that nobody reads it.
+    let _ = Line.write_all(format!("{line}\n").as_bytes());
+}
+
+/// Waits before the process ends until the log is written, half a second at
+/// most.
+pub fn flush() {
+    if let Some(writer) = WRITER.get() {
+        writer.flush(FLUSH_WITHIN);
+    }
+}
+
+/// Takes one whole line with each write.
+struct Line;
+
+impl io::Write for Line {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match WRITER.get() {
+            Some(writer) => {
+                writer.push(line);
+                Ok(line.len())
+            }
+            None => io::stderr().write(line),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What is logged now.

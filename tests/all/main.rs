@@ -24,6 +24,7 @@ mod reload;
 mod reset;
 mod routing;
 mod sandbox;
+mod stalls;
 mod tls;
 mod waiting;
 mod wire;
