@@ -1,13 +1,10 @@
 //! What the operator may change, and how a request asks for it.
 
-use std::io::Read as _;
-
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tiny_http::Request;
 
 use super::{
-    Admin, JSON_UTF8, LINES, Page, front::MAX_BODY, pages::decode, routes::Route, shown, token,
+    Admin, JSON_UTF8, LINES, Page, front::Request, pages::decode, routes::Route, shown, token,
 };
 
 /// How long an action that is tried may take, in milliseconds, if nobody says.
@@ -102,18 +99,15 @@ impl Admin {
                 "changing is switched off, because there is no token; the log says why",
             ));
         };
-        let bearer = request
-            .headers()
-            .iter()
-            .find(|header| header.field.equiv("Authorization"));
-        let bearer = bearer.and_then(|header| header.value.as_str().strip_prefix("Bearer "));
+        let bearer = request.header("Authorization");
+        let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
         if bearer.is_some_and(|shown| token::is_same(token, shown.trim())) {
             return Ok(());
         }
         if LINES.allows("admin endpoint without its token") {
             tracing::warn!(
                 security = "admin-token",
-                path = shown(request.url()),
+                path = shown(&request.url),
                 "a change was asked for without the token"
             );
         }
@@ -122,7 +116,7 @@ impl Admin {
     }
 
     /// Answers what is not GET.
-    pub(super) fn change(&self, request: &mut Request, route: &Route, values: &[&str]) -> Page {
+    pub(super) fn change(&self, request: &Request, route: &Route, values: &[&str]) -> Page {
         if let Err(page) = self.authorise(request) {
             return page;
         }
@@ -130,7 +124,7 @@ impl Admin {
             tracing::info!(
                 security = "change",
                 method = route.method,
-                path = shown(request.url()),
+                path = shown(&request.url),
                 "asked for by the operator"
             );
         }
@@ -219,21 +213,14 @@ impl Admin {
     }
 }
 
-fn read_body(request: &mut Request, route: &Route) -> Result<Body, String> {
-    let mut text = String::new();
-    let read = request
-        .as_reader()
-        .take(MAX_BODY as u64 + 1)
-        .read_to_string(&mut text);
-    read.map_err(|error| format!("the body can't be read: {error}"))?;
-    if text.len() > MAX_BODY {
-        return Err(format!("the body exceeds the limit of {MAX_BODY} bytes"));
-    }
+fn read_body(request: &Request, route: &Route) -> Result<Body, String> {
+    let text = std::str::from_utf8(&request.body)
+        .map_err(|error| format!("the body can't be read: {error}"))?;
     if text.trim().is_empty() {
         return Ok(Body::default());
     }
     let value: Value =
-        serde_json::from_str(&text).map_err(|error| format!("the body is no JSON: {error}"))?;
+        serde_json::from_str(text).map_err(|error| format!("the body is no JSON: {error}"))?;
     let fields = value.as_object().ok_or("the body is no JSON object")?;
     if let Some(unknown) = fields
         .keys()

@@ -1,10 +1,5 @@
-//! The admin endpoint: HTTP over `tiny_http`, on a thread of its own. It
-//! sees copies and holds no lock of the wire side.
-//!
-//! `tiny_http` ends its accept loop on any error, and silently where it
-//! panics. A front (`front`) stands before it and lets in only what is whole
-//! and in time; a supervisor starts it again when it has ended, or when
-//! something that the front has handed over does not arrive.
+//! The admin endpoint: HTTP on threads of its own (`front`). It sees copies
+//! and holds no lock of the wire side.
 
 mod assets;
 mod change;
@@ -19,40 +14,24 @@ pub mod token;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
-    os::unix::net::UnixListener,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    thread,
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Duration,
 };
 
 pub use change::{Attempt, Commands};
 pub use front::Door;
-use front::{Front, MARK};
+use front::{Front, Request};
 use pages::Query;
 pub use routes::{ROUTES, Route};
 use serde_json::{Value, json};
-use tiny_http::{Header, Method, Request, Response, Server};
 
 use crate::{
     log::Limiter,
     metrics::{Metrics, snapshot::Snapshot},
 };
 
-/// Pause before a server that ended is started again.
-const RESTART_PAUSE: Duration = Duration::from_millis(100);
-
-/// Changes at the same time; they wait for each other anyway.
-const MAX_CHANGES: usize = 4;
-
 /// How long the end of the process waits for answers on their way.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
-
-/// How often it is looked at whether anything does not arrive.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Lines about what goes wrong here: it may go wrong ten times a second.
 static LINES: Limiter = Limiter::new();
@@ -76,15 +55,6 @@ pub struct Admin {
     pub token: Option<String>,
     /// Host headers that are answered besides loopback ones.
     pub allowed_hosts: Vec<String>,
-    /// Changes that are being made, and listeners to events; nobody yet.
-    pub busy: Busy,
-}
-
-/// What the endpoint counts of its own work.
-#[derive(Debug, Default)]
-pub struct Busy {
-    changes: AtomicUsize,
-    listeners: AtomicUsize,
 }
 
 /// The endpoint while it runs.
@@ -103,157 +73,25 @@ type Page = (u16, &'static str, String);
 
 const JSON_UTF8: &str = "application/json; charset=utf-8";
 
-/// The page loads what comes from here, and nothing else.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
-                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-
 impl Admin {
     /// Serves from threads of its own until the process ends.
     ///
     /// # Errors
     /// If a thread can't be started.
     pub fn start(self, doors: Vec<Door>) -> io::Result<Running> {
-        let front = Front::new(self.token.clone());
-        // Who comes at once shall find somebody behind the front.
-        let first = front.listen_behind()?;
+        let front = Front::new(self);
         doors.into_iter().try_for_each(|door| front.open(door))?;
-        let (admin, running) = (Arc::new(self), Running(Arc::clone(&front)));
-        thread::Builder::new()
-            .name("mb-admin".into())
-            .spawn(move || admin.supervise(&front, first))?;
-        Ok(running)
+        Ok(Running(front))
     }
 
-    fn supervise(self: &Arc<Self>, front: &Front, first: UnixListener) {
-        let mut first = Some(first);
-        loop {
-            let listener = first.take().map_or_else(|| front.listen_behind(), Ok);
-            // It panics where no thread can be started.
-            let open = || {
-                listener
-                    .map_err(Into::into)
-                    .and_then(|listener| Server::from_listener(listener, None))
-            };
-            let why = match catch_unwind(AssertUnwindSafe(open)) {
-                Ok(Ok(server)) => {
-                    let why = self.serve(&server, front);
-                    // It panics there, once it has told its thread to end: it
-                    // takes our address for that of a file.
-                    let _ = catch_unwind(AssertUnwindSafe(|| drop(server)));
-                    why
-                }
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "it panicked".into(),
-            };
-            if LINES.allows("admin endpoint") {
-                tracing::warn!("admin endpoint ended, it is started again: {why}");
-            }
-            thread::sleep(RESTART_PAUSE);
-        }
-    }
-
-    /// Answers until `tiny_http` ends or hears nothing any more; says why.
-    fn serve(self: &Arc<Self>, server: &Server, front: &Front) -> String {
-        loop {
-            match server.recv_timeout(LOOK_EVERY) {
-                Ok(Some(request)) => {
-                    let mark = request
-                        .headers()
-                        .iter()
-                        .find(|header| header.field.equiv(MARK));
-                    if !mark.is_some_and(|mark| front.arrived(mark.value.as_str())) {
-                        // Not from the front: a stranger has found the way in.
-                        continue;
-                    }
-                    let looks = matches!(request.method(), Method::Get | Method::Head);
-                    // With a query it is a page, which refuses that.
-                    if looks
-                        && request.url().trim_end_matches('?') == "/events"
-                        && self.is_addressed(&request)
-                    {
-                        self.listen(request);
-                    } else if looks {
-                        self.answer(request);
-                    } else {
-                        self.answer_apart(request);
-                    }
-                }
-                // Only where nothing waits to be answered: it may be behind
-                // others.
-                Ok(None) if front.has_lost_one(Instant::now()) => {
-                    return "a request did not arrive".into();
-                }
-                Ok(None) => {}
-                Err(error) => return error.to_string(),
-            }
-        }
-    }
-
-    /// Changing something may take as long as compiling a component does;
-    /// who looks meanwhile shall not wait.
-    fn answer_apart(self: &Arc<Self>, request: Request) {
-        let admin = Arc::clone(self);
-        let change = move || {
-            if admin.busy.changes.fetch_add(1, SeqCst) < MAX_CHANGES {
-                admin.answer(request);
-            } else {
-                let busy = json!({"error": "other changes are being made; try again"}).to_string();
-                let _ = request.respond(Response::from_string(busy).with_status_code(503));
-            }
-            admin.busy.changes.fetch_sub(1, SeqCst);
-        };
-        // Without a thread the request is dropped, which answers 500.
-        if let Err(error) = thread::Builder::new()
-            .name("mb-change".into())
-            .spawn(change)
-            && LINES.allows("admin endpoint")
-        {
-            tracing::warn!("admin endpoint: {error}");
-        }
-    }
-
-    fn answer(&self, request: Request) {
-        // A panic is logged by its hook; the peer gets a 500.
-        let _ = catch_unwind(AssertUnwindSafe(|| self.respond(request)));
-    }
-
-    fn respond(&self, mut request: Request) {
-        let (status, kind, body) = self.route(&mut request);
-        let allow = (status == 405)
-            .then(|| routes::methods(request.url().split('?').next().unwrap_or_default()));
-        // One piece with its length, however large: simple for simple clients.
-        let mut response = Response::from_string(body)
-            .with_status_code(status)
-            .with_chunked_threshold(usize::MAX);
-        for (name, value) in allow
-            .as_deref()
-            .map(|methods| ("Allow", methods))
-            .into_iter()
-            .chain([
-                ("Content-Type", kind),
-                ("Cache-Control", "no-store"),
-                ("X-Content-Type-Options", "nosniff"),
-                ("X-Frame-Options", "DENY"),
-                ("Referrer-Policy", "no-referrer"),
-                ("Content-Security-Policy", POLICY),
-            ])
-        {
-            if let Ok(header) = Header::from_bytes(name, value) {
-                response.add_header(header);
-            }
-        }
-        // A peer that is gone does not want the answer.
-        let _ = request.respond(response);
-    }
-
-    fn route(&self, request: &mut Request) -> Page {
+    fn route(&self, request: &Request) -> Page {
         let refuse =
             |status: u16, error: &str| (status, JSON_UTF8, json!({"error": error}).to_string());
         if !self.is_addressed(request) {
             if LINES.allows("admin endpoint under a foreign name") {
                 tracing::warn!(
                     security = "admin-host",
-                    path = shown(request.url()),
+                    path = shown(&request.url),
                     "asked under a name that is not answered"
                 );
             }
@@ -262,15 +100,13 @@ impl Admin {
                 "this Host is not answered; use a loopback name or add it to admin.allowed_hosts",
             );
         }
-        let url = request.url().to_owned();
-        let (path, query) = url.split_once('?').unwrap_or((&url, ""));
-        let method = if *request.method() == Method::Head {
-            "GET"
-        } else {
-            request.method().as_str()
+        let url = &request.url;
+        let (path, query) = url.split_once('?').unwrap_or((url, ""));
+        let method = match &*request.method {
+            "HEAD" => "GET",
+            method => method,
         };
-        let method = method.to_owned();
-        match routes::find(&method, path) {
+        match routes::find(method, path) {
             Ok((route, values)) if method == "GET" => {
                 let page = Query::parse(query, route.query)
                     .and_then(|query| self.page(route.path, &values, &query));
@@ -282,12 +118,9 @@ impl Admin {
                 "another method is answered here; / lists what there is",
             ),
             Err(false) => {
-                let accepts = request
-                    .headers()
-                    .iter()
-                    .find(|header| header.field.equiv("Accept"));
-                let wants_html =
-                    accepts.is_some_and(|header| header.value.as_str().contains("text/html"));
+                let wants_html = request
+                    .header("Accept")
+                    .is_some_and(|accepted| accepted.contains("text/html"));
                 let front = (method == "GET")
                     .then(|| Self::front(path, wants_html))
                     .flatten();
@@ -297,11 +130,9 @@ impl Admin {
     }
 
     fn is_addressed(&self, request: &Request) -> bool {
-        let host = request
-            .headers()
-            .iter()
-            .find(|header| header.field.equiv("Host"));
-        host.is_some_and(|host| self.is_allowed(host.value.as_str()))
+        request
+            .header("Host")
+            .is_some_and(|host| self.is_allowed(host))
     }
 
     /// A page of somebody else, in the operator's browser, can make requests
@@ -344,7 +175,7 @@ pub fn is_loopback(address: &SocketAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::metrics::snapshot::Totals;
 
@@ -386,7 +217,7 @@ mod tests {
         }
     }
 
-    fn admin() -> Admin {
+    pub(in crate::admin) fn admin() -> Admin {
         let empty = || Snapshot {
             accepting: true,
             totals: Totals::default(),
@@ -402,7 +233,6 @@ mod tests {
             commands: Box::new(Nothing),
             token: None,
             allowed_hosts: vec!["Ops.example".into()],
-            busy: Busy::default(),
         }
     }
 
@@ -459,5 +289,48 @@ mod tests {
                 "{path}: {answer}"
             );
         }
+    }
+
+    #[test]
+    fn answers_that_nobody_takes_are_bounded() {
+        use std::{
+            io::{Read as _, Write as _},
+            os::unix::net::{UnixListener, UnixStream},
+            sync::atomic::{AtomicUsize, Ordering::SeqCst},
+        };
+        const MIB: usize = 1024 * 1024;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let size = Arc::new(AtomicUsize::new(20 * MIB));
+        let sized = Arc::clone(&size);
+        Admin {
+            settings: Box::new(move || Value::from("x".repeat(sized.load(SeqCst)))),
+            ..admin()
+        }
+        .start(vec![Door::Unix(UnixListener::bind(&path).unwrap())])
+        .unwrap();
+        let ask = || {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream
+                .write_all(b"GET /config HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                .unwrap();
+            let mut status = [0; 12];
+            stream.read_exact(&mut status).unwrap();
+            (String::from_utf8_lossy(&status).into_owned(), stream)
+        };
+        let mut readers: Vec<_> = (0..3).map(|_| ask()).collect();
+        assert!(readers.iter().all(|(status, _)| status == "HTTP/1.1 200"));
+        assert_eq!(ask().0, "HTTP/1.1 503");
+        // One that goes makes room for the next.
+        let (_, mut stream) = readers.remove(0);
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).unwrap();
+        assert!(rest.len() > 20 * MIB);
+        let begun = std::time::Instant::now();
+        while ask().0 != "HTTP/1.1 200" {
+            assert!(begun.elapsed().as_secs() < 30);
+        }
+        size.store(40 * MIB, SeqCst);
+        assert_eq!(ask().0, "HTTP/1.1 400");
     }
 }

@@ -355,7 +355,7 @@ fn operation(route: &Route) -> Value {
         (431, "the header is too large"),
         (
             503,
-            "too many requests or changes at the same time, or the endpoint is starting",
+            "too many requests or changes at the same time, or too many answers that were not read yet",
         ),
     ];
     for (status, description) in always {

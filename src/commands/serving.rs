@@ -19,7 +19,7 @@ use super::{
     usage,
 };
 use crate::{
-    admin::{Admin, Busy, Door, Running, token},
+    admin::{Admin, Door, Running, token},
     budget::Budget,
     catalog::{LiveCatalog, LoadSettings, Policy},
     config::{Config, Loaded, MemoryPlan},
@@ -412,7 +412,6 @@ fn start_admin(
         commands: Box::new(operator),
         token: token.ok(),
         allowed_hosts: config.admin.allowed_hosts.clone(),
-        busy: Busy::default(),
     }
     .start(doors)
 }

@@ -196,7 +196,10 @@ mod tests {
     /// What is written to the sink, and what is reported.
     fn start(sink: impl Write + Send + 'static) -> (Arc<Writer>, mpsc::Receiver<u64>) {
         let (sender, reports) = mpsc::channel();
-        let writer = Writer::start(sink, move |dropped| drop(sender.send(dropped))).unwrap();
+        let writer = Writer::start(sink, move |dropped| {
+            sender.send(dropped).unwrap_or_default()
+        })
+        .unwrap();
         (writer, reports)
     }
 

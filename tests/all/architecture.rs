@@ -40,7 +40,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
             "wire",
         ],
     ),
-    ("admin", &["metrics", "wire"]),
+    ("admin", &["budget", "metrics", "wire"]),
     ("client", &["transport", "wire"]),
     ("project", &["sandbox"]),
     ("load", &["wire"]),

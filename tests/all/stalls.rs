@@ -9,6 +9,7 @@ use std::{
         unix::net::{UnixDatagram, UnixStream},
     },
     process::{Child, Stdio},
+    time::Instant,
 };
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -115,4 +116,36 @@ fn a_fatal_error_and_the_log_before_it_are_written_to_the_end() {
     assert!(text.contains("calc 1.0.0 is served from"), "{text}");
     let last = text.lines().last().unwrap_or_default();
     assert!(last.starts_with("mb-server: can't listen on"), "{text}");
+}
+
+#[test]
+fn readers_that_take_nothing_of_a_large_page() {
+    let mut setup = setup();
+    for number in 0..2000 {
+        setup = setup.with_bytes(&format!("broken{number}.wasm"), b"no component");
+    }
+    let admin = setup.dir.path().join("admin.sock");
+    let server = setup
+        .set(&format!("log = \"off\"\n[admin]\nsocket = {admin:?}"))
+        .start();
+    // More than what a socket holds.
+    assert!(server.get("/services").1.len() > 500_000);
+    let mut readers: Vec<_> = (0..20)
+        .map(|_| UnixStream::connect(&admin).unwrap())
+        .collect();
+    for reader in &mut readers {
+        let request = b"GET /services HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        reader.write_all(request).unwrap();
+    }
+    let begun = Instant::now();
+    for path in ["/healthz", "/readyz", "/metrics"] {
+        assert_eq!(server.get(path).0, 200);
+    }
+    // After 10 s they are cut off, and would be in nobody's way any more.
+    assert!(begun.elapsed().as_secs() < 9, "{:?}", begun.elapsed());
+    for mut reader in readers {
+        let mut start = [0; 12];
+        reader.read_exact(&mut start).unwrap();
+        assert_eq!(&start, b"HTTP/1.1 200");
+    }
 }
