@@ -15,6 +15,8 @@ pub mod config;
 #[cfg(feature = "runtime")]
 pub mod dispatch;
 #[cfg(feature = "runtime")]
+pub mod files;
+#[cfg(feature = "runtime")]
 pub mod host;
 #[cfg(feature = "compiler")]
 pub mod load;

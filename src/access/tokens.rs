@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     fmt, fs,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
@@ -20,7 +20,10 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::config::{Right, access::MAX_PRINCIPAL_SIZE};
+use crate::{
+    config::{Right, access::MAX_PRINCIPAL_SIZE},
+    files,
+};
 
 /// Tokens in a file.
 const MAX_TOKENS: usize = 10_000;
@@ -300,23 +303,9 @@ fn change(
     flock(&lock, FlockOperation::LockExclusive).map_err(|e| error(e.to_string()))?;
     let mut content = read(file)?;
     change(&mut content.tokens).map_err(error)?;
-    let text = serde_json::to_string_pretty(&content).map_err(|e| error(e.to_string()))?;
-    let fresh = file.with_extension("new");
-    // What a command that was killed has left behind may be open to others.
-    let _ = fs::remove_file(&fresh);
-    let write = || {
-        let mut out = fs::OpenOptions::new()
-            .create_new(true)
-            .write(true)
-            .mode(0o600)
-            .open(&fresh)?;
-        out.write_all(text.as_bytes())?;
-        out.write_all(b"\n")?;
-        out.sync_all()?;
-        fs::rename(&fresh, file)?;
-        fs::File::open(dir)?.sync_all()
-    };
-    write().map_err(io_error)
+    let mut text = serde_json::to_string_pretty(&content).map_err(|e| error(e.to_string()))?;
+    text.push('\n');
+    files::replace(file, files::PRIVATE, text.as_bytes()).map_err(io_error)
 }
 
 fn parse_digest(text: &str) -> Option<[u8; 32]> {

@@ -3,20 +3,25 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    io::{self, Read as _},
+    os::unix::fs::DirBuilderExt as _,
     path::Path,
 };
 
+use crate::files;
+
 /// Bytes of chance in a token.
 const SIZE: usize = 32;
-/// Longest file that is read as one.
+/// Shortest token that is taken, in characters.
+const MIN_SIZE: usize = 16;
+/// Longest file that is read as one, in bytes.
 const MAX_FILE: u64 = 1024;
 
-/// Reads the token, or makes one that only this user can read.
+/// Reads the token, or creates one that only this user can read. A file in
+/// which a first start was cut off (empty, or a part of a token) is replaced.
 ///
 /// # Errors
-/// If the file can't be read or made, or holds nothing.
+/// If the file can't be read or created, or holds something else.
 pub fn load_or_create(file: &Path) -> io::Result<String> {
     if let Some(dir) = file.parent() {
         fs::DirBuilder::new()
@@ -24,40 +29,64 @@ pub fn load_or_create(file: &Path) -> io::Result<String> {
             .mode(0o700)
             .create(dir)?;
     }
-    match fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(file)
-    {
-        Ok(mut made) => {
-            let mut bytes = [0; SIZE];
-            getrandom::fill(&mut bytes)?;
-            let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            made.write_all(format!("{token}\n").as_bytes())?;
-            Ok(token)
+    let created = match read(file) {
+        Ok(text) if is_cut_off(&text) => {
+            tracing::warn!(
+                "{} is empty or cut off, as by a full disk; a new token is created",
+                file.display()
+            );
+            files::replace(file, files::PRIVATE, new_token()?.as_bytes())
         }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => load(file),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            files::create(file, files::PRIVATE, new_token()?.as_bytes())
+        }
         Err(error) => Err(error),
+    };
+    match created {
+        // Another server was quicker.
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => load(file),
     }
+}
+
+/// A token in hexadecimal and a line feed.
+fn new_token() -> io::Result<String> {
+    let mut bytes = [0; SIZE];
+    getrandom::fill(&mut bytes)?;
+    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(token + "\n")
+}
+
+/// Whether this is what a write leaves that a full disk or a power cut ended:
+/// nothing, zeros, or the beginning of a token without its line feed.
+fn is_cut_off(text: &str) -> bool {
+    let of_a_token = |c: char| matches!(c, '0'..='9' | 'a'..='f');
+    text.chars().all(|c| c == '\0' || c.is_whitespace())
+        || text.len() < MIN_SIZE && text.chars().all(of_a_token)
 }
 
 /// Reads the token.
 ///
 /// # Errors
-/// If the file can't be read, or holds nothing.
+/// If the file can't be read, or holds none.
 pub fn load(file: &Path) -> io::Result<String> {
+    let text = read(file)?;
+    let token = text.trim();
+    if token.len() < MIN_SIZE {
+        return Err(io::Error::other(format!(
+            "it holds no token of at least {MIN_SIZE} characters; delete it, and the next start creates one"
+        )));
+    }
+    Ok(token.to_owned())
+}
+
+fn read(file: &Path) -> io::Result<String> {
     let mut text = String::new();
     fs::File::open(file)?
         .take(MAX_FILE)
         .read_to_string(&mut text)?;
-    let token = text.trim();
-    if token.len() < 16 {
-        return Err(io::Error::other(
-            "it holds no token of at least 16 characters; delete it to have one made",
-        ));
-    }
-    Ok(token.to_owned())
+    Ok(text)
 }
 
 /// Compares in a time that tells nothing about how much of it is right.
@@ -90,7 +119,23 @@ mod tests {
                 && !is_same(&token, "")
                 && !is_same(&token, &token[1..])
         );
-        fs::write(&file, "\n").unwrap();
-        assert!(load_or_create(&file).is_err());
+    }
+
+    #[test]
+    fn what_a_full_disk_left_is_replaced_and_the_operators_own_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("admin.token");
+        for cut_off in ["", "\n", "\0\0\0\0", "3fa9", "0123456789abcde"] {
+            fs::write(&file, cut_off).unwrap();
+            let token = load_or_create(&file).unwrap();
+            assert_eq!(token.len(), 64, "{cut_off:?}");
+            assert_eq!(load(&file).unwrap(), token);
+        }
+        fs::write(&file, "a token of my own\n").unwrap();
+        assert_eq!(load_or_create(&file).unwrap(), "a token of my own");
+        fs::write(&file, "short\n").unwrap();
+        let error = load_or_create(&file).unwrap_err().to_string();
+        assert!(error.contains("delete it"), "{error}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "short\n");
     }
 }

@@ -8,13 +8,14 @@
 //! ```
 
 use std::{
-    fs,
-    io::{self, Write as _},
+    fs, io,
     os::unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
     path::{Path, PathBuf},
 };
 
 use sha2::{Digest as _, Sha256};
+
+use crate::files;
 
 /// Files that are kept of each service.
 const MAX_KEPT: usize = 3;
@@ -90,7 +91,12 @@ impl Kept {
             .create(&dir)?;
         let order = files.last().map_or(0, |newest| newest.order) + 1;
         let hex = digest.trim_start_matches("sha256:");
-        write_whole(&dir.join(format!("{order:08}-{hex}.wasm")), bytes)?;
+        files::remove_unfinished(&dir);
+        files::replace(
+            &dir.join(format!("{order:08}-{hex}.wasm")),
+            files::PRIVATE,
+            bytes,
+        )?;
         // One file is kept once: the copy that is older goes, and so does
         // what is too old.
         let older = files.iter().filter(|file| file.digest == digest);
@@ -118,9 +124,11 @@ impl Kept {
     pub(super) fn set_rollback(&self, stem: &str, rollback: Option<&Rollback>) -> io::Result<()> {
         let file = self.dir.join(stem).join(ROLLBACK);
         match rollback {
-            Some(Rollback { refused, served }) => {
-                write_whole(&file, format!("{refused}\n{served}\n").as_bytes())
-            }
+            Some(Rollback { refused, served }) => files::replace(
+                &file,
+                files::PRIVATE,
+                format!("{refused}\n{served}\n").as_bytes(),
+            ),
             None => match fs::remove_file(file) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
                 _ => Ok(()),
@@ -142,15 +150,6 @@ impl KeptFile {
             path,
         })
     }
-}
-
-/// Writes a file that is there whole or not at all, whatever happens.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let part = path.with_extension("part");
-    let mut file = fs::File::create(&part)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(part, path)
 }
 
 #[cfg(test)]

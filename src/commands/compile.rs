@@ -1,14 +1,11 @@
 //! `mb-server compile`: machine code ahead of time, for hosts without a
 //! compiler.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{fs, path::PathBuf, time::Instant};
 
 use super::{Exit, Result, failure, inspect::Inspector, usage};
 use crate::{
+    files,
     log::Format,
     sandbox::{Ahead, Cpu, Precompiled, Sandbox},
 };
@@ -75,7 +72,8 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let compiled = Sandbox::precompile(&bytes, ahead)
         .map_err(|error| failure(format!("{}: {error}", file.display())))?;
     let took = begun.elapsed().as_secs_f64();
-    write_whole(&output, &compiled)
+    // Whole or not at all: a server may follow the folder.
+    files::replace(&output, files::ORDINARY, &compiled)
         .map_err(|error| failure(format!("{}: {error}", output.display())))?;
     let said = &service.description;
     say!(
@@ -92,13 +90,4 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         crate::catalog::digest_of(&compiled)
     );
     Ok(Exit::Success)
-}
-
-/// Under its name only when it is whole: a server may follow the folder.
-fn write_whole(file: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(file.file_name().unwrap_or_default());
-    let unfinished = file.with_file_name(name);
-    fs::write(&unfinished, bytes)?;
-    fs::rename(&unfinished, file)
 }

@@ -17,7 +17,7 @@ use super::{
     Language, OUTPUT, Project, ProjectError,
     tools::{TARGET, cargo, componentize_js, componentize_py, finish, run_quietly},
 };
-use crate::sandbox::componentize;
+use crate::{files, sandbox::componentize};
 
 /// The world of a project's own, in `wit/world.wit`.
 const WORLD: &str = "local:service/app";
@@ -58,11 +58,9 @@ pub fn build(project: &Project, kind: Kind, say: &dyn Fn(&str)) -> Result<Built,
     let output = project.output();
     let file = output.join(format!("{name}.wasm"));
     // Under its name only once it is whole: a server may follow the folder.
-    let unfinished = output.join(format!(".{name}.wasm"));
     let written = fs::create_dir_all(&output)
         .and_then(|()| remove_others(&output, &file))
-        .and_then(|()| fs::write(&unfinished, &bytes))
-        .and_then(|()| fs::rename(&unfinished, &file));
+        .and_then(|()| files::replace(&file, files::ORDINARY, &bytes));
     written.map_err(|error| ProjectError::file(&file, &error))?;
     Ok(Built {
         file,

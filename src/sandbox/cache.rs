@@ -3,15 +3,13 @@
 
 use std::{
     fs::{self, DirBuilder, File},
-    io::{self, Write as _},
-    os::unix::fs::{
-        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
-    },
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    process,
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
     time::SystemTime,
 };
+
+use crate::files;
 
 /// A private folder of compiled code, bounded by its size.
 #[derive(Debug)]
@@ -46,23 +44,7 @@ impl Cache {
     /// # Errors
     /// If the file system refuses.
     pub(super) fn put(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Relaxed);
-        let unfinished = self.dir.join(format!(".{name}.{}.{number}", process::id()));
-        let mut options = File::options();
-        let write = || {
-            let mut file = options
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&unfinished)?;
-            file.write_all(bytes)?;
-            fs::rename(&unfinished, self.dir.join(name))
-        };
-        if let Err(error) = { write }() {
-            let _ = fs::remove_file(&unfinished);
-            return Err(error);
-        }
+        files::replace(&self.dir.join(name), files::PRIVATE, bytes)?;
         self.evict(&self.dir.join(name))
     }
 

@@ -1,0 +1,184 @@
+//! Files that appear under their name whole and synced, or not at all: a full
+//! disk, a kill or a power cut leaves what was there before.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
+
+/// Mode of a file that only this user may read.
+pub const PRIVATE: u32 = 0o600;
+/// Mode of a file as the umask allows.
+pub const ORDINARY: u32 = 0o666;
+/// Ending of the temporary names.
+const UNFINISHED: &str = "part";
+
+/// Writes a file in the place of one that may be there.
+///
+/// # Errors
+/// If the file system refuses; nothing has changed then.
+pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    let mut unfinished = Unfinished::create(path, mode)?;
+    unfinished.file.write_all(bytes)?;
+    unfinished.replace()
+}
+
+/// Writes a file that is not there yet.
+///
+/// # Errors
+/// `AlreadyExists` if it is; likewise if the file system refuses. Nothing has
+/// changed then.
+pub fn create(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    let mut unfinished = Unfinished::create(path, mode)?;
+    unfinished.file.write_all(bytes)?;
+    unfinished.publish()
+}
+
+/// A file under a temporary name beside its own; removed when dropped.
+#[derive(Debug)]
+pub struct Unfinished {
+    /// What is written to.
+    pub file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Unfinished {
+    /// Creates it empty, readable and writable, with this mode.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn create(path: &Path, mode: u32) -> io::Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        // Hidden: who follows the folder passes over it.
+        let mut name = OsString::from(".");
+        name.push(path.file_name().unwrap_or_default());
+        let number = NEXT.fetch_add(1, Relaxed);
+        name.push(format!(".{}.{number}.{UNFINISHED}", process::id()));
+        let temporary = path.with_file_name(name);
+        // What a process of the same number left behind when it was killed.
+        let _ = fs::remove_file(&temporary);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&temporary)?;
+        Ok(Self {
+            file,
+            temporary,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Puts it under its name, in the place of a file that may be there.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn replace(self) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(&self.temporary, &self.path)?;
+        sync_folder(&self.path)
+    }
+
+    /// Puts it under its name, which is free.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if it is not; likewise if the file system refuses.
+    pub fn publish(self) -> io::Result<()> {
+        self.file.sync_all()?;
+        match fs::hard_link(&self.temporary, &self.path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(error),
+            // A file system without links; nobody else is likely to come.
+            Err(_) if fs::symlink_metadata(&self.path).is_ok() => {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            Err(_) => fs::rename(&self.temporary, &self.path)?,
+            Ok(()) => {}
+        }
+        sync_folder(&self.path)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Renamed, it is not there any more.
+        let _ = fs::remove_file(&self.temporary);
+    }
+}
+
+/// Removes what killed processes left unfinished in a folder that only the
+/// caller writes to.
+pub fn remove_unfinished(folder: &Path) {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for path in entries.map(|entry| entry.path()) {
+        if path.extension().is_some_and(|ending| ending == UNFINISHED) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Makes a new name durable.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    match File::open(folder)?.sync_all() {
+        // Some network file systems have nothing to sync there.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported
+            ) =>
+        {
+            Ok(())
+        }
+        synced => synced,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<OsString> {
+        let entries = fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name()).collect()
+    }
+
+    #[test]
+    fn a_file_is_replaced_or_created_and_nothing_else_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        create(&file, PRIVATE, b"one").unwrap();
+        let again = create(&file, PRIVATE, b"two").unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&file).unwrap(), b"one");
+        replace(&file, PRIVATE, b"three").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"three");
+        assert!(replace(folder.path(), PRIVATE, b"a folder").is_err());
+        assert_eq!(names(folder.path()), ["file"]);
+    }
+
+    #[test]
+    fn what_fails_on_the_way_leaves_what_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        create(&file, PRIVATE, b"one").unwrap();
+        let mut unfinished = Unfinished::create(&file, PRIVATE).unwrap();
+        unfinished.file.write_all(b"tw").unwrap();
+        assert_eq!(names(folder.path()).len(), 2);
+        drop(unfinished);
+        assert_eq!(fs::read(&file).unwrap(), b"one");
+        assert_eq!(names(folder.path()), ["file"]);
+        fs::write(folder.path().join(".file.1.0.part"), "killed").unwrap();
+        remove_unfinished(folder.path());
+        assert_eq!(names(folder.path()), ["file"]);
+    }
+}
