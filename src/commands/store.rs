@@ -1,4 +1,4 @@
-//! `mb-server store`: backup of the durable values, and back.
+//! `mb-server store`: backup of the durable values, and back; checks and compaction.
 
 use std::{
     fs::File,
@@ -9,12 +9,17 @@ use std::{
 use super::{Exit, Result, failure, usage};
 use crate::{
     config::{self, Flags},
-    store::Store,
+    files::{PRIVATE, Unfinished},
+    store::{Checked, Reader, Store},
 };
 
-/// Back up the durable values of the services, or restore them
+/// Damaged places that are named one by one.
+const MAX_NAMED: u32 = 100;
+
+/// Back up the durable values of the services, restore, check or compact them
 ///
-/// Stop the server first: one process at a time has the store open.
+/// Stop the server first: one process at a time has the store open. Exit codes:
+/// 0 done, 1 it could not be done, or something is damaged.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -26,7 +31,7 @@ pub(super) struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Write everything as lines of JSON
+    /// Write everything as lines of JSON; what is damaged is named and left out
     Export {
         /// File to write; - is standard output
         #[arg(default_value = "-")]
@@ -40,43 +45,118 @@ enum Action {
         #[arg(long)]
         merge: bool,
     },
+    /// Read everything, verify all checksums, and name what is damaged; changes
+    /// nothing
+    Check,
+    /// Give what the file does not need back to the disk
+    Compact,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result {
     let config = config::load(arguments.config.as_deref(), Flags::default())
         .map_err(usage)?
         .config;
-    let file = config.store_file();
-    let named = |error: &dyn std::fmt::Display| failure(format!("{}: {error}", file.display()));
-    if matches!(arguments.action, Action::Export { .. }) && !file.exists() {
+    let (file, cache) = (config.store_file(), config.store_cache.0);
+    if !matches!(arguments.action, Action::Import { .. }) && !file.exists() {
         return Err(named(
+            &file,
             &"there is no store; state_dir says where it would be",
         ));
     }
-    let store = Store::open(&file, config.store_cache.0).map_err(|e| named(&e))?;
-    let entries = match &arguments.action {
-        Action::Export { to } if is_dash(to) => {
-            store.export(&mut BufWriter::new(io::stdout().lock()))
+    // A panic of redb at a damaged page is caught, and named once.
+    std::panic::set_hook(Box::new(|_| {}));
+    match &arguments.action {
+        Action::Export { to } => export(&file, cache, to),
+        Action::Import { from, merge } => import(&file, cache, from, *merge),
+        Action::Check => {
+            let reader = Reader::open(&file, cache, true).map_err(|e| named(&file, &e))?;
+            Ok(verdict(
+                reader.check(&mut name_lost()),
+                "mb-server store export saves what can be read",
+            ))
         }
-        Action::Export { to } => {
-            let out =
-                File::create_new(to).map_err(|e| failure(format!("{}: {e}", to.display())))?;
-            let exported = store.export(&mut BufWriter::new(&out));
-            out.sync_all()
-                .map_err(|e| failure(format!("{}: {e}", to.display())))?;
-            exported
+        Action::Compact => compact(&file, cache),
+    }
+}
+
+fn export(file: &Path, cache: usize, to: &Path) -> Result {
+    let reader = Reader::open(file, cache, false).map_err(|e| named(file, &e))?;
+    let checked = if is_dash(to) {
+        let mut out = BufWriter::new(io::stdout().lock());
+        let exported = reader.export(&mut out, &mut name_lost());
+        exported.map_err(|e| named(Path::new("standard output"), &e.0))?
+    } else {
+        if to.exists() {
+            return Err(named(to, &"there is such a file; name another"));
         }
-        Action::Import { from, merge } if is_dash(from) => {
-            store.import(&mut io::stdin().lock(), *merge)
-        }
-        Action::Import { from, merge } => {
-            let input =
-                File::open(from).map_err(|e| failure(format!("{}: {e}", from.display())))?;
-            store.import(&mut BufReader::new(input), *merge)
-        }
+        let refused = |error: io::Error| named(to, &error);
+        // Under its name only when it is whole.
+        let unfinished = Unfinished::create(to, PRIVATE).map_err(refused)?;
+        let mut out = BufWriter::new(&unfinished.file);
+        let exported = reader.export(&mut out, &mut name_lost());
+        let checked = exported.map_err(|e| refused(e.0))?;
+        drop(out);
+        unfinished.publish().map_err(refused)?;
+        checked
     };
-    complain!("{} entries", entries.map_err(|e| named(&e))?);
+    Ok(verdict(checked, "they are not in the backup"))
+}
+
+fn import(file: &Path, cache: usize, from: &Path, merge: bool) -> Result {
+    let store = Store::open(file, cache).map_err(|e| named(file, &e))?;
+    let entries = if is_dash(from) {
+        store.import(&mut io::stdin().lock(), merge)
+    } else {
+        let input = File::open(from).map_err(|e| named(from, &e))?;
+        store.import(&mut BufReader::new(input), merge)
+    };
+    complain!("{} entries", entries.map_err(|e| named(file, &e))?);
     Ok(Exit::Success)
+}
+
+fn compact(file: &Path, cache: usize) -> Result {
+    let compacted = || {
+        let store = Store::open(file, cache)?;
+        let before = store.size()?.on_disk;
+        store.compact()?;
+        drop(store);
+        Ok((before, Store::open(file, cache)?.size()?))
+    };
+    let (before, after) =
+        compacted().map_err(|error: crate::store::StoreError| named(file, &error))?;
+    complain!(
+        "{before} bytes before, {} now, for {} bytes of entries",
+        after.on_disk,
+        after.used
+    );
+    Ok(Exit::Success)
+}
+
+/// Names damaged places to standard error, so many at most.
+fn name_lost() -> impl FnMut(&str) {
+    let mut count = 0;
+    move |what| {
+        count += 1;
+        match count {
+            ..=MAX_NAMED => complain!("damaged: {what}"),
+            _ if count == MAX_NAMED + 1 => complain!("and more"),
+            _ => {}
+        }
+    }
+}
+
+fn verdict(checked: Checked, then: &str) -> Exit {
+    let Checked { entries, damaged } = checked;
+    if damaged == 0 {
+        complain!("{entries} entries");
+        return Exit::Success;
+    }
+    complain!("{entries} entries; {damaged} damaged places, {then}");
+    Exit::Failure
+}
+
+fn named(file: &Path, error: &dyn std::fmt::Display) -> (Exit, String) {
+    failure(format!("{}: {error}", file.display()))
 }
 
 fn is_dash(path: &Path) -> bool {

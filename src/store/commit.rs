@@ -10,7 +10,10 @@ use std::{
 
 use redb::{Database, Durability, ReadableTable as _, Table};
 
-use super::{StoreError, USED, VALUES};
+use super::{
+    StoreError, USED, VALUES,
+    entry::{Place, counted, seal, unseal, value_size},
+};
 
 /// Writes that are committed together at most.
 const MAX_GROUP: usize = 256;
@@ -214,10 +217,16 @@ impl Op {
         }
     }
 
+    fn place<'a>(&'a self, key: &'a str) -> Place<'a> {
+        (&self.service, &self.bucket, key)
+    }
+
     fn value(&self, key: &str, values: &Values<'_>) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(values
-            .get((&*self.service, &*self.bucket, key))?
-            .map(|value| value.value().to_vec()))
+        let place = self.place(key);
+        let stored = values.get(place)?;
+        stored
+            .map(|stored| unseal(place, stored.value()).map(<[u8]>::to_vec))
+            .transpose()
     }
 
     fn put(
@@ -229,13 +238,14 @@ impl Op {
         let before = used.get(&*self.service)?.map_or(0, |used| used.value());
         // Of a key that stands twice the last one counts.
         let last: std::collections::BTreeMap<_, _> = pairs.iter().copied().collect();
-        let size =
-            |key: &str, value: Option<usize>| value.map_or(0, |value| (key.len() + value) as u64);
+        let size = |key: &str, value: Option<usize>| {
+            value.map_or(0, |value| counted(self.place(key), value))
+        };
         let (mut wanted, mut grows) = (before, false);
         for (key, value) in &last {
             let old = values
-                .get((&*self.service, &*self.bucket, *key))?
-                .map(|value| value.value().len());
+                .get(self.place(key))?
+                .map(|stored| value_size(stored.value()));
             let new = size(key, value.map(<[u8]>::len));
             grows |= new > size(key, old);
             wanted = (wanted + new).saturating_sub(size(key, old));
@@ -247,9 +257,9 @@ impl Op {
             });
         }
         for (key, value) in last {
-            let place = (&*self.service, &*self.bucket, key);
+            let place = self.place(key);
             match value {
-                Some(value) => drop(values.insert(place, value)?),
+                Some(value) => drop(values.insert(place, &*seal(place, value))?),
                 None => drop(values.remove(place)?),
             }
         }

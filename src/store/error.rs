@@ -51,6 +51,15 @@ pub enum StoreError {
         /// What this program knows.
         known: u64,
     },
+    /// The file holds no store: a creation was cut off, or it was truncated.
+    Empty {
+        /// Its bytes.
+        size: u64,
+    },
+    /// What is stored under a key is not what was written.
+    Damaged(String),
+    /// The structure of the file is damaged.
+    Broken(String),
     /// What is imported is not what was exported.
     Import(String),
     /// Reading or writing failed.
@@ -83,7 +92,7 @@ impl fmt::Display for StoreError {
             Self::Quota { wanted, limit } => {
                 write!(
                     f,
-                    "{wanted} bytes of keys and values would exceed the quota of {limit}"
+                    "{wanted} bytes of keys, names and values would exceed the quota of {limit}"
                 )
             }
             Self::NotANumber => {
@@ -97,9 +106,23 @@ impl fmt::Display for StoreError {
             Self::Format { found, known } => {
                 write!(
                     f,
-                    "the store has format {found}, this program knows {known}; use the version that wrote it"
+                    "format {found} is not {known}, which this program knows; export with the version that wrote it, and import \
+                     here"
                 )
             }
+            Self::Empty { size } => write!(
+                f,
+                "the store is empty ({size} bytes), as a full disk or a truncation leaves it; if it held values, \
+                 restore a backup with mb-server store import"
+            ),
+            Self::Damaged(place) => write!(
+                f,
+                "the value of {place} is damaged on the disk; write it anew, or see mb-server store check"
+            ),
+            Self::Broken(error) => write!(
+                f,
+                "the file of the store is damaged; see mb-server store check: {error}"
+            ),
             Self::Import(error) => write!(f, "can't be imported, nothing was written: {error}"),
             Self::Io(error) => write!(f, "the store failed: {error}"),
         }
@@ -124,6 +147,7 @@ impl From<redb::Error> for StoreError {
         match error {
             redb::Error::DatabaseAlreadyOpen => Self::Locked,
             redb::Error::Io(error) => error.into(),
+            redb::Error::Corrupted(error) => Self::Broken(error),
             other => Self::Io(other.to_string()),
         }
     }
@@ -145,5 +169,6 @@ through_redb!(
     TransactionError,
     CommitError,
     DatabaseError,
-    SetDurabilityError
+    SetDurabilityError,
+    CompactionError
 );

@@ -7,24 +7,30 @@
 //! flush of the disk, whatever the number.
 
 mod commit;
+mod entry;
 mod error;
+mod file;
+mod health;
+mod salvage;
 mod transfer;
 
 use std::{
-    fs,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::Instant,
 };
 
-use redb::{
-    Builder, Database, ReadableDatabase as _, ReadableTable as _, TableDefinition,
-    backends::FileBackend,
-};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
 use commit::{Change, Done, Op, Queue};
+use entry::unseal;
 pub use error::StoreError;
+pub use health::Health;
+pub use salvage::{Checked, Reader};
+pub use transfer::ExportError;
+
+use crate::log::panic_text;
 
 /// Longest key in bytes; an empty one is refused too.
 pub const MAX_KEY: usize = 1024;
@@ -40,11 +46,11 @@ const MAX_PAGE: usize = 1000;
 const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 /// Version of the tables below, in the file under `format`.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
-/// (service, bucket, key) to value.
+/// (service, bucket, key) to value, as `entry` seals it.
 const VALUES: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("values");
-/// Bytes of keys and values of each service.
+/// What the entries of each service count, in bytes; see `entry`.
 const USED: TableDefinition<'_, &str, u64> = TableDefinition::new("used");
 /// About the file itself.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
@@ -55,47 +61,90 @@ pub struct Store {
     /// one who comes tries.
     database: RwLock<Option<Database>>,
     open: Box<dyn Fn() -> Result<Database, StoreError> + Send + Sync>,
+    /// None in tests, which have no file.
+    file: Option<PathBuf>,
     queue: Queue,
+    health: Health,
+}
+
+/// What a store takes, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// What the entries of all services count.
+    pub used: u64,
+    /// What the file takes on the disk.
+    pub on_disk: u64,
 }
 
 impl Store {
-    /// Opens the file, or makes it, for this user alone.
+    /// Opens the file, or creates it, for this user alone. One that a full
+    /// disk left empty at its creation is created again, with a warning.
     ///
     /// # Errors
-    /// Another process has it open, it is of another format, or the system
-    /// refuses.
+    /// Another process has it open, it is of another format or damaged, or the
+    /// system refuses.
     pub fn open(file: &Path, cache: usize) -> Result<Arc<Self>, StoreError> {
-        if let Some(dir) = file.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(dir)?;
-        }
+        contain(|| file::ensure(file, cache))?;
         let path = file.to_owned();
-        Self::with(move || {
-            let file = fs::OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)?;
-            Ok(Builder::new()
-                .set_cache_size(cache)
-                .create_with_backend(FileBackend::new(file)?)?)
-        })
+        Self::with(Some(file.to_owned()), move || file::open(&path, cache))
     }
 
     fn with(
+        file: Option<PathBuf>,
         open: impl Fn() -> Result<Database, StoreError> + Send + Sync + 'static,
     ) -> Result<Arc<Self>, StoreError> {
-        let database = open()?;
-        prepare(&database)?;
+        let database = contain(|| {
+            let database = open()?;
+            prepare(&database)?;
+            Ok(database)
+        })?;
         Ok(Arc::new(Self {
             database: RwLock::new(Some(database)),
             open: Box::new(open),
+            file,
             queue: Queue::default(),
+            health: Health::default(),
         }))
+    }
+
+    /// How it does.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// What it takes.
+    ///
+    /// # Errors
+    /// If it can't be read.
+    pub fn size(&self) -> Result<Size, StoreError> {
+        let used = self.work(|database| {
+            let mut sum = 0;
+            for entry in database.begin_read()?.open_table(USED)?.iter()? {
+                sum += entry?.1.value();
+            }
+            Ok(sum)
+        })?;
+        Ok(Size {
+            used,
+            on_disk: self.file.as_deref().map_or(0, file::size_on_disk),
+        })
+    }
+
+    /// Gives what the file does not need back to the disk. Reads and writes
+    /// wait meanwhile. Reads and writes most of the file.
+    ///
+    /// # Errors
+    /// If the disk fails; nothing is lost then.
+    pub fn compact(&self) -> Result<(), StoreError> {
+        let mut database = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(database) = database.as_mut() else {
+            return Err(closed());
+        };
+        contain(|| Ok(database.compact().map(drop)?))
     }
 
     /// What one service sees of it.
@@ -114,20 +163,17 @@ impl Store {
         &self,
         work: impl FnOnce(&Database) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let closed = self
+        let is_closed = self
             .database
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .is_none();
-        if closed {
+        if is_closed {
             self.reopen()?;
         }
         let result = {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-            database.as_ref().map_or_else(
-                || Err(StoreError::Io("it could not be opened again".into())),
-                work,
-            )
+            contain(|| work(database.as_ref().ok_or_else(closed)?))
         };
         if result.as_ref().is_err_and(StoreError::needs_reopening) {
             // The error is this one's; opening again is for the next.
@@ -141,13 +187,32 @@ impl Store {
             .database
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        // The old one holds the lock of the file.
-        drop(database.take());
-        let opened = (self.open)()?;
-        prepare(&opened)?;
-        *database = Some(opened);
+        let old = database.take();
+        *database = Some(contain(|| {
+            // The old one holds the lock of the file.
+            drop(old);
+            let opened = (self.open)()?;
+            prepare(&opened)?;
+            Ok(opened)
+        })?);
         Ok(())
     }
+}
+
+fn closed() -> StoreError {
+    StoreError::Io("it could not be opened again".into())
+}
+
+/// redb panics where a page is not what it wrote: that is an error of this one
+/// read or write.
+fn contain<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        // Of an assertion, the first line says enough.
+        let text = panic_text(&*panic);
+        Err(StoreError::Broken(
+            text.lines().next().unwrap_or_default().into(),
+        ))
+    })
 }
 
 /// Makes the tables of a new file, and refuses one of another format.
@@ -173,12 +238,15 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// The table of values, to be read.
+type Values = redb::ReadOnlyTable<(&'static str, &'static str, &'static str), &'static [u8]>;
+
 /// One service's part of the store.
 #[derive(Clone)]
 pub struct Namespace {
     store: Arc<Store>,
     service: Arc<str>,
-    /// Bytes of keys and values in all buckets.
+    /// What the entries of all buckets may count, in bytes.
     quota: u64,
 }
 
@@ -206,11 +274,7 @@ impl Namespace {
     /// The key or bucket breaks its bounds, or the disk fails; likewise below.
     pub fn get(&self, bucket: &str, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
         check_key(bucket, key)?;
-        self.read(|values| {
-            Ok(values
-                .get((&*self.service, bucket, key))?
-                .map(|value| value.value().to_vec()))
-        })
+        self.read(|values| self.value(values, bucket, key))
     }
 
     /// Whether a key has a value.
@@ -236,9 +300,7 @@ impl Namespace {
         self.read(|values| {
             let mut bytes = 0;
             let mut one = |key: &String| {
-                let value = values
-                    .get((&*self.service, bucket, key.as_str()))?
-                    .map(|value| value.value().to_vec());
+                let value = self.value(values, bucket, key)?;
                 bytes += value.as_ref().map_or(0, Vec::len);
                 if bytes > MAX_BATCH_BYTES {
                     Err(batch_too_large(bytes))
@@ -410,18 +472,31 @@ impl Namespace {
             change,
         };
         self.store.queue.submit(op, deadline, |ops| {
-            self.store.work(|database| commit::apply(database, ops))
+            let result = self.store.work(|database| commit::apply(database, ops));
+            self.store.health.wrote(ops.len(), &result);
+            result
         })
     }
 
-    fn read<T>(
+    fn read<T>(&self, read: impl Fn(&Values) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let result = self
+            .store
+            .work(|database| read(&database.begin_read()?.open_table(VALUES)?));
+        self.store.health.read(&result);
+        result
+    }
+
+    fn value(
         &self,
-        read: impl Fn(
-            &redb::ReadOnlyTable<(&'static str, &'static str, &'static str), &'static [u8]>,
-        ) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        self.store
-            .work(|database| read(&database.begin_read()?.open_table(VALUES)?))
+        values: &Values,
+        bucket: &str,
+        key: &str,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let place = (&*self.service, bucket, key);
+        let stored = values.get(place)?;
+        stored
+            .map(|stored| unseal(place, stored.value()).map(<[u8]>::to_vec))
+            .transpose()
     }
 }
 

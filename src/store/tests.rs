@@ -62,11 +62,26 @@ impl Disk {
 
     fn open(&self) -> Result<Arc<Store>, StoreError> {
         let disk = self.clone();
-        Store::with(move || {
+        Store::with(None, move || {
             Ok(Builder::new()
                 .set_cache_size(1 << 20)
                 .create_with_backend(disk.clone())?)
         })
+    }
+}
+
+impl Disk {
+    fn read(&self, verify: bool) -> Result<Reader, StoreError> {
+        let disk = self.clone();
+        Reader::with(&|| Ok(Box::new(disk.clone())), 1 << 20, verify)
+    }
+
+    /// A backup, and what it lacks.
+    fn export(&self) -> (Vec<u8>, u64, Vec<String>) {
+        let (mut out, mut lost) = (Vec::new(), Vec::new());
+        let reader = self.read(false).unwrap();
+        let checked = reader.export(&mut out, &mut |what| lost.push(what.into()));
+        (out, checked.unwrap().entries, lost)
     }
 }
 
@@ -209,22 +224,29 @@ fn bounds() {
 fn the_quota_is_exact_and_outlives_the_process() {
     let disk = Disk::default();
     let store = disk.open().unwrap();
-    let ns = store.namespace("svc", 100);
+    // What an entry of "svc" with a key of one byte counts beside its value.
+    let each = 3 + 1 + entry::OVERHEAD;
+    let limit = 2 * each + 1 + 98;
+    let ns = store.namespace("svc", limit);
     ns.set("", "a".into(), vec![0; 59], soon()).unwrap();
     ns.set("b", "c".into(), vec![0; 39], soon()).unwrap();
-    let over = Err(StoreError::Quota {
-        wanted: 102,
-        limit: 100,
-    });
-    assert_eq!(ns.set("", "d".into(), vec![0; 1], soon()), over);
-    let both = vec![("a".into(), vec![0; 1]), ("d".into(), vec![0; 57])];
+    let over = |more: u64| {
+        Err(StoreError::Quota {
+            wanted: limit + more,
+            limit,
+        })
+    };
+    assert_eq!(ns.set("", "d".into(), vec![], soon()), over(each));
+    assert_eq!(ns.set("", "a".into(), vec![0; 60], soon()), over(1));
+    let both = vec![("a".into(), vec![0; 1]), ("d".into(), vec![0; 22])];
     assert_eq!(ns.set_many("", both, soon()), Ok(()), "counted together");
     drop((ns, store));
     let store = disk.open().unwrap();
-    let ns = store.namespace("svc", 100);
-    assert_eq!(ns.set("", "e".into(), vec![0; 1], soon()), over);
+    let ns = store.namespace("svc", limit);
+    assert_eq!(ns.set("", "e".into(), vec![], soon()), over(each));
     ns.delete("b", "c".into(), soon()).unwrap();
-    assert_eq!(ns.set("", "e".into(), vec![0; 39], soon()), Ok(()));
+    assert_eq!(ns.set("", "e".into(), vec![0; 40], soon()), Ok(()));
+    assert_eq!(store.size().unwrap().used, limit);
     assert_eq!(
         store.namespace("svc", 10).delete("", "e".into(), soon()),
         Ok(()),
@@ -280,14 +302,16 @@ fn many_threads_write_and_nothing_is_lost() {
 
 #[test]
 fn a_backup_is_taken_back_whole_or_not_at_all() {
-    let store = Disk::default().open().unwrap();
+    let disk = Disk::default();
+    let store = disk.open().unwrap();
     let ns = namespace(&store);
     ns.set("b", "k\"ey".into(), vec![0, 255, 10], soon())
         .unwrap();
     ns.increment("", "n".into(), 3, soon()).unwrap();
-    let mut backup = Vec::new();
-    assert_eq!(store.export(&mut backup), Ok(2));
-    let copy = Disk::default().open().unwrap();
+    let (backup, entries, lost) = disk.export();
+    assert!(entries == 2 && lost.is_empty(), "{lost:?}");
+    let copied = Disk::default();
+    let copy = copied.open().unwrap();
     for cut in [0, 10, backup.len() / 2, backup.len() - 15] {
         assert!(
             matches!(
@@ -296,7 +320,7 @@ fn a_backup_is_taken_back_whole_or_not_at_all() {
             ),
             "{cut}"
         );
-        assert_eq!(copy.export(&mut Vec::new()), Ok(0));
+        assert_eq!(copied.export().1, 0);
     }
     assert_eq!(copy.import(&mut &*backup, false), Ok(2));
     assert!(
@@ -307,24 +331,22 @@ fn a_backup_is_taken_back_whole_or_not_at_all() {
         "not empty"
     );
     assert_eq!(copy.import(&mut &*backup, true), Ok(2));
-    let mut again = Vec::new();
-    copy.export(&mut again).unwrap();
-    assert_eq!(again, backup);
-    let small = copy.namespace("svc", 12);
+    assert_eq!(copied.export().0, backup);
+    // Two entries: keys of 4 and 1 bytes, values of 3 and 1, a bucket of 1.
+    let counted = 10 + 2 * 3 + 2 * entry::OVERHEAD;
+    let small = copy.namespace("svc", counted);
     assert_eq!(
         small.set("", "x".into(), vec![0; 3], soon()),
         Err(StoreError::Quota {
-            wanted: 13,
-            limit: 12
+            wanted: counted + 3 + 1 + 3 + entry::OVERHEAD,
+            limit: counted
         })
     );
     let other = String::from_utf8(backup)
         .unwrap()
         .replace("\"format\":1", "\"format\":2");
-    assert_eq!(
-        copy.import(&mut other.as_bytes(), true),
-        Err(StoreError::Format { found: 2, known: 1 })
-    );
+    let refused = copy.import(&mut other.as_bytes(), true).unwrap_err();
+    assert!(refused.to_string().contains("it has format 2"), "{refused}");
 }
 
 #[test]
@@ -365,10 +387,201 @@ fn a_full_disk_harms_nothing() {
             Err(StoreError::Full)
         );
     }
+    let health = store.health();
+    assert_eq!((health.full(), health.failed()), (3, 0));
+    assert_eq!(health.problem(), Some("the disk is full".into()));
     disk.lock().full = false;
     assert_eq!(ns.get("", "kept"), Ok(Some(b"1".to_vec())));
     assert_eq!(ns.get("", "lost"), Ok(None));
     assert_eq!(ns.set("", "lost".into(), vec![1; 100_000], soon()), Ok(()));
+    assert_eq!((health.full(), health.problem()), (3, None));
+}
+
+#[test]
+fn names_count_and_what_is_deleted_goes_back_to_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("store.redb");
+    let store = Store::open(&file, 1 << 20).unwrap();
+    let limit = 4 << 20;
+    let ns = store.namespace("svc", limit);
+    // Nothing but names: a bucket of 64 bytes around keys without values.
+    let bucket = "b".repeat(MAX_BUCKET);
+    let (mut entries, mut full) = (0_u64, false);
+    while !full {
+        let keys = (entries..entries + 1000).map(|i| (format!("{i}"), vec![]));
+        full = ns.set_many(&bucket, keys.collect(), soon()).is_err();
+        entries += 1000;
+    }
+    assert!(entries < limit / (64 + entry::OVERHEAD), "{entries}");
+    let size = store.size().unwrap();
+    assert!(size.on_disk < 4 * limit, "{size:?}");
+    let mut from = None;
+    loop {
+        let page = ns.list(&bucket, from.as_deref()).unwrap();
+        ns.delete_many(&bucket, page.keys, soon()).unwrap();
+        from = page.next;
+        if from.is_none() {
+            break;
+        }
+    }
+    store.compact().unwrap();
+    let size = store.size().unwrap();
+    assert!(size.used == 0 && size.on_disk < limit / 2, "{size:?}");
+    assert_eq!(ns.increment("", "n".into(), 1, soon()), Ok(1));
+}
+
+#[test]
+fn a_file_that_a_full_disk_left_empty_is_created_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("store.redb");
+    for size in [0, 73_728] {
+        std::fs::write(&file, vec![0; size]).unwrap();
+        assert!(matches!(
+            Reader::open(&file, 1 << 20, false),
+            Err(StoreError::Empty { .. })
+        ));
+        let store = Store::open(&file, 1 << 20).unwrap();
+        assert_eq!(
+            namespace(&store).increment("", "n".into(), 1, soon()),
+            Ok(1)
+        );
+        drop(store);
+        let again = Store::open(&file, 1 << 20).unwrap();
+        assert_eq!(
+            namespace(&again).increment("", "n".into(), 1, soon()),
+            Ok(2)
+        );
+    }
+    std::fs::write(&file, "values of somebody else").unwrap();
+    assert!(Store::open(&file, 1 << 20).is_err());
+    assert_eq!(
+        std::fs::read(&file).unwrap(),
+        b"values of somebody else",
+        "not ours to replace"
+    );
+}
+
+/// Values of 100 bytes under 2,000 keys, in a file that was closed in order.
+fn filled() -> (Disk, BTreeMap<String, Vec<u8>>) {
+    let disk = Disk::default();
+    let store = disk.open().unwrap();
+    let ns = store.namespace("svc", 1 << 30);
+    let pairs: BTreeMap<_, _> = (0..2000_u32)
+        .map(|i| (format!("key{i:05}"), i.to_le_bytes().repeat(25)))
+        .collect();
+    let all: Vec<_> = pairs.clone().into_iter().collect();
+    for chunk in all.chunks(1000) {
+        ns.set_many("b", chunk.to_vec(), soon()).unwrap();
+    }
+    (disk, pairs)
+}
+
+/// The entries of a backup.
+fn entries(backup: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    use base64::{Engine as _, prelude::BASE64_STANDARD};
+    let lines = std::str::from_utf8(backup).unwrap().lines();
+    let lines = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines
+        .filter_map(|line| {
+            let value = BASE64_STANDARD.decode(line["value"].as_str()?).unwrap();
+            Some((line["key"].as_str()?.to_owned(), value))
+        })
+        .collect()
+}
+
+#[test]
+fn a_damaged_value_is_named_and_never_read_as_another() {
+    let (disk, pairs) = filled();
+    let sound = disk.read(true).unwrap().check(&mut |lost| panic!("{lost}"));
+    assert_eq!((sound.entries, sound.damaged), (2000, 0));
+    let before = disk.lock().live.clone();
+    let at = |needle: &[u8]| {
+        before
+            .windows(needle.len())
+            .position(|bytes| bytes == needle)
+    };
+    let at = at(&777_u32.to_le_bytes().repeat(25)).unwrap();
+    disk.lock().live[at + 50] ^= 0x40;
+    let damaged = disk.lock().live.clone();
+    let mut lost = Vec::new();
+    let reader = disk.read(true).unwrap();
+    let checked = reader.check(&mut |what| lost.push(what.to_owned()));
+    assert_eq!((checked.entries, checked.damaged), (1999, 2));
+    drop(reader);
+    let (backup, count, missing) = disk.export();
+    assert!(lost[0].contains("checksums"), "{lost:?}");
+    assert!(lost[1].contains("\"key00777\""), "{lost:?}");
+    assert!(count == 1999 && missing.len() == 1, "{count} {missing:?}");
+    let mut expected = pairs;
+    expected.remove("key00777");
+    assert_eq!(entries(&backup), expected);
+    assert!(disk.lock().live == damaged, "looking changes nothing");
+    let store = disk.open().unwrap();
+    let ns = store.namespace("svc", 1 << 30);
+    assert!(matches!(
+        ns.get("b", "key00777"),
+        Err(StoreError::Damaged(_))
+    ));
+    assert_eq!(store.health().damaged(), 1);
+    assert!(ns.get("b", "key00778").unwrap().is_some());
+    ns.set("b", "key00777".into(), vec![1], soon()).unwrap();
+    assert_eq!(ns.get("b", "key00777"), Ok(Some(vec![1])));
+}
+
+#[test]
+fn damaged_pages_are_named_and_everything_around_them_is_exported() {
+    let (disk, pairs) = filled();
+    // Leaves: the pages with many of our keys.
+    let leaves: Vec<_> = {
+        let live = &disk.lock().live;
+        let pages = live.chunks(4096).enumerate();
+        let keys = |page: &[u8]| page.windows(7).filter(|bytes| bytes == b"svcbkey").count();
+        pages
+            .filter(|(_, page)| keys(page) > 10)
+            .map(|(at, _)| at * 4096)
+            .collect()
+    };
+    assert!(leaves.len() > 40, "{}", leaves.len());
+    // One, several apart, and two neighbours; offsets within a page that hold
+    // its kind, its count and where its entries end.
+    for hurt in [
+        &leaves[9..10],
+        &[leaves[3], leaves[20], leaves[37]],
+        &leaves[11..13],
+    ] {
+        for bytes in [0..4, 8..12, 0..4096] {
+            let damaged = Disk::default();
+            let mut live = disk.lock().live.clone();
+            for page in hurt {
+                live[page + bytes.start..page + bytes.end].fill(0xff);
+            }
+            damaged.lock().live = live;
+            let (backup, count, lost) = damaged.export();
+            let found = entries(&backup);
+            assert!(!lost.is_empty() && lost.len() <= 2 * hurt.len(), "{lost:?}");
+            assert!(count as usize == found.len(), "each once");
+            // A page holds some 30 entries, and stale copies of it are not read.
+            let missing = pairs.len() - found.len();
+            assert!(
+                missing <= 70 * hurt.len(),
+                "{missing} {hurt:?} {bytes:?} {lost:?}"
+            );
+            assert!(found.iter().all(|(key, value)| pairs[key] == *value));
+            // A server serves the rest, and says what it can't.
+            let Ok(store) = damaged.open() else { continue };
+            let ns = store.namespace("svc", 1 << 30);
+            let read = |key: &String| ns.get("b", key);
+            let served = pairs.iter().filter(|(key, value)| match read(key) {
+                Ok(Some(got)) => {
+                    assert_eq!(got, **value);
+                    true
+                }
+                _ => false,
+            });
+            let served = served.count();
+            assert!(served + 70 * hurt.len() >= pairs.len(), "{served}");
+        }
+    }
 }
 
 proptest! {

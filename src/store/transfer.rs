@@ -1,15 +1,22 @@
 //! Backup: the whole store as lines of JSON, and back.
 
-use std::io::{BufRead, Read as _, Write};
+use std::io::{self, BufRead, Read as _, Write};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use redb::{ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
+use redb::{ReadableTable as _, ReadableTableMetadata as _};
 use serde::{Deserialize, Serialize};
 
-use super::{FORMAT, MAX_KEY, MAX_VALUE, Store, StoreError, USED, VALUES};
+use super::{
+    Checked, MAX_KEY, MAX_VALUE, Reader, Store, StoreError, USED, VALUES,
+    entry::{counted, seal, value_size},
+    salvage::Met,
+};
 
 /// What stands in the first line.
 const KIND: &str = "mb-server store";
+
+/// Version of the lines, which do not depend on that of the file.
+const BACKUP_FORMAT: u64 = 1;
 
 /// Longest line: a value in base64, a key that is all escapes, and words.
 const MAX_LINE: u64 = (MAX_VALUE / 3 * 4 + 6 * MAX_KEY + 1024) as u64;
@@ -33,42 +40,54 @@ enum Line {
     },
 }
 
-impl Store {
-    /// Writes everything, as it is at one time; says how many entries.
+/// Why a backup was not written.
+#[derive(Debug)]
+pub struct ExportError(pub io::Error);
+
+impl Reader {
+    /// Writes everything that can be read, as it is at one time, and names what
+    /// can't.
     ///
     /// # Errors
-    /// The disk or the writer fails.
-    pub fn export(&self, out: &mut dyn Write) -> Result<u64, StoreError> {
-        let transaction = self.work(|database| Ok(database.begin_read()?))?;
-        let values = transaction.open_table(VALUES)?;
-        line(
-            out,
-            &Line::First {
-                kind: KIND.into(),
-                format: FORMAT,
-            },
-        )?;
-        let mut entries = 0;
-        for entry in values.iter()? {
-            let (place, value) = entry?;
-            let (service, bucket, key) = place.value();
-            let value = BASE64_STANDARD.encode(value.value());
+    /// What is written to fails.
+    pub fn export(
+        &self,
+        out: &mut dyn Write,
+        lost: &mut dyn FnMut(&str),
+    ) -> Result<Checked, ExportError> {
+        let mut write = || {
             line(
                 out,
-                &Line::Entry {
-                    service: service.into(),
-                    bucket: bucket.into(),
-                    key: key.into(),
-                    value,
+                &Line::First {
+                    kind: KIND.into(),
+                    format: BACKUP_FORMAT,
                 },
             )?;
-            entries += 1;
-        }
-        line(out, &Line::Last { entries })?;
-        out.flush()?;
-        Ok(entries)
+            let checked = self.walk(&mut |met| match met {
+                Met::Entry((service, bucket, key), value) => line(
+                    out,
+                    &Line::Entry {
+                        service: service.into(),
+                        bucket: bucket.into(),
+                        key: key.into(),
+                        value: BASE64_STANDARD.encode(value),
+                    },
+                ),
+                Met::Lost(what) => {
+                    lost(&what);
+                    Ok(())
+                }
+            })?;
+            let entries = checked.entries;
+            line(out, &Line::Last { entries })?;
+            out.flush()?;
+            Ok(checked)
+        };
+        write().map_err(ExportError)
     }
+}
 
+impl Store {
     /// Reads a backup into this store, all of it or nothing; says how many
     /// entries.
     ///
@@ -91,13 +110,12 @@ impl Store {
                 match read_line(input, 1)? {
                     Line::First {
                         kind,
-                        format: FORMAT,
+                        format: BACKUP_FORMAT,
                     } if kind == KIND => {}
                     Line::First { format, .. } => {
-                        return Err(StoreError::Format {
-                            found: format,
-                            known: FORMAT,
-                        });
+                        return Err(refuse(&format!(
+                            "it has format {format}, this program knows {BACKUP_FORMAT}"
+                        )));
                     }
                     _ => return Err(refuse("line 1 does not say that this is a backup")),
                 }
@@ -114,11 +132,11 @@ impl Store {
                                 .map_err(|e| refuse(&e.to_string()))?;
                             let place = (&*service, &*bucket, &*key);
                             let old = values
-                                .insert(place, &*value)?
-                                .map(|old| key.len() + old.value().len());
+                                .insert(place, &*seal(place, &value))?
+                                .map(|old| counted(place, value_size(old.value())));
                             let before = used.get(&*service)?.map_or(0, |used| used.value());
-                            let sum =
-                                before + (key.len() + value.len()) as u64 - old.unwrap_or(0) as u64;
+                            let sum = (before + counted(place, value.len()))
+                                .saturating_sub(old.unwrap_or(0));
                             used.insert(&*service, sum)?;
                             entries += 1;
                         }
@@ -135,15 +153,16 @@ impl Store {
     }
 }
 
-fn line(out: &mut dyn Write, line: &Line) -> Result<(), StoreError> {
-    let mut text = serde_json::to_string(line).map_err(|e| StoreError::Io(e.to_string()))?;
+fn line(out: &mut dyn Write, line: &Line) -> io::Result<()> {
+    let mut text = serde_json::to_string(line)?;
     text.push('\n');
-    Ok(out.write_all(text.as_bytes())?)
+    out.write_all(text.as_bytes())
 }
 
 fn read_line(input: &mut dyn BufRead, number: u64) -> Result<Line, StoreError> {
     let mut text = String::new();
-    input.take(MAX_LINE + 1).read_line(&mut text)?;
+    let read = input.take(MAX_LINE + 1).read_line(&mut text);
+    read.map_err(|error| StoreError::Import(format!("line {number}: {error}")))?;
     if text.is_empty() {
         return Err(StoreError::Import(format!(
             "it ends before line {number}, so it was cut off"

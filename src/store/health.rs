@@ -1,0 +1,155 @@
+//! How the store does, for the operator: writes that the disk refused, values
+//! that were damaged.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use super::StoreError;
+use crate::log::Limiter;
+
+/// How often the log says again that writes are refused.
+const SAY_EVERY: Duration = Duration::from_secs(60);
+
+/// Counts of the store since the start.
+#[derive(Debug, Default)]
+pub struct Health {
+    full: AtomicU64,
+    failed: AtomicU64,
+    damaged: AtomicU64,
+    /// Whether there is a problem, to be seen without the lock.
+    failing: AtomicBool,
+    problem: Mutex<Option<Problem>>,
+    lines: Limiter,
+}
+
+/// Since the last write that succeeded, none did.
+#[derive(Debug)]
+struct Problem {
+    text: String,
+    since: Instant,
+    said: Instant,
+    refused: u64,
+}
+
+impl Health {
+    /// Writes refused because the disk is full.
+    #[must_use]
+    pub fn full(&self) -> u64 {
+        self.full.load(Relaxed)
+    }
+
+    /// Writes that failed for another reason of the disk or the file.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Relaxed)
+    }
+
+    /// Reads that met a damaged page or value.
+    #[must_use]
+    pub fn damaged(&self) -> u64 {
+        self.damaged.load(Relaxed)
+    }
+
+    /// Why the last writes failed; none if the last one succeeded.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        if !self.failing.load(Relaxed) {
+            return None;
+        }
+        self.lock().as_ref().map(|problem| problem.text.clone())
+    }
+
+    /// Notes what came of committing so many writes.
+    pub(super) fn wrote<T>(&self, writes: usize, result: &Result<T, StoreError>) {
+        match result {
+            Ok(_) if self.failing.load(Relaxed) => self.recovered(),
+            Ok(_) => {}
+            Err(error) => self.refused(writes as u64, error),
+        }
+    }
+
+    /// Notes what came of a read.
+    pub(super) fn read<T>(&self, result: &Result<T, StoreError>) {
+        let Err(error @ (StoreError::Damaged(_) | StoreError::Broken(_) | StoreError::Io(_))) =
+            result
+        else {
+            return;
+        };
+        self.damaged.fetch_add(1, Relaxed);
+        if self.lines.allows("reads of the store that failed") {
+            tracing::error!("store: {error}");
+        }
+    }
+
+    fn refused(&self, writes: u64, error: &StoreError) {
+        let count = match error {
+            StoreError::Full => &self.full,
+            _ => &self.failed,
+        };
+        count.fetch_add(writes, Relaxed);
+        let now = Instant::now();
+        let mut guard = self.lock();
+        let first = guard.is_none();
+        let problem = guard.get_or_insert_with(|| Problem {
+            text: String::new(),
+            since: now,
+            said: now,
+            refused: 0,
+        });
+        problem.text = error.to_string();
+        problem.refused += writes;
+        let say = first || now.duration_since(problem.said) >= SAY_EVERY;
+        if say {
+            problem.said = now;
+        }
+        let refused = problem.refused;
+        drop(guard);
+        self.failing.store(true, Relaxed);
+        if say {
+            tracing::error!(
+                "store: writes are refused, {refused} so far; services get STORE_FAILED: {error}"
+            );
+        }
+    }
+
+    fn recovered(&self) {
+        let problem = self.lock().take();
+        self.failing.store(false, Relaxed);
+        if let Some(Problem { since, refused, .. }) = problem {
+            tracing::warn!(
+                "store: writes succeed again; {refused} were refused in {} s",
+                since.elapsed().as_secs()
+            );
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Problem>> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_writes_are_counted_until_one_succeeds() {
+        let health = Health::default();
+        health.wrote(1, &Ok(()));
+        assert_eq!((health.full(), health.problem()), (0, None));
+        health.wrote(3, &Err::<(), _>(StoreError::Full));
+        health.wrote(1, &Err::<(), _>(StoreError::Io("broken".into())));
+        assert_eq!((health.full(), health.failed()), (3, 1));
+        assert!(health.problem().unwrap().contains("broken"));
+        health.wrote(1, &Ok(()));
+        assert_eq!((health.full(), health.problem()), (3, None));
+        health.read(&Err::<(), _>(StoreError::Key { size: 0 }));
+        health.read(&Err::<(), _>(StoreError::Damaged("here".into())));
+        assert_eq!(health.damaged(), 1);
+    }
+}
