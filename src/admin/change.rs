@@ -100,8 +100,8 @@ impl Admin {
             ));
         };
         let bearer = request.header("Authorization");
-        let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
-        if bearer.is_some_and(|shown| token::is_same(token, shown.trim())) {
+        let bearer = bearer.and_then(token::bearer);
+        if bearer.is_some_and(|shown| token::is_same(token, shown)) {
             return Ok(());
         }
         if LINES.allows("admin endpoint without its token") {

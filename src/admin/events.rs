@@ -22,7 +22,7 @@ impl Admin {
     pub(super) fn speak(&self, out: &mut dyn Write, head_only: bool) -> io::Result<()> {
         out.write_all(
             b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/event-stream\r\n\
-              Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n\r\n",
+              Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n\r\n",
         )?;
         if head_only {
             return Ok(());

@@ -13,11 +13,12 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use serde_json::json;
 use socket2::Socket;
+use tiny_http::{HTTPVersion, Header, StatusCode};
 
 use super::{Admin, JSON_UTF8, LINES, Page, routes, token};
 use crate::budget::{Budget, Charge};
@@ -117,6 +118,10 @@ pub(super) struct Request {
     pub(super) method: String,
     /// Path and query.
     pub(super) url: String,
+    /// HTTP/1.0, which needs no Host. Browsers do not speak it.
+    pub(super) is_old: bool,
+    /// It is from this machine, or shows the token.
+    pub(super) may_look: bool,
     headers: Vec<(String, Vec<u8>)>,
     pub(super) body: Vec<u8>,
 }
@@ -133,6 +138,11 @@ impl Request {
 
     pub(super) fn path(&self) -> &str {
         self.url.split('?').next().unwrap_or_default()
+    }
+
+    /// It asks whether the server is there, which anybody may.
+    pub(super) fn is_probe(&self) -> bool {
+        self.looks() && matches!(self.path(), "/healthz" | "/readyz")
     }
 
     /// It changes nothing.
@@ -393,7 +403,17 @@ impl Front {
             _ => return Err((400, "this is no HTTP/1.1 request")),
         };
         let (length, continues) = framing(request.headers)?;
-        if !self.may_ask(socket, request.headers) {
+        let method = request.method.unwrap_or_default().to_owned();
+        let (authority, url) = target(request.path.unwrap_or_default());
+        let mut asked = Request {
+            method,
+            url: url.to_owned(),
+            is_old: request.version == Some(0),
+            may_look: self.may_look(socket, request.headers),
+            headers: Vec::new(),
+            body: Vec::new(),
+        };
+        if !asked.may_look && !asked.is_probe() {
             if LINES.allows("admin endpoint from other machines") {
                 let peer = socket
                     .peer_addr()
@@ -426,24 +446,22 @@ impl Front {
         }
         body.truncate(length);
         let headers = request.headers.iter().map(|header| {
+            let is_host = header.name.eq_ignore_ascii_case("host");
+            let value = authority.filter(|_| is_host).unwrap_or(header.value);
             // A page of somebody else can't have an address for its name, so
             // the one that the peer has connected to is as good as loopback.
-            let is_own =
-                header.name.eq_ignore_ascii_case("host") && is_own_address(socket, header.value);
-            let value = if is_own { b"localhost" } else { header.value };
+            let is_own = is_host && is_own_address(socket, value);
+            let value = if is_own { b"localhost" } else { value };
             (header.name.to_owned(), value.to_owned())
         });
-        Ok(Some(Request {
-            method: request.method.unwrap_or_default().to_owned(),
-            url: request.path.unwrap_or_default().to_owned(),
-            headers: headers.collect(),
-            body,
-        }))
+        asked.headers = headers.collect();
+        asked.body = body;
+        Ok(Some(asked))
     }
 
     /// Whoever is on this machine may read; what changes something takes the
     /// token in any case, further in.
-    fn may_ask(&self, socket: &Socket, headers: &[httparse::Header<'_>]) -> bool {
+    fn may_look(&self, socket: &Socket, headers: &[httparse::Header<'_>]) -> bool {
         let peer = socket.peer_addr().ok().and_then(|peer| peer.as_socket());
         if peer.is_none_or(|peer| peer.ip().to_canonical().is_loopback()) {
             return true;
@@ -453,14 +471,14 @@ impl Front {
             .find(|header| header.name.eq_ignore_ascii_case("authorization"));
         let shown = shown.and_then(|header| {
             std::str::from_utf8(header.value)
-                .ok()?
-                .strip_prefix("Bearer ")
+                .ok()
+                .and_then(token::bearer)
         });
         self.admin
             .token
             .as_ref()
             .zip(shown)
-            .is_some_and(|(token, shown)| token::is_same(token, shown.trim()))
+            .is_some_and(|(token, shown)| token::is_same(token, shown))
     }
 }
 
@@ -468,6 +486,19 @@ impl Front {
 fn hold(budget: &Arc<Budget>, amount: usize, deadline: Instant) -> Option<Charge> {
     let mut held = Charge::none(budget);
     held.raise_until(amount, deadline).then_some(held)
+}
+
+/// The authority of a target in absolute form, as proxies send it, which
+/// stands in the place of Host; and path and query.
+fn target(target: &str) -> (Option<&[u8]>, &str) {
+    let rest = match target.split_at_checked(7) {
+        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http://") => rest,
+        _ => return (None, target),
+    };
+    let path = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(path);
+    let path = if path.is_empty() { "/" } else { path };
+    (Some(authority.as_bytes()), path)
 }
 
 /// The body's length, and whether the peer waits to be told to send it.
@@ -571,33 +602,37 @@ fn refusal((status, error): Refused) -> (Vec<u8>, String) {
 }
 
 /// Status and headers of an answer that comes in one piece, with its length,
-/// however large: simple for simple clients.
+/// however large: simple for simple clients. tiny_http writes them; its server,
+/// whose threads, queues and times have no bounds, is not used.
 fn head(status: u16, kind: &str, length: usize, allow: Option<&str>) -> Vec<u8> {
-    let reason = match status {
-        200 => "OK",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        408 => "Request Timeout",
-        409 => "Conflict",
-        411 => "Length Required",
-        413 => "Content Too Large",
-        431 => "Request Header Fields Too Large",
-        500 => "Internal Server Error",
-        503 => "Service Unavailable",
-        _ => "",
-    };
-    let date = httpdate::fmt_http_date(SystemTime::now());
-    let allow = allow.map(|methods| format!("Allow: {methods}\r\n"));
-    let allow = allow.unwrap_or_default();
-    format!(
-        "HTTP/1.1 {status} {reason}\r\nConnection: close\r\nDate: {date}\r\nContent-Type: {kind}\r\n\
-         Content-Length: {length}\r\n{allow}Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n\
-         X-Frame-Options: DENY\r\nReferrer-Policy: no-referrer\r\nContent-Security-Policy: {POLICY}\r\n\r\n"
+    let headers = [
+        ("Server", "mb-server"),
+        ("Content-Type", kind),
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("X-Frame-Options", "DENY"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Content-Security-Policy", POLICY),
+    ];
+    let headers = headers
+        .into_iter()
+        .chain(allow.map(|methods| ("Allow", methods)))
+        .map(|(name, value)| Header::from_bytes(name, value).expect("ASCII of our own"));
+    let mut head = Vec::new();
+    tiny_http::Response::new(
+        StatusCode(status),
+        headers.collect(),
+        io::empty(),
+        Some(length),
+        None,
     )
-    .into_bytes()
+    .with_chunked_threshold(usize::MAX)
+    .raw_print(&mut head, HTTPVersion(1, 1), &[], true, None)
+    .expect("memory takes it all");
+    // It sets this header only where its server does.
+    head.truncate(head.len() - 2);
+    head.extend(b"Connection: close\r\n\r\n");
+    head
 }
 
 #[cfg(test)]

@@ -87,7 +87,10 @@ impl Admin {
     fn route(&self, request: &Request) -> Page {
         let refuse =
             |status: u16, error: &str| (status, JSON_UTF8, json!({"error": error}).to_string());
-        if !self.is_addressed(request) {
+        if !request.may_look || !self.is_addressed(request) {
+            if let Some(page) = self.probe(request) {
+                return page;
+            }
             if LINES.allows("admin endpoint under a foreign name") {
                 tracing::warn!(
                     security = "admin-host",
@@ -129,10 +132,23 @@ impl Admin {
         }
     }
 
+    /// What a probe of a load balancer or of Kubernetes gets, from wherever and
+    /// under whatever name it asks: the status and nothing else.
+    fn probe(&self, request: &Request) -> Option<Page> {
+        let value: fn(&str) -> Value = |status| json!({"status": status});
+        request.is_probe().then(|| match request.path() {
+            "/healthz" => (200, JSON_UTF8, value("ok").to_string()),
+            _ => {
+                let (status, word) = pages::readiness_word(&(self.snapshot)());
+                (status, JSON_UTF8, value(word).to_string())
+            }
+        })
+    }
+
     fn is_addressed(&self, request: &Request) -> bool {
         request
             .header("Host")
-            .is_some_and(|host| self.is_allowed(host))
+            .map_or(request.is_old, |host| self.is_allowed(host))
     }
 
     /// A page of somebody else, in the operator's browser, can make requests
@@ -142,6 +158,7 @@ impl Admin {
             Some(rest) => rest.split(']').next().unwrap_or_default(),
             None => host.split(':').next().unwrap_or_default(),
         };
+        let name = name.strip_suffix('.').unwrap_or(name);
         let loopback = name.eq_ignore_ascii_case("localhost")
             || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
         let listed = |allowed: &String| {
@@ -244,6 +261,8 @@ pub(super) mod tests {
             "LOCALHOST:9090",
             "127.0.0.1:9090",
             "127.8.9.1",
+            "localhost.",
+            "localhost.:9090",
             "[::1]:9090",
             "ops.example:9090",
         ] {
@@ -255,6 +274,8 @@ pub(super) mod tests {
             "127.0.0.1.evil.example",
             "localhost.evil.example:9090",
             "[::2]",
+            ".",
+            "localhost..",
             "10.0.0.1",
         ] {
             assert!(!admin.is_allowed(bad), "{bad}");

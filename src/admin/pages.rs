@@ -180,6 +180,15 @@ impl Admin {
 
 /// Requests are served, although some services may not have loaded: those
 /// are named, and leave the rest alone.
+/// Status and word of `/readyz`.
+pub(super) fn readiness_word(snapshot: &Snapshot) -> (u16, &'static str) {
+    if snapshot.accepting {
+        (200, "ready")
+    } else {
+        (503, "draining")
+    }
+}
+
 fn readiness(snapshot: &Snapshot) -> Page {
     let failed: Vec<_> = snapshot
         .services
@@ -193,11 +202,7 @@ fn readiness(snapshot: &Snapshot) -> Page {
         .filter(|service| service.reset_defects > 0)
         .map(|service| json!({"name": service.name, "digest": service.digest}))
         .collect();
-    let (status, word) = if snapshot.accepting {
-        (200, "ready")
-    } else {
-        (503, "draining")
-    };
+    let (status, word) = readiness_word(snapshot);
     (
         status,
         JSON_UTF8,

@@ -50,6 +50,15 @@ pub fn load_or_create(file: &Path) -> io::Result<String> {
     }
 }
 
+/// The token in a value of the header Authorization; the scheme is written in
+/// any case.
+pub(super) fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then(|| token.trim_matches(' '))
+}
+
 /// A token in hexadecimal and a line feed.
 fn new_token() -> io::Result<String> {
     let mut bytes = [0; SIZE];

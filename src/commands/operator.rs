@@ -173,6 +173,7 @@ pub(super) fn masked(rows: &[Row]) -> Value {
     let is_secret = |key: &str| {
         let key = key.to_lowercase();
         key.contains(".grants.config.")
+            || key.contains(".grants.secrets.")
             || ["secret", "password", "token"].iter().any(|word| {
                 key.rsplit('.')
                     .next()
@@ -210,7 +211,7 @@ mod tests {
         let shown = masked(&[
             row("port"),
             row("services.a.grants.config.url"),
-            row("services.a.grants.secrets.password"),
+            row("services.a.grants.secrets.signing"),
             row("tokens"),
         ]);
         let values: Vec<_> = shown

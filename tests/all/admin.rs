@@ -60,6 +60,7 @@ fn no_route_is_open_to_strangers() {
     assert!(all.len() > 20, "{all:?}");
     for (method, path) in &all {
         let path = path.replace("{id}", "1").replace("{name}", "calc");
+        let probe = ["/healthz", "/readyz"].contains(&&*path);
         for host in [
             "evil.example",
             "127.0.0.1.evil.example",
@@ -70,7 +71,7 @@ fn no_route_is_open_to_strangers() {
             );
             assert_eq!(
                 http(server.admin, &text).0,
-                403,
+                if probe { 200 } else { 403 },
                 "{method} {path} for {host}"
             );
         }
@@ -430,8 +431,14 @@ fn a_foreign_host_header_and_other_methods_are_refused() {
     for (request, expected) in [
         (format!("GET /healthz HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n"), 200),
         (format!("HEAD /healthz HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"), 200),
-        ("GET /healthz HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n".into(), 403),
-        ("GET /healthz HTTP/1.0\r\n\r\n".into(), 403),
+        ("GET /healthz HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n".into(), 200),
+        ("GET /readyz HTTP/1.0\r\n\r\n".into(), 200),
+        ("GET /services HTTP/1.0\r\n\r\n".into(), 200),
+        ("GET /services HTTP/1.1\r\n\r\n".into(), 403),
+        ("GET /services HTTP/1.1\r\nHost: localhost.\r\n\r\n".into(), 200),
+        ("GET http://localhost/services HTTP/1.1\r\nHost: localhost\r\n\r\n".into(), 200),
+        ("GET http://evil.example/services HTTP/1.1\r\nHost: localhost\r\n\r\n".into(), 403),
+        ("GET /services HTTP/1.1\r\nHost: localhost\r\nX-Name: \u{fc}ber\r\n\r\n".into(), 200),
         ("GET /nothing HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n".into(), 403),
         ("POST /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".into(), 405),
         ("PUT /connections HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".into(), 405),

@@ -183,7 +183,9 @@ fn from_another_machine_reading_takes_the_token_too() {
     let ask = |host: &str, headers: &str| {
         http(
             server.admin,
-            &format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\n{headers}Connection: close\r\n\r\n"),
+            &format!(
+                "GET /services HTTP/1.1\r\nHost: {host}\r\n{headers}Connection: close\r\n\r\n"
+            ),
         )
         .0
     };
@@ -191,6 +193,16 @@ fn from_another_machine_reading_takes_the_token_too() {
     assert_eq!(ask(&own, ""), 401);
     assert_eq!(ask(&own, "Authorization: Bearer wrong\r\n"), 401);
     assert_eq!(ask(&own, &bearer), 200);
+    assert_eq!(ask(&own, &bearer.replace("Bearer", "bearer")), 200);
+    // A probe learns the status, and nothing else.
+    for (path, status) in [("/healthz", "ok"), ("/readyz", "ready")] {
+        let probe = format!("GET {path} HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n");
+        let (code, body) = http(server.admin, &probe);
+        assert_eq!(
+            (code, &*body),
+            (200, &*format!("{{\"status\":\"{status}\"}}"))
+        );
+    }
     assert_eq!(ask(&ip.to_string(), &bearer), 200);
     assert_eq!(ask("evil.example", &bearer), 403);
     assert_eq!(ask("192.0.2.1", &bearer), 403);
