@@ -241,6 +241,7 @@ pub(super) mod tests {
             connections: vec![],
             calls: vec![],
             services: vec![],
+            invalid_certificates: vec![],
         };
         Admin {
             snapshot: Box::new(empty),

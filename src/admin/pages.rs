@@ -206,8 +206,13 @@ fn readiness(snapshot: &Snapshot) -> Page {
     (
         status,
         JSON_UTF8,
-        json!({"status": word, "failedServices": failed, "resetDefects": reset_defects})
-            .to_string(),
+        json!({
+            "status": word,
+            "failedServices": failed,
+            "resetDefects": reset_defects,
+            "invalidCertificates": snapshot.invalid_certificates,
+        })
+        .to_string(),
     )
 }
 

@@ -53,9 +53,10 @@ pub(super) fn open(settings: &Settings, number: u64) -> Result<(Link, Reassembly
     let deadline = Instant::now() + settings.handshake_timeout;
     if let Err(error) = stream.handshake(deadline) {
         return Err(format!(
-            "TLS with {} failed, {}: {error}",
+            "TLS with {} failed, {}: {}",
             settings.server,
-            TlsFault::of(&error)
+            TlsFault::of(&error),
+            TlsFault::describe(&error)
         ));
     }
     let mut buffer = Reassembly::new(MAX_ANSWER_SIZE, READ_SIZE);

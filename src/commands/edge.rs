@@ -19,6 +19,7 @@ use crate::{
     admin::is_loopback,
     config::{Auth, Config, TlsFiles, access::Listener},
     log::Limiter,
+    metrics::snapshot::InvalidCertificate,
     server::ListenerSettings,
     transport::{ServerTls, resolve},
 };
@@ -28,6 +29,8 @@ pub(super) struct Edge {
     pub(super) access: Arc<Access>,
     tls: Option<(TlsFiles, Arc<ArcSwap<ServerTls>>)>,
     seen: Mutex<Seen>,
+    /// Warnings about TLS that the log has already, until they are over.
+    warned: Mutex<Vec<String>>,
 }
 
 /// How the files looked before they were last read: taken before and not
@@ -59,11 +62,14 @@ impl Edge {
             config.client_tokens(),
             config.auth_failures,
         );
-        Ok(Arc::new(Self {
+        let edge = Self {
             access: access.map_err(usage)?,
             tls,
             seen: Mutex::new(seen),
-        }))
+            warned: Mutex::default(),
+        };
+        edge.warn_of_tls();
+        Ok(Arc::new(edge))
     }
 
     /// The listeners that the settings name.
@@ -108,10 +114,36 @@ impl Edge {
         let Some((files, tls)) = &self.tls else {
             return Err("TLS is not switched on: tls.cert is not set".into());
         };
-        tls.store(Arc::new(
-            ServerTls::load(files).map_err(|error| error.to_string())?,
-        ));
+        let loaded = ServerTls::load(files).map_err(|error| error.to_string())?;
+        if let (Some((file, problem)), None) = (loaded.invalid_now(), tls.load().invalid_now()) {
+            return Err(format!("{}: {problem}", file.display()));
+        }
+        tls.store(Arc::new(loaded));
+        self.warn_of_tls();
         Ok(())
+    }
+
+    /// The server's own certificate, if it is not valid now.
+    pub(super) fn invalid_certificates(&self) -> Vec<InvalidCertificate> {
+        let tls = self.tls.as_ref().map(|(_, tls)| tls.load());
+        let invalid = tls.as_ref().and_then(|tls| tls.invalid_now());
+        let row = |(file, error): (&Path, String)| InvalidCertificate {
+            file: file.display().to_string(),
+            error,
+        };
+        invalid.map(row).into_iter().collect()
+    }
+
+    /// Warns once of what is wrong with the files of TLS, and of what has
+    /// come to be wrong since.
+    fn warn_of_tls(&self) {
+        let Some((_, tls)) = &self.tls else { return };
+        let warnings = tls.load().warnings_now();
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        for warning in warnings.iter().filter(|warning| !warned.contains(warning)) {
+            tracing::warn!("{warning}");
+        }
+        *warned = warnings;
     }
 
     /// Reads certificates and tokens again, as a look that finds them changed
@@ -148,6 +180,7 @@ impl Edge {
                 self.read_certificates();
             }
         }
+        self.warn_of_tls();
         let tokens = look_at(self.access.file());
         if mem::replace(&mut seen.tokens, tokens) != seen.tokens {
             self.read_tokens();

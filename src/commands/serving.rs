@@ -397,12 +397,14 @@ fn start_admin(
         operator.catalog.clone(),
         operator.catalog.clone(),
     );
+    let edge = Arc::clone(&operator.edge);
     let snapshot = move || Snapshot {
         accepting: view.accepting(),
         totals: view.totals(),
         connections: view.connections(),
         calls: view.calls(),
         services: catalog.current().snapshot(),
+        invalid_certificates: edge.invalid_certificates(),
     };
     Admin {
         snapshot: Box::new(snapshot),

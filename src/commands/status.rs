@@ -56,6 +56,10 @@ fn screen(endpoint: &Endpoint) -> std::result::Result<(String, bool), (Exit, Str
         text(&version["version"]),
         open.len()
     );
+    for certificate in rows(&ready["invalidCertificates"]) {
+        let (file, error) = (text(&certificate["file"]), text(&certificate["error"]));
+        out += &format!("the certificate {file} {error}\n\n");
+    }
     out += &format!(
         "{:30} {:10} {:>10} {:>9} {:>8} {:>10} {:>10}\n",
         "service", "state", "calls", "failures", "errors", "p50 ms", "p99 ms"

@@ -177,6 +177,8 @@ pub struct TlsFiles {
     pub ca: Option<PathBuf>,
     /// PEM file of revocation lists.
     pub crl: Option<PathBuf>,
+    /// A client is refused unless the list of its CA is there and current.
+    pub crl_strict: bool,
     /// A client must show a valid certificate. Otherwise one without stays
     /// anonymous.
     pub reject_unauthorized: bool,
@@ -219,6 +221,9 @@ pub struct Tls {
     pub ca: PathBuf,
     /// PEM file of revocation lists for certificates of clients; may be empty.
     pub crl: PathBuf,
+    /// With `crl`: a client is refused unless the list of its CA is there and
+    /// not past its next update. If false, the server warns of both.
+    pub crl_strict: bool,
     /// With `ca`: a client must show a valid certificate. If false, one
     /// without stays anonymous.
     pub reject_unauthorized: bool,
@@ -237,6 +242,7 @@ impl Default for Tls {
             key: PathBuf::new(),
             ca: PathBuf::new(),
             crl: PathBuf::new(),
+            crl_strict: false,
             reject_unauthorized: true,
             min_version: TlsVersion::V12,
             principal: PrincipalFrom::San,
@@ -254,6 +260,7 @@ impl Tls {
             key,
             ca,
             crl,
+            crl_strict,
             reject_unauthorized,
             min_version,
             principal,
@@ -265,6 +272,7 @@ impl Tls {
             key,
             ca,
             crl,
+            crl_strict,
             reject_unauthorized,
             min_version,
             principal,
@@ -335,6 +343,11 @@ pub(super) fn check(
         "tls.crl",
         tls.crl.as_os_str().is_empty() || !tls.ca.as_os_str().is_empty(),
         "used with tls.ca",
+    );
+    bounds.that(
+        "tls.crl_strict",
+        !tls.crl_strict || !tls.crl.as_os_str().is_empty(),
+        "used with tls.crl",
     );
     bounds.that(
         "principals",

@@ -189,6 +189,15 @@ pub struct Totals {
     pub errors: Vec<(&'static str, u64)>,
 }
 
+/// A certificate of the server's own that is not valid now.
+#[derive(Debug, Clone, Serialize)]
+pub struct InvalidCertificate {
+    /// Where it was read from.
+    pub file: String,
+    /// Why it is not valid.
+    pub error: String,
+}
+
 /// Everything at one time, more or less: the counters are read one by one.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -202,4 +211,6 @@ pub struct Snapshot {
     pub calls: Vec<CallRow>,
     /// Services and files that are none, by name and version.
     pub services: Vec<ServiceRow>,
+    /// Certificates of the server's own that are not valid now.
+    pub invalid_certificates: Vec<InvalidCertificate>,
 }

@@ -1,7 +1,6 @@
 //! What a client trusts, and what it shows of itself.
 
 use std::{
-    fmt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,34 +9,13 @@ use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
 };
 
-use super::tls::ALPN;
-
-/// A file that TLS needs, and what is wrong with it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsError {
-    file: PathBuf,
-    problem: String,
-}
-
-impl TlsError {
-    pub(super) fn new(file: &Path, problem: impl fmt::Display) -> Self {
-        Self {
-            file: file.to_owned(),
-            problem: problem.to_string(),
-        }
-    }
-}
-
-impl fmt::Display for TlsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.file.display(), self.problem)
-    }
-}
-
-impl std::error::Error for TlsError {}
+use super::{
+    pem::{TlsError, read_cas, read_chain, read_key},
+    tls::{ALPN, OF_A_CA, TlsFault, USABLE_KEYS, is_p521},
+};
 
 /// How a client uses TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +57,7 @@ pub fn client_config(tls: &ClientTls) -> Result<Arc<ClientConfig>, TlsError> {
             let problem = "which CA is to be trusted? name its file";
             return Err(TlsError::new(Path::new("TLS"), problem));
         };
-        for certificate in read_certificates(ca)? {
+        for certificate in read_cas(ca)? {
             roots
                 .add(certificate)
                 .map_err(|error| TlsError::new(ca, error))?;
@@ -92,45 +70,53 @@ pub fn client_config(tls: &ClientTls) -> Result<Arc<ClientConfig>, TlsError> {
     };
     let mut config = match &tls.identity {
         None => builder.with_no_client_auth(),
-        Some((cert, key)) => builder
-            .with_client_auth_cert(read_certificates(cert)?, read_key(key)?)
-            .map_err(|error| TlsError::new(key, describe_key_error(&error, cert)))?,
+        Some((cert, key)) => {
+            let (chain, key_der) = (read_chain(cert)?, read_key(key)?);
+            check_own(&chain[0]).map_err(|problem| TlsError::new(cert, problem))?;
+            builder
+                .with_client_auth_cert(chain, key_der.clone_key())
+                .map_err(|error| describe_identity_error(&error, (cert, key), &key_der))?
+        }
     };
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
 }
 
-pub(super) fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(file)?).collect();
-    match certificates {
-        Ok(certificates) if certificates.is_empty() => {
-            Err(TlsError::new(file, "no CERTIFICATE section in it"))
-        }
-        Ok(certificates) => Ok(certificates),
-        Err(error) => Err(TlsError::new(file, format!("not PEM: {error}"))),
-    }
-}
-
-pub(super) fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(&read(file)?).map_err(|error| match error {
-        rustls::pki_types::pem::Error::NoItemsFound => {
-            TlsError::new(file, "no PRIVATE KEY section in it")
-        }
-        error => TlsError::new(file, format!("not PEM: {error}")),
-    })
-}
-
-pub(super) fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(file).map_err(|error| TlsError::new(file, error))
-}
-
-pub(super) fn describe_key_error(error: &rustls::Error, cert: &Path) -> String {
+/// What is wrong with a certificate and its key that can't be used together.
+pub(super) fn describe_identity_error(
+    error: &rustls::Error,
+    (cert, key): (&Path, &Path),
+    key_der: &PrivateKeyDer<'_>,
+) -> TlsError {
     match error {
-        rustls::Error::InconsistentKeys(_) => {
-            format!("is not the key of the certificate {}", cert.display())
+        rustls::Error::InconsistentKeys(_) => TlsError::new(
+            key,
+            format!("is not the key of the certificate {}", cert.display()),
+        ),
+        rustls::Error::InvalidCertificate(_) => {
+            TlsError::new(cert, TlsFault::explain(error, "the certificate"))
         }
-        error => error.to_string(),
+        error => {
+            let what = if is_p521(key_der.secret_der()) {
+                "the key is of the curve P-521, which can't be used".to_owned()
+            } else {
+                format!("the key can't be used: {error}")
+            };
+            TlsError::new(key, format!("{what}; {USABLE_KEYS}"))
+        }
     }
+}
+
+/// What no server would take from us.
+fn check_own(certificate: &CertificateDer<'_>) -> Result<(), &'static str> {
+    // Basic constraints, critical or not, that begin with CA:TRUE.
+    let says_ca = certificate.windows(5).enumerate().any(|(at, oid)| {
+        let rest = &certificate[at + oid.len()..];
+        let rest = rest.strip_prefix(&[0x01, 0x01, 0xff]).unwrap_or(rest);
+        oid == [0x06, 0x03, 0x55, 0x1d, 0x13]
+            && matches!(rest, [0x04, _, 0x30, _, 0x01, 0x01, 0xff, ..])
+    });
+    if says_ca { Err(OF_A_CA) } else { Ok(()) }
 }
 
 /// Takes anyone for the server, as long as it holds the key it shows.

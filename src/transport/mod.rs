@@ -5,16 +5,20 @@ mod client_tls;
 #[cfg(feature = "runtime")]
 mod inherited;
 mod listener;
+mod pem;
 mod proxy;
 #[cfg(feature = "runtime")]
 mod server_tls;
 mod stream;
 mod tls;
+#[cfg(feature = "runtime")]
+mod validity;
 
-pub use client_tls::{ClientTls, TlsError, client_config};
+pub use client_tls::{ClientTls, client_config};
 #[cfg(feature = "runtime")]
 pub use inherited::Inherited;
 pub use listener::{SocketOptions, is_absent, listen, listen_all, resolve};
+pub use pem::TlsError;
 pub use proxy::{Proxied, read_proxy_header};
 #[cfg(feature = "runtime")]
 pub use server_tls::ServerTls;

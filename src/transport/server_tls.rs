@@ -1,12 +1,12 @@
 //! What a server shows of itself, and whom it believes.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use rustls::{
     DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
     client::danger::HandshakeSignatureValid,
     crypto::ring,
-    pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime, pem::PemObject as _},
+    pki_types::{CertificateDer, UnixTime},
     server::{
         WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
@@ -15,11 +15,14 @@ use rustls::{
 use x509_parser::{
     extensions::GeneralName,
     prelude::{FromDer as _, X509Certificate},
+    time::ASN1Time,
 };
 
 use super::{
-    client_tls::{TlsError, describe_key_error, read, read_certificates, read_key},
+    client_tls::describe_identity_error,
+    pem::{TlsError, read_cas, read_chain, read_crls, read_key},
     tls::ALPN,
+    validity::Validity,
 };
 use crate::config::{PrincipalFrom, TlsFiles, TlsVersion};
 
@@ -29,6 +32,7 @@ pub struct ServerTls {
     config: Arc<ServerConfig>,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
     principal: PrincipalFrom,
+    validity: Validity,
 }
 
 impl ServerTls {
@@ -42,6 +46,7 @@ impl ServerTls {
             key,
             ca: _,
             crl: _,
+            crl_strict: _,
             reject_unauthorized,
             min_version,
             principal,
@@ -53,7 +58,9 @@ impl ServerTls {
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_protocol_versions(versions)
             .map_err(|error| TlsError::new(cert, error))?;
-        let verifier = verifier(files)?;
+        let mut chain = read_chain(cert)?;
+        let mut validity = Validity::of_chain(cert, &mut chain)?;
+        let verifier = verifier(files, &mut validity)?;
         let builder = match &verifier {
             Some(verifier) if *reject_unauthorized => {
                 builder.with_client_cert_verifier(Arc::clone(verifier))
@@ -63,17 +70,31 @@ impl ServerTls {
             }
             None => builder.with_no_client_auth(),
         };
-        let chain = read_certificates(cert)?;
-        check_chain(&chain).map_err(|problem| TlsError::new(cert, problem))?;
+        let key_der = read_key(key)?;
         let mut config = builder
-            .with_single_cert(chain, read_key(key)?)
-            .map_err(|error| TlsError::new(key, describe_key_error(&error, cert)))?;
+            .with_single_cert(chain, key_der.clone_key())
+            .map_err(|error| describe_identity_error(&error, (cert, key), &key_der))?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Self {
             config: Arc::new(config),
             verifier,
             principal: *principal,
+            validity,
         })
+    }
+
+    /// Why the server's own certificate is not valid now, and its file.
+    #[must_use]
+    pub fn invalid_now(&self) -> Option<(&Path, String)> {
+        let problem = self.validity.leaf_problem(ASN1Time::now())?;
+        Some((self.validity.file(), problem))
+    }
+
+    /// What an operator should know now of files that are used all the same,
+    /// a bounded number of lines.
+    #[must_use]
+    pub fn warnings_now(&self) -> Vec<String> {
+        self.validity.warnings(ASN1Time::now())
     }
 
     /// A session for one connection.
@@ -117,12 +138,17 @@ impl ServerTls {
     }
 }
 
-fn verifier(files: &TlsFiles) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
+fn verifier(
+    files: &TlsFiles,
+    validity: &mut Validity,
+) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
     let Some(ca) = &files.ca else { return Ok(None) };
+    let cas = read_cas(ca)?;
+    validity.add_cas(ca, &cas);
     let mut roots = RootCertStore::empty();
-    for certificate in read_certificates(ca)? {
+    for certificate in &cas {
         roots
-            .add(certificate)
+            .add(certificate.clone())
             .map_err(|error| TlsError::new(ca, error))?;
     }
     let mut builder = WebPkiClientVerifier::builder_with_provider(
@@ -130,59 +156,21 @@ fn verifier(files: &TlsFiles) -> Result<Option<Arc<dyn ClientCertVerifier>>, Tls
         Arc::new(ring::default_provider()),
     );
     if let Some(crl) = &files.crl {
-        let lists: Result<Vec<_>, _> =
-            CertificateRevocationListDer::pem_slice_iter(&read(crl)?).collect();
-        let lists = lists.map_err(|error| TlsError::new(crl, format!("not PEM: {error}")))?;
-        if lists.is_empty() {
-            return Err(TlsError::new(crl, "no X509 CRL section in it"));
-        }
-        // A CA without a list has revoked nothing that we could know.
-        builder = builder.with_crls(lists).allow_unknown_revocation_status();
+        let mut lists = read_crls(crl)?;
+        validity.add_crls(crl, &mut lists, &cas, files.crl_strict)?;
+        builder = builder.with_crls(lists);
+        builder = if files.crl_strict {
+            builder.enforce_revocation_expiration()
+        } else {
+            // A CA without a list has revoked nothing that we could know.
+            builder.allow_unknown_revocation_status()
+        };
     }
     let file = files.crl.as_ref().unwrap_or(ca);
     builder
         .build()
         .map(Some)
         .map_err(|error| TlsError::new(file, error))
-}
-
-/// Whether the server's own chain is one that clients can follow now.
-fn check_chain(chain: &[CertificateDer<'_>]) -> Result<(), String> {
-    let mut parsed = Vec::new();
-    for (index, certificate) in chain.iter().enumerate() {
-        let (_, certificate) = X509Certificate::from_der(certificate)
-            .map_err(|error| format!("certificate {} can't be read: {error}", index + 1))?;
-        parsed.push(certificate);
-    }
-    for (index, certificate) in parsed.iter().enumerate() {
-        let validity = certificate.validity();
-        let now = x509_parser::time::ASN1Time::now();
-        if now < validity.not_before {
-            return Err(format!(
-                "certificate {} is not valid before {}",
-                index + 1,
-                validity.not_before
-            ));
-        }
-        if now > validity.not_after {
-            return Err(format!(
-                "certificate {} expired at {}",
-                index + 1,
-                validity.not_after
-            ));
-        }
-        if let Some(next) = parsed.get(index + 1)
-            && certificate.issuer() != next.subject()
-        {
-            return Err(format!(
-                "certificate {} was issued by {:?}, but the next one is of {:?}; put them in order, the server's first",
-                index + 1,
-                certificate.issuer().to_string(),
-                next.subject().to_string()
-            ));
-        }
-    }
-    Ok(())
 }
 
 /// Lets clients through whose certificate is missing or not valid; it then

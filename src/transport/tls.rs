@@ -153,6 +153,74 @@ impl TlsFault {
     }
 }
 
+/// What is wrong with a certificate of a CA that a client or a server shows.
+pub(super) const OF_A_CA: &str = "is that of a CA (CA:TRUE), which may sign but not be shown; sign one with CA:FALSE: \
+                                  openssl x509 -req -in NAME.csr -CA ca.crt -CAkey ca.key -out NAME.crt -extfile FILE, \
+                                  where FILE says basicConstraints=CA:FALSE and subjectAltName=…; openssl req -x509 \
+                                  takes -addext basicConstraints=critical,CA:FALSE";
+
+/// The same for one without extensions.
+const OF_VERSION_1: &str = "is of version 1, without extensions; openssl x509 -req makes version 3 where it is given \
+                            -extfile FILE, and FILE says basicConstraints=CA:FALSE and subjectAltName=…";
+
+/// Keys that both sides can use, and how one is made.
+pub(super) const USABLE_KEYS: &str = "RSA of 2048 to 4096 bits, P-256, P-384 and Ed25519 can, and openssl genpkey \
+                                      -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out NEW.key makes one";
+
+/// Whether a key, private or public, names the curve P-521.
+pub(super) fn is_p521(der: &[u8]) -> bool {
+    const IDENTIFIER: &[u8] = &[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x23];
+    der.windows(IDENTIFIER.len()).any(|part| part == IDENTIFIER)
+}
+
+impl TlsFault {
+    /// The text of an error of this stream; where that alone is a riddle,
+    /// with the cause and what to do.
+    #[must_use]
+    pub fn describe(error: &io::Error) -> String {
+        match error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
+        {
+            Some(inner) => Self::explain(inner, "the peer's certificate"),
+            None => error.to_string(),
+        }
+    }
+
+    /// The same of the library's error; `whose` is the certificate that it is
+    /// about, if it is about one.
+    pub(super) fn explain(error: &rustls::Error, whose: &str) -> String {
+        use rustls::Error;
+        match error {
+            Error::InvalidCertificate(CertificateError::Other(other)) => {
+                // The verifier's own names.
+                match other.to_string().as_str() {
+                    "CaUsedAsEndEntity" => format!("{whose} {OF_A_CA}"),
+                    "UnsupportedCertVersion" => format!("{whose} {OF_VERSION_1}"),
+                    _ => error.to_string(),
+                }
+            }
+            Error::InvalidCertificate(
+                CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+                | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
+            ) => format!(
+                "{whose} is signed in a way, or has a key, that can't be used; {USABLE_KEYS} ({error})"
+            ),
+            Error::InvalidCertificate(CertificateError::UnknownRevocationStatus) => format!(
+                "tls.crl has no list of the CA of {whose}, and tls.crl_strict is set ({error})"
+            ),
+            Error::InvalidCertificate(
+                CertificateError::ExpiredRevocationList
+                | CertificateError::ExpiredRevocationListContext { .. },
+            ) => format!(
+                "the list in tls.crl of the CA of {whose} is past its next update, and tls.crl_strict is set; openssl \
+                 ca -gencrl makes a new one ({error})"
+            ),
+            error => error.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for TlsFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

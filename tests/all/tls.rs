@@ -11,6 +11,7 @@ use mb_server::{
     client::{Builder, Client, ClientError},
     transport::{ClientTls, client_config},
 };
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde_json::{Value, json};
 
 use crate::{
@@ -246,8 +247,6 @@ fn certificates_are_read_again_without_a_restart() {
 fn a_server_with_wrong_files_does_not_start() {
     let pki = Pki::new();
     pki.issue("other", &["localhost"], (2020, 2040), 2);
-    pki.issue("expired", &["localhost"], (2019, 2020), 3);
-    pki.issue("early", &["localhost"], (2039, 2040), 4);
     std::fs::write(pki.path("empty"), "").unwrap();
     let check = |cert: &str, key: &str, expected: &[&str]| {
         let settings = setup().set(&format!(
@@ -287,8 +286,267 @@ fn a_server_with_wrong_files_does_not_start() {
         &["server.crt", "no PRIVATE KEY section"],
     );
     check("empty", "server.key", &["empty", "no CERTIFICATE section"]);
-    check("expired.crt", "expired.key", &["expired.crt", "expired at"]);
-    check("early.crt", "early.key", &["early.crt", "not valid before"]);
+    let read = |name: &str| std::fs::read_to_string(pki.path(name)).unwrap();
+    let write = |name: &str, text: String| std::fs::write(pki.path(name), text).unwrap();
+    write(
+        "joined.crt",
+        read("server.crt").trim_end().to_owned() + &read("other.crt"),
+    );
+    check("joined.crt", "server.key", &["joined.crt: line "]);
+    write("two.key", read("server.key") + &read("other.key"));
+    check(
+        "server.crt",
+        "two.key",
+        &["two.key: keys at line 1 and at line 6"],
+    );
+}
+
+#[test]
+fn keys_that_cannot_be_used_are_named_with_their_cause() {
+    let pki = Pki::new();
+    let path = |name: &str| pki.path(name).display().to_string();
+    let openssl = |arguments: &[&str]| Command::new("openssl").args(arguments).output();
+    if let Err(error) = openssl(&["version"]) {
+        return absent("openssl", &error);
+    }
+    let (key, cert, config) = (path("odd.key"), path("odd.crt"), path("server.key"));
+    let check = |make: &[&str], expected: &str| {
+        let made = openssl(make).unwrap();
+        assert!(made.status.success(), "{make:?}: {made:?}");
+        let settings = setup().set(&format!("[tls]\nport = 0\ncert = {cert:?}\nkey = {key:?}"));
+        let output = settings.command().output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(
+            said.contains("odd.key: ") && said.contains(expected),
+            "{said}"
+        );
+        // A client with the same files says the same.
+        let files = (pki.path("odd.crt"), pki.path("odd.key"));
+        let client = tls(&pki, SocketAddr::from(([127, 0, 0, 1], 1)), |tls| {
+            tls.identity = Some(files)
+        });
+        match client.connect().err().unwrap() {
+            ClientError::NotSent(why) => assert!(why.contains(expected), "{why}"),
+            other => panic!("{other}"),
+        }
+    };
+    let self_signed = [
+        "req",
+        "-x509",
+        "-nodes",
+        "-keyout",
+        &key,
+        "-out",
+        &cert,
+        "-subj",
+        "/CN=odd",
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+        "-newkey",
+    ];
+    let with = |more: &[&'static str]| [&self_signed[..], more].concat();
+    check(
+        &with(&["ec", "-pkeyopt", "ec_paramgen_curve:P-521"]),
+        "curve P-521",
+    );
+    check(&with(&["rsa:1024"]), "RSA of 2048 to 4096 bits");
+    let encrypt = [
+        "pkey", "-in", &config, "-aes256", "-passout", "pass:x", "-out", &key,
+    ];
+    check(&encrypt, "openssl pkey -in FILE");
+    check(
+        &["pkey", "-in", &config, "-outform", "der", "-out", &key],
+        "-inform der",
+    );
+}
+
+#[test]
+fn a_revoked_client_stays_out_however_the_lists_are_written() {
+    let (pki, other) = (Pki::new(), Pki::new());
+    pki.issue("revoked", &["ann"], (2020, 2040), 13);
+    pki.issue("client", &["ann"], (2020, 2040), 14);
+    let read = |pki: &Pki| std::fs::read_to_string(pki.path("ca.crt")).unwrap();
+    std::fs::write(pki.path("cas.pem"), read(&pki) + &read(&other)).unwrap();
+    let path = |name: &str| pki.path(name).display().to_string();
+    let (cas, crl) = (path("cas.pem"), path("lists.pem"));
+    let settings = |lists: &str, more: &str| {
+        std::fs::write(&crl, lists).unwrap();
+        setup().set(&pki.settings(&format!("ca = {cas:?}\ncrl = {crl:?}\n{more}")))
+    };
+    let connect = |server: &TestServer, name: &str| {
+        let identity = Some(pair(pki.dir.path(), name));
+        sum(tls(&pki, server.listeners[1], |tls| {
+            tls.identity = identity
+        }))
+    };
+    let own = pki.revocation_list(&[13], (2021, 2040));
+    let (older, late) = (
+        pki.revocation_list(&[], (2020, 2040)),
+        pki.revocation_list(&[13], (2021, 2022)),
+    );
+    let others = other.revocation_list(&[], (2021, 2040));
+
+    for (lists, warning) in [
+        (format!("\u{feff}{own}{others}"), None),
+        (format!("{own}\u{feff}{others}"), None),
+        // Of two that are of one CA, the newer one counts.
+        (format!("{older}{own}{others}"), None),
+        (own.clone(), Some("no list of the CA")),
+        (format!("{late}{others}"), Some("expired at")),
+    ] {
+        let server = settings(&lists, "").start();
+        if let Some(warning) = warning {
+            let line = server.wait_for_log("lists.pem");
+            assert!(line.contains(warning) && line.contains("WARN"), "{line}");
+        }
+        assert!(connect(&server, "revoked").is_err(), "{lists}");
+        server.until("revoked", |server| failures(server, "revoked") == 1);
+        assert!(connect(&server, "client").is_ok(), "{lists}");
+    }
+    for lists in [
+        format!(" {own}{others}"),
+        format!("\t{own}{others}"),
+        others.trim_end().to_owned() + &own,
+        own.replace("X509 CRL", "CRL") + &others,
+        own.replace("X509 CRL", "CERTIFICATE") + &others,
+    ] {
+        let output = settings(&lists, "").command().output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{lists}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("lists.pem: line "), "{said}");
+    }
+    // No list of theirs, and one that is too old.
+    for lists in [others.clone(), format!("{late}{others}")] {
+        let server = settings(&lists, "crl_strict = true").start();
+        assert!(connect(&server, "client").is_err());
+        let line = server.wait_for_log("handshake failed");
+        assert!(line.contains("tls.crl_strict is set"), "{line}");
+    }
+    let server = settings(&(own + &others), "crl_strict = true").start();
+    assert!(connect(&server, "client").is_ok());
+}
+
+#[test]
+fn a_certificate_of_a_ca_is_named_as_that() {
+    let pki = Pki::new();
+    pki.issue_ca("client", &["ann"], 10);
+    let server = start(&pki.settings(&pki.ca_setting()));
+    let shown = Some(pair(pki.dir.path(), "client"));
+    match sum(tls(&pki, server.listeners[1], |tls| tls.identity = shown)).unwrap_err() {
+        ClientError::NotSent(why) => {
+            assert!(
+                why.contains("client.crt: is that of a CA (CA:TRUE)"),
+                "{why}"
+            );
+        }
+        other => panic!("{other}"),
+    }
+    // One that shows it all the same.
+    let (cert, key) = pair(pki.dir.path(), "client");
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_file(pki.path("ca.crt")).unwrap())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(
+            vec![CertificateDer::from_pem_file(cert).unwrap()],
+            PrivateKeyDer::from_pem_file(key).unwrap(),
+        )
+        .unwrap();
+    let name = "localhost".try_into().unwrap();
+    let mut session = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut stream = TcpStream::connect(server.listeners[1]).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    while session
+        .complete_io(&mut stream)
+        .is_ok_and(|(read, _)| read > 0)
+    {}
+    let line = server.wait_for_log("handshake failed");
+    assert!(
+        line.contains("CA:TRUE") && line.contains("basicConstraints"),
+        "{line}"
+    );
+}
+
+#[test]
+fn of_a_chain_the_servers_own_certificate_decides() {
+    let (pki, old) = (Pki::new(), Pki::new());
+    old.issue("expired", &["old"], (2019, 2020), 3);
+    let read = |pki: &Pki, name: &str| std::fs::read_to_string(pki.path(name)).unwrap();
+    let own = read(&pki, "server.crt");
+    let chain = format!(
+        "{own}{own}{}{}",
+        read(&pki, "ca.crt"),
+        read(&old, "expired.crt")
+    );
+    std::fs::write(pki.path("server.crt"), chain).unwrap();
+    let server = start(&pki.settings(""));
+    for part in [
+        "certificate 2 is in it twice",
+        "put them in order",
+        "certificate 4, which",
+    ] {
+        let line = server.wait_for_log("server.crt");
+        assert!(line.contains(part) && line.contains("WARN"), "{line}");
+    }
+    assert_eq!(
+        sum(tls(&pki, server.listeners[1], |_| {})).unwrap(),
+        json!({"sum": 42})
+    );
+    assert_eq!(server.json("/readyz")["invalidCertificates"], json!([]));
+}
+
+#[test]
+fn a_certificate_that_is_not_valid_leaves_the_other_listeners() {
+    for (years, problem) in [
+        ((2019, 2020), "expired at"),
+        ((2039, 2040), "is not valid before"),
+    ] {
+        let pki = Pki::new();
+        pki.issue("server", &["localhost", "127.0.0.1"], years, 2);
+        let server = setup()
+            .set("reload_interval = 50")
+            .set(&pki.settings(""))
+            .start();
+        let line = server.wait_for_log("server.crt");
+        assert!(line.contains(problem) && line.contains("WARN"), "{line}");
+        let plain = Client::builder(server.wire.to_string());
+        assert_eq!(sum(plain).unwrap(), json!({"sum": 42}));
+        let ready = server.json("/readyz");
+        assert_eq!(ready["status"], "ready");
+        let row = &ready["invalidCertificates"][0];
+        assert!(
+            row["file"].as_str().unwrap().ends_with("server.crt"),
+            "{ready}"
+        );
+        assert!(row["error"].as_str().unwrap().contains(problem), "{ready}");
+        assert!(sum(tls(&pki, server.listeners[1], |_| {})).is_err());
+
+        pki.issue("server", &["localhost", "127.0.0.1"], (2020, 2040), 20);
+        server.until("renewed", |server| {
+            server.json("/readyz")["invalidCertificates"] == json!([])
+        });
+        assert_eq!(
+            sum(tls(&pki, server.listeners[1], |_| {})).unwrap(),
+            json!({"sum": 42})
+        );
+
+        // One that is worse than the present one is not taken.
+        pki.issue("server", &["localhost", "127.0.0.1"], years, 21);
+        while !server
+            .wait_for_log("certificates stay as they were: ")
+            .contains(problem)
+        {}
+        assert_eq!(
+            sum(tls(&pki, server.listeners[1], |_| {})).unwrap(),
+            json!({"sum": 42})
+        );
+    }
 }
 
 #[test]

@@ -41,11 +41,22 @@ impl Pki {
 
     /// Writes NAME.crt and NAME.key; valid from the first year to the second.
     pub fn issue(&self, name: &str, names: &[&str], years: (i32, i32), serial: u64) {
+        self.issue_as(name, names, years, serial, IsCa::ExplicitNoCa);
+    }
+
+    /// The same, of a CA.
+    pub fn issue_ca(&self, name: &str, names: &[&str], serial: u64) {
+        let ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        self.issue_as(name, names, (2020, 2040), serial, ca);
+    }
+
+    fn issue_as(&self, name: &str, names: &[&str], years: (i32, i32), serial: u64, ca: IsCa) {
         let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
         params.not_before = date_time_ymd(years.0, 1, 1);
         params.not_after = date_time_ymd(years.1, 1, 1);
         params.serial_number = Some(SerialNumber::from(serial));
+        params.is_ca = ca;
         params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().unwrap();
         let cert = params.signed_by(&key, &self.ca).unwrap();
@@ -55,6 +66,12 @@ impl Pki {
 
     /// Writes `crl.pem`, which revokes these.
     pub fn revoke(&self, serials: &[u64]) {
+        let list = self.revocation_list(serials, (2021, 2040));
+        fs::write(self.path("crl.pem"), list).unwrap();
+    }
+
+    /// A list of the first year, to be updated in the second, in PEM.
+    pub fn revocation_list(&self, serials: &[u64], years: (i32, i32)) -> String {
         let revoked = |serial: &u64| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
             revocation_time: date_time_ymd(2021, 1, 1),
@@ -62,18 +79,14 @@ impl Pki {
             invalidity_date: None,
         };
         let params = CertificateRevocationListParams {
-            this_update: date_time_ymd(2021, 1, 1),
-            next_update: date_time_ymd(2040, 1, 1),
+            this_update: date_time_ymd(years.0, 1, 1),
+            next_update: date_time_ymd(years.1, 1, 1),
             crl_number: SerialNumber::from(1),
             issuing_distribution_point: None,
             revoked_certs: serials.iter().map(revoked).collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        fs::write(
-            self.path("crl.pem"),
-            params.signed_by(&self.ca).unwrap().pem().unwrap(),
-        )
-        .unwrap();
+        params.signed_by(&self.ca).unwrap().pem().unwrap()
     }
 
     /// `[tls]` with the server's certificate, and more lines.

@@ -216,7 +216,7 @@ impl Session {
         if let Err(error) = stream.handshake(self.handshake_until) {
             return Err(End::Handshake(
                 TlsFault::of(&error).as_str(),
-                error.to_string(),
+                TlsFault::describe(&error),
             ));
         }
         self.connection.opened();
