@@ -242,6 +242,7 @@ pub(super) mod tests {
             calls: vec![],
             services: vec![],
             invalid_certificates: vec![],
+            services_folder: None,
         };
         Admin {
             snapshot: Box::new(empty),

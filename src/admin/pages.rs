@@ -211,6 +211,7 @@ fn readiness(snapshot: &Snapshot) -> Page {
             "failedServices": failed,
             "resetDefects": reset_defects,
             "invalidCertificates": snapshot.invalid_certificates,
+            "servicesFolderError": snapshot.services_folder,
         })
         .to_string(),
     )

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use super::{
     Catalog, LoadSettings,
@@ -24,6 +24,8 @@ use crate::{config::Config, sandbox::Sandbox, wire::Version};
 pub struct LiveCatalog {
     current: Arc<ArcSwap<Catalog>>,
     loader: Mutex<Loader>,
+    /// Why the last look at the folder gave nothing.
+    trouble: ArcSwapOption<String>,
 }
 
 impl LiveCatalog {
@@ -42,7 +44,15 @@ impl LiveCatalog {
         Ok(Arc::new(Self {
             current,
             loader: Mutex::new(loader),
+            trouble: ArcSwapOption::empty(),
         }))
+    }
+
+    /// Why the last look at the folder gave nothing, so that what was loaded
+    /// before is served on; none where it did.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.load().as_deref().cloned()
     }
 
     /// For whoever reads it request by request.
@@ -59,7 +69,7 @@ impl LiveCatalog {
     /// Looks for changes now; names what changed.
     ///
     /// # Errors
-    /// If the folder can't be read.
+    /// If the folder can't be read, or all its files are gone at once.
     pub fn reload(&self) -> io::Result<Vec<String>> {
         self.look(true)
     }
@@ -71,19 +81,11 @@ impl LiveCatalog {
     pub fn watch(self: &Arc<Self>, interval: Duration) -> io::Result<()> {
         let live = Arc::downgrade(self);
         let follow = move || {
-            let mut unreadable = false;
             loop {
                 thread::sleep(interval);
                 let Some(live) = live.upgrade() else { return };
-                let looked = live.look(false);
-                if let Err(error) = &looked
-                    && !unreadable
-                {
-                    tracing::error!(
-                        "the services folder can't be read, what was loaded is served on: {error}"
-                    );
-                }
-                unreadable = looked.is_err();
+                // It is logged when it begins.
+                let _ = live.look(false);
             }
         };
         thread::Builder::new()
@@ -134,7 +136,18 @@ impl LiveCatalog {
 
     fn look(&self, now: bool) -> io::Result<Vec<String>> {
         let mut loader = self.lock();
-        let changes = loader.scan(now)?;
+        let scanned = loader.scan(now);
+        let trouble = scanned.as_ref().err().map(ToString::to_string);
+        if let Some(trouble) = &trouble
+            && self.trouble.load().as_deref() != Some(trouble)
+        {
+            tracing::warn!("the services folder: {trouble}; what was loaded is served on");
+        }
+        if trouble.is_none() && self.trouble.load().is_some() {
+            tracing::info!("the services folder can be read again");
+        }
+        self.trouble.store(trouble.map(Arc::new));
+        let changes = scanned?;
         if !changes.is_empty() {
             self.swap(&loader);
         }

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     fmt, fs,
-    io::Read as _,
+    io::{self, Read as _},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
@@ -82,8 +82,9 @@ impl FileName {
     }
 }
 
-/// The component files of a folder, sorted by name. What begins with a dot is
-/// a file that is still being copied, to many tools.
+/// The component files of a folder, sorted by name; also those that can't be
+/// looked at, as where a disk or a link fails. What begins with a dot is a
+/// file that is still being copied, to many tools.
 ///
 /// # Errors
 /// If the folder can't be read.
@@ -94,7 +95,7 @@ pub fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
         let hidden = path
             .file_name()
             .is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if ENDINGS.iter().any(|ending| has_ending(&path, ending)) && !hidden && path.is_file() {
+        if ENDINGS.iter().any(|ending| has_ending(&path, ending)) && !hidden && is_there(&path) {
             files.push(path);
         }
     }
@@ -108,6 +109,14 @@ pub fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
         has_ending(path, PREFERRED) || !preferred.contains(&path.with_extension(PREFERRED))
     });
     Ok(files)
+}
+
+/// Whether this is a file, or may be one that can't be looked at just now.
+fn is_there(path: &Path) -> bool {
+    match fs::metadata(path) {
+        Ok(metadata) => metadata.is_file(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
 }
 
 fn has_ending(path: &Path, wanted: &str) -> bool {

@@ -22,6 +22,10 @@ use crate::{config::Config, metrics::ServiceStats, sandbox::Sandbox, wire::Versi
 /// How long a file that ends too early may still be growing.
 const COPYING: Duration = Duration::from_secs(10);
 
+/// How long the files that were served may be gone, all of them, until that is
+/// taken for what somebody wants.
+const DOUBT: Duration = Duration::from_secs(10);
+
 /// What is known about the files of the folder.
 pub(super) struct Loader {
     sandbox: Arc<Sandbox>,
@@ -29,6 +33,7 @@ pub(super) struct Loader {
     /// None where there is no folder for them.
     kept: Option<Kept>,
     files: BTreeMap<PathBuf, Entry>,
+    doubt: Doubt,
     /// What the operator switched on or off since the start: a version, or
     /// all of a service.
     switched: BTreeMap<(String, Option<Version>), bool>,
@@ -38,7 +43,8 @@ pub(super) struct Loader {
 
 /// One file.
 pub(super) struct Entry {
-    stamp: Stamp,
+    /// None while the file can't be looked at.
+    stamp: Option<Stamp>,
     /// When it was seen to be like this.
     since: Instant,
     /// It was loaded, or refused, as it is.
@@ -97,6 +103,25 @@ impl Stamp {
     }
 }
 
+/// Whether an empty folder is to be believed: one that is unmounted for a
+/// moment, or is just being replaced, looks the same.
+#[derive(Debug, Default)]
+struct Doubt {
+    /// When it was first seen empty.
+    since: Option<Instant>,
+}
+
+impl Doubt {
+    /// Takes note of a look; whether what it found is not yet to be believed.
+    fn applies(&mut self, is_empty: bool, now: Instant) -> bool {
+        if !is_empty {
+            self.since = None;
+            return false;
+        }
+        now.saturating_duration_since(*self.since.get_or_insert(now)) < DOUBT
+    }
+}
+
 /// Why something that the operator asked for can't be done.
 pub type Refused = String;
 
@@ -115,6 +140,7 @@ impl Loader {
             settings,
             kept: kept.ok(),
             files: BTreeMap::new(),
+            doubt: Doubt::default(),
             switched: BTreeMap::new(),
             generation: 0,
         }
@@ -122,24 +148,59 @@ impl Loader {
 
     /// Takes in what changed in the folder. A file counts once it stays as it
     /// is from one look to the next, or at once if `now`.
+    ///
+    /// # Errors
+    /// If the folder can't be read, or what it shows is doubted; nothing has
+    /// changed then.
     pub(super) fn scan(&mut self, now: bool) -> io::Result<Vec<String>> {
-        let paths = component_files(&self.settings.dir)?;
+        let paths = self.list()?;
+        Ok(self.take_in(paths, now))
+    }
+
+    /// The component files of the folder.
+    fn list(&mut self) -> io::Result<Vec<PathBuf>> {
+        let paths = component_files(&self.settings.dir)
+            .map_err(|error| io::Error::new(error.kind(), format!("it can't be read: {error}")))?;
+        let loaded = self.files.values().filter(|entry| entry.service.is_some());
+        let loaded = loaded.count();
+        if self
+            .doubt
+            .applies(paths.is_empty() && loaded > 0, Instant::now())
+        {
+            return Err(io::Error::other(format!(
+                "all its files are gone at once, as where it was unmounted; if that is meant, the {loaded} that \
+                 are served end at the first look after {} s",
+                DOUBT.as_secs()
+            )));
+        }
+        Ok(paths)
+    }
+
+    fn take_in(&mut self, paths: Vec<PathBuf>, now: bool) -> Vec<String> {
         self.generation += 1;
         let mut changes = Vec::new();
         let present: BTreeSet<_> = paths.iter().cloned().collect();
         self.files.retain(|path, _| {
             let stays = present.contains(path);
             if !stays {
-                tracing::info!("{} was removed", path.display());
-                changes.push(format!("{} was removed", path.display()));
+                let removed = format!("{} was removed", path.display());
+                if present.is_empty() {
+                    tracing::warn!("{removed}");
+                } else {
+                    tracing::info!("{removed}");
+                }
+                changes.push(removed);
             }
             stays
         });
         let mut unsettled = Vec::new();
         for path in paths {
-            // One that vanished meanwhile is removed by the next look.
-            let Ok(stamp) = Stamp::of(&path) else {
-                continue;
+            let stamp = match Stamp::of(&path) {
+                Ok(stamp) => Some(stamp),
+                // One that vanished meanwhile is removed by the next look.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                // Reading it will say why.
+                Err(_) => None,
             };
             let fresh = || Entry {
                 stamp,
@@ -167,7 +228,7 @@ impl Loader {
             self.files.insert(path, entry);
             changes.extend(change);
         }
-        Ok(changes)
+        changes
     }
 
     /// Loads files side by side, as many as there are processors: a start
@@ -204,8 +265,10 @@ impl Loader {
         let bytes = match read_bounded(path, self.settings.max_size) {
             Ok(bytes) => bytes,
             Err(error) => {
-                entry.settled = true;
-                return Some(self.refuse(path, entry, &error));
+                // What can't be read now may be readable at the next look.
+                entry.settled = !matches!(error, FileError::Read(_));
+                let known = entry.error.as_ref() == Some(&error.to_string());
+                return (!known).then(|| self.refuse(path, entry, &error));
             }
         };
         // Nothing is known of how a file came that was there at the start.
@@ -475,8 +538,9 @@ impl Loader {
         self.sandbox
             .has_room_for(policy.largest_instance(), policy.largest_table())?;
         // What can't be read now would leave nothing to serve.
-        component_files(&self.settings.dir)
-            .map_err(|error| format!("the services folder can't be read: {error}"))?;
+        let paths = self
+            .list()
+            .map_err(|error| format!("the services folder: {error}"))?;
         let before = std::mem::replace(&mut self.settings.policy, policy.clone());
         for (path, entry) in &mut self.files {
             let name = FileName::parse(path)
@@ -490,7 +554,7 @@ impl Loader {
                 entry.counted = counted.or(entry.counted.take());
             }
         }
-        self.scan(true).map_err(|error| error.to_string())
+        Ok(self.take_in(paths, true))
     }
 
     pub(super) fn assemble(&self) -> Catalog {
@@ -511,4 +575,23 @@ fn stem(path: &Path) -> String {
         .unwrap_or_default()
         .to_string_lossy()
         .into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_folder_is_doubted_for_a_while() {
+        let (mut doubt, begun) = (Doubt::default(), Instant::now());
+        let mut look =
+            |is_empty, seconds| doubt.applies(is_empty, begun + Duration::from_secs_f64(seconds));
+        assert!(!look(false, 0.0));
+        assert!(look(true, 100.0), "the first look never counts");
+        assert!(look(true, 109.9));
+        assert!(!look(false, 109.95), "mounted again");
+        assert!(look(true, 110.0));
+        assert!(!look(true, 120.0));
+        assert!(!look(true, 121.0));
+    }
 }

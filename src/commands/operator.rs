@@ -39,7 +39,7 @@ impl Commands for Operator {
     fn reload(&self) -> Result<Vec<String>, String> {
         self.catalog
             .reload()
-            .map_err(|error| format!("the services folder can't be read: {error}"))
+            .map_err(|error| format!("the services folder: {error}"))
     }
 
     fn reload_tls(&self) -> Result<(), String> {

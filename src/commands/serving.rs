@@ -405,6 +405,7 @@ fn start_admin(
         calls: view.calls(),
         services: catalog.current().snapshot(),
         invalid_certificates: edge.invalid_certificates(),
+        services_folder: catalog.trouble(),
     };
     Admin {
         snapshot: Box::new(snapshot),

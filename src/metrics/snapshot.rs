@@ -213,4 +213,7 @@ pub struct Snapshot {
     pub services: Vec<ServiceRow>,
     /// Certificates of the server's own that are not valid now.
     pub invalid_certificates: Vec<InvalidCertificate>,
+    /// Why the folder of services can't be read, so that those that were
+    /// loaded are served on.
+    pub services_folder: Option<String>,
 }

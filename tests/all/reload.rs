@@ -113,6 +113,83 @@ fn files_come_change_and_go() {
 }
 
 #[test]
+fn a_folder_that_is_not_there_for_a_moment_removes_nothing() {
+    let folder = start(
+        Setup::empty(BINARY)
+            .with("services", "calc.wasm")
+            .with("services", "echo.wasm"),
+    );
+    let trouble = || folder.server.json("/readyz")["servicesFolderError"].clone();
+    assert_eq!(trouble(), Value::Null);
+    let away = folder.services.with_extension("away");
+    // A mount point without its file system is empty.
+    fs::rename(&folder.services, &away).unwrap();
+    fs::create_dir(&folder.services).unwrap();
+    let empty = "all its files are gone at once";
+    folder.server.until("it is doubted", |_| {
+        trouble().as_str().is_some_and(|said| said.contains(empty))
+    });
+    assert_eq!(folder.asks("echo.say"), "null");
+    let (status, answer) = folder.post("/services/reload", "");
+    assert_eq!((status, folder.asks("echo.say")), (500, "null".into()));
+    assert!(answer["error"].as_str().unwrap().contains(empty));
+    // Settings of a service would have it loaded anew.
+    let file = folder.server.settings_file();
+    let settings = fs::read_to_string(&file).unwrap();
+    fs::write(&file, settings + "\n[services.echo]\nconcurrency = 3\n").unwrap();
+    let (status, answer) = folder.post("/config/reload", "");
+    assert_eq!(status, 409, "{answer}");
+    assert_eq!(folder.asks("echo.say"), "null");
+    let line = folder.server.wait_for_log(empty);
+    assert!(line.contains("WARN"), "{line}");
+    // A network file system that has gone may not even have the folder.
+    fs::remove_dir(&folder.services).unwrap();
+    folder.server.until("it is missed", |_| {
+        let said = trouble();
+        said.as_str()
+            .is_some_and(|said| said.contains("can't be read"))
+    });
+    assert_eq!(folder.asks("echo.say"), "null");
+    fs::rename(&away, &folder.services).unwrap();
+    folder
+        .server
+        .until("it is back", |_| trouble() == Value::Null);
+    assert_eq!(folder.asks("echo.say"), "null");
+    let calls = |name| folder.row(name).unwrap()["calls"].as_u64().unwrap();
+    assert!(calls("echo") >= 5, "its counts go on");
+}
+
+#[test]
+fn a_file_that_can_not_be_looked_at_is_served_as_it_was() {
+    let folder = start(
+        Setup::empty(BINARY)
+            .with("services", "calc.wasm")
+            .with("services", "echo.wasm"),
+    );
+    let file = folder.services.join("echo.wasm");
+    let link = folder.services.join(".link");
+    // ELOOP, in the place of the errors of a disk.
+    std::os::unix::fs::symlink("echo.wasm", &link).unwrap();
+    fs::rename(&link, &file).unwrap();
+    let row = folder.until_row("echo has an error", |row| row["error"].is_string());
+    assert_eq!(
+        (&row["state"], &row["source"]),
+        (&json!("loaded"), &json!("file"))
+    );
+    assert_eq!(folder.asks("echo.say"), "null");
+    let failed = folder.server.json("/readyz")["failedServices"].clone();
+    assert_eq!(failed[0]["name"], "echo", "{failed}");
+    folder.copy("services", "echo.wasm", "echo.wasm");
+    folder.until_row("echo is as it was", |row| row["error"].is_null());
+    // A link to what is not there is no file.
+    std::os::unix::fs::symlink("nothing", &link).unwrap();
+    fs::rename(&link, &file).unwrap();
+    folder
+        .server
+        .until("echo is gone", |_| folder.row("echo").is_none());
+}
+
+#[test]
 fn calls_in_flight_end_on_the_component_they_began_with() {
     let folder = start(Setup::new(BINARY));
     let mut slow = folder.server.connect();
