@@ -35,4 +35,6 @@ pub mod store;
 #[cfg(feature = "runtime")]
 pub mod stripes;
 pub mod transport;
+#[cfg(feature = "runtime")]
+pub mod trusted;
 pub mod wire;

@@ -23,6 +23,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     config::{Right, access::MAX_PRINCIPAL_SIZE},
     files,
+    trusted::{self, Purpose},
 };
 
 /// Tokens in a file.
@@ -103,7 +104,7 @@ impl Tokens {
             problem,
         };
         let mut tokens = HashMap::new();
-        for entry in read(file)?.tokens {
+        for entry in read(file, trusted::open(file, Purpose::Data))?.tokens {
             let digest = parse_digest(&entry.sha256)
                 .ok_or_else(|| error(format!("{}: no SHA-256", entry.id)))?;
             let expires = entry
@@ -247,16 +248,17 @@ pub fn revoke(file: &Path, id: &str) -> Result<Entry, TokensError> {
 /// # Errors
 /// If it can't be read or understood.
 pub fn list(file: &Path) -> Result<Vec<Entry>, TokensError> {
-    read(file).map(|file| file.tokens)
+    // Root may look at those of the server's user.
+    read(file, fs::File::open(file)).map(|file| file.tokens)
 }
 
-fn read(file: &Path) -> Result<File, TokensError> {
+fn read(file: &Path, opened: io::Result<fs::File>) -> Result<File, TokensError> {
     let error = |problem: String| TokensError {
         file: file.to_owned(),
         problem,
     };
     let mut text = String::new();
-    match fs::File::open(file) {
+    match opened {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(File::default()),
         Err(e) => return Err(error(e.to_string())),
         Ok(opened) => opened
@@ -296,12 +298,13 @@ fn change(
         .mode(0o700)
         .create(dir)
         .map_err(io_error)?;
+    trusted::check(dir).map_err(io_error)?;
     // Two commands at a time would each forget what the other has done.
     let mut lock = fs::OpenOptions::new();
     lock.create(true).truncate(false).write(true).mode(0o600);
     let lock = lock.open(file.with_extension("lock")).map_err(io_error)?;
     flock(&lock, FlockOperation::LockExclusive).map_err(|e| error(e.to_string()))?;
-    let mut content = read(file)?;
+    let mut content = read(file, trusted::open(file, Purpose::Data))?;
     change(&mut content.tokens).map_err(error)?;
     let mut text = serde_json::to_string_pretty(&content).map_err(|e| error(e.to_string()))?;
     text.push('\n');
@@ -362,6 +365,24 @@ mod tests {
             Arc::ptr_eq(tokens.find(&other).unwrap(), fewer.find(&other).unwrap()),
             "connections hold it"
         );
+    }
+
+    #[test]
+    fn a_file_that_others_can_write_gives_no_token() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tokens.json");
+        create(&file, "ann", None, None).unwrap();
+        let refused = |path: &Path, mode| {
+            let was = fs::metadata(path).unwrap().permissions();
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+            let read = Tokens::load(&file).unwrap_err().to_string();
+            fs::set_permissions(path, was).unwrap();
+            assert!(read.contains("others") && read.contains("chmod"), "{read}");
+        };
+        refused(&file, 0o606);
+        refused(dir.path(), 0o707);
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o707)).unwrap();
+        assert!(create(&file, "bob", None, None).is_err(), "nor takes one");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::{
 };
 
 use crate::files;
+use crate::trusted::{self, Purpose};
 
 /// Bytes of chance in a token.
 const SIZE: usize = 32;
@@ -28,8 +29,9 @@ pub fn load_or_create(file: &Path) -> io::Result<String> {
             .recursive(true)
             .mode(0o700)
             .create(dir)?;
+        trusted::check(dir)?;
     }
-    let created = match read(file) {
+    let created = match trusted::open(file, Purpose::Data).and_then(read) {
         Ok(text) if is_cut_off(&text) => {
             tracing::warn!(
                 "{} is empty or cut off, as by a full disk; a new token is created",
@@ -80,7 +82,8 @@ fn is_cut_off(text: &str) -> bool {
 /// # Errors
 /// If the file can't be read, or holds none.
 pub fn load(file: &Path) -> io::Result<String> {
-    let text = read(file)?;
+    // Whose file it is matters to the server; root may use that of its user.
+    let text = read(fs::File::open(file)?)?;
     let token = text.trim();
     if token.len() < MIN_SIZE {
         return Err(io::Error::other(format!(
@@ -90,11 +93,9 @@ pub fn load(file: &Path) -> io::Result<String> {
     Ok(token.to_owned())
 }
 
-fn read(file: &Path) -> io::Result<String> {
+fn read(file: fs::File) -> io::Result<String> {
     let mut text = String::new();
-    fs::File::open(file)?
-        .take(MAX_FILE)
-        .read_to_string(&mut text)?;
+    file.take(MAX_FILE).read_to_string(&mut text)?;
     Ok(text)
 }
 

@@ -1,12 +1,13 @@
 //! What the operator grants one service, ready for use.
 
-use std::{collections::BTreeMap, fmt, fs, io::Read as _, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fmt, io::Read as _, path::PathBuf, sync::Arc};
 
 use super::log;
 use crate::{
     config::{LogLevel, ServiceSettings, services::DEFAULT_QUOTA},
     log::Limiter,
     store::{Namespace, Store},
+    trusted::{self, Purpose},
 };
 
 /// Largest file of a secret, in bytes.
@@ -112,7 +113,7 @@ impl Granted {
 /// A line feed at the end belongs to the file, not to the secret.
 fn read_secret(file: &PathBuf) -> Result<String, String> {
     let mut text = String::new();
-    fs::File::open(file)
+    trusted::open(file, Purpose::Data)
         .and_then(|file| file.take(MAX_SECRET + 1).read_to_string(&mut text))
         .map_err(|error| error.to_string())?;
     if text.len() as u64 > MAX_SECRET {
@@ -167,6 +168,8 @@ impl std::error::Error for GrantError {}
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
     use super::*;
     use crate::config::{Config, services::settings_of};
 
@@ -190,6 +193,10 @@ mod tests {
         fs::write(&file, "s3cret\n").unwrap();
         let granted = Granted::new("x", &settings, "", None).unwrap();
         assert_eq!(granted.settings.as_ref().unwrap()["key"], "s3cret");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o707)).unwrap();
+        let error = Granted::new("x", &settings, "", None).err().unwrap();
+        assert!(error.to_string().contains("others"), "{error}");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         fs::write(&file, vec![b'x'; 70_000]).unwrap();
         assert!(matches!(
             Granted::new("x", &settings, "", None),

@@ -24,7 +24,10 @@ use super::{
     tls::ALPN,
     validity::Validity,
 };
-use crate::config::{PrincipalFrom, TlsFiles, TlsVersion};
+use crate::{
+    config::{PrincipalFrom, TlsFiles, TlsVersion},
+    trusted,
+};
 
 /// What listeners use.
 #[derive(Debug)]
@@ -44,13 +47,20 @@ impl ServerTls {
         let TlsFiles {
             cert,
             key,
-            ca: _,
-            crl: _,
+            ca,
+            crl,
             crl_strict: _,
             reject_unauthorized,
             min_version,
             principal,
         } = files;
+        // Whoever can change one of these decides who gets in. Once this has
+        // passed, nobody else can put others in their place to be read.
+        for file in [Some(cert), Some(key), ca.as_ref(), crl.as_ref()] {
+            file.map_or(Ok(()), |file| {
+                trusted::check(file).map_err(|error| TlsError::new(file, error))
+            })?;
+        }
         let versions: &[_] = match min_version {
             TlsVersion::V12 => &[&rustls::version::TLS12, &rustls::version::TLS13],
             TlsVersion::V13 => &[&rustls::version::TLS13],
