@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! STATE_DIR/components/FOLDER/calc/00000001-3fa9….wasm
-//!                                  00000002-77be….wasm    the newest good one
+//!                                  00000002-77be….wasm    the newest good one; machine code is called .cwasm
 //!                                  rollback               lines: refused digest, served digest
 //! ```
 
@@ -15,7 +15,8 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use crate::files;
+use super::load::{ENDINGS, has_ending};
+use crate::{files, sandbox::Code};
 
 /// Files that are kept of each service.
 const MAX_KEPT: usize = 3;
@@ -79,7 +80,7 @@ impl Kept {
     }
 
     /// Keeps a good file as the newest of its stem, unless it is that already.
-    pub(super) fn keep(&self, stem: &str, digest: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn keep(&self, stem: &str, digest: &str, code: &Code) -> io::Result<()> {
         let files = self.files(stem);
         if files.last().is_some_and(|newest| newest.digest == digest) {
             return Ok(());
@@ -91,11 +92,12 @@ impl Kept {
             .create(&dir)?;
         let order = files.last().map_or(0, |newest| newest.order) + 1;
         let hex = digest.trim_start_matches("sha256:");
+        let ending = ENDINGS[usize::from(code.is_machine())];
         files::remove_unfinished(&dir);
         files::replace(
-            &dir.join(format!("{order:08}-{hex}.wasm")),
+            &dir.join(format!("{order:08}-{hex}.{ending}")),
             files::PRIVATE,
-            bytes,
+            code.bytes(),
         )?;
         // One file is kept once: the copy that is older goes, and so does
         // what is too old.
@@ -140,10 +142,8 @@ impl Kept {
 impl KeptFile {
     fn parse(path: PathBuf) -> Option<Self> {
         let (order, hex) = path.file_stem()?.to_str()?.split_once('-')?;
-        let is_wasm = path
-            .extension()
-            .is_some_and(|extension| extension == "wasm");
-        let order = order.parse().ok().filter(|_| is_wasm)?;
+        let is_code = ENDINGS.iter().any(|ending| has_ending(&path, ending));
+        let order = order.parse().ok().filter(|_| is_code)?;
         Some(Self {
             order,
             digest: format!("sha256:{hex}"),
@@ -156,6 +156,13 @@ impl KeptFile {
 mod tests {
     use super::*;
 
+    fn code(content: &str) -> Code {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x.wasm");
+        fs::write(&file, content).unwrap();
+        Code::read(&file, 100).unwrap().unwrap()
+    }
+
     #[test]
     fn the_newest_few_are_kept_once_each() {
         let dir = tempfile::tempdir().unwrap();
@@ -167,10 +174,10 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         for digest in ["sha256:a", "sha256:b", "sha256:b", "sha256:c", "sha256:d"] {
-            kept.keep("calc", digest, digest.as_bytes()).unwrap();
+            kept.keep("calc", digest, &code(digest)).unwrap();
         }
         assert_eq!(digests(), ["sha256:b", "sha256:c", "sha256:d"]);
-        kept.keep("calc", "sha256:b", b"x").unwrap();
+        kept.keep("calc", "sha256:b", &code("x")).unwrap();
         assert_eq!(
             digests(),
             ["sha256:c", "sha256:d", "sha256:b"],
@@ -183,7 +190,7 @@ mod tests {
     fn rollbacks_are_remembered() {
         let dir = tempfile::tempdir().unwrap();
         let kept = Kept::open(dir.path(), dir.path()).unwrap();
-        kept.keep("calc", "sha256:a", b"a").unwrap();
+        kept.keep("calc", "sha256:a", &code("a")).unwrap();
         assert_eq!(kept.rollback("calc"), None);
         let rollback = Rollback {
             refused: "sha256:b".into(),

@@ -17,18 +17,20 @@ use super::{
     description::{Description, DescriptionError, is_name},
     inputs::Inputs,
     policy::Policy,
+    truncated::is_truncated,
 };
 use crate::{
     budget::Rate,
     host::{GrantError, Stop},
     log::{Limiter, panic_text},
-    sandbox::{CallError, Code, Component, LoadError, Sandbox, hex_digest},
+    sandbox::{CallError, Code, Component, LoadError, PrecompiledError, Sandbox, hex_digest},
+    trusted::OpenToOthers,
     wire::Version,
 };
 
-/// The endings of a component's file. Where one stem has both, a server that
+/// The endings of a component's file: WebAssembly, machine code. Where one stem has both, a server that
 /// can compile takes the first, one that can't the second.
-const ENDINGS: [&str; 2] = ["wasm", "cwasm"];
+pub(super) const ENDINGS: [&str; 2] = ["wasm", "cwasm"];
 /// The one that is taken of two.
 const PREFERRED: &str = ENDINGS[if cfg!(feature = "compiler") { 0 } else { 1 }];
 
@@ -119,7 +121,7 @@ fn is_there(path: &Path) -> bool {
     }
 }
 
-fn has_ending(path: &Path, wanted: &str) -> bool {
+pub(super) fn has_ending(path: &Path, wanted: &str) -> bool {
     path.extension().is_some_and(|ending| ending == wanted)
 }
 
@@ -132,19 +134,32 @@ pub fn load_file(
     settings: &LoadSettings,
     file: &Path,
 ) -> Result<Service, FileError> {
-    let bytes = read_bounded(file, settings.max_size)?;
-    load_bytes(sandbox, settings, file, file, &bytes)
+    let code = read_code(file, settings.max_size)?;
+    load_code(sandbox, settings, file, &code)
 }
 
-/// Loads what was read from one file under the name of another.
-pub(super) fn load_bytes(
+/// Loads what was read under the name of a file.
+pub(super) fn load_code(
     sandbox: &Arc<Sandbox>,
     settings: &LoadSettings,
     file: &Path,
-    read_from: &Path,
-    bytes: &[u8],
+    code: &Code,
 ) -> Result<Service, FileError> {
-    contain(|| load_contained(sandbox, settings, file, &Code::of(read_from, bytes)?, bytes))
+    contain(|| load_contained(sandbox, settings, file, code))
+}
+
+/// Reads a component's file.
+pub(super) fn read_code(file: &Path, limit: usize) -> Result<Code, FileError> {
+    match Code::read(file, limit) {
+        Ok(Some(code)) => Ok(code),
+        Ok(None) => Err(FileError::Size { limit }),
+        Err(error) => Err(match OpenToOthers::of(&error) {
+            Some(OpenToOthers(path)) => {
+                LoadError::from(PrecompiledError::OpenToOthers(path.clone())).into()
+            }
+            None => FileError::Read(error.to_string()),
+        }),
+    }
 }
 
 /// A stranger's file may reach a defect of the compiler: a panic of it is
@@ -158,10 +173,13 @@ fn load_contained(
     sandbox: &Arc<Sandbox>,
     settings: &LoadSettings,
     file: &Path,
-    code: &Code<'_>,
-    bytes: &[u8],
+    code: &Code,
 ) -> Result<Service, FileError> {
     let promised = FileName::parse(file)?;
+    let bytes = code.bytes();
+    if !code.is_machine() && !bytes.is_empty() && is_truncated(bytes) {
+        return Err(FileError::Truncated { size: bytes.len() });
+    }
     let digest = digest_of(bytes);
     let terms = settings
         .policy
@@ -273,6 +291,11 @@ pub enum FileError {
         /// `max_component_size`.
         limit: usize,
     },
+    /// The file ends too early.
+    Truncated {
+        /// Where, in bytes.
+        size: usize,
+    },
     /// Its grants are not to be had.
     Grant(GrantError),
     /// It is no component for this server.
@@ -339,6 +362,10 @@ impl fmt::Display for FileError {
             Self::Size { limit } => {
                 write!(f, "exceeds the limit of {limit} bytes, which sandbox.max_component_size sets")
             }
+            Self::Truncated { size } => write!(
+                f,
+                "the file is cut short: it ends after {size} bytes, in the middle of a section; copy it again"
+            ),
             Self::Grant(error) => error.fmt(f),
             Self::Load(error) => error.fmt(f),
             Self::Panic(error) => {

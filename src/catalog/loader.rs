@@ -14,7 +14,7 @@ use std::{
 use super::{
     Catalog, FileError, FileName, LoadSettings, Service,
     kept::{Kept, Rollback},
-    load::{component_files, digest_of, load_bytes, read_bounded},
+    load::{component_files, digest_of, load_code, read_bounded, read_code},
     truncated::is_truncated,
 };
 use crate::{config::Config, metrics::ServiceStats, sandbox::Sandbox, wire::Version};
@@ -262,8 +262,8 @@ impl Loader {
 
     /// Loads a file as it is. None if nothing changes by it.
     fn settle(&self, path: &Path, entry: &mut Entry) -> Option<String> {
-        let bytes = match read_bounded(path, self.settings.max_size) {
-            Ok(bytes) => bytes,
+        let code = match read_code(path, self.settings.max_size) {
+            Ok(code) => code,
             Err(error) => {
                 // What can't be read now may be readable at the next look.
                 entry.settled = !matches!(error, FileError::Read(_));
@@ -272,11 +272,11 @@ impl Loader {
             }
         };
         // Nothing is known of how a file came that was there at the start.
-        if self.generation > 1 && is_truncated(&bytes) && entry.since.elapsed() < COPYING {
+        if self.generation > 1 && is_truncated(code.bytes()) && entry.since.elapsed() < COPYING {
             return None;
         }
         entry.settled = true;
-        let digest = digest_of(&bytes);
+        let digest = digest_of(code.bytes());
         let served = entry.service.as_ref().map(|service| service.digest.clone());
         if served.as_ref() == Some(&digest) && entry.source == Source::File {
             // Touched, or changed there and back.
@@ -293,13 +293,13 @@ impl Loader {
         {
             return Some(self.go_back(path, entry, rollback));
         }
-        match load_bytes(&self.sandbox, &self.settings, path, path, &bytes) {
+        match load_code(&self.sandbox, &self.settings, path, &code) {
             Ok(service) => {
                 if rollback.is_some() {
                     self.forget_rollback(&stem);
                 }
                 if let Some(kept) = &self.kept
-                    && let Err(error) = kept.keep(&stem, &digest, &bytes)
+                    && let Err(error) = kept.keep(&stem, &digest, &code)
                 {
                     tracing::warn!("{} is not kept: {error}", path.display());
                 }
@@ -386,11 +386,11 @@ impl Loader {
 
     /// Loads a kept file under the name of the one in the folder.
     fn load_kept(&self, path: &Path, kept: &Path, digest: &str) -> Result<Service, FileError> {
-        let bytes = read_bounded(kept, self.settings.max_size)?;
-        if digest_of(&bytes) != digest {
+        let code = read_code(kept, self.settings.max_size)?;
+        if digest_of(code.bytes()) != digest {
             return Err(FileError::Read(format!("{} was changed", kept.display())));
         }
-        load_bytes(&self.sandbox, &self.settings, path, kept, &bytes)
+        load_code(&self.sandbox, &self.settings, path, &code)
     }
 
     pub(super) fn rollback(

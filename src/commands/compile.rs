@@ -7,7 +7,7 @@ use super::{Exit, Result, failure, inspect::Inspector, usage};
 use crate::{
     files,
     log::Format,
-    sandbox::{Ahead, Cpu, Precompiled, Sandbox},
+    sandbox::{Ahead, Cpu, Precompiled, is_machine_code},
 };
 
 /// Compile a component ahead of time, for hosts that have no compiler
@@ -50,15 +50,22 @@ pub(super) fn run(arguments: &Arguments) -> Result {
             file.display()
         )));
     }
+    if !is_machine_code(&output) {
+        return Err(usage(format!(
+            "{}: machine code is served only from a file called .cwasm; end --output with it",
+            output.display()
+        )));
+    }
     let bytes = fs::read(file).map_err(|error| usage(format!("{}: {error}", file.display())))?;
-    if Precompiled::is_one(&bytes) {
+    if is_machine_code(file) || Precompiled::is_one(&bytes) {
         return Err(usage(format!(
             "{} is compiled code already; name its .wasm",
             file.display()
         )));
     }
     // That it is a service is said here, not on the host it is copied to.
-    let service = Inspector::new()?.load(file)?;
+    let inspector = Inspector::new()?;
+    let service = inspector.load(file)?;
     complain!(
         "mb-server: compiling {} ({} bytes)",
         file.display(),
@@ -69,7 +76,8 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         cpu: if *native { Cpu::This } else { Cpu::Any },
         on_demand: *on_demand,
     };
-    let compiled = Sandbox::precompile(&bytes, ahead)
+    let compiled = inspector
+        .precompile(&bytes, ahead)
         .map_err(|error| failure(format!("{}: {error}", file.display())))?;
     let took = begun.elapsed().as_secs_f64();
     // Whole or not at all: a server may follow the folder.

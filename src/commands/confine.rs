@@ -1,8 +1,10 @@
-//! Keeps the process from writing anywhere but into its own folders, and from
-//! starting other programs than itself, where the kernel can (Landlock): what
-//! breaks out of a sandbox finds little to change.
+//! Keeps the process from writing anywhere but into its own folders
+//! (Landlock), and from starting programs (seccomp), where the kernel can: what
+//! breaks out of a sandbox finds little to change. Processes that compile are
+//! started by a helper that was started before (`sandbox::helper`).
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -13,14 +15,31 @@ use landlock::{
     path_beneath_rules,
 };
 
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+
 use crate::{config::Config, sandbox::cache_dir};
 
 /// The newest one that is used: with it, files can't be cut off either.
 const WANTED: ABI = ABI::V3;
 
-/// From where a program and its libraries are run, besides the program's own
-/// folder.
-const LIBRARIES: [&str; 5] = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store"];
+/// System calls that start a program, or reach into another process that could.
+const STARTS_PROGRAMS: [i64; 5] = [
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+];
+
+/// The same for programs with small pointers (x32), which kernels with that
+/// interface take under these numbers from any program.
+#[cfg(target_arch = "x86_64")]
+const STARTS_PROGRAMS_X32: [i64; 5] = {
+    const X32: i64 = 0x4000_0000;
+    [X32 + 520, X32 + 545, X32 + 521, X32 + 539, X32 + 540]
+};
+#[cfg(not(target_arch = "x86_64"))]
+const STARTS_PROGRAMS_X32: [i64; 0] = [];
 
 /// Holds for this thread and those that it starts, so it comes before others.
 pub(super) fn confine(config: &Config) {
@@ -46,6 +65,10 @@ pub(super) fn confine(config: &Config) {
         }
         Err(error) => tracing::warn!("it is not held to its own folders: {error}"),
     }
+    match start_no_program() {
+        Ok(()) => tracing::debug!("can start no program"),
+        Err(error) => tracing::warn!("it is not kept from starting programs: {error}"),
+    }
 }
 
 /// Where it writes.
@@ -65,20 +88,27 @@ fn own_folders(config: &Config) -> Vec<PathBuf> {
 }
 
 fn restrict(own: &[PathBuf]) -> Result<RulesetStatus, RulesetError> {
-    let program = std::env::current_exe().ok();
-    let run = LIBRARIES
-        .iter()
-        .map(|dir| Path::new(*dir))
-        .chain(program.as_deref());
     let status = Ruleset::default()
-        .handle_access(AccessFs::from_write(WANTED) | AccessFs::Execute)?
+        .handle_access(AccessFs::from_write(WANTED))?
         .create()?
-        .add_rules(path_beneath_rules(run, AccessFs::Execute))?
         .add_rules(path_beneath_rules(own, AccessFs::from_write(WANTED)))?
-        // What a process that compiles says on its standard output goes there.
         .add_rules(path_beneath_rules(["/dev/null"], AccessFs::WriteFile))?
         .restrict_self()?;
     Ok(status.ruleset)
+}
+
+fn start_no_program() -> Result<(), Box<dyn std::error::Error>> {
+    let calls = STARTS_PROGRAMS.into_iter().chain(STARTS_PROGRAMS_X32);
+    let filter = SeccompFilter::new(
+        calls
+            .map(|call| (call, Vec::new()))
+            .collect::<BTreeMap<_, _>>(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EPERM as u32),
+        std::env::consts::ARCH.try_into()?,
+    )?;
+    apply_filter(&BpfProgram::try_from(filter)?)?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -88,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_is_confined_writes_and_runs_nothing_else() {
+    fn a_thread_that_is_confined_writes_nothing_else() {
         let (own, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(other.path().join("there"), "x").unwrap();
         let (own, other) = (own.path().to_owned(), other.path().to_owned());
@@ -106,9 +136,29 @@ mod tests {
             assert!(denied(fs::write(other.join("new"), "x")));
             assert!(denied(fs::remove_file(other.join("there"))));
             assert_eq!(fs::read(other.join("there")).unwrap(), b"x");
+        });
+        confined.join().unwrap();
+    }
+
+    #[test]
+    fn a_thread_that_is_confined_starts_no_program() {
+        let confined = thread::spawn(|| {
+            start_no_program().unwrap();
+            // `ld.so PROGRAM` runs a program as its argument.
+            let loaders = ["/lib64/ld-linux-x86-64.so.2", "/proc/self/exe", "/bin/true"];
+            for program in loaders {
+                let started = Command::new(program).arg("/bin/true").status();
+                let kind = started.unwrap_err().kind();
+                assert!(
+                    [io::ErrorKind::PermissionDenied, io::ErrorKind::NotFound].contains(&kind),
+                    "{program}: {kind}"
+                );
+            }
+            // What it needs is there.
             assert!(
-                denied(Command::new("/bin/true").status().map(drop)),
-                "another program"
+                thread::spawn(|| fs::read("/proc/self/stat").is_ok())
+                    .join()
+                    .unwrap()
             );
         });
         confined.join().unwrap();

@@ -17,7 +17,7 @@ use std::{
 use super::{
     Exit, Result, failure, printable,
     serve::{listen_for_signals, start_log, write_log_in_background},
-    serving::{Plan, Serving},
+    serving::{Plan, Serving, compile_worker},
     usage,
 };
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     dispatch::{Dispatcher, Handle, Reply, Request},
     log::Format,
     project::{Built, DEV_STATE, Kind, OUTPUT, Project, SETTINGS, build},
+    transport::Inherited,
     wire::{Header, Payload},
 };
 
@@ -82,9 +83,11 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         let (dir, port) = (project.dir.clone(), Some(loaded.config.port));
         let again = Box::new(move || settings(&dir, port).map_err(|(_, error)| error));
         let plan = Plan {
+            worker: compile_worker(&loaded.config),
             loaded,
             again,
             quick: true,
+            inherited: Inherited::from_env().map_err(failure)?,
             end,
         };
         Serving::start(plan, |dispatcher| {

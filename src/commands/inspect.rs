@@ -7,25 +7,27 @@ use std::{
     sync::Arc,
 };
 
-use wasmparser::{Parser, Payload};
-
-use super::{Exit, Result, failure, printable, serve, serving};
+use super::{Exit, Result, failure, printable, serve, serving, usage};
 use crate::{
     budget::Budget,
     catalog::{
-        FileError, LoadSettings, Policy, Service, breaks, fingerprint, load_file, may_break,
+        FileError, LoadSettings, Policy, Service, breaks, digest_of, fingerprint, load_file,
+        may_break,
     },
     config::{Config, MemoryPlan},
     host::grant_for,
     log::Format,
-    sandbox::{Precompiled, Sandbox},
+    sandbox::{
+        Ahead, CompileWorker, Head, LoadError, Precompiled, Sandbox, Sections, is_machine_code,
+    },
 };
 
 /// Print what a component says of itself, what it imports, its size and digest
 ///
-/// Exit codes: 0 the server would serve it, grants apart; 1 it would not: then
-/// file, size and digest, and why; or, with --against, it would break callers
-/// without saying so by its version.
+/// Of a .cwasm, what its head says: nothing of it is run. Exit codes: 0 the
+/// server would serve it, grants apart; 1 it would not: then file, size and
+/// digest, and why; or, with --against, it would break callers without saying
+/// so by its version.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The component
@@ -38,17 +40,31 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result {
     serve::start_log("warn", Format::Text)?;
+    if let Some(old) = &arguments.against
+        && let Some(machine) = [&arguments.file, old]
+            .into_iter()
+            .find(|file| is_machine_code(file))
+    {
+        return Err(usage(format!(
+            "{} is machine code, which says nothing unless it is run: compare the .wasm files",
+            machine.display()
+        )));
+    }
+    if is_machine_code(&arguments.file) {
+        return show_head(&arguments.file);
+    }
     let inspector = Inspector::new()?;
     let service = inspector.load(&arguments.file)?;
     match &arguments.against {
         Some(old) => compare(&inspector.load(old)?, &service),
-        None => inspector.show(&service, &arguments.file),
+        None => inspector.show(&service),
     }
 }
 
 /// A sandbox that grants everything, and calls nothing but `describe`.
 pub(super) struct Inspector {
     sandbox: Arc<Sandbox>,
+    worker: CompileWorker,
     settings: LoadSettings,
 }
 
@@ -60,7 +76,9 @@ impl Inspector {
         };
         let policy = Policy::new(&config, None).for_inspection();
         let memory = Budget::new(MemoryPlan::of(&config).shared);
-        let sandbox = serving::sandbox_config(&config, &policy, &memory);
+        let worker = serving::compile_worker(&config);
+        let mut sandbox = serving::sandbox_config(&config, &policy, &memory);
+        sandbox.compiler.worker = Some(worker.clone());
         let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
         let settings = LoadSettings {
             dir: PathBuf::new(),
@@ -68,7 +86,11 @@ impl Inspector {
             describe_timeout: config.sandbox.describe_timeout.0,
             policy,
         };
-        Ok(Self { sandbox, settings })
+        Ok(Self {
+            sandbox,
+            worker,
+            settings,
+        })
     }
 
     pub(super) fn load(&self, file: &Path) -> std::result::Result<Service, (Exit, String)> {
@@ -76,8 +98,16 @@ impl Inspector {
             .map_err(|error| refuse(file, &self.settings, &error))
     }
 
-    fn show(&self, service: &Service, file: &Path) -> Result {
-        let bytes = fs::read(file).map_err(failure)?;
+    /// Compiles a file ahead of time.
+    pub(super) fn precompile(
+        &self,
+        bytes: &[u8],
+        ahead: Ahead,
+    ) -> std::result::Result<Vec<u8>, LoadError> {
+        self.worker.precompile(bytes, ahead)
+    }
+
+    fn show(&self, service: &Service) -> Result {
         let mut text = String::new();
         let said = &service.description;
         text += &row("name", &said.name);
@@ -103,15 +133,7 @@ impl Inspector {
         if imports.is_empty() {
             text += &row("imports", "nothing");
         }
-        let wrapped = service.component.was_wrapped();
-        text += &row(
-            "kind",
-            if wrapped {
-                "core module, turned into a component"
-            } else {
-                "component"
-            },
-        );
+        text += &row("kind", kind(service.component.was_wrapped()));
         text += &row(
             "memory",
             &format!(
@@ -124,46 +146,81 @@ impl Inspector {
             Some(reason) => format!("gets an instance of its own, because {reason}"),
         };
         text += &row("each call", &each);
-        if Precompiled::is_one(&bytes) {
-            text += &row("size", &format!("{} bytes", service.size));
-            text += &row("compiled", "ahead of time, for this version of the server");
-        } else {
-            text += &row(
-                "size",
-                &format!("{} bytes: {}", service.size, sections(&bytes)),
-            );
-            let code = service.component.code();
-            let kib = code.size / 1024;
-            let compiled = match code.took {
-                Some(took) => format!(
-                    "to {kib} KiB, in {} ms; kept for the next start",
-                    took.as_millis()
-                ),
-                None => format!("to {kib} KiB, taken from the cache"),
-            };
-            text += &row("compiled", &compiled);
-        }
+        let code = service.component.code();
+        text += &row(
+            "size",
+            &format!(
+                "{} bytes: {}",
+                service.size,
+                parts(service.size, code.sections)
+            ),
+        );
+        let kib = code.size / 1024;
+        let compiled = match code.took {
+            Some(took) => format!(
+                "to {kib} KiB, in {} ms; kept for the next start",
+                took.as_millis()
+            ),
+            None => format!("to {kib} KiB, taken from the cache"),
+        };
+        text += &row("compiled", &compiled);
         text += &row("digest", &service.digest);
         print(&text)?;
         Ok(Exit::Success)
     }
 }
 
-/// Bytes by what they are, all modules together.
-fn sections(bytes: &[u8]) -> String {
-    let (mut code, mut data, mut custom) = (0, 0, 0);
-    for payload in Parser::new(0)
-        .parse_all(bytes)
-        .map_while(std::result::Result::ok)
-    {
-        match payload {
-            Payload::CodeSectionStart { range, .. } => code += range.len(),
-            Payload::DataSection(section) => data += section.range().len(),
-            Payload::CustomSection(section) => custom += section.data().len(),
-            _ => {}
-        }
+/// Prints what the head of a file of machine code says. Nothing of it is run.
+fn show_head(file: &Path) -> Result {
+    let name = printable(&file.display().to_string());
+    let wrong = |error: &dyn std::fmt::Display| failure(format!("{name}: {error}"));
+    let bytes = fs::read(file).map_err(|error| wrong(&error))?;
+    let (head, code) = Head::read(&bytes).map_err(|error| wrong(&error))?;
+    let mut text = row("file", &name);
+    text += &row("kind", "machine code");
+    text += &row(
+        "compiled",
+        &format!(
+            "ahead of time, for mb-server {} on {}",
+            head.server, head.arch
+        ),
+    );
+    text += &row(
+        "made from",
+        &format!("{}, {}", head.component, kind(head.wrapped)),
+    );
+    text += &row(
+        "its size",
+        &format!("{} bytes: {}", head.size, parts(head.size, head.sections)),
+    );
+    text += &row(
+        "each call",
+        &match &head.reset {
+            Ok(_) => "can find an instance that was reset after the call before".to_owned(),
+            Err(reason) => format!("gets an instance of its own, because {reason}"),
+        },
+    );
+    text += &row(
+        "size",
+        &format!("{} bytes, {} of them code", bytes.len(), code.len()),
+    );
+    text += &row("digest", &digest_of(&bytes));
+    print(&text)?;
+    Precompiled::of(&bytes).map_err(|error| wrong(&error))?;
+    Ok(Exit::Success)
+}
+
+fn kind(wrapped: bool) -> &'static str {
+    if wrapped {
+        "core module, turned into a component"
+    } else {
+        "component"
     }
-    let rest = bytes.len() - code - data - custom;
+}
+
+fn parts(size: u64, sections: Sections) -> String {
+    let Sections { code, data, custom } = sections;
+    let rest = size.saturating_sub(code + data + custom);
     format!("{code} code, {data} data, {custom} names and other custom sections, {rest} rest")
 }
 

@@ -28,6 +28,8 @@ mod check;
 #[cfg(feature = "compiler")]
 mod compile;
 #[cfg(feature = "compiler")]
+mod compile_helper;
+#[cfg(feature = "compiler")]
 mod compile_worker;
 mod completions;
 mod confine;
@@ -133,6 +135,9 @@ enum Command {
     #[cfg(feature = "compiler")]
     #[command(hide = true)]
     CompileWorker(compile_worker::Arguments),
+    #[cfg(feature = "compiler")]
+    #[command(hide = true)]
+    CompileHelper(compile_helper::Arguments),
 }
 
 impl Arguments {
@@ -169,6 +174,8 @@ impl Arguments {
             Command::Completions(arguments) => completions::run(&arguments),
             #[cfg(feature = "compiler")]
             Command::CompileWorker(arguments) => compile_worker::run(&arguments),
+            #[cfg(feature = "compiler")]
+            Command::CompileHelper(arguments) => compile_helper::run(&arguments),
         };
         result.unwrap_or_else(|(exit, message)| {
             log::print(&format!("mb-server: {message}"));

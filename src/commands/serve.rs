@@ -1,9 +1,11 @@
 //! `mb-server serve`: wires everything together and waits for a signal.
 
 use std::{
+    fs,
     io::{self, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
-    path::PathBuf,
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -18,6 +20,8 @@ use signal_hook::{
     iterator::Signals,
 };
 
+#[cfg(feature = "compiler")]
+use super::serving::compile_worker;
 use super::{
     Exit, Result,
     confine::confine,
@@ -30,6 +34,8 @@ use crate::{
     catalog::Catalog,
     config::{self, Config, ConfigError, Flags, Loaded, MemoryPlan},
     log::{self, Limiter},
+    transport::Inherited,
+    trusted::{self, OpenToOthers},
 };
 
 /// What a second signal ends the process with: that of an interrupted one.
@@ -90,6 +96,11 @@ pub(super) fn run(arguments: Arguments) -> Result {
     let loaded = arguments.load().map_err(usage)?;
     edge::check_exposure(&loaded.config)?;
     start_log(&loaded.config.log, loaded.config.log_format)?;
+    own_state_dir(&loaded.config.state_dir())?;
+    // First of all, so that no process inherits these.
+    let inherited = Inherited::from_env().map_err(failure)?;
+    #[cfg(feature = "compiler")]
+    let worker = compile_worker(&loaded.config);
     // It holds for threads that are started later.
     confine(&loaded.config);
     write_log_in_background()?;
@@ -98,7 +109,11 @@ pub(super) fn run(arguments: Arguments) -> Result {
     let plan = Plan {
         loaded,
         again,
+        #[cfg(feature = "compiler")]
         quick: false,
+        #[cfg(feature = "compiler")]
+        worker,
+        inherited,
         end,
     };
     let serving = Serving::start(plan, |dispatcher| Arc::new(dispatcher))?;
@@ -134,6 +149,20 @@ pub(super) fn run(arguments: Arguments) -> Result {
     notify::notify("STOPPING=1");
     serving.drain();
     Ok(Exit::Success)
+}
+
+/// Creates the state folder for this user alone, and refuses one that others
+/// than this user and root can change. Without one there is something to serve
+/// all the same, and who needs it says so.
+fn own_state_dir(dir: &Path) -> std::result::Result<(), (Exit, String)> {
+    let mut builder = fs::DirBuilder::new();
+    let _ = builder.recursive(true).mode(0o700).create(dir);
+    match trusted::check(dir) {
+        Err(error) if OpenToOthers::of(&error).is_some() => {
+            Err(usage(format!("state_dir {}: {error}", dir.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether somebody accepts there. The kernel alone answers until the backlog

@@ -3,7 +3,6 @@
 use std::{
     io,
     net::SocketAddr,
-    path::PathBuf,
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
@@ -18,6 +17,8 @@ use super::{
     operator::{self, Operator},
     usage,
 };
+#[cfg(feature = "compiler")]
+use crate::sandbox::CompileWorker;
 use crate::{
     admin::{Admin, Door, Running, token},
     budget::Budget,
@@ -25,7 +26,7 @@ use crate::{
     config::{Config, Loaded, MemoryPlan},
     dispatch::{Dispatcher, Handle, Limits},
     metrics::{Metrics, snapshot::Snapshot},
-    sandbox::{CompileWorker, CompilerConfig, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
+    sandbox::{CompilerConfig, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
     server::{MAX_ENDING, Server, ServerSettings, raise_open_files},
     store::{Store, StoreError},
     transport::{Inherited, SocketOptions},
@@ -47,7 +48,13 @@ pub(super) struct Plan {
     /// Reads the settings once more.
     pub(super) again: Box<ReadSettings>,
     /// Components are compiled quickly, to code that runs slowly.
+    #[cfg(feature = "compiler")]
     pub(super) quick: bool,
+    /// Starts the processes that compile.
+    #[cfg(feature = "compiler")]
+    pub(super) worker: CompileWorker,
+    /// Listeners that the process was started with.
+    pub(super) inherited: Inherited,
     /// Asks for the end.
     pub(super) end: mpsc::Sender<()>,
 }
@@ -73,7 +80,11 @@ impl Serving {
         let Plan {
             loaded,
             again,
+            #[cfg(feature = "compiler")]
             quick,
+            #[cfg(feature = "compiler")]
+            worker,
+            mut inherited,
             end,
         } = plan;
         let config = loaded.config.clone();
@@ -83,7 +94,6 @@ impl Serving {
             tracing::warn!("{warning}");
         }
         let memory = Budget::new(MemoryPlan::of(&config).shared);
-        let mut inherited = Inherited::from_env().map_err(failure)?;
         // Where it takes over from another process, that one has the store
         // until it has ended.
         let patience = if inherited.is_empty() {
@@ -92,8 +102,15 @@ impl Serving {
             config.drain_timeout.0 + TAKE_OVER
         };
         let policy = Policy::new(&config, open_store(&config, patience));
+        #[cfg_attr(
+            not(feature = "compiler"),
+            allow(unused_mut, reason = "nothing compiles")
+        )]
         let mut sandbox = sandbox_config(&config, &policy, &memory);
-        (sandbox.compiler.worker, sandbox.compiler.quick) = (compile_worker(&config), quick);
+        #[cfg(feature = "compiler")]
+        {
+            (sandbox.compiler.worker, sandbox.compiler.quick) = (Some(worker), quick);
+        }
         let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
         let catalog = load_catalog(&config, policy, &sandbox)?;
         let metrics = Arc::new(Metrics::default());
@@ -285,30 +302,12 @@ fn open_store(config: &Config, patience: Duration) -> Option<Arc<Store>> {
         .ok()
 }
 
-/// Components are compiled by a process of their own, if this program can be
-/// found to start it from.
-fn compile_worker(config: &Config) -> Option<CompileWorker> {
-    if cfg!(not(feature = "compiler")) {
-        return None;
-    }
-    // Works even if the file was replaced by a newer version meanwhile.
-    let program = PathBuf::from("/proc/self/exe");
-    if let Err(error) = program.metadata() {
-        tracing::warn!(
-            "components are compiled within the server: {}: {error}",
-            program.display()
-        );
-        return None;
-    }
-    let (memory, timeout) = (
-        config.sandbox.compile_memory.0,
-        config.sandbox.compile_timeout.0,
-    );
-    Some(CompileWorker {
-        program,
-        memory,
-        timeout,
-    })
+/// What starts the processes that compile; before the first thread, and before
+/// the right to start programs is given up.
+#[cfg(feature = "compiler")]
+pub(super) fn compile_worker(config: &Config) -> CompileWorker {
+    let limits = &config.sandbox;
+    CompileWorker::start(limits.compile_memory.0, limits.compile_timeout.0)
 }
 
 fn load_catalog(

@@ -112,8 +112,8 @@ pub struct Config {
     /// without authentication on an address that is not loopback, and tokens
     /// over connections that are not encrypted.
     pub allow_unsecure: bool,
-    /// The process may write into its own folders only, and start no other
-    /// program, where the kernel can hold it to that.
+    /// The process may write into its own folders only (Landlock), and start no
+    /// program (seccomp), where the kernel can hold it to that.
     pub landlock: bool,
     /// What is logged: `error`, `warn`, `info`, `debug`, `trace` or `off`, for
     /// all or by target (`info,mb_server::server=debug`).

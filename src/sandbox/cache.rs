@@ -9,7 +9,10 @@ use std::{
     time::SystemTime,
 };
 
-use crate::files;
+use crate::{
+    files,
+    trusted::{self, Purpose},
+};
 
 /// A private folder of compiled code, bounded by its size.
 #[derive(Debug)]
@@ -83,7 +86,7 @@ fn create_private(dir: &Path) -> io::Result<()> {
         fs::create_dir_all(parent)?;
     }
     match DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => return Ok(()),
+        Ok(()) => return trusted::check_for(dir, Purpose::Code),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(error),
     }
@@ -96,7 +99,8 @@ fn create_private(dir: &Path) -> io::Result<()> {
             "others may use it; chmod 0700 it, or name one that does not exist yet",
         ));
     }
-    Ok(())
+    // Who can rename a folder above it can put another one in its place.
+    trusted::check_for(dir, Purpose::Code)
 }
 
 #[cfg(test)]
@@ -118,6 +122,11 @@ mod tests {
         let link = parent.path().join("link");
         symlink(&dir, &link).unwrap();
         assert!(create_private(&link).is_err());
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+        let above = parent.path().join("a");
+        fs::set_permissions(&above, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(create_private(&dir).is_err(), "others can replace it");
+        assert!(create_private(&above.join("new")).is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 
+use wasmparser::{Parser, Payload};
 use wasmtime::{Config, Engine, OptLevel, RegallocAlgorithm};
 use wit_component::ComponentEncoder;
 
@@ -15,7 +16,7 @@ use super::{
     cache::Cache,
     component::{LoadError, Loaded},
     engine::{Allocation as _, CompilerConfig, Sandbox, SandboxConfig, base, default_cache_dir},
-    precompiled::{self, Precompiled, hex_digest},
+    precompiled::{self, Precompiled, Sections, hex_digest},
     reset::{FreshReason, NOT_WANTED},
 };
 use crate::budget::Budget;
@@ -40,17 +41,6 @@ pub struct Ahead {
 }
 
 impl Sandbox {
-    /// Compiles a component to a file that a server of this version loads.
-    ///
-    /// # Errors
-    /// It does not compile.
-    pub fn precompile(bytes: &[u8], kind: Ahead) -> Result<Vec<u8>, LoadError> {
-        let config = SandboxConfig::for_compiling(false);
-        let engine =
-            compiling_engine(&config, kind.on_demand, kind.cpu).map_err(LoadError::compile)?;
-        compile(&engine, bytes, true)
-    }
-
     /// Compiles a component, or takes its compiled code from the cache. Its
     /// instances are reset after each request if that is wanted, and if they
     /// can be with so much memory.
@@ -119,6 +109,7 @@ impl Sandbox {
             .precompile_compatibility_hash()
             .hash(&mut engine);
         mb_reset::SOURCES.hash(&mut engine);
+        precompiled::MARK.hash(&mut engine);
         reset.hash(&mut engine);
         format!("{}-{:016x}", hex_digest(bytes), engine.finish())
     }
@@ -144,7 +135,27 @@ pub(super) fn compile(engine: &Engine, bytes: &[u8], reset: bool) -> Result<Vec<
     let code = engine
         .precompile_component(&component)
         .map_err(LoadError::compile)?;
-    Ok(precompiled::file(bytes, wrapped, reset, &code))
+    Ok(precompiled::file(
+        bytes,
+        wrapped,
+        reset,
+        sections(bytes),
+        &code,
+    ))
+}
+
+/// Bytes of a file by what they are, all modules together.
+fn sections(bytes: &[u8]) -> Sections {
+    let mut sections = Sections::default();
+    for payload in Parser::new(0).parse_all(bytes).map_while(Result::ok) {
+        match payload {
+            Payload::CodeSectionStart { range, .. } => sections.code += range.len() as u64,
+            Payload::DataSection(section) => sections.data += section.range().len() as u64,
+            Payload::CustomSection(section) => sections.custom += section.data().len() as u64,
+            _ => {}
+        }
+    }
+    sections
 }
 
 /// An engine that compiles as that of a server does, and runs nothing.

@@ -2,6 +2,8 @@
 
 use std::{
     fmt,
+    fs::File,
+    io::{self, Read as _},
     path::Path,
     sync::{
         Arc,
@@ -17,7 +19,7 @@ use super::{
     instance::Guest,
     limits::Bounds,
     pool::Idle,
-    precompiled::{Precompiled, PrecompiledError},
+    precompiled::{Precompiled, PrecompiledError, Sections},
     reset::{FreshReason, NOT_WANTED, Reset, ResetInfo},
     verify::ResetRecord,
 };
@@ -25,6 +27,7 @@ use crate::{
     budget::Budget,
     config::{Isolation, ServiceSettings},
     host::{Granted, HANDLER, LinkError, bindings::FullIndices, link},
+    trusted::{self, Purpose},
 };
 
 /// Why instances of a component that starts by asking the host are not reset.
@@ -70,26 +73,59 @@ impl Terms {
     }
 }
 
-/// What a component's file holds.
-pub enum Code<'a> {
-    /// WebAssembly, a component or a core module.
-    Wasm(&'a [u8]),
-    /// Machine code that this server's compiler made of it earlier.
-    Compiled(Precompiled<'a>),
+/// A component's file. Its name decides whether it holds machine code, never
+/// its content.
+pub struct Code {
+    bytes: Vec<u8>,
+    machine: bool,
 }
 
-impl<'a> Code<'a> {
-    /// Of the bytes that were read from this file.
+impl Code {
+    /// Reads a file, if it has no more than this many bytes. Of what is called
+    /// `.cwasm` nobody but this user and root can have changed the file or the
+    /// path to it.
     ///
     /// # Errors
-    /// If it is compiled code that may not be loaded.
-    pub fn of(file: &Path, bytes: &'a [u8]) -> Result<Self, LoadError> {
-        if Precompiled::is_one(bytes) {
-            Ok(Self::Compiled(Precompiled::open(file, bytes)?))
+    /// [`OpenToOthers`](crate::trusted::OpenToOthers), or the file can't be read.
+    pub fn read(file: &Path, max_size: usize) -> io::Result<Option<Self>> {
+        let machine = is_machine_code(file);
+        let opened = if machine {
+            trusted::open(file, Purpose::Code)?
         } else {
-            Ok(Self::Wasm(bytes))
+            File::open(file)?
+        };
+        let mut bytes = Vec::new();
+        opened.take(max_size as u64 + 1).read_to_end(&mut bytes)?;
+        Ok((bytes.len() <= max_size).then_some(Self { bytes, machine }))
+    }
+
+    /// The content.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Whether it is machine code that this server's compiler made earlier;
+    /// else it is WebAssembly, a component or a core module.
+    #[must_use]
+    pub fn is_machine(&self) -> bool {
+        self.machine
+    }
+
+    /// Of machine code that a test has made.
+    #[cfg(test)]
+    pub(super) fn trusted(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
+            machine: true,
         }
     }
+}
+
+/// Whether a file of this name holds machine code.
+#[must_use]
+pub fn is_machine_code(file: &Path) -> bool {
+    file.extension().is_some_and(|ending| ending == "cwasm")
 }
 
 /// What compiling a component cost and gave.
@@ -99,6 +135,8 @@ pub struct Compiled {
     pub took: Option<Duration>,
     /// Bytes of machine code and what belongs to it.
     pub size: usize,
+    /// What the WebAssembly consists of.
+    pub sections: Sections,
 }
 
 /// What became of a file.
@@ -146,7 +184,7 @@ impl Component {
     /// Says what to do about it, for the author of the component.
     pub fn load(
         sandbox: &Arc<Sandbox>,
-        code: &Code<'_>,
+        code: &Code,
         digest: &str,
         terms: Terms,
     ) -> Result<Self, LoadError> {
@@ -161,9 +199,12 @@ impl Component {
             wrapped,
             reset,
             code,
-        } = match code {
-            Code::Wasm(bytes) => sandbox.compile(bytes, wanted, terms.memory)?,
-            Code::Compiled(file) => file.load(&sandbox.engine)?,
+        } = if code.machine {
+            Precompiled::of(&code.bytes)?.load(&sandbox.engine)?
+        } else if Precompiled::is_one(&code.bytes) {
+            return Err(LoadError::MachineCode);
+        } else {
+            sandbox.compile(&code.bytes, wanted, terms.memory)?
         };
         let verify_resets = sandbox.config.verify_resets;
         let reset = reset.and_then(|info| Reset::of(&compiled, info, wanted, verify_resets));
@@ -313,6 +354,8 @@ pub enum LoadError {
     Contract(String),
     /// WebAssembly, and this program was built without a compiler.
     NoCompiler,
+    /// Machine code in a file whose name does not say so.
+    MachineCode,
     /// Compiled code that may not be loaded.
     Precompiled(PrecompiledError),
 }
@@ -371,6 +414,10 @@ impl fmt::Display for LoadError {
             Self::NoCompiler => f.write_str(
                 "this build of mb-server has no compiler: run mb-server compile on this file where one has, and put \
                  the .cwasm that it makes here",
+            ),
+            Self::MachineCode => f.write_str(
+                "machine code, which is loaded only from a file called NAME.cwasm: rename it if you know who compiled \
+                 it, or take the .wasm that it was compiled from",
             ),
             Self::Precompiled(error) => error.fmt(f),
         }

@@ -6,13 +6,13 @@ use std::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 #[cfg(feature = "compiler")]
-use super::{cache::Cache, compile};
+use super::{cache::Cache, compile, worker::CompileWorker};
 
 use super::{
     limits::{MAX_MEMORIES, MAX_TABLES},
@@ -61,22 +61,13 @@ pub struct CompilerConfig {
     pub cache_dir: Option<PathBuf>,
     /// Bytes of all compiled code in it.
     pub cache_size: u64,
-    /// How to compile in a process of its own; none to compile in this one.
+    /// How to compile in a process of its own; none to compile in this one,
+    /// which is for files that this program may trust.
+    #[cfg(feature = "compiler")]
     pub worker: Option<CompileWorker>,
     /// Compile quickly, to code that runs slowly: for a component that is
     /// changed again in a minute.
     pub quick: bool,
-}
-
-/// How to compile in a process of its own.
-#[derive(Debug, Clone)]
-pub struct CompileWorker {
-    /// This program, which is called with the arguments of a `CompileJob`.
-    pub program: PathBuf,
-    /// Memory that compiling one component may take, in bytes.
-    pub memory: usize,
-    /// How long it may take.
-    pub timeout: Duration,
 }
 
 /// The engine with its clock, and the places for instances.

@@ -6,7 +6,11 @@ mod cache;
 #[cfg(feature = "compiler")]
 mod compile;
 mod component;
+#[cfg(feature = "compiler")]
+mod confinement;
 mod engine;
+#[cfg(feature = "compiler")]
+mod helper;
 mod instance;
 mod limits;
 mod pool;
@@ -19,14 +23,16 @@ mod worker;
 
 #[cfg(feature = "compiler")]
 pub use compile::{Ahead, Cpu, componentize};
-pub use component::{Code, Compiled, Component, LoadError, Terms};
-pub use engine::{CompileWorker, CompilerConfig, Sandbox, SandboxConfig, cache_dir};
+pub use component::{Code, Compiled, Component, LoadError, Terms, is_machine_code};
+pub use engine::{CompilerConfig, Sandbox, SandboxConfig, cache_dir};
+#[cfg(feature = "compiler")]
+pub use helper::help;
 pub use instance::{Answer, Call, CallError, CallReport, Phase, Wanted};
 pub(crate) use precompiled::hex_digest;
-pub use precompiled::{Precompiled, PrecompiledError};
+pub use precompiled::{Head, Precompiled, PrecompiledError, Sections};
 pub use ticker::TICK;
 #[cfg(feature = "compiler")]
-pub use worker::CompileJob;
+pub use worker::{CompileJob, CompileWorker};
 
 /// Stack of a thread beyond the component's own: the server's frames above
 /// and the host functions' below it.

@@ -7,15 +7,10 @@
 //! wasmtime's compiler made:
 //!
 //! ```text
-//! MB-COMPILED/2 {"arch":"x86_64","code":"sha256:…","component":"sha256:…","reset":{"Err":"its modules …"},"server":"0.1.0","wrapped":false}\n
+//! MB-COMPILED/3 {"arch":"x86_64","code":"sha256:…","component":"sha256:…","reset":{"Err":"its modules …"},"sections":{…},"server":"0.1.0","size":9000,"wrapped":false}\n
 //! ```
 
-use std::{
-    borrow::Cow,
-    fmt, fs, io,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
-    path::{Path, PathBuf},
-};
+use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -27,100 +22,115 @@ use super::{
 };
 
 /// What such a file begins with.
-const MARK: &[u8] = b"MB-COMPILED/2 ";
-/// Longest first line, in bytes.
-const MAX_LINE: usize = 1024;
+pub(super) const MARK: &[u8] = b"MB-COMPILED/3 ";
+/// The same, of every version.
+const ANY_MARK: &[u8] = b"MB-COMPILED/";
+/// Longest first line, in bytes: a reason may be 300 bytes, each an escape.
+const MAX_LINE: usize = 4096;
 /// What such a file is for, beside the architecture.
 const SERVER: &str = env!("CARGO_PKG_VERSION");
 
-/// The first line.
+/// The first line: what the file says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct About<'a> {
+pub struct Head {
     /// Version of the server whose compiler made it.
-    server: Cow<'a, str>,
+    pub server: String,
     /// Architecture of the processor.
-    arch: Cow<'a, str>,
+    pub arch: String,
     /// Digest of the WebAssembly that it was made from.
-    component: Cow<'a, str>,
+    pub component: String,
+    /// Bytes of that WebAssembly.
+    pub size: u64,
+    /// The same by what they are.
+    pub sections: Sections,
     /// Digest of what follows.
-    code: Cow<'a, str>,
+    pub code: String,
     /// That WebAssembly was a core module.
-    wrapped: bool,
+    pub wrapped: bool,
     /// What is to be known to reset its instances, or why they can't be reset.
-    reset: Result<ResetInfo, FreshReason>,
+    pub reset: Result<ResetInfo, FreshReason>,
 }
 
-/// Machine code that may be loaded: whoever has this has looked at who could
-/// have written it.
+/// Bytes of a WebAssembly file by what they are, all modules together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sections {
+    /// Code.
+    pub code: u64,
+    /// Data.
+    pub data: u64,
+    /// Names and other custom sections.
+    pub custom: u64,
+}
+
+impl Head {
+    /// Reads the head of a file, and returns it with the machine code behind
+    /// it. For people: what it says is not checked, and nothing is run.
+    ///
+    /// # Errors
+    /// The file has none.
+    pub fn read(bytes: &[u8]) -> Result<(Self, &[u8]), PrecompiledError> {
+        let broken = |what: &str| PrecompiledError::Broken(what.into());
+        let Some(rest) = bytes.strip_prefix(MARK) else {
+            return Err(if bytes.starts_with(ANY_MARK) {
+                PrecompiledError::OtherFormat
+            } else if bytes.starts_with(b"\0asm") {
+                PrecompiledError::Wasm
+            } else {
+                broken("it does not begin as one does")
+            });
+        };
+        let end = rest.iter().take(MAX_LINE).position(|byte| *byte == b'\n');
+        let (line, code) = rest.split_at(end.ok_or_else(|| broken("its first line has no end"))?);
+        let head = serde_json::from_slice(line)
+            .map_err(|error| broken(&format!("its first line: {error}")))?;
+        Ok((head, &code[1..]))
+    }
+}
+
+/// Machine code that is as it was written, for this version and architecture.
 pub struct Precompiled<'a> {
     code: &'a [u8],
-    wrapped: bool,
-    reset: Result<ResetInfo, FreshReason>,
+    head: Head,
 }
 
 impl<'a> Precompiled<'a> {
     /// Whether these bytes are meant to be such a file.
     #[must_use]
     pub fn is_one(bytes: &[u8]) -> bool {
-        bytes.starts_with(MARK)
+        bytes.starts_with(ANY_MARK)
     }
 
-    /// Looks at the bytes of a file, and at who can write that file and the
-    /// folders above it.
+    /// Checks the bytes of a file. Who could have written it is not seen in
+    /// them; see [`super::Code`].
     ///
     /// # Errors
-    /// Somebody else can write it, it is for another version, or it is not as
-    /// it was written.
-    pub fn open(file: &Path, bytes: &'a [u8]) -> Result<Self, PrecompiledError> {
-        match open_to_others(file) {
-            Ok(None) => Self::of(bytes),
-            Ok(Some(path)) => Err(PrecompiledError::OpenToOthers(path)),
-            Err(error) => Err(PrecompiledError::Broken(error.to_string())),
-        }
-    }
-
-    pub(super) fn of(bytes: &'a [u8]) -> Result<Self, PrecompiledError> {
-        let broken = |what: &str| PrecompiledError::Broken(what.into());
-        let rest = bytes
-            .strip_prefix(MARK)
-            .ok_or_else(|| broken("it does not begin as one does"))?;
-        let end = rest.iter().take(MAX_LINE).position(|byte| *byte == b'\n');
-        let (line, code) = rest.split_at(end.ok_or_else(|| broken("its first line has no end"))?);
-        let code = &code[1..];
-        let About {
-            server,
-            arch,
-            component: _,
-            code: digest,
-            wrapped,
-            reset,
-        } = serde_json::from_slice(line)
-            .map_err(|error| broken(&format!("its first line: {error}")))?;
-        if (&*server, &*arch) != (SERVER, std::env::consts::ARCH) {
+    /// It is for another version, or it is not as it was written.
+    pub fn of(bytes: &'a [u8]) -> Result<Self, PrecompiledError> {
+        let (head, code) = Head::read(bytes)?;
+        let Head { server, arch, .. } = &head;
+        if (&**server, &**arch) != (SERVER, std::env::consts::ARCH) {
             return Err(PrecompiledError::MadeFor {
-                server: server.into(),
-                arch: arch.into(),
+                server: server.clone(),
+                arch: arch.clone(),
             });
         }
-        if digest != format!("sha256:{}", hex_digest(code)) {
-            return Err(broken("its digest is not the recorded one"));
+        if head.code != format!("sha256:{}", hex_digest(code)) {
+            let what = "its digest is not the recorded one";
+            return Err(PrecompiledError::Broken(what.into()));
         }
-        Ok(Self {
-            code,
-            wrapped,
-            reset,
-        })
+        Ok(Self { code, head })
     }
 
     pub(super) fn load(&self, engine: &Engine) -> Result<Loaded, PrecompiledError> {
         let compiled = self.deserialize(engine)?;
         Ok(Loaded {
             compiled,
-            wrapped: self.wrapped,
-            reset: self.reset.clone(),
+            wrapped: self.head.wrapped,
+            reset: self.head.reset.clone(),
             code: Compiled {
                 size: self.code.len(),
                 took: None,
+                sections: self.head.sections,
             },
         })
     }
@@ -131,9 +141,10 @@ impl<'a> Precompiled<'a> {
     )]
     fn deserialize(&self, engine: &Engine) -> Result<Component, PrecompiledError> {
         // SAFETY: the bytes must be what a compiler of wasmtime wrote. Their
-        // digest is the one that `file` recorded, and `open` has seen that
-        // nobody can have changed both but those who can replace this program
-        // as well. wasmtime itself refuses what was made for another version
+        // digest is the one that `file` recorded. They come from the compiler of
+        // this program, from its private cache, or by `Code::read` from a file
+        // that only those can have changed who can replace this program as
+        // well. wasmtime itself refuses what was made for another version
         // of it, other settings, or a processor that can do more.
         let loaded = unsafe { Component::deserialize(engine, self.code) };
         loaded.map_err(|error| PrecompiledError::Engine(format!("{error:#}")))
@@ -146,17 +157,20 @@ pub(super) fn file(
     component: &[u8],
     wrapped: bool,
     reset: Result<ResetInfo, FreshReason>,
+    sections: Sections,
     code: &[u8],
 ) -> Vec<u8> {
-    let about = About {
+    let head = Head {
         server: SERVER.into(),
         arch: std::env::consts::ARCH.into(),
-        component: format!("sha256:{}", hex_digest(component)).into(),
-        code: format!("sha256:{}", hex_digest(code)).into(),
+        component: format!("sha256:{}", hex_digest(component)),
+        size: component.len() as u64,
+        sections,
+        code: format!("sha256:{}", hex_digest(code)),
         wrapped,
         reset,
     };
-    let line = serde_json::json!(about).to_string();
+    let line = serde_json::json!(head).to_string();
     [MARK, line.as_bytes(), b"\n", code].concat()
 }
 
@@ -166,24 +180,6 @@ pub(crate) fn hex_digest(bytes: &[u8]) -> String {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect()
-}
-
-/// The file, or the first of its folders upwards, that others than this user
-/// and root can write. A folder above, where others can add files but not
-/// rename those of others (as `/tmp`), is none.
-fn open_to_others(file: &Path) -> io::Result<Option<PathBuf>> {
-    const STICKY: u32 = 0o1000;
-    let file = fs::canonicalize(file)?;
-    let own = rustix::process::geteuid().as_raw();
-    for (depth, path) in file.ancestors().enumerate() {
-        let metadata = fs::symlink_metadata(path)?;
-        let mode = metadata.permissions().mode();
-        let kept_apart = depth > 1 && mode & STICKY != 0;
-        if ![0, own].contains(&metadata.uid()) || mode & 0o022 != 0 && !kept_apart {
-            return Ok(Some(path.into()));
-        }
-    }
-    Ok(None)
 }
 
 /// Why compiled code is not loaded.
@@ -199,6 +195,10 @@ pub enum PrecompiledError {
         /// That architecture.
         arch: String,
     },
+    /// It was made by a version that wrote such files in another way.
+    OtherFormat,
+    /// It is WebAssembly, under the wrong name.
+    Wasm,
     /// It is not as it was written.
     Broken(String),
     /// wasmtime does not take it.
@@ -219,6 +219,13 @@ impl fmt::Display for PrecompiledError {
                 "compiled for mb-server {server} on {arch}, this is {SERVER} on {}: compile the .wasm once more",
                 std::env::consts::ARCH
             ),
+            Self::OtherFormat => write!(
+                f,
+                "compiled for another version of mb-server, this is {SERVER}: compile the .wasm once more"
+            ),
+            Self::Wasm => f.write_str(
+                "WebAssembly in a file called .cwasm, which holds machine code: call it .wasm",
+            ),
             Self::Broken(what) => write!(
                 f,
                 "a broken file of compiled code, {what}: copy it again, or compile anew"
@@ -237,8 +244,6 @@ impl std::error::Error for PrecompiledError {}
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{chown, symlink};
-
     use proptest::prelude::*;
 
     use super::*;
@@ -246,9 +251,13 @@ mod tests {
     #[cfg(feature = "compiler")]
     #[test]
     fn what_was_changed_or_made_for_others_is_refused() {
-        let good = file(b"component", true, Err(FreshReason::because("no")), b"code");
+        let reset = Err(FreshReason::because("no"));
+        let good = file(b"component", true, reset, Sections::default(), b"code");
         let opened = Precompiled::of(&good).unwrap();
-        assert_eq!((opened.code, opened.wrapped), (b"code".as_slice(), true));
+        assert_eq!(
+            (opened.code, opened.head.wrapped),
+            (b"code".as_slice(), true)
+        );
         let text = String::from_utf8(good.clone()).unwrap();
         let refused = |text: &str| Precompiled::of(text.as_bytes()).err().unwrap();
         let made_for = PrecompiledError::MadeFor {
@@ -264,6 +273,11 @@ mod tests {
             let mut changed = good.clone();
             changed[at] ^= 1;
             let of_component = text.find("sha256:").unwrap()..text.find(",\"server").unwrap();
+            let of_size = text.find("\"size\"").unwrap()..text.find(",\"wrapped").unwrap();
+            let of_component = [of_component, of_size]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>();
             // What it was made from is said for people.
             if Precompiled::of(&changed).is_ok() {
                 assert!(
@@ -272,49 +286,6 @@ mod tests {
                 );
             }
             assert!(Precompiled::of(&good[..at]).is_err(), "cut at {at}");
-        }
-    }
-
-    #[test]
-    fn who_else_can_write() {
-        let parent = tempfile::tempdir().unwrap();
-        let dir = parent.path().join("services");
-        fs::create_dir(&dir).unwrap();
-        let file = dir.join("x.cwasm");
-        fs::write(&file, "x").unwrap();
-        let mode = |path: &Path, mode| {
-            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap()
-        };
-        mode(&dir, 0o755);
-        mode(&file, 0o644);
-        assert_eq!(
-            open_to_others(&file).unwrap(),
-            None,
-            "though /tmp is everybody's"
-        );
-        for (path, bad, good) in [
-            (&file, 0o664, 0o644),
-            (&dir, 0o757, 0o755),
-            (&dir, 0o1777, 0o755),
-        ] {
-            mode(path, bad);
-            let canonical = fs::canonicalize(path).unwrap();
-            assert_eq!(open_to_others(&file).unwrap(), Some(canonical), "{bad:o}");
-            mode(path, good);
-        }
-        let link = parent.path().join("link.cwasm");
-        symlink(&file, &link).unwrap();
-        assert_eq!(
-            open_to_others(&link).unwrap(),
-            None,
-            "what counts is where it leads"
-        );
-        // Only root can give a file away.
-        if chown(&file, Some(12345), None).is_ok() {
-            assert_eq!(
-                open_to_others(&file).unwrap(),
-                Some(fs::canonicalize(&file).unwrap())
-            );
         }
     }
 

@@ -260,8 +260,8 @@ mod tests {
             config::{Config, services::settings_of},
             host::Granted,
             sandbox::{
-                Call, CompilerConfig, Component, Precompiled, Sandbox, SandboxConfig, Terms,
-                component::Code, componentize, precompiled,
+                Call, CompilerConfig, Component, Sandbox, SandboxConfig, Terms, component::Code,
+                componentize, precompiled,
             },
             wire::Payload,
         };
@@ -292,8 +292,9 @@ mod tests {
         assert_ne!(good, bad);
         for (digest, bytes, wanted) in [("good", good, 0), ("bad", bad, 1)] {
             let code = sandbox.engine.precompile_component(&bytes).unwrap();
-            let file = precompiled::file(&echo, false, Ok(info), &code);
-            let code = Code::Compiled(Precompiled::of(&file).unwrap());
+            let sections = precompiled::Sections::default();
+            let file = precompiled::file(&echo, false, Ok(info), sections, &code);
+            let code = Code::trusted(file);
             let load = || {
                 let terms = Terms {
                     granted: Granted::for_inspection("echo", &settings),

@@ -1,38 +1,39 @@
-//! Compiles in a process of its own, under limits of memory and time: the
-//! compiler reads a file that the server can't trust, and a few kilobytes can
-//! keep it busy for hours or take all memory.
+//! Compiles in a process of its own, under limits of memory and time and
+//! without any right: the compiler reads a file that the server can't trust,
+//! and a few kilobytes can crash it, keep it busy for hours or take all memory.
 //!
 //! The protocol: `mb-server compile-worker` gets a [`CompileJob`] as its
 //! arguments and the component on its standard input, and writes what
 //! [`super::precompiled`] describes to its standard output. It exits with 0,
-//! with 1 and the reason on its standard error, or is killed by a limit. It
-//! opens no file.
+//! with 1 and the reason on its standard error, or is killed by a limit or a
+//! defect. It opens no file ([`super::confinement`]); what it makes is kept by
+//! the server, under a name that the server chooses.
 
 use std::{
     io::{self, Read as _, Write as _},
-    os::unix::process::CommandExt as _,
-    process::{Child, Command, ExitStatus, Stdio},
-    thread,
-    time::Instant,
+    sync::Arc,
+    time::Duration,
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    io::Errno,
-    process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, setrlimit},
-};
+use rustix::process::{Resource, Rlimit, setrlimit};
+use serde::{Deserialize, Serialize};
 
 use super::{
-    compile::{Cpu, compile, compiling_engine},
+    compile::{Ahead, Cpu, compile, compiling_engine},
     component::LoadError,
-    engine::{CompileWorker, Sandbox, SandboxConfig},
+    confinement::confine,
+    engine::{Sandbox, SandboxConfig},
+    helper::{Helper, Outcome, Worked},
 };
 
-/// Longest complaint of a worker, in bytes.
-const MAX_COMPLAINT: u64 = 2000;
+/// The signal that ends what takes more processor time than it may.
+const SIGXCPU: i32 = 24;
+
+/// Stack of a worker's main thread, in bytes.
+const MAIN_STACK: u64 = 8 * 1024 * 1024;
 
 /// What a worker gets on its command line.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 pub struct CompileJob {
     /// Call stack of a component, in bytes
     #[arg(long)]
@@ -43,6 +44,9 @@ pub struct CompileJob {
     /// The server has no pool of instances
     #[arg(long)]
     on_demand: bool,
+    /// For every processor of this architecture, not only for this one
+    #[arg(long)]
+    any_cpu: bool,
     /// Compile quickly, to code that runs slowly
     #[arg(long)]
     quick: bool,
@@ -58,6 +62,42 @@ pub struct CompileJob {
 }
 
 impl CompileJob {
+    /// The same as arguments of a command.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        let Self {
+            stack,
+            largest_instance,
+            on_demand,
+            any_cpu,
+            quick,
+            reset,
+            memory,
+            seconds,
+        } = self;
+        let numbers = [
+            ("stack", *stack as u64),
+            ("largest-instance", *largest_instance as u64),
+            ("memory", *memory),
+            ("seconds", *seconds),
+        ];
+        let flags = [
+            ("on-demand", *on_demand),
+            ("any-cpu", *any_cpu),
+            ("quick", *quick),
+            ("reset", *reset),
+        ];
+        numbers
+            .map(|(name, number)| format!("--{name}={number}"))
+            .into_iter()
+            .chain(
+                flags
+                    .into_iter()
+                    .filter(|(_, set)| *set)
+                    .map(|(name, _)| format!("--{name}")),
+            )
+            .collect()
+    }
+
     /// Does what the worker is started for.
     ///
     /// # Errors
@@ -67,14 +107,22 @@ impl CompileJob {
             (Resource::Core, 0),
             (Resource::Cpu, self.seconds),
             (Resource::Data, self.memory),
+            (Resource::Fsize, 0),
+            // Of the main thread. The compiler recurses as deeply as a file is
+            // nested.
+            (Resource::Stack, MAIN_STACK),
         ];
         for (resource, value) in limits {
             let limit = Rlimit {
                 current: Some(value),
                 maximum: Some(value),
             };
-            setrlimit(resource, limit).map_err(|e| e.to_string())?;
+            // Where there are no limits, the time is still bounded from outside.
+            if let Err(error) = setrlimit(resource, limit) {
+                eprintln!("compiles without a limit of {resource:?}: {error}");
+            }
         }
+        confine()?;
         let mut bytes = Vec::new();
         io::stdin()
             .read_to_end(&mut bytes)
@@ -84,8 +132,9 @@ impl CompileJob {
             stack: self.stack,
             ..SandboxConfig::for_compiling(self.quick)
         };
+        let cpu = if self.any_cpu { Cpu::Any } else { Cpu::This };
         let engine =
-            compiling_engine(&config, self.on_demand, Cpu::This).map_err(|e| format!("{e:#}"))?;
+            compiling_engine(&config, self.on_demand, cpu).map_err(|e| format!("{e:#}"))?;
         let file = compile(&engine, &bytes, self.reset).map_err(|e| e.to_string())?;
         let mut out = io::stdout().lock();
         let written = out.write_all(&file).and_then(|()| out.flush());
@@ -93,123 +142,121 @@ impl CompileJob {
     }
 }
 
+/// How to compile in a process of its own.
+#[derive(Debug, Clone)]
+pub struct CompileWorker {
+    /// Starts the processes, or why it can't.
+    helper: Result<Arc<Helper>, String>,
+    /// Memory that compiling one component may take, in bytes.
+    memory: usize,
+    /// How long it may take.
+    timeout: Duration,
+}
+
 impl CompileWorker {
-    /// Compiles a component, as [`super::compile::compile`] does.
+    /// Starts the helper process. Where that fails, each file that is to be
+    /// compiled fails with the reason; nothing is compiled in this process.
+    #[must_use]
+    pub fn start(memory: usize, timeout: Duration) -> Self {
+        Self {
+            helper: Helper::start()
+                .map(Arc::new)
+                .map_err(|error| error.to_string()),
+            memory,
+            timeout,
+        }
+    }
+
+    /// Compiles a component for this sandbox, as [`super::compile::compile`]
+    /// does.
     pub(super) fn compile(
         &self,
         sandbox: &Sandbox,
         bytes: &[u8],
         reset: bool,
     ) -> Result<Vec<u8>, LoadError> {
-        let failed =
-            |error: io::Error| LoadError::Compile(format!("no process to compile it in: {error}"));
-        let deadline = Instant::now() + self.timeout;
-        let mut command = Command::new(&self.program);
-        command.arg("compile-worker");
-        command.args(["--stack", &sandbox.config.stack.to_string()]);
-        command.args([
-            "--largest-instance",
-            &sandbox.config.largest_instance.to_string(),
-        ]);
-        command.args(["--memory", &self.memory.to_string()]);
-        command.args(["--seconds", &(self.timeout.as_secs() + 1).to_string()]);
-        command.args((!sandbox.pooled).then_some("--on-demand"));
-        command.args(sandbox.config.compiler.quick.then_some("--quick"));
-        command.args(reset.then_some("--reset"));
-        // Ctrl-C is for the server, which ends in order.
-        command.process_group(0);
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let child = Ended(command.spawn().map_err(failed)?);
-        let (status, code, complaint) = child
-            .feed_and_wait(bytes, self.memory as u64, deadline)
-            .map_err(failed)?;
-        match status {
-            None => Err(LoadError::Compile(format!(
+        let config = &sandbox.config;
+        self.work(
+            CompileJob {
+                stack: config.stack,
+                largest_instance: config.largest_instance,
+                on_demand: !sandbox.pooled,
+                any_cpu: false,
+                quick: config.compiler.quick,
+                reset,
+                memory: self.memory as u64,
+                seconds: self.seconds(),
+            },
+            bytes,
+        )
+    }
+
+    /// Compiles a component to a file that a server of this version loads.
+    ///
+    /// # Errors
+    /// It does not compile.
+    pub fn precompile(&self, bytes: &[u8], ahead: Ahead) -> Result<Vec<u8>, LoadError> {
+        let config = SandboxConfig::for_compiling(false);
+        self.work(
+            CompileJob {
+                stack: config.stack,
+                largest_instance: config.largest_instance,
+                on_demand: ahead.on_demand,
+                any_cpu: ahead.cpu == Cpu::Any,
+                quick: false,
+                reset: true,
+                memory: self.memory as u64,
+                seconds: self.seconds(),
+            },
+            bytes,
+        )
+    }
+
+    /// Processor time, of all threads together.
+    fn seconds(&self) -> u64 {
+        self.timeout.as_secs() + 1
+    }
+
+    fn work(&self, job: CompileJob, bytes: &[u8]) -> Result<Vec<u8>, LoadError> {
+        let failed = |error: &dyn std::fmt::Display| {
+            LoadError::Compile(format!("no process to compile it in: {error}"))
+        };
+        let helper = self.helper.as_ref().map_err(|error| failed(error))?;
+        let Worked {
+            outcome,
+            output,
+            complaint,
+        } = helper
+            .work(&job, bytes, self.memory as u64, self.timeout)
+            .map_err(|error| failed(&error))?;
+        let out_of_memory = format!(
+            "it may need more than sandbox.compile_memory, {} bytes",
+            self.memory
+        );
+        Err(match outcome {
+            Outcome::Exited(0) => {
+                if !complaint.is_empty() {
+                    tracing::warn!("the compiler: {complaint}");
+                }
+                return Ok(output);
+            }
+            Outcome::Exited(1) => LoadError::Worker(complaint),
+            Outcome::NotStarted(error) => failed(&error),
+            Outcome::TimedOut | Outcome::Killed(SIGXCPU) => LoadError::Compile(format!(
                 "compiling took longer than sandbox.compile_timeout, {} ms",
                 self.timeout.as_millis()
-            ))),
-            Some(status) if status.success() => Ok(code),
-            Some(status) if status.code() == Some(1) => Err(LoadError::Worker(complaint)),
-            Some(status) => Err(LoadError::Compile(format!(
-                "the compiler ended with {status}; it may need more than sandbox.compile_memory, {} bytes",
-                self.memory
-            ))),
-        }
-    }
-}
-
-/// A process that does not outlive the wait for it.
-struct Ended(Child);
-
-impl Ended {
-    /// How it ended, if it did in time; what it gave, up to a limit, and what
-    /// it complained of.
-    fn feed_and_wait(
-        mut self,
-        bytes: &[u8],
-        limit: u64,
-        deadline: Instant,
-    ) -> io::Result<(Option<ExitStatus>, Vec<u8>, String)> {
-        let mut stdin = self.0.stdin.take();
-        let (stdout, stderr) = (self.0.stdout.take(), self.0.stderr.take());
-        thread::scope(|scope| {
-            // One that ends early does not read to the end: its business.
-            scope.spawn(move || stdin.take().map(|mut stdin| stdin.write_all(bytes)));
-            // Both end with the process.
-            let output = scope.spawn(move || read(stdout, limit));
-            let complaint = scope.spawn(move || read(stderr, MAX_COMPLAINT));
-            let status = if self.ends_before(deadline)? {
-                Some(self.0.wait()?)
-            } else {
-                self.0.kill()?;
-                self.0.wait()?;
-                None
-            };
-            let read = |thread: thread::ScopedJoinHandle<'_, io::Result<Vec<u8>>>| {
-                thread
-                    .join()
-                    .unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
-            };
-            let (output, complaint) = (read(output)?, read(complaint)?);
-            let complaint = String::from_utf8_lossy(&complaint).trim().to_owned();
-            Ok((status, output, complaint))
-        })
-    }
-}
-
-/// Reads to the end, or to a limit; then whoever writes more is ended by the
-/// pipe that nobody reads any longer.
-fn read(from: Option<impl io::Read>, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if let Some(from) = from {
-        from.take(limit).read_to_end(&mut bytes)?;
-    }
-    Ok(bytes)
-}
-
-impl Ended {
-    /// Waits for the end of the process; says whether it came in time.
-    fn ends_before(&self, deadline: Instant) -> io::Result<bool> {
-        let end = pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty())?;
-        loop {
-            let remaining = deadline.saturating_duration_since(Instant::now());
-            let timeout = Timespec::try_from(remaining).map_err(io::Error::other)?;
-            match poll(&mut [PollFd::new(&end, PollFlags::IN)], Some(&timeout)) {
-                Ok(0) if remaining.is_zero() => return Ok(false),
-                Ok(0) | Err(Errno::INTR) => {}
-                Ok(_) => return Ok(true),
-                Err(error) => return Err(error.into()),
+            )),
+            Outcome::Exited(code) => LoadError::Compile(format!(
+                "the compiler failed on this file (exit code {code}): {complaint}"
+            )),
+            Outcome::Killed(signal) if complaint.contains("overflowed its stack") => {
+                LoadError::Compile(format!(
+                    "the compiler crashed on this file (signal {signal}): it is nested too deeply"
+                ))
             }
-        }
-    }
-}
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+            Outcome::Killed(signal) => LoadError::Compile(format!(
+                "the compiler crashed on this file (signal {signal}); {out_of_memory}"
+            )),
+        })
     }
 }

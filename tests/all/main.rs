@@ -26,6 +26,7 @@ mod routing;
 mod sandbox;
 mod stalls;
 mod tls;
+mod untrusted;
 mod waiting;
 mod wire;
 
