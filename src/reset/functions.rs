@@ -499,9 +499,23 @@ impl Added<'_> {
             body.local_get(param);
         }
         body.call(self.in_front_of_import(allocator))
-            .local_tee(GIVEN);
-        body.local_get(LENGTH)
+            .local_set(GIVEN);
+        // The guest may call it too, and get no address. What the host writes
+        // to lies within the memory, and that has cards.
+        for local in [GIVEN, LENGTH] {
+            body.local_get(local).i64_extend_i32_u();
+        }
+        body.i64_add()
+            .memory_size(self.cards)
+            .i64_extend_i32_u()
+            .i64_const(16 + i64::from(CARD_BITS))
+            .i64_shl()
+            .i64_le_u()
+            .if_(BlockType::Empty)
+            .local_get(GIVEN)
+            .local_get(LENGTH)
             .call(self.mark())
+            .end()
             .local_get(GIVEN)
             .end();
         function

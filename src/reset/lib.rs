@@ -93,6 +93,11 @@ pub const SLACK: u64 = 4;
 const MAX_PAGES: u64 = 16 * 1024;
 
 #[cfg(feature = "rewrite")]
+/// Most globals that are kept: one function reads and writes all of them, and
+/// takes compilers seconds for some ten thousand.
+const MAX_GLOBALS: usize = 1000;
+
+#[cfg(feature = "rewrite")]
 /// The sources of this crate: code that another version of it made is not the
 /// code that this one makes.
 pub const SOURCES: [&str; 10] = [

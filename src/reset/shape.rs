@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use wasm_encoder::{Instruction, ValType};
 use wasmparser::{Data, DataKind, FunctionBody, MemoryType, Operator, Parser, Payload, TypeRef};
 
-use super::{FreshReason, functions::Added, module::Rewriting, no_export_of_ours};
+use super::{FreshReason, MAX_GLOBALS, functions::Added, module::Rewriting, no_export_of_ours};
 
 /// The signature of a function.
 #[derive(Clone, PartialEq)]
@@ -105,6 +105,11 @@ impl Shape {
                             .push((self.globals, number(kind.content_type)?));
                     }
                     self.globals += 1;
+                }
+                if self.mutable.len() > MAX_GLOBALS {
+                    return Err(FreshReason::because(format!(
+                        "it has more than {MAX_GLOBALS} globals that change"
+                    )));
                 }
             }
             Payload::ExportSection(section) => {

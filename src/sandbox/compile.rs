@@ -4,6 +4,7 @@
 use std::{
     borrow::Cow,
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::PoisonError,
     time::Instant,
 };
@@ -128,13 +129,19 @@ pub(super) fn compile(engine: &Engine, bytes: &[u8], reset: bool) -> Result<Vec<
     } else {
         Err(FreshReason::because(NOT_WANTED))
     };
-    let (component, reset) = match rewritten {
-        Ok((rewritten, info)) => (Cow::Owned(rewritten), Ok(info)),
-        Err(reason) => (component, Err(reason)),
+    // The compiler has limits of its own, and panics at some.
+    let (code, reset) = match rewritten.and_then(|(rewritten, info)| {
+        let compiled = catch_unwind(AssertUnwindSafe(|| engine.precompile_component(&rewritten)));
+        let code = compiled.ok().and_then(Result::ok);
+        code.map(|code| (code, info))
+            .ok_or_else(|| FreshReason::because("what resets it does not compile"))
+    }) {
+        Ok((code, info)) => (code, Ok(info)),
+        Err(reason) => {
+            let code = engine.precompile_component(&component);
+            (code.map_err(LoadError::compile)?, Err(reason))
+        }
     };
-    let code = engine
-        .precompile_component(&component)
-        .map_err(LoadError::compile)?;
     Ok(precompiled::file(
         bytes,
         wrapped,

@@ -169,6 +169,8 @@ pub struct Component {
     asks_as_it_starts: AtomicBool,
     /// Memory of a new instance in bytes; zero until the first one was made.
     first_memory: AtomicUsize,
+    /// What is kept to reset it, in bytes; zero until the first one was made.
+    first_kept: AtomicUsize,
     imports: Vec<String>,
     wrapped: bool,
     code: Compiled,
@@ -241,6 +243,7 @@ impl Component {
             digest,
             asks_as_it_starts: AtomicBool::new(false),
             first_memory: AtomicUsize::new(0),
+            first_kept: AtomicUsize::new(0),
             imports,
             wrapped,
             code,
@@ -315,8 +318,14 @@ impl Component {
         self.first_memory.load(Relaxed)
     }
 
-    pub(super) fn note_first_memory(&self, bytes: usize) {
+    /// The same, with what is kept to reset it.
+    pub(super) fn first_charge(&self) -> usize {
+        self.first_memory() + self.first_kept.load(Relaxed)
+    }
+
+    pub(super) fn note_first_memory(&self, bytes: usize, kept: usize) {
         self.first_memory.store(bytes, Relaxed);
+        self.first_kept.store(kept, Relaxed);
     }
 }
 

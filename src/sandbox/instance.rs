@@ -29,6 +29,9 @@ use crate::{
     wire::{Payload, Reason},
 };
 
+/// A call that waits for tables, memories or modules of the pool tries again
+/// this soon. The pool tells nobody when it gets some back.
+const RETRY: Duration = Duration::from_millis(2);
 /// Frames of a backtrace that are kept.
 const MAX_FRAMES: usize = 32;
 /// Longest name of a function in a backtrace, in bytes.
@@ -268,9 +271,10 @@ impl Component {
             let warm = Warm { live, calls };
             if verify {
                 let Self { digest, record, .. } = self;
-                self.sandbox
-                    .verifier
-                    .verify(warm, &self.idle, digest, record);
+                let memory = &self.sandbox.memory;
+                let has_room = memory.limit().saturating_sub(memory.used()) >= self.first_charge();
+                let verifier = &self.sandbox.verifier;
+                verifier.verify(warm, &self.idle, digest, record, has_room);
             } else {
                 self.idle.put(warm);
             }
@@ -356,15 +360,41 @@ impl Component {
         })
     }
 
-    /// Instantiates the component, within the deadline of `context`.
+    /// Instantiates the component, within the deadline of `context`. There may
+    /// be a slot for an instance, and none for its tables, memories or modules,
+    /// because idle instances of others have them: those are given up.
     fn started(
         &self,
         context: Context,
         watch: &Arc<dyn Watch>,
     ) -> Result<(Store<Guest>, Full, wasmtime::component::Instance), Ended> {
         let deadline = context.deadline;
+        loop {
+            let started = self.started_at_once(context.clone(), watch);
+            let no_slot = matches!(
+                &started,
+                Err(Ended {
+                    error: CallError::NotBegun(Wanted::Instance),
+                    ..
+                })
+            );
+            if !no_slot || Instant::now() >= deadline || watch.tick().is_some() {
+                return started;
+            }
+            watch.waits();
+            self.sandbox.reclaim();
+            std::thread::sleep(RETRY.min(deadline.saturating_duration_since(Instant::now())));
+        }
+    }
+
+    fn started_at_once(
+        &self,
+        context: Context,
+        watch: &Arc<dyn Watch>,
+    ) -> Result<(Store<Guest>, Full, wasmtime::component::Instance), Ended> {
+        let deadline = context.deadline;
         let mut store = self.store(context, Arc::clone(watch));
-        let memory = self.first_memory();
+        let memory = self.first_charge();
         let mut has_memory = store.data_mut().limits.reserve(memory, Instant::now());
         if !has_memory {
             watch.waits();
@@ -416,7 +446,8 @@ impl Component {
     pub fn described(&self, deadline: Instant) -> Result<String, CallError> {
         let asked = || {
             let mut live = self.fresh(Context::of_loading(deadline), Arc::new(Unwatched))?;
-            self.note_first_memory(live.store.data().limits.memory());
+            let kept = live.resetter.as_ref().map_or(0, |resetter| resetter.kept);
+            self.note_first_memory(live.store.data().limits.memory(), kept);
             let text = live
                 .service
                 .mb_service_handler()

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mb_reset::CARD;
 use wasmtime::ResourceLimiter;
 
 use super::instance::Guest;
@@ -19,6 +20,8 @@ pub(super) const MAX_MEMORIES: usize = 64;
 /// Tables of one component. JavaScript has three, Python more.
 pub(super) const MAX_TABLES: usize = 64;
 
+/// Bytes of a page of WebAssembly.
+const WASM_PAGE: usize = 64 * 1024;
 /// How long a call that waits for memory may go without being looked after.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -47,6 +50,8 @@ pub struct Limits {
     memory: usize,
     /// Invariant: `table_elements <= bounds.table_elements`.
     table_elements: usize,
+    /// Memory kept for resets, in bytes.
+    kept: usize,
     /// What the memory exceeds that which every instance keeps anyway.
     charge: Charge,
     refused: bool,
@@ -64,6 +69,7 @@ impl Limits {
             aside,
             memory: 0,
             table_elements: 0,
+            kept: 0,
             charge: Charge::none(shared),
             refused: false,
             last_growth: 0,
@@ -100,7 +106,13 @@ impl Limits {
     /// Takes from the server's memory, whatever there is, what is kept beside
     /// the guest's own.
     pub fn keep(&mut self, bytes: usize) {
-        self.charge.set(beyond_kept(self.memory() + bytes));
+        self.kept = bytes;
+        self.charge.set(self.needed());
+    }
+
+    /// What is taken from the server's memory.
+    fn needed(&self) -> usize {
+        beyond_kept(self.memory() + self.kept)
     }
 
     /// Whether the instance was refused something in this call.
@@ -154,11 +166,17 @@ impl ResourceLimiter for Guest {
         if beyond_its_own(desired, maximum) {
             return Ok(false);
         }
-        let limit = limits.bounds.memory.saturating_add(limits.aside);
+        // The cards grow with the guest's memory, a byte for a KiB.
+        let cards = if limits.aside > 0 {
+            limits.bounds.memory / CARD + WASM_PAGE
+        } else {
+            0
+        };
+        let limit = limits.bounds.memory.saturating_add(limits.aside + cards);
         let Some(sum) = limits.grown(limits.memory, limit, current, desired) else {
             return Ok(false);
         };
-        let needed = beyond_kept(sum.saturating_sub(limits.aside));
+        let needed = beyond_kept(sum.saturating_sub(limits.aside) + limits.kept);
         if !limits.charge.raise_until(needed, Instant::now()) {
             host.waits();
         }
@@ -179,7 +197,7 @@ impl ResourceLimiter for Guest {
         let limits = &mut self.limits;
         limits.refused = true;
         limits.memory -= std::mem::take(&mut limits.last_growth);
-        limits.charge.set(beyond_kept(limits.memory()));
+        limits.charge.set(limits.needed());
         Ok(())
     }
 
@@ -201,7 +219,8 @@ impl ResourceLimiter for Guest {
     }
 
     fn instances(&self) -> usize {
-        self.limits.bounds.instances
+        // One that resets several modules at once is no instance of the guest's.
+        self.limits.bounds.instances + usize::from(self.limits.aside > 0)
     }
 
     fn memories(&self) -> usize {

@@ -125,15 +125,18 @@ impl Verifier {
     }
 
     /// Has an instance compared and put back among the idle ones. Where too
-    /// many wait, or enough was compared lately, it is only put back.
+    /// many wait, enough was compared lately, or there is no room for another
+    /// instance meanwhile, it is only put back.
     pub(super) fn verify(
         &self,
         warm: Warm,
         idle: &Arc<Idle>,
         digest: &Arc<str>,
         record: &Arc<ResetRecord>,
+        has_room: bool,
     ) {
-        let Some(queue) = self.queue.as_ref().filter(|_| self.pause.is_over()) else {
+        let can = self.pause.is_over() && has_room;
+        let Some(queue) = self.queue.as_ref().filter(|_| can) else {
             return idle.put(warm);
         };
         let job = Job {

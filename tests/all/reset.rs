@@ -283,3 +283,91 @@ fn what_was_left_is_found_without_a_reset() {
     let answers = [(); 2].map(|()| client.ask("shared.run", "").text());
     assert_eq!(answers, ["null", "true"]);
 }
+
+#[test]
+fn idle_instances_of_one_service_keep_no_other_out() {
+    // With its 41 tables, eleven of these take all that the pool has.
+    let hog = format!(
+        "{} (func $spin (local $i i64) (loop $l (local.set $i (i64.add (local.get $i) (i64.const 1)))
+           (br_if $l (i64.lt_u (local.get $i) (i64.const 50000000)))))",
+        "(table 1 funcref)".repeat(41)
+    );
+    let hog = Graph {
+        more: &hog,
+        body: "(call $spin)",
+        ..Graph::default()
+    };
+    let victim = Graph {
+        more: "(table 1 funcref) (table 1 funcref)",
+        body: "(nop)",
+        ..Graph::default()
+    };
+    let server = Setup::empty(BINARY)
+        .with_bytes("hog.wasm", &hog.service("hog"))
+        .with_bytes("victim.wasm", &victim.service("victim"))
+        .start();
+    let clients = [(); 16].map(|()| server.connect());
+    let calls = clients.map(|mut client| {
+        std::thread::spawn(move || assert_eq!(client.ask("hog.run", "").text(), "null"))
+    });
+    calls.into_iter().for_each(|call| call.join().unwrap());
+    assert_eq!(server.connect().ask("victim.run", "").text(), "null");
+}
+
+#[test]
+fn limits_do_not_count_what_is_added() {
+    // 64 MiB, to the last page.
+    let full = Graph {
+        body: "(call $say (i32.eq (memory.grow (i32.sub (i32.const 1024) (memory.size))) (i32.const -1)))",
+        ..Graph::default()
+    };
+    let two = Graph {
+        body: "(nop)",
+        after:
+            "(core module $lib (import \"m\" \"memory\" (memory 1)) (global (mut i32) (i32.const 0))
+                  (func (export \"f\") (i32.store (i32.const 0) (i32.const 1))))
+                (core instance $l (instantiate $lib (with \"m\" (instance $m))))",
+        ..Graph::default()
+    };
+    let server = Setup::empty(BINARY)
+        .with_bytes("full.wasm", &full.service("full"))
+        .with_bytes("two.wasm", &two.service("two"))
+        .set("[services.two]\ninstances = 2")
+        .start();
+    let mut client = server.connect();
+    for name in ["full", "two"] {
+        assert_eq!(
+            client.ask(&format!("{name}.run"), "").text(),
+            "null",
+            "{name}"
+        );
+        assert_eq!(row(&server, name)["freshReason"], Value::Null);
+    }
+}
+
+#[test]
+fn what_can_not_be_compiled_rewritten_is_served_all_the_same() {
+    let globals: String = (0..40_000)
+        .map(|n| format!("(global (mut i64) (i64.const {n}))"))
+        .collect();
+    let graph = Graph {
+        more: &globals,
+        body: "(nop)",
+        ..Graph::default()
+    };
+    check("globals", &graph, Some("more than 1000 globals"));
+}
+
+#[test]
+fn an_allocator_that_a_guest_calls_traps_nothing() {
+    let graph = Graph {
+        more: "(type $r (func (param i32 i32 i32 i32) (result i32))) (table (export \"t\") 1 funcref)",
+        body: "(drop (call_indirect (type $r) (i32.const 0) (i32.const 0) (i32.const 1)
+                 (i32.const 0x70000000) (i32.const 0)))",
+        after: "(core module $fix (import \"m\" \"t\" (table 1 funcref))
+                  (import \"m\" \"cabi_realloc\" (func (param i32 i32 i32 i32) (result i32))) (elem (i32.const 0) func 0))
+                (core instance (instantiate $fix (with \"m\" (instance $m))))",
+        ..Graph::default()
+    };
+    check("refuses", &graph, None);
+}
