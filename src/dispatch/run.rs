@@ -397,8 +397,7 @@ fn past(
             .map_or("OK", |refusal| &*refusal.body.code)
             .to_owned(),
         message: refusal.map(|refusal| refusal.body.message.to_string()),
-        details: refusal
-            .and_then(|refusal| serde_json::from_str(refusal.body.details.as_ref()?.get()).ok()),
+        details: refusal.and_then(|refusal| metrics::brief(refusal.body.details.as_ref()?)),
         backtrace: backtrace.to_vec(),
     }
 }

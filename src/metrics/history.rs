@@ -7,9 +7,13 @@ use std::{
 };
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 /// Calls of each kind that are kept.
 const MAX_KEPT: usize = 256;
+/// Longest details that are kept whole, in bytes: a service chooses them, and
+/// they may be as large as an answer.
+const MAX_DETAILS: usize = 2048;
 /// What takes longer is slow, however it ended.
 const SLOW: Duration = Duration::from_millis(10);
 
@@ -44,8 +48,8 @@ pub struct PastCall {
     pub outcome: String,
     /// What went wrong, for a person.
     pub message: Option<String>,
-    /// More of it.
-    pub details: Option<serde_json::Value>,
+    /// More of it, as [`brief`] keeps it.
+    pub details: Option<Box<RawValue>>,
     /// Functions that ran when it failed, innermost first.
     pub backtrace: Vec<String>,
 }
@@ -87,6 +91,18 @@ impl History {
     }
 }
 
+/// Details as they are kept: the JSON text itself, which takes as much memory
+/// as it is long; of one beyond 2 KiB the beginning, as a JSON string.
+#[must_use]
+pub fn brief(details: &RawValue) -> Option<Box<RawValue>> {
+    let text = details.get();
+    if text.len() <= MAX_DETAILS {
+        return Some(details.to_owned());
+    }
+    let beginning = &text[..text.floor_char_boundary(MAX_DETAILS)];
+    serde_json::value::to_raw_value(&format!("{beginning}... ({} bytes)", text.len())).ok()
+}
+
 fn lock(kept: &Mutex<VecDeque<Arc<PastCall>>>) -> MutexGuard<'_, VecDeque<Arc<PastCall>>> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -94,6 +110,22 @@ fn lock(kept: &Mutex<VecDeque<Arc<PastCall>>>) -> MutexGuard<'_, VecDeque<Arc<Pa
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_details_are_kept_in_brief() {
+        let of = |text: String| brief(&RawValue::from_string(text).unwrap()).unwrap();
+        assert_eq!(
+            of(r#"{"reason":"trap"}"#.into()).get(),
+            r#"{"reason":"trap"}"#
+        );
+        let long = of(format!("[\"{}\"]", "é\\n".repeat(1 << 20)));
+        assert!(long.get().len() < 2 * MAX_DETAILS, "{}", long.get().len());
+        let text: String = serde_json::from_str(long.get()).unwrap();
+        assert!(
+            text.starts_with("[\"é") && text.ends_with("... (4194308 bytes)"),
+            "{text}"
+        );
+    }
 
     #[test]
     fn failed_ones_do_not_drive_out_slow_ones() {

@@ -19,7 +19,7 @@ use std::{
 };
 
 pub use histogram::Histogram;
-pub use history::{History, PastCall};
+pub use history::{History, PastCall, brief};
 
 use snapshot::Distribution;
 

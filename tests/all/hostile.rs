@@ -328,3 +328,54 @@ fn the_log_stays_bounded_and_readable() {
         .unwrap();
     assert_eq!(dropped, (1 << 20) - 16, "16 KiB are 16 lines");
 }
+
+/// They may be as large as an answer, and the newest calls that took more than
+/// 10 ms are kept for whoever asks why.
+#[test]
+fn large_details_of_failures_are_not_kept() {
+    // A failure with details of 900,001 bytes, `[[],[],...,[]]`, after a while.
+    let words = |at: u32, numbers: &[u32]| -> String {
+        let store = |(index, number): (u32, &u32)| {
+            format!(
+                "(i32.store (i32.const {}) (i32.const {number}))",
+                at + 4 * index
+            )
+        };
+        (0..).zip(numbers).map(store).collect()
+    };
+    let failure = words(32, &[1, 600, 4, 600, 4, 1, 1_048_576, 900_001]);
+    let body = format!(
+        r#"(local $at i32)
+        (i32.store (i32.const 600) (i32.const 0x4c494146))
+        (local.set $at (i32.const 100000000))
+        (loop (br_if 0 (local.tee $at (i32.sub (local.get $at) (i32.const 1)))))
+        (local.set $at (i32.const 1048577))
+        (loop
+            (i32.store (local.get $at) (i32.const 0x2c5d5b))
+            (br_if 0 (i32.lt_u (local.tee $at (i32.add (local.get $at) (i32.const 3))) (i32.const 1948572))))
+        (i32.store8 (i32.const 1048576) (i32.const 91))
+        (i32.store (local.get $at) (i32.const 0x5d5d5b))
+        {failure}"#
+    );
+    let server = Setup::new(BINARY)
+        .with_bytes("verbose.wasm", &wat::guest("verbose", "", &body))
+        .set("memory = \"64MiB\"\ndefault_timeout = \"1m\"")
+        .start();
+    let mut client = server.connect();
+    assert_eq!(client.ask("verbose.run", "1").code(), "FAIL");
+    let before = server.resident();
+    for _ in 0..60 {
+        let said = client.ask("verbose.run", "1");
+        assert_eq!(said.json()["details"].as_array().unwrap().len(), 300_000);
+    }
+    let grown = server.resident().saturating_sub(before) >> 20;
+    assert!(grown < 64, "{grown} MiB more");
+    let past = server.json("/calls/past?limit=1000");
+    let kept = past["calls"].as_array().unwrap();
+    assert!(kept.len() > 60, "{}", kept.len());
+    let details = kept[0]["details"].as_str().unwrap();
+    assert!(
+        details.starts_with("[[],[]") && details.len() < 2100,
+        "{details}"
+    );
+}

@@ -258,6 +258,13 @@ impl TestServer {
         assert!(status.unwrap().success());
     }
 
+    /// Memory that it has resident, in bytes.
+    pub fn resident(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/statm", self.child.id())).unwrap();
+        let pages: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();
+        pages * 4096
+    }
+
     /// Waits for the process to end.
     pub fn wait(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
