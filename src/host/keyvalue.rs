@@ -9,16 +9,18 @@ use super::{
     Host,
     bindings::wasi::keyvalue::{atomics, batch, store},
 };
-use crate::store::{Namespace, StoreError};
+use crate::store::{Digest, Namespace, StoreError, digest};
 
 /// An open bucket: its name.
 pub struct Bucket(Box<str>);
 
-/// A value as it was, to be replaced if it still is so.
+/// A key, to be given another value if the one it has is still the one that
+/// the guest saw last. That one is not held: a guest may have as many handles
+/// as `handles` says, and each value may be of 1 MiB.
 pub struct Cas {
     bucket: Box<str>,
     key: String,
-    seen: Option<Vec<u8>>,
+    seen: Option<Digest>,
 }
 
 type Answer<T> = wasmtime::Result<Result<T, store::Error>>;
@@ -136,7 +138,7 @@ impl atomics::Host for Host {
 
 impl Host {
     fn look(&mut self, bucket: Box<str>, key: String) -> Answer<Resource<Cas>> {
-        match self.stored(|namespace| namespace.get(&bucket, &key))? {
+        match self.stored(|namespace| namespace.digest(&bucket, &key))? {
             Ok(seen) => Ok(Ok(self.hand_out(Cas { bucket, key, seen })?)),
             Err(error) => Ok(Err(error)),
         }
@@ -149,8 +151,16 @@ impl atomics::HostCas for Host {
         self.look(bucket, key)
     }
 
+    /// Reads the value. Where it has changed, the guest sees the new one, and
+    /// that is what a swap holds against the store from then on.
     fn current(&mut self, cas: Resource<Cas>) -> Answer<Option<Vec<u8>>> {
-        Ok(Ok(self.table.get(&cas)?.seen.clone()))
+        let Cas { bucket, key, .. } = self.table.get(&cas)?;
+        let (bucket, key) = (bucket.clone(), key.clone());
+        let now = self.stored(|namespace| namespace.get(&bucket, &key))?;
+        if let Ok(now) = &now {
+            self.table.get_mut(&cas)?.seen = now.as_deref().map(digest);
+        }
+        Ok(now)
     }
 
     fn drop(&mut self, cas: Resource<Cas>) -> wasmtime::Result<()> {
@@ -183,5 +193,95 @@ impl batch::Host for Host {
     fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Answer<()> {
         let bucket = self.bucket(&bucket)?;
         self.written(|namespace, deadline| namespace.delete_many(&bucket, keys, deadline))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use super::*;
+    use crate::{
+        config::{Config, services::settings_of},
+        host::{Context, Granted, Unwatched, context::Caller},
+        store::Store,
+    };
+
+    fn host(store: &Arc<Store>) -> Host {
+        let mut settings = settings_of(&Config::default().services, "x");
+        settings.grants.keyvalue = Some(true);
+        let granted = Granted::new("x", &settings, "", Some(store)).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let context = Context::of_nobody(Arc::new(Caller::default()), deadline);
+        Host::new(context, granted, Arc::new(Unwatched))
+    }
+
+    /// Borrowed again for each call, as the component's own handle is.
+    fn same<T: 'static>(handle: &Resource<T>) -> Resource<T> {
+        Resource::new_borrow(handle.rep())
+    }
+
+    fn resident() -> usize {
+        let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: usize = text.split(' ').nth(1).unwrap().parse().unwrap();
+        pages * 4096
+    }
+
+    #[test]
+    fn handles_hold_no_values() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store.redb"), 1 << 20).unwrap();
+        let mut host = host(&store);
+        let bucket = store::Host::open(&mut host, "b".into()).unwrap().unwrap();
+        let value = vec![7; crate::store::MAX_VALUE];
+        store::HostBucket::set(&mut host, same(&bucket), "k".into(), value)
+            .unwrap()
+            .unwrap();
+        let before = resident();
+        for _ in 0..300 {
+            atomics::HostCas::new(&mut host, same(&bucket), "k".into())
+                .unwrap()
+                .unwrap();
+        }
+        // Other tests run beside this one; it would take 300 MiB.
+        let grown = resident().saturating_sub(before);
+        assert!(grown < 200 << 20, "{grown} bytes");
+    }
+
+    #[test]
+    fn a_swap_is_held_against_what_was_seen_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store.redb"), 1 << 20).unwrap();
+        let mut host = host(&store);
+        let bucket = store::Host::open(&mut host, "b".into()).unwrap().unwrap();
+        let set = |host: &mut Host, value: &[u8]| {
+            store::HostBucket::set(host, same(&bucket), "k".into(), value.to_vec())
+                .unwrap()
+                .unwrap();
+        };
+        let new = |host: &mut Host| {
+            atomics::HostCas::new(host, same(&bucket), "k".into())
+                .unwrap()
+                .unwrap()
+        };
+        let current = |host: &mut Host, cas: &Resource<Cas>| {
+            atomics::HostCas::current(host, same(cas)).unwrap().unwrap()
+        };
+        let swap = |host: &mut Host, cas, value: &[u8]| {
+            atomics::Host::swap(host, cas, value.to_vec()).unwrap()
+        };
+        let cas = new(&mut host);
+        assert_eq!(current(&mut host, &cas), None);
+        set(&mut host, b"1");
+        // Not looked at again, so it is still expected not to be there.
+        let Err(atomics::CasError::CasFailed(cas)) = swap(&mut host, cas, b"2") else {
+            panic!("it has changed");
+        };
+        set(&mut host, b"3");
+        assert_eq!(current(&mut host, &cas).as_deref(), Some(&b"3"[..]));
+        assert!(swap(&mut host, cas, b"4").is_ok());
+        let cas = new(&mut host);
+        assert_eq!(current(&mut host, &cas).as_deref(), Some(&b"4"[..]));
+        assert!(swap(&mut host, cas, b"5").is_ok());
     }
 }

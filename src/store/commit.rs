@@ -11,7 +11,7 @@ use std::{
 use redb::{Database, Durability, ReadableTable as _, Table};
 
 use super::{
-    StoreError, USED, VALUES,
+    Digest, StoreError, USED, VALUES, digest,
     entry::{Place, counted, seal, unseal, value_size},
 };
 
@@ -37,7 +37,7 @@ pub(super) enum Change {
     },
     Swap {
         key: String,
-        expected: Option<Vec<u8>>,
+        expected: Option<Digest>,
         value: Vec<u8>,
     },
 }
@@ -208,7 +208,8 @@ impl Op {
                 expected,
                 value,
             } => {
-                if self.value(key, values)? != *expected {
+                let present = self.value(key, values)?.map(|value| digest(&value));
+                if present != *expected {
                     return Ok(Done::Swapped(false));
                 }
                 self.put(&[(key, Some(value))], values, used)?;

@@ -30,6 +30,8 @@ pub use health::Health;
 pub use salvage::{Checked, Reader};
 pub use transfer::ExportError;
 
+use sha2::{Digest as _, Sha256};
+
 use crate::log::panic_text;
 
 /// Longest key in bytes; an empty one is refused too.
@@ -47,6 +49,15 @@ const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 /// Version of the tables below, in the file under `format`.
 const FORMAT: u64 = 2;
+
+/// SHA-256 of a value: two values with the same one are the same.
+pub type Digest = [u8; 32];
+
+/// The digest of a value.
+#[must_use]
+pub fn digest(value: &[u8]) -> Digest {
+    Sha256::digest(value).into()
+}
 
 /// (service, bucket, key) to value, as `entry` seals it.
 const VALUES: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("values");
@@ -277,6 +288,18 @@ impl Namespace {
         self.read(|values| self.value(values, bucket, key))
     }
 
+    /// What stands for the value of a key, if there is one: see [`digest`].
+    ///
+    /// # Errors
+    /// As [`Namespace::get`].
+    pub fn digest(&self, bucket: &str, key: &str) -> Result<Option<Digest>, StoreError> {
+        check_key(bucket, key)?;
+        self.read(|values| {
+            let value = self.value(values, bucket, key)?;
+            Ok(value.map(|value| digest(&value)))
+        })
+    }
+
     /// Whether a key has a value.
     ///
     /// # Errors
@@ -436,7 +459,8 @@ impl Namespace {
         }
     }
 
-    /// Sets a value if the present one is as expected; says whether it was.
+    /// Sets a value if the present one has the digest that is expected, or if
+    /// there is none and none is; says whether it was so.
     ///
     /// # Errors
     /// As [`Namespace::set`].
@@ -444,7 +468,7 @@ impl Namespace {
         &self,
         bucket: &str,
         key: String,
-        expected: Option<Vec<u8>>,
+        expected: Option<Digest>,
         value: Vec<u8>,
         deadline: Instant,
     ) -> Result<bool, StoreError> {

@@ -184,7 +184,7 @@ fn numbers_and_swaps() {
         ns.swap(
             "",
             "t".into(),
-            Some(b"text".to_vec()),
+            Some(digest(b"text")),
             b"new".to_vec(),
             soon()
         ),
