@@ -269,9 +269,12 @@ impl Connection {
         outbox.len()
     }
 
-    /// Puts a frame into the outbox as it is.
-    pub(super) fn push(&self, frame: &[u8]) {
-        self.outbox().end().extend_from_slice(frame);
+    /// Puts a frame into the outbox as it is; returns how many bytes wait there.
+    pub(super) fn push(&self, frame: &[u8]) -> usize {
+        let mut outbox = self.outbox();
+        outbox.end().extend_from_slice(frame);
+        outbox.recharge();
+        outbox.len()
     }
 
     /// Puts the last word into the outbox.
@@ -283,10 +286,10 @@ impl Connection {
         self.traffic.errors.add(1);
     }
 
-    /// Answers one keep-alive.
-    pub(super) fn push_keep_alive(&self) {
+    /// Answers one keep-alive; returns how many bytes wait to be sent.
+    pub(super) fn push_keep_alive(&self) -> usize {
         self.traffic.keep_alives.add(1);
-        self.push(&KEEPALIVE_FRAME);
+        self.push(&KEEPALIVE_FRAME)
     }
 
     /// Sends all that waits; calls `before_waiting` if the peer's system does

@@ -380,6 +380,70 @@ fn addresses_have_their_share_and_their_lists() {
     );
 }
 
+/// Sends keep-alives until the server takes no more; says how many bytes it
+/// took at least.
+fn flood(server: &TestServer, mut meanwhile: impl FnMut(u64)) -> u64 {
+    use std::io::Write as _;
+    let mut peer = server.connect();
+    peer.stream
+        .set_write_timeout(Some(crate::support::PATIENCE))
+        .unwrap();
+    let keep_alives = KEEPALIVE.repeat(8192);
+    let mut taken = 0;
+    loop {
+        match peer.stream.write(&keep_alives) {
+            Ok(count) => taken += count as u64,
+            Err(error) => {
+                let kind = error.kind();
+                assert!(
+                    matches!(
+                        kind,
+                        std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset
+                    ),
+                    "the server should have ended it: {error}"
+                );
+                return taken;
+            }
+        }
+        meanwhile(taken);
+    }
+}
+
+#[test]
+fn keep_alives_that_nobody_takes_the_answers_of_are_not_collected() {
+    for auth in ["required", "none"] {
+        let server = with_tokens(
+            setup(),
+            &format!("auth = \"{auth}\"\nmemory = \"64MiB\"\nhandshake_timeout = 1000\nwrite_timeout = 1000"),
+        )
+        .start();
+        let before = server.resident();
+        let mut most = 0;
+        let taken = flood(&server, |taken| {
+            most = most.max(server.resident());
+            assert!(taken < 200 << 20, "it reads on and on");
+        });
+        let grown = most.saturating_sub(before) >> 20;
+        assert!(grown < 16, "{auth}: {grown} MiB more for {taken} bytes");
+    }
+}
+
+#[test]
+fn a_peer_that_must_authenticate_is_ended_whatever_it_sends_and_reads() {
+    let server = with_tokens(setup(), "auth = \"required\"\nhandshake_timeout = 500").start();
+    let mut peer = server.connect();
+    let mut reading = peer.stream.try_clone().unwrap();
+    let reader = std::thread::spawn(move || {
+        std::io::copy(&mut reading, &mut std::io::sink()).unwrap_or_default()
+    });
+    let keep_alives = KEEPALIVE.repeat(8192);
+    let begun = std::time::Instant::now();
+    while std::io::Write::write(&mut peer.stream, &keep_alives).is_ok() {
+        assert!(begun.elapsed() < crate::support::PATIENCE, "it goes on");
+    }
+    assert!(reader.join().unwrap() > 0);
+}
+
 #[test]
 fn what_strangers_could_reach_is_refused_at_the_start() {
     let check = |settings: &str, expected: Option<&str>| {

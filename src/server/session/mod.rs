@@ -26,6 +26,7 @@ use super::{
     ListenerSettings, SHUTS_DOWN, Shared,
     admission::{Permit, Spare},
     connection::Connection,
+    linger::LINGER,
     poller::is_on_duty,
     running::Listed,
 };
@@ -275,6 +276,7 @@ impl Session {
     fn serve_what_is_whole(&mut self) -> Result<(), End> {
         let (mut busy, mut waiting, mut served, mut reads) = (false, 0_usize, 0_usize, 0_usize);
         loop {
+            self.must_say_in_time()?;
             match self.buffer.take() {
                 Ok(None)
                     if busy && (reads < READS_ON_DUTY || !is_on_duty()) && self.read_more() =>
@@ -291,7 +293,9 @@ impl Session {
                 }
                 Ok(Some(Taken::KeepAlive)) => {
                     busy = true;
-                    self.connection.push_keep_alive();
+                    if self.connection.push_keep_alive() >= self.shared.settings.write_buffer_size {
+                        self.flush()?;
+                    }
                 }
                 Ok(Some(Taken::Message { body, binary })) => {
                     busy = true;
@@ -350,8 +354,29 @@ impl Session {
         Ok(())
     }
 
+    /// A peer that has to authenticate has until `handshake_timeout` to do so,
+    /// however much it sends meanwhile.
+    fn must_say_in_time(&self) -> Result<(), End> {
+        if self.identity.must_say() && Instant::now() >= self.handshake_until {
+            return Err(self.said_nothing());
+        }
+        Ok(())
+    }
+
+    fn said_nothing(&self) -> End {
+        let millis = self.shared.settings.handshake_timeout.as_millis();
+        let message = format!("nobody said hello with a token within {millis} ms");
+        End::Notice(Code::ReadTimeout, message)
+    }
+
+    /// Sends all that waits. A peer that has to authenticate gets no longer
+    /// for it than for that; or than for reading why it is sent away.
     fn flush(&self) -> Result<(), End> {
-        let deadline = Instant::now() + self.shared.settings.write_timeout;
+        let now = Instant::now();
+        let mut deadline = now + self.shared.settings.write_timeout;
+        if self.identity.must_say() {
+            deadline = deadline.min(self.handshake_until.max(now + LINGER));
+        }
         self.connection
             .flush(deadline, || self.shared.poller.step_aside())
             .map_err(|error| match error.kind() {
