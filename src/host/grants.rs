@@ -1,6 +1,12 @@
 //! What the operator grants one service, ready for use.
 
-use std::{collections::BTreeMap, fmt, io::Read as _, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    io::Read as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::log;
 use crate::{
@@ -111,7 +117,7 @@ impl Granted {
 }
 
 /// A line feed at the end belongs to the file, not to the secret.
-fn read_secret(file: &PathBuf) -> Result<String, String> {
+fn read_secret(file: &Path) -> Result<String, String> {
     let mut text = String::new();
     trusted::open(file, Purpose::Data)
         .and_then(|file| file.take(MAX_SECRET + 1).read_to_string(&mut text))

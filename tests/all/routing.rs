@@ -99,7 +99,7 @@ fn a_bad_file_keeps_only_itself_from_being_served() {
         ("text", "not WebAssembly"),
         ("module", "does not export mb:service/handler@1.0.0"),
         ("component", "does not export mb:service/handler@1.0.0"),
-        ("broken", "does not compile"),
+        ("broken", "the file is cut short"),
         ("not a name", "called NAME.wasm or NAME@VERSION.wasm"),
     ] {
         let row = rows
