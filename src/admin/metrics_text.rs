@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, fs};
 
-use crate::metrics::snapshot::{Distribution, ServiceRow, Snapshot, Totals};
+use crate::metrics::snapshot::{Distribution, ServiceRow, Snapshot, StoreRow, Totals};
 
 /// Every metric, with its help and type.
 pub(super) fn render(snapshot: &Snapshot) -> String {
@@ -157,6 +157,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
         failed,
     );
     text.services(&loaded);
+    text.store(snapshot.store.as_ref());
     text.process();
     text.0
 }
@@ -227,6 +228,39 @@ impl Text {
         self.gauge("process_threads", "Threads.", field(20));
         let files = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
         self.gauge("process_open_fds", "Open files.", files);
+    }
+
+    /// Of a server without a store, no sizes and zeros.
+    fn store(&mut self, store: Option<&StoreRow>) {
+        self.gauge(
+            "mb_store_failing",
+            "1 while the store refuses writes or could not be opened.",
+            u8::from(store.is_some_and(|store| store.status != "ok")),
+        );
+        let count = |count: fn(&StoreRow) -> u64| store.map_or(0, count);
+        let name = "mb_store_write_failures_total";
+        self.head(name, "Writes that the store refused, by reason.", "counter");
+        self.line(name, &[("reason", "disk-full")], count(|store| store.full));
+        self.line(name, &[("reason", "error")], count(|store| store.failed));
+        self.counter(
+            "mb_store_damaged_reads_total",
+            "Reads of the store that met a damaged page or value.",
+            count(|store| store.damaged),
+        );
+        if let Some(bytes) = store.and_then(|store| store.used_bytes) {
+            self.gauge(
+                "mb_store_used_bytes",
+                "What the entries of all services count.",
+                bytes,
+            );
+        }
+        if let Some(bytes) = store.and_then(|store| store.file_bytes) {
+            self.gauge(
+                "mb_store_file_bytes",
+                "What the file of the store takes on the disk.",
+                bytes,
+            );
+        }
     }
 
     fn services(&mut self, services: &[&ServiceRow]) {

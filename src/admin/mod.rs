@@ -243,6 +243,7 @@ pub(super) mod tests {
             services: vec![],
             invalid_certificates: vec![],
             services_folder: None,
+            store: None,
         };
         Admin {
             snapshot: Box::new(empty),

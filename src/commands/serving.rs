@@ -23,9 +23,12 @@ use crate::{
     admin::{Admin, Door, Running, token},
     budget::Budget,
     catalog::{LiveCatalog, LoadSettings, Policy},
-    config::{Config, Loaded, MemoryPlan},
+    config::{Config, Loaded, MemoryPlan, services::Overlay},
     dispatch::{Dispatcher, Handle, Limits},
-    metrics::{Metrics, snapshot::Snapshot},
+    metrics::{
+        Metrics,
+        snapshot::{Snapshot, StoreRow},
+    },
     sandbox::{CompilerConfig, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
     server::{MAX_ENDING, Server, ServerSettings, raise_open_files},
     store::{Store, StoreError},
@@ -41,6 +44,11 @@ const TAKE_OVER: Duration = Duration::from_secs(5);
 
 /// How often the store is tried that another process has open.
 const STORE_RETRY: Duration = Duration::from_millis(20);
+
+/// A start compacts a store whose file takes at least so many bytes ...
+const COMPACT_FROM: u64 = 64 * 1024 * 1024;
+/// ... and so many times what is in it.
+const COMPACT_SHARE: u64 = 8;
 
 /// What a server is started with.
 pub(super) struct Plan {
@@ -101,7 +109,8 @@ impl Serving {
         } else {
             config.drain_timeout.0 + TAKE_OVER
         };
-        let policy = Policy::new(&config, open_store(&config, patience));
+        let store = open_store(&config, patience);
+        let policy = Policy::new(&config, store.opened());
         #[cfg_attr(
             not(feature = "compiler"),
             allow(unused_mut, reason = "nothing compiles")
@@ -162,7 +171,7 @@ impl Serving {
             dispatcher: trying,
             settings: Arc::clone(&settings),
         };
-        let endpoint = start_admin(&config, doors, operator, metrics).map_err(failure)?;
+        let endpoint = start_admin(&config, doors, operator, metrics, store).map_err(failure)?;
         Ok(Self {
             server,
             catalog,
@@ -273,13 +282,61 @@ pub(super) fn sandbox_config(
     }
 }
 
+/// The store of a server.
+enum StoreState {
+    /// No service is granted durable values.
+    Unwanted,
+    Open(Arc<Store>),
+    /// Why it could not be opened.
+    Unavailable(String),
+}
+
+impl StoreState {
+    fn opened(&self) -> Option<Arc<Store>> {
+        match self {
+            Self::Open(store) => Some(Arc::clone(store)),
+            Self::Unwanted | Self::Unavailable(_) => None,
+        }
+    }
+
+    /// What the operator sees of it.
+    fn row(&self) -> Option<StoreRow> {
+        let row = |status, error| StoreRow {
+            status,
+            error,
+            full: 0,
+            failed: 0,
+            damaged: 0,
+            used_bytes: None,
+            file_bytes: None,
+        };
+        match self {
+            Self::Unwanted => None,
+            Self::Unavailable(error) => Some(row("unavailable", Some(error.clone()))),
+            Self::Open(store) => {
+                let (health, size) = (store.health(), store.size().ok());
+                let problem = health.problem();
+                let status = if problem.is_none() { "ok" } else { "failing" };
+                Some(StoreRow {
+                    full: health.full(),
+                    failed: health.failed(),
+                    damaged: health.damaged(),
+                    used_bytes: size.map(|size| size.used),
+                    file_bytes: size.map(|size| size.on_disk),
+                    ..row(status, problem)
+                })
+            }
+        }
+    }
+}
+
 /// Opens the store if any service is granted durable values. Without it the
 /// others are served all the same.
-fn open_store(config: &Config, patience: Duration) -> Option<Arc<Store>> {
-    config
-        .services
-        .values()
-        .find(|overlay| overlay.grants.keyvalue == Some(true))?;
+fn open_store(config: &Config, patience: Duration) -> StoreState {
+    let wanted = |overlay: &Overlay| overlay.grants.keyvalue == Some(true);
+    if !config.services.values().any(wanted) {
+        return StoreState::Unwanted;
+    }
     let file = config.store_file();
     let until = Instant::now() + patience;
     let mut said = false;
@@ -297,9 +354,30 @@ fn open_store(config: &Config, patience: Duration) -> Option<Arc<Store>> {
             opened => break opened,
         }
     };
-    opened
-        .inspect_err(|error| tracing::error!("store {}: {error}", file.display()))
-        .ok()
+    match opened {
+        Ok(store) => {
+            compact(&store);
+            StoreState::Open(store)
+        }
+        Err(error) => {
+            let error = format!("store {}: {error}", file.display());
+            tracing::error!("{error}");
+            StoreState::Unavailable(error)
+        }
+    }
+}
+
+/// Gives back what a file takes that is mostly empty.
+fn compact(store: &Store) {
+    let Ok(before) = store.size() else { return };
+    if before.on_disk < COMPACT_FROM || before.on_disk / COMPACT_SHARE < before.used {
+        return;
+    }
+    tracing::info!("store: compacting {} bytes", before.on_disk);
+    match store.compact().and_then(|()| store.size()) {
+        Ok(after) => tracing::info!("store: {} bytes after compaction", after.on_disk),
+        Err(error) => tracing::warn!("store: not compacted: {error}"),
+    }
 }
 
 /// What starts the processes that compile; before the first thread, and before
@@ -382,6 +460,7 @@ fn start_admin(
     doors: Vec<Door>,
     operator: Operator,
     metrics: Arc<Metrics>,
+    store: StoreState,
 ) -> io::Result<Running> {
     let file = config.token_file();
     let token = token::load_or_create(&file).inspect_err(|error| {
@@ -405,6 +484,7 @@ fn start_admin(
         services: catalog.current().snapshot(),
         invalid_certificates: edge.invalid_certificates(),
         services_folder: catalog.trouble(),
+        store: store.row(),
     };
     Admin {
         snapshot: Box::new(snapshot),

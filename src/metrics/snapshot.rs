@@ -198,6 +198,27 @@ pub struct InvalidCertificate {
     pub error: String,
 }
 
+/// The store of durable values.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoreRow {
+    /// `ok`, `failing` while writes are refused, or `unavailable` where it
+    /// could not be opened.
+    pub status: &'static str,
+    /// Why it does not do what it should.
+    pub error: Option<String>,
+    /// Writes refused because the disk is full.
+    pub full: u64,
+    /// Writes that failed for another reason of the disk or the file.
+    pub failed: u64,
+    /// Reads that met a damaged page or value.
+    pub damaged: u64,
+    /// What the entries of all services count, in bytes.
+    pub used_bytes: Option<u64>,
+    /// What the file takes on the disk, in bytes.
+    pub file_bytes: Option<u64>,
+}
+
 /// Everything at one time, more or less: the counters are read one by one.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
@@ -216,4 +237,6 @@ pub struct Snapshot {
     /// Why the folder of services can't be read, so that those that were
     /// loaded are served on.
     pub services_folder: Option<String>,
+    /// None where no service is granted durable values.
+    pub store: Option<StoreRow>,
 }

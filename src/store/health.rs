@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -23,16 +23,20 @@ pub struct Health {
     damaged: AtomicU64,
     /// Whether there is a problem, to be seen without the lock.
     failing: AtomicBool,
-    problem: Mutex<Option<Problem>>,
+    state: Mutex<State>,
     lines: Limiter,
 }
 
-/// Since the last write that succeeded, none did.
-#[derive(Debug)]
-struct Problem {
-    text: String,
-    since: Instant,
-    said: Instant,
+#[derive(Debug, Default)]
+struct State {
+    /// Why the last write failed; none if it succeeded.
+    problem: Option<String>,
+    /// When the log said last that writes are refused. Where some succeed and
+    /// some do not, it does not say so each time.
+    said: Option<Instant>,
+    /// It did, and not yet that they succeed again.
+    announced: bool,
+    /// Writes refused since then.
     refused: u64,
 }
 
@@ -61,7 +65,7 @@ impl Health {
         if !self.failing.load(Relaxed) {
             return None;
         }
-        self.lock().as_ref().map(|problem| problem.text.clone())
+        self.lock().problem.clone()
     }
 
     /// Notes what came of committing so many writes.
@@ -93,43 +97,34 @@ impl Health {
         };
         count.fetch_add(writes, Relaxed);
         let now = Instant::now();
-        let mut guard = self.lock();
-        let first = guard.is_none();
-        let problem = guard.get_or_insert_with(|| Problem {
-            text: String::new(),
-            since: now,
-            said: now,
-            refused: 0,
-        });
-        problem.text = error.to_string();
-        problem.refused += writes;
-        let say = first || now.duration_since(problem.said) >= SAY_EVERY;
-        if say {
-            problem.said = now;
-        }
-        let refused = problem.refused;
-        drop(guard);
+        let mut state = self.lock();
+        state.problem = Some(error.to_string());
+        state.refused += writes;
         self.failing.store(true, Relaxed);
-        if say {
-            tracing::error!(
-                "store: writes are refused, {refused} so far; services get STORE_FAILED: {error}"
-            );
+        if state.said.is_some_and(|said| now - said < SAY_EVERY) {
+            return;
         }
+        (state.said, state.announced) = (Some(now), true);
+        let refused = std::mem::take(&mut state.refused);
+        drop(state);
+        tracing::error!(
+            "store: {refused} writes were refused, services get STORE_FAILED; the log says so once a minute: {error}"
+        );
     }
 
     fn recovered(&self) {
-        let problem = self.lock().take();
+        let mut state = self.lock();
+        state.problem = None;
         self.failing.store(false, Relaxed);
-        if let Some(Problem { since, refused, .. }) = problem {
-            tracing::warn!(
-                "store: writes succeed again; {refused} were refused in {} s",
-                since.elapsed().as_secs()
-            );
+        let refused = state.refused;
+        if std::mem::take(&mut state.announced) {
+            drop(state);
+            tracing::warn!("store: a write succeeded again, after {refused} more were refused");
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Problem>> {
-        self.problem.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

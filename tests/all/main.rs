@@ -25,6 +25,7 @@ mod reset;
 mod routing;
 mod sandbox;
 mod stalls;
+mod state;
 mod tls;
 mod untrusted;
 mod waiting;
