@@ -7,8 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+#[cfg(feature = "runtime")]
+use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::{
-    CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
+    CertificateDer, PrivateKeyDer,
     pem::{Error, PemObject as _, SectionKind},
 };
 
