@@ -5,7 +5,7 @@
 
 Builds the binary (profile dist, without the compiler, linked statically),
 compiles calc and echo ahead of time, starts the server as the only program in
-a folder that holds nothing else, calls both services, and prints its size,
+a folder that holds nothing else, calls both services by address and by name, and prints its size,
 how long it takes until it is ready, and what it keeps in memory, idle and with
 a thousand idle connections. Needs root, for chroot. Exits 1 if anything does
 not work; the figures decide nothing.
@@ -52,13 +52,21 @@ def furnish(root, binary):
         run(ROOT / "target/release/mb-server", "compile", ROOT / f"services/dist/{name}.wasm",
             "--output", root / f"services/{name}.cwasm", stdout=subprocess.DEVNULL)
     (root / "state").mkdir(mode=0o700)
+    # No file of hosts, and a plug-in for names that ends who loads it.
+    (root / "etc").mkdir()
+    (root / "etc/nsswitch.conf").write_text("hosts: wrong files dns\n")
+    if compiler := shutil.which("cc"):
+        (root / "lib").mkdir()
+        source = "__attribute__((constructor)) static void start(void) { __builtin_trap(); }"
+        run(compiler, "-shared", "-fPIC", "-nostdlib", "-xc", "-", "-o", root / "lib/libnss_wrong.so.2",
+            input=source.encode())
 
 
 def start(root):
     """The process, its address, and milliseconds until it was ready."""
     begun = time.monotonic()
     process = subprocess.Popen(
-        ["/mb-server", "serve", "--port", "0", "--admin-port", "0", "--services", "/services"],
+        ["/mb-server", "serve", "--host", "localhost", "--port", "0", "--admin-port", "0", "--services", "/services"],
         executable="/mb-server", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/",
         env={"MB_STATE_DIR": "/state"}, preexec_fn=lambda: (os.chroot(root), os.chdir("/")))
     lines = []
@@ -118,6 +126,12 @@ def main():
             answer = call(address, "REQUEST:calc.add:1.0.0:one", {"a": 2, "b": 40})
             assert answer == {"sum": 42}, answer
             assert call(address, "REQUEST:echo.say:1.0.0:two", "x") == "x"
+            for name, expected in [("localhost", 0), ("nosuch.invalid", 3)]:
+                server = f"{name}:{address.rsplit(':', 1)[1]}"
+                asked = subprocess.run(
+                    ["/mb-server", "call", "echo.say", "--server", server], executable="/mb-server", cwd="/",
+                    capture_output=True, preexec_fn=lambda: (os.chroot(root), os.chdir("/")))
+                assert asked.returncode == expected, asked
             host, port = address.rsplit(":", 1)
             connections = [socket.create_connection((host, int(port)), 10) for _ in range(CONNECTIONS)]
             for connection in connections:

@@ -2,8 +2,10 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
-    time::Duration,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -35,7 +37,7 @@ impl SocketOptions {
 const NO_SUCH_FAMILY: i32 = 97;
 
 /// All addresses of a name or an address, each once; `host` may be IPv6 with
-/// or without brackets.
+/// or without brackets. `localhost` is loopback also where no file says so.
 ///
 /// # Errors
 /// If the name can't be resolved.
@@ -44,13 +46,79 @@ pub fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'))
         .unwrap_or(host);
+    if let Ok(address) = bare.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let is_localhost = bare.trim_end_matches('.').eq_ignore_ascii_case("localhost");
+    let loopback = || {
+        let ips = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        ips.map(|ip: IpAddr| SocketAddr::new(ip, port)).to_vec()
+    };
+    // In an empty root folder there is no file of hosts, and no server of
+    // names that could be asked.
+    if is_localhost && cfg!(target_feature = "crt-static") {
+        return Ok(loopback());
+    }
+    names::without_plug_ins();
+    let found = match (bare, port).to_socket_addrs() {
+        Err(_) if is_localhost => return Ok(loopback()),
+        found => found?,
+    };
     let mut addresses = Vec::new();
-    for address in (bare, port).to_socket_addrs()? {
+    for address in found {
         if !addresses.contains(&address) {
             addresses.push(address);
         }
     }
     Ok(addresses)
+}
+
+/// The same until a deadline. A thread that still waits for a server of names
+/// then ends when the C library gives up, after some seconds.
+///
+/// # Errors
+/// As [`resolve`]; `TimedOut` at the deadline.
+pub fn resolve_until(host: &str, port: u16, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
+    let (sender, receiver) = mpsc::channel();
+    let name = host.to_owned();
+    thread::Builder::new()
+        .name("mb-resolve".into())
+        .spawn(move || sender.send(resolve(&name, port)))?;
+    let remaining = deadline.saturating_duration_since(Instant::now());
+    receiver.recv_timeout(remaining).unwrap_or_else(|_| {
+        let problem = format!("the name {host:?} was not resolved in time");
+        Err(io::Error::new(io::ErrorKind::TimedOut, problem))
+    })
+}
+
+/// How the C library looks up names.
+mod names {
+    /// Keeps a static program from loading the plug-ins that
+    /// `/etc/nsswitch.conf` names: they are of the host's C library, and one
+    /// that does not fit ends the process. Files and DNS are built in.
+    pub(super) fn without_plug_ins() {
+        #[cfg(all(target_feature = "crt-static", target_env = "gnu"))]
+        {
+            use std::{
+                ffi::{c_char, c_int},
+                sync::Once,
+            };
+            #[allow(unsafe_code)]
+            unsafe extern "C" {
+                /// Of glibc, `nss.h`: replaces one line of `nsswitch.conf`.
+                fn __nss_configure_lookup(database: *const c_char, line: *const c_char) -> c_int;
+            }
+            static ONCE: Once = Once::new();
+            ONCE.call_once(|| {
+                // SAFETY: two constant strings that end with a zero, which the
+                // C library copies. Nothing has looked up a name yet.
+                #[allow(unsafe_code)]
+                unsafe {
+                    __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr());
+                }
+            });
+        }
+    }
 }
 
 /// Whether the machine lacks an address, or all of its kind: `localhost` has
@@ -156,5 +224,9 @@ mod tests {
             "{addresses:?}"
         );
         assert_eq!(resolve("[::1]", 7).unwrap(), ["[::1]:7".parse().unwrap()]);
+        let loopback = resolve("LocalHost.", 7).unwrap();
+        assert!(!loopback.is_empty() && loopback.iter().all(|address| address.ip().is_loopback()));
+        let late = resolve_until("localhost", 7, Instant::now()).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
     }
 }

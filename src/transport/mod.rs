@@ -17,7 +17,7 @@ mod validity;
 pub use client_tls::{ClientTls, client_config};
 #[cfg(feature = "runtime")]
 pub use inherited::Inherited;
-pub use listener::{SocketOptions, is_absent, listen, listen_all, resolve};
+pub use listener::{SocketOptions, is_absent, listen, listen_all, resolve, resolve_until};
 pub use pem::TlsError;
 pub use proxy::{Proxied, read_proxy_header};
 #[cfg(feature = "runtime")]
