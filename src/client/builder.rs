@@ -29,6 +29,7 @@ pub struct Builder {
     name: String,
     tls: Option<ClientTls>,
     token: Option<String>,
+    allow_unsecure: bool,
     connect_timeout: Duration,
     handshake_timeout: Duration,
     write_timeout: Duration,
@@ -47,6 +48,7 @@ pub(super) struct Settings {
     pub(super) name: String,
     pub(super) tls: Option<(Arc<ClientConfig>, String)>,
     pub(super) token: Option<String>,
+    pub(super) allow_unsecure: bool,
     pub(super) connect_timeout: Duration,
     pub(super) handshake_timeout: Duration,
     pub(super) write_timeout: Duration,
@@ -64,6 +66,7 @@ impl Builder {
             name: concat!("mb-server/", env!("CARGO_PKG_VERSION")).into(),
             tls: None,
             token: None,
+            allow_unsecure: false,
             connect_timeout: Duration::from_secs(5),
             handshake_timeout: Duration::from_secs(5),
             write_timeout: Duration::from_secs(10),
@@ -97,10 +100,19 @@ impl Builder {
         self
     }
 
-    /// Says hello with a token.
+    /// Says hello with a token. Over a connection that is neither TLS nor to
+    /// this machine it is not sent, unless [`Builder::allow_unsecure`] says so.
     #[must_use]
     pub fn token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
+        self
+    }
+
+    /// Whether the token may leave this machine without TLS, for everybody on
+    /// the way to read; it may not, unless said.
+    #[must_use]
+    pub fn allow_unsecure(mut self, allow: bool) -> Self {
+        self.allow_unsecure = allow;
         self
     }
 
@@ -111,7 +123,7 @@ impl Builder {
         self
     }
 
-    /// For TCP to connect; 5 s unless said.
+    /// For the name to be resolved and TCP to connect; 5 s unless said.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
@@ -175,6 +187,7 @@ impl Builder {
             name,
             tls,
             token,
+            allow_unsecure,
             connect_timeout,
             handshake_timeout,
             write_timeout,
@@ -208,6 +221,7 @@ impl Builder {
             name,
             tls,
             token,
+            allow_unsecure,
             connect_timeout,
             handshake_timeout,
             write_timeout,

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{builder::Settings, error::Refusal};
 use crate::{
-    transport::{Socket, SocketOptions, Stream, TlsFault, resolve},
+    transport::{Socket, SocketOptions, Stream, TlsFault, resolve_until},
     wire::{
         Header, Incoming, Kind, Payload, Reassembly, SYSTEM_VERSION, Topic, message::write_message,
     },
@@ -22,6 +22,8 @@ use crate::{
 /// Largest answer that a client takes, in bytes: more than any server sends
 /// (a payload of 64 MiB and a header line).
 const MAX_ANSWER_SIZE: usize = 65 * 1024 * 1024;
+/// Of a server that takes connections and says nothing.
+const SILENT: &str = "no answer to the hello in time; is it stopped, or busy with others?";
 /// First size of the read buffer, in bytes.
 const READ_SIZE: usize = 8 * 1024;
 
@@ -88,7 +90,10 @@ fn connect(settings: &Settings) -> Result<Stream, String> {
     };
     let deadline = Instant::now() + settings.connect_timeout;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in resolve(&settings.host, settings.port).map_err(describe)? {
+    for address in resolve_until(&settings.host, settings.port, deadline).map_err(describe)? {
+        if settings.token.is_some() && settings.tls.is_none() && !settings.allow_unsecure {
+            check_token_path(address)?;
+        }
         let remaining = deadline
             .saturating_duration_since(Instant::now())
             .max(Duration::from_millis(1));
@@ -105,6 +110,20 @@ fn connect(settings: &Settings) -> Result<Stream, String> {
         }
     }
     Err(describe(last))
+}
+
+/// Whether a token may be sent there without TLS.
+///
+/// # Errors
+/// What to do instead, where others could read it on the way.
+pub(crate) fn check_token_path(address: SocketAddr) -> Result<(), String> {
+    if address.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    Err(format!(
+        "the token was not sent: {address} is another machine, and without TLS everybody on the way could read it; use \
+         TLS (--ca FILE), or allow it by name (--allow-unsecure)"
+    ))
 }
 
 fn secure(settings: &Settings, socket: Socket) -> Result<Stream, String> {
@@ -164,7 +183,7 @@ fn hello(
                 }
                 Ok(count) => buffer.advance(count),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    return Err("no answer to the hello".into());
+                    return Err(SILENT.into());
                 }
                 Err(error) => return Err(format!("{}: {error}", TlsFault::of(&error))),
             },

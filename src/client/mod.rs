@@ -29,6 +29,8 @@ use std::{
 
 pub use builder::Builder;
 pub use error::{ClientError, Refusal};
+#[cfg(feature = "compiler")]
+pub(crate) use link::check_token_path;
 use queue::{Entry, Sent, Slot};
 use serde::{Serialize, de::DeserializeOwned};
 use shared::Shared;

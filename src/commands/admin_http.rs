@@ -1,25 +1,30 @@
 //! Requests of the commands to the admin endpoint of a running server.
 
 use std::{
-    io::{self, Read as _},
-    net::{SocketAddr, TcpStream, ToSocketAddrs as _},
-    os::unix::net::UnixStream,
+    io::{self, Read as _, Write as _},
+    net::SocketAddr,
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{Exit, failure, printable, usage};
 use crate::{
-    admin::token,
+    admin::{is_loopback, token},
     config::{self, Config, Flags},
+    transport::resolve_until,
 };
 
 /// For the server to be reached.
 const CONNECT: Duration = Duration::from_secs(5);
-/// For the server to answer; it may have to compile.
-const ANSWER: Duration = Duration::from_secs(120);
+/// For a page to arrive as a whole.
+const PAGE: Duration = Duration::from_secs(5);
+/// For a change to be made; the server may have to compile.
+const CHANGE: Duration = Duration::from_secs(120);
+/// What to do about a server that is silent.
+const STOPPED: &str = "; is the server stopped (kill -CONT PID lets it go on), or overloaded?";
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: u64 = 16 * 1024 * 1024;
 
@@ -32,6 +37,9 @@ pub(super) struct Place {
     /// Settings in TOML
     #[arg(long, value_name = "FILE", env = "MB_CONFIG")]
     config: Option<PathBuf>,
+    /// Send the token also to another machine, where everybody on the way can read it
+    #[arg(long)]
+    allow_unsecure: bool,
 }
 
 type Result<T> = std::result::Result<T, (Exit, String)>;
@@ -40,6 +48,7 @@ type Result<T> = std::result::Result<T, (Exit, String)>;
 pub(super) struct Endpoint {
     address: String,
     config: Config,
+    allow_unsecure: bool,
 }
 
 impl Place {
@@ -59,17 +68,21 @@ impl Place {
             format!("{host}:{port}")
         };
         let address = self.admin.clone().unwrap_or(own);
-        Ok(Endpoint { address, config })
+        Ok(Endpoint {
+            address,
+            config,
+            allow_unsecure: self.allow_unsecure,
+        })
     }
 }
 
 impl Endpoint {
     /// A page, whatever its status.
     pub(super) fn get(&self, path: &str) -> Result<Value> {
-        let (mut status, mut answer) = self.exchange("GET", path, "", "")?;
+        let (mut status, mut answer) = self.exchange("GET", path, "", "", PAGE)?;
         if status == 401 {
             // From another machine, reading takes it too.
-            (status, answer) = self.exchange("GET", path, &self.authorization()?, "")?;
+            (status, answer) = self.exchange("GET", path, &self.authorization()?, "", PAGE)?;
         }
         if status == 401 {
             return Err(failure(format!("{}: this is not its token", self.address)));
@@ -80,11 +93,24 @@ impl Endpoint {
 
     /// Changes something; status and answer.
     pub(super) fn post(&self, path: &str, body: &str) -> Result<(u16, Value)> {
-        let (status, answer) = self.exchange("POST", path, &self.authorization()?, body)?;
+        let authorization = self.authorization()?;
+        // A server that is stopped is found out before the long wait.
+        self.exchange("GET", "/healthz", "", "", PAGE)?;
+        let (status, answer) = self.exchange("POST", path, &authorization, body, CHANGE)?;
         Ok((status, serde_json::from_str(&answer).unwrap_or_default()))
     }
 
+    /// The header with the token, where it may be sent.
     fn authorization(&self) -> Result<String> {
+        if !self.allow_unsecure && !self.address.starts_with("unix:") {
+            let places = self.places(Instant::now() + CONNECT).unwrap_or_default();
+            if let Some(place) = places.iter().find(|place| !is_loopback(place)) {
+                return Err(usage(format!(
+                    "the token was not sent: {place} is another machine, and the admin endpoint speaks no TLS; use a \
+                     tunnel, such as ssh -L 9090:127.0.0.1:9090, or --allow-unsecure if you mean it"
+                )));
+            }
+        }
         let file = self.config.token_file();
         let token = token::load(&file).map_err(|error| {
             usage(format!(
@@ -101,34 +127,66 @@ impl Endpoint {
         path: &str,
         headers: &str,
         body: &str,
+        patience: Duration,
     ) -> Result<(u16, String)> {
+        let deadline = Instant::now() + patience;
         let address = &self.address;
-        let unreachable = |error: io::Error| {
-            (
-                Exit::Unreachable,
-                format!("can't reach the admin endpoint {address}: {error}"),
-            )
+        let unreachable = |problem: String| (Exit::Unreachable, problem);
+        let (mut connection, host) = self
+            .connect(deadline.min(Instant::now() + CONNECT))
+            .map_err(|error| {
+                let hint = match error.kind() {
+                    io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => STOPPED,
+                    _ => "",
+                };
+                unreachable(format!(
+                    "can't reach the admin endpoint {address}: {error}{hint}"
+                ))
+            })?;
+        connection.deadline = deadline;
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        );
+        converse(&mut connection, &request).map_err(|error| {
+            unreachable(if error.kind() == io::ErrorKind::TimedOut {
+                let seconds = patience.as_secs();
+                format!(
+                    "the admin endpoint {address} takes connections and has not answered within {seconds} s{STOPPED}"
+                )
+            } else {
+                format!("the admin endpoint {address} broke off: {error}")
+            })
+        })
+    }
+
+    /// A connection, and what the server is asked for by.
+    fn connect(&self, deadline: Instant) -> io::Result<(Connection, String)> {
+        let open = |domain, place: &SockAddr| {
+            let socket = Socket::new(domain, Type::STREAM, None)?;
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            socket.connect_timeout(place, remaining.max(Duration::from_millis(1)))?;
+            Ok::<_, io::Error>(Connection { socket, deadline })
         };
-        if let Some(file) = address.strip_prefix("unix:") {
-            let stream = UnixStream::connect(file).map_err(unreachable)?;
-            stream.set_read_timeout(Some(ANSWER)).map_err(unreachable)?;
-            let headers = &format!("Host: localhost\r\n{headers}");
-            return converse(stream, method, path, headers, body).map_err(unreachable);
+        if let Some(file) = self.address.strip_prefix("unix:") {
+            let connection = open(Domain::UNIX, &SockAddr::unix(file)?)?;
+            return Ok((connection, "localhost".into()));
         }
-        let resolved: Vec<SocketAddr> = address.to_socket_addrs().map_err(unreachable)?.collect();
         let mut last = io::ErrorKind::NotFound.into();
-        for place in resolved {
-            match TcpStream::connect_timeout(&place, CONNECT) {
+        for place in self.places(deadline)? {
+            match open(Domain::for_address(place), &place.into()) {
                 Err(error) => last = error,
-                Ok(stream) => {
-                    stream.set_read_timeout(Some(ANSWER)).map_err(unreachable)?;
-                    // One that is reached by its address is asked for by it.
-                    let headers = &format!("Host: {}\r\n{headers}", host_of(place));
-                    return converse(stream, method, path, headers, body).map_err(unreachable);
-                }
+                Ok(connection) => return Ok((connection, host_of(place))),
             }
         }
-        Err(unreachable(last))
+        Err(last)
+    }
+
+    /// Where it is over TCP.
+    fn places(&self, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
+        let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "it is no HOST:PORT");
+        let (host, port) = self.address.rsplit_once(':').ok_or_else(wrong)?;
+        resolve_until(host, port.parse().map_err(|_| wrong())?, deadline)
     }
 }
 
@@ -141,21 +199,55 @@ fn host_of(place: SocketAddr) -> String {
     }
 }
 
+/// A connection all of whose reads and writes end at one instant.
+struct Connection {
+    socket: Socket,
+    deadline: Instant,
+}
+
+impl Connection {
+    /// What remains, for one system call.
+    fn remaining(&self) -> io::Result<Option<Duration>> {
+        let remaining = self.deadline.saturating_duration_since(Instant::now());
+        if remaining.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(Some(remaining.max(Duration::from_millis(1))))
+    }
+}
+
+/// A socket whose timeout is over says that it would block.
+fn late(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::WouldBlock {
+        io::ErrorKind::TimedOut.into()
+    } else {
+        error
+    }
+}
+
+impl io::Read for Connection {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.socket.set_read_timeout(self.remaining()?)?;
+        (&self.socket).read(buf).map_err(late)
+    }
+}
+
+impl io::Write for Connection {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.socket.set_write_timeout(self.remaining()?)?;
+        (&self.socket).write(buf).map_err(late)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Asks, and reads the answer to its end; status and body.
-fn converse(
-    mut stream: impl io::Read + io::Write,
-    method: &str,
-    path: &str,
-    headers: &str,
-    body: &str,
-) -> io::Result<(u16, String)> {
-    let length = body.len();
-    let request = format!(
-        "{method} {path} HTTP/1.1\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-    );
-    stream.write_all(request.as_bytes())?;
+fn converse(connection: &mut Connection, request: &str) -> io::Result<(u16, String)> {
+    connection.write_all(request.as_bytes())?;
     let mut answer = String::new();
-    io::Read::take(stream, MAX_ANSWER).read_to_string(&mut answer)?;
+    connection.take(MAX_ANSWER).read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head
         .split(' ')

@@ -1,6 +1,7 @@
 //! `mb-server call`: one request and its answer, or many of them as lines.
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     fs::File,
     io::{self, BufRead, BufReader, IsTerminal as _, Read as _, Write as _},
@@ -10,7 +11,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 
-use super::{Exit, Result, connect::Connect, failure, printable, usage};
+use super::{Exit, Result, connect::Connect, failure, printable, printable_lines, usage};
 use crate::{
     client::{Answer, Client, ClientError, Pending, Refusal, Request},
     wire::{DEFAULT_TIMEOUT, Payload, Topic, Version, header::MAX_TIMEOUT, json},
@@ -107,8 +108,8 @@ fn run_one(arguments: &Arguments, topic: &str) -> Result {
     };
     let client = arguments.connect.open(timeout)?;
     match client.call(&request) {
-        Ok(Answer::Json(text)) => print(&[text.as_bytes(), b"\n"]),
-        Ok(Answer::Binary(bytes)) => print(&[&bytes]),
+        Ok(Answer::Json(text)) => print(text.as_bytes(), b"\n"),
+        Ok(Answer::Binary(bytes)) => print(&bytes, b""),
         Err(ClientError::Answered(Refusal {
             code,
             message,
@@ -117,7 +118,7 @@ fn run_one(arguments: &Arguments, topic: &str) -> Result {
         })) => {
             complain!("{}: {}", printable(&code), printable(&message));
             if let Some(details) = details {
-                complain!("{details}");
+                complain!("{}", printable(details.get()));
             }
             Ok(Exit::Failure)
         }
@@ -258,7 +259,7 @@ fn take(
             format!("{}\n", json!({"line": number, "lost": lost}))
         }
     };
-    print(&[line.as_bytes()]).map(drop)
+    print(line.as_bytes(), b"").map(drop)
 }
 
 impl Tally {
@@ -297,10 +298,17 @@ fn read_payload(argument: &str) -> std::result::Result<Vec<u8>, (Exit, String)> 
     Ok(payload)
 }
 
-/// A reader that has seen enough is no failure.
-fn print(parts: &[&[u8]]) -> Result {
+/// Prints an answer, as it is to a file or another program, and harmless to a
+/// terminal. A reader that has seen enough is no failure.
+fn print(answer: &[u8], end: &[u8]) -> Result {
+    let terminal = io::stdout().is_terminal();
+    let shown = if terminal {
+        for_terminal(answer)
+    } else {
+        answer.into()
+    };
     let mut out = io::stdout().lock();
-    for part in parts {
+    for part in [&*shown, if terminal { b"\n" } else { end }] {
         match out.write_all(part) {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Exit::Success),
             result => result.map_err(failure)?,
@@ -308,4 +316,35 @@ fn print(parts: &[&[u8]]) -> Result {
     }
     out.flush().map_err(failure)?;
     Ok(Exit::Success)
+}
+
+/// An answer without what a terminal would obey.
+fn for_terminal(answer: &[u8]) -> Cow<'_, [u8]> {
+    match str::from_utf8(answer) {
+        Ok(text) => printable_lines(text.trim_end()).into_bytes().into(),
+        Err(_) => format!(
+            "{} bytes that are no text; redirect them into a file",
+            answer.len()
+        )
+        .into_bytes()
+        .into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_is_shown() {
+        assert_eq!(
+            &*for_terminal("{\"a\":\"ä\"}\n".as_bytes()),
+            "{\"a\":\"ä\"}".as_bytes()
+        );
+        assert_eq!(
+            &*for_terminal("\x1b]0;x\x07\u{9b}2J".as_bytes()),
+            br"\u{1b}]0;x\u{7}\u{9b}2J"
+        );
+        assert!(for_terminal(b"\x9b2J").starts_with(b"3 bytes that are no text"));
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, time::Duration};
 
-use super::{Exit, usage};
+use super::{Exit, printable, usage};
 use crate::{
     client::{Builder, Client, ClientError},
     transport::ClientTls,
@@ -15,6 +15,10 @@ const DEFAULT_TLS_SERVER: &str = "localhost:8444";
 
 /// Longest file of a token, in bytes.
 const MAX_TOKEN_SIZE: usize = 4096;
+
+/// For a step of connecting, whatever a request's timeout is.
+const SHORTEST_STEP: Duration = Duration::from_secs(1);
+const LONGEST_STEP: Duration = Duration::from_secs(5);
 
 /// Pause before connecting is tried again; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -45,22 +49,31 @@ pub(super) struct Connect {
     /// File that holds the token to show
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Send the token also without TLS to another machine, where everybody on the way can read it
+    #[arg(long)]
+    pub(super) allow_unsecure: bool,
     /// Try again so many times: connecting, and requests that were lost, which may then run twice
     #[arg(long, value_name = "TIMES", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub(super) retry: u32,
 }
 
 impl Connect {
-    /// Connects, as often as `--retry` says.
+    /// Connects, as often as `--retry` says. No step of it takes longer than
+    /// the timeout of the request that is to follow, and 1 s to 5 s.
     pub(super) fn open(&self, timeout: Duration) -> Result<Client, (Exit, String)> {
+        let step = timeout.clamp(SHORTEST_STEP, LONGEST_STEP);
         let builder = self
             .builder()?
-            .connect_timeout(timeout.min(Duration::from_secs(5)));
+            .connect_timeout(step)
+            .handshake_timeout(step)
+            .write_timeout(step);
         let mut pause = FIRST_PAUSE;
         for _ in 0..self.retry {
             match builder.clone().connect() {
                 Ok(client) => return Ok(client),
-                Err(error) => complain!("mb-server: {}; trying again", describe(&error)),
+                Err(error) => {
+                    complain!("mb-server: {}; trying again", printable(&describe(&error)))
+                }
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_secs(5));
@@ -85,7 +98,8 @@ impl Connect {
     fn builder(&self) -> Result<Builder, (Exit, String)> {
         let mut builder = Client::builder(self.server())
             .retries(self.retry)
-            .reconnect(self.retry > 0);
+            .reconnect(self.retry > 0)
+            .allow_unsecure(self.allow_unsecure);
         if let Some(tls) = self.tls()? {
             builder = builder.tls(tls);
         }

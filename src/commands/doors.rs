@@ -5,7 +5,7 @@ use std::{
     net::TcpListener,
     os::unix::{
         fs::{FileTypeExt as _, PermissionsExt as _},
-        net::{UnixListener, UnixStream},
+        net::UnixListener,
     },
     path::Path,
 };
@@ -90,7 +90,7 @@ fn tcp(host: &str, port: u16, inherited: &mut Inherited) -> io::Result<TcpListen
 /// Listens on a file that this user alone may open.
 fn unix(path: &Path) -> io::Result<UnixListener> {
     if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
-        if UnixStream::connect(path).is_ok() {
+        if is_listened_on(path)? {
             return Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
                 "another server listens there",
@@ -105,6 +105,15 @@ fn unix(path: &Path) -> io::Result<UnixListener> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     socket.listen(i32::try_from(BACKLOG).unwrap_or(i32::MAX))?;
     Ok(socket.into())
+}
+
+/// Whether a process listens there. One that is stopped does not take the
+/// connection, and is not waited for.
+fn is_listened_on(path: &Path) -> io::Result<bool> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    let connected = socket.connect(&SockAddr::unix(path)?);
+    Ok(connected.map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |()| true))
 }
 
 #[cfg(test)]

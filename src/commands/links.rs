@@ -4,13 +4,14 @@ use std::{
     io::{self, Read as _, Write as _},
     net::TcpStream,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{Exit, connect::Connect, usage};
 use crate::{
+    client::check_token_path,
     load::Link,
-    transport::{client_config, resolve},
+    transport::{client_config, resolve_until},
     wire::FrameHeader,
 };
 
@@ -33,7 +34,7 @@ impl Connect {
             .and_then(|(host, port)| Some((host, port.parse().ok()?)))
             .ok_or_else(|| usage(format!("{server:?} is not HOST:PORT")))?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        let address = *resolve(host, port)
+        let address = *resolve_until(host, port, Instant::now() + timeout)
             .map_err(|error| unreachable(&error))?
             .first()
             .ok_or_else(|| unreachable(&"the name has no address"))?;
@@ -46,10 +47,14 @@ impl Connect {
             Ok((client_config(&tls).map_err(usage)?, name))
         });
         let (tls, token) = (tls.transpose()?, self.token()?);
+        if token.is_some() && tls.is_none() && !self.allow_unsecure {
+            check_token_path(address).map_err(usage)?;
+        }
         let open = |_| -> io::Result<Link> {
             let stream = TcpStream::connect_timeout(&address, timeout)?;
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(timeout))?;
+            stream.set_write_timeout(Some(timeout))?;
             let mut link = match &tls {
                 None => Link::Plain(stream),
                 Some((config, name)) => {

@@ -178,7 +178,7 @@ impl Arguments {
             Command::CompileHelper(arguments) => compile_helper::run(&arguments),
         };
         result.unwrap_or_else(|(exit, message)| {
-            log::print(&format!("mb-server: {message}"));
+            log::print(&format!("mb-server: {}", printable_lines(&message)));
             exit
         })
     }
@@ -209,11 +209,20 @@ fn failure(message: impl std::fmt::Display) -> (Exit, String) {
 /// A stranger's text for a terminal, on one line: what would move the cursor,
 /// change colours or turn the direction of writing is shown as an escape.
 fn printable(text: &str) -> String {
+    escaped(text, &[])
+}
+
+/// The same for a text of several lines.
+fn printable_lines(text: &str) -> String {
+    escaped(text, &['\n', '\t'])
+}
+
+fn escaped(text: &str, kept: &[char]) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control()
-            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
-        {
+        let harmful = c.is_control()
+            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
+        if harmful && !kept.contains(&c) {
             shown.extend(c.escape_default());
         } else {
             shown.push(c);
@@ -236,5 +245,6 @@ mod tests {
             printable("\x1b[2J\r\n\u{9b}\u{202e}"),
             "\\u{1b}[2J\\r\\n\\u{9b}\\u{202e}"
         );
+        assert_eq!(printable_lines("a\tb\n\x1b[2J\r"), "a\tb\n\\u{1b}[2J\\r");
     }
 }

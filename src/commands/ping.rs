@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Exit, Result, connect::Connect, failure};
+use super::{Exit, Result, connect::Connect, failure, printable};
 use crate::{
     client::{ClientError, Request},
     wire::{Payload, Topic},
@@ -56,7 +56,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
             Err(ClientError::Answered(refusal)) => return Err(failure(refusal)),
             Err(error) => {
                 lost += 1;
-                complain!("{number}: {error}");
+                complain!("{number}: {}", printable(&error.to_string()));
             }
         }
         if number < arguments.count {

@@ -1,12 +1,16 @@
 //! The command line, as a user types it.
 
 use std::{
-    io::Write as _,
+    io::{Read as _, Write as _},
     net::TcpListener,
     process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
-use crate::{BINARY, start, support::component};
+use crate::{
+    BINARY, setup, start,
+    support::{absent, component},
+};
 
 fn run(arguments: &[&str], input: &[u8]) -> (Option<i32>, String, String) {
     run_in(Command::new(BINARY).args(arguments), input)
@@ -327,4 +331,132 @@ fn the_store_is_backed_up_and_restored() {
         code == Some(1) && error.contains("nothing was written"),
         "{error}"
     );
+}
+
+#[test]
+fn a_server_that_is_stopped_is_given_up() {
+    let state = tempfile::tempdir().unwrap();
+    let server = setup()
+        .set(&format!("state_dir = {:?}", state.path()))
+        .start();
+    let config = server.settings_file().display().to_string();
+    let (wire, admin) = (server.wire.to_string(), server.admin.to_string());
+    server.signal("STOP");
+    let stat = format!("/proc/{}/stat", server.child.id());
+    server.until("it is stopped", |_| {
+        std::fs::read_to_string(&stat).unwrap().contains(") T ")
+    });
+    let give_up = |arguments: &[&str], expected: &str| {
+        let begun = Instant::now();
+        let (status, _, error) = run(arguments, b"");
+        assert_eq!(status, Some(3), "{arguments:?}: {error}");
+        assert!(error.contains(expected), "{arguments:?}: {error}");
+        begun.elapsed()
+    };
+    let operator = ["--admin", &admin, "--config", &config];
+    let client = ["--server", &wire, "--timeout", "1000"];
+    let give_up = &give_up;
+    std::thread::scope(|scope| {
+        for command in [&["status"][..], &["why", "x"], &["rollback", "echo"]] {
+            let arguments = [command, &operator].concat();
+            scope.spawn(move || give_up(&arguments, "is the server stopped"));
+        }
+        for command in [&["call", "echo.say"][..], &["ping"]] {
+            let arguments = [command, &client].concat();
+            scope.spawn(move || {
+                let took = give_up(&arguments, "no answer to the hello in time; is it stopped");
+                assert!(took < Duration::from_secs(4), "{took:?}");
+            });
+        }
+    });
+}
+
+#[test]
+fn a_token_does_not_leave_the_machine_unencrypted() {
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), "secret").unwrap();
+    let token = token.path().display().to_string();
+    let state = tempfile::tempdir().unwrap();
+    let config = state.path().join("mb.toml");
+    std::fs::write(&config, format!("state_dir = {:?}", state.path())).unwrap();
+    let config = config.display().to_string();
+    // A network for documentation: nobody is there.
+    let client = ["--server", "192.0.2.1:8081", "--token-file", &token];
+    let operator = ["--admin", "192.0.2.1:9090", "--config", &config];
+    for (command, flags, code) in [
+        (&["call", "echo.say"][..], client, 3),
+        (&["ping"], client, 3),
+        (&["bench"], client, 2),
+        (&["rollback", "echo"], operator, 2),
+    ] {
+        let (status, _, error) = run(&[command, &flags].concat(), b"");
+        assert_eq!(status, Some(code), "{command:?}: {error}");
+        let expected = ["the token was not sent", "--allow-unsecure"];
+        assert!(
+            expected.iter().all(|part| error.contains(part)),
+            "{command:?}: {error}"
+        );
+    }
+}
+
+/// A server that answers a hello, and one request with what it is given.
+fn answer_once(answer: &'static str) -> (String, std::thread::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let serve = move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut talk = |answer: &dyn Fn(&str) -> String| {
+            let mut head = [0; 8];
+            stream.read_exact(&mut head).unwrap();
+            let length = u32::from_be_bytes(head[..4].try_into().unwrap());
+            let mut body = vec![0; length as usize];
+            stream.read_exact(&mut body).unwrap();
+            let line = String::from_utf8(body).unwrap();
+            let id = line.lines().next().unwrap().split(':').nth(3).unwrap();
+            let body = answer(id);
+            let head = [u32::try_from(body.len()).unwrap().to_be_bytes(), [0; 4]].concat();
+            stream
+                .write_all(&[&head, body.as_bytes()].concat())
+                .unwrap();
+        };
+        talk(&|id| {
+            format!(
+                "RESPONSE:system.hello:1.0.0:{id}\n{{\"limits\":{{\"keepAliveIntervalMs\":1000}}}}"
+            )
+        });
+        talk(&|id| answer.replace("ID", id));
+        // Until the client has gone.
+        let _ = stream.read_to_end(&mut Vec::new());
+    };
+    (address, std::thread::spawn(serve))
+}
+
+#[test]
+fn a_terminal_gets_no_control_characters_of_answers() {
+    let good = "RESPONSE:echo.say:1.0.0:ID\n\"\x1b]0;evil\x07 \u{9b}2J\"";
+    let bad = "ERROR:echo.say:1.0.0:ID\n{\"code\":\"X\",\"message\":\"\\u001b[2J\",\"timestamp\":\
+               \"2026-01-01T00:00:00.000Z\",\"origin\":\"service\",\"details\":{\"a\":\"\u{9b}2J\"}}";
+    for (answer, expected) in [(good, "\\u{1b}]0;evil\\u{7} \\u{9b}2J"), (bad, "\\u{9b}2J")] {
+        let (address, served) = answer_once(answer);
+        let command = format!("{BINARY} call --server {address} echo.say");
+        let mut script = Command::new("script");
+        script
+            .args(["-qec", &command, "/dev/null"])
+            .stdin(Stdio::null());
+        match script.output() {
+            Err(error) => return absent("script", &error),
+            Ok(output) => {
+                let shown = String::from_utf8_lossy(&output.stdout);
+                assert!(shown.contains(expected), "{shown:?}");
+                assert!(!shown.contains(['\x1b', '\x07', '\u{9b}']), "{shown:?}");
+            }
+        }
+        served.join().unwrap();
+    }
+    // Another program gets what came.
+    let (address, served) = answer_once(good);
+    let (status, out, error) = run(&["call", "--server", &address, "echo.say"], b"");
+    served.join().unwrap();
+    assert_eq!((status, &*error), (Some(0), ""));
+    assert_eq!(out, "\"\x1b]0;evil\x07 \u{9b}2J\"\n");
 }
