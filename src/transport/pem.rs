@@ -183,7 +183,7 @@ fn sections(text: &[u8], content: Content) -> Result<Vec<Section<'_>>, String> {
                     open = None;
                 } else if looks_like_a_boundary(line) {
                     return Err(at(&format!(
-                        "the section that begins at line {first} has no end of its own before it"
+                        "the section that begins at line {first} must end with its -----END, alone in a line, before anything else"
                     )));
                 } else if content == Content::Key && line.starts_with(b"Proc-Type:") {
                     return Err(at(ENCRYPTED));
