@@ -79,16 +79,25 @@ pub fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 /// # Errors
 /// As [`resolve`]; `TimedOut` at the deadline.
 pub fn resolve_until(host: &str, port: u16, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
-    let (sender, receiver) = mpsc::channel();
     let name = host.to_owned();
-    thread::Builder::new()
-        .name("mb-resolve".into())
-        .spawn(move || sender.send(resolve(&name, port)))?;
-    let remaining = deadline.saturating_duration_since(Instant::now());
-    receiver.recv_timeout(remaining).unwrap_or_else(|_| {
+    let found = answer_until(deadline, move || resolve(&name, port))?;
+    found.unwrap_or_else(|| {
         let problem = format!("the name {host:?} was not resolved in time");
         Err(io::Error::new(io::ErrorKind::TimedOut, problem))
     })
+}
+
+/// What a look-up on a thread of its own answers; none if that takes longer.
+fn answer_until<T: Send + 'static>(
+    deadline: Instant,
+    look_up: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<Option<T>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::Builder::new()
+        .name("mb-resolve".into())
+        .spawn(move || sender.send(look_up()))?;
+    let remaining = deadline.saturating_duration_since(Instant::now());
+    Ok(receiver.recv_timeout(remaining).ok())
 }
 
 /// How the C library looks up names.
@@ -226,7 +235,17 @@ mod tests {
         assert_eq!(resolve("[::1]", 7).unwrap(), ["[::1]:7".parse().unwrap()]);
         let loopback = resolve("LocalHost.", 7).unwrap();
         assert!(!loopback.is_empty() && loopback.iter().all(|address| address.ip().is_loopback()));
-        let late = resolve_until("localhost", 7, Instant::now()).unwrap_err();
-        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_look_up_that_hangs_is_given_up() {
+        let soon = Instant::now() + Duration::from_millis(20);
+        let (release, held) = mpsc::channel::<()>();
+        let hangs = move || held.recv().is_err();
+        assert_eq!(answer_until(soon, hangs).unwrap(), None);
+        drop(release);
+        let later = Instant::now() + Duration::from_secs(60);
+        assert_eq!(answer_until(later, || 7).unwrap(), Some(7));
+        assert!(resolve_until("localhost", 7, later).is_ok());
     }
 }
