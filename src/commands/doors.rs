@@ -52,7 +52,9 @@ impl Doors {
             })?;
             opened.names.push(format!(
                 "http://{}/",
-                listener.local_addr().map_err(failure)?
+                listener.local_addr().map_err(|error| failure(format!(
+                    "the address of the admin endpoint can't be told: {error}"
+                )))?
             ));
             opened.doors.push(Door::Tcp(listener));
         }

@@ -2,23 +2,20 @@
 
 use std::{
     fs,
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
-        mpsc,
+        mpsc::{self, RecvTimeoutError},
     },
     thread,
     time::{Duration, Instant},
 };
 
-use signal_hook::{
-    consts::{SIGHUP, SIGTERM},
-    iterator::Signals,
-};
+use signal_hook::consts::{SIGHUP, SIGTERM};
 
 #[cfg(feature = "compiler")]
 use super::serving::compile_worker;
@@ -40,6 +37,9 @@ use crate::{
 
 /// What a second signal ends the process with: that of an interrupted one.
 const INTERRUPTED: i32 = 130;
+
+/// How often main looks for a signal that nobody told it of.
+const LOOK_FOR_SIGNALS: Duration = Duration::from_secs(1);
 
 /// How long the watchdog's own connection may take.
 const ALIVE_WITHIN: Duration = Duration::from_secs(1);
@@ -104,7 +104,11 @@ pub(super) fn run(arguments: Arguments) -> Result {
     // It holds for threads that are started later.
     confine(&loaded.config);
     write_log_in_background()?;
-    let (end, signals) = listen_for_signals().map_err(failure)?;
+    let no_signals = |error: String| failure(format!("signals can't be received: {error}"));
+    let (end, signals) = listen_for_signals().map_err(no_signals)?;
+    let terminated = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGTERM, Arc::clone(&terminated))
+        .map_err(|error| no_signals(error.to_string()))?;
     let again = Box::new(move || arguments.load().map_err(|error| error.to_string()));
     let plan = Plan {
         loaded,
@@ -145,7 +149,10 @@ pub(super) fn run(arguments: Arguments) -> Result {
     );
 
     // The sender lives as long as the process: this returns with a signal.
-    let _ = signals.recv();
+    // Where the system loses the notice of one, the flag has it.
+    while signals.recv_timeout(LOOK_FOR_SIGNALS) == Err(RecvTimeoutError::Timeout)
+        && !terminated.load(SeqCst)
+    {}
     notify::notify("STOPPING=1");
     serving.drain();
     Ok(Exit::Success)
@@ -213,33 +220,35 @@ pub(super) fn listen_for_signals()
         }
         let _ = sender.send(());
     };
-    let mut terminations = Signals::new([SIGTERM]).map_err(|error| error.to_string())?;
-    let terminated = heard.clone();
-    let wait = move || terminations.forever().for_each(|_| terminated());
-    thread::Builder::new()
-        .name("mb-signals".into())
-        .spawn(wait)
-        .map_err(|error| error.to_string())?;
+    follow(SIGTERM, "mb-signals", heard.clone()).map_err(|error| error.to_string())?;
     ctrlc::set_handler(heard).map_err(|error| error.to_string())?;
     Ok((end, receiver))
 }
 
 /// SIGHUP has the settings read again.
 fn follow_hangups(serving: &Serving) -> io::Result<()> {
-    let mut hangups = Signals::new([SIGHUP])?;
     let settings = Arc::clone(&serving.settings);
-    let follow = move || {
-        for _ in hangups.forever() {
-            notify::notify("RELOADING=1");
-            if let Err(error) = settings.reload() {
-                tracing::error!("the settings stay as they were: {error}");
-            }
-            notify::notify("READY=1");
+    follow(SIGHUP, "mb-hangups", move || {
+        notify::notify("RELOADING=1");
+        if let Err(error) = settings.reload() {
+            tracing::error!("the settings stay as they were: {error}");
+        }
+        notify::notify("READY=1");
+    })
+}
+
+/// Has a thread of this name react to each such signal.
+fn follow(signal: i32, name: &str, react: impl Fn() + Send + 'static) -> io::Result<()> {
+    let (mut reader, writer) = io::pipe()?;
+    signal_hook::low_level::pipe::register(signal, writer)?;
+    let read = move || {
+        while reader.read_exact(&mut [0]).is_ok() {
+            react();
         }
     };
     thread::Builder::new()
-        .name("mb-hangups".into())
-        .spawn(follow)
+        .name(name.into())
+        .spawn(read)
         .map(drop)
 }
 

@@ -218,7 +218,7 @@ pub fn componentize(bytes: &[u8]) -> Result<Cow<'_, [u8]>, LoadError> {
 
 impl SandboxConfig {
     /// For an engine that runs nothing.
-    pub(super) fn for_compiling(quick: bool) -> Self {
+    pub(super) fn for_compiling(quick: bool, copy_memory: bool) -> Self {
         Self {
             largest_instance: 0,
             largest_table: 0,
@@ -229,6 +229,7 @@ impl SandboxConfig {
             memory: Budget::new(0),
             compiler: CompilerConfig {
                 quick,
+                copy_memory,
                 ..CompilerConfig::default()
             },
         }

@@ -9,6 +9,10 @@ use std::{
     time::Instant,
 };
 
+use rustix::{
+    fs::{MemfdFlags, memfd_create},
+    io::Errno,
+};
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 #[cfg(feature = "compiler")]
@@ -68,6 +72,9 @@ pub struct CompilerConfig {
     /// Compile quickly, to code that runs slowly: for a component that is
     /// changed again in a minute.
     pub quick: bool,
+    /// What an instance's memory begins with is copied, not mapped. Set where
+    /// the system refuses what mapping needs.
+    pub copy_memory: bool,
 }
 
 /// The engine with its clock, and the places for instances.
@@ -109,7 +116,14 @@ impl Sandbox {
     ///
     /// # Errors
     /// If there is no engine to be had at all.
-    pub fn new(config: SandboxConfig) -> wasmtime::Result<Arc<Self>> {
+    pub fn new(mut config: SandboxConfig) -> wasmtime::Result<Arc<Self>> {
+        if let Err(error) = try_memory_file() {
+            tracing::warn!(
+                "the first memory of instances is copied, which is slower, because no file in memory can be \
+                 made: {error}"
+            );
+            config.compiler.copy_memory = true;
+        }
         #[cfg_attr(
             not(feature = "compiler"),
             allow(unused_mut, reason = "nothing to set up")
@@ -214,6 +228,15 @@ impl Sandbox {
     }
 }
 
+/// Tries what wasmtime maps the first memory of instances from. It does
+/// without by itself where the system has no such files.
+fn try_memory_file() -> rustix::io::Result<()> {
+    match memfd_create("mb-server", MemfdFlags::CLOEXEC) {
+        Ok(_) | Err(Errno::NOSYS) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// Divides the places: one in sixteen for each depth beyond the first, at
 /// least one.
 fn places(instances: usize, call_depth: usize) -> Vec<Arc<Budget>> {
@@ -229,6 +252,7 @@ pub(super) fn base(config: &SandboxConfig) -> Config {
     engine
         .epoch_interruption(true)
         .max_wasm_stack(config.stack)
+        .memory_init_cow(!config.compiler.copy_memory)
         .concurrency_support(false)
         .wasm_memory64(false)
         .wasm_relaxed_simd(false)

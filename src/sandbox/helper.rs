@@ -91,17 +91,26 @@ impl Helper {
     pub(super) fn start() -> io::Result<Self> {
         let kind = SocketType::SEQPACKET;
         let (own, other) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
-        let mut command = Command::new(PROGRAM);
-        command.arg("compile-helper").env_clear().current_dir("/");
-        command
-            .stdin(Stdio::from(other))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        let command = || -> io::Result<Command> {
+            let mut command = Command::new(PROGRAM);
+            command.arg("compile-helper").env_clear().current_dir("/");
+            command
+                .stdin(Stdio::from(other.try_clone()?))
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            Ok(command)
+        };
         // Ctrl-C is for the server, which ends in order.
-        command.process_group(0);
+        let child = command()?.process_group(0).spawn().or_else(|error| {
+            let child = command()?.spawn()?;
+            tracing::warn!(
+                "the processes that compile are in the process group of the server, so Ctrl-C ends them too: {error}"
+            );
+            Ok::<_, io::Error>(child)
+        })?;
         Ok(Self {
             socket: Mutex::new(Some(own)),
-            child: command.spawn()?,
+            child,
         })
     }
 
@@ -317,8 +326,9 @@ impl Ended {
             let closed = PollFd::from_borrowed_fd(socket, PollFlags::IN);
             let mut events = vec![closed];
             events.extend(end.as_ref().map(|end| PollFd::new(end, PollFlags::IN)));
-            retry(|| poll(&mut events, Some(&pause)))?;
-            if !events[0].revents().is_empty() {
+            if retry(|| poll(&mut events, Some(&pause))).is_err() {
+                thread::sleep(LOOK_EVERY);
+            } else if !events[0].revents().is_empty() {
                 return Ok(None);
             }
         }

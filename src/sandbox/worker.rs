@@ -53,6 +53,9 @@ pub struct CompileJob {
     /// Rewrite it, so that its instances can be reset
     #[arg(long)]
     reset: bool,
+    /// Instances get their first memory copied, not mapped
+    #[arg(long)]
+    copy_memory: bool,
     /// Memory that may be taken, in bytes
     #[arg(long)]
     memory: u64,
@@ -71,6 +74,7 @@ impl CompileJob {
             any_cpu,
             quick,
             reset,
+            copy_memory,
             memory,
             seconds,
         } = self;
@@ -85,6 +89,7 @@ impl CompileJob {
             ("any-cpu", *any_cpu),
             ("quick", *quick),
             ("reset", *reset),
+            ("copy-memory", *copy_memory),
         ];
         numbers
             .map(|(name, number)| format!("--{name}={number}"))
@@ -130,7 +135,7 @@ impl CompileJob {
         let config = SandboxConfig {
             largest_instance: self.largest_instance,
             stack: self.stack,
-            ..SandboxConfig::for_compiling(self.quick)
+            ..SandboxConfig::for_compiling(self.quick, self.copy_memory)
         };
         let cpu = if self.any_cpu { Cpu::Any } else { Cpu::This };
         let engine =
@@ -184,6 +189,7 @@ impl CompileWorker {
                 any_cpu: false,
                 quick: config.compiler.quick,
                 reset,
+                copy_memory: config.compiler.copy_memory,
                 memory: self.memory as u64,
                 seconds: self.seconds(),
             },
@@ -196,7 +202,7 @@ impl CompileWorker {
     /// # Errors
     /// It does not compile.
     pub fn precompile(&self, bytes: &[u8], ahead: Ahead) -> Result<Vec<u8>, LoadError> {
-        let config = SandboxConfig::for_compiling(false);
+        let config = SandboxConfig::for_compiling(false, false);
         self.work(
             CompileJob {
                 stack: config.stack,
@@ -205,6 +211,7 @@ impl CompileWorker {
                 any_cpu: ahead.cpu == Cpu::Any,
                 quick: false,
                 reset: true,
+                copy_memory: false,
                 memory: self.memory as u64,
                 seconds: self.seconds(),
             },

@@ -11,14 +11,16 @@ use std::{
     time::Duration,
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::json;
+use socket2::SockRef;
 
 use super::{
     ListenerSettings, Listening, SHUTS_DOWN, Shared,
     admission::{Admission, Admitted, Permit},
     connection::{RETRY_WHEN_BUSY_MS, notice},
     session::{Session, tell_denied},
+    wait_for,
 };
 use crate::{
     config::Auth,
@@ -44,7 +46,7 @@ pub(super) fn start(
     shared: &Arc<Shared>,
     admission: &Arc<Admission>,
 ) -> io::Result<JoinHandle<()>> {
-    listening.listener.set_nonblocking(true)?;
+    SockRef::from(&listening.listener).set_nonblocking(true)?;
     let acceptor = Acceptor {
         listening: Arc::clone(listening),
         settings: Arc::clone(&listening.place),
@@ -93,7 +95,7 @@ impl Acceptor {
         } else {
             &mut polled[..]
         };
-        let _ = poll(polled, timespec.as_ref());
+        wait_for(polled, timespec.as_ref());
     }
 
     /// Connections that the kernel has completed and nobody has accepted

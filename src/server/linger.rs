@@ -12,8 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
+use super::wait_for;
 use crate::transport::Stream;
 
 /// How long a peer's bytes are dropped.
@@ -143,7 +144,7 @@ fn wait(sockets: &[(Stream, Instant)]) -> Vec<bool> {
         .iter()
         .map(|(socket, _)| PollFd::new(socket.socket().stream(), PollFlags::IN))
         .collect();
-    let _ = poll(&mut polled, Some(&ROUND));
+    wait_for(&mut polled, Some(&ROUND));
     polled
         .iter()
         .map(|socket| !socket.revents().is_empty())

@@ -15,6 +15,7 @@ mod phase;
 mod poller;
 mod running;
 mod session;
+mod shutdown_event;
 
 /// What `phase` is made of; its check of interleavings brings its own.
 mod sync {
@@ -28,7 +29,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
     },
-    thread::JoinHandle,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -42,9 +43,10 @@ use linger::{LINGER, Linger};
 use poller::Poller;
 use running::RunningCalls;
 use rustix::{
-    event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
-    fd::OwnedFd,
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
 };
+use shutdown_event::ShutdownEvent;
 
 use crate::{
     access::{Access, Terms},
@@ -183,7 +185,7 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 pub(crate) struct DrainFlags {
     /// Readable from the moment that the server drains, for those who poll.
-    wake: OwnedFd,
+    wake: ShutdownEvent,
     /// No call is begun any more.
     draining: AtomicBool,
     /// Calls that still run are stopped.
@@ -213,14 +215,20 @@ pub struct Drained {
 /// Why the server can't listen.
 #[derive(Debug)]
 pub struct ListenError {
-    host: String,
-    port: u16,
+    /// Host and port; none where something else is missing.
+    place: Option<(String, u16)>,
     source: io::Error,
 }
 
 impl fmt::Display for ListenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port, source } = self;
+        let Self { place, source } = self;
+        let Some((host, port)) = place else {
+            return write!(
+                f,
+                "the system refuses threads or pipes that the server needs: {source}"
+            );
+        };
         write!(f, "can't listen on {host} port {port}: {source}")?;
         match source.kind() {
             io::ErrorKind::AddrInUse => {
@@ -251,8 +259,7 @@ impl Server {
         for place in &settings.listeners {
             for host in &place.hosts {
                 let error = |source| ListenError {
-                    host: host.clone(),
-                    port: place.port,
+                    place: Some((host.clone(), place.port)),
                     source,
                 };
                 let addresses = resolve(host, place.port).map_err(error)?;
@@ -283,8 +290,7 @@ impl Server {
             }
         }
         let error = |source| ListenError {
-            host: "all addresses".into(),
-            port: 0,
+            place: None,
             source,
         };
         let linger = Linger::start(settings.max_ending).map_err(error)?;
@@ -410,9 +416,18 @@ impl Shared {
                     PollFlags::OUT,
                 ));
             }
-            let _ = poll(&mut polled, Some(&DRAIN_ROUND));
+            wait_for(&mut polled, Some(&DRAIN_ROUND));
             unsent.retain(|connection| !connection.send_last_word());
         }
+    }
+}
+
+/// Polls; where that fails, it takes a moment, so that who tries again does
+/// not keep a processor busy.
+fn wait_for(polled: &mut [PollFd<'_>], timeout: Option<&Timespec>) {
+    const MOMENT: Duration = Duration::from_millis(10);
+    if poll(polled, timeout).is_err_and(|error| error != Errno::INTR) {
+        thread::sleep(MOMENT);
     }
 }
 
@@ -517,7 +532,7 @@ impl View {
 
 impl DrainFlags {
     fn new() -> io::Result<Self> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let wake = ShutdownEvent::new()?;
         Ok(Self {
             wake,
             draining: AtomicBool::new(false),
@@ -527,8 +542,7 @@ impl DrainFlags {
 
     fn begin(&self) {
         self.draining.store(true, SeqCst);
-        // Nobody reads it, so it stays readable.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        self.wake.set();
     }
 
     fn draining(&self) -> bool {

@@ -25,12 +25,12 @@ use std::{
 
 use rustix::{
     event::{
-        EventfdFlags, Timespec,
+        Timespec,
         epoll::{self, CreateFlags, Event, EventData, EventFlags},
-        eventfd,
     },
     fd::OwnedFd,
-    time::{ClockId, clock_gettime},
+    io::Errno,
+    time::{ClockId, DynamicClockId, clock_gettime_dynamic},
 };
 
 use super::{
@@ -39,6 +39,7 @@ use super::{
     chooser::{Chooser, PERIOD, Sample},
     connection::Connection,
     session::Session,
+    shutdown_event::ShutdownEvent,
 };
 use crate::{config::Waiting, log::Limiter, metrics::Counter, stripes::Stripes};
 
@@ -104,9 +105,10 @@ struct Place {
 
 /// The connections that wait, and what says which of them has something.
 pub(super) struct Poller {
-    epoll: OwnedFd,
-    /// Readable from the moment that the duty is over.
-    over: OwnedFd,
+    /// None where the system has no epoll: then connections wait in threads.
+    epoll: Option<OwnedFd>,
+    /// Set from the moment that the duty is over.
+    over: ShutdownEvent,
     admission: Arc<Admission>,
     /// By slot.
     places: Box<[Mutex<Place>]>,
@@ -131,11 +133,18 @@ struct Look {
 
 impl Poller {
     pub(super) fn new(settings: &ServerSettings, admission: &Arc<Admission>) -> io::Result<Self> {
-        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let over = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        epoll::add(&epoll, &over, EventData::new_u64(OVER), EventFlags::IN)?;
+        let over = ShutdownEvent::new()?;
+        let epoll = open_epoll(&over)
+            .inspect_err(|error| {
+                tracing::warn!("connections wait in threads, epoll can't be used: {error}");
+            })
+            .ok();
         let now = Instant::now();
-        let chooser = (settings.waiting == Waiting::Auto).then(|| Chooser::new(sample(now, 0)));
+        // Without epoll or the time that the processor took, nothing is chosen.
+        let chooser = sample(now, 0)
+            .filter(|_| settings.waiting == Waiting::Auto && epoll.is_some())
+            .map(Chooser::new);
+        let wanted = settings.waiting != Waiting::Threads && epoll.is_some();
         let sweep = settings.idle_timeout.min(settings.read_timeout) / 8;
         let sweep = sweep.clamp(SHORTEST_SWEEP, LONGEST_SWEEP);
         Ok(Self {
@@ -145,7 +154,7 @@ impl Poller {
             places: (0..settings.max_connections)
                 .map(|_| Mutex::default())
                 .collect(),
-            wanted: AtomicBool::new(settings.waiting != Waiting::Threads),
+            wanted: AtomicBool::new(wanted),
             chooses: chooser.is_some(),
             served: Stripes::default(),
             sweep,
@@ -160,14 +169,16 @@ impl Poller {
     /// Puts threads on duty until [`Poller::end`]. False if there are none.
     #[must_use]
     pub(super) fn begin(self: &Arc<Self>) -> bool {
+        if self.epoll.is_none() {
+            return true;
+        }
         let processors = thread::available_parallelism().map_or(1, usize::from);
         (0..processors + MORE_THAN_PROCESSORS).fold(true, |all, _| all & self.relieve())
     }
 
     /// Nobody is parked any more, and nobody is on duty.
     pub(super) fn end(&self) {
-        // Nobody reads it, so it stays readable.
-        let _ = rustix::io::write(&self.over, &1_u64.to_ne_bytes());
+        self.over.set();
     }
 
     /// Whether connections shall wait here at present.
@@ -200,12 +211,9 @@ impl Poller {
             }
         } else {
             let socket = session.connection().stream().socket().stream();
-            epoll::add(
-                &self.epoll,
-                socket,
-                EventData::new_u64(slot as u64),
-                INTEREST,
-            )
+            let data = EventData::new_u64(slot as u64);
+            self.epoll()
+                .and_then(|epoll| epoll::add(epoll, socket, data, INTEREST))
         };
         match told {
             Ok(()) => {
@@ -229,18 +237,20 @@ impl Poller {
     /// duty; behind what others have.
     fn ask_again(&self, session: &Session) -> rustix::io::Result<()> {
         let socket = session.connection().stream().socket().stream();
-        epoll::modify(
-            &self.epoll,
-            socket,
-            EventData::new_u64(session.slot() as u64),
-            INTEREST,
-        )
+        let data = EventData::new_u64(session.slot() as u64);
+        epoll::modify(self.epoll()?, socket, data, INTEREST)
+    }
+
+    fn epoll(&self) -> rustix::io::Result<&OwnedFd> {
+        self.epoll.as_ref().ok_or(Errno::NOSYS)
     }
 
     /// A thread waits for what it says from now on, or nobody does: what stays
     /// known to the poller wakes others for nothing.
     pub(super) fn forget(&self, connection: &Connection) {
-        let _ = epoll::delete(&self.epoll, connection.stream().socket().stream());
+        if let Some(epoll) = &self.epoll {
+            let _ = epoll::delete(epoll, connection.stream().socket().stream());
+        }
     }
 
     /// Whoever is about to wait for one peer or one call gives up the duty,
@@ -328,7 +338,20 @@ impl Poller {
         } else {
             1
         };
-        let count = epoll::wait(&self.epoll, &mut events[..most], timeout.as_ref()).unwrap_or(0);
+        let count = self
+            .epoll()
+            .and_then(|epoll| epoll::wait(epoll, &mut events[..most], timeout.as_ref()))
+            .unwrap_or_else(|error| {
+                // It worked at the start, so it may again.
+                if error != Errno::INTR {
+                    static LINES: Limiter = Limiter::new();
+                    if LINES.allows("epoll fails") {
+                        tracing::error!("connections are served late, epoll fails: {error}");
+                    }
+                    thread::sleep(SHORTEST_SWEEP);
+                }
+                0
+            });
         taken.extend(events[..count].iter().map(|event| {
             let flags = event.flags;
             let last = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
@@ -351,10 +374,10 @@ impl Poller {
         } = &mut *look;
         if let Some(chooser) = chooser.as_mut().filter(|chooser| chooser.is_due(now)) {
             let served = self.served.iter().map(Counter::get).sum();
-            self.wanted.store(
-                chooser.step(sample(now, served)) == Waiting::Poller,
-                Relaxed,
-            );
+            if let Some(sample) = sample(now, served) {
+                self.wanted
+                    .store(chooser.step(sample) == Waiting::Poller, Relaxed);
+            }
             self.is_busy.store(chooser.is_busy(), Relaxed);
         }
         if *next_sweep <= now {
@@ -400,14 +423,30 @@ impl Drop for Defect<'_> {
     }
 }
 
-/// What has been done up to now, and what it took.
-fn sample(at: Instant, served: u64) -> Sample {
-    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::ProcessCPUTime);
+/// An epoll that reports the end of the duty; only where it can be waited for.
+fn open_epoll(over: &ShutdownEvent) -> rustix::io::Result<OwnedFd> {
+    let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+    epoll::add(&epoll, over, EventData::new_u64(OVER), EventFlags::IN)?;
+    let mut nothing = [Event {
+        flags: EventFlags::empty(),
+        data: EventData::new_u64(0),
+    }];
+    match epoll::wait(&epoll, &mut nothing, Some(&Timespec::default())) {
+        Ok(_) | Err(Errno::INTR) => Ok(epoll),
+        Err(error) => Err(error),
+    }
+}
+
+/// What has been done up to now, and what it took; none where the system does
+/// not tell.
+fn sample(at: Instant, served: u64) -> Option<Sample> {
+    let clock = DynamicClockId::Known(ClockId::ProcessCPUTime);
+    let Timespec { tv_sec, tv_nsec } = clock_gettime_dynamic(clock).ok()?;
     let cpu = Duration::new(
         u64::try_from(tv_sec).unwrap_or(0),
         u32::try_from(tv_nsec).unwrap_or(0),
     );
-    Sample { at, cpu, served }
+    Some(Sample { at, cpu, served })
 }
 
 /// Whether other connections wait for this thread.

@@ -13,6 +13,8 @@ use std::{
 };
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
+use serde_json::json;
 
 use crate::{
     setup,
@@ -147,5 +149,57 @@ fn readers_that_take_nothing_of_a_large_page() {
         let mut start = [0; 12];
         reader.read_exact(&mut start).unwrap();
         assert_eq!(&start, b"HTTP/1.1 200");
+    }
+}
+
+/// Has the system refuse what old kernels, gVisor and filters of containers
+/// refuse, to this thread and to what it starts.
+fn refuse_system_calls(error: i32) {
+    let refused = [
+        libc::SYS_pidfd_open,
+        libc::SYS_prlimit64,
+        libc::SYS_setpgid,
+        libc::SYS_memfd_create,
+        libc::SYS_epoll_create1,
+        libc::SYS_eventfd2,
+        libc::SYS_landlock_create_ruleset,
+    ];
+    let filter = SeccompFilter::new(
+        refused.into_iter().map(|call| (call, vec![])).collect(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(error as u32),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    apply_filter(&BpfProgram::try_from(filter.unwrap()).unwrap()).unwrap();
+}
+
+#[test]
+fn system_calls_that_a_container_refuses_are_done_without() {
+    for error in [libc::EPERM, libc::ENOSYS] {
+        let start = move || {
+            refuse_system_calls(error);
+            let setup = setup();
+            let mut command = setup.command();
+            // So that it compiles.
+            command.env("XDG_CACHE_HOME", setup.dir.path().join("cache"));
+            setup.start_with(&mut command)
+        };
+        let mut server = std::thread::spawn(start).join().unwrap();
+        let sum = server.connect().ask("calc.add", r#"{"a":1,"b":2}"#);
+        assert_eq!(sum.json(), json!({"sum": 3}), "{error}");
+        assert_eq!(server.json("/readyz")["failedServices"], json!([]));
+        let warnings = server.json("/log?level=warn").to_string();
+        for warning in [
+            "in the process group of the server",
+            "compiles without a limit of",
+            "connections wait in threads",
+        ] {
+            assert!(warnings.contains(warning), "{error}: {warnings}");
+        }
+        // wasmtime itself does without it where there is none.
+        let copied = warnings.contains("memory of instances is copied");
+        assert_eq!(copied, error == libc::EPERM, "{warnings}");
+        server.signal("TERM");
+        assert_eq!(server.wait().code(), Some(0));
     }
 }
