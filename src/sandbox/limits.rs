@@ -304,6 +304,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_for_resets_counts_with_what_grows() {
+        let shared = Budget::new(4 << 20);
+        let mut guest = guest(8 << 20, 10, &shared, soon());
+        let kept = KEPT_MEMORY.0;
+        assert!(guest.memory_growing(0, kept, None).unwrap());
+        guest.limits.keep(1000);
+        assert!(guest.memory_growing(kept, kept + 500, None).unwrap());
+        assert_eq!(shared.used(), 1500);
+        assert!(guest.memory_growing(kept + 500, kept + 700, None).unwrap());
+        guest
+            .memory_grow_failed(wasmtime::format_err!("no"))
+            .unwrap();
+        assert_eq!(shared.used(), 1500);
+    }
+
+    #[test]
     fn tables_have_a_sum_of_their_own() {
         let mut guest = guest(0, 10, &Budget::new(0), soon());
         assert!(guest.table_growing(0, 10, None).unwrap());

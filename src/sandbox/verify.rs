@@ -27,7 +27,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// 1.3 MiB of memory take 0.1 ms, which at 800,000 calls a second would be a
 /// twentieth of what two processors do.
 const SHARE: u32 = 100;
-/// Digests that are remembered because an instance was not as it was.
+/// Most digests that are remembered because an instance was not as it was. A
+/// file that is loaded beyond them gets fresh instances.
 const MAX_RECORDS: usize = 1000;
 
 /// What comparing has found about the instances of one component's file,
@@ -116,7 +117,8 @@ impl Verifier {
     pub(super) fn record(&self, digest: &Arc<str>) -> Arc<ResetRecord> {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         records.retain(|_, record| Arc::strong_count(record) > 1 || record.defects() > 0);
-        if records.len() >= MAX_RECORDS && !records.contains_key(digest) {
+        let defective = records.values().filter(|record| record.defects() > 0);
+        if defective.count() >= MAX_RECORDS && !records.contains_key(digest) {
             let record = ResetRecord::default();
             record.defects.store(1, Relaxed);
             return Arc::new(record);
@@ -251,6 +253,11 @@ mod tests {
         let records = digests.each_ref().map(|digest| verifier.record(digest));
         records[1].defects.store(1, Relaxed);
         drop(records);
+        let many: Vec<_> = (0..2 * MAX_RECORDS)
+            .map(|file| verifier.record(&file.to_string().into()))
+            .collect();
+        assert!(many.iter().all(|record| record.defects() == 0));
+        drop(many);
         let known = digests.map(|digest| verifier.record(&digest).defects());
         assert_eq!((known, verifier.records.lock().unwrap().len()), ([0, 1], 1));
     }

@@ -25,7 +25,7 @@ const CALLS: u32 = 4;
 #[derive(Debug, Default)]
 struct Parts {
     shim: bool,
-    library: bool,
+    holder: bool,
     fixups: bool,
     linker: bool,
     starter: bool,
@@ -38,7 +38,7 @@ impl Parts {
     fn names(&self) -> Vec<&'static str> {
         let Self {
             shim,
-            library,
+            holder,
             fixups,
             linker,
             starter,
@@ -47,7 +47,7 @@ impl Parts {
         } = *self;
         let all = [
             ("shim", shim),
-            ("library", library),
+            ("holder", holder),
             ("fixups", fixups),
             ("linker", linker),
             ("starter", starter),
@@ -66,13 +66,13 @@ impl Parts {
 fn graph(random: &mut Random) -> (String, Parts) {
     let mut parts = Parts {
         shim: random.one_in(2),
-        library: random.one_in(2),
+        holder: random.one_in(2),
         starter: random.one_in(3),
         stub: random.one_in(4),
         ..Parts::default()
     };
     let fills = parts.shim || random.one_in(2);
-    parts.linker = fills && parts.library && random.one_in(2);
+    parts.linker = fills && parts.holder && random.one_in(2);
     parts.fixups = fills && !parts.linker;
     let is_odd = Cell::new(false);
     let odd = |random: &mut Random, one_in: u32| {
@@ -194,7 +194,7 @@ fn graph(random: &mut Random) -> (String, Parts) {
             "(instance $a)"
         }
     };
-    if parts.library {
+    if parts.holder {
         let second = if odd(random, 20) {
             "(core instance (instantiate $lib (with \"env\" (instance $m))))"
         } else {
