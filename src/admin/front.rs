@@ -42,7 +42,7 @@ const MAX_CHANGES: usize = 4;
 /// Listeners to events at the same time.
 const MAX_LISTENERS: usize = 8;
 /// Largest answer, in bytes.
-const MAX_ANSWER: usize = 32 * 1024 * 1024;
+pub const MAX_ANSWER: usize = 32 * 1024 * 1024;
 /// Bytes of all answers that have yet to be taken.
 const MAX_ANSWERS: usize = 64 * 1024 * 1024;
 /// Answers up to this size in bytes do not count for that.
@@ -91,7 +91,7 @@ struct Guests {
 
 struct Guest {
     socket: Arc<Socket>,
-    /// Its request has not come yet.
+    /// Its request has not come yet, or was none.
     asking: bool,
     /// Its answer has no end.
     endless: bool,
@@ -282,7 +282,10 @@ impl Front {
 
     fn serve(&self, socket: &Socket, place: &Place<'_>) {
         let request = self.read(socket, Instant::now() + ASK_WITHIN);
-        if let Some(guest) = self.guests().here.get_mut(&place.number) {
+        // One that is refused makes room like one that has not asked.
+        if matches!(request, Ok(Some(_)))
+            && let Some(guest) = self.guests().here.get_mut(&place.number)
+        {
             guest.asking = false;
         }
         let refused = match request {
@@ -338,6 +341,9 @@ impl Front {
 
     /// Makes the page that is asked for, or the change.
     fn build(&self, request: &Request) -> Result<Page, Refused> {
+        if let Some(page) = self.admin.probe(request) {
+            return Ok(page);
+        }
         let now = Instant::now();
         // That there is an answer at all depends on nothing.
         let _building = if request.path() == "/healthz" {
@@ -462,8 +468,9 @@ impl Front {
     /// Whoever is on this machine may read; what changes something takes the
     /// token in any case, further in.
     fn may_look(&self, socket: &Socket, headers: &[httparse::Header<'_>]) -> bool {
+        let is_unix = socket.local_addr().is_ok_and(|own| own.is_unix());
         let peer = socket.peer_addr().ok().and_then(|peer| peer.as_socket());
-        if peer.is_none_or(|peer| peer.ip().to_canonical().is_loopback()) {
+        if is_unix || peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()) {
             return true;
         }
         let shown = headers

@@ -19,7 +19,7 @@ use std::{
 };
 
 pub use change::{Attempt, Commands};
-pub use front::Door;
+pub use front::{Door, MAX_ANSWER};
 use front::{Front, Request};
 use pages::Query;
 pub use routes::{ROUTES, Route};
@@ -43,6 +43,8 @@ pub type Describe = dyn Fn(&str) -> Vec<Value> + Send + Sync;
 pub struct Admin {
     /// Takes a snapshot.
     pub snapshot: Box<dyn Fn() -> Snapshot + Send + Sync>,
+    /// Whether the server does not drain.
+    pub accepting: Box<dyn Fn() -> bool + Send + Sync>,
     /// Describes a service in each of its versions; none if there is none.
     pub services: Box<Describe>,
     /// The settings, as they may be shown.
@@ -88,9 +90,6 @@ impl Admin {
         let refuse =
             |status: u16, error: &str| (status, JSON_UTF8, json!({"error": error}).to_string());
         if !request.may_look || !self.is_addressed(request) {
-            if let Some(page) = self.probe(request) {
-                return page;
-            }
             if LINES.allows("admin endpoint under a foreign name") {
                 tracing::warn!(
                     security = "admin-host",
@@ -133,16 +132,17 @@ impl Admin {
     }
 
     /// What a probe of a load balancer or of Kubernetes gets, from wherever and
-    /// under whatever name it asks: the status and nothing else.
+    /// under whatever name it asks: the status and nothing else. None for a
+    /// request that gets a whole page, or is no probe.
     fn probe(&self, request: &Request) -> Option<Page> {
-        let value: fn(&str) -> Value = |status| json!({"status": status});
-        request.is_probe().then(|| match request.path() {
-            "/healthz" => (200, JSON_UTF8, value("ok").to_string()),
-            _ => {
-                let (status, word) = pages::readiness_word(&(self.snapshot)());
-                (status, JSON_UTF8, value(word).to_string())
-            }
-        })
+        if !request.is_probe() || request.may_look && self.is_addressed(request) {
+            return None;
+        }
+        let (status, word) = match request.path() {
+            "/healthz" => (200, "ok"),
+            _ => pages::readiness_word((self.accepting)()),
+        };
+        Some((status, JSON_UTF8, json!({"status": word}).to_string()))
     }
 
     fn is_addressed(&self, request: &Request) -> bool {
@@ -247,6 +247,7 @@ pub(super) mod tests {
         };
         Admin {
             snapshot: Box::new(empty),
+            accepting: Box::new(|| true),
             services: Box::new(|_| Vec::new()),
             settings: Box::new(|| Value::Null),
             metrics: Arc::default(),

@@ -178,17 +178,17 @@ impl Admin {
     }
 }
 
-/// Requests are served, although some services may not have loaded: those
-/// are named, and leave the rest alone.
 /// Status and word of `/readyz`.
-pub(super) fn readiness_word(snapshot: &Snapshot) -> (u16, &'static str) {
-    if snapshot.accepting {
+pub(super) fn readiness_word(accepting: bool) -> (u16, &'static str) {
+    if accepting {
         (200, "ready")
     } else {
         (503, "draining")
     }
 }
 
+/// Requests are served, although some services may not have loaded: those
+/// are named, and leave the rest alone.
 fn readiness(snapshot: &Snapshot) -> Page {
     let failed: Vec<_> = snapshot
         .services
@@ -202,7 +202,7 @@ fn readiness(snapshot: &Snapshot) -> Page {
         .filter(|service| service.reset_defects > 0)
         .map(|service| json!({"name": service.name, "digest": service.digest}))
         .collect();
-    let (status, word) = readiness_word(snapshot);
+    let (status, word) = readiness_word(snapshot.accepting);
     (
         status,
         JSON_UTF8,

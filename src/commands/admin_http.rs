@@ -1,6 +1,7 @@
 //! Requests of the commands to the admin endpoint of a running server.
 
 use std::{
+    cell::OnceCell,
     io::{self, Read as _, Write as _},
     net::SocketAddr,
     path::PathBuf,
@@ -12,7 +13,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{Exit, failure, printable, usage};
 use crate::{
-    admin::{is_loopback, token},
+    admin::{MAX_ANSWER, is_loopback, token},
     config::{self, Config, Flags},
     transport::resolve_until,
 };
@@ -25,8 +26,8 @@ const PAGE: Duration = Duration::from_secs(5);
 const CHANGE: Duration = Duration::from_secs(120);
 /// What to do about a server that is silent.
 const STOPPED: &str = "; is the server stopped (kill -CONT PID lets it go on), or overloaded?";
-/// Longest answer that is read, in bytes.
-const MAX_ANSWER: u64 = 16 * 1024 * 1024;
+/// Longest answer that is read with its head, in bytes.
+const MAX_READ: usize = MAX_ANSWER + 16 * 1024;
 
 /// Where the server is.
 #[derive(Debug, Clone, clap::Args)]
@@ -49,6 +50,9 @@ pub(super) struct Endpoint {
     address: String,
     config: Config,
     allow_unsecure: bool,
+    /// Where that is over TCP, looked up once: the token goes where it was
+    /// found to be allowed, and nowhere else.
+    places: OnceCell<Vec<SocketAddr>>,
 }
 
 impl Place {
@@ -72,6 +76,7 @@ impl Place {
             address,
             config,
             allow_unsecure: self.allow_unsecure,
+            places: OnceCell::new(),
         })
     }
 }
@@ -103,7 +108,8 @@ impl Endpoint {
     /// The header with the token, where it may be sent.
     fn authorization(&self) -> Result<String> {
         if !self.allow_unsecure && !self.address.starts_with("unix:") {
-            let places = self.places(Instant::now() + CONNECT).unwrap_or_default();
+            let places = self.places(Instant::now() + CONNECT);
+            let places = places.map_err(|error| self.unreachable(&error))?;
             if let Some(place) = places.iter().find(|place| !is_loopback(place)) {
                 return Err(usage(format!(
                     "the token was not sent: {place} is another machine, and the admin endpoint speaks no TLS; use a \
@@ -131,33 +137,35 @@ impl Endpoint {
     ) -> Result<(u16, String)> {
         let deadline = Instant::now() + patience;
         let address = &self.address;
-        let unreachable = |problem: String| (Exit::Unreachable, problem);
         let (mut connection, host) = self
             .connect(deadline.min(Instant::now() + CONNECT))
-            .map_err(|error| {
-                let hint = match error.kind() {
-                    io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => STOPPED,
-                    _ => "",
-                };
-                unreachable(format!(
-                    "can't reach the admin endpoint {address}: {error}{hint}"
-                ))
-            })?;
+            .map_err(|error| self.unreachable(&error))?;
         connection.deadline = deadline;
         let length = body.len();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
         );
         converse(&mut connection, &request).map_err(|error| {
-            unreachable(if error.kind() == io::ErrorKind::TimedOut {
+            let problem = if error.kind() == io::ErrorKind::TimedOut {
                 let seconds = patience.as_secs();
                 format!(
                     "the admin endpoint {address} takes connections and has not answered within {seconds} s{STOPPED}"
                 )
             } else {
                 format!("the admin endpoint {address} broke off: {error}")
-            })
+            };
+            (Exit::Unreachable, problem)
         })
+    }
+
+    fn unreachable(&self, error: &io::Error) -> (Exit, String) {
+        let hint = match error.kind() {
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => STOPPED,
+            _ => "",
+        };
+        let address = &self.address;
+        let problem = format!("can't reach the admin endpoint {address}: {error}{hint}");
+        (Exit::Unreachable, problem)
     }
 
     /// A connection, and what the server is asked for by.
@@ -173,7 +181,7 @@ impl Endpoint {
             return Ok((connection, "localhost".into()));
         }
         let mut last = io::ErrorKind::NotFound.into();
-        for place in self.places(deadline)? {
+        for &place in self.places(deadline)? {
             match open(Domain::for_address(place), &place.into()) {
                 Err(error) => last = error,
                 Ok(connection) => return Ok((connection, host_of(place))),
@@ -183,10 +191,14 @@ impl Endpoint {
     }
 
     /// Where it is over TCP.
-    fn places(&self, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
+    fn places(&self, deadline: Instant) -> io::Result<&[SocketAddr]> {
+        if let Some(places) = self.places.get() {
+            return Ok(places);
+        }
         let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "it is no HOST:PORT");
         let (host, port) = self.address.rsplit_once(':').ok_or_else(wrong)?;
-        resolve_until(host, port.parse().map_err(|_| wrong())?, deadline)
+        let found = resolve_until(host, port.parse().map_err(|_| wrong())?, deadline)?;
+        Ok(self.places.get_or_init(|| found))
     }
 }
 
@@ -247,7 +259,12 @@ impl io::Write for Connection {
 fn converse(connection: &mut Connection, request: &str) -> io::Result<(u16, String)> {
     connection.write_all(request.as_bytes())?;
     let mut answer = String::new();
-    connection.take(MAX_ANSWER).read_to_string(&mut answer)?;
+    connection
+        .take(MAX_READ as u64 + 1)
+        .read_to_string(&mut answer)?;
+    if answer.len() > MAX_READ {
+        return Err(io::Error::other(format!("it sent over {MAX_READ} bytes")));
+    }
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head
         .split(' ')

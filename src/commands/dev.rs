@@ -82,12 +82,14 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         let last = Arc::clone(&last);
         let (dir, port) = (project.dir.clone(), Some(loaded.config.port));
         let again = Box::new(move || settings(&dir, port).map_err(|(_, error)| error));
+        // First of all, so that no process inherits these.
+        let inherited = Inherited::from_env().map_err(failure)?;
         let plan = Plan {
             worker: compile_worker(&loaded.config),
             loaded,
             again,
             quick: true,
-            inherited: Inherited::from_env().map_err(failure)?,
+            inherited,
             end,
         };
         Serving::start(plan, |dispatcher| {

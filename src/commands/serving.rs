@@ -476,6 +476,7 @@ fn start_admin(
         operator.catalog.clone(),
     );
     let edge = Arc::clone(&operator.edge);
+    let drained = view.clone();
     let snapshot = move || Snapshot {
         accepting: view.accepting(),
         totals: view.totals(),
@@ -488,6 +489,7 @@ fn start_admin(
     };
     Admin {
         snapshot: Box::new(snapshot),
+        accepting: Box::new(move || drained.accepting()),
         services: Box::new(move |name| operator::described(&described.current(), name)),
         settings: Box::new(move || settings.shown()),
         metrics,

@@ -127,15 +127,13 @@ impl Helper {
         timeout: Duration,
     ) -> io::Result<Worked> {
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        let gone = || io::Error::other("the process that starts compilers has ended; restart");
-        let asked = socket.as_ref().ok_or_else(gone)?;
-        let result = work_over(asked, job, input, max_output, timeout);
-        if result.is_err() {
-            // An answer that comes late would be taken for the next one's.
-            *socket = None;
-        }
-        result.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", gone())))
+        work_over(&mut socket, job, input, max_output, timeout)
     }
+}
+
+/// The helper can't be started again: the server has given that up.
+fn gone() -> io::Error {
+    io::Error::other("the process that starts compilers has ended; restart")
 }
 
 impl Drop for Helper {
@@ -149,13 +147,17 @@ impl Drop for Helper {
     }
 }
 
+/// Takes the socket away from the request until its outcome: one that comes
+/// late would be taken for the next one's. What fails before the request is
+/// sent leaves the socket as it was.
 fn work_over(
-    socket: &OwnedFd,
+    socket: &mut Option<OwnedFd>,
     job: &CompileJob,
     input: &[u8],
     max_output: u64,
     timeout: Duration,
 ) -> io::Result<Worked> {
+    let asked = socket.as_ref().ok_or_else(gone)?;
     let (stdin, mut give) = io::pipe()?;
     let (take, stdout) = io::pipe()?;
     let (hear, stderr) = io::pipe()?;
@@ -165,21 +167,27 @@ fn work_over(
     };
     let request = serde_json::to_vec(&request)?;
     let patience = Some(timeout.saturating_add(PATIENCE));
-    set_socket_timeout(socket, Timeout::Recv, patience)?;
-    set_socket_timeout(socket, Timeout::Send, Some(PATIENCE))?;
-    send_with(
-        socket,
-        &request,
-        [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
-    )?;
-    // The worker alone holds the other ends, so that all of it ends with it.
-    drop((stdin, stdout, stderr));
-    thread::scope(|scope| {
+    set_socket_timeout(asked, Timeout::Recv, patience)?;
+    set_socket_timeout(asked, Timeout::Send, Some(PATIENCE))?;
+    // It owns the worker's ends of the pipes: where a thread can't be started,
+    // they are closed, and the threads before it end.
+    thread::scope(move |scope| {
+        let thread = |name: &str| thread::Builder::new().name(name.into());
         // A worker that ends early does not read to the end.
-        scope.spawn(move || give.write_all(input));
-        let output = scope.spawn(move || read(take, max_output));
-        let complaint = scope.spawn(move || read(hear, MAX_COMPLAINT));
-        let outcome = receive_outcome(socket);
+        thread("mb-compile-in").spawn_scoped(scope, move || give.write_all(input))?;
+        let output =
+            thread("mb-compile-out").spawn_scoped(scope, move || read(take, max_output))?;
+        let complaint =
+            thread("mb-compile-err").spawn_scoped(scope, move || read(hear, MAX_COMPLAINT))?;
+        let asked = socket.take().ok_or_else(gone)?;
+        let pipes = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        let sent = send_with(&asked, &request, pipes);
+        // The worker alone holds the other ends, so that all of it ends with it.
+        drop((stdin, stdout, stderr));
+        let outcome = sent
+            .and_then(|()| receive_outcome(&asked))
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", gone())))?;
+        *socket = Some(asked);
         let joined = |thread: thread::ScopedJoinHandle<'_, io::Result<Vec<u8>>>| {
             thread
                 .join()
@@ -187,7 +195,7 @@ fn work_over(
         };
         let (output, complaint) = (joined(output)?, joined(complaint)?);
         Ok(Worked {
-            outcome: outcome?,
+            outcome,
             output,
             complaint: String::from_utf8_lossy(&complaint).trim().to_owned(),
         })

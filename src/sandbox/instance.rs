@@ -2,6 +2,7 @@
 
 use std::{
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -30,8 +31,10 @@ use crate::{
 };
 
 /// A call that waits for tables, memories or modules of the pool tries again
-/// this soon. The pool tells nobody when it gets some back.
-const RETRY: Duration = Duration::from_millis(2);
+/// this soon, and then less and less often: the pool tells nobody when it gets
+/// some back, and each try gives up the idle instances of all services.
+const FIRST_RETRY: Duration = Duration::from_millis(2);
+const RETRY_EVERY: Duration = Duration::from_millis(100);
 /// Frames of a backtrace that are kept.
 const MAX_FRAMES: usize = 32;
 /// Longest name of a function in a backtrace, in bytes.
@@ -272,9 +275,10 @@ impl Component {
             if verify {
                 let Self { digest, record, .. } = self;
                 let memory = &self.sandbox.memory;
-                let has_room = memory.limit().saturating_sub(memory.used()) >= self.first_charge();
+                let has_memory =
+                    memory.limit().saturating_sub(memory.used()) >= self.first_charge();
                 let verifier = &self.sandbox.verifier;
-                verifier.verify(warm, &self.idle, digest, record, has_room);
+                verifier.verify(warm, &self.idle, digest, record, has_memory);
             } else {
                 self.idle.put(warm);
             }
@@ -369,6 +373,7 @@ impl Component {
         watch: &Arc<dyn Watch>,
     ) -> Result<(Store<Guest>, Full, wasmtime::component::Instance), Ended> {
         let deadline = context.deadline;
+        let mut pause = FIRST_RETRY;
         loop {
             let started = self.started_at_once(context.clone(), watch);
             let no_slot = matches!(
@@ -383,7 +388,8 @@ impl Component {
             }
             watch.waits();
             self.sandbox.reclaim();
-            std::thread::sleep(RETRY.min(deadline.saturating_duration_since(Instant::now())));
+            thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
+            pause = (2 * pause).min(RETRY_EVERY);
         }
     }
 

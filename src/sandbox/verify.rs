@@ -127,17 +127,17 @@ impl Verifier {
     }
 
     /// Has an instance compared and put back among the idle ones. Where too
-    /// many wait, enough was compared lately, or there is no room for another
-    /// instance meanwhile, it is only put back.
+    /// many wait, enough was compared lately, or there is no memory for
+    /// another instance meanwhile, it is only put back.
     pub(super) fn verify(
         &self,
         warm: Warm,
         idle: &Arc<Idle>,
         digest: &Arc<str>,
         record: &Arc<ResetRecord>,
-        has_room: bool,
+        has_memory: bool,
     ) {
-        let can = self.pause.is_over() && has_room;
+        let can = self.pause.is_over() && has_memory;
         let Some(queue) = self.queue.as_ref().filter(|_| can) else {
             return idle.put(warm);
         };

@@ -117,6 +117,22 @@ fn it_answers_again_after_a_time_without_descriptors() {
 }
 
 #[test]
+fn those_who_are_refused_make_room() {
+    let server = start();
+    let refused: Vec<_> = (0..64)
+        .map(|_| {
+            let mut peer = TcpStream::connect(server.admin).unwrap();
+            peer.write_all(b"x\r\n\r\n").unwrap();
+            // It has been answered, and stays.
+            peer.read_exact(&mut [0; 12]).unwrap();
+            peer
+        })
+        .collect();
+    assert_eq!(server.get("/healthz").0, 200);
+    drop(refused);
+}
+
+#[test]
 fn a_socket_of_the_file_system_is_for_its_user() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("admin.sock");

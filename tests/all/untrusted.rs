@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     BINARY, setup,
-    support::{PATIENCE, Setup, TestServer, component},
+    support::{PATIENCE, Setup, TestServer, component, wat},
 };
 
 fn run(arguments: &[&Path]) -> Output {
@@ -341,4 +341,39 @@ fn a_compile_worker_gives_up_its_rights_before_it_reads() {
     assert_eq!(status(worker.id(), "NoNewPrivs").as_deref(), Some("1"));
     worker.kill().unwrap();
     worker.wait().unwrap();
+}
+
+#[test]
+fn the_helper_outlives_a_time_without_descriptors() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let graph = |say: &str| {
+        // Nothing that the cache of compiled code knows from another run.
+        let run = std::process::id();
+        let body = format!("(drop (i32.const {run})) (call $say (i32.const {say}))");
+        let graph = wat::Graph {
+            body: &body,
+            ..wat::Graph::default()
+        };
+        graph.service("late")
+    };
+    let setup = setup();
+    let late = setup.services().join("late.wasm");
+    let server = setup.start();
+    let pid = Pid::from_child(&server.child);
+    let files = fs::read_dir(format!("/proc/{}/fd", server.child.id())).unwrap();
+    let open: Vec<u64> = files
+        .filter_map(|file| file.unwrap().file_name().to_str()?.parse().ok())
+        .collect();
+    // Enough to look at the folder and to read a file, not for three pipes.
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = (0..).filter(|number| !open.contains(number)).nth(4);
+    let few = Rlimit { current, maximum };
+    let before = prlimit(Some(pid), Resource::Nofile, few).unwrap();
+    fs::write(&late, graph("0")).unwrap();
+    server.wait_for_log("Too many open files");
+    prlimit(Some(pid), Resource::Nofile, before).unwrap();
+    fs::write(&late, graph("1")).unwrap();
+    server.until("the next file is compiled", |server| {
+        server.connect().ask("late.run", "").text() == "true"
+    });
 }
