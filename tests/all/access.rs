@@ -1,12 +1,16 @@
 //! Who is asking, what they may do, and how much of the server they get.
 
-use std::process::Command;
+use std::{
+    io::{ErrorKind, Write as _},
+    process::Command,
+    time::Instant,
+};
 
 use serde_json::json;
 
 use crate::{
     BINARY, setup,
-    support::{KEEPALIVE, RawClient, Received, Setup, TestServer, frame},
+    support::{KEEPALIVE, PATIENCE, RawClient, Received, Setup, TestServer, frame, most_resident},
 };
 
 /// Makes a token as the operator does; its id and itself.
@@ -380,68 +384,72 @@ fn addresses_have_their_share_and_their_lists() {
     );
 }
 
-/// Sends keep-alives until the server takes no more; says how many bytes it
-/// took at least.
-fn flood(server: &TestServer, mut meanwhile: impl FnMut(u64)) -> u64 {
-    use std::io::Write as _;
-    let mut peer = server.connect();
-    peer.stream
-        .set_write_timeout(Some(crate::support::PATIENCE))
-        .unwrap();
-    let keep_alives = KEEPALIVE.repeat(8192);
-    let mut taken = 0;
-    loop {
-        match peer.stream.write(&keep_alives) {
-            Ok(count) => taken += count as u64,
-            Err(error) => {
-                let kind = error.kind();
-                assert!(
-                    matches!(
-                        kind,
-                        std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset
-                    ),
-                    "the server should have ended it: {error}"
-                );
-                return taken;
-            }
+/// Sends the same again and again until the server ends the connection; says how.
+fn flood(peer: &mut RawClient, bytes: &[u8], goes_on: impl Fn() -> bool) -> Option<ErrorKind> {
+    peer.stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    while goes_on() {
+        if let Err(error) = peer.stream.write(bytes) {
+            return Some(error.kind());
         }
-        meanwhile(taken);
     }
+    None
 }
 
+/// Several, and large reads, so that each read fills the server's buffer.
 #[test]
 fn keep_alives_that_nobody_takes_the_answers_of_are_not_collected() {
     for auth in ["required", "none"] {
         let server = with_tokens(
             setup(),
-            &format!("auth = \"{auth}\"\nmemory = \"64MiB\"\nhandshake_timeout = 1000\nwrite_timeout = 1000"),
+            &format!("auth = \"{auth}\"\nmemory = \"64MiB\"\nread_buffer_size = \"128KiB\"\nwrite_timeout = 1000"),
         )
         .start();
-        let before = server.resident();
-        let mut most = 0;
-        let taken = flood(&server, |taken| {
-            most = most.max(server.resident());
-            assert!(taken < 200 << 20, "it reads on and on");
+        let (wire, process) = (server.wire, server.child.id());
+        let before = most_resident(process);
+        let grown = || (most_resident(process) - before) >> 20;
+        let keep_alives = KEEPALIVE.repeat(32 * 1024);
+        std::thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| {
+                    let ended = flood(&mut RawClient::connect(wire), &keep_alives, || grown() < 32);
+                    assert!(
+                        matches!(
+                            ended,
+                            None | Some(ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
+                        ),
+                        "the server should have ended it: {ended:?}"
+                    );
+                });
+            }
         });
-        let grown = most.saturating_sub(before) >> 20;
-        assert!(grown < 16, "{auth}: {grown} MiB more for {taken} bytes");
+        assert!(grown() < 32, "{auth}: {} MiB more", grown());
     }
 }
 
 #[test]
 fn a_peer_that_must_authenticate_is_ended_whatever_it_sends_and_reads() {
-    let server = with_tokens(setup(), "auth = \"required\"\nhandshake_timeout = 500").start();
-    let mut peer = server.connect();
-    let mut reading = peer.stream.try_clone().unwrap();
-    let reader = std::thread::spawn(move || {
-        std::io::copy(&mut reading, &mut std::io::sink()).unwrap_or_default()
+    let server = with_tokens(
+        setup(),
+        "auth = \"required\"\nhandshake_timeout = 500\nread_buffer_size = \"128KiB\"",
+    )
+    .start();
+    let (wire, process) = (server.wire, server.child.id());
+    let before = most_resident(process);
+    let begun = Instant::now();
+    let goes_on = || begun.elapsed() < PATIENCE && most_resident(process) - before < 64 << 20;
+    let keep_alives = KEEPALIVE.repeat(32 * 1024);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut peer = RawClient::connect(wire);
+                let mut answers = peer.stream.try_clone().unwrap();
+                scope.spawn(move || std::io::copy(&mut answers, &mut std::io::sink()));
+                let ended = flood(&mut peer, &keep_alives, goes_on);
+                let _ = peer.stream.shutdown(std::net::Shutdown::Both);
+                assert!(ended.is_some(), "it goes on and on");
+            });
+        }
     });
-    let keep_alives = KEEPALIVE.repeat(8192);
-    let begun = std::time::Instant::now();
-    while std::io::Write::write(&mut peer.stream, &keep_alives).is_ok() {
-        assert!(begun.elapsed() < crate::support::PATIENCE, "it goes on");
-    }
-    assert!(reader.join().unwrap() > 0);
 }
 
 #[test]

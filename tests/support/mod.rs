@@ -358,6 +358,14 @@ impl Drop for TestServer {
     }
 }
 
+/// The most memory that a process has had resident, in bytes.
+pub fn most_resident(process: u32) -> usize {
+    let text = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.unwrap().trim().trim_end_matches(" kB");
+    1024 * kib.parse::<usize>().unwrap()
+}
+
 /// A program that a test starts is not on this machine: the test passes it
 /// over, but not where all of them are to be there.
 pub fn absent(program: &str, error: &std::io::Error) {
