@@ -312,7 +312,7 @@ pub struct Listener {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deny: Vec<ipnet::IpNet>,
     /// Networks of load balancers: their connections must begin with a PROXY
-    /// header of version 2, and nobody else's may.
+    /// header of version 1 or 2, and nobody else's may.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub proxy_from: Vec<ipnet::IpNet>,
 }

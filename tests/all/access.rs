@@ -360,10 +360,37 @@ fn addresses_have_their_share_and_their_lists() {
         Received::End,
         "denied by its real address"
     );
-    // The balancer looks whether we are there.
-    let mut health = RawClient::connect(proxied);
-    health.send(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
-    assert!(health.ask("system.ping", "1").line.starts_with("RESPONSE"));
+    // The balancer looks whether we are there, or says nothing of its peer:
+    // then its own address counts, which has its share by now.
+    let unnamed: [&[u8]; 5] = [
+        b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x31\0\0",
+        b"PROXY UNKNOWN\r\n",
+        b"PROXY UNKNOWN 192.0.2.1 203.0.113.9 1 2\r\n",
+    ];
+    let health = |header: &[u8]| {
+        let mut peer = RawClient::connect(proxied);
+        peer.send(header);
+        peer
+    };
+    for header in unnamed {
+        assert_eq!(health(header).message().code(), "SERVER_BUSY", "{header:?}");
+    }
+    drop(two);
+    for header in unnamed {
+        server.until("there is room for it", |_| {
+            health(header)
+                .ask("system.ping", "1")
+                .line
+                .starts_with("RESPONSE")
+        });
+    }
+    assert_eq!(
+        health(b"PROXY TCP4 192.0.2.1 10.0.0.1 1 2\r\n").receive(),
+        Received::End,
+        "denied by version 1 too"
+    );
     let mut none = RawClient::connect(proxied);
     none.request("echo.say", "1", "1");
     assert_eq!(none.receive(), Received::End, "it must have one");
@@ -450,6 +477,44 @@ fn a_peer_that_must_authenticate_is_ended_whatever_it_sends_and_reads() {
             });
         }
     });
+}
+
+#[test]
+fn a_balancer_that_names_no_peer_is_held_to_the_lists_itself() {
+    let lists = [
+        "allow = [\"192.0.2.0/24\"]",
+        "deny = [\"127.0.0.0/8\"]",
+        "allow = [\"127.0.0.1/32\"]",
+    ];
+    let server = lists
+        .iter()
+        .fold(setup(), |setup, list| {
+            setup.set(&format!(
+                "[[listeners]]\nport = 0\nproxy_from = [\"127.0.0.1/32\"]\n{list}"
+            ))
+        })
+        .start();
+    for (number, lets_in) in [(1, false), (2, false), (3, true)] {
+        for header in [
+            &b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"[..],
+            b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x31\0\0",
+            b"PROXY UNKNOWN\r\n",
+        ] {
+            let mut peer = RawClient::connect(server.listeners[number]);
+            peer.send(header);
+            if lets_in {
+                assert!(peer.ask("system.ping", "1").line.starts_with("RESPONSE"));
+            } else {
+                assert_eq!(peer.receive(), Received::End, "{header:?}");
+            }
+        }
+    }
+    let mut named = RawClient::connect(server.listeners[1]);
+    named.send(b"PROXY TCP4 192.0.2.7 10.0.0.1 12345 80\r\n");
+    assert_eq!(named.ask("echo.say", "1").text(), "1");
+    let rows = server.json("/connections");
+    assert_eq!(rows["connections"][0]["peer"], "192.0.2.7:12345", "{rows}");
 }
 
 #[test]

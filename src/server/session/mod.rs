@@ -210,7 +210,8 @@ impl Session {
         if self.listener.is_proxy(self.connection.peer().ip()) {
             let read = read_proxy_header(stream.socket(), self.handshake_until);
             match read.map_err(|error| End::Handshake("proxy-header", error.to_string()))? {
-                Proxied::Balancer => {}
+                // It speaks for itself, and is let in as any other peer.
+                Proxied::Balancer => self.speaks_for(self.connection.peer())?,
                 Proxied::Peer(peer) => self.speaks_for(peer)?,
             }
         }
