@@ -136,8 +136,8 @@ pub struct PrincipalSettings {
     /// carry rights of its own, which then hold instead.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rights: Vec<Right>,
-    /// Requests in a second over all its connections, 0 to 10,000,000; 0 for
-    /// no bound. A second's worth may come at once.
+    /// Requests in a second over all its connections, those of `system` topics
+    /// among them, 0 to 10,000,000; 0 for no bound. A second's worth may come at once.
     pub rate: u32,
     /// Calls at the same time over all its connections, 0 to 10,000; 0 for no
     /// bound. One more waits for its turn until its deadline.

@@ -15,7 +15,7 @@ use run::{Checked, RETRY_WHEN_FULL_MS, Task};
 use serde_json::json;
 
 use crate::{
-    access::{Access, Identity},
+    access::{Access, Identity, Principal},
     budget::Charge,
     catalog::{Catalog, SYSTEM},
     host::{Context, Watch},
@@ -326,10 +326,7 @@ impl Core {
             );
             return Err(Refusal::new(Code::Forbidden, message));
         }
-        if let Some(rate) = &principal.rate {
-            rate.take()
-                .map_err(|wait| Refusal::too_often(&principal.name, rate.limit(), wait))?;
-        }
+        take_rate(principal)?;
         let Some(calls) = &principal.calls else {
             return Ok(None);
         };
@@ -365,6 +362,15 @@ impl Core {
             (None, _) => Outcome::Silence,
         }
     }
+}
+
+/// Counts a request of a principal, if that may ask so often.
+fn take_rate(principal: &Principal) -> Result<(), Refusal> {
+    let Some(rate) = &principal.rate else {
+        return Ok(());
+    };
+    rate.take()
+        .map_err(|wait| Refusal::too_often(&principal.name, rate.limit(), wait))
 }
 
 /// A payload that is not BINARY is JSON, and an empty one is `null`.

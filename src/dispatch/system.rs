@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::RawValue};
 
-use super::{Core, MAX_REPEATED, Refusal};
+use super::{Core, MAX_REPEATED, Refusal, take_rate};
 use crate::{
     access::{Denied, Identity},
     catalog::{Action, Description},
@@ -20,8 +20,28 @@ use crate::{
 const MAX_LOGGED_CLIENT: usize = 100;
 
 impl Core {
-    /// Answers a system topic.
+    /// Answers a system topic, within the rate of whoever asks.
     pub(super) fn system(
+        &self,
+        header: &Header<'_>,
+        payload: Payload<'_>,
+        identity: &Identity,
+        known: &mut Option<Identity>,
+    ) -> Result<String, Refusal> {
+        // A peer authenticates once on a connection. That does not count for
+        // the rate that all share who have not: they could keep it out.
+        let may_authenticate = header.topic.action() == "hello" && !identity.is_known();
+        if !may_authenticate {
+            take_rate(&identity.principal)?;
+        }
+        let answer = self.system_answer(header, payload, identity, known);
+        if may_authenticate && known.is_none() && !identity.must_say() {
+            take_rate(&identity.principal)?;
+        }
+        answer
+    }
+
+    fn system_answer(
         &self,
         header: &Header<'_>,
         payload: Payload<'_>,

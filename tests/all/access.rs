@@ -518,6 +518,38 @@ fn a_balancer_that_names_no_peer_is_held_to_the_lists_itself() {
 }
 
 #[test]
+fn system_topics_count_for_the_rate() {
+    let setup = with_tokens(
+        setup(),
+        "auth = \"optional\"\n[principals.ann]\nrights = [\"*\"]\nrate = 3\n[principals.anonymous]\nrate = 1",
+    );
+    let (_, secret) = token(&setup, &["ann"]);
+    let server = setup.start();
+    // More than a second's worth, whatever the machine does meanwhile.
+    let refused = |peer: &mut RawClient, topic: &str, payload: &str| {
+        let answers = (0..100).map(|_| peer.ask(topic, payload));
+        answers
+            .filter(|answer| answer.line.starts_with("ERROR"))
+            .inspect(|answer| assert_eq!(answer.code(), "RATE_LIMITED", "{topic}"))
+            .count()
+    };
+    let mut stranger = server.connect();
+    let mut ann = server.connect();
+    let again = json!({"token": secret}).to_string();
+    for (topic, payload) in [
+        ("system.ping", "1"),
+        ("system.services", ""),
+        ("system.hello", "{}"),
+    ] {
+        assert!(refused(&mut stranger, topic, payload) > 80, "{topic}");
+        // That strangers ask too often keeps nobody from authenticating.
+        assert!(hello(&mut ann, &secret).line.starts_with("RESPONSE") || topic != "system.ping");
+        assert!(refused(&mut ann, topic, payload) > 60, "{topic}");
+    }
+    assert!(refused(&mut ann, "system.hello", &again) > 60);
+}
+
+#[test]
 fn what_strangers_could_reach_is_refused_at_the_start() {
     let check = |settings: &str, expected: Option<&str>| {
         let output = setup().set("host = \"0.0.0.0\"").set(settings);
