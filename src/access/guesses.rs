@@ -1,4 +1,4 @@
-//! How often one address may fail to show who it is.
+//! How often one address may fail to authenticate, in each way of its own.
 
 use std::{
     collections::HashMap,
@@ -7,15 +7,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Addresses that are remembered; those that have long been quiet make room.
+/// Addresses that are remembered, once for each way in which they failed;
+/// those that have long been quiet make room.
 const MAX_ADDRESSES: usize = 8192;
+
+/// A way to fail. Each has a throttle of its own: who fails in one way does
+/// not keep others of the same address from authenticating in another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Failure {
+    /// A hello without a token where one is demanded.
+    NoToken,
+    /// A token that is unknown, expired or revoked.
+    WrongToken,
+    /// A TLS handshake without a valid certificate where one is demanded.
+    Certificate,
+}
 
 /// Failures by address. For each, one instant is kept: when all its failures
 /// will be forgotten, of which one is in each sixtieth, third or whatever
 /// part of a minute.
 pub(super) struct Guesses {
     per_minute: u32,
-    forgotten: Mutex<HashMap<IpAddr, Instant>>,
+    forgotten: Mutex<HashMap<(IpAddr, Failure), Instant>>,
 }
 
 impl Guesses {
@@ -27,19 +40,19 @@ impl Guesses {
     }
 
     /// How long to wait before the next try; none if it is allowed now.
-    pub(super) fn wait(&self, address: IpAddr, now: Instant) -> Option<Duration> {
+    pub(super) fn wait(&self, address: IpAddr, way: Failure, now: Instant) -> Option<Duration> {
         let forgotten = self
             .forgotten
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let left = forgotten
-            .get(&whole(address))?
+            .get(&(whole(address), way))?
             .saturating_duration_since(now);
         let most = self.each() * (self.per_minute - 1);
         left.checked_sub(most).filter(|wait| !wait.is_zero())
     }
 
-    pub(super) fn failed(&self, address: IpAddr, now: Instant) {
+    pub(super) fn failed(&self, address: IpAddr, way: Failure, now: Instant) {
         let mut forgotten = self
             .forgotten
             .lock()
@@ -51,8 +64,9 @@ impl Guesses {
         let most = now + self.each() * self.per_minute;
         // Where even those are too many, the newcomers are not remembered:
         // a token is too long to be guessed from that many addresses.
-        if !full || forgotten.contains_key(&whole(address)) {
-            let until = forgotten.entry(whole(address)).or_insert(now);
+        let key = (whole(address), way);
+        if !full || forgotten.contains_key(&key) {
+            let until = forgotten.entry(key).or_insert(now);
             *until = ((*until).max(now) + self.each()).min(most);
         }
     }
@@ -85,24 +99,39 @@ mod tests {
         let same_network: IpAddr = "2001:db8::ffff:1".parse().unwrap();
         let other: IpAddr = "2001:db8:0:1::1".parse().unwrap();
         for _ in 0..3 {
-            assert_eq!(guesses.wait(one, now), None);
-            guesses.failed(one, now);
+            assert_eq!(guesses.wait(one, Failure::WrongToken, now), None);
+            guesses.failed(one, Failure::WrongToken, now);
         }
-        assert_eq!(guesses.wait(one, now), Some(Duration::from_secs(20)));
         assert_eq!(
-            guesses.wait(same_network, now),
+            guesses.wait(one, Failure::WrongToken, now),
             Some(Duration::from_secs(20))
         );
-        assert_eq!(guesses.wait(other, now), None);
-        guesses.failed(one, now);
         assert_eq!(
-            guesses.wait(one, now + Duration::from_secs(20)),
+            guesses.wait(same_network, Failure::WrongToken, now),
+            Some(Duration::from_secs(20))
+        );
+        assert_eq!(
+            guesses.wait(one, Failure::NoToken, now),
+            None,
+            "each way has a throttle of its own"
+        );
+        assert_eq!(guesses.wait(other, Failure::WrongToken, now), None);
+        guesses.failed(one, Failure::WrongToken, now);
+        assert_eq!(
+            guesses.wait(one, Failure::WrongToken, now + Duration::from_secs(20)),
             None,
             "more failures don't wait for longer"
         );
-        guesses.failed(one, now + Duration::from_secs(20));
-        assert!(guesses.wait(one, now + Duration::from_secs(20)).is_some());
-        assert_eq!(guesses.wait(one, now + Duration::from_secs(81)), None);
+        guesses.failed(one, Failure::WrongToken, now + Duration::from_secs(20));
+        assert!(
+            guesses
+                .wait(one, Failure::WrongToken, now + Duration::from_secs(20))
+                .is_some()
+        );
+        assert_eq!(
+            guesses.wait(one, Failure::WrongToken, now + Duration::from_secs(81)),
+            None
+        );
     }
 
     #[test]
@@ -110,10 +139,14 @@ mod tests {
         let guesses = Guesses::new(1);
         let now = Instant::now();
         for number in 0..u32::try_from(MAX_ADDRESSES).unwrap() + 10 {
-            guesses.failed(IpAddr::from(number.to_be_bytes()), now);
+            guesses.failed(IpAddr::from(number.to_be_bytes()), Failure::NoToken, now);
         }
         assert_eq!(guesses.forgotten.lock().unwrap().len(), MAX_ADDRESSES);
-        guesses.failed("9.9.9.9".parse().unwrap(), now + Duration::from_secs(61));
+        guesses.failed(
+            "9.9.9.9".parse().unwrap(),
+            Failure::NoToken,
+            now + Duration::from_secs(61),
+        );
         assert_eq!(
             guesses.forgotten.lock().unwrap().len(),
             1,

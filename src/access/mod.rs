@@ -8,11 +8,18 @@ use std::{
     collections::HashMap,
     net::IpAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Release},
+        },
+    },
     time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
+pub use guesses::Failure;
 use guesses::Guesses;
 use tokens::{Tokens, TokensError};
 
@@ -20,7 +27,7 @@ use crate::{
     budget::{Budget, Rate},
     config::{
         Auth, Principals, Right,
-        access::{ANONYMOUS, DEFAULT_PRINCIPAL, MAX_PRINCIPAL_SIZE},
+        access::{ANONYMOUS, DEFAULT_PRINCIPAL, PrincipalSettings},
     },
     host::context::Caller,
     log::Limiter,
@@ -55,7 +62,8 @@ pub struct Terms {
 }
 
 /// Who is at the other end of a connection, as far as it is known. Replaced
-/// as a whole when they show who they are.
+/// as a whole when they show who they are, and by [`Access::current`] when the
+/// settings of principals have changed.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// As services see it.
@@ -66,6 +74,10 @@ pub struct Identity {
     rights: Option<Arc<[Right]>>,
     terms: Arc<Terms>,
     token: Option<Arc<tokens::Token>>,
+    /// Their certificate is not valid any more.
+    is_ended: bool,
+    /// Of the settings that rights and rates are from.
+    generation: u64,
     /// The right to everything.
     everything: Arc<[Right]>,
     address: IpAddr,
@@ -76,6 +88,8 @@ pub struct Identity {
 pub enum Denied {
     /// The token is unknown, expired or revoked.
     Token,
+    /// There is no token.
+    NoToken,
     /// A token over a connection that others can read.
     Exposed,
     /// Too many failures; when there will be another chance.
@@ -84,6 +98,8 @@ pub enum Denied {
 
 /// Everybody who may ask.
 pub struct Access {
+    /// Counts the changes of the settings; raised after them.
+    generation: AtomicU64,
     file: PathBuf,
     tokens: ArcSwap<Tokens>,
     settings: ArcSwap<Principals>,
@@ -104,6 +120,7 @@ impl Access {
     ) -> Result<Arc<Self>, TokensError> {
         let tokens = ArcSwap::from_pointee(Tokens::load(&file)?);
         Ok(Arc::new(Self {
+            generation: AtomicU64::new(0),
             file,
             tokens,
             everything: ArcSwap::from_pointee(everything(&settings)),
@@ -126,15 +143,50 @@ impl Access {
         Ok(count)
     }
 
-    /// Other settings, for those who come or show who they are from now on.
+    /// Other settings. They hold from the next request on, for open
+    /// connections too.
     pub fn set_principals(&self, settings: Principals) {
         let mut principals = self
             .principals
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        self.everything.store(Arc::new(everything(&settings)));
+        let before = self.settings.load_full();
+        // Where nothing has changed, what was counted goes on to count.
+        principals.retain(|name, _| settings_of(&before, name) == settings_of(&settings, name));
+        if before.get(ANONYMOUS) != settings.get(ANONYMOUS) {
+            self.everything.store(Arc::new(everything(&settings)));
+        }
         self.settings.store(Arc::new(settings));
-        principals.clear();
+        drop(principals);
+        self.generation.fetch_add(1, Release);
+    }
+
+    /// The same peer with the rights and rates of the present settings; none
+    /// if it has them.
+    #[must_use]
+    #[inline]
+    pub fn current(&self, identity: &Identity) -> Option<Identity> {
+        // Read first: what changes meanwhile is found the next time.
+        let generation = self.generation.load(Acquire);
+        (generation != identity.generation).then(|| {
+            let principal = if identity.is_known() {
+                self.principal(&identity.principal.name)
+            } else {
+                self.of_strangers(identity.terms.auth)
+            };
+            Identity {
+                principal,
+                generation,
+                ..identity.clone()
+            }
+        })
+    }
+
+    fn of_strangers(&self, auth: Auth) -> Arc<Principal> {
+        match auth {
+            Auth::None => self.everything.load_full(),
+            Auth::Optional | Auth::Required => self.principal(ANONYMOUS),
+        }
     }
 
     /// The file of the tokens.
@@ -152,10 +204,8 @@ impl Access {
         encrypted: bool,
         terms: &Arc<Terms>,
     ) -> Identity {
-        let principal = match terms.auth {
-            Auth::None => self.everything.load_full(),
-            Auth::Optional | Auth::Required => self.principal(ANONYMOUS),
-        };
+        let generation = self.generation.load(Acquire);
+        let principal = self.of_strangers(terms.auth);
         let caller = Arc::new(Caller {
             connection_id,
             principal: None,
@@ -168,6 +218,8 @@ impl Access {
             rights: None,
             terms: Arc::clone(terms),
             token: None,
+            is_ended: false,
+            generation,
             everything,
             address,
         }
@@ -179,11 +231,19 @@ impl Access {
         identity.become_principal(self.principal(name), None)
     }
 
-    /// Whether an address has failed too often; when there will be another
-    /// chance.
+    /// Whether an address has failed too often in one way; when there will be
+    /// another chance.
     #[must_use]
-    pub fn is_shut_out(&self, address: IpAddr) -> Option<Duration> {
-        self.guesses.wait(address, Instant::now())
+    pub fn is_shut_out(&self, address: IpAddr, way: Failure) -> Option<Duration> {
+        self.guesses.wait(address, way, Instant::now())
+    }
+
+    /// Whether an address has failed too often in any way.
+    #[must_use]
+    pub fn is_throttled(&self, address: IpAddr) -> bool {
+        [Failure::NoToken, Failure::WrongToken, Failure::Certificate]
+            .into_iter()
+            .any(|way| self.is_shut_out(address, way).is_some())
     }
 
     /// The same peer under the principal of its token.
@@ -191,8 +251,7 @@ impl Access {
     /// # Errors
     /// Why not. A wrong token counts as a failure of its address.
     pub fn authenticate(&self, identity: &Identity, token: &str) -> Result<Identity, Denied> {
-        let now = Instant::now();
-        if let Some(wait) = self.guesses.wait(identity.address, now) {
+        if let Some(wait) = self.is_shut_out(identity.address, Failure::WrongToken) {
             return Err(Denied::TooMany(wait));
         }
         if !identity.may_show_token() {
@@ -209,15 +268,31 @@ impl Access {
                 Ok(identity.become_principal(principal, Some(Arc::clone(token))))
             }
             None => {
-                self.failed(identity, "wrong token");
+                self.failed(identity, Failure::WrongToken);
                 Err(Denied::Token)
             }
         }
     }
 
+    /// Why a peer that has to say who it is may not go on without a token,
+    /// which counts as a failure of its address.
+    #[must_use]
+    pub fn without_token(&self, identity: &Identity) -> Denied {
+        if let Some(wait) = self.is_shut_out(identity.address, Failure::NoToken) {
+            return Denied::TooMany(wait);
+        }
+        self.failed(identity, Failure::NoToken);
+        Denied::NoToken
+    }
+
     /// Somebody failed to show who they are: counted against their address.
-    pub fn failed(&self, identity: &Identity, reason: &str) {
-        self.guesses.failed(identity.address, Instant::now());
+    pub fn failed(&self, identity: &Identity, way: Failure) {
+        self.guesses.failed(identity.address, way, Instant::now());
+        let reason = match way {
+            Failure::NoToken => "no token",
+            Failure::WrongToken => "wrong token",
+            Failure::Certificate => "no valid certificate",
+        };
         static LINES: Limiter = Limiter::new();
         if LINES.allows("not authenticated") {
             let connection = &*identity.caller.connection_id;
@@ -236,20 +311,11 @@ impl Access {
         if principals.len() >= MAX_PRINCIPALS {
             principals.retain(|_, principal| Arc::strong_count(principal) > 1);
         }
-        // Nobody is anonymous because nothing is said about them.
-        let settings = self.settings.load();
-        let fallback = || {
-            settings
-                .get(DEFAULT_PRINCIPAL)
-                .filter(|_| name != ANONYMOUS)
-        };
-        let settings = settings
-            .get(name)
-            .or_else(fallback)
+        let settings = settings_of(&self.settings.load(), name)
             .cloned()
             .unwrap_or_default();
         let principal = Arc::new(Principal {
-            name: name.chars().take(MAX_PRINCIPAL_SIZE).collect(),
+            name: name.to_owned(),
             rights: settings.rights.into(),
             rate: Rate::per_second(settings.rate),
             calls: places(settings.concurrency),
@@ -257,6 +323,16 @@ impl Access {
         principals.insert(name.to_owned(), Arc::clone(&principal));
         principal
     }
+}
+
+/// What is said about a principal. Nobody is anonymous because nothing is.
+fn settings_of<'a>(settings: &'a Principals, name: &str) -> Option<&'a PrincipalSettings> {
+    let fallback = || {
+        settings
+            .get(DEFAULT_PRINCIPAL)
+            .filter(|_| name != ANONYMOUS)
+    };
+    settings.get(name).or_else(fallback)
 }
 
 /// Of those who are not asked who they are.
@@ -306,12 +382,21 @@ impl Identity {
         self.terms.auth == Auth::Required && !self.is_known()
     }
 
-    /// Whether their token has ended since they showed it.
+    /// Whether their token has expired or was revoked since they showed it,
+    /// or their certificate.
     #[must_use]
     pub fn has_ended(&self) -> bool {
-        self.token
-            .as_ref()
-            .is_some_and(|token| token.has_ended(Instant::now()))
+        let token_ended = |token: &Arc<tokens::Token>| token.has_ended(Instant::now());
+        self.is_ended || self.token.as_ref().is_some_and(token_ended)
+    }
+
+    /// The same peer, whose certificate is not valid any more.
+    #[must_use]
+    pub fn ended(&self) -> Self {
+        Self {
+            is_ended: true,
+            ..self.clone()
+        }
     }
 
     /// Whether they may call a topic in the version asked for.
@@ -473,8 +558,35 @@ mod tests {
             Err(Denied::TooMany(_))
         ));
         assert!(
-            access.is_shut_out(peer).is_some()
-                && access.is_shut_out("192.0.2.2".parse().unwrap()).is_none()
+            access.is_shut_out(peer, Failure::WrongToken).is_some()
+                && access.is_shut_out(peer, Failure::NoToken).is_none()
+                && access.is_throttled(peer)
+                && !access.is_throttled("192.0.2.2".parse().unwrap())
         );
+    }
+
+    #[test]
+    fn open_connections_have_the_rights_of_the_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let access = access(dir.path());
+        let local: IpAddr = "127.0.0.1".parse().unwrap();
+        let stranger = access.stranger("1".into(), local, true, &terms(Auth::Optional, None));
+        let ann = access.certified(&stranger, "ann");
+        assert!(access.current(&ann).is_none() && access.current(&stranger).is_none());
+        let mut settings = Principals::clone(&access.settings.load());
+        settings.get_mut("ann").unwrap().rights = rights(&["math.add"]);
+        access.set_principals(settings);
+        let ann = access.current(&ann).unwrap();
+        assert!(
+            ann.may_call("math.add", [1, 0, 0]) && !ann.may_call("orders.create", [1, 0, 0]),
+            "{ann:?}"
+        );
+        let same = access.current(&stranger).unwrap();
+        assert!(
+            Arc::ptr_eq(&same.principal, &stranger.principal),
+            "what has not changed goes on counting"
+        );
+        assert!(access.current(&ann).is_none() && access.current(&same).is_none());
+        assert!(!ann.has_ended() && ann.ended().has_ended());
     }
 }

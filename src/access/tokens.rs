@@ -114,6 +114,12 @@ impl Tokens {
                 .transpose();
             let expires =
                 expires.map_err(|wrong| error(format!("{}: expires: {wrong}", entry.id)))?;
+            if !(1..=MAX_PRINCIPAL_SIZE).contains(&entry.principal.len()) {
+                return Err(error(format!(
+                    "{}: principal: 1 to {MAX_PRINCIPAL_SIZE} bytes",
+                    entry.id
+                )));
+            }
             let left = |at: SystemTime| {
                 at.duration_since(SystemTime::now())
                     .unwrap_or(Duration::ZERO)

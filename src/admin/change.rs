@@ -51,6 +51,9 @@ pub trait Commands: Send + Sync {
     /// Has a connection closed in order; false if there is none.
     fn close(&self, connection: u64) -> bool;
 
+    /// Has all connections of a principal closed in order; says how many.
+    fn close_principal(&self, principal: &str) -> usize;
+
     /// Begins the end of the server.
     fn drain(&self);
 
@@ -165,6 +168,10 @@ impl Admin {
                 result(self.commands.switch(&name, version, true))
             }
             ("POST", "/services/{name}/try") => self.attempt(&name, &body),
+            ("POST", "/principals/{name}/disconnect") => {
+                let closed = self.commands.close_principal(&name);
+                (200, JSON_UTF8, json!({"closed": closed}).to_string())
+            }
             ("POST", "/log/filter") => {
                 let Some(filter) = &body.filter else {
                     return refuse(400, "the body lacks filter");

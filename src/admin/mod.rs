@@ -219,6 +219,10 @@ pub(super) mod tests {
             Err("nothing".into())
         }
 
+        fn close_principal(&self, _: &str) -> usize {
+            0
+        }
+
         fn kill(&self, _: u64) -> bool {
             false
         }

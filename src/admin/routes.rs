@@ -176,8 +176,13 @@ pub const ROUTES: &[Route] = &[
         )
     },
     post(
+        "/principals/{name}/disconnect",
+        "close all connections of a principal in order: what was begun is answered, then UNAUTHORIZED",
+        &[200],
+    ),
+    post(
         "/tls/reload",
-        "read the certificates again; open connections stay",
+        "read the certificates again; connections whose certificate does not hold any more are closed",
         &[200, 409],
     ),
     Route {

@@ -109,7 +109,8 @@ impl Edge {
         config.all_listeners().into_iter().map(build).collect()
     }
 
-    /// Reads the certificates again; connections from before keep theirs.
+    /// Reads the certificates again. Connections from before keep the server's,
+    /// and are closed where their own is not valid by what was read.
     pub(super) fn reload_tls(&self) -> Result<(), String> {
         let Some((files, tls)) = &self.tls else {
             return Err("TLS is not switched on: tls.cert is not set".into());

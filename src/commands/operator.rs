@@ -66,6 +66,10 @@ impl Commands for Operator {
         self.view.close(connection)
     }
 
+    fn close_principal(&self, principal: &str) -> usize {
+        self.view.close_principal(principal)
+    }
+
     fn drain(&self) {
         // Nobody hears it any more where the end has begun.
         let _ = self.end.send(());

@@ -412,11 +412,16 @@ fn limits(config: &Config) -> Limits {
     Limits {
         max_message_size: config.max_message_size.0,
         max_in_flight: config.max_in_flight,
-        keep_alive_interval: config.keep_alive_interval.0.min(config.idle_timeout.0 / 2),
+        keep_alive_interval: keep_alive_interval(config),
         idle_timeout: config.idle_timeout.0,
         default_timeout: config.default_timeout.0,
         call_depth: config.sandbox.call_depth,
     }
+}
+
+/// As clients are asked for it.
+fn keep_alive_interval(config: &Config) -> Duration {
+    config.keep_alive_interval.0.min(config.idle_timeout.0 / 2)
 }
 
 fn server_settings(config: &Config, memory: Arc<Budget>, room: Room) -> ServerSettings {
@@ -448,6 +453,8 @@ fn server_settings(config: &Config, memory: Arc<Budget>, room: Room) -> ServerSe
         handshake_timeout: config.handshake_timeout.0,
         write_timeout: config.write_timeout.0,
         idle_timeout: config.idle_timeout.0,
+        keep_alive_interval: keep_alive_interval(config),
+        connection_max_age: Some(config.connection_max_age.0).filter(|age| !age.is_zero()),
         drain_timeout: config.drain_timeout.0,
         thread_stack: HOST_STACK
             + (config.sandbox.stack.0 + NESTED_STACK) * (config.sandbox.call_depth + 1),

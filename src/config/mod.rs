@@ -40,8 +40,8 @@ pub struct Config {
     /// File of the tokens, as `mb-server token` writes it; empty for
     /// `tokens.json` in the state folder.
     pub tokens: PathBuf,
-    /// How often in a minute one address may fail to show who it is, 1 to
-    /// 6,000; after that it is refused for a while.
+    /// How often in a minute one address may fail to authenticate, in each way
+    /// of its own, 1 to 6,000; after that it is refused for a while.
     pub auth_failures: u32,
     /// Connections that the kernel holds until they are accepted, 1 to 65,535.
     pub backlog: u32,
@@ -91,6 +91,9 @@ pub struct Config {
     /// Silence after which clients are asked to send a keep-alive, 10 ms to
     /// 24 h; where half of `idle_timeout` is less, they are asked for that.
     pub keep_alive_interval: Millis,
+    /// Age at which a connection is closed in order, 1 s to 30 days; 0 for no
+    /// bound.
+    pub connection_max_age: Millis,
     /// For a request whose header names no timeout, 1 ms to 1 h.
     pub default_timeout: Millis,
     /// For the whole end of the server, 0 to 10 min. Calls are stopped half a
@@ -212,6 +215,7 @@ impl Default for Config {
             write_timeout: Millis::secs(10),
             idle_timeout: Millis::secs(60),
             keep_alive_interval: Millis::secs(30),
+            connection_max_age: Millis::new(0),
             default_timeout: Millis::secs(5),
             drain_timeout: Millis::secs(10),
             services_dir: "services/dist".into(),
@@ -396,6 +400,7 @@ impl Config {
             write_timeout,
             idle_timeout,
             keep_alive_interval,
+            connection_max_age,
             default_timeout,
             drain_timeout,
             services_dir,
@@ -494,6 +499,15 @@ impl Config {
         bounds.range("write_timeout", *write_timeout, least, hour);
         bounds.range("idle_timeout", *idle_timeout, least, day);
         bounds.range("keep_alive_interval", *keep_alive_interval, least, day);
+        if *connection_max_age != Millis::new(0) {
+            let month = Millis::secs(30 * 24 * 3600);
+            bounds.range(
+                "connection_max_age",
+                *connection_max_age,
+                Millis::secs(1),
+                month,
+            );
+        }
         bounds.range("default_timeout", *default_timeout, Millis::new(1), hour);
         bounds.range(
             "drain_timeout",

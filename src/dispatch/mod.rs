@@ -27,6 +27,12 @@ use crate::{
 /// The one topic that may come before anybody has said who they are.
 const HELLO: &str = "system.hello";
 
+/// What peers are told of whose address there were too many.
+pub(crate) const TOO_MANY_FAILURES: &str = "too many failures from this address";
+/// What peers are told whose credentials do not hold any more.
+pub(crate) const ENDED: &str =
+    "the token or the certificate of this connection has expired or was revoked";
+
 /// Of a peer's own text, an error repeats at most this many characters.
 const MAX_REPEATED: usize = 200;
 
@@ -217,10 +223,7 @@ impl Core {
         let (reason, message) = if matches!(header.kind, Kind::Response | Kind::Error) {
             return Ok(());
         } else if identity.has_ended() {
-            (
-                "ended",
-                "the token of this connection has expired or was revoked",
-            )
+            ("ended", ENDED)
         } else if identity.must_say() && !says {
             (
                 "missing",

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json, value::RawValue};
 
-use super::{Core, MAX_REPEATED, Refusal, take_rate};
+use super::{Core, MAX_REPEATED, Refusal, TOO_MANY_FAILURES, take_rate};
 use crate::{
     access::{Denied, Identity},
     catalog::{Action, Description},
@@ -104,14 +104,10 @@ impl Core {
             .take(MAX_LOGGED_CLIENT)
             .collect();
         if let Some(token) = token {
-            *known = Some(self.authenticate(identity, token)?);
+            let shown = self.access.authenticate(identity, token);
+            *known = Some(shown.map_err(|denied| self.denied(&denied))?);
         } else if identity.must_say() {
-            self.access.failed(identity, "no token");
-            self.metrics.auth_failures.add("missing");
-            return Err(Refusal::new(
-                Code::Unauthorized,
-                "system.hello must carry a token here",
-            ));
+            return Err(self.denied(&self.access.without_token(identity)));
         }
         let caller = &known.as_ref().unwrap_or(identity).caller;
         tracing::debug!(connection = caller.connection_id, ?client, "hello");
@@ -135,25 +131,24 @@ impl Core {
         Ok(answer.to_string())
     }
 
-    fn authenticate(&self, identity: &Identity, token: &str) -> Result<Identity, Refusal> {
-        self.access.authenticate(identity, token).map_err(|denied| {
-            let (reason, message) = match &denied {
-                Denied::Token => ("token", "the token is unknown, expired or revoked"),
-                Denied::Exposed => (
-                    "exposed",
-                    "a token is taken over TLS only, since others can read this connection",
-                ),
-                Denied::TooMany(_) => ("too-many", "too many failures from this address"),
-            };
-            self.metrics.auth_failures.add(reason);
-            let refusal = Refusal::new(Code::Unauthorized, message);
-            match denied {
-                Denied::TooMany(wait) => {
-                    refusal.with(&json!({"retryAfterMs": wait.as_millis() as u64 + 1}))
-                }
-                Denied::Token | Denied::Exposed => refusal,
+    fn denied(&self, denied: &Denied) -> Refusal {
+        let (reason, message) = match denied {
+            Denied::Token => ("token", "the token is unknown, expired or revoked"),
+            Denied::NoToken => ("missing", "system.hello must carry a token here"),
+            Denied::Exposed => (
+                "exposed",
+                "a token is taken over TLS only, since others can read this connection",
+            ),
+            Denied::TooMany(_) => ("too-many", TOO_MANY_FAILURES),
+        };
+        self.metrics.auth_failures.add(reason);
+        let refusal = Refusal::new(Code::Unauthorized, message);
+        match denied {
+            Denied::TooMany(wait) => {
+                refusal.with(&json!({"retryAfterMs": wait.as_millis() as u64 + 1}))
             }
-        })
+            Denied::Token | Denied::NoToken | Denied::Exposed => refusal,
+        }
     }
 
     fn services(&self, payload: &str, identity: &Identity) -> Result<String, Refusal> {

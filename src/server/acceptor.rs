@@ -16,14 +16,16 @@ use serde_json::json;
 use socket2::SockRef;
 
 use super::{
-    ListenerSettings, Listening, SHUTS_DOWN, Shared,
+    ListenerSettings, Listening, Shared,
     admission::{Admission, Admitted, Permit},
-    connection::{RETRY_WHEN_BUSY_MS, notice},
+    connection::{Farewell, RETRY_WHEN_BUSY_MS, notice},
     session::{Session, tell_denied},
     wait_for,
 };
 use crate::{
+    access::Failure,
     config::Auth,
+    dispatch::TOO_MANY_FAILURES,
     log::Limiter,
     transport::{Socket, Stream},
     wire::Code,
@@ -105,7 +107,8 @@ impl Acceptor {
         for _ in 0..self.shared.settings.backlog {
             match self.listening.listener.accept() {
                 Ok((stream, _)) => {
-                    self.refuse(stream, Code::ShuttingDown, SHUTS_DOWN, None);
+                    let Farewell { code, message } = Farewell::SHUTDOWN;
+                    self.refuse(stream, code, message, None);
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(_) => break,
@@ -122,16 +125,19 @@ impl Acceptor {
             return;
         }
         let address = (!proxied).then(|| peer.ip());
-        // Who has guessed too often is not worth a thread.
+        // Who has guessed too often is not worth a thread; but where there are
+        // certificates, it may be somebody else, who has a valid one.
+        let shut_out = |address| self.shared.access.is_shut_out(address, Failure::WrongToken);
         if self.settings.terms.auth == Auth::Required
-            && let Some(wait) = address.and_then(|address| self.shared.access.is_shut_out(address))
+            && !self.settings.takes_certificates()
+            && let Some(wait) = address.and_then(shut_out)
         {
             self.shared.metrics.auth_failures.add("too-many");
             let details = json!({"retryAfterMs": wait.as_millis() as u64 + 1});
             self.refuse(
                 stream,
                 Code::Unauthorized,
-                "too many failures from this address",
+                TOO_MANY_FAILURES,
                 Some(&details),
             );
             return;

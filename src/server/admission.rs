@@ -418,7 +418,7 @@ impl Drop for Permit {
 }
 
 /// Of IPv6, the /64 that one customer has at least.
-fn whole_address(address: IpAddr) -> IpAddr {
+pub(super) fn whole_address(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & (!0 << 64)).into(),
         v4 @ IpAddr::V4(_) => v4,

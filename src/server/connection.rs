@@ -39,6 +39,33 @@ use crate::{
 /// What a client that is sent away is told to wait, in milliseconds.
 pub(super) const RETRY_WHEN_BUSY_MS: u64 = 1000;
 
+/// What a peer is told that is sent away in order: what it asked before is
+/// answered, and nothing is begun any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Farewell {
+    pub(super) code: Code,
+    pub(super) message: &'static str,
+}
+
+impl Farewell {
+    pub(super) const SHUTDOWN: Self = Self {
+        code: Code::ShuttingDown,
+        message: "the server shuts down",
+    };
+    pub(super) const CLOSED: Self = Self {
+        code: Code::ShuttingDown,
+        message: "the operator closes this connection",
+    };
+    pub(super) const PRINCIPAL_CLOSED: Self = Self {
+        code: Code::Unauthorized,
+        message: "the operator closes the connections of this principal",
+    };
+    pub(super) const TOO_OLD: Self = Self {
+        code: Code::ShuttingDown,
+        message: "this connection is as old as connection_max_age allows",
+    };
+}
+
 /// One connection.
 pub(crate) struct Connection {
     number: u64,
@@ -61,8 +88,8 @@ pub(crate) struct Connection {
     /// Why it ends, as whoever found out first says.
     end: OnceLock<End>,
     drain: Arc<DrainFlags>,
-    /// The operator wants this one to end.
-    dismissed: AtomicBool,
+    /// Why this one is closed, although the server goes on.
+    dismissed: OnceLock<Farewell>,
     stream: Stream,
     outbox: Mutex<Outbox>,
 }
@@ -91,7 +118,7 @@ impl Connection {
             phase: Phase::new(),
             end: OnceLock::new(),
             drain,
-            dismissed: AtomicBool::new(false),
+            dismissed: OnceLock::new(),
             stream,
             outbox: Mutex::new(Outbox::new(memory)),
         }
@@ -151,6 +178,15 @@ impl Connection {
         &self.stream
     }
 
+    /// When it was accepted.
+    pub(super) fn begun(&self) -> Instant {
+        self.since.0
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.open.load(SeqCst)
+    }
+
     pub(super) fn age(&self) -> Duration {
         self.since.0.elapsed()
     }
@@ -192,15 +228,32 @@ impl Connection {
 
     /// Whether no further call shall be begun.
     pub(super) fn draining(&self) -> bool {
-        self.drain.draining() || self.dismissed.load(SeqCst)
+        self.farewell().is_some()
+    }
+
+    /// What the peer is told, once no further call shall be begun.
+    pub(super) fn farewell(&self) -> Option<Farewell> {
+        let dismissed = self.dismissed.get().copied();
+        dismissed.or_else(|| self.drain.draining().then_some(Farewell::SHUTDOWN))
+    }
+
+    /// No further call shall be begun; whoever serves it says why, the first
+    /// reason counts.
+    pub(super) fn retire(&self, why: Farewell) {
+        let _ = self.dismissed.set(why);
+    }
+
+    /// The principal that it speaks for.
+    pub(super) fn is_of(&self, principal: &str) -> bool {
+        self.identity.load().principal.name == principal
     }
 
     /// The operator's part: as the drain for this connection alone. Says
     /// whether the peer was told; where somebody is busy, that one tells it.
-    pub(super) fn dismiss(&self) -> bool {
+    pub(super) fn dismiss(&self, why: Farewell) -> bool {
         // As with the drain: the flag first, then the look who is busy.
-        self.dismissed.store(true, SeqCst);
-        let told = self.tell_if_quiet(Code::ShuttingDown, "the operator closes this connection");
+        self.retire(why);
+        let told = self.tell_if_quiet(why.code, why.message);
         if told {
             self.send_last_word();
             // Whoever waits for it wakes up and leaves.
@@ -279,8 +332,13 @@ impl Connection {
 
     /// Puts the last word into the outbox.
     pub(super) fn push_notice(&self, code: Code, message: &str) {
-        let details = (code == Code::ServerBusy)
-            .then(|| serde_json::json!({"retryAfterMs": RETRY_WHEN_BUSY_MS}));
+        let wait = (code == Code::ServerBusy).then_some(RETRY_WHEN_BUSY_MS);
+        self.push_refusal(code, message, wait);
+    }
+
+    /// The same, with the milliseconds after which the peer may come again.
+    pub(super) fn push_refusal(&self, code: Code, message: &str, retry_after: Option<u64>) {
+        let details = retry_after.map(|millis| serde_json::json!({"retryAfterMs": millis}));
         self.push(&notice(code, message, details.as_ref()));
         self.traffic.messages_out.add(1);
         self.traffic.errors.add(1);

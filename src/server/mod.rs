@@ -2,13 +2,15 @@
 //! in order. In reading order: [`Server`] (start and drain), `acceptor`,
 //! `admission` (slots and threads), `poller` (where connections wait),
 //! `chooser` (whether they do), `connection` (what is shared about one),
-//! `phase` (who is busy on it), `session` (what its threads do), `linger` (the
+//! `phase` (who is busy on it), `handshakes` (how many of those that have
+//! failed too often), `session` (what its threads do), `linger` (the
 //! last two seconds).
 
 mod acceptor;
 mod admission;
 mod chooser;
 mod connection;
+mod handshakes;
 mod linger;
 mod outbox;
 mod phase;
@@ -36,7 +38,8 @@ use std::{
 pub use admission::raise_open_files;
 use admission::{Admission, Shares};
 use arc_swap::ArcSwap;
-use connection::Connection;
+use connection::{Connection, Farewell};
+use handshakes::Handshakes;
 use ipnet::IpNet;
 pub use linger::MAX_ENDING;
 use linger::{LINGER, Linger};
@@ -75,9 +78,6 @@ const DRAIN_ROUND: Timespec = Timespec {
     tv_nsec: 20_000_000,
 };
 
-/// What peers are told then.
-const SHUTS_DOWN: &str = "the server shuts down";
-
 /// What the server needs to know; all bounds were checked before.
 #[derive(Debug, Clone)]
 pub struct ServerSettings {
@@ -115,6 +115,10 @@ pub struct ServerSettings {
     pub write_timeout: Duration,
     /// Silence after which a connection is closed.
     pub idle_timeout: Duration,
+    /// Within it, the credentials of a silent peer are checked again.
+    pub keep_alive_interval: Duration,
+    /// Age at which a connection is closed in order; none for no bound.
+    pub connection_max_age: Option<Duration>,
     /// For begun requests when the server stops.
     pub drain_timeout: Duration,
     /// Stack of a connection's thread, in bytes.
@@ -148,6 +152,13 @@ impl ListenerSettings {
         (self.allow.is_empty() || is_in(&self.allow)) && !is_in(&self.deny)
     }
 
+    /// Peers may show certificates, which the handshake checks.
+    fn takes_certificates(&self) -> bool {
+        self.tls
+            .as_ref()
+            .is_some_and(|tls| tls.load().takes_certificates())
+    }
+
     fn is_proxy(&self, address: IpAddr) -> bool {
         contains(&self.proxy_from, address)
     }
@@ -176,6 +187,7 @@ pub(crate) struct Shared {
     access: Arc<Access>,
     drain: Arc<DrainFlags>,
     linger: Linger,
+    handshakes: Arc<Handshakes>,
     poller: Arc<Poller>,
     /// Calls that take long.
     running: Arc<RunningCalls>,
@@ -314,6 +326,7 @@ impl Server {
             access,
             drain,
             linger,
+            handshakes: Arc::default(),
             poller,
             running,
         });
@@ -401,7 +414,7 @@ impl Shared {
     fn tell_quiet_ones(&self, admission: &Admission, deadline: Instant) {
         let mut unsent: Vec<Arc<Connection>> = Vec::new();
         for connection in admission.connections() {
-            if connection.tell_if_quiet(Code::ShuttingDown, SHUTS_DOWN) {
+            if connection.tell_if_quiet(Code::ShuttingDown, Farewell::SHUTDOWN.message) {
                 self.metrics.count_error(Some(Code::ShuttingDown));
                 if !connection.send_last_word() {
                     unsent.push(connection);
@@ -469,10 +482,26 @@ impl View {
         let Some(connection) = found else {
             return false;
         };
-        if connection.dismiss() {
-            self.shared.metrics.count_error(Some(Code::ShuttingDown));
-        }
+        self.dismiss(&connection, Farewell::CLOSED);
         true
+    }
+
+    /// Closes all connections of a principal in the same way; says how many.
+    #[must_use]
+    pub fn close_principal(&self, principal: &str) -> usize {
+        let of_it = self
+            .admission
+            .connections()
+            .filter(|connection| connection.is_of(principal));
+        of_it
+            .inspect(|connection| self.dismiss(connection, Farewell::PRINCIPAL_CLOSED))
+            .count()
+    }
+
+    fn dismiss(&self, connection: &Connection, why: Farewell) {
+        if connection.dismiss(why) {
+            self.shared.metrics.count_error(Some(why.code));
+        }
     }
 
     /// Open connections, oldest first.

@@ -65,8 +65,8 @@ const LITTLE: Duration = Duration::from_micros(100);
 /// the system interrupts some of any thousand.
 const LAST_ONES: u32 = 100;
 
-/// Bounds of the time between two looks at who has waited too long: an eighth
-/// of the shortest timeout, within these.
+/// Bounds of the time between two looks at who has waited too long, or whose
+/// credentials have ended: an eighth of the shortest timeout, within these.
 const SHORTEST_SWEEP: Duration = Duration::from_millis(5);
 const LONGEST_SWEEP: Duration = Duration::from_secs(1);
 
@@ -145,7 +145,12 @@ impl Poller {
             .filter(|_| settings.waiting == Waiting::Auto && epoll.is_some())
             .map(Chooser::new);
         let wanted = settings.waiting != Waiting::Threads && epoll.is_some();
-        let sweep = settings.idle_timeout.min(settings.read_timeout) / 8;
+        let shortest = settings
+            .idle_timeout
+            .min(settings.read_timeout)
+            .min(settings.keep_alive_interval)
+            .min(settings.connection_max_age.unwrap_or(Duration::MAX));
+        let sweep = shortest / 8;
         let sweep = sweep.clamp(SHORTEST_SWEEP, LONGEST_SWEEP);
         Ok(Self {
             epoll,

@@ -21,6 +21,6 @@ pub use listener::{SocketOptions, is_absent, listen, listen_all, resolve, resolv
 pub use pem::TlsError;
 pub use proxy::{Proxied, read_proxy_header};
 #[cfg(feature = "runtime")]
-pub use server_tls::ServerTls;
+pub use server_tls::{ClientCertificate, ServerTls};
 pub use stream::{Socket, Stream};
 pub use tls::{ALPN, TlsFault};

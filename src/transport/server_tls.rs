@@ -1,6 +1,6 @@
 //! What a server shows of itself, and whom it believes.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use rustls::{
     DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
@@ -21,11 +21,11 @@ use x509_parser::{
 use super::{
     client_tls::describe_identity_error,
     pem::{TlsError, read_cas, read_chain, read_crls, read_key},
-    tls::ALPN,
+    tls::{ALPN, TlsFault},
     validity::Validity,
 };
 use crate::{
-    config::{PrincipalFrom, TlsFiles, TlsVersion},
+    config::{PrincipalFrom, TlsFiles, TlsVersion, access::MAX_PRINCIPAL_SIZE},
     trusted,
 };
 
@@ -34,8 +34,18 @@ use crate::{
 pub struct ServerTls {
     config: Arc<ServerConfig>,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
+    demands_certificate: bool,
     principal: PrincipalFrom,
     validity: Validity,
+}
+
+/// What valid certificates say of a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The principal that they name, if they name one.
+    pub principal: Option<String>,
+    /// When the first one of the chain expires.
+    pub expires: Option<Instant>,
 }
 
 impl ServerTls {
@@ -87,6 +97,7 @@ impl ServerTls {
         config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Self {
             config: Arc::new(config),
+            demands_certificate: verifier.is_some() && *reject_unauthorized,
             verifier,
             principal: *principal,
             validity,
@@ -115,17 +126,50 @@ impl ServerTls {
         rustls::ServerConnection::new(Arc::clone(&self.config)).map(Into::into)
     }
 
-    /// The principal that a client's certificates stand for, if they are
-    /// valid and name one.
+    /// Whether clients may show certificates.
     #[must_use]
-    pub fn principal(&self, certificates: &[CertificateDer<'_>]) -> Option<String> {
-        let (own, others) = certificates.split_first()?;
-        // Where any certificate is let through, this is the first real check.
-        self.verifier
-            .as_ref()?
+    pub fn takes_certificates(&self) -> bool {
+        self.verifier.is_some()
+    }
+
+    /// Whether they must.
+    #[must_use]
+    pub fn demands_certificate(&self) -> bool {
+        self.demands_certificate
+    }
+
+    /// Holds a client's certificates against the CAs, the revocation lists and
+    /// the clock of the moment. The handshake does not do it where any
+    /// certificate is let through, nor where a session is resumed.
+    ///
+    /// # Errors
+    /// Why they are not valid.
+    pub fn verify(
+        &self,
+        certificates: &[CertificateDer<'_>],
+    ) -> Result<ClientCertificate, TlsFault> {
+        let (Some(verifier), Some((own, others))) = (&self.verifier, certificates.split_first())
+        else {
+            return Err(TlsFault::NoCertificate);
+        };
+        verifier
             .verify_client_cert(own, others, UnixTime::now())
-            .ok()?;
-        let (_, certificate) = X509Certificate::from_der(own).ok()?;
+            .map_err(|error| TlsFault::of_error(&error))?;
+        let now = ASN1Time::now();
+        let left = certificates.iter().filter_map(|certificate| {
+            let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+            let left = (certificate.validity().not_after - now)?;
+            left.try_into().ok()
+        });
+        let expires = left.min().and_then(|left| Instant::now().checked_add(left));
+        let principal = self
+            .name(own)
+            .filter(|name| (1..=MAX_PRINCIPAL_SIZE).contains(&name.len()));
+        Ok(ClientCertificate { principal, expires })
+    }
+
+    fn name(&self, certificate: &CertificateDer<'_>) -> Option<String> {
+        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
         match self.principal {
             PrincipalFrom::Cn => {
                 let name = certificate.subject().iter_common_name().next()?;

@@ -102,7 +102,6 @@ impl TlsFault {
     /// What stands behind an error of this stream.
     #[must_use]
     pub fn of(error: &io::Error) -> Self {
-        use rustls::Error;
         match error.kind() {
             io::ErrorKind::TimedOut => return Self::Timeout,
             io::ErrorKind::UnexpectedEof
@@ -112,15 +111,34 @@ impl TlsFault {
             }
             _ => {}
         }
-        match error
+        error
             .get_ref()
-            .and_then(|inner| inner.downcast_ref::<Error>())
-        {
-            Some(Error::NoCertificatesPresented) => Self::NoCertificate,
-            Some(Error::PeerIncompatible(_) | Error::NoApplicationProtocol) => {
-                Self::NothingInCommon
-            }
-            Some(Error::InvalidCertificate(error)) => match error {
+            .and_then(|inner| inner.downcast_ref())
+            .map_or(Self::Other, Self::of_error)
+    }
+
+    /// Whether the peer is at fault for not showing a valid certificate.
+    #[must_use]
+    pub const fn is_of_certificate(self) -> bool {
+        matches!(
+            self,
+            Self::NoCertificate
+                | Self::UnknownCa
+                | Self::Expired
+                | Self::NotYetValid
+                | Self::Revoked
+                | Self::WrongName
+                | Self::BadCertificate
+        )
+    }
+
+    /// What stands behind an error of TLS itself.
+    pub(super) fn of_error(error: &rustls::Error) -> Self {
+        use rustls::Error;
+        match error {
+            Error::NoCertificatesPresented => Self::NoCertificate,
+            Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Self::NothingInCommon,
+            Error::InvalidCertificate(error) => match error {
                 CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownCa,
                 CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                     Self::Expired
@@ -134,20 +152,16 @@ impl TlsFault {
                 _ => Self::BadCertificate,
             },
             // A missing client certificate may be said by either of them.
-            Some(Error::AlertReceived(AlertDescription::CertificateRequired)) => {
-                Self::NoCertificate
-            }
-            Some(Error::AlertReceived(AlertDescription::UnknownCA)) => Self::RefusedByPeer,
-            Some(Error::AlertReceived(_)) => Self::RefusedByPeer,
-            Some(Error::InvalidMessage(
+            Error::AlertReceived(AlertDescription::CertificateRequired) => Self::NoCertificate,
+            Error::AlertReceived(AlertDescription::UnknownCA) => Self::RefusedByPeer,
+            Error::AlertReceived(_) => Self::RefusedByPeer,
+            Error::InvalidMessage(
                 InvalidMessage::InvalidContentType
                 | InvalidMessage::UnknownProtocolVersion
                 | InvalidMessage::MessageTooLarge
                 | InvalidMessage::InvalidEmptyPayload,
-            )) => Self::NotTls,
-            Some(Error::PeerMisbehaved(PeerMisbehaved::IllegalMiddleboxChangeCipherSpec)) => {
-                Self::NotTls
-            }
+            ) => Self::NotTls,
+            Error::PeerMisbehaved(PeerMisbehaved::IllegalMiddleboxChangeCipherSpec) => Self::NotTls,
             _ => Self::Other,
         }
     }

@@ -411,6 +411,279 @@ fn addresses_have_their_share_and_their_lists() {
     );
 }
 
+#[test]
+fn a_balancer_that_names_no_peer_is_held_to_the_lists_itself() {
+    let lists = [
+        "allow = [\"192.0.2.0/24\"]",
+        "deny = [\"127.0.0.0/8\"]",
+        "allow = [\"127.0.0.1/32\"]",
+    ];
+    let server = lists
+        .iter()
+        .fold(setup(), |setup, list| {
+            setup.set(&format!(
+                "[[listeners]]\nport = 0\nproxy_from = [\"127.0.0.1/32\"]\n{list}"
+            ))
+        })
+        .start();
+    for (number, lets_in) in [(1, false), (2, false), (3, true)] {
+        for header in [
+            &b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"[..],
+            b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x31\0\0",
+            b"PROXY UNKNOWN\r\n",
+        ] {
+            let mut peer = RawClient::connect(server.listeners[number]);
+            peer.send(header);
+            if lets_in {
+                assert!(peer.ask("system.ping", "1").line.starts_with("RESPONSE"));
+            } else {
+                assert_eq!(peer.receive(), Received::End, "{header:?}");
+            }
+        }
+    }
+    let mut named = RawClient::connect(server.listeners[1]);
+    named.send(b"PROXY TCP4 192.0.2.7 10.0.0.1 12345 80\r\n");
+    assert_eq!(named.ask("echo.say", "1").text(), "1");
+    let rows = server.json("/connections");
+    assert_eq!(rows["connections"][0]["peer"], "192.0.2.7:12345", "{rows}");
+}
+
+fn revoke(server: &TestServer, file: &std::path::Path, id: &str) {
+    let mut command = Command::new(BINARY);
+    command.args(["token", "revoke", id, "--file"]).arg(file);
+    assert!(command.output().unwrap().status.success());
+    server.wait_for_log("tokens");
+}
+
+/// `waiting` decides whether a thread or the poller looks after them.
+#[test]
+fn a_revoked_token_ends_silent_connections_and_those_that_keep_alive() {
+    for waiting in ["threads", "poller"] {
+        let setup = with_tokens(
+            setup(),
+            &format!(
+                "auth = \"required\"\nkeep_alive_interval = 200\nwaiting = \"{waiting}\"\n\
+                 max_connections = 4\nreserved_connections = 50\n[principals.default]\nrights = [\"*\"]"
+            ),
+        );
+        let (id, secret) = token(&setup, &["ann"]);
+        let (_, other) = token(&setup, &["bob"]);
+        let file = setup.dir.path().join("tokens.json");
+        let server = setup.start();
+        let come = |token: &str| {
+            let mut peer = server.connect();
+            assert!(hello(&mut peer, token).line.starts_with("RESPONSE"));
+            peer
+        };
+        let (mut silent, mut lively, mut calling) = (come(&secret), come(&secret), come(&secret));
+        let mut valid = come(&other);
+        calling.request_within("hostile.spin", "1", 2000, "{}");
+        server.until("it runs", |server| {
+            server.json("/calls")["calls"].as_array().unwrap().len() == 1
+        });
+        revoke(&server, &file, &id);
+        lively.send(&KEEPALIVE);
+        let said = loop {
+            // One that was sent before the revocation was seen is answered.
+            match lively.receive() {
+                Received::KeepAlive => lively.send(&KEEPALIVE),
+                Received::Message(said) => break said,
+                Received::End => panic!("without a word"),
+            }
+        };
+        assert_eq!(
+            (&*said.line, &*said.code()),
+            ("ERROR:system.error:1.0.0", "UNAUTHORIZED"),
+            "{waiting}"
+        );
+        assert_eq!(silent.message().code(), "UNAUTHORIZED", "{waiting}");
+        silent.expect_end();
+        // What was begun is answered.
+        assert_eq!(calling.message().code(), "TIMEOUT");
+        assert_eq!(calling.message().code(), "UNAUTHORIZED", "{waiting}");
+        assert_eq!(valid.ask("echo.say", "1").text(), "1");
+        drop((lively, calling));
+        server.until("their places are free", |server| {
+            server.json("/connections")["connections"]
+                .as_array()
+                .unwrap()
+                .len()
+                == 1
+        });
+        assert_eq!(come(&other).ask("echo.say", "1").text(), "1");
+    }
+}
+
+#[test]
+fn rights_and_rates_that_change_hold_for_open_connections() {
+    let with = |rights: &str| {
+        format!(
+            "auth = \"required\"\n[principals.ann]\nrights = [{rights}]\n[principals.bob]\nrights = [\"*\"]\nrate = 2\n"
+        )
+    };
+    let setup = setup();
+    let file = setup.dir.path().join("tokens.json").display().to_string();
+    let settings = |rights: &str| format!("tokens = {file:?}\n{}", with(rights));
+    let setup = setup.set(&settings("\"*\""));
+    let tokens = ["ann", "bob"].map(|name| token(&setup, &[name]).1);
+    let server = setup.start();
+    let [mut ann, mut bob] = tokens.map(|token| {
+        let mut peer = server.connect();
+        hello(&mut peer, &token);
+        peer
+    });
+    assert_eq!(ann.ask("echo.say", "1").text(), "1");
+    // It is answered a second's worth of them.
+    let often = |peer: &mut RawClient| {
+        (0..100).any(|_| peer.ask("echo.say", "1").line.starts_with("ERROR"))
+    };
+    assert!(often(&mut bob));
+    std::fs::write(server.settings_file(), settings("\"calc.*\"")).unwrap();
+    let (status, applied) = crate::admin::change(&server, "POST", "/config/reload", "");
+    assert_eq!(status, 200, "{applied}");
+    assert_eq!(ann.ask("echo.say", "1").code(), "FORBIDDEN");
+    let listed = ann.ask("system.services", "").json();
+    assert_eq!(listed["services"].as_array().unwrap().len(), 1, "{listed}");
+    assert_eq!(
+        ann.ask("calc.add", "{\"a\":2,\"b\":40}").text(),
+        "{\"sum\":42}"
+    );
+    assert!(often(&mut bob));
+}
+
+#[test]
+fn connections_that_are_too_old_are_closed_in_order() {
+    for waiting in ["threads", "poller"] {
+        let server = setup()
+            .set(&format!(
+                "connection_max_age = 1000\nwaiting = \"{waiting}\""
+            ))
+            .start();
+        let begun = Instant::now();
+        let (mut silent, mut lively, mut calling) =
+            (server.connect(), server.connect(), server.connect());
+        assert_eq!(silent.ask("echo.say", "1").text(), "1");
+        calling.request_within("hostile.spin", "1", 2500, "{}");
+        let mut answers = 0;
+        let last = loop {
+            let said = lively.ask("echo.say", "1");
+            if said.line.starts_with("ERROR") {
+                break said;
+            }
+            answers += 1;
+        };
+        assert!(answers > 0 && begun.elapsed().as_millis() >= 990);
+        assert_eq!(
+            (&*last.line, &*last.code()),
+            ("ERROR:system.error:1.0.0", "SHUTTING_DOWN")
+        );
+        lively.expect_end();
+        assert_eq!(silent.message().code(), "SHUTTING_DOWN");
+        silent.expect_end();
+        assert_eq!(calling.message().code(), "TIMEOUT", "what was begun ends");
+        assert_eq!(calling.message().code(), "SHUTTING_DOWN");
+        calling.expect_end();
+        assert_eq!(server.connect().ask("echo.say", "1").text(), "1");
+    }
+}
+
+#[test]
+fn the_operator_closes_all_connections_of_a_principal() {
+    let setup = with_tokens(
+        setup(),
+        "auth = \"optional\"\n[principals.default]\nrights = [\"*\"]",
+    );
+    let tokens = ["ann", "bob"].map(|name| token(&setup, &[name]).1);
+    let server = setup.start();
+    let come = |token: &str| {
+        let mut peer = server.connect();
+        hello(&mut peer, token);
+        peer
+    };
+    let (mut one, mut two, mut busy) = (come(&tokens[0]), come(&tokens[0]), come(&tokens[0]));
+    let (mut bob, mut stranger) = (come(&tokens[1]), server.connect());
+    busy.request_within("hostile.spin", "1", 2000, "{}");
+    server.until("it runs", |server| {
+        server.json("/calls")["calls"].as_array().unwrap().len() == 1
+    });
+    let close = |name: &str| {
+        crate::admin::change(
+            &server,
+            "POST",
+            &format!("/principals/{name}/disconnect"),
+            "",
+        )
+    };
+    assert_eq!(close("nobody"), (200, json!({"closed": 0})));
+    assert_eq!(close("ann"), (200, json!({"closed": 3})));
+    for peer in [&mut one, &mut two] {
+        assert_eq!(peer.message().code(), "UNAUTHORIZED");
+        peer.expect_end();
+    }
+    assert_eq!(busy.message().code(), "TIMEOUT", "what was begun ends");
+    assert_eq!(busy.message().code(), "UNAUTHORIZED");
+    busy.expect_end();
+    assert_eq!(bob.ask("echo.say", "1").text(), "1");
+    assert!(
+        stranger
+            .ask("system.ping", "1")
+            .line
+            .starts_with("RESPONSE")
+    );
+}
+
+#[test]
+fn who_says_nothing_does_not_keep_out_who_has_a_token() {
+    let setup = with_tokens(setup(), "auth = \"required\"\nauth_failures = 3");
+    let (_, secret) = token(&setup, &["ann"]);
+    let server = setup.start();
+    for number in 0..6 {
+        let mut peer = server.connect();
+        let refused = peer.ask("system.hello", "{}");
+        assert_eq!(refused.code(), "UNAUTHORIZED");
+        let throttled = refused.json()["details"]["retryAfterMs"].is_u64();
+        assert_eq!(throttled, number >= 3, "{refused:?}");
+        peer.expect_end();
+    }
+    let answer = hello(&mut server.connect(), &secret);
+    assert!(answer.line.starts_with("RESPONSE"), "{answer:?}");
+    assert_eq!(failures(&server, "missing"), 3);
+    assert_eq!(failures(&server, "too-many"), 3);
+}
+
+#[test]
+fn system_topics_count_for_the_rate() {
+    let setup = with_tokens(
+        setup(),
+        "auth = \"optional\"\n[principals.ann]\nrights = [\"*\"]\nrate = 3\n[principals.anonymous]\nrate = 1",
+    );
+    let (_, secret) = token(&setup, &["ann"]);
+    let server = setup.start();
+    // More than a second's worth, whatever the machine does meanwhile.
+    let refused = |peer: &mut RawClient, topic: &str, payload: &str| {
+        let answers = (0..100).map(|_| peer.ask(topic, payload));
+        answers
+            .filter(|answer| answer.line.starts_with("ERROR"))
+            .inspect(|answer| assert_eq!(answer.code(), "RATE_LIMITED", "{topic}"))
+            .count()
+    };
+    let mut stranger = server.connect();
+    let mut ann = server.connect();
+    let again = json!({"token": secret}).to_string();
+    for (topic, payload) in [
+        ("system.ping", "1"),
+        ("system.services", ""),
+        ("system.hello", "{}"),
+    ] {
+        assert!(refused(&mut stranger, topic, payload) > 80, "{topic}");
+        // That strangers ask too often keeps nobody from authenticating.
+        assert!(hello(&mut ann, &secret).line.starts_with("RESPONSE") || topic != "system.ping");
+        assert!(refused(&mut ann, topic, payload) > 60, "{topic}");
+    }
+    assert!(refused(&mut ann, "system.hello", &again) > 60);
+}
+
 /// Sends the same again and again until the server ends the connection; says how.
 fn flood(peer: &mut RawClient, bytes: &[u8], goes_on: impl Fn() -> bool) -> Option<ErrorKind> {
     peer.stream.set_write_timeout(Some(PATIENCE)).unwrap();
@@ -477,76 +750,6 @@ fn a_peer_that_must_authenticate_is_ended_whatever_it_sends_and_reads() {
             });
         }
     });
-}
-
-#[test]
-fn a_balancer_that_names_no_peer_is_held_to_the_lists_itself() {
-    let lists = [
-        "allow = [\"192.0.2.0/24\"]",
-        "deny = [\"127.0.0.0/8\"]",
-        "allow = [\"127.0.0.1/32\"]",
-    ];
-    let server = lists
-        .iter()
-        .fold(setup(), |setup, list| {
-            setup.set(&format!(
-                "[[listeners]]\nport = 0\nproxy_from = [\"127.0.0.1/32\"]\n{list}"
-            ))
-        })
-        .start();
-    for (number, lets_in) in [(1, false), (2, false), (3, true)] {
-        for header in [
-            &b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"[..],
-            b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0",
-            b"\r\n\r\n\0\r\nQUIT\n\x21\x31\0\0",
-            b"PROXY UNKNOWN\r\n",
-        ] {
-            let mut peer = RawClient::connect(server.listeners[number]);
-            peer.send(header);
-            if lets_in {
-                assert!(peer.ask("system.ping", "1").line.starts_with("RESPONSE"));
-            } else {
-                assert_eq!(peer.receive(), Received::End, "{header:?}");
-            }
-        }
-    }
-    let mut named = RawClient::connect(server.listeners[1]);
-    named.send(b"PROXY TCP4 192.0.2.7 10.0.0.1 12345 80\r\n");
-    assert_eq!(named.ask("echo.say", "1").text(), "1");
-    let rows = server.json("/connections");
-    assert_eq!(rows["connections"][0]["peer"], "192.0.2.7:12345", "{rows}");
-}
-
-#[test]
-fn system_topics_count_for_the_rate() {
-    let setup = with_tokens(
-        setup(),
-        "auth = \"optional\"\n[principals.ann]\nrights = [\"*\"]\nrate = 3\n[principals.anonymous]\nrate = 1",
-    );
-    let (_, secret) = token(&setup, &["ann"]);
-    let server = setup.start();
-    // More than a second's worth, whatever the machine does meanwhile.
-    let refused = |peer: &mut RawClient, topic: &str, payload: &str| {
-        let answers = (0..100).map(|_| peer.ask(topic, payload));
-        answers
-            .filter(|answer| answer.line.starts_with("ERROR"))
-            .inspect(|answer| assert_eq!(answer.code(), "RATE_LIMITED", "{topic}"))
-            .count()
-    };
-    let mut stranger = server.connect();
-    let mut ann = server.connect();
-    let again = json!({"token": secret}).to_string();
-    for (topic, payload) in [
-        ("system.ping", "1"),
-        ("system.services", ""),
-        ("system.hello", "{}"),
-    ] {
-        assert!(refused(&mut stranger, topic, payload) > 80, "{topic}");
-        // That strangers ask too often keeps nobody from authenticating.
-        assert!(hello(&mut ann, &secret).line.starts_with("RESPONSE") || topic != "system.ping");
-        assert!(refused(&mut ann, topic, payload) > 60, "{topic}");
-    }
-    assert!(refused(&mut ann, "system.hello", &again) > 60);
 }
 
 #[test]

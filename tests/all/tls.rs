@@ -5,6 +5,8 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
     process::Command,
     sync::Arc,
+    thread,
+    time::{Duration, SystemTime},
 };
 
 use mb_server::{
@@ -17,7 +19,7 @@ use serde_json::{Value, json};
 use crate::{
     setup,
     support::{
-        PATIENCE, RawClient, TestServer, absent,
+        KEEPALIVE, PATIENCE, RawClient, TestServer, absent, frame,
         pki::{Pki, pair},
     },
 };
@@ -628,4 +630,176 @@ fn large_answers_and_the_drain_pass_through_tls() {
     server.signal("TERM");
     assert_eq!(quiet.message().code(), "SHUTTING_DOWN");
     assert!(server.wait().success());
+}
+
+/// A connection over TLS, to the byte.
+struct Raw {
+    stream: rustls::StreamOwned<rustls::ClientConnection, TcpStream>,
+}
+
+impl Raw {
+    fn connect(config: &Arc<rustls::ClientConfig>, server: SocketAddr) -> Self {
+        let socket = TcpStream::connect(server).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let name = "localhost".try_into().unwrap();
+        let session = rustls::ClientConnection::new(Arc::clone(config), name).unwrap();
+        Self {
+            stream: rustls::StreamOwned::new(session, socket),
+        }
+    }
+
+    /// The next message, and all that was sent if it is the last one.
+    fn message(&mut self) -> String {
+        let mut head = [0; 8];
+        self.stream.read_exact(&mut head).unwrap();
+        let length = u32::from_be_bytes(head[..4].try_into().unwrap());
+        let mut body = vec![0; length as usize];
+        self.stream.read_exact(&mut body).unwrap();
+        String::from_utf8(body).unwrap()
+    }
+
+    fn ask(&mut self, topic: &str) -> String {
+        let request = format!("REQUEST:{topic}:1.0.0:1\n1");
+        self.stream
+            .write_all(&frame(0, request.as_bytes()))
+            .unwrap();
+        self.message()
+    }
+
+    fn is_resumed(&self) -> bool {
+        self.stream.conn.handshake_kind() == Some(rustls::HandshakeKind::Resumed)
+    }
+}
+
+fn raw_config(pki: &Pki, client: Option<&str>) -> Arc<rustls::ClientConfig> {
+    client_config(&ClientTls {
+        ca: Some(pki.path("ca.crt")),
+        identity: client.map(|name| pair(pki.dir.path(), name)),
+        ..ClientTls::default()
+    })
+    .unwrap()
+}
+
+/// Issues a certificate for a client that expires soon; returns when.
+fn expiring(pki: &Pki, name: &str) -> SystemTime {
+    let now = SystemTime::now();
+    // A certificate knows whole seconds, and is valid up to the end of its last one.
+    let ends = now + Duration::from_secs(4);
+    let begins = now - Duration::from_secs(3600);
+    pki.issue_between(name, &["ann"], (begins, ends), 10);
+    ends + Duration::from_secs(1)
+}
+
+fn sleep_until(time: SystemTime) {
+    thread::sleep(time.duration_since(SystemTime::now()).unwrap_or_default());
+}
+
+#[test]
+fn a_resumed_session_brings_no_expired_certificate_in() {
+    let pki = Pki::new();
+    let server = start(&pki.settings(&pki.ca_setting()));
+    let port = server.listeners[1];
+    let ends = expiring(&pki, "client");
+    let config = raw_config(&pki, Some("client"));
+    assert!(Raw::connect(&config, port).ask("echo.say").ends_with("\n1"));
+    let mut resumed = Raw::connect(&config, port);
+    assert!(resumed.ask("echo.say").ends_with("\n1"));
+    assert!(resumed.is_resumed(), "else this test shows nothing");
+    assert_eq!(
+        server.json("/connections")["connections"][0]["principal"],
+        "ann"
+    );
+    sleep_until(ends);
+    let mut late = Raw::connect(&config, port);
+    let said = late.message();
+    assert!(late.is_resumed(), "else this test shows nothing");
+    assert!(
+        said.starts_with("ERROR:system.error:1.0.0\n") && said.contains("UNAUTHORIZED"),
+        "{said}"
+    );
+    server.until("it is counted", |server| failures(server, "expired") == 1);
+    let said = resumed.ask("echo.say");
+    assert!(
+        said.starts_with("ERROR:echo.say:1.0.0:1\n") && said.contains("UNAUTHORIZED"),
+        "the one that was open is closed too: {said}"
+    );
+}
+
+#[test]
+fn a_certificate_that_expires_or_is_revoked_ends_its_open_connections() {
+    let pki = Pki::new();
+    pki.issue("revoked", &["bob"], (2020, 2040), 11);
+    pki.issue("stays", &["carl"], (2020, 2040), 12);
+    pki.revoke(&[99]);
+    let crl = format!("crl = {:?}\n", pki.path("crl.pem").display().to_string());
+    let server = setup()
+        .set("reload_interval = 50\nkeep_alive_interval = 200")
+        .set(&pki.settings(&(pki.ca_setting() + &crl)))
+        .start();
+    let port = server.listeners[1];
+    let come = |name: &str| {
+        let mut peer = Raw::connect(&raw_config(&pki, Some(name)), port);
+        assert!(peer.ask("echo.say").ends_with("\n1"));
+        peer
+    };
+    let ends = expiring(&pki, "client");
+    let (mut expires, mut stays) = (come("client"), come("stays"));
+    let (mut silent, mut lively) = (come("revoked"), come("revoked"));
+    pki.revoke(&[11]);
+    server.wait_for_log("certificates");
+    lively.stream.write_all(&KEEPALIVE).unwrap();
+    for peer in [&mut lively, &mut silent, &mut expires] {
+        let said = peer.message();
+        assert!(
+            said.starts_with("ERROR:system.error:1.0.0\n") && said.contains("UNAUTHORIZED"),
+            "{said}"
+        );
+    }
+    assert!(SystemTime::now() > ends - Duration::from_secs(2));
+    assert!(stays.ask("echo.say").ends_with("\n1"));
+}
+
+#[test]
+fn failures_of_others_of_its_address_do_not_keep_a_valid_certificate_out() {
+    let pki = Pki::new();
+    pki.issue("client", &["ann"], (2020, 2040), 10);
+    let server = setup()
+        .set("auth = \"required\"\nauth_failures = 3\nhandshake_timeout = \"60s\"")
+        .set(&pki.settings(&(pki.ca_setting() + "reject_unauthorized = false\n")))
+        .set("[principals.ann]\nrights = [\"*\"]")
+        .start();
+    let port = server.listeners[1];
+    let (nobody, ann) = (raw_config(&pki, None), raw_config(&pki, Some("client")));
+    let hello = |payload: &str| {
+        let mut peer = Raw::connect(&nobody, port);
+        let request = format!("REQUEST:system.hello:1.0.0:1\n{payload}");
+        // One that is refused at once may be closed before it has asked.
+        let _ = peer.stream.write_all(&frame(0, request.as_bytes()));
+        peer.message()
+    };
+    for _ in 0..3 {
+        assert!(hello("{}").contains("must carry a token"));
+        assert!(hello("{\"token\":\"mbt_wrong\"}").contains("UNAUTHORIZED"));
+    }
+    let refused = hello("{\"token\":\"mbt_wrong\"}");
+    assert!(refused.contains("retryAfterMs"), "{refused}");
+    assert!(Raw::connect(&ann, port).ask("echo.say").ends_with("\n1"));
+
+    // From there, few handshakes run at the same time.
+    let accepted = "mb_connections_accepted_total";
+    server.until("all have left", |server| {
+        server.json("/connections")["connections"] == json!([])
+    });
+    let before = server.metric(accepted);
+    let stuck: Vec<_> = (0..20).map(|_| TcpStream::connect(port).unwrap()).collect();
+    server.until("the others were closed", |server| {
+        let open = server.json("/connections")["connections"].clone();
+        server.metric(accepted) == before + 20 && open.as_array().unwrap().len() == 8
+    });
+    drop(stuck);
+    server.until("there is room", |_| {
+        let mut peer = Raw::connect(&ann, port);
+        let request = frame(0, b"REQUEST:echo.say:1.0.0:1\n1");
+        peer.stream.write_all(&request).is_ok() && peer.stream.read(&mut [0; 64]).is_ok()
+    });
 }

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use rcgen::{
@@ -41,20 +42,40 @@ impl Pki {
 
     /// Writes NAME.crt and NAME.key; valid from the first year to the second.
     pub fn issue(&self, name: &str, names: &[&str], years: (i32, i32), serial: u64) {
-        self.issue_as(name, names, years, serial, IsCa::ExplicitNoCa);
+        let years = [years.0, years.1].map(|year| date_time_ymd(year, 1, 1).into());
+        self.issue_as(name, names, years.into(), serial, IsCa::ExplicitNoCa);
+    }
+
+    /// The same from one time to another.
+    pub fn issue_between(
+        &self,
+        name: &str,
+        names: &[&str],
+        times: (SystemTime, SystemTime),
+        serial: u64,
+    ) {
+        self.issue_as(name, names, times, serial, IsCa::ExplicitNoCa);
     }
 
     /// The same, of a CA.
     pub fn issue_ca(&self, name: &str, names: &[&str], serial: u64) {
         let ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        self.issue_as(name, names, (2020, 2040), serial, ca);
+        let years = [2020, 2040].map(|year| date_time_ymd(year, 1, 1).into());
+        self.issue_as(name, names, years.into(), serial, ca);
     }
 
-    fn issue_as(&self, name: &str, names: &[&str], years: (i32, i32), serial: u64, ca: IsCa) {
+    fn issue_as(
+        &self,
+        name: &str,
+        names: &[&str],
+        (begins, ends): (SystemTime, SystemTime),
+        serial: u64,
+        ca: IsCa,
+    ) {
         let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
-        params.not_before = date_time_ymd(years.0, 1, 1);
-        params.not_after = date_time_ymd(years.1, 1, 1);
+        params.not_before = begins.into();
+        params.not_after = ends.into();
         params.serial_number = Some(SerialNumber::from(serial));
         params.is_ca = ca;
         params.distinguished_name.push(DnType::CommonName, name);
@@ -105,9 +126,8 @@ impl Pki {
 }
 
 fn uuid() -> String {
-    use std::time::{SystemTime, UNIX_EPOCH};
     SystemTime::now()
-        .duration_since(UNIX_EPOCH)
+        .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap()
         .as_nanos()
         .to_string()

@@ -1,11 +1,16 @@
 //! Why a session is over, and what is said last.
 
-use std::{fmt, io, net::SocketAddr, time::Instant};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use super::Session;
 use crate::{
+    dispatch::TOO_MANY_FAILURES,
     log::Limiter,
-    server::{SHUTS_DOWN, linger::LINGER},
+    server::{connection::Farewell, linger::LINGER},
     transport::TlsFault,
     wire::Code,
 };
@@ -27,8 +32,13 @@ pub(in crate::server) enum End {
     Unauthorized,
     /// The peer took no answer within `write_timeout`.
     WriteTimeout,
+    /// The peer's address has failed to authenticate too often; when there
+    /// will be another chance.
+    Throttled(Duration),
     /// The server says why and closes.
     Notice(Code, String),
+    /// The same, where the last word is this thread's already.
+    Farewell(Farewell),
     /// The drain has said why.
     Told,
     /// Not the session, but this thread's part in it.
@@ -54,7 +64,9 @@ impl fmt::Display for End {
             Self::Unauthorized => f.write_str("the peer has not shown who it is"),
             Self::WriteTimeout => f.write_str("the peer took no answer"),
             Self::Notice(code, message) => write!(f, "{code}: {message}"),
-            Self::Told => f.write_str(SHUTS_DOWN),
+            Self::Throttled(_) => f.write_str(TOO_MANY_FAILURES),
+            Self::Farewell(Farewell { code, message }) => write!(f, "{code}: {message}"),
+            Self::Told => f.write_str("the peer was told why"),
             Self::Relieved => f.write_str("another thread has it"),
         }
     }
@@ -106,15 +118,28 @@ impl Session {
             End::Told => self.leave(),
             End::Notice(code, message) => {
                 // Where the drain was quicker, it has said it.
-                if *code != Code::ShuttingDown && !connection.phase().close() {
-                    self.leave();
-                } else {
-                    metrics.count_error(Some(*code));
+                if connection.phase().close() {
                     connection.push_notice(*code, message);
-                    if self.flush().is_ok() {
-                        connection.stream().half_close();
-                        self.shared.linger.take(connection.stream().clone());
-                    }
+                    self.close_after(*code);
+                } else {
+                    self.leave();
+                }
+            }
+            End::Farewell(Farewell { code, message }) => {
+                connection.push_notice(*code, message);
+                self.close_after(*code);
+            }
+            End::Throttled(wait) => {
+                metrics.auth_failures.add("too-many");
+                // Before the handshake nothing can be said.
+                if connection.is_open() && connection.phase().close() {
+                    let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                    connection.push_refusal(
+                        Code::Unauthorized,
+                        TOO_MANY_FAILURES,
+                        Some(millis.saturating_add(1)),
+                    );
+                    self.close_after(Code::Unauthorized);
                 }
             }
         }
@@ -131,6 +156,15 @@ impl Session {
                 bytes_out = traffic.bytes_out.get(),
                 "connection ended: {end}"
             );
+        }
+    }
+
+    /// The last word is in the outbox: sends it, and sees to it that it is read.
+    fn close_after(&self, code: Code) {
+        self.shared.metrics.count_error(Some(code));
+        if self.flush().is_ok() {
+            self.connection.stream().half_close();
+            self.shared.linger.take(self.connection.stream().clone());
         }
     }
 

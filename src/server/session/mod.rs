@@ -3,6 +3,7 @@
 //! until one side ends it (`end`), or until a call takes long: then another
 //! thread goes on, and this one leaves when the call has its answer (`slow`).
 
+mod credentials;
 mod end;
 mod parking;
 mod reading;
@@ -16,14 +17,15 @@ use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+use credentials::Certificate;
 pub(super) use end::{End, tell_denied};
 use slow::SERVED;
 
 use super::{
-    ListenerSettings, SHUTS_DOWN, Shared,
+    ListenerSettings, Shared,
     admission::{Permit, Spare},
     connection::Connection,
     linger::LINGER,
@@ -31,7 +33,7 @@ use super::{
     running::Listed,
 };
 use crate::{
-    access::Identity,
+    access::{Failure, Identity},
     budget::Charge,
     dispatch::{Outcome, Reply, Request, internal_error},
     host::Watch,
@@ -54,6 +56,10 @@ pub(super) struct Session {
     connection: Arc<Connection>,
     /// What TLS was when the connection came.
     tls: Option<Arc<ServerTls>>,
+    /// The peer has shown a valid one.
+    certificate: Option<Certificate>,
+    /// When its credentials were last checked as a whole.
+    checked: Instant,
     permit: Arc<Permit>,
     /// The poller tells when there is something to read.
     at_poller: bool,
@@ -126,6 +132,8 @@ impl Session {
             listener,
             connection,
             tls,
+            certificate: None,
+            checked: now,
             permit: Arc::new(permit),
             at_poller: false,
             shared,
@@ -172,9 +180,11 @@ impl Session {
     fn serve(&mut self) -> Result<Wait, End> {
         tracing::debug!(connection = self.connection.number(), peer = %self.connection.peer(), "connection accepted");
         // The drain may have passed by before this connection was to be seen.
-        if self.connection.draining() && self.connection.phase().close() {
+        if let Some(farewell) = self.connection.farewell()
+            && self.connection.phase().close()
+        {
             self.connection.opened();
-            return Err(End::Notice(Code::ShuttingDown, SHUTS_DOWN.into()));
+            return Err(End::Farewell(farewell));
         }
         self.open()?;
         self.serve_on()
@@ -215,26 +225,37 @@ impl Session {
                 Proxied::Peer(peer) => self.speaks_for(peer)?,
             }
         }
-        if let Err(error) = stream.handshake(self.handshake_until) {
-            return Err(End::Handshake(
-                TlsFault::of(&error).as_str(),
-                TlsFault::describe(&error),
-            ));
-        }
+        self.shake_hands(&stream)?;
         self.connection.opened();
-        let principal = self
-            .tls
-            .as_ref()
-            .and_then(|tls| tls.principal(&stream.peer_certificates()?));
-        if let Some(principal) = principal {
-            self.is_now(self.shared.access.certified(&self.identity, &principal));
-        }
+        self.read_certificate()?;
         if self.identity.must_say() {
+            let address = self.connection.peer().ip();
+            if let Some(wait) = self.shared.access.is_shut_out(address, Failure::WrongToken) {
+                return Err(End::Throttled(wait));
+            }
             self.buffer.set_max_message_size(
                 MAX_MESSAGE_OF_STRANGERS.min(self.shared.settings.max_message_size),
             );
         }
         Ok(())
+    }
+
+    fn shake_hands(&self, stream: &Stream) -> Result<(), End> {
+        let Some(tls) = &self.tls else { return Ok(()) };
+        let (access, address) = (&self.shared.access, self.connection.peer().ip());
+        let _place = if access.is_throttled(address) {
+            let place = self.shared.handshakes.begin(address);
+            Some(place.ok_or(End::Throttled(Duration::ZERO))?)
+        } else {
+            None
+        };
+        stream.handshake(self.handshake_until).map_err(|error| {
+            let fault = TlsFault::of(&error);
+            if tls.demands_certificate() && fault.is_of_certificate() {
+                access.failed(&self.identity, Failure::Certificate);
+            }
+            End::Handshake(fault.as_str(), TlsFault::describe(&error))
+        })
     }
 
     fn speaks_for(&mut self, peer: SocketAddr) -> Result<(), End> {
@@ -265,8 +286,8 @@ impl Session {
     fn is_now(&mut self, identity: Identity) {
         let (connection, principal) = (self.connection.number(), &*identity.principal.name);
         tracing::debug!(connection, principal, "authenticated");
-        self.identity = Arc::new(identity.clone());
-        self.connection.is_now(identity);
+        self.set_identity(identity);
+        self.checked = Instant::now();
         self.permit.is_known();
         self.buffer
             .set_max_message_size(self.shared.settings.max_message_size);
@@ -278,7 +299,11 @@ impl Session {
         let (mut busy, mut waiting, mut served, mut reads) = (false, 0_usize, 0_usize, 0_usize);
         loop {
             self.must_say_in_time()?;
-            match self.buffer.take() {
+            let taken = self.buffer.take();
+            if matches!(taken, Ok(Some(_))) {
+                self.update_identity();
+            }
+            match taken {
                 Ok(None)
                     if busy && (reads < READS_ON_DUTY || !is_on_duty()) && self.read_more() =>
                 {
@@ -286,14 +311,15 @@ impl Session {
                 }
                 Ok(None) => break,
                 Ok(Some(_)) if !busy && !self.connection.phase().begin() => return Err(End::Told),
-                Ok(Some(_)) if self.connection.draining() => {
+                Ok(Some(_)) if let Some(farewell) = self.connection.farewell() => {
                     // What was begun is answered; this message was not.
                     self.flush()?;
                     self.connection.phase().close();
-                    return Err(End::Notice(Code::ShuttingDown, SHUTS_DOWN.into()));
+                    return Err(End::Farewell(farewell));
                 }
                 Ok(Some(Taken::KeepAlive)) => {
                     busy = true;
+                    self.still_authenticated()?;
                     if self.connection.push_keep_alive() >= self.shared.settings.write_buffer_size {
                         self.flush()?;
                     }
@@ -348,8 +374,11 @@ impl Session {
             let begun = mem::replace(&mut self.active, Instant::now());
             self.shared.poller.served(served, self.active - begun);
             let phase = self.connection.phase();
-            if phase.rest() && self.connection.draining() && phase.close() {
-                return Err(End::Notice(Code::ShuttingDown, SHUTS_DOWN.into()));
+            if phase.rest()
+                && let Some(farewell) = self.connection.farewell()
+                && phase.close()
+            {
+                return Err(End::Farewell(farewell));
             }
         }
         Ok(())

@@ -62,8 +62,12 @@ impl Session {
         true
     }
 
-    /// Whether it is time to say that the peer has been silent for too long.
+    /// Whether it is time to say that the peer has been silent for too long, or
+    /// may not stay.
     pub(in crate::server) fn is_overdue(&self, now: Instant) -> bool {
+        if self.is_expired(now) {
+            return true;
+        }
         let settings = &self.shared.settings;
         match self.midway_since {
             Some(since) => since + settings.read_timeout <= now,

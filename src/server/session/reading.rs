@@ -30,7 +30,10 @@ impl Session {
     pub(super) fn read(&mut self) -> Result<usize, End> {
         self.leave_poller();
         loop {
-            let read = self.read_once();
+            self.check()?;
+            let Some(read) = self.read_once().transpose() else {
+                continue;
+            };
             // Answers that come later than this thread has read count too.
             if !matches!(read, Err(End::Notice(Code::IdleTimeout, _))) {
                 return read;
@@ -49,7 +52,8 @@ impl Session {
         }
     }
 
-    fn read_once(&mut self) -> Result<usize, End> {
+    /// The same once; none if there was something else to look after first.
+    fn read_once(&mut self) -> Result<Option<usize>, End> {
         self.room()?;
         let settings = &self.shared.settings;
         let midway = self.buffer.is_midway();
@@ -64,25 +68,25 @@ impl Session {
         let hello = self.identity.must_say() && self.handshake_until < deadline;
         let deadline = if hello {
             self.handshake_until
-        } else if self.buffer.is_kept_large() {
-            // An end of this wait that is not one of the idle time gives it back.
-            deadline.min(Instant::now() + KEPT_LARGE_FOR)
         } else {
             deadline
         };
-        match self.connection.stream().read(self.buffer.spare(), deadline) {
+        let mut until = self.next_check().map_or(deadline, |at| at.min(deadline));
+        if !hello && self.buffer.is_kept_large() {
+            // The next wait begins with giving it back.
+            until = until.min(Instant::now() + KEPT_LARGE_FOR);
+        }
+        match self.connection.stream().read(self.buffer.spare(), until) {
             Ok(count) => {
                 self.arrived(count);
-                Ok(count)
+                Ok(Some(count))
             }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && until < deadline => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                let (code, setting, timeout) = if hello {
-                    (
-                        Code::ReadTimeout,
-                        "nobody said hello with a token",
-                        settings.handshake_timeout,
-                    )
-                } else if midway {
+                if hello {
+                    return Err(self.said_nothing());
+                }
+                let (code, setting, timeout) = if midway {
                     (
                         Code::ReadTimeout,
                         "a message was begun but not finished",

@@ -10,8 +10,8 @@ use super::{End, Session};
 use crate::{
     budget::Charge,
     host::{Stop, Watch},
-    server::{SHUTS_DOWN, connection::Connection},
-    wire::{Code, Header},
+    server::connection::{Connection, Farewell},
+    wire::Header,
 };
 
 /// Ticks of the sandbox, a millisecond each, that a call sees before another
@@ -47,6 +47,8 @@ impl Session {
             listener: Arc::clone(&self.listener),
             connection: Arc::clone(&self.connection),
             tls: self.tls.clone(),
+            certificate: self.certificate.clone(),
+            checked: self.checked,
             permit: Arc::clone(&self.permit),
             at_poller: self.at_poller,
             identity: Arc::clone(&self.identity),
@@ -96,11 +98,12 @@ impl Session {
         if let Err(end) = self.flush() {
             return end;
         }
-        let told =
-            |connection: &Connection| connection.tell_if_quiet(Code::ShuttingDown, SHUTS_DOWN);
-        if self.connection.phase().rest() && self.connection.draining() && told(&self.connection) {
+        if self.connection.phase().rest()
+            && let Some(Farewell { code, message }) = self.connection.farewell()
+            && self.connection.tell_if_quiet(code, message)
+        {
             // As the drain does where nobody is busy; the other thread reads.
-            self.shared.metrics.count_error(Some(Code::ShuttingDown));
+            self.shared.metrics.count_error(Some(code));
             self.connection.send_last_word();
         }
         End::Relieved

@@ -121,6 +121,8 @@ pub fn native(port: u16) -> ! {
         handshake_timeout: config.handshake_timeout.0,
         write_timeout: config.write_timeout.0,
         idle_timeout: config.idle_timeout.0,
+        keep_alive_interval: Duration::from_secs(30),
+        connection_max_age: None,
         drain_timeout: config.drain_timeout.0,
         thread_stack: 512 * 1024,
         memory: Budget::new(64 << 20),
