@@ -246,6 +246,7 @@ pub(super) mod tests {
             calls: vec![],
             services: vec![],
             invalid_certificates: vec![],
+            stale_files: vec![],
             services_folder: None,
             store: None,
         };

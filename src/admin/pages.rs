@@ -212,6 +212,7 @@ fn readiness(snapshot: &Snapshot) -> Page {
             "resetDefects": reset_defects,
             "invalidCertificates": snapshot.invalid_certificates,
             "servicesFolderError": snapshot.services_folder,
+            "staleFiles": snapshot.stale_files,
             "store": snapshot.store,
         })
         .to_string(),

@@ -6,9 +6,9 @@ use std::{
     net::SocketAddr,
     os::unix::fs::MetadataExt as _,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -19,16 +19,23 @@ use crate::{
     admin::is_loopback,
     config::{Auth, Config, TlsFiles, access::Listener},
     log::Limiter,
-    metrics::snapshot::InvalidCertificate,
+    metrics::snapshot::{InvalidCertificate, StaleFiles},
     server::ListenerSettings,
     transport::{ServerTls, resolve},
 };
+
+/// How long a read that failed waits for its next try: none the first time,
+/// then this, then twice as long each time, up to the longest.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// TLS and tokens of a running server.
 pub(super) struct Edge {
     pub(super) access: Arc<Access>,
     tls: Option<(TlsFiles, Arc<ArcSwap<ServerTls>>)>,
     seen: Mutex<Seen>,
+    /// Reads that failed since the files were last read.
+    failed: Mutex<Vec<FailedRead>>,
     /// Warnings about TLS that the log has already, until they are over.
     warned: Mutex<Vec<String>>,
 }
@@ -39,6 +46,33 @@ pub(super) struct Edge {
 struct Seen {
     tls: Vec<Look>,
     tokens: Look,
+}
+
+/// Files that are read together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Files {
+    Certificates,
+    Tokens,
+}
+
+impl Files {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Certificates => "certificates",
+            Self::Tokens => "tokens",
+        }
+    }
+}
+
+/// A read that failed. It is done again although the files look the same: the
+/// disk, the lack of a descriptor, or a file that was being written may be why.
+#[derive(Debug)]
+struct FailedRead {
+    files: Files,
+    error: String,
+    pause: Duration,
+    /// When it is done again.
+    next: Instant,
 }
 
 impl Edge {
@@ -66,6 +100,7 @@ impl Edge {
             access: access.map_err(usage)?,
             tls,
             seen: Mutex::new(seen),
+            failed: Mutex::default(),
             warned: Mutex::default(),
         };
         edge.warn_of_tls();
@@ -112,8 +147,17 @@ impl Edge {
     /// Reads the certificates again. Connections from before keep the server's,
     /// and are closed where their own is not valid by what was read.
     pub(super) fn reload_tls(&self) -> Result<(), String> {
-        let Some((files, tls)) = &self.tls else {
+        if self.tls.is_none() {
             return Err("TLS is not switched on: tls.cert is not set".into());
+        }
+        let loaded = self.load_certificates();
+        self.note(Files::Certificates, loaded.as_ref().err(), Instant::now());
+        loaded
+    }
+
+    fn load_certificates(&self) -> Result<(), String> {
+        let Some((files, tls)) = &self.tls else {
+            return Ok(());
         };
         let loaded = ServerTls::load(files).map_err(|error| error.to_string())?;
         if let (Some((file, problem)), None) = (loaded.invalid_now(), tls.load().invalid_now()) {
@@ -122,6 +166,15 @@ impl Edge {
         tls.store(Arc::new(loaded));
         self.warn_of_tls();
         Ok(())
+    }
+
+    /// Files that can't be read or used at present: what was read before holds.
+    pub(super) fn stale_files(&self) -> Vec<StaleFiles> {
+        let row = |read: &FailedRead| StaleFiles {
+            files: read.files.as_str(),
+            error: read.error.clone(),
+        };
+        self.failed().iter().map(row).collect()
     }
 
     /// The server's own certificate, if it is not valid now.
@@ -150,10 +203,11 @@ impl Edge {
     /// Reads certificates and tokens again, as a look that finds them changed
     /// does; what can't be used leaves what there was.
     pub(super) fn reload(&self) {
+        let now = Instant::now();
         if self.tls.is_some() {
-            self.read_certificates();
+            self.read(Files::Certificates, now);
         }
-        self.read_tokens();
+        self.read(Files::Tokens, now);
     }
 
     /// Looks for changed files from a thread of its own, until the process
@@ -163,7 +217,7 @@ impl Edge {
         let look = move || {
             loop {
                 thread::sleep(every);
-                edge.look();
+                edge.look(Instant::now());
             }
         };
         thread::Builder::new()
@@ -172,46 +226,81 @@ impl Edge {
             .map(drop)
     }
 
-    /// Reads again what changed since it was last looked at.
-    fn look(&self) {
+    /// Reads again what changed since it was last looked at, or could not be
+    /// read then.
+    fn look(&self, now: Instant) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((files, _)) = &self.tls {
             let tls = look_at_all(files);
-            if mem::replace(&mut seen.tls, tls) != seen.tls {
-                self.read_certificates();
-            }
+            let changed = mem::replace(&mut seen.tls, tls) != seen.tls;
+            self.read_if(changed, Files::Certificates, now);
         }
         self.warn_of_tls();
         let tokens = look_at(self.access.file());
-        if mem::replace(&mut seen.tokens, tokens) != seen.tokens {
-            self.read_tokens();
+        let changed = mem::replace(&mut seen.tokens, tokens) != seen.tokens;
+        self.read_if(changed, Files::Tokens, now);
+    }
+
+    fn read_if(&self, changed: bool, files: Files, now: Instant) {
+        if changed {
+            // The content is another one: its failure is logged, and the next
+            // look tries again.
+            self.failed().retain(|read| read.files != files);
+        }
+        let due = |read: &FailedRead| read.files == files && read.next <= now;
+        if changed || self.failed().iter().any(due) {
+            self.read(files, now);
         }
     }
 
-    fn read_certificates(&self) {
-        self.say(
-            "certificates",
-            self.reload_tls().map(|()| "read again".into()),
-        );
-    }
-
-    fn read_tokens(&self) {
-        let read = self.access.reload();
-        self.say(
-            "tokens",
-            read.map(|count| format!("{count} of them"))
+    fn read(&self, files: Files, now: Instant) {
+        let read = match files {
+            Files::Certificates => self.load_certificates().map(|()| "read again".into()),
+            Files::Tokens => self
+                .access
+                .reload()
+                .map(|count| format!("{count} of them"))
                 .map_err(|error| error.to_string()),
-        );
+        };
+        self.note(files, read.as_ref().err(), now);
+        static LINES: Limiter = Limiter::new();
+        if let Ok(done) = read
+            && LINES.allows("certificates and tokens")
+        {
+            tracing::info!("{}: {done}", files.as_str());
+        }
     }
 
-    fn say(&self, what: &str, done: Result<String, String>) {
+    /// Notes what came of a read. The same failure is logged once.
+    fn note(&self, files: Files, error: Option<&String>, now: Instant) {
+        let mut failed = self.failed();
+        let before = failed
+            .iter()
+            .position(|read| read.files == files)
+            .map(|at| failed.swap_remove(at));
+        let Some(error) = error else { return };
+        let pause = before.as_ref().map_or(Duration::ZERO, |read| {
+            (2 * read.pause).clamp(FIRST_RETRY, LONGEST_RETRY)
+        });
+        let is_known = before.is_some_and(|read| read.error == *error);
+        failed.push(FailedRead {
+            files,
+            error: error.clone(),
+            pause,
+            next: now + pause,
+        });
+        drop(failed);
         static LINES: Limiter = Limiter::new();
-        if LINES.allows("certificates and tokens") {
-            match done {
-                Ok(done) => tracing::info!("{what}: {done}"),
-                Err(error) => tracing::error!("{what} stay as they were: {error}"),
-            }
+        if !is_known && LINES.allows("certificates and tokens that failed") {
+            tracing::warn!(
+                "{} stay as they were: {error}; they are read again until that succeeds",
+                files.as_str()
+            );
         }
+    }
+
+    fn failed(&self) -> MutexGuard<'_, Vec<FailedRead>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -282,16 +371,15 @@ pub(super) fn check_exposure(config: &Config) -> Result<(), (super::Exit, String
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::{net::Ipv4Addr, os::unix::fs::PermissionsExt as _};
 
     use super::*;
     use crate::access::tokens;
 
-    #[test]
-    fn what_changes_after_it_was_read_is_read_at_the_first_look() {
-        let folder = tempfile::tempdir().unwrap();
+    /// An edge with the tokens of a folder, and whether one of them is taken.
+    fn edge_with_tokens(folder: &Path) -> (Arc<Edge>, impl Fn(&str) -> bool) {
         let config = Config {
-            state_dir: folder.path().into(),
+            state_dir: folder.into(),
             ..Config::default()
         };
         let edge = Edge::load(&config).unwrap_or_else(|(_, error)| panic!("{error}"));
@@ -306,11 +394,63 @@ mod tests {
             false,
             &Arc::new(terms),
         );
-        let comes_in = |token: &str| edge.access.authenticate(&stranger, token).is_ok();
+        let access = Arc::clone(&edge.access);
+        (edge, move |token: &str| {
+            access.authenticate(&stranger, token).is_ok()
+        })
+    }
 
+    #[test]
+    fn what_changes_after_it_was_read_is_read_at_the_first_look() {
+        let folder = tempfile::tempdir().unwrap();
+        let (edge, comes_in) = edge_with_tokens(folder.path());
         let (_, token) = tokens::create(edge.access.file(), "ann", None, None).unwrap();
         assert!(!comes_in(&token), "nobody has looked yet");
-        edge.look();
+        edge.look(Instant::now());
         assert!(comes_in(&token));
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_tried_again_though_it_looks_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let (edge, comes_in) = edge_with_tokens(folder.path());
+        let file = edge.access.file().to_owned();
+        let (_, token) = tokens::create(&file, "ann", None, None).unwrap();
+        let looks = look_at(&file);
+        let mode = |mode| fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        let now = Instant::now();
+        let look_after = |millis| edge.look(now + Duration::from_millis(millis));
+
+        mode(0o606);
+        look_after(0);
+        let [StaleFiles { files, error }] = &*edge.stale_files() else {
+            panic!("one of them failed: {:?}", edge.stale_files());
+        };
+        assert!(*files == "tokens" && error.contains("chmod"), "{error}");
+        mode(0o600);
+        look_after(0);
+        assert!(comes_in(&token), "the next look tries");
+        assert!(edge.stale_files().is_empty() && look_at(&file) == looks);
+
+        let (_, other) = tokens::create(&file, "bob", None, None).unwrap();
+        mode(0o606);
+        look_after(0);
+        look_after(0);
+        mode(0o600);
+        look_after(999);
+        assert!(
+            !comes_in(&other),
+            "the second try was the last for a second"
+        );
+        look_after(1000);
+        assert!(comes_in(&other));
+
+        mode(0o606);
+        edge.reload();
+        for _ in 0..20 {
+            look_after(3_600_000);
+            edge.failed()[0].next = now;
+        }
+        assert_eq!(edge.failed()[0].pause, LONGEST_RETRY);
     }
 }

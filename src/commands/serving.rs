@@ -491,6 +491,7 @@ fn start_admin(
         calls: view.calls(),
         services: catalog.current().snapshot(),
         invalid_certificates: edge.invalid_certificates(),
+        stale_files: edge.stale_files(),
         services_folder: catalog.trouble(),
         store: store.row(),
     };

@@ -60,6 +60,10 @@ fn screen(endpoint: &Endpoint) -> std::result::Result<(String, bool), (Exit, Str
         let (file, error) = (text(&certificate["file"]), text(&certificate["error"]));
         out += &format!("the certificate {file} {error}\n\n");
     }
+    for stale in rows(&ready["staleFiles"]) {
+        let (files, error) = (text(&stale["files"]), text(&stale["error"]));
+        out += &format!("{files} could not be read again: {error}\n\n");
+    }
     out += &format!(
         "{:30} {:10} {:>10} {:>9} {:>8} {:>10} {:>10}\n",
         "service", "state", "calls", "failures", "errors", "p50 ms", "p99 ms"

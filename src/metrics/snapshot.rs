@@ -198,6 +198,15 @@ pub struct InvalidCertificate {
     pub error: String,
 }
 
+/// Files of the edge that could not be read again: what was read before holds.
+#[derive(Debug, Clone, Serialize)]
+pub struct StaleFiles {
+    /// `certificates` or `tokens`.
+    pub files: &'static str,
+    /// Which of them, and why.
+    pub error: String,
+}
+
 /// The store of durable values.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -234,6 +243,8 @@ pub struct Snapshot {
     pub services: Vec<ServiceRow>,
     /// Certificates of the server's own that are not valid now.
     pub invalid_certificates: Vec<InvalidCertificate>,
+    /// Certificates and tokens that could not be read again.
+    pub stale_files: Vec<StaleFiles>,
     /// Why the folder of services can't be read, so that those that were
     /// loaded are served on.
     pub services_folder: Option<String>,

@@ -1,8 +1,10 @@
 //! TLS: who gets in, and what is said and counted of those who don't.
 
 use std::{
+    fs,
     io::{Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpStream},
+    os::unix::fs::PermissionsExt as _,
     process::Command,
     sync::Arc,
     thread,
@@ -549,6 +551,45 @@ fn a_certificate_that_is_not_valid_leaves_the_other_listeners() {
             json!({"sum": 42})
         );
     }
+}
+
+#[test]
+fn certificates_that_could_not_be_read_are_read_at_a_later_look() {
+    let pki = Pki::new();
+    let server = setup()
+        .set("reload_interval = 50")
+        .set(&pki.settings(""))
+        .start();
+    let mode = |mode| {
+        let mode = fs::Permissions::from_mode(mode);
+        fs::set_permissions(pki.path("server.crt"), mode).unwrap();
+    };
+    assert_eq!(server.json("/readyz")["staleFiles"], json!([]));
+    // A file that may not be read for now, and looks the same when it may.
+    mode(0o606);
+    pki.issue(
+        "server",
+        &["localhost", "renewed.example"],
+        (2020, 2040),
+        20,
+    );
+    let line = server.wait_for_log("certificates stay as they were: ");
+    assert!(line.contains("WARN"), "{line}");
+    let ready = server.json("/readyz");
+    assert_eq!(ready["status"], "ready");
+    let row = &ready["staleFiles"][0];
+    assert_eq!(row["files"], "certificates", "{ready}");
+    let error = row["error"].as_str().unwrap();
+    assert!(error.contains("server.crt"), "{error}");
+    mode(0o644);
+    server.until("the renewed one", |server| {
+        tls(&pki, server.listeners[1], |tls| {
+            tls.server_name = Some("renewed.example".into());
+        })
+        .connect()
+        .is_ok()
+    });
+    assert_eq!(server.json("/readyz")["staleFiles"], json!([]));
 }
 
 #[test]
