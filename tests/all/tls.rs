@@ -204,6 +204,8 @@ fn a_handshake_ends_at_its_deadline() {
 fn certificates_give_names_and_invalid_ones_none() {
     let (pki, other) = (Pki::new(), Pki::new());
     pki.issue("client", &["ann"], (2020, 2040), 10);
+    pki.issue("expired", &["ann"], (2020, 2021), 11);
+    pki.issue("nameless", &[], (2020, 2040), 12);
     other.issue("client", &["ann"], (2020, 2040), 10);
     let settings = pki.settings(&(pki.ca_setting() + "reject_unauthorized = false\n"));
     let server = setup()
@@ -217,10 +219,19 @@ fn certificates_give_names_and_invalid_ones_none() {
             Some(pair(pki.dir.path(), "client"))))
         .is_ok()
     );
-    for identity in [None, Some(pair(other.dir.path(), "client"))] {
+    for (identity, reason) in [
+        (None, None),
+        (Some(pair(other.dir.path(), "client")), Some("unknown-ca")),
+        (Some(pair(pki.dir.path(), "expired")), Some("expired")),
+        (Some(pair(pki.dir.path(), "nameless")), Some("no-name")),
+    ] {
         match sum(tls(&pki, port, |tls| tls.identity = identity)).unwrap_err() {
             ClientError::Answered(refusal) => assert_eq!(refusal.code, "FORBIDDEN"),
             other => panic!("{other}"),
+        }
+        if let Some(reason) = reason {
+            let line = server.wait_for_log("client certificate not usable");
+            assert!(line.contains("WARN") && line.contains(reason), "{line}");
         }
     }
 }

@@ -8,8 +8,9 @@ use super::{End, Session};
 use crate::{
     access::{Failure, Identity},
     dispatch::ENDED,
+    log::Limiter,
     server::connection::Farewell,
-    transport::ServerTls,
+    transport::{ServerTls, TlsFault},
     wire::Code,
 };
 
@@ -32,13 +33,22 @@ impl Session {
         match by.verify(shown.as_deref().unwrap_or_default()) {
             Ok(valid) => {
                 let expires = valid.expires;
+                let demanded = by.demands_certificate();
                 self.certificate = Some(Certificate { by, expires });
-                if let Some(principal) = valid.principal {
-                    self.is_now(self.shared.access.certified(&self.identity, &principal));
+                match valid.principal {
+                    Some(principal) => {
+                        self.is_now(self.shared.access.certified(&self.identity, &principal));
+                    }
+                    None if demanded => {}
+                    None => self.log_unusable_certificate("no-name"),
                 }
                 Ok(())
             }
-            Err(_) if !by.demands_certificate() => Ok(()),
+            Err(TlsFault::NoCertificate) if !by.demands_certificate() => Ok(()),
+            Err(fault) if !by.demands_certificate() => {
+                self.log_unusable_certificate(fault.as_str());
+                Ok(())
+            }
             Err(fault) => {
                 let metrics = &self.shared.metrics;
                 metrics.handshake_failures.add(fault.as_str());
@@ -47,6 +57,16 @@ impl Session {
                     .failed(&self.identity, Failure::Certificate);
                 Err(self.not_authenticated())
             }
+        }
+    }
+
+    /// Certificates are not demanded, so the peer may stay, but it will wonder
+    /// why it has no rights.
+    fn log_unusable_certificate(&self, reason: &str) {
+        static LINES: Limiter = Limiter::new();
+        if LINES.allows("client certificate not usable") {
+            let (connection, peer) = (self.connection.number(), self.connection.peer());
+            tracing::warn!(security = "authentication", connection, %peer, reason, "client certificate not usable, the peer is anonymous");
         }
     }
 
