@@ -1,5 +1,5 @@
-//! From a topic to an answer: finds the service, runs it, checks what it
-//! says, counts and logs. For calls of clients and of services alike.
+//! From a topic to an answer: finds the service, runs it, counts and
+//! logs. For calls of clients and of services alike.
 
 use std::{
     sync::Arc,
@@ -18,10 +18,7 @@ use crate::{
     },
     metrics::{self, History, PastCall},
     sandbox::{Answer, Call, CallError, CallReport, Phase, Wanted},
-    wire::{
-        Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::is_service_code,
-        json as wire_json,
-    },
+    wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version},
 };
 
 /// What a caller is told to wait before it tries again, when there was no
@@ -29,12 +26,6 @@ use crate::{
 pub(super) const RETRY_WHEN_FULL_MS: u64 = 100;
 /// The same when a service did not load: someone has to mend it first.
 const RETRY_WHEN_FAILED_MS: u64 = 10_000;
-
-/// Longest message of a service's failure, in bytes.
-const MAX_FAILURE_MESSAGE: usize = 4096;
-
-/// Levels that an ERROR puts around its details.
-const DETAILS_DEPTH: usize = 1;
 
 /// A call on its way to a service.
 pub(super) struct Task<'a> {
@@ -118,7 +109,7 @@ impl Core {
         };
         let result = result
             .map_err(|error| refuse(error, timeout.min(terms.settings.timeout.0)))
-            .and_then(|answer| check(answer, terms.answer_size))
+            .and_then(answered)
             .map_err(|refusal| explain(refusal, peak_memory, elapsed, expose));
         if made {
             service.stats.own().instances.add(1);
@@ -246,55 +237,17 @@ impl Calls for Arc<Core> {
     }
 }
 
-/// A service's answer is a stranger's: checked before anyone relies on it.
-fn check(answer: Answer, limit: usize) -> Result<Checked, Refusal> {
-    let sized = |size: usize| {
-        let message = || format!("answer of {size} bytes exceeds the limit of {limit}");
-        if size > limit {
-            Err(Refusal::failed(Reason::AnswerSize, message()))
-        } else {
-            Ok(())
-        }
-    };
-    let checked_json = |what: &str, text: &str| {
-        wire_json::check_text(text)
-            .map_err(|error| Refusal::failed(Reason::InvalidAnswer, format!("{what} is {error}")))
-    };
+/// From what a service said, which the sandbox has checked, to the caller's
+/// answer.
+fn answered(answer: Answer) -> Result<Checked, Refusal> {
     match answer {
-        Answer::Json(text) => {
-            sized(text.len())?;
-            checked_json("answer", &text)?;
-            Ok(Checked::Json(text))
-        }
-        Answer::Binary(bytes) => {
-            sized(bytes.len())?;
-            Ok(Checked::Binary(bytes))
-        }
+        Answer::Json(text) => Ok(Checked::Json(text)),
+        Answer::Binary(bytes) => Ok(Checked::Binary(bytes)),
         Answer::Failure {
             code,
             message,
             details,
         } => {
-            // Escaped, a text may take six times as much.
-            if message.len() > MAX_FAILURE_MESSAGE {
-                let size = message.len();
-                let message = format!(
-                    "failure message of {size} bytes exceeds the limit of {MAX_FAILURE_MESSAGE}"
-                );
-                return Err(Refusal::failed(Reason::AnswerSize, message));
-            }
-            sized(code.len() + message.len() + details.as_ref().map_or(0, String::len))?;
-            if !is_service_code(&code) {
-                let message = "failure code breaks its grammar [A-Z][A-Z0-9_]{0,63}";
-                return Err(Refusal::failed(Reason::InvalidAnswer, message));
-            }
-            if let Some(details) = &details {
-                checked_json("failure details", details)?;
-                let limit = wire_json::MAX_DEPTH - DETAILS_DEPTH;
-                wire_json::check_depth(details, limit).map_err(|error| {
-                    Refusal::failed(Reason::InvalidAnswer, format!("failure details is {error}"))
-                })?;
-            }
             let details = details.and_then(|text| RawValue::from_string(text).ok());
             let body = ErrorBody {
                 code: code.into(),
@@ -461,55 +414,5 @@ impl Ended<'_> {
                 "call ended"
             ),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn answers_are_checked() {
-        let reason = |answer: Answer| match check(answer, 1000) {
-            Ok(_) => "fine".to_owned(),
-            Err(Refusal { code: None, body }) => body.code.into_owned(),
-            Err(Refusal {
-                code: Some(code),
-                body,
-            }) => {
-                assert_eq!(code, Code::ServiceFailed);
-                let details: serde_json::Value =
-                    serde_json::from_str(body.details.unwrap().get()).unwrap();
-                details["reason"].as_str().unwrap().to_owned()
-            }
-        };
-        let failure = |code: &str, details: Option<&str>| Answer::Failure {
-            code: code.into(),
-            message: "m".into(),
-            details: details.map(str::to_owned),
-        };
-        assert_eq!(reason(Answer::Json("[]".into())), "fine");
-        assert_eq!(reason(Answer::Json(String::new())), "invalid-answer");
-        assert_eq!(reason(Answer::Json("{".into())), "invalid-answer");
-        assert_eq!(reason(Answer::Binary(vec![0; 1000])), "fine");
-        assert_eq!(reason(Answer::Binary(vec![0; 1001])), "answer-size");
-        assert_eq!(reason(failure("NOT_FOUND", Some("{}"))), "NOT_FOUND");
-        assert_eq!(reason(failure("not ok", None)), "invalid-answer");
-        assert_eq!(reason(failure("NOT_FOUND", Some("{"))), "invalid-answer");
-        assert_eq!(
-            reason(failure("NOT_FOUND", Some(&"1".repeat(1000)))),
-            "answer-size"
-        );
-        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-        assert_eq!(reason(Answer::Json(nested(127))), "fine");
-        assert_eq!(
-            reason(failure("NOT_FOUND", Some(&nested(126)))),
-            "NOT_FOUND"
-        );
-        assert_eq!(
-            reason(failure("NOT_FOUND", Some(&nested(127)))),
-            "invalid-answer",
-            "the ERROR nests one deeper"
-        );
     }
 }

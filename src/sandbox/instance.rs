@@ -12,6 +12,7 @@ use wasmtime::{
 };
 
 use super::{
+    answer::Answer,
     component::Component,
     limits::Limits,
     pool::{Place, Warm, take},
@@ -52,24 +53,6 @@ pub struct Call<'a> {
     pub context: Context,
     /// Asked at every tick.
     pub watch: Arc<dyn Watch>,
-}
-
-/// What a component said.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// One JSON text, not checked yet.
-    Json(String),
-    /// Opaque bytes.
-    Binary(Vec<u8>),
-    /// The service's own refusal, not checked yet.
-    Failure {
-        /// Its code.
-        code: String,
-        /// For a person.
-        message: String,
-        /// One JSON text.
-        details: Option<String>,
-    },
 }
 
 /// What a deadline covers.
@@ -133,7 +116,7 @@ pub enum CallError {
 /// How a call went.
 #[derive(Debug, Clone)]
 pub struct CallReport {
-    /// The answer, or why there is none.
+    /// The answer, which was checked, or why there is none.
     pub result: Result<Answer, CallError>,
     /// Most linear memory that the instance held, in bytes.
     pub peak_memory: usize,
@@ -266,6 +249,13 @@ impl Component {
         // One that failed is dropped here.
         let answer = self.ask(&mut live, call.action, call.payload)?;
         let memory = live.store.data().limits.memory();
+        answer
+            .check(self.terms.answer_size)
+            .map_err(|error| Ended {
+                error,
+                peak_memory: memory,
+                backtrace: Vec::new(),
+            })?;
         if calls + 1 < self.terms.settings.max_calls && self.is_as_new(&mut live) {
             live.store.data_mut().host.rest();
             let resetter = live.resetter.as_mut();

@@ -1,6 +1,7 @@
 //! Runs components: what they may take, how long they may run, and why a
 //! call ended.
 
+mod answer;
 #[cfg(feature = "compiler")]
 mod cache;
 #[cfg(feature = "compiler")]
@@ -21,13 +22,14 @@ mod verify;
 #[cfg(feature = "compiler")]
 mod worker;
 
+pub use answer::Answer;
 #[cfg(feature = "compiler")]
 pub use compile::{Ahead, Cpu, componentize};
 pub use component::{Code, Compiled, Component, LoadError, Terms, is_machine_code};
 pub use engine::{CompilerConfig, Sandbox, SandboxConfig, cache_dir};
 #[cfg(feature = "compiler")]
 pub use helper::help;
-pub use instance::{Answer, Call, CallError, CallReport, Phase, Wanted};
+pub use instance::{Call, CallError, CallReport, Phase, Wanted};
 pub(crate) use precompiled::hex_digest;
 pub use precompiled::{Head, Precompiled, PrecompiledError, Sections};
 pub use ticker::TICK;

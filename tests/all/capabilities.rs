@@ -246,7 +246,14 @@ fn shared_instances_are_used_again_but_not_after_a_failure() {
         (0..7).map(|_| count()).collect::<Vec<_>>(),
         [1, 2, 3, 4, 5, 1, 2]
     );
-    for (action, timeout) in [("trap", 1000), ("spin", 100), ("allocate", 5000)] {
+    for (action, timeout) in [
+        ("trap", 1000),
+        ("spin", 100),
+        ("allocate", 5000),
+        ("invalid-json", 1000),
+        ("empty-json", 1000),
+        ("bad-code", 1000),
+    ] {
         client.ask("hostile.remember", "");
         client.request_within(&format!("hostile.{action}"), "1", timeout, "");
         client.message().code();
