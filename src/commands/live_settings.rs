@@ -21,8 +21,10 @@ use crate::{
 /// Reads the settings from where they came from.
 pub(super) type ReadSettings = dyn Fn() -> Result<Loaded, String> + Send + Sync;
 
-/// Settings that begin so are applied while the server runs.
-const LIVE: [&str; 4] = ["log", "principals.", "require_digest", "services."];
+/// Settings that are applied while the server runs; all below those that end
+/// in a dot.
+const LIVE: [&str; 4] = ["log", "principals.", REQUIRE_DIGEST, "services."];
+const REQUIRE_DIGEST: &str = "sandbox.require_digest";
 
 /// The settings that hold, and how to read them again.
 pub(super) struct LiveSettings {
@@ -104,7 +106,7 @@ impl LiveSettings {
             changed.into_iter().partition(|key| is_live(key));
         let touches = |prefix: &str| applied.iter().any(|key| key.starts_with(prefix));
         // The only one that can fail comes first.
-        let services = match touches("services.") || touches("require_digest") {
+        let services = match touches("services.") || touches(REQUIRE_DIGEST) {
             true => self.catalog.set_policy(&config)?,
             false => Vec::new(),
         };
@@ -172,6 +174,7 @@ fn differing(before: &[Row], after: &[Row]) -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     #[test]
     fn what_has_changed_and_what_of_it_is_live() {
@@ -194,5 +197,16 @@ mod tests {
         assert_eq!(changed, ["backlog", "services.x.rate", "services.y.rate"]);
         assert!(is_live("log") && is_live("services.x.rate") && is_live("principals.a.rights"));
         assert!(!is_live("log_format") && !is_live("backlog") && !is_live("services_dir"));
+    }
+
+    #[test]
+    fn what_is_live_is_a_setting() {
+        let settings = serde_json::to_value(Config::default()).unwrap();
+        for live in LIVE {
+            let path = format!("/{}", live.trim_end_matches('.').replace('.', "/"));
+            let setting = settings.pointer(&path);
+            let is_table = setting.unwrap_or_else(|| panic!("{live}")).is_object();
+            assert_eq!(is_table, live.ends_with('.'), "{live}");
+        }
     }
 }
