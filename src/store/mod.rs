@@ -124,12 +124,16 @@ impl Store {
         &self.health
     }
 
-    /// What it takes.
+    /// What it takes. Reads one number for each service. Whoever looks at the
+    /// server asks this, so it neither waits for the file to be opened again
+    /// nor opens it, which may read all of it.
     ///
     /// # Errors
-    /// If it can't be read.
+    /// If it can't be read, or is closed at present.
     pub fn size(&self) -> Result<Size, StoreError> {
-        let used = self.work(|database| {
+        let database = self.database.try_read().map_err(|_| closed())?;
+        let used = contain(|| {
+            let database = database.as_ref().ok_or_else(closed)?;
             let mut sum = 0;
             for entry in database.begin_read()?.open_table(USED)?.iter()? {
                 sum += entry?.1.value();

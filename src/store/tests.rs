@@ -431,6 +431,24 @@ fn names_count_and_what_is_deleted_goes_back_to_the_disk() {
 }
 
 #[test]
+fn to_look_at_the_size_neither_waits_nor_opens_the_file_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("store.redb"), 1 << 20).unwrap();
+    let ns = store.namespace("svc", 1 << 20);
+    ns.set("", "key".into(), vec![0; 100], soon()).unwrap();
+    assert!(store.size().unwrap().used > 100);
+    // As while it is opened again.
+    let mut database = store.database.write().unwrap();
+    assert!(store.size().is_err());
+    *database = None;
+    drop(database);
+    assert!(store.size().is_err());
+    assert!(store.database.read().unwrap().is_none());
+    assert!(ns.get("", "key").unwrap().is_some(), "a service opens it");
+    assert!(store.size().unwrap().used > 100);
+}
+
+#[test]
 fn a_file_that_a_full_disk_left_empty_is_created_again() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("store.redb");
