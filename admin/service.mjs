@@ -19,13 +19,14 @@ export async function service(name, { read, change, mayChange, keep }) {
 function card(name, version, { change, mayChange }) {
   const row = version.row ?? {};
   const on = row.state !== 'disabled';
-  const button = (what, label) =>
-    h('button', { type: 'button', disabled: !mayChange, onclick: () => change('POST', `/services/${encodeURIComponent(name)}/${what}`, { version: version.version }) }, label);
+  const button = (what, label, more) =>
+    h('button', { type: 'button', disabled: !mayChange, onclick: () => change('POST', `/services/${encodeURIComponent(name)}/${what}`, { version: version.version, ...more }) }, label);
   return h('section', { class: 'card' },
     h('h2', {}, `${version.version} `, h('small', {}, row.state ?? '')),
     h('p', {}, version.description),
     row.error ? h('p', { class: 'bad-text' }, row.error) : undefined,
-    h('p', { class: 'fields' }, on ? button('disable', 'Disable') : button('enable', 'Enable'), button('rollback', 'Roll back')),
+    row.passedOver ? h('p', { class: 'bad-text' }, `Rolled back; the file in the folder (${row.passedOver}) is passed over until it changes.`) : undefined,
+    h('p', { class: 'fields' }, on ? button('disable', 'Disable') : button('enable', 'Enable'), button('rollback', 'Roll back'), row.passedOver ? button('rollback', 'Undo the rollback', { undo: true }) : undefined),
     h('dl', {},
       ...definition('file', `${row.file}, ${bytes(row.size ?? 0)}`),
       ...definition('digest', row.digest ?? '–'),

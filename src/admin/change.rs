@@ -39,6 +39,12 @@ pub trait Commands: Send + Sync {
     /// See above.
     fn rollback(&self, service: &str, version: Option<&str>) -> Result<String, String>;
 
+    /// Serves the file again that was gone back from.
+    ///
+    /// # Errors
+    /// See above.
+    fn undo_rollback(&self, service: &str, version: Option<&str>) -> Result<String, String>;
+
     /// Has a service, or one of its versions, served or not.
     ///
     /// # Errors
@@ -87,6 +93,7 @@ struct Body {
     payload: Value,
     timeout_ms: Option<u64>,
     filter: Option<String>,
+    undo: bool,
 }
 
 fn refuse(status: u16, error: &str) -> Page {
@@ -160,7 +167,11 @@ impl Admin {
                 Ok(applied) => (200, JSON_UTF8, applied.to_string()),
                 Err(error) => refuse(409, &error),
             },
-            ("POST", "/services/{name}/rollback") => result(self.commands.rollback(&name, version)),
+            ("POST", "/services/{name}/rollback") => result(if body.undo {
+                self.commands.undo_rollback(&name, version)
+            } else {
+                self.commands.rollback(&name, version)
+            }),
             ("POST", "/services/{name}/disable") => {
                 result(self.commands.switch(&name, version, false))
             }

@@ -215,6 +215,10 @@ pub(super) mod tests {
             Err("nothing".into())
         }
 
+        fn undo_rollback(&self, _: &str, _: Option<&str>) -> Result<String, String> {
+            Err("nothing".into())
+        }
+
         fn switch(&self, _: &str, _: Option<&str>, _: bool) -> Result<String, String> {
             Err("nothing".into())
         }

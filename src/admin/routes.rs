@@ -56,11 +56,12 @@ pub(super) const SORTS: [&str; 5] = ["bytesIn", "bytesOut", "messagesIn", "inFli
 /// Levels of the log, from the gravest on.
 pub(super) const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 
-const VERSION: &[(&str, &str, &str)] = &[(
+const ONE_VERSION: (&str, &str, &str) = (
     "version",
     "string",
     "MAJOR.MINOR.PATCH, where there are several",
-)];
+);
+const VERSION: &[(&str, &str, &str)] = &[ONE_VERSION];
 
 /// All of them. Those that are not GET take the token.
 pub const ROUTES: &[Route] = &[
@@ -130,11 +131,18 @@ pub const ROUTES: &[Route] = &[
     },
     post(
         "/services/reload",
-        "look for changed components now",
+        "look for changed components now, by what is in the files",
         &[200, 500],
     ),
     Route {
-        body: VERSION,
+        body: &[
+            ONE_VERSION,
+            (
+                "undo",
+                "boolean",
+                "serve the file in the folder again, which was gone back from",
+            ),
+        ],
         ..post(
             "/services/{name}/rollback",
             "serve the file from before the present one",

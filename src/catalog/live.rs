@@ -16,7 +16,7 @@ use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use super::{
     Catalog, LoadSettings,
-    loader::{Loader, Refused},
+    loader::{Loader, Look, Refused},
 };
 use crate::{config::Config, sandbox::Sandbox, wire::Version};
 
@@ -39,7 +39,7 @@ impl LiveCatalog {
         state_dir: &Path,
     ) -> io::Result<Arc<Self>> {
         let mut loader = Loader::new(sandbox, settings, state_dir);
-        loader.scan(true)?;
+        loader.scan(Look::Now)?;
         let current = Arc::new(ArcSwap::from_pointee(loader.assemble()));
         Ok(Arc::new(Self {
             current,
@@ -66,12 +66,12 @@ impl LiveCatalog {
         self.current.load()
     }
 
-    /// Looks for changes now; names what changed.
+    /// Looks for changes now, by what is in the files; names what changed.
     ///
     /// # Errors
     /// If the folder can't be read, or all its files are gone at once.
     pub fn reload(&self) -> io::Result<Vec<String>> {
-        self.look(true)
+        self.look(Look::Reread)
     }
 
     /// Looks for changes from a thread of its own, until the process ends.
@@ -85,7 +85,7 @@ impl LiveCatalog {
                 thread::sleep(interval);
                 let Some(live) = live.upgrade() else { return };
                 // It is logged when it begins.
-                let _ = live.look(false);
+                let _ = live.look(Look::Watch);
             }
         };
         thread::Builder::new()
@@ -101,6 +101,18 @@ impl LiveCatalog {
     pub fn rollback(&self, name: &str, version: Option<Version>) -> Result<String, Refused> {
         let mut loader = self.lock();
         let done = loader.rollback(name, version)?;
+        self.swap(&loader);
+        Ok(done)
+    }
+
+    /// Serves the file in the folder again that [`Self::rollback`] went back
+    /// from.
+    ///
+    /// # Errors
+    /// Says why not; nothing has changed then.
+    pub fn undo_rollback(&self, name: &str, version: Option<Version>) -> Result<String, Refused> {
+        let mut loader = self.lock();
+        let done = loader.undo_rollback(name, version)?;
         self.swap(&loader);
         Ok(done)
     }
@@ -134,9 +146,9 @@ impl LiveCatalog {
         Ok(changes)
     }
 
-    fn look(&self, now: bool) -> io::Result<Vec<String>> {
+    fn look(&self, how: Look) -> io::Result<Vec<String>> {
         let mut loader = self.lock();
-        let scanned = loader.scan(now);
+        let scanned = loader.scan(how);
         let trouble = scanned.as_ref().err().map(ToString::to_string);
         if let Some(trouble) = &trouble
             && self.trouble.load().as_deref() != Some(trouble)

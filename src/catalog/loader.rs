@@ -41,10 +41,24 @@ pub(super) struct Loader {
     generation: u64,
 }
 
+/// How the folder is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    /// A changed file counts once it stays as it is from one look to the next.
+    Watch,
+    /// It counts at once.
+    Now,
+    /// It counts at once, and all files are read: one may have changed with
+    /// the size and the times that it had.
+    Reread,
+}
+
 /// One file.
 pub(super) struct Entry {
     /// None while the file can't be looked at.
     stamp: Option<Stamp>,
+    /// Digest of the bytes that were settled; none if they could not be read.
+    read: Option<String>,
     /// When it was seen to be like this.
     since: Instant,
     /// It was loaded, or refused, as it is.
@@ -58,6 +72,9 @@ pub(super) struct Entry {
     pub(super) source: Source,
     /// Why the file, as it is, is not served.
     pub(super) error: Option<String>,
+    /// Digest of the file, where it is passed over because the operator went
+    /// back from it.
+    pub(super) passed_over: Option<String>,
 }
 
 /// Which file a service came from.
@@ -88,16 +105,18 @@ impl Source {
 struct Stamp {
     size: u64,
     modified: (i64, i64),
+    /// What nobody can set back, as `cp -p` does with the other.
+    changed: (i64, i64),
     inode: u64,
 }
 
 impl Stamp {
     fn of(path: &Path) -> io::Result<Self> {
         let metadata = fs::metadata(path)?;
-        let modified = (metadata.mtime(), metadata.mtime_nsec());
         Ok(Self {
             size: metadata.len(),
-            modified,
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
             inode: metadata.ino(),
         })
     }
@@ -146,15 +165,14 @@ impl Loader {
         }
     }
 
-    /// Takes in what changed in the folder. A file counts once it stays as it
-    /// is from one look to the next, or at once if `now`.
+    /// Takes in what changed in the folder.
     ///
     /// # Errors
     /// If the folder can't be read, or what it shows is doubted; nothing has
     /// changed then.
-    pub(super) fn scan(&mut self, now: bool) -> io::Result<Vec<String>> {
+    pub(super) fn scan(&mut self, look: Look) -> io::Result<Vec<String>> {
         let paths = self.list()?;
-        Ok(self.take_in(paths, now))
+        Ok(self.take_in(paths, look))
     }
 
     /// The component files of the folder.
@@ -176,7 +194,7 @@ impl Loader {
         Ok(paths)
     }
 
-    fn take_in(&mut self, paths: Vec<PathBuf>, now: bool) -> Vec<String> {
+    fn take_in(&mut self, paths: Vec<PathBuf>, look: Look) -> Vec<String> {
         self.generation += 1;
         let mut changes = Vec::new();
         let present: BTreeSet<_> = paths.iter().cloned().collect();
@@ -204,6 +222,7 @@ impl Loader {
             };
             let fresh = || Entry {
                 stamp,
+                read: None,
                 since: Instant::now(),
                 settled: false,
                 service: None,
@@ -211,14 +230,17 @@ impl Loader {
                 generation: 0,
                 source: Source::File,
                 error: None,
+                passed_over: None,
             };
             let known = self.files.contains_key(&path);
             let mut entry = self.files.remove(&path).unwrap_or_else(fresh);
-            let still = known && entry.stamp == stamp;
+            let still = known
+                && entry.stamp == stamp
+                && (look != Look::Reread || !entry.settled || self.is_as_read(&path, &entry));
             if !still {
                 (entry.stamp, entry.since, entry.settled) = (stamp, Instant::now(), false);
             }
-            if !entry.settled && (still || now) {
+            if !entry.settled && (still || look != Look::Watch) {
                 unsettled.push((path, entry));
             } else {
                 self.files.insert(path, entry);
@@ -229,6 +251,12 @@ impl Loader {
             changes.extend(change);
         }
         changes
+    }
+
+    /// Whether the bytes of a file are those that were settled.
+    fn is_as_read(&self, path: &Path, entry: &Entry) -> bool {
+        let code = read_code(path, self.settings.max_size);
+        code.ok().map(|code| digest_of(code.bytes())) == entry.read
     }
 
     /// Loads files side by side, as many as there are processors: a start
@@ -267,6 +295,7 @@ impl Loader {
             Err(error) => {
                 // What can't be read now may be readable at the next look.
                 entry.settled = !matches!(error, FileError::Read(_));
+                entry.read = None;
                 let known = entry.error.as_ref() == Some(&error.to_string());
                 return (!known).then(|| self.refuse(path, entry, &error));
             }
@@ -275,8 +304,8 @@ impl Loader {
         if self.generation > 1 && is_truncated(code.bytes()) && entry.since.elapsed() < COPYING {
             return None;
         }
-        entry.settled = true;
         let digest = digest_of(code.bytes());
+        (entry.settled, entry.read) = (true, Some(digest.clone()));
         let served = entry.service.as_ref().map(|service| service.digest.clone());
         if served.as_ref() == Some(&digest) && entry.source == Source::File {
             // Touched, or changed there and back.
@@ -336,6 +365,7 @@ impl Loader {
         }
         *entry = Entry {
             stamp: entry.stamp,
+            read: entry.read.take(),
             since: entry.since,
             settled: true,
             service: Some(Arc::new(service)),
@@ -343,6 +373,7 @@ impl Loader {
             generation: self.generation,
             source,
             error: None,
+            passed_over: None,
         };
         tracing::info!("{what}");
         what
@@ -353,6 +384,7 @@ impl Loader {
     fn refuse(&self, path: &Path, entry: &mut Entry, error: &FileError) -> String {
         let error = error.to_string();
         let stem = stem(path);
+        entry.passed_over = None;
         // Where the operator had gone back, that is the last good one.
         let last = |kept: &Kept| {
             let (mut files, rollback) = (kept.files(&stem), kept.rollback(&stem));
@@ -402,34 +434,7 @@ impl Loader {
             .kept
             .clone()
             .ok_or("good components are not kept; set state_dir to a folder that can be written")?;
-        let wanted = FileName {
-            name: name.to_owned(),
-            version,
-        };
-        let named = |path: &Path| FileName::parse(path).is_ok_and(|file| file == wanted);
-        let served = |entry: &Entry| {
-            entry.service.as_ref().is_some_and(|service| {
-                service.description.name == name
-                    && version.is_none_or(|v| v == service.description.version)
-            })
-        };
-        let mut paths: Vec<_> = self
-            .files
-            .iter()
-            .filter(|(path, entry)| named(path) || served(entry))
-            .map(|(p, _)| p)
-            .collect();
-        paths.dedup();
-        let path = match paths.as_slice() {
-            [] => {
-                return Err(format!(
-                    "no service {name}{}",
-                    version.map(|v| format!(" {v}")).unwrap_or_default()
-                ));
-            }
-            [path] => (*path).clone(),
-            _ => return Err(format!("there are several versions of {name}; name one")),
-        };
+        let path = self.path_of(name, version)?;
         let stem = stem(&path);
         let current = self
             .files
@@ -460,6 +465,72 @@ impl Loader {
         if failed { Err(done) } else { Ok(done) }
     }
 
+    /// The one file that is called so, or serves so.
+    fn path_of(&self, name: &str, version: Option<Version>) -> Result<PathBuf, Refused> {
+        let wanted = FileName {
+            name: name.to_owned(),
+            version,
+        };
+        let named = |path: &Path| FileName::parse(path).is_ok_and(|file| file == wanted);
+        let served = |entry: &Entry| {
+            entry.service.as_ref().is_some_and(|service| {
+                service.description.name == name
+                    && version.is_none_or(|v| v == service.description.version)
+            })
+        };
+        let mut paths: Vec<_> = self
+            .files
+            .iter()
+            .filter(|(path, entry)| named(path) || served(entry))
+            .map(|(p, _)| p)
+            .collect();
+        paths.dedup();
+        match paths.as_slice() {
+            [] => Err(format!(
+                "no service {name}{}",
+                version.map(|v| format!(" {v}")).unwrap_or_default()
+            )),
+            [path] => Ok((*path).clone()),
+            _ => Err(format!("there are several versions of {name}; name one")),
+        }
+    }
+
+    /// Serves the file in the folder again, which the operator had gone back
+    /// from.
+    pub(super) fn undo_rollback(
+        &mut self,
+        name: &str,
+        version: Option<Version>,
+    ) -> Result<String, Refused> {
+        let path = self.path_of(name, version)?;
+        let stem = stem(&path);
+        let kept = self.kept.clone();
+        let (kept, rollback) = kept
+            .and_then(|kept| kept.rollback(&stem).map(|rollback| (kept, rollback)))
+            .ok_or_else(|| format!("{name} was not rolled back, so there is nothing to undo"))?;
+        let forgotten = kept.set_rollback(&stem, None);
+        forgotten.map_err(|error| format!("can't be forgotten: {error}"))?;
+        self.generation += 1;
+        let mut entry = self.files.remove(&path).ok_or("it was removed meanwhile")?;
+        let done = self.settle(&path, &mut entry);
+        let failed = entry.source != Source::File || entry.error.is_some();
+        if failed {
+            entry.passed_over = Some(rollback.refused.clone());
+        }
+        let entry_error = entry.error.clone();
+        self.files.insert(path, entry);
+        let done = done
+            .or(entry_error)
+            .unwrap_or_else(|| "the file ends too early".into());
+        if !failed {
+            return Ok(done);
+        }
+        match kept.set_rollback(&stem, Some(&rollback)) {
+            Ok(()) => Err(done),
+            Err(error) => Err(format!("{done}; and it can't be remembered: {error}")),
+        }
+    }
+
     /// Serves the file that a rollback names.
     fn go_back(&self, path: &Path, entry: &mut Entry, rollback: &Rollback) -> String {
         let stem = stem(path);
@@ -476,8 +547,9 @@ impl Loader {
         match loaded {
             Ok(service) => {
                 let what = self.serve(path, entry, service, Source::RolledBack);
+                entry.passed_over = Some(rollback.refused.clone());
                 tracing::warn!(
-                    "{} is passed over, the operator went back from it",
+                    "{} is passed over, the operator went back from it; mb-server rollback --undo serves it",
                     path.display()
                 );
                 format!("{what}, as it was before the present file")
@@ -554,7 +626,7 @@ impl Loader {
                 entry.counted = counted.or(entry.counted.take());
             }
         }
-        Ok(self.take_in(paths, true))
+        Ok(self.take_in(paths, Look::Now))
     }
 
     pub(super) fn assemble(&self) -> Catalog {

@@ -96,6 +96,8 @@ struct Listed {
     source: Source,
     /// Why the file, as it is now, is not what is served.
     error: Option<String>,
+    /// Digest of the file as it is now, where the operator went back from it.
+    passed_over: Option<String>,
     disabled: bool,
 }
 
@@ -121,6 +123,7 @@ impl Catalog {
                         service: Arc::clone(service),
                         source: entry.source,
                         error: error.clone().map(capped),
+                        passed_over: entry.passed_over.clone(),
                         disabled: is_disabled(service),
                     };
                     catalog
@@ -296,6 +299,7 @@ fn service_row(listed: &Listed) -> snapshot::ServiceRow {
         service,
         source,
         error,
+        passed_over,
         disabled,
     } = listed;
     let Service {
@@ -324,6 +328,7 @@ fn service_row(listed: &Listed) -> snapshot::ServiceRow {
         digest: Some(digest.clone()),
         size: Some(*size),
         error: error.clone(),
+        passed_over: passed_over.clone(),
         calls: stats.calls.get(),
         failures: stats.failures.get(),
         errors: stats.errors.get(),
@@ -359,6 +364,7 @@ fn failure_row(failure: &Failure) -> snapshot::ServiceRow {
         digest: None,
         size: None,
         error: Some(error.clone()),
+        passed_over: None,
         calls: 0,
         failures: 0,
         errors: 0,

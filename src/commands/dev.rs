@@ -5,13 +5,14 @@ use std::{
     collections::BTreeMap,
     io::{self, BufRead as _, IsTerminal as _},
     net::SocketAddr,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{self, RecvTimeoutError},
     },
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -232,8 +233,9 @@ fn watch(dir: &Path, mut built: Sources, wake: &mpsc::Sender<Event>) {
     }
 }
 
-/// Files by name, with size and time.
-type Sources = BTreeMap<PathBuf, (u64, Option<SystemTime>)>;
+/// Files by name, with size and the time of their last change, which no tool
+/// sets back.
+type Sources = BTreeMap<PathBuf, (u64, i64, i64)>;
 
 fn sources(dir: &Path) -> Sources {
     let mut found = Sources::new();
@@ -252,7 +254,10 @@ fn sources(dir: &Path) -> Sources {
             if metadata.is_dir() && !hidden && !NOT_SOURCES.contains(&&*name) {
                 dirs.push(entry.path());
             } else if metadata.is_file() && !hidden && !WRITTEN_BY_TOOLS.contains(&&*name) {
-                found.insert(entry.path(), (metadata.len(), metadata.modified().ok()));
+                found.insert(
+                    entry.path(),
+                    (metadata.len(), metadata.ctime(), metadata.ctime_nsec()),
+                );
             }
         }
     }

@@ -305,11 +305,18 @@ impl Edge {
 }
 
 /// What of a file changes when it is replaced or written.
-type Look = Option<(Option<SystemTime>, u64, u64)>;
+type Look = Option<(Option<SystemTime>, (i64, i64), u64, u64)>;
 
 fn look_at(file: &Path) -> Look {
     let metadata = fs::metadata(file).ok()?;
-    Some((metadata.modified().ok(), metadata.len(), metadata.ino()))
+    // The second one nobody can set back, as `cp -p` does with the first.
+    let changed = (metadata.ctime(), metadata.ctime_nsec());
+    Some((
+        metadata.modified().ok(),
+        changed,
+        metadata.len(),
+        metadata.ino(),
+    ))
 }
 
 fn look_at_all(files: &TlsFiles) -> Vec<Look> {

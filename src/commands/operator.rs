@@ -54,6 +54,10 @@ impl Commands for Operator {
         self.catalog.rollback(service, parse(version)?)
     }
 
+    fn undo_rollback(&self, service: &str, version: Option<&str>) -> Result<String, String> {
+        self.catalog.undo_rollback(service, parse(version)?)
+    }
+
     fn switch(&self, service: &str, version: Option<&str>, on: bool) -> Result<String, String> {
         self.catalog.switch(service, parse(version)?, on)
     }

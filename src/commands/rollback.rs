@@ -13,7 +13,8 @@ use super::{
 ///
 /// Asks the running server over its admin endpoint; the token is read from
 /// its state folder, so run it as the same user. The earlier file is served
-/// until another one is put into the services folder. Exit codes: 0 done,
+/// until another one is put into the services folder,
+/// or until --undo. Exit codes: 0 done,
 /// 1 the server refused, 2 usage, 3 could not reach the server.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -22,6 +23,9 @@ pub(super) struct Arguments {
     /// Which version, where there are several
     #[arg(long)]
     version: Option<String>,
+    /// Serve the file in the services folder again, which was gone back from
+    #[arg(long)]
+    undo: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -30,18 +34,22 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let Arguments {
         name,
         version,
+        undo,
         place,
     } = arguments;
     if !crate::catalog::is_name(name) {
         return Err(usage(format!("{name:?} is no name of a service")));
     }
-    let body = version
-        .as_ref()
-        .map(|version| json!({"version": version}).to_string())
-        .unwrap_or_default();
+    let mut body = json!({});
+    if let Some(version) = version {
+        body["version"] = json!(version);
+    }
+    if *undo {
+        body["undo"] = json!(true);
+    }
     let (status, answer) = place
         .endpoint()?
-        .post(&format!("/services/{name}/rollback"), &body)?;
+        .post(&format!("/services/{name}/rollback"), &body.to_string())?;
     if status == 200 {
         say!("{}", text(&answer["done"]));
         return Ok(Exit::Success);

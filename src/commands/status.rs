@@ -83,6 +83,19 @@ fn screen(endpoint: &Endpoint) -> std::result::Result<(String, bool), (Exit, Str
         if !row["error"].is_null() {
             out += &format!("    {}\n", text(&row["error"]));
         }
+        if !row["passedOver"].is_null() {
+            out += &format!(
+                "    rolled back; the file in the folder is passed over until another comes, or until mb-server rollback {} --undo\n",
+                text(&row["name"])
+            );
+        }
+    }
+    if !ready["store"]["error"].is_null() {
+        out += &format!(
+            "\nstore {}: {}\n",
+            text(&ready["store"]["status"]),
+            text(&ready["store"]["error"])
+        );
     }
     let running = rows(&calls["calls"]);
     out += &format!("\ncalls that take long: {}\n", running.len());

@@ -86,6 +86,9 @@ pub struct ServiceRow {
     pub size: Option<u64>,
     /// Why the file, as it is, is not served.
     pub error: Option<String>,
+    /// SHA-256 of the file, where it is passed over because the operator went
+    /// back from it.
+    pub passed_over: Option<String>,
     /// Calls begun.
     pub calls: u64,
     /// Calls that ended with the service's own failure.

@@ -355,6 +355,90 @@ fn the_operator_goes_back_and_the_next_file_lifts_it() {
 }
 
 #[test]
+fn a_rollback_is_shown_and_undone() {
+    let folder =
+        start(Setup::empty(BINARY).with_as("guests", "versions@1.0.0.wasm", "versions.wasm"));
+    let undo = |folder: &Folder| folder.post("/services/versions/rollback", "{\"undo\":true}");
+    let (status, answer) = undo(&folder);
+    assert!(
+        status == 409 && answer.to_string().contains("was not rolled back"),
+        "{answer}"
+    );
+    folder.copy("guests", "versions@1.2.0.wasm", "versions.wasm");
+    let row = folder.until_row("versions is 1.2.0", |row| row["version"] == "1.2.0");
+    let digest = row["digest"].clone();
+    assert!(row["passedOver"].is_null());
+    assert_eq!(folder.post("/services/versions/rollback", "").0, 200);
+    let row = folder.row("versions").unwrap();
+    assert_eq!(
+        (&row["version"], &row["passedOver"]),
+        (&json!("1.0.0"), &digest)
+    );
+    // The same file put back is passed over, and that is to be seen.
+    fs::remove_file(folder.services.join("versions.wasm")).unwrap();
+    folder
+        .server
+        .until("it is gone", |_| folder.row("versions").is_none());
+    folder.copy("guests", "versions@1.2.0.wasm", "versions.wasm");
+    folder.until_row("versions is back", |row| {
+        row["version"] == "1.0.0" && row["passedOver"] == digest
+    });
+    let (status, answer) = undo(&folder);
+    assert!(
+        status == 200 && answer["done"].as_str().unwrap().contains("1.2.0 is served"),
+        "{answer}"
+    );
+    let row = folder.row("versions").unwrap();
+    assert_eq!(
+        (&row["version"], &row["source"], &row["passedOver"]),
+        (&json!("1.2.0"), &json!("file"), &Value::Null)
+    );
+    assert_eq!(folder.asks("versions.which"), "{\"version\":\"1.2.0\"}");
+}
+
+#[test]
+fn a_file_of_the_same_size_time_and_inode_is_seen_to_have_changed() {
+    // By who asks for it, where nobody watches, and by who watches.
+    for interval in ["0", "50"] {
+        let setup = Setup::empty(BINARY).with("services", "calc.wasm");
+        let path = setup.services().join("calc.wasm");
+        let time = std::time::SystemTime::UNIX_EPOCH;
+        let put = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            let file = fs::File::options().append(true).open(&path).unwrap();
+            file.set_modified(time).unwrap();
+        };
+        let before = fs::read(&path).unwrap();
+        put(&before);
+        let state = setup.dir.path().join("state/mb-server");
+        let server = setup.set(&format!("reload_interval = {interval}")).start();
+        let token = fs::read_to_string(state.join("admin.token")).unwrap();
+        let folder = Folder {
+            server,
+            services: path.parent().unwrap().into(),
+            token: token.trim().into(),
+        };
+        let mut after = before.clone();
+        let text = b"b must not be zero";
+        let at = after.windows(text.len()).position(|bytes| bytes == text);
+        after[at.unwrap() + 2..][..4].copy_from_slice(b"MUST");
+        put(&after);
+        if interval == "0" {
+            let (_, changed) = folder.post("/services/reload", "");
+            assert!(changed.to_string().contains("calc 1.0.0"), "{changed}");
+            assert_eq!(
+                folder.post("/services/reload", ""),
+                (200, json!({"changes": []}))
+            );
+        }
+        folder.server.until("the new one answers", |server| {
+            let answer = server.connect().ask("calc.divide", "{\"a\":1,\"b\":0}");
+            answer.text().contains("b MUST not")
+        });
+    }
+}
+
+#[test]
 fn changing_takes_the_token_and_reading_does_not() {
     let folder = start(Setup::new(BINARY));
     let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");

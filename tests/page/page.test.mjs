@@ -129,12 +129,27 @@ test('an action is tried by its form', async () => {
   await until('The payload is no JSON');
 });
 
+test('a rollback is shown and undone', async () => {
+  const path = join(dir, 'services/calc.wasm');
+  const bytes = readFileSync(path);
+  const at = bytes.indexOf('b must not be zero');
+  bytes.write('MUST', at + 2);
+  writeFileSync(path, bytes);
+  await page.waitForFunction(async (old) => (await (await fetch('/services/calc')).json()).versions[0].row.digest !== old, { timeout: PATIENCE, polling: 200 }, await page.evaluate(async () => (await (await fetch('/services/calc')).json()).versions[0].row.digest));
+  await go('#/services/calc');
+  await page.waitForSelector('main ::-p-text(Roll back)');
+  await page.click('main ::-p-text(Roll back)');
+  await until('is passed over until it changes');
+  await page.click('main ::-p-text(Undo the rollback)');
+  await without('is passed over until it changes');
+});
+
 test('it is readable in both widths and themes, and axe finds nothing serious', async () => {
   for (const width of [360, 1440]) {
     for (const theme of ['light', 'dark']) {
       await page.setViewport({ width, height: 900 });
       await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: theme }]);
-      for (const view of ['', 'connections', 'calls', 'services', 'services/calc', 'log']) {
+      for (const view of ['', 'connections', 'calls', 'calls/spin-1', 'services', 'services/calc', 'log']) {
         await go(`#/${view}`);
         await page.waitForFunction(() => document.querySelector('main h1'));
         await page.waitForNetworkIdle({ idleTime: 100, concurrency: 1 });
