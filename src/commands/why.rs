@@ -11,9 +11,9 @@ use crate::wire::header::is_request_id;
 
 /// Tell what happened to one request that failed, or was slow
 ///
-/// Asks the admin endpoint of a running server, which keeps the newest 256
-/// calls that failed and the newest 256 that took more than 10 ms, and the
-/// newest 1,000 lines of its log. Exit codes: 0 found, 1 not kept, 3 the server
+/// Asks the admin endpoint of a running server. It keeps of calls that failed
+/// the newest 64 of each service and code, 512 in all; the newest 256 that
+/// took more than 10 ms; and the newest 1,000 lines of its log. Exit codes: 0 found, 1 not kept, 3 the server
 /// could not be reached.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -72,8 +72,8 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     }
     if now.is_empty() && own.is_empty() && children.is_empty() && lines.is_empty() {
         return Err(failure(format!(
-            "nothing is kept of {request_id}: it was quick and went well, or is long ago, or never came; \
-             with the log filter `debug` every call leaves a line"
+            "nothing is kept of {request_id}: it was answered within 10 ms, or newer calls displaced it, or the \
+             server did not get it; with the log filter `debug` every call leaves a line"
         )));
     }
     Ok(Exit::Success)
@@ -91,11 +91,13 @@ fn tell(call: &Value) {
         text(&call["action"]),
         text(&call["connection"])
     );
-    say!(
-        "  served by  {} {}",
-        text(&call["service"]),
-        text(&call["version"])
-    );
+    if !call["version"].is_null() {
+        say!(
+            "  served by  {} {}",
+            text(&call["service"]),
+            text(&call["version"])
+        );
+    }
     say!("  ended      {}", text(&call["ended"]));
     say!(
         "  took       {} ms, of which {} ms until there was an instance",

@@ -168,7 +168,9 @@ impl Handle for Dispatcher {
                 return Reply::new(None, Outcome::Error(refusal.code, refusal.body));
             }
         };
-        if let Err(Refusal { code, body }) = core.admits(&header, request.identity) {
+        if let Err(refusal) = core.admits(&header, request.identity) {
+            core.keep_unrouted(&header, request.identity, &refusal);
+            let Refusal { code, body } = refusal;
             return Reply::new(
                 header.request_id.map(|_| header),
                 Outcome::Error(code, body),
@@ -245,8 +247,18 @@ impl Core {
     ) -> Outcome {
         match self.route(header, payload, request, known) {
             Ok(outcome) => outcome,
-            Err(Refusal { code, body }) => Outcome::Error(code, body),
+            Err(refusal) => {
+                self.keep_unrouted(header, request.identity, &refusal);
+                let Refusal { code, body } = refusal;
+                Outcome::Error(code, body)
+            }
         }
+    }
+
+    /// Keeps a request that was refused before its service was looked for.
+    fn keep_unrouted(&self, header: &Header<'_>, identity: &Identity, refusal: &Refusal) {
+        let context = context(header, identity, Instant::now());
+        self.keep_refused(&header.topic, None, &context, refusal);
     }
 
     /// The checks in the order that the protocol gives them.
@@ -281,16 +293,8 @@ impl Core {
             &*request.watch,
             request.arrived + timeout,
         )?;
-        let context = Context {
-            request_id: header.request_id.map(Into::into),
-            parent_request_id: header.parent_request_id.map(Into::into),
-            requested_version: Some(header.version),
-            caller: Arc::clone(&request.identity.caller),
-            deadline: request.arrived + timeout,
-            calls: None,
-            chain: None,
-        };
-        self.run(Task {
+        let context = context(header, request.identity, request.arrived + timeout);
+        let answered = self.run(Task {
             topic: header.topic,
             version: header.version,
             payload,
@@ -298,10 +302,12 @@ impl Core {
             watch: &request.watch,
             timeout,
             client: true,
-        })
-        .map(|answer| match answer {
-            Checked::Json(text) => Outcome::Json(text),
-            Checked::Binary(bytes) => Outcome::Binary(bytes),
+        });
+        // What was refused is kept already.
+        Ok(match answered {
+            Ok(Checked::Json(text)) => Outcome::Json(text),
+            Ok(Checked::Binary(bytes)) => Outcome::Binary(bytes),
+            Err(Refusal { code, body }) => Outcome::Error(code, body),
         })
     }
 
@@ -374,6 +380,18 @@ fn take_rate(principal: &Principal) -> Result<(), Refusal> {
     };
     rate.take()
         .map_err(|wait| Refusal::too_often(&principal.name, rate.limit(), wait))
+}
+
+fn context(header: &Header<'_>, identity: &Identity, deadline: Instant) -> Context {
+    Context {
+        request_id: header.request_id.map(Into::into),
+        parent_request_id: header.parent_request_id.map(Into::into),
+        requested_version: Some(header.version),
+        caller: Arc::clone(&identity.caller),
+        deadline,
+        calls: None,
+        chain: None,
+    }
 }
 
 /// A payload that is not BINARY is JSON, and an empty one is `null`.

@@ -61,27 +61,16 @@ impl Core {
         // Held until the call is over: counting the holders of the service
         // would have all processors write to one place.
         let catalog = self.catalog.load();
-        let service = find(&catalog, &topic, version)?;
-        if let Some(rate) = service.rate.as_ref().filter(|_| client) {
-            rate.take().map_err(|wait| {
-                Refusal::too_often(&service.description.name, rate.limit(), wait)
-            })?;
-        }
+        let found = find(&catalog, &topic, version).map_err(|refusal| (None, refusal));
+        let ready = found.and_then(|service| match takes(service, &topic, payload, client) {
+            Ok(()) => Ok(service),
+            Err(refusal) => Err((Some(service), refusal)),
+        });
+        let service = ready.map_err(|(service, refusal)| {
+            self.keep_refused(&topic, service, &context, &refusal);
+            refusal
+        })?;
         let action = topic.action();
-        if !service.description.has_action(action) {
-            let message = format!(
-                "service {} has no action {action}",
-                service.description.name
-            );
-            return Err(Refusal::new(Code::TopicNotSupported, message));
-        }
-        if let Some(Err(Misfit { path, problem })) = service
-            .inputs
-            .as_ref()
-            .map(|inputs| inputs.check(action, payload))
-        {
-            return Err(Refusal::new(Code::InvalidPayload, problem).with(&json!({"path": path})));
-        }
         if service.component.terms().granted.may_call() {
             context.calls = Some(Arc::new(Arc::clone(self)));
         }
@@ -122,12 +111,7 @@ impl Core {
             };
             service.stats.own().record(outcome, waited, elapsed);
         }
-        if begun
-            && History::wants(
-                matches!(&result, Err(Refusal { code: Some(_), .. })),
-                elapsed,
-            )
-        {
+        if History::wants(result.is_err(), elapsed) {
             self.metrics.history.keep(
                 result.is_err(),
                 past(
@@ -152,6 +136,52 @@ impl Core {
         ended.tell(result.as_ref().err());
         result
     }
+
+    /// Keeps a call that was refused before an instance was wanted.
+    pub(super) fn keep_refused(
+        &self,
+        topic: &Topic<'_>,
+        service: Option<&Service>,
+        context: &Context,
+        refusal: &Refusal,
+    ) {
+        self.metrics.history.keep(
+            true,
+            PastCall {
+                service: topic.service().to_owned(),
+                version: service.map(|service| service.description.version.to_string()),
+                action: topic.action().to_owned(),
+                ..kept(context, Some(refusal))
+            },
+        );
+    }
+}
+
+/// Whether a service takes a call, before an instance is wanted.
+fn takes(
+    service: &Service,
+    topic: &Topic<'_>,
+    payload: Payload<'_>,
+    client: bool,
+) -> Result<(), Refusal> {
+    let name = &service.description.name;
+    if let Some(rate) = service.rate.as_ref().filter(|_| client) {
+        rate.take()
+            .map_err(|wait| Refusal::too_often(name, rate.limit(), wait))?;
+    }
+    let action = topic.action();
+    if !service.description.has_action(action) {
+        let message = format!("service {name} has no action {action}");
+        return Err(Refusal::new(Code::TopicNotSupported, message));
+    }
+    if let Some(Err(Misfit { path, problem })) = service
+        .inputs
+        .as_ref()
+        .map(|inputs| inputs.check(action, payload))
+    {
+        return Err(Refusal::new(Code::InvalidPayload, problem).with(&json!({"path": path})));
+    }
+    Ok(())
 }
 
 fn find<'a>(
@@ -332,26 +362,33 @@ fn past(
     peak_memory: usize,
     backtrace: &[String],
 ) -> PastCall {
-    let refusal = result.as_ref().err();
     let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+    PastCall {
+        service: service.description.name.clone(),
+        version: Some(service.description.version.to_string()),
+        action: action.to_owned(),
+        elapsed_ms: millis(elapsed),
+        waited_ms: millis(waited),
+        peak_memory,
+        backtrace: backtrace.to_vec(),
+        ..kept(context, result.as_ref().err())
+    }
+}
+
+/// What is kept of any call; the rest is empty.
+fn kept(context: &Context, refusal: Option<&Refusal>) -> PastCall {
     PastCall {
         request_id: context.request_id.as_deref().unwrap_or("-").to_owned(),
         parent_request_id: context.parent_request_id.as_deref().map(str::to_owned),
         connection: context.caller.connection_id.clone(),
         principal: context.caller.principal.clone(),
-        service: service.description.name.clone(),
-        version: service.description.version.to_string(),
-        action: action.to_owned(),
         ended: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-        elapsed_ms: millis(elapsed),
-        waited_ms: millis(waited),
-        peak_memory,
         outcome: refusal
             .map_or("OK", |refusal| &*refusal.body.code)
             .to_owned(),
         message: refusal.map(|refusal| refusal.body.message.to_string()),
         details: refusal.and_then(|refusal| metrics::brief(refusal.body.details.as_ref()?)),
-        backtrace: backtrace.to_vec(),
+        ..PastCall::default()
     }
 }
 

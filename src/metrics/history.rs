@@ -1,7 +1,7 @@
 //! Calls that ended badly or took long, kept for whoever asks why.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -9,8 +9,12 @@ use std::{
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-/// Calls of each kind that are kept.
-const MAX_KEPT: usize = 256;
+/// Slow calls that are kept.
+const MAX_SLOW: usize = 256;
+/// Failed ones of one service that ended with the same code.
+const MAX_OF_A_KIND: usize = 64;
+/// Failed ones of all kinds.
+const MAX_FAILED: usize = 512;
 /// Longest details that are kept whole, in bytes: a service chooses them, and
 /// they may be as large as an answer.
 const MAX_DETAILS: usize = 2048;
@@ -18,7 +22,7 @@ const MAX_DETAILS: usize = 2048;
 const SLOW: Duration = Duration::from_millis(10);
 
 /// A call that has ended.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PastCall {
     /// As its caller named it, `-` if it did not.
@@ -31,8 +35,8 @@ pub struct PastCall {
     pub principal: Option<String>,
     /// Who served it.
     pub service: String,
-    /// In which version.
-    pub version: String,
+    /// In which version; none where the call reached no service.
+    pub version: Option<String>,
     /// What was called.
     pub action: String,
     /// When it ended, RFC 3339.
@@ -54,10 +58,11 @@ pub struct PastCall {
     pub backtrace: Vec<String>,
 }
 
-/// The newest that failed, and the newest that were slow.
+/// The newest that failed, of each service with each code, and the newest that
+/// were slow.
 #[derive(Debug, Default)]
 pub struct History {
-    failed: Mutex<VecDeque<Arc<PastCall>>>,
+    failed: Mutex<Failed>,
     slow: Mutex<VecDeque<Arc<PastCall>>>,
 }
 
@@ -70,25 +75,92 @@ impl History {
 
     /// Keeps one.
     pub fn keep(&self, failed: bool, call: PastCall) {
-        let mut kept = lock(if failed { &self.failed } else { &self.slow });
-        if kept.len() == MAX_KEPT {
-            kept.pop_front();
+        if failed {
+            lock(&self.failed).keep(Arc::new(call));
+            return;
         }
-        kept.push_back(Arc::new(call));
+        let mut slow = lock(&self.slow);
+        if slow.len() == MAX_SLOW {
+            slow.pop_front();
+        }
+        slow.push_back(Arc::new(call));
     }
 
     /// Those that fit, newest first.
     #[must_use]
     pub fn find(&self, limit: usize, fits: impl Fn(&PastCall) -> bool) -> Vec<PastCall> {
-        let mut found: Vec<_> = [&self.failed, &self.slow]
-            .into_iter()
-            .flat_map(|kept| lock(kept).clone())
-            .collect();
+        let mut found = lock(&self.failed).all();
+        found.extend(lock(&self.slow).iter().cloned());
         found.retain(|call| fits(call));
         found.sort_by(|a, b| b.ended.cmp(&a.ended));
         found.truncate(limit);
         found.iter().map(|call| PastCall::clone(call)).collect()
     }
+}
+
+/// Failed calls by service and code, so that no kind displaces another one.
+#[derive(Debug, Default)]
+struct Failed {
+    services: BTreeMap<String, Kinds>,
+    count: usize,
+}
+
+/// Those of one service, by code, oldest first.
+type Kinds = BTreeMap<String, VecDeque<Arc<PastCall>>>;
+
+impl Failed {
+    fn keep(&mut self, call: Arc<PastCall>) {
+        // The caller chooses what it calls a service that is not there: they
+        // are all one.
+        let service = call.version.as_ref().map_or("", |_| &*call.service);
+        let kind = self
+            .services
+            .get_mut(service)
+            .and_then(|kinds| kinds.get_mut(&call.outcome));
+        if let Some(kind) = kind
+            && kind.len() == MAX_OF_A_KIND
+        {
+            kind.pop_front();
+            kind.push_back(call);
+            return;
+        }
+        if self.count == MAX_FAILED {
+            self.drop_one();
+        }
+        let kinds = self.services.entry(service.to_owned()).or_default();
+        let kind = kinds.entry(call.outcome.clone()).or_default();
+        kind.push_back(call);
+        self.count += 1;
+    }
+
+    /// Drops the oldest of the most frequent kind of the service with the most,
+    /// since a service may choose ever new codes.
+    fn drop_one(&mut self) {
+        let of = |kinds: &Kinds| kinds.values().map(VecDeque::len).sum::<usize>();
+        let most = self.services.values_mut().max_by_key(|kinds| of(kinds));
+        let Some(kinds) = most else { return };
+        let longest = kinds.values().map(VecDeque::len).max().unwrap_or(0);
+        let oldest = kinds
+            .values_mut()
+            .filter(|kind| kind.len() == longest)
+            .min_by(|a, b| ended(a).cmp(&ended(b)));
+        if let Some(kind) = oldest {
+            kind.pop_front();
+            self.count -= 1;
+        }
+        kinds.retain(|_, kind| !kind.is_empty());
+        self.services.retain(|_, kinds| !kinds.is_empty());
+    }
+
+    fn all(&self) -> Vec<Arc<PastCall>> {
+        let kinds = self.services.values().flat_map(BTreeMap::values);
+        kinds.flatten().cloned().collect()
+    }
+}
+
+/// When the oldest of a kind ended.
+fn ended(kind: &VecDeque<Arc<PastCall>>) -> Option<&str> {
+    kind.front().map(|call| &*call.ended)
 }
 
 /// Details as they are kept: the JSON text itself, which takes as much memory
@@ -103,7 +175,7 @@ pub fn brief(details: &RawValue) -> Option<Box<RawValue>> {
     serde_json::value::to_raw_value(&format!("{beginning}... ({} bytes)", text.len())).ok()
 }
 
-fn lock(kept: &Mutex<VecDeque<Arc<PastCall>>>) -> MutexGuard<'_, VecDeque<Arc<PastCall>>> {
+fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
     kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -127,37 +199,69 @@ mod tests {
         );
     }
 
-    #[test]
-    fn failed_ones_do_not_drive_out_slow_ones() {
-        let history = History::default();
-        let call = |id: usize| PastCall {
+    fn call(id: usize, service: &str, outcome: &str) -> PastCall {
+        PastCall {
             request_id: id.to_string(),
             parent_request_id: None,
             connection: "1".into(),
             principal: None,
-            service: "a".into(),
-            version: "1.0.0".into(),
+            service: service.into(),
+            version: Some("1.0.0".into()),
             action: "b".into(),
             ended: format!("{id:09}"),
             elapsed_ms: 1.0,
             waited_ms: 0.0,
             peak_memory: 0,
-            outcome: "OK".into(),
+            outcome: outcome.into(),
             message: None,
             details: None,
             backtrace: Vec::new(),
-        };
-        history.keep(false, call(1));
-        (2..1000).for_each(|id| history.keep(true, call(id)));
+        }
+    }
+
+    #[test]
+    fn failed_ones_do_not_drive_out_slow_ones() {
+        let history = History::default();
+        history.keep(false, call(1, "a", "OK"));
+        (2..1000).for_each(|id| history.keep(true, call(id, "a", "FAILED")));
         let all = history.find(usize::MAX, |_| true);
         assert_eq!(
-            (all.len(), &*all[0].request_id, &*all[MAX_KEPT].request_id),
-            (MAX_KEPT + 1, "999", "1")
+            (
+                all.len(),
+                &*all[0].request_id,
+                &*all[MAX_OF_A_KIND].request_id
+            ),
+            (MAX_OF_A_KIND + 1, "999", "1")
         );
         assert_eq!(history.find(10, |call| call.request_id == "1").len(), 1);
         assert!(
             History::wants(true, Duration::ZERO)
                 && !History::wants(false, Duration::from_millis(9))
+        );
+    }
+
+    #[test]
+    fn no_kind_of_failure_drives_out_another_one() {
+        let history = History::default();
+        let kept = |id: &str| history.find(1, |call| call.request_id == id).len() == 1;
+        history.keep(true, call(1, "a", "TIMEOUT"));
+        history.keep(true, call(2, "b", "NOT_FOUND"));
+        (100..1000).for_each(|id| history.keep(true, call(id, "a", "NOT_FOUND")));
+        assert!(kept("1") && kept("2") && kept("999"));
+        // Ever new codes of one service cost that service only.
+        (1000..3000).for_each(|id| history.keep(true, call(id, "c", &format!("E{id}"))));
+        assert!(kept("2") && kept("999") && kept("2999") && !kept("1000"));
+        // So do names of services that are not there.
+        for id in 3000..4000 {
+            let version = None;
+            let call = call(id, &format!("s{id}"), "NO_ROUTE_FOUND");
+            history.keep(true, PastCall { version, ..call });
+        }
+        assert!(kept("1") && kept("2") && kept("2999") && kept("3999") && !kept("3900"));
+        let all = history.find(usize::MAX, |_| true);
+        assert_eq!(
+            (all.len(), lock(&history.failed).count),
+            (MAX_FAILED, MAX_FAILED)
         );
     }
 }

@@ -180,6 +180,69 @@ fn a_running_call_is_seen_and_stopped() {
 }
 
 #[test]
+fn quick_failures_are_kept_and_quick_answers_are_not() {
+    let server = start();
+    let mut client = server.connect();
+    let mut ask = |topic: &str, id: &str, payload: &str| {
+        client.request(topic, id, payload);
+        client.message();
+    };
+    ask("calc.divide", "divided", "{\"a\":1,\"b\":0}");
+    ask("nobody.here", "no-route", "1");
+    ask("calc.nothing", "no-action", "1");
+    ask("calc.add", "no-json", "{");
+    ask("calc.add", "went-well", "{\"a\":1,\"b\":2}");
+    // Many failures of one kind displace none of another.
+    for index in 0..100 {
+        ask("nobody.here", &format!("again-{index}"), "1");
+    }
+    let kept = |id: &str| {
+        let mut past = server.json(&format!("/calls/past?requestId={id}"));
+        past["calls"].as_array_mut().unwrap().pop()
+    };
+    for (id, outcome, version) in [
+        ("divided", "DIVISION_BY_ZERO", json!("1.0.0")),
+        ("no-action", "TOPIC_NOT_SUPPORTED", json!("1.0.0")),
+        ("no-json", "INVALID_PAYLOAD", Value::Null),
+        ("again-99", "NO_ROUTE_FOUND", Value::Null),
+    ] {
+        let call = kept(id).unwrap_or_else(|| panic!("{id} is kept"));
+        assert_eq!(
+            (&call["outcome"], &call["version"]),
+            (&json!(outcome), &version)
+        );
+    }
+    assert!(kept("went-well").is_none() && kept("no-route").is_none());
+    let why = |id: &str| {
+        let admin = server.admin.to_string();
+        let done = Command::new(BINARY)
+            .args(["why", id, "--admin", &admin])
+            .output()
+            .unwrap();
+        let said = [done.stdout, done.stderr].concat();
+        (
+            done.status.code(),
+            String::from_utf8_lossy(&said).into_owned(),
+        )
+    };
+    let (status, said) = why("divided");
+    assert!(
+        status == Some(0) && said.contains("DIVISION_BY_ZERO") && said.contains("calc 1.0.0"),
+        "{said}"
+    );
+    let (status, said) = why("again-99");
+    assert!(
+        status == Some(0) && said.contains("NO_ROUTE_FOUND") && !said.contains("served by"),
+        "{said}"
+    );
+    let (status, said) = why("went-well");
+    assert!(
+        status == Some(1) && said.contains("answered within 10 ms"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_connection_is_closed_in_order() {
     let server = start();
     let (mut idle, mut busy) = (server.connect(), server.connect());
