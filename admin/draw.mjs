@@ -51,6 +51,37 @@ export function histogram(buckets) {
   return svg('svg', { viewBox: '0 0 560 132', role: 'img', 'aria-label': label }, ...bars);
 }
 
+/** A request id that leads to what is known of that request. */
+export function request(id) {
+  return !id || id === '-' ? '–' : h('a', { href: `#/calls/${encodeURIComponent(id)}` }, id);
+}
+
+/** Calls that failed or were slow; `without` is a column that says the same in every row. */
+export function pastCalls(calls, without) {
+  const columns = [
+    [{ title: 'ended' }, (call) => call.ended],
+    [{ title: 'service' }, (call) => call.service],
+    [{ title: 'action' }, (call) => call.action],
+    [{ title: 'outcome' }, (call) => call.outcome],
+    [{ title: 'took', number: true }, (call) => duration(call.elapsedMs)],
+    [{ title: 'waited', number: true }, (call) => duration(call.waitedMs)],
+    [{ title: 'request' }, (call) => request(call.requestId)],
+    [{ title: 'message', wide: true }, (call) => call.message ?? ''],
+  ].filter(([{ title }]) => title !== without);
+  return table('the newest, failed or over 10 ms', columns.map(([head]) => head),
+    calls.map((call) => ({ bad: call.outcome !== 'OK', cells: columns.map(([, cell]) => cell(call)) })), 'None.');
+}
+
+/** Lines of the log, newest first. */
+export function logLines(caption, lines) {
+  const field = ([key, value]) => (['request_id', 'parent_request_id'].includes(key) ? [`${key}=`, request(value), ' '] : [`${key}=${value} `]);
+  return table(caption, [{ title: 'time' }, { title: 'level' }, { title: 'message', wide: true }, { title: 'of', wide: true }],
+    lines.toReversed().map((line) => ({
+      bad: line.level === 'error',
+      cells: [line.time, line.level, line.message, Object.entries(line.fields).filter(([, value]) => value && value !== '-').flatMap(field)],
+    })), 'No line yet.');
+}
+
 /** A table; rows are arrays of nodes or text, with `key` and `bad`. */
 export function table(caption, heads, rows, empty) {
   const head = heads.map(({ title, number }) => h('th', { scope: 'col', class: number && 'number' }, title));

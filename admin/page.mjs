@@ -1,5 +1,5 @@
 // The operator's page: looks every second, changes only with the token, and waits calmly for a server that is gone.
-import { amount, bytes, duration, h, sparkline, table } from './draw.mjs';
+import { amount, bytes, duration, h, logLines, pastCalls, request, sparkline, table } from './draw.mjs';
 import { service } from './service.mjs';
 
 const SAMPLES = 60;
@@ -142,13 +142,37 @@ async function connections() {
 
 const button = (text, label, act) => h('button', { type: 'button', disabled: !mayChange(), 'aria-label': label, onclick: act }, text);
 
-function calls() {
+async function calls() {
+  const { calls: past } = await read('/calls/past?limit=50');
   return [
     h('h1', {}, 'Calls'),
-    table('that take longer than a millisecond or two', [{ title: 'id' }, { title: 'topic' }, { title: 'request' }, { title: 'principal' }, { title: 'connection' }, { title: 'state' }, { title: 'age', number: true }, { title: 'time left', number: true }, { title: '' }],
-      state.calls.map((call) => ({
-        cells: [call.id, call.topic, call.requestId, call.principal ?? '–', call.connection, call.killed ? 'being stopped' : call.state, duration(call.ageMs), duration(call.remainingMs), button('Stop', `Stop call ${call.id}`, () => change('DELETE', `/calls/${call.id}`))],
-      })), 'None just now.'),
+    running(state.calls),
+    h('h2', {}, 'Calls that failed or were slow'), pastCalls(past),
+  ];
+}
+
+function running(calls) {
+  return table('that take longer than a millisecond or two', [{ title: 'id' }, { title: 'topic' }, { title: 'request' }, { title: 'principal' }, { title: 'connection' }, { title: 'state' }, { title: 'age', number: true }, { title: 'time left', number: true }, { title: '' }],
+    calls.map((call) => ({
+      cells: [call.id, call.topic, request(call.requestId), call.principal ?? '–', call.connection, call.killed ? 'being stopped' : call.state, duration(call.ageMs), duration(call.remainingMs), button('Stop', `Stop call ${call.id}`, () => change('DELETE', `/calls/${call.id}`))],
+    })), 'None just now.');
+}
+
+/** What is known of one request: what `mb-server why` prints. */
+async function why(id) {
+  const query = new URLSearchParams({ requestId: id });
+  const [{ calls: past }, { calls: now }, { lines }] = await Promise.all(['/calls/past', '/calls', '/log'].map((path) => read(path === '/calls' ? path : `${path}?${query}`)));
+  return [
+    h('h1', {}, h('a', { href: '#/calls' }, 'Calls'), ` / ${id}`),
+    running(now.filter((call) => call.requestId === id)),
+    h('h2', {}, 'It ended'),
+    pastCalls(past.filter((call) => call.requestId === id)),
+    ...past.filter((call) => call.requestId === id).map((call) => h('section', { class: 'card' },
+      h('dl', {}, ...[['connection', call.connection], ['principal', call.principal], ['parent', call.parentRequestId && request(call.parentRequestId)], ['version', call.version], ['memory', bytes(call.peakMemory)], ['details', call.details && JSON.stringify(call.details)], ['backtrace', call.backtrace.join(' < ')]]
+        .filter(([, value]) => value).flatMap(([term, value]) => [h('dt', {}, term), h('dd', {}, value)])))),
+    h('h2', {}, 'It caused'), pastCalls(past.filter((call) => call.requestId !== id)),
+    h('h2', {}, 'Log'), logLines('of this request', lines),
+    h('p', {}, 'Calls that were answered within 10 ms are not kept, and newer ones displace older ones.'),
   ];
 }
 
@@ -166,11 +190,7 @@ async function log() {
   return [
     h('h1', {}, 'Log'),
     keep('log-fields', () => h('div', { class: 'fields' }, h('label', {}, 'At least', level), h('label', {}, 'Holds', text))),
-    table(`the newest that fit; what is logged: ${filter}`, [{ title: 'time' }, { title: 'level' }, { title: 'message', wide: true }, { title: 'of', wide: true }],
-      lines.reverse().map((line) => ({
-        bad: line.level === 'error',
-        cells: [line.time, line.level, line.message, Object.entries(line.fields).filter(([, value]) => value && value !== '-').map(([key, value]) => `${key}=${value}`).join(' ')],
-      })), 'No line yet.'),
+    logLines(`the newest that fit; what is logged: ${filter}`, lines),
   ];
 }
 
@@ -182,7 +202,9 @@ async function show() {
   const turn = (showing += 1);
   let nodes;
   try {
-    nodes = first === 'services' && name ? await service(decodeURIComponent(name), { read, change, mayChange: mayChange(), keep }) : await (VIEWS[first] ?? overview)();
+    if (first === 'services' && name) nodes = await service(decodeURIComponent(name), { read, change, mayChange: mayChange(), keep });
+    else if (first === 'calls' && name) nodes = await why(decodeURIComponent(name));
+    else nodes = await (VIEWS[first] ?? overview)();
   } catch (error) {
     if (state.alive) nodes = [h('h1', {}, 'Not found'), h('p', {}, error.message)];
   }

@@ -1,5 +1,5 @@
 // One service: its versions, what it may, how it does, and a form to try an action.
-import { bytes, duration, h, histogram, table } from './draw.mjs';
+import { bytes, h, histogram, pastCalls } from './draw.mjs';
 
 export async function service(name, { read, change, mayChange, keep }) {
   const { versions, lastCalls } = await read(`/services/${encodeURIComponent(name)}`);
@@ -8,11 +8,7 @@ export async function service(name, { read, change, mayChange, keep }) {
     ...versions.map((version) => card(name, version, { change, mayChange })),
     keep('try', () => attempt(name, versions, { change, mayChange })),
     h('h2', {}, 'Calls that failed or were slow'),
-    table('the newest, failed or over 10 ms', [{ title: 'ended' }, { title: 'action' }, { title: 'outcome' }, { title: 'took', number: true }, { title: 'waited', number: true }, { title: 'request' }, { title: 'message', wide: true }],
-      lastCalls.map((call) => ({
-        bad: call.outcome !== 'OK',
-        cells: [call.ended, call.action, call.outcome, duration(call.elapsedMs), duration(call.waitedMs), call.requestId, call.message ?? ''],
-      })), 'None.'),
+    pastCalls(lastCalls, 'service'),
   ];
 }
 

@@ -277,7 +277,10 @@ fn log(query: &Query) -> Result<Vec<lines::Line>, String> {
             && id.is_none_or(|id| {
                 field(line, "request_id", id) || field(line, "parent_request_id", id)
             })
-            && text.is_none_or(|text| line.message.contains(text))
+            && text.is_none_or(|text| {
+                line.message.contains(text)
+                    || line.fields.values().any(|field| field.contains(text))
+            })
     };
     Ok(lines::LINES.after(query.number("after")?.unwrap_or(0), query.limit()?, fits))
 }

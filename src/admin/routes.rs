@@ -221,7 +221,10 @@ pub const ROUTES: &[Route] = &[
             ),
             ("service", "only lines of this service"),
             ("requestId", "only lines of this request"),
-            ("contains", "only lines with this text"),
+            (
+                "contains",
+                "only lines with this text in the message or a field",
+            ),
             ("limit", "how many at most, the newest"),
         ],
         ..get("/log", "the newest lines of the log")

@@ -231,6 +231,12 @@ impl Client {
 }
 
 impl Pending {
+    /// The request's id, under which the server's operator finds it.
+    #[must_use]
+    pub fn request_id(&self) -> &str {
+        &self.id
+    }
+
     /// Waits for the answer, until the request's timeout and 2 s for the way.
     ///
     /// # Errors

@@ -14,7 +14,11 @@ use serde_json::{json, value::RawValue};
 use super::{Exit, Result, connect::Connect, failure, printable, printable_lines, usage};
 use crate::{
     client::{Answer, Client, ClientError, Pending, Refusal, Request},
-    wire::{DEFAULT_TIMEOUT, Payload, Topic, Version, header::MAX_TIMEOUT, json},
+    wire::{
+        DEFAULT_TIMEOUT, Payload, Topic, Version,
+        header::{MAX_TIMEOUT, is_request_id},
+        json,
+    },
 };
 
 /// Longest line of `--requests`, in bytes: a message of the greatest size
@@ -27,7 +31,8 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 /// Send a request and print its answer, or many of them as lines of JSON
 ///
 /// The payload of the answer goes to standard output, an error as
-/// CODE: message to standard error. Exit codes: 0 answered, 1 the service or
+/// CODE: message to standard error, with the request id, which mb-server why
+/// takes. Exit codes: 0 answered, 1 the service or
 /// the server answered an error, 2 wrong usage, 3 the server could not be
 /// reached or did not answer.
 #[derive(Debug, clap::Args)]
@@ -60,6 +65,9 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "MS", default_value_t = u64::try_from(DEFAULT_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
           value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     timeout: u64,
+    /// Id of the request, 1 to 64 letters, digits, dots, dashes and underscores [default: a random one]
+    #[arg(long, value_name = "ID", conflicts_with = "requests", value_parser = parse_request_id)]
+    request_id: Option<String>,
     /// Send the payload as opaque bytes, not as JSON
     #[arg(long, conflicts_with = "requests")]
     binary: bool,
@@ -74,6 +82,14 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     match &arguments.requests {
         Some(file) => run_many(arguments, file),
         None => run_one(arguments, arguments.topic.as_deref().unwrap_or_default()),
+    }
+}
+
+fn parse_request_id(id: &str) -> std::result::Result<String, String> {
+    if is_request_id(id) {
+        Ok(id.to_owned())
+    } else {
+        Err("a request id is 1 to 64 letters, digits, dots, dashes and underscores".into())
     }
 }
 
@@ -102,12 +118,16 @@ fn run_one(arguments: &Arguments, topic: &str) -> Result {
     let (version, idempotent) = (arguments.version, arguments.connect.retry > 0);
     let request = Request {
         version,
+        request_id: arguments.request_id.as_deref(),
         timeout,
         idempotent,
         ..Request::new(topic, payload)
     };
     let client = arguments.connect.open(timeout)?;
-    match client.call(&request) {
+    let unanswered = |error: ClientError| (Exit::Unreachable, error.to_string());
+    let pending = client.send(&request).map_err(unanswered)?;
+    let id = pending.request_id().to_owned();
+    match pending.wait() {
         Ok(Answer::Json(text)) => print(text.as_bytes(), b"\n"),
         Ok(Answer::Binary(bytes)) => print(&bytes, b""),
         Err(ClientError::Answered(Refusal {
@@ -120,9 +140,13 @@ fn run_one(arguments: &Arguments, topic: &str) -> Result {
             if let Some(details) = details {
                 complain!("{}", printable(details.get()));
             }
+            complain!("request id: {id}");
             Ok(Exit::Failure)
         }
-        Err(error) => Err((Exit::Unreachable, error.to_string())),
+        Err(error) => {
+            complain!("request id: {id}");
+            Err(unanswered(error))
+        }
     }
 }
 
@@ -233,6 +257,7 @@ fn take(
     let Some((number, sent)) = waiting.pop_front() else {
         return Ok(());
     };
+    let id = sent.as_ref().ok().map(|sent| sent.request_id().to_owned());
     let line = match sent.and_then(Pending::wait) {
         Ok(Answer::Json(text)) => {
             tally.answered += 1;
@@ -251,12 +276,18 @@ fn take(
             tally.errors += 1;
             let error =
                 json!({"code": code, "message": message, "origin": origin, "details": details});
-            format!("{}\n", json!({"line": number, "error": error}))
+            format!(
+                "{}\n",
+                json!({"line": number, "requestId": id, "error": error})
+            )
         }
         Err(error) => {
             tally.lost += 1;
             let lost = json!({"message": error.to_string(), "mayHaveRun": error.may_have_run()});
-            format!("{}\n", json!({"line": number, "lost": lost}))
+            format!(
+                "{}\n",
+                json!({"line": number, "requestId": id, "lost": lost})
+            )
         }
     };
     print(line.as_bytes(), b"").map(drop)

@@ -150,6 +150,11 @@ fn a_running_call_is_seen_and_stopped() {
         (&json!("SERVICE_FAILED"), &json!("killed")),
         "{past}"
     );
+    let found = server.json("/log?contains=the-call");
+    assert_eq!(
+        found["lines"][0]["fields"]["request_id"], "the-call",
+        "{found}"
+    );
 
     let why = Command::new(BINARY)
         .args(["why", "the-call", "--admin", &server.admin.to_string()])

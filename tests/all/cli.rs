@@ -107,6 +107,38 @@ fn call() {
 }
 
 #[test]
+fn a_call_that_failed_names_its_request_id_which_why_takes() {
+    let server = start();
+    let (address, admin) = (server.wire.to_string(), server.admin.to_string());
+    let call = |arguments: &[&str], input: &str| {
+        let all = [&["call", "--server", &address], arguments].concat();
+        run(&all, input.as_bytes())
+    };
+    let (status, _, error) = call(&["calc.divide", "{\"a\":1,\"b\":0}"], "");
+    assert_eq!(status, Some(1), "{error}");
+    let id = error
+        .lines()
+        .find_map(|line| line.strip_prefix("request id: "));
+    let id = id.unwrap_or_else(|| panic!("{error}"));
+    let (status, out, error) = run(&["why", id, "--admin", &admin], b"");
+    assert_eq!(status, Some(0), "{error}");
+    assert!(out.contains("DIVISION_BY_ZERO"), "{out}");
+
+    let (_, _, error) = call(&["nobody.here", "--request-id", "mine.1"], "");
+    assert!(error.ends_with("request id: mine.1\n"), "{error}");
+    let (_, out, _) = run(&["why", "mine.1", "--admin", &admin], b"");
+    assert!(out.contains("NO_ROUTE_FOUND"), "{out}");
+    let (status, _, error) = call(&["echo.say", "1", "--request-id", "mine.2"], "");
+    assert_eq!((status, &*error), (Some(0), ""));
+    let (status, _, error) = call(&["echo.say", "1", "--request-id", "a b"], "");
+    assert!(status == Some(2) && error.contains("1 to 64"), "{error}");
+
+    let lines = "{\"topic\":\"nobody.here\",\"id\":\"mine.3\"}\n";
+    let (_, out, _) = call(&["--requests", "-"], lines);
+    assert!(out.contains("\"requestId\":\"mine.3\""), "{out}");
+}
+
+#[test]
 fn call_where_nobody_answers() {
     let closed = TcpListener::bind("127.0.0.1:0")
         .unwrap()

@@ -114,8 +114,23 @@ test('a call is stopped by its button', async () => {
   await until('spin-1');
   await page.click('main button[aria-label^="Stop call"]');
   assert.match(await answer, /SERVICE_FAILED.*killed/s);
-  await without('spin-1');
+  await page.waitForFunction(() => !document.querySelector('main button[aria-label^="Stop call"]'), { timeout: PATIENCE });
   socket.destroy();
+});
+
+test('the id of a call that failed leads to what is known of it, and the log finds it', async () => {
+  await go('#/calls');
+  await page.waitForSelector('main a[href="#/calls/spin-1"]');
+  await page.click('main a[href="#/calls/spin-1"]');
+  await until('It caused');
+  await until('killed');
+  await until('call failed');
+  await go('#/log');
+  await page.waitForSelector('#contains');
+  await page.type('#contains', 'spin-1');
+  await page.waitForFunction(() => [...document.querySelectorAll('main tbody tr')].every((row) => row.innerText.includes('spin-1')), { timeout: PATIENCE });
+  await page.click('main a[href="#/calls/spin-1"]');
+  await until('It ended');
 });
 
 test('an action is tried by its form', async () => {
