@@ -30,7 +30,7 @@ use crate::{
         access::{ANONYMOUS, DEFAULT_PRINCIPAL, PrincipalSettings},
     },
     host::context::Caller,
-    log::Limiter,
+    log::{AUDIT, Limiter},
 };
 
 /// Principals that are remembered at the same time; those that nobody uses
@@ -228,7 +228,9 @@ impl Access {
     /// The same peer under the principal of its certificate.
     #[must_use]
     pub fn certified(&self, identity: &Identity, name: &str) -> Identity {
-        identity.become_principal(self.principal(name), None)
+        let known = identity.become_principal(self.principal(name), None);
+        log_login(&known, "certificate");
+        known
     }
 
     /// Whether an address has failed too often in one way; when there will be
@@ -252,9 +254,11 @@ impl Access {
     /// Why not. A wrong token counts as a failure of its address.
     pub fn authenticate(&self, identity: &Identity, token: &str) -> Result<Identity, Denied> {
         if let Some(wait) = self.is_shut_out(identity.address, Failure::WrongToken) {
+            log_refusal(identity, "too many failures");
             return Err(Denied::TooMany(wait));
         }
         if !identity.may_show_token() {
+            log_refusal(identity, "token without TLS");
             return Err(Denied::Exposed);
         }
         match self
@@ -265,7 +269,9 @@ impl Access {
         {
             Some(token) => {
                 let principal = self.principal(&token.principal);
-                Ok(identity.become_principal(principal, Some(Arc::clone(token))))
+                let known = identity.become_principal(principal, Some(Arc::clone(token)));
+                log_login(&known, "token");
+                Ok(known)
             }
             None => {
                 self.failed(identity, Failure::WrongToken);
@@ -279,6 +285,7 @@ impl Access {
     #[must_use]
     pub fn without_token(&self, identity: &Identity) -> Denied {
         if let Some(wait) = self.is_shut_out(identity.address, Failure::NoToken) {
+            log_refusal(identity, "too many failures");
             return Denied::TooMany(wait);
         }
         self.failed(identity, Failure::NoToken);
@@ -293,11 +300,7 @@ impl Access {
             Failure::WrongToken => "wrong token",
             Failure::Certificate => "no valid certificate",
         };
-        static LINES: Limiter = Limiter::new();
-        if LINES.allows("not authenticated") {
-            let connection = &*identity.caller.connection_id;
-            tracing::warn!(security = "authentication", connection, peer = %identity.address, reason, "not authenticated");
-        }
+        log_refusal(identity, reason);
     }
 
     fn principal(&self, name: &str) -> Arc<Principal> {
@@ -333,6 +336,25 @@ fn settings_of<'a>(settings: &'a Principals, name: &str) -> Option<&'a Principal
             .filter(|_| name != ANONYMOUS)
     };
     settings.get(name).or_else(fallback)
+}
+
+/// Notes in the audit trail that a peer is not, or no longer, authenticated.
+pub fn log_refusal(identity: &Identity, reason: &str) {
+    static LINES: Limiter = Limiter::audit();
+    if LINES.allows("not authenticated") {
+        let connection = &*identity.caller.connection_id;
+        tracing::warn!(target: AUDIT, security = "authentication", connection, peer = %identity.address, reason, "not authenticated");
+    }
+}
+
+/// A peer authenticated by its token or its certificate.
+fn log_login(identity: &Identity, by: &str) {
+    static LINES: Limiter = Limiter::audit();
+    if LINES.allows("authenticated") {
+        let connection = &*identity.caller.connection_id;
+        let principal = &*identity.principal.name;
+        tracing::info!(target: AUDIT, security = "login", connection, peer = %identity.address, principal, by, "authenticated");
+    }
 }
 
 /// Of those who are not asked who they are.

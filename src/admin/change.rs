@@ -3,14 +3,16 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{
-    Admin, JSON_UTF8, LINES, Page, front::Request, pages::decode, routes::Route, shown, token,
-};
+use super::{Admin, JSON_UTF8, Page, front::Request, pages::decode, routes::Route, shown, token};
+use crate::log::{AUDIT, Limiter};
 
 /// How long an action that is tried may take, in milliseconds, if nobody says.
 const DEFAULT_TRY_MS: u64 = 5000;
 /// How long it may take at most.
 const MAX_TRY_MS: u64 = 60_000;
+
+/// Lines about changes in a second.
+const MAX_CHANGES: u32 = 100;
 
 /// What the operator may do to a running server.
 pub trait Commands: Send + Sync {
@@ -114,9 +116,13 @@ impl Admin {
         if bearer.is_some_and(|shown| token::is_same(token, shown)) {
             return Ok(());
         }
-        if LINES.allows("admin endpoint without its token") {
+        static REFUSED: Limiter = Limiter::audit();
+        if REFUSED.allows("admin endpoint without its token") {
             tracing::warn!(
+                target: AUDIT,
                 security = "admin-token",
+                peer = request.peer,
+                method = request.method,
                 path = shown(&request.url),
                 "a change was asked for without the token"
             );
@@ -130,14 +136,30 @@ impl Admin {
         if let Err(page) = self.authorise(request) {
             return page;
         }
-        if LINES.allows("changes over the admin endpoint") {
+        let page = self.apply(request, route, values);
+        // Only the operator causes these, so the bound is far from anything
+        // that they do.
+        static CHANGES: Limiter = Limiter::audit_up_to(MAX_CHANGES);
+        if CHANGES.allows("changes by the operator") {
+            // What is tried, and what came of it, is the service's.
+            let is_try = route.path.ends_with("/try");
+            let body = String::from_utf8_lossy(if is_try { &[] } else { &request.body });
             tracing::info!(
+                target: AUDIT,
                 security = "change",
+                peer = request.peer,
                 method = route.method,
                 path = shown(&request.url),
-                "asked for by the operator"
+                body = shown(&body),
+                status = page.0,
+                "by the operator: {}",
+                if is_try { "an action was tried" } else { shown(&page.2) }
             );
         }
+        page
+    }
+
+    fn apply(&self, request: &Request, route: &Route, values: &[&str]) -> Page {
         let body = match read_body(request, route) {
             Ok(body) => body,
             Err(error) => return refuse(400, &error),

@@ -21,7 +21,10 @@ use socket2::Socket;
 use tiny_http::{HTTPVersion, Header, StatusCode};
 
 use super::{Admin, JSON_UTF8, LINES, Page, routes, token};
-use crate::budget::{Budget, Charge};
+use crate::{
+    budget::{Budget, Charge},
+    log::{AUDIT, Limiter},
+};
 
 /// Connections at the same time.
 const MAX_GUESTS: usize = 64;
@@ -122,6 +125,8 @@ pub(super) struct Request {
     pub(super) is_old: bool,
     /// It is from this machine, or shows the token.
     pub(super) may_look: bool,
+    /// Address and port, or user and process, of who asks.
+    pub(super) peer: String,
     headers: Vec<(String, Vec<u8>)>,
     pub(super) body: Vec<u8>,
 }
@@ -416,19 +421,17 @@ impl Front {
             url: url.to_owned(),
             is_old: request.version == Some(0),
             may_look: self.may_look(socket, request.headers),
+            peer: peer_of(socket),
             headers: Vec::new(),
             body: Vec::new(),
         };
         if !asked.may_look && !asked.is_probe() {
-            if LINES.allows("admin endpoint from other machines") {
-                let peer = socket
-                    .peer_addr()
-                    .ok()
-                    .and_then(|peer| peer.as_socket())
-                    .map(|peer| peer.to_string());
+            static REMOTE: Limiter = Limiter::audit();
+            if REMOTE.allows("admin endpoint from other machines") {
                 tracing::warn!(
+                    target: AUDIT,
                     security = "admin-token",
-                    peer,
+                    peer = asked.peer,
                     "another machine asked without the token"
                 );
             }
@@ -487,6 +490,17 @@ impl Front {
             .zip(shown)
             .is_some_and(|(token, shown)| token::is_same(token, shown))
     }
+}
+
+/// Address and port of a peer; of one over a Unix socket, user and process.
+fn peer_of(socket: &Socket) -> String {
+    let peer = socket.peer_addr().ok().and_then(|peer| peer.as_socket());
+    peer.map(|peer| peer.to_string()).unwrap_or_else(|| {
+        rustix::net::sockopt::socket_peercred(socket).map_or_else(
+            |_| "unix".into(),
+            |peer| format!("unix:uid={},pid={}", peer.uid, peer.pid),
+        )
+    })
 }
 
 /// Takes so much of a semaphore, if it is there by the deadline.

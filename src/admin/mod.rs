@@ -26,7 +26,7 @@ pub use routes::{ROUTES, Route};
 use serde_json::{Value, json};
 
 use crate::{
-    log::Limiter,
+    log::{AUDIT, Limiter},
     metrics::{Metrics, snapshot::Snapshot},
 };
 
@@ -90,9 +90,12 @@ impl Admin {
         let refuse =
             |status: u16, error: &str| (status, JSON_UTF8, json!({"error": error}).to_string());
         if !request.may_look || !self.is_addressed(request) {
-            if LINES.allows("admin endpoint under a foreign name") {
+            static FOREIGN: Limiter = Limiter::audit();
+            if FOREIGN.allows("admin endpoint under a foreign name") {
                 tracing::warn!(
+                    target: AUDIT,
                     security = "admin-host",
+                    peer = request.peer,
                     path = shown(&request.url),
                     "asked under a name that is not answered"
                 );

@@ -263,7 +263,8 @@ fn log(query: &Query) -> Result<Vec<lines::Line>, String> {
         ))
     });
     let level = level.transpose()?;
-    let (service, id, text) = (
+    let (target, service, id, text) = (
+        query.get("target"),
         query.get("service"),
         query.get("requestId"),
         query.get("contains"),
@@ -273,6 +274,7 @@ fn log(query: &Query) -> Result<Vec<lines::Line>, String> {
     };
     let fits = |line: &lines::Line| {
         level.is_none_or(|level| rank(line.level).is_some_and(|rank| rank <= level))
+            && target.is_none_or(|target| line.target == target)
             && service.is_none_or(|service| field(line, "service", service))
             && id.is_none_or(|id| {
                 field(line, "request_id", id) || field(line, "parent_request_id", id)

@@ -219,6 +219,7 @@ pub const ROUTES: &[Route] = &[
                 "level",
                 "error, warn, info, debug or trace: at least this grave",
             ),
+            ("target", "only lines with this target, such as audit"),
             ("service", "only lines of this service"),
             ("requestId", "only lines of this request"),
             (

@@ -134,6 +134,7 @@ impl LiveSettings {
         };
         drop(current);
         tracing::info!(
+            target: log::AUDIT,
             security = "change",
             applied = applied.join(" "),
             next_start = waiting.join(" "),

@@ -231,7 +231,7 @@ fn follow_hangups(serving: &Serving) -> io::Result<()> {
     follow(SIGHUP, "mb-hangups", move || {
         notify::notify("RELOADING=1");
         if let Err(error) = settings.reload() {
-            tracing::error!("the settings stay as they were: {error}");
+            tracing::error!(target: log::AUDIT, security = "change", "SIGHUP: the settings stay as they were: {error}");
         }
         notify::notify("READY=1");
     })

@@ -15,7 +15,7 @@ use run::{Checked, RETRY_WHEN_FULL_MS, Task};
 use serde_json::json;
 
 use crate::{
-    access::{Access, Identity, Principal},
+    access::{Access, Identity, Principal, log_refusal},
     budget::Charge,
     catalog::{Catalog, SYSTEM},
     host::{Context, Watch},
@@ -235,6 +235,7 @@ impl Core {
             return Ok(());
         };
         self.metrics.auth_failures.add(reason);
+        log_refusal(identity, message);
         Err(Refusal::new(Code::Unauthorized, message))
     }
 

@@ -14,8 +14,12 @@ use tracing::{
 };
 use tracing_subscriber::layer::{Context, Layer};
 
+use super::AUDIT;
+
 /// Lines that are kept.
 const MAX_LINES: usize = 1000;
+/// Lines of each kind of the audit trail that are kept beside them.
+const MAX_AUDIT: usize = 200;
 /// Longest message that is kept whole, in bytes.
 const MAX_MESSAGE: usize = 2048;
 /// Longest value of a field that is kept whole, in bytes.
@@ -44,12 +48,16 @@ pub struct Lines(Mutex<Kept>);
 
 struct Kept {
     lines: VecDeque<Line>,
+    /// Of the audit trail, by kind: refusals, which anybody can cause, displace
+    /// no change.
+    audit: BTreeMap<String, VecDeque<Line>>,
     next: u64,
 }
 
 /// Those of this process.
 pub static LINES: Lines = Lines(Mutex::new(Kept {
     lines: VecDeque::new(),
+    audit: BTreeMap::new(),
     next: 1,
 }));
 
@@ -60,26 +68,31 @@ impl Lines {
     pub fn after(&self, number: u64, limit: usize, fits: impl Fn(&Line) -> bool) -> Vec<Line> {
         let kept = self.lock();
         let mut found: Vec<_> = kept
-            .lines
-            .iter()
-            .rev()
-            .take_while(|line| line.number > number)
+            .audit
+            .values()
+            .chain([&kept.lines])
+            .flat_map(|lines| lines.iter().rev().take_while(|line| line.number > number))
             .filter(|line| fits(line))
-            .take(limit)
-            .cloned()
             .collect();
-        found.reverse();
-        found
+        found.sort_by_key(|line| line.number);
+        let older = found.len().saturating_sub(limit);
+        found[older..].iter().copied().cloned().collect()
     }
 
     fn keep(&self, mut line: Line) {
         let mut kept = self.lock();
         line.number = kept.next;
         kept.next += 1;
-        if kept.lines.len() == MAX_LINES {
-            kept.lines.pop_front();
+        let (lines, max) = if line.target == AUDIT {
+            let kind = line.fields.get("security").cloned().unwrap_or_default();
+            (kept.audit.entry(kind).or_default(), MAX_AUDIT)
+        } else {
+            (&mut kept.lines, MAX_LINES)
+        };
+        if lines.len() == max {
+            lines.pop_front();
         }
-        kept.lines.push_back(line);
+        lines.push_back(line);
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
@@ -149,6 +162,7 @@ mod tests {
     fn the_newest_are_kept() {
         let lines = Lines(Mutex::new(Kept {
             lines: VecDeque::new(),
+            audit: BTreeMap::new(),
             next: 1,
         }));
         let line = |message: String| Line {
@@ -169,6 +183,28 @@ mod tests {
         assert_eq!(
             last.iter().map(|line| line.number).collect::<Vec<_>>(),
             [1003, 1004]
+        );
+        // Neither traffic nor refusals displace a change.
+        let audit = |kind: &str| Line {
+            target: AUDIT.into(),
+            fields: [("security", kind.into())].into(),
+            ..line(kind.into())
+        };
+        lines.keep(audit("change"));
+        (0..1000).for_each(|_| lines.keep(audit("rights")));
+        (0..2000).for_each(|_| lines.keep(line("traffic".into())));
+        let kept = lines.after(0, usize::MAX, |line| line.target == AUDIT);
+        assert_eq!((kept.len(), kept[0].number), (MAX_AUDIT + 1, 1006));
+        assert!(
+            lines
+                .after(0, usize::MAX, |_| true)
+                .is_sorted_by_key(|line| line.number)
+        );
+        assert_eq!(
+            lines
+                .after(1006, usize::MAX, |line| line.message == "change")
+                .len(),
+            0
         );
     }
 }

@@ -12,7 +12,12 @@ use std::{
 };
 
 use tracing_subscriber::{
-    Registry, filter::Targets, fmt, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
+    Registry,
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt as _,
+    reload,
+    util::SubscriberInitExt as _,
 };
 use writer::{StandardError, Writer};
 
@@ -21,6 +26,10 @@ static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// Writes the lines, once [`write_in_background`] was called.
 static WRITER: OnceLock<Arc<Writer>> = OnceLock::new();
+
+/// Target of the audit trail: what the operator changed, who authenticated and
+/// who was refused. The field `security` names the kind of a line.
+pub const AUDIT: &str = "audit";
 
 /// How long the end of the process waits for the log to be written.
 const FLUSH_WITHIN: Duration = Duration::from_millis(500);
@@ -44,10 +53,7 @@ pub enum Format {
 /// # Errors
 /// The filter breaks its grammar.
 pub fn start(filter: &str, format: Format) -> Result<(), String> {
-    let filter: Targets = filter
-        .parse()
-        .map_err(|error| format!("{filter:?}: {error}"))?;
-    let (filter, handle) = reload::Layer::new(filter);
+    let (filter, handle) = reload::Layer::new(parse(filter)?);
     let terminal = io::stderr().is_terminal();
     let json = format == Format::Json || format == Format::Auto && !terminal;
     let lines = (!json).then(|| fmt::layer().with_writer(|| Line).with_ansi(terminal));
@@ -135,11 +141,19 @@ pub fn filter() -> String {
 /// # Errors
 /// The filter breaks its grammar, or there is no log.
 pub fn set_filter(filter: &str) -> Result<(), String> {
-    let filter: Targets = filter
-        .parse()
-        .map_err(|error| format!("{filter:?}: {error}"))?;
+    let filter = parse(filter)?;
     let handle = FILTER.get().ok_or("the log was not started")?;
     handle.reload(filter).map_err(|error| error.to_string())
+}
+
+/// The filter of this text. The audit trail is in it, unless it says otherwise.
+fn parse(text: &str) -> Result<Targets, String> {
+    let filter: Targets = text.parse().map_err(|error| format!("{text:?}: {error}"))?;
+    let silent = text.trim().eq_ignore_ascii_case("off");
+    if silent || filter.iter().any(|(target, _)| target == AUDIT) {
+        return Ok(filter);
+    }
+    Ok(filter.with_target(AUDIT, LevelFilter::INFO))
 }
 
 /// Lines of one kind within [`WINDOW`]; more are counted, not written.
@@ -148,7 +162,12 @@ const WINDOW: Duration = Duration::from_secs(1);
 
 /// Bounds one kind of line, so that no client can fill the disk with it.
 #[derive(Debug)]
-pub struct Limiter(Mutex<State>);
+pub struct Limiter {
+    max: u32,
+    /// Its lines are of the audit trail.
+    audit: bool,
+    state: Mutex<State>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -178,11 +197,31 @@ impl Limiter {
     /// One that has let nothing through.
     #[must_use]
     pub const fn new() -> Self {
-        Self(Mutex::new(State {
-            began: None,
-            lines: 0,
-            suppressed: 0,
-        }))
+        Self::with(MAX_LINES, false)
+    }
+
+    /// The same for a kind of line of the audit trail.
+    #[must_use]
+    pub const fn audit() -> Self {
+        Self::with(MAX_LINES, true)
+    }
+
+    /// The same for so many lines a second.
+    #[must_use]
+    pub const fn audit_up_to(max: u32) -> Self {
+        Self::with(max, true)
+    }
+
+    const fn with(max: u32, audit: bool) -> Self {
+        Self {
+            max,
+            audit,
+            state: Mutex::new(State {
+                began: None,
+                lines: 0,
+                suppressed: 0,
+            }),
+        }
     }
 
     /// Whether a line may be written now. The first one after some were not
@@ -192,7 +231,9 @@ impl Limiter {
         match self.judge(Instant::now()) {
             Verdict::Suppress => false,
             Verdict::Write { suppressed } => {
-                if suppressed > 0 {
+                if suppressed > 0 && self.audit {
+                    tracing::warn!(target: AUDIT, "{suppressed} more lines were suppressed: {what}");
+                } else if suppressed > 0 {
                     tracing::warn!("{suppressed} more lines were suppressed: {what}");
                 }
                 true
@@ -202,7 +243,7 @@ impl Limiter {
 
     fn judge(&self, now: Instant) -> Verdict {
         // Nothing in here panics, and nothing is logged under the lock.
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state
             .began
             .is_none_or(|began| now.saturating_duration_since(began) >= WINDOW)
@@ -210,7 +251,7 @@ impl Limiter {
             state.began = Some(now);
             state.lines = 0;
         }
-        if state.lines == MAX_LINES {
+        if state.lines == self.max {
             state.suppressed += 1;
             return Verdict::Suppress;
         }
@@ -252,6 +293,17 @@ mod tests {
         );
         assert_eq!(at(1001), write(0));
         assert_eq!(at(60_000), write(0));
+    }
+
+    #[test]
+    fn the_audit_trail_is_logged_unless_the_filter_names_it() {
+        let shows = |text: &str| {
+            parse(text)
+                .unwrap()
+                .would_enable(AUDIT, &tracing::Level::INFO)
+        };
+        assert!(shows("info") && shows("error") && shows("warn,mb_server::server=debug"));
+        assert!(!shows("off") && !shows("info,audit=off") && !shows("info,audit=warn"));
     }
 
     #[test]

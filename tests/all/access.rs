@@ -86,6 +86,21 @@ fn a_token_opens_the_door_and_its_end_closes_it() {
         server.json("/connections")["connections"][0]["principal"],
         "ann"
     );
+    let audit = server.json("/log?target=audit");
+    let fields = |kind: &str| {
+        let lines = audit["lines"].as_array().unwrap().iter();
+        let mut fields = lines.map(|line| line["fields"].clone());
+        fields.rfind(|fields| fields["security"] == kind).unwrap()
+    };
+    let (login, refused) = (fields("login"), fields("rights"));
+    assert_eq!(
+        (&login["principal"], &login["by"], &login["peer"]),
+        (&json!("ann"), &json!("token"), &json!("127.0.0.1"))
+    );
+    assert_eq!(
+        (&refused["principal"], &refused["topic"]),
+        (&json!("ann"), &json!("nobody.here"))
+    );
 
     let mut other = server.connect();
     hello(&mut other, &narrow);
@@ -133,6 +148,15 @@ fn nothing_comes_before_the_hello() {
         peer.expect_end();
         assert_eq!(failures(&server, reason), before + 1, "{request}");
     }
+    let audit = server.json("/log?target=audit&contains=system.hello");
+    let refused = audit["lines"].as_array().unwrap();
+    assert!(
+        !refused.is_empty()
+            && refused
+                .iter()
+                .all(|line| line["fields"]["security"] == "authentication"),
+        "{audit}"
+    );
     let mut large = server.connect();
     large.send(&(16_u32 * 1024 + 1).to_be_bytes());
     large.send(&[0; 4]);

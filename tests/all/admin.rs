@@ -185,6 +185,62 @@ fn a_running_call_is_seen_and_stopped() {
 }
 
 #[test]
+fn refusals_hide_no_change_in_the_audit_trail() {
+    let server = setup().set("log = \"error\"").start();
+    for _ in 0..12 {
+        let headers = "Authorization: Bearer wrong\r\n";
+        let (status, _) = request(&server, "POST", "/services/reload", headers, "");
+        assert_eq!(status, 401);
+    }
+    let (status, _) = change(&server, "POST", "/services/calc/disable", "");
+    assert_eq!(status, 200);
+    let (status, _) = change(&server, "POST", "/services/nobody/enable", "");
+    assert_eq!(status, 409);
+    let (status, _) = change(
+        &server,
+        "POST",
+        "/services/echo/try",
+        "{\"action\":\"say\",\"payload\":\"secret\"}",
+    );
+    assert_eq!(status, 200);
+    let lines = server.json("/log?target=audit");
+    let lines = lines["lines"].as_array().unwrap();
+    let of = |kind: &str| -> Vec<_> {
+        let fits = |line: &&Value| line["fields"]["security"] == kind;
+        lines.iter().filter(fits).collect()
+    };
+    let changes = of("change");
+    let shown: Vec<_> = changes
+        .iter()
+        .map(|line| {
+            let fields = &line["fields"];
+            let peer = fields["peer"].as_str().unwrap();
+            assert!(peer.starts_with("127.0.0.1:"), "{line}");
+            (
+                fields["path"].as_str().unwrap(),
+                fields["status"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("/services/calc/disable", "200"),
+            ("/services/nobody/enable", "409"),
+            ("/services/echo/try", "200")
+        ]
+    );
+    let said = changes[0]["message"].as_str().unwrap();
+    assert!(said.contains("calc is disabled"), "{said}");
+    assert!(!changes[2].to_string().contains("secret"), "{}", changes[2]);
+    let refused = of("admin-token").len();
+    assert!((10..12).contains(&refused), "{refused}");
+    // On standard error too, whatever the level.
+    let line = server.wait_for_log("security=\"change\"");
+    assert!(line.contains("audit: by the operator"), "{line}");
+}
+
+#[test]
 fn quick_failures_are_kept_and_quick_answers_are_not() {
     let server = start();
     let mut client = server.connect();

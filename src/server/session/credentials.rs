@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Instant};
 
 use super::{End, Session};
 use crate::{
-    access::{Failure, Identity},
+    access::{Failure, Identity, log_refusal},
     dispatch::ENDED,
     log::Limiter,
     server::connection::Farewell,
@@ -125,6 +125,7 @@ impl Session {
 
     fn not_authenticated(&self) -> End {
         self.shared.metrics.auth_failures.add("ended");
+        log_refusal(&self.identity, ENDED);
         End::Notice(Code::Unauthorized, ENDED.into())
     }
 

@@ -9,7 +9,7 @@ use std::{
 use super::Session;
 use crate::{
     dispatch::TOO_MANY_FAILURES,
-    log::Limiter,
+    log::{AUDIT, Limiter},
     server::{connection::Farewell, linger::LINGER},
     transport::TlsFault,
     wire::Code,
@@ -47,9 +47,9 @@ pub(in crate::server) enum End {
 
 /// A peer whose address is not let in was closed without a word.
 pub(in crate::server) fn tell_denied(peer: SocketAddr) {
-    static LINES: Limiter = Limiter::new();
+    static LINES: Limiter = Limiter::audit();
     if LINES.allows("address not let in") {
-        tracing::warn!(security = "address", %peer, "address not let in");
+        tracing::warn!(target: AUDIT, security = "address", %peer, "address not let in");
     }
 }
 
@@ -93,9 +93,9 @@ impl Session {
                 let looked = *reason == TlsFault::Abandoned.as_str()
                     && connection.traffic().bytes_in.get() == 0;
                 metrics.handshake_failures.add(reason);
-                static LINES: Limiter = Limiter::new();
+                static LINES: Limiter = Limiter::audit();
                 if !looked && LINES.allows("handshake failed") {
-                    tracing::warn!(security = "handshake", connection = number, %peer, reason, "handshake failed: {problem}");
+                    tracing::warn!(target: AUDIT, security = "handshake", connection = number, %peer, reason, "handshake failed: {problem}");
                 }
                 // The peer shall read the alert, not a reset.
                 connection.stream().half_close();

@@ -37,7 +37,7 @@ use crate::{
     budget::Charge,
     dispatch::{Outcome, Reply, Request, internal_error},
     host::Watch,
-    log::{Limiter, panic_text},
+    log::{AUDIT, Limiter, panic_text},
     transport::{Proxied, ServerTls, Socket, Stream, TlsFault, read_proxy_header},
     wire::{Code, FrameError, Header, Reassembly, Taken},
 };
@@ -489,9 +489,10 @@ fn tell_forbidden(
     header: Option<&Header<'_>>,
     message: &str,
 ) {
-    static LINES: Limiter = Limiter::new();
+    static LINES: Limiter = Limiter::audit();
     if LINES.allows("forbidden") {
         tracing::warn!(
+            target: AUDIT,
             security = "rights",
             connection = connection.number(),
             peer = %connection.peer(),
