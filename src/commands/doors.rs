@@ -40,11 +40,16 @@ impl Doors {
         let (host, port, path) = (&config.admin.host, config.admin.port, &config.admin.socket);
         if !host.is_empty() {
             let listener = tcp(host, port, inherited).map_err(|error| {
+                let conflict = || {
+                    let addresses = resolve(host, port).ok()?;
+                    inherited.conflict("admin.host", &addresses)
+                };
+                let own = "; is another server running? --admin-port 0 takes a free one";
                 let hint = match error.kind() {
                     io::ErrorKind::AddrInUse => {
-                        "; is another server running? --admin-port 0 takes a free one"
+                        conflict().map_or_else(|| own.into(), |conflict| format!("; {conflict}"))
                     }
-                    _ => "",
+                    _ => String::new(),
                 };
                 failure(format!(
                     "admin endpoint can't listen on {host} port {port}: {error}{hint}"

@@ -153,7 +153,7 @@ impl Serving {
             let left = inherited.left().join(", ");
             return Err(usage(format!(
                 "inherited sockets that no listener of the settings is for: {left}; set host and port, or \
-                 admin.host and admin.port, to the addresses of ListenStream"
+                 admin.host and admin.port, to the addresses of ListenStream (a port alone means [::])"
             )));
         }
         let (catalog_of, edge_of) = (Arc::clone(&catalog), Arc::clone(&edge));

@@ -229,12 +229,18 @@ pub struct Drained {
 pub struct ListenError {
     /// Host and port; none where something else is missing.
     place: Option<(String, u16)>,
+    /// Which socket that was handed over is in the way, and what to do.
+    conflict: Option<String>,
     source: io::Error,
 }
 
 impl fmt::Display for ListenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { place, source } = self;
+        let Self {
+            place,
+            conflict,
+            source,
+        } = self;
         let Some((host, port)) = place else {
             return write!(
                 f,
@@ -244,7 +250,8 @@ impl fmt::Display for ListenError {
         write!(f, "can't listen on {host} port {port}: {source}")?;
         match source.kind() {
             io::ErrorKind::AddrInUse => {
-                f.write_str("; is another server running? --port 0 takes a free one")
+                let hint = "is another server running? --port 0 takes a free one";
+                write!(f, "; {}", conflict.as_deref().unwrap_or(hint))
             }
             io::ErrorKind::PermissionDenied => f.write_str("; ports below 1024 need a privilege"),
             _ => Ok(()),
@@ -272,6 +279,7 @@ impl Server {
             for host in &place.hosts {
                 let error = |source| ListenError {
                     place: Some((host.clone(), place.port)),
+                    conflict: None,
                     source,
                 };
                 let addresses = resolve(host, place.port).map_err(error)?;
@@ -298,11 +306,16 @@ impl Server {
                             })
                         }
                     });
-                listeners.extend(opened.map_err(error)?.into_iter().map(Arc::new));
+                let opened = opened.map_err(|source| ListenError {
+                    conflict: inherited.conflict("host", &addresses),
+                    ..error(source)
+                });
+                listeners.extend(opened?.into_iter().map(Arc::new));
             }
         }
         let error = |source| ListenError {
             place: None,
+            conflict: None,
             source,
         };
         let linger = Linger::start(settings.max_ending).map_err(error)?;

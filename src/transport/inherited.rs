@@ -20,6 +20,8 @@ use rustix::{
 pub struct Inherited {
     tcp: Vec<(SocketAddr, TcpListener)>,
     unix: Vec<(PathBuf, UnixListener)>,
+    /// Where those listen that are for all addresses, taken or not.
+    wide: Vec<SocketAddr>,
 }
 
 impl Inherited {
@@ -33,7 +35,11 @@ impl Inherited {
         for index in 0..passed.len() {
             if let Ok(Some(listener)) = passed.take_tcp_listener(index) {
                 keep_from_children(&listener)?;
-                inherited.tcp.push((listener.local_addr()?, listener));
+                let address = listener.local_addr()?;
+                if address.ip().is_unspecified() {
+                    inherited.wide.push(address);
+                }
+                inherited.tcp.push((address, listener));
                 continue;
             }
             let wrong = || {
@@ -67,6 +73,28 @@ impl Inherited {
     pub fn take_unix(&mut self, path: &Path) -> Option<UnixListener> {
         let index = self.unix.iter().position(|(own, _)| own == path)?;
         Some(self.unix.swap_remove(index).1)
+    }
+
+    /// Why an address can't be listened on, where a socket for all addresses
+    /// that was handed over has its port; and what to do. `setting` is that
+    /// of the host.
+    #[must_use]
+    pub fn conflict(&self, setting: &str, addresses: &[SocketAddr]) -> Option<String> {
+        let (wanted, own) = addresses.iter().find_map(|wanted| {
+            let mut wide = self.wide.iter();
+            let own = wide.find(|own| own.port() == wanted.port() && *own != wanted)?;
+            Some((wanted, own))
+        })?;
+        let mapped = match own {
+            SocketAddr::V6(_) => ", for IPv4 too unless BindIPv6Only=ipv6-only is set",
+            SocketAddr::V4(_) => "",
+        };
+        Some(format!(
+            "the socket {own} that was handed over (LISTEN_FDS) has this port on all addresses{mapped}; write \
+             ListenStream={wanted} in the socket unit (a port alone means [::]), or set {setting} = \"{}\" to serve \
+             all addresses",
+            own.ip()
+        ))
     }
 
     /// Whether there is none left.

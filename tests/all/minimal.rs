@@ -222,6 +222,43 @@ fn servers_follow_each_other_and_no_call_fails() {
     assert_eq!(last.into_inner().unwrap().len(), 4);
 }
 
+/// As of `ListenStream=8081`, which is `[::]`, for IPv4 too.
+#[test]
+fn an_inherited_socket_for_all_addresses_is_named_where_it_is_in_the_way() {
+    let Ok(listener) = TcpListener::bind("[::]:0") else {
+        eprintln!("skipped: there is no IPv6 here");
+        return;
+    };
+    let address = listener.local_addr().unwrap();
+    let start = |host: &str| {
+        let setup = Setup::empty(BINARY).set(&format!("host = {host}"));
+        let (setup, mut command) = setup.command_with(&listener);
+        command.env("MB_ALLOW_UNSECURE", "true");
+        let output = command.output().unwrap();
+        drop(setup);
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    for (hosts, wanted) in [
+        ("\"127.0.0.1\"", "127.0.0.1"),
+        ("[\"::\", \"0.0.0.0\"]", "0.0.0.0"),
+    ] {
+        let (code, complained) = start(hosts);
+        assert_eq!(code, Some(1), "{complained}");
+        for part in [
+            format!("the socket {address} "),
+            format!("ListenStream={wanted}:{}", address.port()),
+            "BindIPv6Only=ipv6-only".into(),
+            "host = \"::\"".into(),
+        ] {
+            assert!(complained.contains(&part), "{part}: {complained}");
+        }
+        assert!(!complained.contains("another server"), "{complained}");
+    }
+}
+
 #[test]
 fn an_inherited_socket_that_nobody_asked_for_is_named() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
