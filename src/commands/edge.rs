@@ -366,8 +366,9 @@ pub(super) fn check_exposure(config: &Config) -> Result<(), (super::Exit, String
             };
             return Err(usage(format!(
                 "`host` = {host:?} port {} is {}, which others can reach, and nothing asks them who they are; set \
-                 auth = \"required\" and make a token (mb-server token new), or allow_unsecure = true (or \
-                 MB_ALLOW_UNSECURE=true) if you mean it",
+                 auth = \"required\" (MB_AUTH=required), make a token (mb-server token new) and set tls.cert and \
+                 tls.key, without which a token is taken from this machine only, or set allow_unsecure = true \
+                 (MB_ALLOW_UNSECURE=true) if you mean it",
                 listener.port,
                 open.ip()
             )));

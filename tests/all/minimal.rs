@@ -222,6 +222,36 @@ fn servers_follow_each_other_and_no_call_fails() {
     assert_eq!(last.into_inner().unwrap().len(), 4);
 }
 
+/// With the environment that the image sets.
+#[test]
+fn a_container_serves_nobody_without_authentication_unless_told_to() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("admin/deploy/Containerfile");
+    let file = fs::read_to_string(file).unwrap();
+    let image: Vec<_> = file
+        .lines()
+        .filter_map(|line| line.strip_prefix("ENV "))
+        .flat_map(str::split_whitespace)
+        .map(|pair| pair.split_once('=').unwrap())
+        .filter(|(key, _)| !key.ends_with("_DIR"))
+        .collect();
+    assert!(image.contains(&("MB_HOST", "0.0.0.0")), "{image:?}");
+    let setup = Setup::empty(BINARY);
+    let mut command = setup.command();
+    let output = command.envs(image.clone()).output().unwrap();
+    let complained = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{complained}");
+    assert!(
+        complained.contains("MB_AUTH=required") && complained.contains("MB_ALLOW_UNSECURE=true"),
+        "{complained}"
+    );
+    for said in [("MB_AUTH", "required"), ("MB_ALLOW_UNSECURE", "true")] {
+        let setup = Setup::empty(BINARY);
+        let mut command = setup.command();
+        command.envs(image.clone()).envs([said]);
+        drop(setup.start_with(&mut command));
+    }
+}
+
 /// As of `ListenStream=8081`, which is `[::]`, for IPv4 too.
 #[test]
 fn an_inherited_socket_for_all_addresses_is_named_where_it_is_in_the_way() {
