@@ -425,26 +425,29 @@ mod tests {
         let file = edge.access.file().to_owned();
         let (_, token) = tokens::create(&file, "ann", None, None).unwrap();
         let looks = look_at(&file);
-        let mode = |mode| fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        // Of its folder: the file itself looks the same.
+        let mode = |mode| {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+        };
         let now = Instant::now();
         let look_after = |millis| edge.look(now + Duration::from_millis(millis));
 
-        mode(0o606);
+        mode(0o707);
         look_after(0);
         let [StaleFiles { files, error }] = &*edge.stale_files() else {
             panic!("one of them failed: {:?}", edge.stale_files());
         };
         assert!(*files == "tokens" && error.contains("chmod"), "{error}");
-        mode(0o600);
+        mode(0o700);
         look_after(0);
         assert!(comes_in(&token), "the next look tries");
         assert!(edge.stale_files().is_empty() && look_at(&file) == looks);
 
         let (_, other) = tokens::create(&file, "bob", None, None).unwrap();
-        mode(0o606);
+        mode(0o707);
         look_after(0);
         look_after(0);
-        mode(0o600);
+        mode(0o700);
         look_after(999);
         assert!(
             !comes_in(&other),
@@ -453,7 +456,7 @@ mod tests {
         look_after(1000);
         assert!(comes_in(&other));
 
-        mode(0o606);
+        mode(0o707);
         edge.reload();
         for _ in 0..20 {
             look_after(3_600_000);
