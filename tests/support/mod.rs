@@ -12,7 +12,7 @@ pub mod wat;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -478,10 +478,17 @@ impl RawClient {
 
     pub fn receive(&mut self) -> Received {
         let mut header = [0; 8];
-        match self.stream.read(&mut header[..1]).unwrap() {
-            0 => return Received::End,
-            _ => self.stream.read_exact(&mut header[1..]).unwrap(),
+        let first = loop {
+            // A machine that stops and goes on interrupts what has a timeout.
+            match self.stream.read(&mut header[..1]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                first => break first.unwrap(),
+            }
+        };
+        if first == 0 {
+            return Received::End;
         }
+        self.stream.read_exact(&mut header[1..]).unwrap();
         if header == KEEPALIVE {
             return Received::KeepAlive;
         }
