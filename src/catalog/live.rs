@@ -41,6 +41,7 @@ impl LiveCatalog {
         let mut loader = Loader::new(sandbox, settings, state_dir);
         loader.scan(Look::Now)?;
         let current = Arc::new(ArcSwap::from_pointee(loader.assemble()));
+        loader.loaded();
         Ok(Arc::new(Self {
             current,
             loader: Mutex::new(loader),
@@ -143,6 +144,7 @@ impl LiveCatalog {
         let mut loader = self.lock();
         let changes = loader.set_policy(config)?;
         self.swap(&loader);
+        loader.loaded();
         Ok(changes)
     }
 
@@ -163,6 +165,7 @@ impl LiveCatalog {
         if !changes.is_empty() {
             self.swap(&loader);
         }
+        loader.loaded();
         Ok(changes)
     }
 

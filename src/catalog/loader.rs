@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    Catalog, FileError, FileName, LoadSettings, Service,
+    Catalog, FileError, FileName, LoadSettings, Loading, Service,
     kept::{Kept, Rollback},
     load::{component_files, digest_of, load_code, read_bounded, read_code},
     truncated::is_truncated,
@@ -33,6 +33,8 @@ pub(super) struct Loader {
     /// None where there is no folder for them.
     kept: Option<Kept>,
     files: BTreeMap<PathBuf, Entry>,
+    /// What callers are told to wait for.
+    loading: Arc<Loading>,
     doubt: Doubt,
     /// What the operator switched on or off since the start: a version, or
     /// all of a service.
@@ -159,6 +161,7 @@ impl Loader {
             settings,
             kept: kept.ok(),
             files: BTreeMap::new(),
+            loading: Arc::default(),
             doubt: Doubt::default(),
             switched: BTreeMap::new(),
             generation: 0,
@@ -211,7 +214,7 @@ impl Loader {
             }
             stays
         });
-        let mut unsettled = Vec::new();
+        let (mut unsettled, mut loading) = (Vec::new(), Vec::new());
         for path in paths {
             let stamp = match Stamp::of(&path) {
                 Ok(stamp) => Some(stamp),
@@ -240,12 +243,16 @@ impl Loader {
             if !still {
                 (entry.stamp, entry.since, entry.settled) = (stamp, Instant::now(), false);
             }
+            if !entry.settled && (entry.error.is_none() || !still) {
+                loading.extend(FileName::parse(&path));
+            }
             if !entry.settled && (still || look != Look::Watch) {
                 unsettled.push((path, entry));
             } else {
                 self.files.insert(path, entry);
             }
         }
+        self.loading.set(loading);
         for (path, entry, change) in self.settle_all(unsettled) {
             self.files.insert(path, entry);
             changes.extend(change);
@@ -629,6 +636,16 @@ impl Loader {
         Ok(self.take_in(paths, Look::Now))
     }
 
+    /// Leaves those that are not loaded yet, once the others are served.
+    pub(super) fn loaded(&self) {
+        let waiting = self
+            .files
+            .iter()
+            .filter(|(_, entry)| !entry.settled && entry.error.is_none())
+            .filter_map(|(path, _)| FileName::parse(path).ok());
+        self.loading.set(waiting.collect());
+    }
+
     pub(super) fn assemble(&self) -> Catalog {
         let disabled = |service: &Service| {
             let (name, version) = (&service.description.name, service.description.version);
@@ -637,7 +654,7 @@ impl Loader {
                 .find_map(|version| self.switched.get(&(name.clone(), version)));
             switched.map_or_else(|| self.settings.policy.is_disabled(name, version), |on| !on)
         };
-        Catalog::assemble(&self.files, disabled)
+        Catalog::assemble(&self.files, &self.loading, disabled)
     }
 }
 

@@ -13,7 +13,7 @@ mod truncated;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 pub use compat::{breaks, may_break};
@@ -108,12 +108,35 @@ pub struct Catalog {
     /// of the same.
     services: BTreeMap<String, Vec<Listed>>,
     failures: Vec<Failure>,
+    loading: Arc<Loading>,
+}
+
+/// What files promise that are being loaded: shared by a catalog with the one
+/// that will take its place.
+#[derive(Default)]
+struct Loading(Mutex<Vec<FileName>>);
+
+impl Loading {
+    fn lock(&self) -> MutexGuard<'_, Vec<FileName>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, files: Vec<FileName>) {
+        *self.lock() = files;
+    }
 }
 
 impl Catalog {
     /// What the files make together.
-    fn assemble(files: &BTreeMap<PathBuf, Entry>, is_disabled: impl Fn(&Service) -> bool) -> Self {
-        let mut catalog = Self::default();
+    fn assemble(
+        files: &BTreeMap<PathBuf, Entry>,
+        loading: &Arc<Loading>,
+        is_disabled: impl Fn(&Service) -> bool,
+    ) -> Self {
+        let mut catalog = Self {
+            loading: Arc::clone(loading),
+            ..Self::default()
+        };
         let mut generations = BTreeMap::new();
         for (path, entry) in files {
             match (&entry.service, &entry.error) {
@@ -173,6 +196,16 @@ impl Catalog {
                     .collect(),
             ),
         }
+    }
+
+    /// Whether a file is being loaded that may serve a request: its name
+    /// promises the service, and the version where it holds one.
+    #[must_use]
+    pub fn is_loading(&self, name: &str, asked: Version) -> bool {
+        self.loading
+            .lock()
+            .iter()
+            .any(|file| file.name == name && file.version.is_none_or(|v| v.serves(asked)))
     }
 
     /// All services that are served, by name and then highest version first.

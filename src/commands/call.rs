@@ -15,7 +15,8 @@ use super::{Exit, Result, connect::Connect, failure, printable, printable_lines,
 use crate::{
     client::{Answer, Client, ClientError, Pending, Refusal, Request},
     wire::{
-        DEFAULT_TIMEOUT, Payload, Topic, Version,
+        Code, DEFAULT_TIMEOUT, Payload, Topic, Version,
+        codes::{BUILDING, COMPILING},
         header::{MAX_TIMEOUT, is_request_id},
         json,
     },
@@ -25,6 +26,16 @@ use crate::{
 /// that a server may be set to take, and what stands around it.
 const MAX_LINE: u64 = 65 * 1024 * 1024;
 
+/// How long a call waits for a service that is being built or compiled: as
+/// long as a first build may take.
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+
+/// How often a call that waits for that says so.
+const WAITING_EVERY: Duration = Duration::from_secs(5);
+
+/// Between two tries of such a call, at least.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+
 /// How often progress is shown.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
@@ -32,7 +43,8 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 ///
 /// The payload of the answer goes to standard output, an error as
 /// CODE: message to standard error, with the request id, which mb-server why
-/// takes. Exit codes: 0 answered, 1 the service or
+/// takes. Waits for a service that is being built or compiled, and says so.
+/// Exit codes: 0 answered, 1 the service or
 /// the server answered an error, 2 wrong usage, 3 the server could not be
 /// reached or did not answer.
 #[derive(Debug, clap::Args)]
@@ -125,9 +137,8 @@ fn run_one(arguments: &Arguments, topic: &str) -> Result {
     };
     let client = arguments.connect.open(timeout)?;
     let unanswered = |error: ClientError| (Exit::Unreachable, error.to_string());
-    let pending = client.send(&request).map_err(unanswered)?;
-    let id = pending.request_id().to_owned();
-    match pending.wait() {
+    let (id, answer) = call_once_ready(&client, &request).map_err(unanswered)?;
+    match answer {
         Ok(Answer::Json(text)) => print(text.as_bytes(), b"\n"),
         Ok(Answer::Binary(bytes)) => print(&bytes, b""),
         Err(ClientError::Answered(Refusal {
@@ -139,6 +150,9 @@ fn run_one(arguments: &Arguments, topic: &str) -> Result {
             complain!("{}: {}", printable(&code), printable(&message));
             if let Some(details) = details {
                 complain!("{}", printable(details.get()));
+                for line in printed(&details) {
+                    complain!("  {}", printable(&line));
+                }
             }
             complain!("request id: {id}");
             Ok(Exit::Failure)
@@ -148,6 +162,64 @@ fn run_one(arguments: &Arguments, topic: &str) -> Result {
             Err(unanswered(error))
         }
     }
+}
+
+/// Calls, again and again while the service is being built or compiled; the
+/// request id of the last time, and its answer.
+fn call_once_ready(
+    client: &Client,
+    request: &Request<'_>,
+) -> std::result::Result<(String, std::result::Result<Answer, ClientError>), ClientError> {
+    let begun = Instant::now();
+    let mut said: Option<Instant> = None;
+    loop {
+        let pending = client.send(request)?;
+        let id = pending.request_id().to_owned();
+        let refusal = match pending.wait() {
+            Err(ClientError::Answered(refusal)) if is_preparing(&refusal) => refusal,
+            done => return Ok((id, done)),
+        };
+        if begun.elapsed() >= LONGEST_WAIT {
+            return Ok((id, Err(ClientError::Answered(refusal))));
+        }
+        if said.is_none_or(|said| said.elapsed() >= WAITING_EVERY) {
+            let message = printable(&refusal.message);
+            match said {
+                None => complain!("mb-server: {message}; waiting for it"),
+                Some(_) => complain!(
+                    "mb-server: {message}, {} s so far",
+                    begun.elapsed().as_secs()
+                ),
+            }
+            said = Some(Instant::now());
+        }
+        let pause = Duration::from_millis(refusal.retry_after_ms().unwrap_or_default());
+        std::thread::sleep(pause.clamp(SHORTEST_PAUSE, WAITING_EVERY));
+    }
+}
+
+/// Whether the server will have the service without anybody's doing.
+fn is_preparing(refusal: &Refusal) -> bool {
+    #[derive(Deserialize)]
+    struct Details {
+        state: String,
+    }
+    let details = refusal.details.as_ref();
+    refusal.code == Code::ServiceUnavailable.as_str()
+        && refusal.nothing_ran()
+        && details
+            .and_then(|details| serde_json::from_str::<Details>(details.get()).ok())
+            .is_some_and(|Details { state }| [COMPILING, BUILDING].contains(&&*state))
+}
+
+/// What the service printed to standard error before it failed, if the server
+/// tells it.
+fn printed(details: &RawValue) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct Details {
+        stderr: Vec<String>,
+    }
+    serde_json::from_str(details.get()).map_or_else(|_| Vec::new(), |Details { stderr }| stderr)
 }
 
 /// A line of `--requests`.

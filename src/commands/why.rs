@@ -110,16 +110,11 @@ fn tell(call: &Value) {
             say!("  {title:9}  {}", text(&call[key]));
         }
     }
-    for (index, frame) in call["backtrace"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .enumerate()
-    {
-        say!(
-            "  {:9}  {}",
-            if index == 0 { "backtrace" } else { "" },
-            text(frame)
-        );
+    for title in ["stderr", "backtrace"] {
+        let lines = call[title].as_array().into_iter().flatten();
+        for (index, line) in lines.enumerate() {
+            let title = if index == 0 { title } else { "" };
+            say!("  {title:9}  {}", text(line));
+        }
     }
 }

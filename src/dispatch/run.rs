@@ -18,12 +18,14 @@ use crate::{
     },
     metrics::{self, History, PastCall},
     sandbox::{Answer, Call, CallError, CallReport, Phase, Wanted},
-    wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version},
+    wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::COMPILING},
 };
 
 /// What a caller is told to wait before it tries again, when there was no
 /// room: in milliseconds, about the time of a slow call.
 pub(super) const RETRY_WHEN_FULL_MS: u64 = 100;
+/// The same while a component is compiled, which may take seconds.
+const RETRY_WHEN_COMPILING_MS: u64 = 500;
 /// The same when a service did not load: someone has to mend it first.
 const RETRY_WHEN_FAILED_MS: u64 = 10_000;
 
@@ -89,17 +91,18 @@ impl Core {
             waited,
             elapsed,
             backtrace,
+            stderr,
         } = report;
         let begun = !matches!(result, Err(CallError::NotBegun(_)));
-        let expose = if terms.settings.expose_traps {
-            &*backtrace
+        let (frames, printed) = if terms.settings.expose_traps {
+            (&*backtrace, &*stderr)
         } else {
-            &[]
+            (&[][..], &[][..])
         };
         let result = result
             .map_err(|error| refuse(error, timeout.min(terms.settings.timeout.0)))
             .and_then(answered)
-            .map_err(|refusal| explain(refusal, peak_memory, elapsed, expose));
+            .map_err(|refusal| explain(refusal, peak_memory, elapsed, frames, printed));
         if made {
             service.stats.own().instances.add(1);
         }
@@ -121,7 +124,7 @@ impl Core {
                     &result,
                     (waited, elapsed),
                     peak_memory,
-                    &backtrace,
+                    (&backtrace, &stderr),
                 ),
             );
         }
@@ -190,7 +193,13 @@ fn find<'a>(
     version: Version,
 ) -> Result<&'a Service, Refusal> {
     let name = topic.service();
-    match catalog.find(name, version) {
+    let found = catalog.find(name, version);
+    if !matches!(found, Found::Service(_) | Found::Disabled) && catalog.is_loading(name, version) {
+        let message = format!("service {name} is being compiled");
+        let details = json!({"retryAfterMs": RETRY_WHEN_COMPILING_MS, "state": COMPILING});
+        return Err(Refusal::new(Code::ServiceUnavailable, message).with(&details));
+    }
+    match found {
         Found::Service(service) => Ok(service),
         Found::Failed(_) => Err(Refusal::unavailable(
             format!("service {name} failed to load"),
@@ -334,6 +343,7 @@ fn explain(
     peak_memory: usize,
     elapsed: Duration,
     backtrace: &[String],
+    stderr: &[String],
 ) -> Refusal {
     if refusal.code != Some(Code::ServiceFailed) {
         return refusal;
@@ -346,8 +356,10 @@ fn explain(
     let mut known: Map<String, Value> = known.unwrap_or_default();
     known.insert("peakMemory".into(), json!(peak_memory));
     known.insert("elapsedMs".into(), json!(elapsed.as_millis() as u64));
-    if !backtrace.is_empty() {
-        known.insert("backtrace".into(), json!(backtrace));
+    for (name, lines) in [("backtrace", backtrace), ("stderr", stderr)] {
+        if !lines.is_empty() {
+            known.insert(name.into(), json!(lines));
+        }
     }
     refusal.with(&Value::Object(known))
 }
@@ -360,7 +372,7 @@ fn past(
     result: &Result<Checked, Refusal>,
     (waited, elapsed): (Duration, Duration),
     peak_memory: usize,
-    backtrace: &[String],
+    (backtrace, stderr): (&[String], &[String]),
 ) -> PastCall {
     let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
     PastCall {
@@ -371,6 +383,7 @@ fn past(
         waited_ms: millis(waited),
         peak_memory,
         backtrace: backtrace.to_vec(),
+        stderr: stderr.to_vec(),
         ..kept(context, result.as_ref().err())
     }
 }

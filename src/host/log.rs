@@ -13,10 +13,16 @@ use crate::config::LogLevel;
 /// Longest line in bytes; the rest of a longer one is dropped.
 const MAX_LINE: usize = 4096;
 
+/// Of what a call printed to standard error, the newest bytes that are kept
+/// for whoever asks why it failed.
+const MAX_STDERR: usize = 2048;
+
 /// What one call may still write.
 pub(super) struct Meter {
     left: usize,
     dropped: u64,
+    /// The end of what was printed to standard error, logged or not.
+    stderr: String,
     /// The unfinished line of each of the two streams.
     lines: [String; 2],
 }
@@ -66,8 +72,17 @@ impl Meter {
         Self {
             left: bytes,
             dropped: 0,
+            stderr: String::new(),
             lines: Default::default(),
         }
+    }
+
+    /// The newest lines that were printed to standard error.
+    pub(super) fn stderr(&self) -> Vec<String> {
+        // Rust's panics end with advice that a service can't follow.
+        let tells = |line: &&str| !line.is_empty() && !line.contains("`RUST_BACKTRACE=1`");
+        let lines = self.stderr.lines().filter(tells);
+        lines.map(|line| escape(line, MAX_STDERR)).collect()
     }
 
     /// Writes one line, if the service may.
@@ -101,6 +116,9 @@ impl Meter {
     /// Takes what was printed, and writes the lines that are whole.
     fn print(&mut self, granted: &Granted, context: &Context, stream: Stream, bytes: &[u8]) {
         let text = String::from_utf8_lossy(bytes);
+        if stream == Stream::Stderr {
+            self.keep(&text);
+        }
         let level = stream.level();
         for piece in text.split_inclusive('\n') {
             let line = &mut self.lines[stream as usize];
@@ -117,6 +135,15 @@ impl Meter {
                 );
             }
         }
+    }
+
+    /// Keeps the end of what was printed to standard error.
+    fn keep(&mut self, text: &str) {
+        let skipped = text.len().saturating_sub(MAX_STDERR);
+        self.stderr
+            .push_str(&text[text.ceil_char_boundary(skipped)..]);
+        let over = self.stderr.len().saturating_sub(MAX_STDERR);
+        self.stderr.drain(..self.stderr.ceil_char_boundary(over));
     }
 
     /// Writes unfinished lines, and how much was dropped.
@@ -251,6 +278,18 @@ mod tests {
             &"x".repeat(25),
             &format!("{}… (5 bytes more)", "x".repeat(20)),
         );
+    }
+
+    #[test]
+    fn the_end_of_standard_error_is_kept() {
+        let mut meter = Meter::new(0);
+        meter.keep(&"x".repeat(MAX_STDERR));
+        meter.keep("é\nValueError: \u{1b}[31m\n");
+        let lines = meter.stderr();
+        assert!(lines[0].starts_with('x') && lines[0].len() < MAX_STDERR);
+        assert_eq!(lines[1], "ValueError: \\u{1b}[31m");
+        meter.keep(&"ö".repeat(MAX_STDERR));
+        assert_eq!(meter.stderr(), ["ö".repeat(MAX_STDERR / 2)]);
     }
 
     #[test]

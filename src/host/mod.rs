@@ -115,6 +115,12 @@ impl Host {
         log.finish(granted, context);
     }
 
+    /// The newest lines that the call printed to standard error.
+    #[must_use]
+    pub fn stderr(&self) -> Vec<String> {
+        self.log.stderr()
+    }
+
     /// A handle for the component.
     fn hand_out<T: Send + 'static>(
         &mut self,

@@ -56,6 +56,8 @@ pub struct PastCall {
     pub details: Option<Box<RawValue>>,
     /// Functions that ran when it failed, innermost first.
     pub backtrace: Vec<String>,
+    /// The newest lines that it printed to standard error, if it failed.
+    pub stderr: Vec<String>,
 }
 
 /// The newest that failed, of each service with each code, and the newest that
@@ -216,6 +218,7 @@ mod tests {
             message: None,
             details: None,
             backtrace: Vec::new(),
+            stderr: Vec::new(),
         }
     }
 

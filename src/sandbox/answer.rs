@@ -5,7 +5,7 @@ use super::CallError;
 use crate::wire::{
     Reason,
     codes::is_service_code,
-    json::{MAX_DEPTH, check_depth},
+    json::{JsonError, MAX_DEPTH, check_depth},
 };
 
 /// Longest message of a service's failure, in bytes. Escaped, a text may take
@@ -45,8 +45,14 @@ impl Answer {
             ),
         };
         let checked_json = |what: &str, text: &str, depth| {
-            check_depth(text, depth)
-                .or_else(|error| failed(Reason::InvalidAnswer, format!("{what} is {error}")))
+            check_depth(text, depth).or_else(|error| {
+                let hint = not_a_number(text, &error).map_or_else(String::new, |name| {
+                    format!(
+                        ": {name}, which JSON does not have; Python's json.dumps writes it unless allow_nan=False"
+                    )
+                });
+                failed(Reason::InvalidAnswer, format!("{what} is {error}{hint}"))
+            })
         };
         match self {
             Self::Json(text) => {
@@ -77,6 +83,23 @@ impl Answer {
             }
         }
     }
+}
+
+/// The number without a form in JSON that stands where a text stops to be JSON.
+fn not_a_number<'a>(text: &'a str, error: &JsonError) -> Option<&'a str> {
+    let JsonError::Grammar { line, column } = error else {
+        return None;
+    };
+    let line = text.split('\n').nth(line - 1)?;
+    let at = column - 1;
+    ["NaN", "Infinity", "-Infinity"]
+        .into_iter()
+        .find_map(|name| {
+            // The checker stops at the letter after a sign.
+            let begin = at.saturating_sub(usize::from(name.starts_with('-')));
+            let found = line.get(begin..begin + name.len())?;
+            (found == name).then_some(found)
+        })
 }
 
 #[cfg(test)]

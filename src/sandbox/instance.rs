@@ -129,6 +129,8 @@ pub struct CallReport {
     pub elapsed: Duration,
     /// Functions of the component that ran when it failed, innermost first.
     pub backtrace: Vec<String>,
+    /// The newest lines that it printed to standard error, if it failed.
+    pub stderr: Vec<String>,
 }
 
 /// What belongs to one store.
@@ -172,6 +174,7 @@ struct Ended {
     error: CallError,
     peak_memory: usize,
     backtrace: Vec<String>,
+    stderr: Vec<String>,
 }
 
 impl From<CallError> for Ended {
@@ -180,6 +183,7 @@ impl From<CallError> for Ended {
             error,
             peak_memory: 0,
             backtrace: Vec::new(),
+            stderr: Vec::new(),
         }
     }
 }
@@ -197,13 +201,14 @@ impl Component {
         let (mut waited, mut made) = (Duration::ZERO, false);
         let outcome = self.admit_and_run(call, begun, &mut waited, &mut made);
         let elapsed = begun.elapsed();
-        let (result, peak_memory, backtrace) = match outcome {
-            Ok((answer, peak_memory)) => (Ok(answer), peak_memory, Vec::new()),
+        let (result, peak_memory, backtrace, stderr) = match outcome {
+            Ok((answer, peak_memory)) => (Ok(answer), peak_memory, Vec::new(), Vec::new()),
             Err(Ended {
                 error,
                 peak_memory,
                 backtrace,
-            }) => (Err(error), peak_memory, backtrace),
+                stderr,
+            }) => (Err(error), peak_memory, backtrace, stderr),
         };
         CallReport {
             result,
@@ -212,6 +217,7 @@ impl Component {
             waited,
             elapsed,
             backtrace,
+            stderr,
         }
     }
 
@@ -494,6 +500,7 @@ impl Component {
             error: self.judge(limits, phase, trace.is_some(), error),
             peak_memory: limits.memory(),
             backtrace: trace.map(frames).unwrap_or_default(),
+            stderr: host.stderr(),
         }
     }
 

@@ -50,6 +50,12 @@ pub enum Code {
     InternalError,
 }
 
+/// `details.state` of `SERVICE_UNAVAILABLE` while the component of a service
+/// is compiled.
+pub const COMPILING: &str = "compiling";
+/// The same while `mb-server dev` builds it for the first time.
+pub const BUILDING: &str = "building";
+
 impl Code {
     /// All of them, in the order of the protocol's table.
     pub const ALL: [Self; 20] = [

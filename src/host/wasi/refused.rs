@@ -61,9 +61,15 @@ fn is_of_streams(name: &str) -> bool {
 fn refuse<T: HasHost>(
     mut store: StoreContextMut<'_, T>,
     kind: ComponentFunc,
-    _: &[Val],
+    arguments: &[Val],
     results: &mut [Val],
 ) -> wasmtime::Result<()> {
+    // One that was lent has to be given back, or the call ends in a trap.
+    for argument in arguments {
+        if let Val::Resource(lent) = argument {
+            lent.resource_drop(&mut store)?;
+        }
+    }
     for (result, kind) in results.iter_mut().zip(kind.results()) {
         *result = match kind {
             Type::Result(kind) => Val::Result(Err(kind
