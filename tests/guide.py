@@ -1,4 +1,4 @@
-"""Runs the commands of services/README.md as they stand there.
+"""Runs the commands of services/README.md and services/PYTHON.md as they stand there.
 
     cargo build --release && python3 tests/guide.py [SECTION ...]
 
@@ -6,7 +6,7 @@ Blocks marked `sh` are run line by line in an empty folder, all blocks of one
 at a time; those marked `sh repository` in the repository, with OUT naming a folder
 for what they make. What ends with & goes on until the block ends, and the next
 line runs when its server answers. `#=> TEXT` must be in what the line before
-it printed. Needs what the guide asks for: npm, Python, clang, a Rust compiler
+it printed. SERVICES is the folder of the example services. Needs what the guide asks for: npm, Python, clang, a Rust compiler
 for WebAssembly; and port 8081.
 """
 
@@ -30,7 +30,13 @@ def blocks(text):
         if match.group(1):
             section = match.group(1)
         else:
-            yield section, match.group(3).splitlines(), bool(match.group(2))
+            yield section, joined(match.group(3)), bool(match.group(2))
+
+
+def joined(text):
+    """Its lines, those of a file that is written by `<<'END'` in one."""
+    lines = re.findall(r"^[^\n]*<<'END'[^\n]*\n.*?^END$|^[^\n]*$", text, re.MULTILINE | re.DOTALL)
+    return [line for line in lines if line.strip()]
 
 
 def fail(section, line, said):
@@ -41,12 +47,13 @@ class Block:
     def __init__(self, section, folder, out):
         self.section, self.folder, self.running = section, folder, []
         self.environment = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "OUT": out,
+                            "SERVICES": str(root / "services/dist"),
                             "XDG_STATE_HOME": f"{out}/state", "MB_ADMIN__PORT": "0"}
 
     def run(self, line):
         """The line, in a shell that goes on where the one before has stopped."""
         # A changed folder counts for the next line too.
-        run = subprocess.run(["bash", "-c", f"set -euo pipefail; {line}; pwd >&3"], cwd=self.folder, text=True,
+        run = subprocess.run(["bash", "-c", f"set -euo pipefail\n{line}\npwd >&3"], cwd=self.folder, text=True,
                              env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                              pass_fds=[3], timeout=PATIENCE)
         if run.returncode:
@@ -95,7 +102,7 @@ def run_block(section, lines, in_repository):
 if not program.is_file():
     sys.exit(f"{program} is missing: cargo build --release")
 wanted = sys.argv[1:]
-found = list(blocks((root / "services/README.md").read_text()))
+found = [block for page in ["README.md", "PYTHON.md"] for block in blocks((root / "services" / page).read_text())]
 if len(found) < 10:
     sys.exit(f"only {len(found)} blocks found in the guide")
 for section, lines, in_repository in found:

@@ -3,32 +3,38 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     io::{self, BufRead as _, IsTerminal as _},
     net::SocketAddr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{self, RecvTimeoutError},
     },
     thread,
     time::{Duration, Instant},
 };
 
+use serde_json::json;
+
 use super::{
-    Exit, Result, failure, printable,
+    Exit, Result, failure,
+    live_settings::Applied,
+    printable,
     serve::{listen_for_signals, start_log, write_log_in_background},
     serving::{Plan, Serving, compile_worker},
     usage,
 };
 use crate::{
+    catalog::FileName,
     client::{self, Client},
     config::{self, Flags, Loaded},
-    dispatch::{Dispatcher, Handle, Reply, Request},
+    dispatch::{Dispatcher, Handle, Outcome, Reply, Request},
     log::Format,
-    project::{Built, DEV_STATE, Kind, OUTPUT, Project, SETTINGS, build},
+    project::{Built, DEV_STATE, Kind, Project, SETTINGS, build},
     transport::Inherited,
-    wire::{Header, Payload},
+    wire::{Code, ErrorBody, Header, Payload, codes::BUILDING},
 };
 
 /// How often the sources are looked at. Two looks that find the same after a
@@ -40,6 +46,10 @@ const MAX_FILES: usize = 10_000;
 const MAX_KEPT_CALL: usize = 1024 * 1024;
 /// How long a repeated call may take that said nothing of it.
 const REPEAT_TIMEOUT: Duration = Duration::from_secs(60);
+/// What callers are told to wait before they try again, in milliseconds, while
+/// the project is being built; and when that failed.
+const RETRY_WHEN_BUILDING_MS: u64 = 500;
+const RETRY_WHEN_FAILED_MS: u64 = 10_000;
 /// Written by a tool while it builds.
 const WRITTEN_BY_TOOLS: [&str; 2] = ["package-lock.json", "Cargo.lock"];
 /// Folders that hold no sources.
@@ -49,12 +59,16 @@ const NOT_SOURCES: [&str; 5] = ["dist", "node_modules", "target", "__pycache__",
 ///
 /// Shows what the tools say, what the service logs, and failed calls with
 /// their backtraces. Enter repeats the last call, Ctrl-C ends. What the
-/// service is granted stands in DIR/mb-server.toml.
+/// service is granted stands in DIR/mb-server.toml, whose relative paths count
+/// from DIR; a changed grant holds as soon as the file is saved.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The project's folder
     #[arg(default_value = ".")]
     dir: PathBuf,
+    /// Serve another component beside it, such as one that it calls
+    #[arg(long, value_name = "FILE.wasm")]
+    with: Vec<PathBuf>,
     /// Port; 0 takes a free one [default: 8081 if it is free]
     #[arg(long)]
     port: Option<u16>,
@@ -62,9 +76,16 @@ pub(super) struct Arguments {
 
 /// What wakes the loop.
 enum Event {
-    Changed,
+    Changed(Changes),
     Repeat,
     End,
+}
+
+/// What was saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Changes {
+    settings: bool,
+    sources: bool,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result {
@@ -72,17 +93,20 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let (end, signals) = listen_for_signals().map_err(failure)?;
     let (sender, events) = mpsc::channel();
     // Before the first build: what changes meanwhile is a change.
-    let seen = sources(&project.dir);
-    let built = attempt(&project);
-    std::fs::create_dir_all(project.output()).map_err(failure)?;
-    let loaded = settings(&project.dir, arguments.port)?;
+    let watched = Watched {
+        dir: project.dir.clone(),
+        with: arguments.with.clone(),
+    };
+    let seen = watched.look();
+    let loaded = settings(&project, arguments.port)?;
     start_log(&loaded.config.log, Format::Text)?;
     write_log_in_background()?;
-    let last = Arc::new(Last::default());
+    prepare(&project.output(Kind::Dev), &arguments.with)?;
+    let state = Arc::new(State::new(&project));
     let serving = {
-        let last = Arc::clone(&last);
-        let (dir, port) = (project.dir.clone(), Some(loaded.config.port));
-        let again = Box::new(move || settings(&dir, port).map_err(|(_, error)| error));
+        let state = Arc::clone(&state);
+        let (own, port) = (project.clone(), Some(loaded.config.port));
+        let again = Box::new(move || settings(&own, port).map_err(|(_, error)| error));
         // First of all, so that no process inherits these.
         let inherited = Inherited::from_env().map_err(failure)?;
         let plan = Plan {
@@ -90,12 +114,12 @@ pub(super) fn run(arguments: &Arguments) -> Result {
             loaded,
             again,
             quick: true,
+            // A grant may come with any change.
+            always_store: true,
             inherited,
             end,
         };
-        Serving::start(plan, |dispatcher| {
-            Arc::new(Remembering { dispatcher, last })
-        })?
+        Serving::start(plan, |dispatcher| Arc::new(Attended { dispatcher, state }))?
     };
     let Some((address, _)) = serving.addresses().first().copied() else {
         return Err(failure(
@@ -107,14 +131,14 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         project.dir.display(),
         serving.admin.join(" ")
     );
-    if built {
-        show(&serving, address);
+    for name in &arguments.with {
+        complain!("beside it {}", name.display());
     }
 
     let wake = sender.clone();
     thread::spawn(move || signals.recv().is_ok() && wake.send(Event::End).is_ok());
-    let (wake, dir) = (sender.clone(), project.dir.clone());
-    thread::spawn(move || watch(&dir, seen, &wake));
+    let wake = sender.clone();
+    thread::spawn(move || watch(&watched, seen, &wake));
     if io::stdin().is_terminal() {
         complain!("Enter repeats the last call, Ctrl-C ends");
     }
@@ -129,14 +153,20 @@ pub(super) fn run(arguments: &Arguments) -> Result {
             line.clear();
         }
     });
+    attempt(&project, &state, &serving, address);
     while let Ok(event) = events.recv() {
         match event {
-            Event::Changed => {
-                if attempt(&project) {
+            Event::Changed(Changes { settings, sources }) => {
+                if settings {
+                    apply(&serving);
+                }
+                if sources {
+                    attempt(&project, &state, &serving, address);
+                } else {
                     show(&serving, address);
                 }
             }
-            Event::Repeat => repeat(&last, address),
+            Event::Repeat => repeat(&state, address),
             Event::End => break,
         }
     }
@@ -144,23 +174,72 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     Ok(Exit::Success)
 }
 
-/// Builds, and says how it went.
-fn attempt(project: &Project) -> bool {
+/// Empties the folder of what an earlier run has left, and puts links to what
+/// is served beside the project into it.
+fn prepare(services: &Path, with: &[PathBuf]) -> std::result::Result<(), (Exit, String)> {
+    std::fs::create_dir_all(services).map_err(failure)?;
+    for entry in std::fs::read_dir(services).map_err(failure)? {
+        let path = entry.map_err(failure)?.path();
+        std::fs::remove_file(path).map_err(failure)?;
+    }
+    for file in with {
+        let wrong =
+            |error: &dyn std::fmt::Display| usage(format!("--with {}: {error}", file.display()));
+        let target = file.canonicalize().map_err(|error| wrong(&error))?;
+        let name = file.file_name().ok_or_else(|| wrong(&"no file"))?;
+        let is_component = ["wasm", "cwasm"]
+            .map(Some)
+            .contains(&file.extension().and_then(OsStr::to_str));
+        if !is_component || FileName::parse(file).is_err() {
+            return Err(wrong(
+                &"a component's file is called NAME.wasm or NAME@VERSION.wasm",
+            ));
+        }
+        std::os::unix::fs::symlink(target, services.join(name)).map_err(|error| wrong(&error))?;
+    }
+    Ok(())
+}
+
+/// Builds, has the server take what came of it, and says how it went.
+fn attempt(project: &Project, state: &State, serving: &Serving, address: SocketAddr) {
     match build(project, Kind::Dev, &|line| complain!("mb-server: {line}")) {
-        Ok(Built {
-            file: _,
-            size,
-            took,
-        }) => {
+        Ok(Built { file, size, took }) => {
             complain!("built in {:.1} s, {} KiB", took.as_secs_f64(), size / 1024);
-            true
+            if let Some(before) = state.built(&file) {
+                // The project has another name now.
+                let _ = std::fs::remove_file(before);
+            }
+            show(serving, address);
         }
         Err(error) => {
+            complain!("not built: {error}");
             complain!(
-                "not built: {error}\nthe last good build goes on; save a change to try again"
+                "{}; save a change to try again",
+                if state.failed(&error.to_string()) {
+                    "the last good build goes on"
+                } else {
+                    "calls are refused until it is"
+                }
             );
-            false
         }
+    }
+}
+
+/// Has the server take the changed settings, and says what came of it.
+fn apply(serving: &Serving) {
+    match serving.settings.reload() {
+        Ok(applied) => {
+            let Applied {
+                applied, waiting, ..
+            } = applied;
+            for key in applied {
+                complain!("{SETTINGS}: {key} holds now");
+            }
+            for key in waiting {
+                complain!("{SETTINGS}: {key} holds from the next start of mb-server dev on");
+            }
+        }
+        Err(error) => complain!("{SETTINGS}: {error}\nthe settings stay as they were"),
     }
 }
 
@@ -193,14 +272,13 @@ fn show(serving: &Serving, address: SocketAddr) {
 }
 
 /// Those of the project's own file, and what suits a developer.
-fn settings(dir: &Path, port: Option<u16>) -> std::result::Result<Loaded, (Exit, String)> {
-    let file = dir.join(SETTINGS);
-    let state = dir.join(DEV_STATE);
+fn settings(project: &Project, port: Option<u16>) -> std::result::Result<Loaded, (Exit, String)> {
+    let file = project.dir.join(SETTINGS);
     let text = |path: PathBuf| path.display().to_string();
     let flags = |port: u16| {
         Flags::default()
-            .with("services_dir", Some(text(dir.join(OUTPUT))))
-            .with("state_dir", Some(text(state.clone())))
+            .with("services_dir", Some(text(project.output(Kind::Dev))))
+            .with("state_dir", Some(text(project.dir.join(DEV_STATE))))
             .with("admin.port", Some(0_u16))
             .with(
                 "log",
@@ -211,21 +289,60 @@ fn settings(dir: &Path, port: Option<u16>) -> std::result::Result<Loaded, (Exit,
     let free = || std::net::TcpListener::bind(("127.0.0.1", 8081)).is_ok();
     let port = port.unwrap_or_else(|| if free() { 8081 } else { 0 });
     let mut loaded = config::load(file.is_file().then_some(&*file), flags(port)).map_err(usage)?;
-    for overlay in loaded.config.services.values_mut() {
+    loaded.config.paths_from(&project.dir);
+    let services = &mut loaded.config.services;
+    // What the project is called may not stand in the settings.
+    if let Ok(name) = project.name() {
+        services.entry(name).or_default();
+    }
+    for overlay in services.values_mut() {
         overlay.expose_traps.get_or_insert(true);
     }
     Ok(loaded)
 }
 
+/// What a change of has something done.
+struct Watched {
+    dir: PathBuf,
+    with: Vec<PathBuf>,
+}
+
+impl Watched {
+    fn look(&self) -> Sources {
+        let mut found = sources(&self.dir);
+        for file in &self.with {
+            if let Ok(metadata) = std::fs::metadata(file) {
+                found.insert(file.clone(), (metadata.len(), metadata.modified().ok()));
+            }
+        }
+        found
+    }
+
+    /// What of it has changed.
+    fn changes(&self, before: &Sources, after: &Sources) -> Changes {
+        let settings = self.dir.join(SETTINGS);
+        let without = |sources: &Sources| -> Sources {
+            let mut sources = sources.clone();
+            sources.retain(|file, _| *file != settings && !self.with.contains(file));
+            sources
+        };
+        Changes {
+            settings: before.get(&settings) != after.get(&settings),
+            sources: without(before) != without(after),
+        }
+    }
+}
+
 /// Says when the sources have changed and come to rest.
-fn watch(dir: &Path, mut built: Sources, wake: &mpsc::Sender<Event>) {
+fn watch(watched: &Watched, mut built: Sources, wake: &mpsc::Sender<Event>) {
     let (_never, pause) = mpsc::channel::<()>();
     let mut before = built.clone();
     while pause.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
-        let now = sources(dir);
+        let now = watched.look();
         if now != built && now == before {
+            let changes = watched.changes(&built, &now);
             built = now.clone();
-            if wake.send(Event::Changed).is_err() {
+            if wake.send(Event::Changed(changes)).is_err() {
                 return;
             }
         }
@@ -264,35 +381,110 @@ fn sources(dir: &Path) -> Sources {
     found
 }
 
-/// The last call of a client.
-#[derive(Default)]
-struct Last(Mutex<Option<(Vec<u8>, bool)>>);
-
-/// Keeps the last call and passes it on.
-struct Remembering {
-    dispatcher: Dispatcher,
-    last: Arc<Last>,
+/// What stands between clients and the project's service.
+struct State {
+    /// The service; none where the project's manifest does not name it.
+    name: Option<String>,
+    stage: Mutex<Stage>,
+    /// The last call of a client: its body, and whether it is binary.
+    last: Mutex<Option<(Vec<u8>, bool)>>,
 }
 
-impl Handle for Remembering {
+/// How far the project is.
+enum Stage {
+    /// Being built for the first time.
+    Building,
+    /// No build has come to an end yet; why.
+    Failed(String),
+    /// The last good build.
+    Built(PathBuf),
+}
+
+impl State {
+    fn new(project: &Project) -> Self {
+        Self {
+            name: project.name().ok(),
+            stage: Mutex::new(Stage::Building),
+            last: Mutex::default(),
+        }
+    }
+
+    fn stage(&self) -> MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<(Vec<u8>, bool)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a good build; returns the file of the one before if that is
+    /// another.
+    fn built(&self, file: &Path) -> Option<PathBuf> {
+        match std::mem::replace(&mut *self.stage(), Stage::Built(file.into())) {
+            Stage::Built(before) if before != file => Some(before),
+            _ => None,
+        }
+    }
+
+    /// Notes that a build failed; whether there is one from before.
+    fn failed(&self, error: &str) -> bool {
+        let mut stage = self.stage();
+        if let Stage::Built(_) = &*stage {
+            return true;
+        }
+        *stage = Stage::Failed(error.lines().next().unwrap_or_default().to_owned());
+        false
+    }
+
+    /// Why a service can't be called, while that is the project's doing.
+    fn refusal(&self, service: &str) -> Option<ErrorBody<'static>> {
+        if self.name.as_ref().is_some_and(|name| name != service) {
+            return None;
+        }
+        let (message, details) = match &*self.stage() {
+            Stage::Built(_) => return None,
+            Stage::Building => (
+                format!("service {service} is being built by mb-server dev"),
+                json!({"retryAfterMs": RETRY_WHEN_BUILDING_MS, "state": BUILDING}),
+            ),
+            Stage::Failed(error) => (
+                format!(
+                    "service {service} could not be built, and what is wrong stands where mb-server dev runs: {error}"
+                ),
+                json!({"retryAfterMs": RETRY_WHEN_FAILED_MS}),
+            ),
+        };
+        Some(ErrorBody::server(Code::ServiceUnavailable, message).with_details(&details))
+    }
+}
+
+/// Keeps the last call, and answers what the project can't yet.
+struct Attended {
+    dispatcher: Dispatcher,
+    state: Arc<State>,
+}
+
+impl Handle for Attended {
     fn handle<'a>(&self, request: Request<'a>) -> Reply<'a> {
         let own = request.body.starts_with(b"REQUEST:system.");
         if !own && request.body.len() <= MAX_KEPT_CALL {
-            *self.last.0.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some((request.body.to_vec(), request.binary));
+            *self.state.last() = Some((request.body.to_vec(), request.binary));
+        }
+        if let Ok((header, _)) = Header::parse(request.body)
+            && !own
+            && header.request_id.is_some()
+            && let Some(body) = self.state.refusal(header.topic.service())
+        {
+            let outcome = Outcome::Error(Some(Code::ServiceUnavailable), body);
+            return Reply::new(Some(header), outcome);
         }
         self.dispatcher.handle(request)
     }
 }
 
 /// Makes the last call once more, as a client.
-fn repeat(last: &Last, address: SocketAddr) {
-    let Some((body, binary)) = last
-        .0
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone()
-    else {
+fn repeat(state: &State, address: SocketAddr) {
+    let Some((body, binary)) = state.last().clone() else {
         complain!("nothing was called yet");
         return;
     };

@@ -47,9 +47,9 @@ struct Current {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Applied {
     /// Settings that hold now.
-    applied: Vec<String>,
+    pub(super) applied: Vec<String>,
     /// Settings that hold from the next start on.
-    waiting: Vec<String>,
+    pub(super) waiting: Vec<String>,
     /// What that changed about services.
     services: Vec<String>,
 }

@@ -117,6 +117,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
         quick: false,
         #[cfg(feature = "compiler")]
         worker,
+        always_store: false,
         inherited,
         end,
     };

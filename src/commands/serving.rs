@@ -61,6 +61,8 @@ pub(super) struct Plan {
     /// Starts the processes that compile.
     #[cfg(feature = "compiler")]
     pub(super) worker: CompileWorker,
+    /// Whether the store is opened even if no service is granted it yet.
+    pub(super) always_store: bool,
     /// Listeners that the process was started with.
     pub(super) inherited: Inherited,
     /// Asks for the end.
@@ -92,6 +94,7 @@ impl Serving {
             quick,
             #[cfg(feature = "compiler")]
             worker,
+            always_store,
             mut inherited,
             end,
         } = plan;
@@ -109,7 +112,7 @@ impl Serving {
         } else {
             config.drain_timeout.0 + TAKE_OVER
         };
-        let store = open_store(&config, patience);
+        let store = open_store(&config, always_store, patience);
         let policy = Policy::new(&config, store.opened());
         #[cfg_attr(
             not(feature = "compiler"),
@@ -330,11 +333,12 @@ impl StoreState {
     }
 }
 
-/// Opens the store if any service is granted durable values. Without it the
+/// Opens the store if any service is granted durable values, or `always`.
+/// Without it the
 /// others are served all the same.
-fn open_store(config: &Config, patience: Duration) -> StoreState {
+fn open_store(config: &Config, always: bool, patience: Duration) -> StoreState {
     let wanted = |overlay: &Overlay| overlay.grants.keyvalue == Some(true);
-    if !config.services.values().any(wanted) {
+    if !always && !config.services.values().any(wanted) {
         return StoreState::Unwanted;
     }
     let file = config.store_file();

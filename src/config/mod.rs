@@ -10,7 +10,7 @@ pub mod services;
 mod source;
 mod units;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -369,6 +369,31 @@ impl Config {
             .or_else(home)
             .unwrap_or_else(|| "/var/lib".into())
             .join("mb-server")
+    }
+
+    /// Has the relative paths of files and folders count from a folder, and not
+    /// from the one that the process was started in.
+    pub fn paths_from(&mut self, dir: &Path) {
+        let Tls {
+            cert, key, ca, crl, ..
+        } = &mut self.tls;
+        let secrets = self.services.values_mut();
+        let secrets = secrets.flat_map(|overlay| overlay.grants.secrets.values_mut());
+        [
+            &mut self.tokens,
+            &mut self.services_dir,
+            &mut self.state_dir,
+            &mut self.admin.socket,
+            &mut self.sandbox.cache_dir,
+            cert,
+            key,
+            ca,
+            crl,
+        ]
+        .into_iter()
+        .chain(secrets)
+        .filter(|path| !path.as_os_str().is_empty())
+        .for_each(|path| *path = dir.join(&path));
     }
 
     /// Every setting that is out of its bounds.

@@ -14,7 +14,8 @@ use figment::{
 use serde::Deserialize;
 
 use super::{
-    Language, OUTPUT, Project, ProjectError,
+    Language, Project, ProjectError,
+    python::{ENTRY, pack},
     tools::{TARGET, cargo, componentize_js, componentize_py, finish, run_quietly},
 };
 use crate::{files, sandbox::componentize};
@@ -42,46 +43,32 @@ pub struct Built {
     pub took: Duration,
 }
 
-/// Builds a project; leaves one component in its folder `dist`. What the
-/// tools say goes to standard error, what is done beside to `say`.
+/// Builds a project; leaves one component in its [output](Project::output) and
+/// other files there as they are. What the tools say goes to standard error,
+/// what is done beside to `say`.
 ///
 /// # Errors
 /// A tool is missing, which is said with how to get it; or it failed.
 pub fn build(project: &Project, kind: Kind, say: &dyn Fn(&str)) -> Result<Built, ProjectError> {
     let begun = Instant::now();
-    let (name, bytes) = match project.language {
+    let output = project.output(kind);
+    let name = name(project)?;
+    let bytes = match project.language {
         Language::Rust => rust(&project.dir, kind)?,
-        Language::JavaScript => javascript(&project.dir, say)?,
-        Language::Python => python(&project.dir, say)?,
+        Language::JavaScript => javascript(&project.dir, &output, say)?,
+        Language::Python => python(&project.dir, &output, say)?,
     };
     let bytes = componentize(&bytes).map_err(|error| ProjectError::Failed(error.to_string()))?;
-    let output = project.output();
     let file = output.join(format!("{name}.wasm"));
     // Under its name only once it is whole: a server may follow the folder.
-    let written = fs::create_dir_all(&output)
-        .and_then(|()| remove_others(&output, &file))
-        .and_then(|()| files::replace(&file, files::ORDINARY, &bytes));
+    let written =
+        fs::create_dir_all(&output).and_then(|()| files::replace(&file, files::ORDINARY, &bytes));
     written.map_err(|error| ProjectError::file(&file, &error))?;
     Ok(Built {
         file,
         size: bytes.len() as u64,
         took: begun.elapsed(),
     })
-}
-
-/// One component: what was built under another name goes.
-fn remove_others(output: &Path, file: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(output)? {
-        let path = entry?.path();
-        if path != file
-            && path
-                .extension()
-                .is_some_and(|extension| extension == "wasm")
-        {
-            fs::remove_file(path)?;
-        }
-    }
-    Ok(())
 }
 
 /// What cargo says of one thing that it built.
@@ -93,7 +80,7 @@ struct Artifact {
     manifest_path: PathBuf,
 }
 
-fn rust(dir: &Path, kind: Kind) -> Result<(String, Vec<u8>), ProjectError> {
+fn rust(dir: &Path, kind: Kind) -> Result<Vec<u8>, ProjectError> {
     let mut command = cargo(dir)?;
     command.args([
         "--target",
@@ -131,9 +118,7 @@ fn rust(dir: &Path, kind: Kind) -> Result<(String, Vec<u8>), ProjectError> {
             "cargo built no WebAssembly: Cargo.toml wants [lib] crate-type = [\"cdylib\"]".into(),
         )
     })?;
-    let package: Manifest = read_toml(&manifest)?;
-    let bytes = fs::read(&file).map_err(|error| ProjectError::file(&file, &error))?;
-    Ok((package.package.name, bytes))
+    fs::read(&file).map_err(|error| ProjectError::file(&file, &error))
 }
 
 #[derive(Deserialize)]
@@ -151,6 +136,27 @@ struct PyProject {
     project: Named,
 }
 
+/// What the manifest of a project calls it.
+pub(super) fn name(project: &Project) -> Result<String, ProjectError> {
+    let manifest = project.dir.join(project.language.mark());
+    Ok(match project.language {
+        Language::Rust => read_toml::<Manifest>(&manifest)?.package.name,
+        Language::Python => read_toml::<PyProject>(&manifest)?.project.name,
+        Language::JavaScript => {
+            {
+                let text =
+                    fs::read(&manifest).map_err(|error| ProjectError::file(&manifest, &error))?;
+                let named = serde_json::from_slice::<Named>(&text);
+                named.map_err(|error| ProjectError::File {
+                    path: manifest,
+                    error: error.to_string(),
+                })?
+            }
+            .name
+        }
+    })
+}
+
 fn read_toml<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T, ProjectError> {
     let read = Figment::from(Toml::file_exact(file)).extract();
     read.map_err(|error| ProjectError::File {
@@ -162,13 +168,7 @@ fn read_toml<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T, ProjectErro
 // Both tools could leave out WASI, which their runtimes bring, but would then
 // leave out all that is called `wasi:`, as the log; and the server has it.
 
-fn javascript(dir: &Path, say: &dyn Fn(&str)) -> Result<(String, Vec<u8>), ProjectError> {
-    let manifest = dir.join(Language::JavaScript.mark());
-    let text = fs::read(&manifest).map_err(|error| ProjectError::file(&manifest, &error))?;
-    let Named { name } = serde_json::from_slice(&text).map_err(|error| ProjectError::File {
-        path: manifest,
-        error: error.to_string(),
-    })?;
+fn javascript(dir: &Path, output: &Path, say: &dyn Fn(&str)) -> Result<Vec<u8>, ProjectError> {
     let mut command = Command::new(componentize_js(dir, say)?);
     command.args([
         "--wit",
@@ -181,22 +181,31 @@ fn javascript(dir: &Path, say: &dyn Fn(&str)) -> Result<(String, Vec<u8>), Proje
         ".",
         "--sync",
     ]);
-    made("componentize-qjs", command, dir).map(|bytes| (name, bytes))
+    made("componentize-qjs", command, dir, output)
 }
 
-fn python(dir: &Path, say: &dyn Fn(&str)) -> Result<(String, Vec<u8>), ProjectError> {
-    let PyProject {
-        project: Named { name },
-    } = read_toml(&dir.join(Language::Python.mark()))?;
-    let mut command = Command::new(componentize_py(dir, say)?);
-    command.args(["--wit-path", "wit", "--world", WORLD, "componentize", "app"]);
-    made("componentize-py", command, dir).map(|bytes| (name, bytes))
+fn python(dir: &Path, output: &Path, say: &dyn Fn(&str)) -> Result<Vec<u8>, ProjectError> {
+    let tool = componentize_py(dir, say)?;
+    let packed = pack(dir, say)?;
+    let mut command = Command::new(tool);
+    // It would add the packages of whatever Python is in PATH.
+    command
+        .env("VIRTUAL_ENV", &packed.dir)
+        .env_remove("PYTHONPATH");
+    command.args(["--wit-path", "wit", "--world", WORLD, "componentize"]);
+    command.args([ENTRY, "--python-path", "."]);
+    made("componentize-py", command, dir, output).map_err(|error| packed.explain(error))
 }
 
 /// Has a tool make a component, and takes it.
-fn made(name: &str, mut command: Command, dir: &Path) -> Result<Vec<u8>, ProjectError> {
-    let out = dir.join(OUTPUT).join(".made.wasm");
-    fs::create_dir_all(dir.join(OUTPUT)).map_err(|error| ProjectError::file(&out, &error))?;
+fn made(
+    name: &str,
+    mut command: Command,
+    dir: &Path,
+    output: &Path,
+) -> Result<Vec<u8>, ProjectError> {
+    let out = output.join(".made.wasm");
+    fs::create_dir_all(output).map_err(|error| ProjectError::file(&out, &error))?;
     run_quietly(name, command.arg("-o").arg(&out).current_dir(dir))?;
     let bytes = fs::read(&out).map_err(|error| ProjectError::file(&out, &error))?;
     let _ = fs::remove_file(&out);

@@ -3,6 +3,7 @@
 
 mod build;
 mod contract;
+mod python;
 mod template;
 mod tools;
 
@@ -81,10 +82,22 @@ impl Project {
         Ok(Self { dir, language })
     }
 
-    /// Where the component is put.
+    /// What its manifest calls it, and with it the service and the file.
+    ///
+    /// # Errors
+    /// The manifest can't be read, or has no name.
+    pub fn name(&self) -> Result<String, ProjectError> {
+        build::name(self)
+    }
+
+    /// Where a component is put: what is to be deployed in the folder `dist`,
+    /// what `mb-server dev` serves among its own files.
     #[must_use]
-    pub fn output(&self) -> PathBuf {
-        self.dir.join(OUTPUT)
+    pub fn output(&self, kind: Kind) -> PathBuf {
+        match kind {
+            Kind::Release => self.dir.join(OUTPUT),
+            Kind::Dev => self.dir.join(DEV_STATE).join("services"),
+        }
     }
 }
 

@@ -17,7 +17,7 @@ const RUST: &[(&str, &str)] =
     templates!("rust": "Cargo.toml", ".cargo/config.toml", "src/lib.rs", "README.md");
 const JAVASCRIPT: &[(&str, &str)] =
     templates!("js": "package.json", "service.js", "actions.js", "actions.test.js", "README.md");
-const PYTHON: &[(&str, &str)] = templates!("python": "pyproject.toml", "requirements.txt", "app.py", "actions.py", "test_actions.py", "README.md");
+const PYTHON: &[(&str, &str)] = templates!("python": "pyproject.toml", "requirements.txt", "app.py", "actions.py", "mb_service.py", "test_actions.py", "README.md");
 const EVERY: &[(&str, &str)] = templates!("": "mb-server.toml", "gitignore");
 const WORLD: &str = include_str!(concat!(
     env!("CARGO_MANIFEST_DIR"),

@@ -18,6 +18,11 @@ const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_LIBRARY: &str = "/usr/lib/rustlib/src/rust/library";
 
+/// In `.venv`, the text of the requirements that were installed into it.
+const INSTALLED: &str = "mb-server-requirements.txt";
+/// Files of requirements that include each other, at most so deep.
+const MAX_INCLUDED: usize = 8;
+
 /// A program in one of the folders of PATH.
 pub(super) fn in_path(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
@@ -135,10 +140,16 @@ pub(super) fn componentize_js(dir: &Path, say: &dyn Fn(&str)) -> Result<PathBuf,
     ))
 }
 
-/// The program of the Python package, installed into the project if need be.
+/// The program of the Python package, with what else the project requires:
+/// installed into its `.venv` at first, and whenever `requirements.txt` has
+/// changed.
 pub(super) fn componentize_py(dir: &Path, say: &dyn Fn(&str)) -> Result<PathBuf, ProjectError> {
-    let program = dir.join(".venv/bin/componentize-py");
-    if program.exists() {
+    let venv = dir.join(".venv");
+    let program = venv.join("bin/componentize-py");
+    let wanted = requirements(&dir.join("requirements.txt"), 0)?;
+    let stamp = venv.join(INSTALLED);
+    let installed = fs::read_to_string(&stamp).unwrap_or_default();
+    if program.exists() && installed == wanted {
         return Ok(program);
     }
     let Some(python) = in_path("python3") else {
@@ -148,19 +159,24 @@ pub(super) fn componentize_py(dir: &Path, say: &dyn Fn(&str)) -> Result<PathBuf,
                 .into(),
         ));
     };
-    say("python3 -m venv, pip install: once, into .venv");
-    let made = run(
-        "python3 -m venv .venv",
-        Command::new(python)
-            .args(["-m", "venv", ".venv"])
-            .current_dir(dir),
-    );
-    made.map_err(|error| {
-        ProjectError::Missing(format!(
-            "{error}\non Debian, apt-get install python3-venv may help"
-        ))
-    })?;
-    let pip = dir.join(".venv/bin/pip");
+    if is_program(&venv.join("bin/pip")) {
+        say("pip install: requirements.txt has changed");
+    } else {
+        say("python3 -m venv, pip install: once, into .venv");
+        let made = run(
+            "python3 -m venv .venv",
+            Command::new(python)
+                .args(["-m", "venv", ".venv"])
+                .current_dir(dir),
+        );
+        made.map_err(|error| {
+            ProjectError::Missing(format!(
+                "{error}\non Debian, apt-get install python3-venv may help"
+            ))
+        })?;
+    }
+    // Until it is done, what is there is not what is wanted.
+    let _ = fs::remove_file(&stamp);
     let arguments = [
         "install",
         "--quiet",
@@ -170,14 +186,38 @@ pub(super) fn componentize_py(dir: &Path, say: &dyn Fn(&str)) -> Result<PathBuf,
     ];
     run(
         "pip install",
-        Command::new(pip).args(arguments).current_dir(dir),
+        Command::new(venv.join("bin/pip"))
+            .args(arguments)
+            .current_dir(dir),
     )?;
-    if program.exists() {
-        return Ok(program);
+    if !program.exists() {
+        return Err(ProjectError::Failed(
+            "requirements.txt lacks componentize-py".into(),
+        ));
     }
-    Err(ProjectError::Failed(
-        "requirements.txt lacks componentize-py".into(),
-    ))
+    fs::write(&stamp, wanted).map_err(|error| ProjectError::file(&stamp, &error))?;
+    Ok(program)
+}
+
+/// The text of a file of requirements, with those that it includes.
+fn requirements(file: &Path, depth: usize) -> Result<String, ProjectError> {
+    let mut all = fs::read_to_string(file).map_err(|error| ProjectError::file(file, &error))?;
+    let included: Vec<_> = all
+        .lines()
+        .filter_map(|line| {
+            let flags = ["-r", "--requirement", "-c", "--constraint"];
+            let rest = flags
+                .iter()
+                .find_map(|flag| line.trim().strip_prefix(flag))?;
+            Some(rest.trim_start_matches(['=', ' ']).trim().to_owned())
+        })
+        .collect();
+    for name in included {
+        if depth < MAX_INCLUDED && !name.contains("://") {
+            all += &requirements(&file.with_file_name(name), depth + 1)?;
+        }
+    }
+    Ok(all)
 }
 
 /// Runs a tool that installs something; what it says goes to standard error.

@@ -20,6 +20,7 @@ mod languages;
 mod live_settings;
 mod minimal;
 mod overtaking;
+mod projects;
 mod reload;
 mod reset;
 mod routing;

@@ -1,16 +1,19 @@
 import unittest
 
-from actions import Refusal, greet
+from actions import greet
+from mb_service import Failure, mock
 
 
 class Greet(unittest.TestCase):
+    def setUp(self):
+        mock.reset()
+
     def test_greets(self):
-        lines = []
-        self.assertEqual(greet({"name": "Ada"}, lines.append), {"text": "Hello, Ada!"})
-        self.assertEqual(lines, ["greeting Ada"])
+        self.assertEqual(greet({"name": "Ada"}), {"text": "Hello, Ada!"})
+        self.assertEqual(mock.lines, ["info: greeting Ada"])
 
     def test_refuses(self):
         for person, code in [({"name": ""}, "NAME_EMPTY"), (None, "INVALID_ARGUMENTS")]:
-            with self.assertRaises(Refusal) as refused:
-                greet(person, print)
+            with self.assertRaises(Failure) as refused:
+                greet(person)
             self.assertEqual(refused.exception.code, code)
