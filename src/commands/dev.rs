@@ -102,6 +102,8 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     start_log(&loaded.config.log, Format::Text)?;
     write_log_in_background()?;
     prepare(&project.output(Kind::Dev), &arguments.with)?;
+    // Good components of earlier runs would be served where a new one is not.
+    let _ = std::fs::remove_dir_all(project.dir.join(DEV_STATE).join("components"));
     let state = Arc::new(State::new(&project));
     let serving = {
         let state = Arc::clone(&state);

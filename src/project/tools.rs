@@ -78,14 +78,10 @@ pub(super) fn cargo(dir: &Path) -> Result<Command, ProjectError> {
              add {TARGET}\n  on Debian without rustup: apt-get install rustc-web cargo-web rust-web-src lld-22"
         )));
     };
-    // They would replace the linker's flags of .cargo/config.toml, or move
-    // what is built.
-    for name in [
-        "RUSTFLAGS",
-        "CARGO_ENCODED_RUSTFLAGS",
-        "CARGO_BUILD_TARGET",
-        "CARGO_TARGET_DIR",
-    ] {
+    // They would replace the linker's flags of .cargo/config.toml, or build
+    // something else. A target folder of the user's own is shared with `cargo
+    // test`, and cargo says where it puts what it builds.
+    for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
         command.env_remove(name);
     }
     command.current_dir(dir);

@@ -147,12 +147,13 @@ def builds(parent):
     named = re.search(r"orjson [\d.]+ is a native wheel: orjson/\S+\.so is machine code, which a component can't run", said)
     check("a native wheel that nothing can replace", code == 1 and named, said)
 
-    warned = (HELLO.replace("WORD", 'NAME + open("x").read()').replace("\n\n\ndef", "\nimport uuid\n\nNAME = str(uuid.uuid4())\n\n\ndef", 1))
+    warned = (HELLO.replace("WORD", 'NAME + open("x").read()').replace("\n\n\ndef", "\nimport random, uuid\n\nNAME = str(uuid.uuid4())\nrandom.seed(NAME)\n\n\ndef", 1))
     (folder / "actions.py").write_text(warned)
     (folder / "requirements.txt").write_text(tool)
     code, said = build(folder)
     check("what is drawn once, at the build, is warned of", code == 0 and "actions.py:4 calls uuid.uuid4() when the module" in said, said)
-    check("a file that is opened in a function is warned of", "actions.py:9 open() in a function finds no file" in said, said)
+    check("a seed of `random` is warned of", "actions.py:5 gives random a seed" in said, said)
+    check("a file that is opened in a function is warned of", "actions.py:10 open() in a function finds no file" in said, said)
 
 
 def table(probes):

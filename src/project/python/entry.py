@@ -54,6 +54,8 @@ HINTS = {
                            "level of a module",
     "FileNotFoundError": "there are no files when a service runs: read them at the top level of a module, which runs "
                          "when it is built",
+    "PermissionError": "a service has no network and no files: it asks other services of its server",
+    "URLError": "a service has no network: it asks other services of its server",
     "LookupError": "encodings are modules: one that is used at the top level of a module is there in calls too",
     "ZoneInfoNotFoundError": "time zones take the package tzdata in requirements.txt",
 }
@@ -174,13 +176,14 @@ class Handler(app.Handler):
 def begin():
     """Once in the life of an instance, within its first call."""
     Handler.begun = True
+    # The runtime has just seeded the module's own generator.
     if _hidden is not None:
         random._inst.setstate(_hidden)
-    if _unseeded:
+    others = [generator for generator in _unseeded.values() if generator is not random._inst]
+    if others:
         fresh = os.urandom(32)
-        for number, generator in enumerate(list(_unseeded.values())):
-            if generator is not random._inst or _hidden is None:
-                _seed(generator, fresh + number.to_bytes(4))
+        for number, generator in enumerate(others):
+            _seed(generator, fresh + number.to_bytes(4))
 
 
 import_lazy()

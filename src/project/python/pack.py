@@ -172,6 +172,9 @@ class Source(ast.NodeVisitor):
         if not self.depth and (called in CHANGING or last in CHANGING):
             self.warn(node, f"calls {called}() when the module is imported, which is once, at the build: every call of "
                             "the service finds that value; call it in a function")
+        elif not self.depth and called == "random.seed" and node.args:
+            self.warn(node, "gives random a seed when the module is imported: every call of the service draws the same "
+                            "numbers; leave it out unless that is meant")
         elif self.depth and (called in FILES or last in ("read_text", "read_bytes")):
             self.warn(node, f"{called}() in a function finds no file when the service runs; read it at the top level of "
                             "the module, which runs at the build")
