@@ -314,7 +314,7 @@ impl Watched {
         let mut found = sources(&self.dir);
         for file in &self.with {
             if let Ok(metadata) = std::fs::metadata(file) {
-                found.insert(file.clone(), (metadata.len(), metadata.modified().ok()));
+                found.insert(file.clone(), looks(&metadata));
             }
         }
         found
@@ -373,14 +373,15 @@ fn sources(dir: &Path) -> Sources {
             if metadata.is_dir() && !hidden && !NOT_SOURCES.contains(&&*name) {
                 dirs.push(entry.path());
             } else if metadata.is_file() && !hidden && !WRITTEN_BY_TOOLS.contains(&&*name) {
-                found.insert(
-                    entry.path(),
-                    (metadata.len(), metadata.ctime(), metadata.ctime_nsec()),
-                );
+                found.insert(entry.path(), looks(&metadata));
             }
         }
     }
     found
+}
+
+fn looks(metadata: &std::fs::Metadata) -> (u64, i64, i64) {
+    (metadata.len(), metadata.ctime(), metadata.ctime_nsec())
 }
 
 /// What stands between clients and the project's service.

@@ -261,6 +261,7 @@ impl Component {
                 error,
                 peak_memory: memory,
                 backtrace: Vec::new(),
+                stderr: live.store.data().host.stderr(),
             })?;
         if calls + 1 < self.terms.settings.max_calls && self.is_as_new(&mut live) {
             live.store.data_mut().host.rest();
