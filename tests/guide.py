@@ -1,4 +1,4 @@
-"""Runs the commands of services/README.md and services/PYTHON.md as they stand there.
+"""Runs the commands of services/README.md, services/PYTHON.md and services/JAVASCRIPT.md as they stand there.
 
     cargo build --release && python3 tests/guide.py [SECTION ...]
 
@@ -102,7 +102,7 @@ def run_block(section, lines, in_repository):
 if not program.is_file():
     sys.exit(f"{program} is missing: cargo build --release")
 wanted = sys.argv[1:]
-found = [block for page in ["README.md", "PYTHON.md"] for block in blocks((root / "services" / page).read_text())]
+found = [block for page in ["README.md", "PYTHON.md", "JAVASCRIPT.md"] for block in blocks((root / "services" / page).read_text())]
 if len(found) < 10:
     sys.exit(f"only {len(found)} blocks found in the guide")
 for section, lines, in_repository in found:

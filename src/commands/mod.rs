@@ -94,7 +94,7 @@ impl From<Exit> for ExitCode {
     version,
     about,
     after_help = if cfg!(feature = "compiler") {
-        "Start with: mb-server serve, or write a service: mb-server new NAME --lang rust|js|python"
+        "Start with: mb-server serve, or write a service: mb-server new NAME --lang rust|js|ts|python"
     } else {
         "Built without a compiler: serves what mb-server compile made elsewhere. Start with: mb-server serve"
     }

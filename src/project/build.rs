@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::{
     Language, Project, ProjectError,
     python::{ENTRY, pack},
-    tools::{TARGET, cargo, componentize_js, componentize_py, finish, run_quietly},
+    tools::{TARGET, build_js, cargo, componentize_py, finish, run, run_quietly},
 };
 use crate::{files, sandbox::componentize};
 
@@ -55,7 +55,7 @@ pub fn build(project: &Project, kind: Kind, say: &dyn Fn(&str)) -> Result<Built,
     let name = name(project)?;
     let bytes = match project.language {
         Language::Rust => rust(&project.dir, kind)?,
-        Language::JavaScript => javascript(&project.dir, &output, say)?,
+        Language::JavaScript | Language::TypeScript => javascript(&project.dir, &output, say)?,
         Language::Python => python(&project.dir, &output, say)?,
     };
     let bytes = componentize(&bytes).map_err(|error| ProjectError::Failed(error.to_string()))?;
@@ -142,7 +142,7 @@ pub(super) fn name(project: &Project) -> Result<String, ProjectError> {
     Ok(match project.language {
         Language::Rust => read_toml::<Manifest>(&manifest)?.package.name,
         Language::Python => read_toml::<PyProject>(&manifest)?.project.name,
-        Language::JavaScript => {
+        Language::JavaScript | Language::TypeScript => {
             {
                 let text =
                     fs::read(&manifest).map_err(|error| ProjectError::file(&manifest, &error))?;
@@ -169,19 +169,11 @@ fn read_toml<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T, ProjectErro
 // leave out all that is called `wasi:`, as the log; and the server has it.
 
 fn javascript(dir: &Path, output: &Path, say: &dyn Fn(&str)) -> Result<Vec<u8>, ProjectError> {
-    let mut command = Command::new(componentize_js(dir, say)?);
-    command.args([
-        "--wit",
-        "wit",
-        "--world",
-        WORLD,
-        "--js",
-        "service.js",
-        "--module-root",
-        ".",
-        "--sync",
-    ]);
-    made("componentize-qjs", command, dir, output)
+    let mut command = build_js(dir, say)?;
+    // What it says is of use where it succeeds too: esbuild warns.
+    made(output, |out| {
+        run("the build", command.arg(out).current_dir(dir))
+    })
 }
 
 fn python(dir: &Path, output: &Path, say: &dyn Fn(&str)) -> Result<Vec<u8>, ProjectError> {
@@ -194,19 +186,21 @@ fn python(dir: &Path, output: &Path, say: &dyn Fn(&str)) -> Result<Vec<u8>, Proj
         .env_remove("PYTHONPATH");
     command.args(["--wit-path", "wit", "--world", WORLD, "componentize"]);
     command.args([ENTRY, "--python-path", "."]);
-    made("componentize-py", command, dir, output).map_err(|error| packed.explain(error))
+    command.current_dir(dir).arg("-o");
+    made(output, |out| {
+        run_quietly("componentize-py", command.arg(out))
+    })
+    .map_err(|error| packed.explain(error))
 }
 
 /// Has a tool make a component, and takes it.
 fn made(
-    name: &str,
-    mut command: Command,
-    dir: &Path,
     output: &Path,
+    make: impl FnOnce(&Path) -> Result<(), ProjectError>,
 ) -> Result<Vec<u8>, ProjectError> {
     let out = output.join(".made.wasm");
     fs::create_dir_all(output).map_err(|error| ProjectError::file(&out, &error))?;
-    run_quietly(name, command.arg("-o").arg(&out).current_dir(dir))?;
+    make(&out)?;
     let bytes = fs::read(&out).map_err(|error| ProjectError::file(&out, &error))?;
     let _ = fs::remove_file(&out);
     Ok(bytes)

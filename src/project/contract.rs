@@ -47,6 +47,53 @@ pub(super) const SDK: &[(&str, &str)] = files!(
     ]
 );
 
+/// The npm package `mb-service`.
+pub(super) const SDK_JS: &[(&str, &str)] = files!(
+    "services/sdk-js",
+    [
+        "build.mjs",
+        "calls.js",
+        "config.js",
+        "context.js",
+        "failure.js",
+        "host/calls.js",
+        "host/config.js",
+        "host/context.js",
+        "host/keyvalue.js",
+        "host/log.js",
+        "index.d.ts",
+        "index.js",
+        "json.js",
+        "keyvalue.js",
+        "log.js",
+        "mock.d.ts",
+        "mock/calls.js",
+        "mock/config.js",
+        "mock/context.js",
+        "mock/handler.js",
+        "mock/index.js",
+        "mock/keyvalue.js",
+        "mock/log.js",
+        "mock/state.js",
+        "package.json",
+        "reason.js",
+        "runtime/absent.js",
+        "runtime/clone.js",
+        "runtime/configure.js",
+        "runtime/console.js",
+        "runtime/from-async.js",
+        "runtime/handler.js",
+        "runtime/jobs.js",
+        "runtime/phase.js",
+        "runtime/promise.js",
+        "runtime/random.js",
+        "runtime/stack.js",
+        "runtime/start.js",
+        "runtime/text.js",
+        "runtime/url.js",
+    ]
+);
+
 /// Writes the contract as a package of its own, with what it builds upon
 /// beside it in `deps`: a folder that the tools of any language read.
 ///
@@ -84,7 +131,9 @@ mod tests {
             for entry in fs::read_dir(dir).unwrap() {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
-                    dirs.push(path);
+                    if !path.ends_with("node_modules") {
+                        dirs.push(path);
+                    }
                 } else if path
                     .extension()
                     .is_some_and(|extension| extension == ending)
@@ -108,5 +157,9 @@ mod tests {
         };
         assert_eq!(listed(DEPENDENCIES, "wit"), names("wit/deps", "wit"));
         assert_eq!(listed(SDK, "rs"), names("services/sdk", "rs"));
+        for ending in ["js", "mjs", "ts"] {
+            let found = names("services/sdk-js", ending);
+            assert_eq!(listed(SDK_JS, &format!(".{ending}")), found);
+        }
     }
 }

@@ -33,19 +33,23 @@ pub enum Language {
     /// JavaScript, run by QuickJS
     #[value(name = "js", alias = "javascript")]
     JavaScript,
+    /// TypeScript, run by QuickJS
+    #[value(name = "ts", alias = "typescript")]
+    TypeScript,
     /// Python, run by CPython
     #[value(alias = "py")]
     Python,
 }
 
 impl Language {
-    const ALL: [Self; 3] = [Self::Rust, Self::JavaScript, Self::Python];
+    /// Those that a project is told by; TypeScript is built as JavaScript is.
+    const TOLD: [Self; 3] = [Self::Rust, Self::JavaScript, Self::Python];
 
     /// The file that tells a project of this language.
     const fn mark(self) -> &'static str {
         match self {
             Self::Rust => "Cargo.toml",
-            Self::JavaScript => "package.json",
+            Self::JavaScript | Self::TypeScript => "package.json",
             Self::Python => "pyproject.toml",
         }
     }
@@ -66,11 +70,11 @@ impl Project {
     /// # Errors
     /// There is no project.
     pub fn find(dir: &Path) -> Result<Self, ProjectError> {
-        let found = Language::ALL
+        let found = Language::TOLD
             .into_iter()
             .find(|language| dir.join(language.mark()).is_file());
         let language = found.ok_or_else(|| {
-            let marks = Language::ALL.map(Language::mark).join(", ");
+            let marks = Language::TOLD.map(Language::mark).join(", ");
             ProjectError::Nothing {
                 dir: dir.into(),
                 marks,
@@ -190,7 +194,7 @@ impl fmt::Display for ProjectError {
             }
             Self::Nothing { dir, marks } => write!(
                 f,
-                "no project in {}: none of {marks} is there; mb-server new NAME --lang rust|js|python makes one",
+                "no project in {}: none of {marks} is there; mb-server new NAME --lang rust|js|ts|python makes one",
                 dir.display()
             ),
             Self::File { path, error } => write!(f, "{}: {error}", path.display()),
@@ -204,6 +208,8 @@ impl std::error::Error for ProjectError {}
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum as _;
+
     use super::*;
 
     #[test]
@@ -233,7 +239,8 @@ mod tests {
 
     #[test]
     fn what_is_made_is_found_again() {
-        for language in Language::ALL {
+        for language in Language::value_variants() {
+            let language = *language;
             let parent = tempfile::tempdir().unwrap();
             let dir = parent.path().join("some-name");
             assert!(matches!(
@@ -241,7 +248,10 @@ mod tests {
                 Err(ProjectError::Nothing { .. })
             ));
             create(&dir, "some-name", language).unwrap();
-            assert_eq!(Project::find(&dir).unwrap().language, language);
+            assert_eq!(
+                Project::find(&dir).unwrap().language.mark(),
+                language.mark()
+            );
             assert!(matches!(
                 create(&dir, "some-name", language),
                 Err(ProjectError::Taken { .. })

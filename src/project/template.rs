@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{
     Language, ProjectError, check_name,
-    contract::{SDK, write, write_as_dependency, write_contract},
+    contract::{SDK, SDK_JS, write, write_as_dependency, write_contract},
 };
 
 macro_rules! templates {
@@ -17,6 +17,7 @@ const RUST: &[(&str, &str)] =
     templates!("rust": "Cargo.toml", ".cargo/config.toml", "src/lib.rs", "README.md");
 const JAVASCRIPT: &[(&str, &str)] =
     templates!("js": "package.json", "service.js", "actions.js", "actions.test.js", "README.md");
+const TYPESCRIPT: &[(&str, &str)] = templates!("ts": "package.json", "tsconfig.json", "service.ts", "actions.ts", "actions.test.ts", "README.md");
 const PYTHON: &[(&str, &str)] = templates!("python": "pyproject.toml", "requirements.txt", "app.py", "actions.py", "mb_service.py", "test_actions.py", "README.md");
 const EVERY: &[(&str, &str)] = templates!("": "mb-server.toml", "gitignore");
 const WORLD: &str = include_str!(concat!(
@@ -24,8 +25,9 @@ const WORLD: &str = include_str!(concat!(
     "/services/templates/world.wit"
 ));
 
-/// Where the SDK finds the contract in this repository, and in a project.
+/// Where the SDKs find the contract in this repository, and in a project.
 const SDK_CONTRACT: (&str, &str) = ("path: \"../../wit\"", "path: \"wit\"");
+const SDK_JS_CONTRACT: (&str, &str) = ("path.join(SDK, '../../wit')", "path.join(SDK, 'wit')");
 
 /// Makes a project. Nothing that is there is overwritten.
 ///
@@ -40,6 +42,7 @@ pub fn create(dir: &Path, name: &str, language: Language) -> Result<(), ProjectE
     let files = match language {
         Language::Rust => RUST,
         Language::JavaScript => JAVASCRIPT,
+        Language::TypeScript => TYPESCRIPT,
         Language::Python => PYTHON,
     };
     for (file, text) in files.iter().chain(EVERY) {
@@ -50,17 +53,18 @@ pub fn create(dir: &Path, name: &str, language: Language) -> Result<(), ProjectE
         };
         write(&dir.join(file), &text.replace("{{name}}", name))?;
     }
-    if language == Language::Rust {
-        for (file, text) in SDK {
-            write(
-                &dir.join("sdk").join(file),
-                &text.replace(SDK_CONTRACT.0, SDK_CONTRACT.1),
-            )?;
+    let (sdk, (before, after)) = match language {
+        Language::Rust => (SDK, SDK_CONTRACT),
+        Language::JavaScript | Language::TypeScript => (SDK_JS, SDK_JS_CONTRACT),
+        Language::Python => {
+            write(&dir.join("wit/world.wit"), WORLD)?;
+            return write_as_dependency(&dir.join("wit"));
         }
-        return write_contract(&dir.join("sdk/wit"));
+    };
+    for (file, text) in sdk {
+        write(&dir.join("sdk").join(file), &text.replace(before, after))?;
     }
-    write(&dir.join("wit/world.wit"), WORLD)?;
-    write_as_dependency(&dir.join("wit"))
+    write_contract(&dir.join("sdk/wit"))
 }
 
 #[cfg(test)]
@@ -68,12 +72,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sdk_names_its_contract_once() {
-        let named: usize = SDK
-            .iter()
-            .map(|(_, text)| text.matches(SDK_CONTRACT.0).count())
-            .sum();
-        assert_eq!(named, 1);
+    fn the_sdks_name_their_contract_once() {
+        for (sdk, (before, _)) in [(SDK, SDK_CONTRACT), (SDK_JS, SDK_JS_CONTRACT)] {
+            let named: usize = sdk
+                .iter()
+                .map(|(_, text)| text.matches(before).count())
+                .sum();
+            assert_eq!(named, 1);
+        }
         assert!(
             EVERY
                 .iter()

@@ -7,12 +7,15 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    time::SystemTime,
 };
 
-use super::ProjectError;
+use super::{Language, ProjectError};
 
 /// What Rust compiles to.
 pub(super) const TARGET: &str = "wasm32-unknown-unknown";
+/// The build script of the npm package, in `node_modules`.
+const JS_BUILD: &str = "mb-service/build.mjs";
 /// Where Debian's packages have the compiler and the library's source.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
@@ -107,33 +110,58 @@ fn debian_linker() -> Option<PathBuf> {
     linkers.pop()
 }
 
-/// The program of the npm package, installed into the project if need be.
-pub(super) fn componentize_js(dir: &Path, say: &dyn Fn(&str)) -> Result<PathBuf, ProjectError> {
-    let program = dir.join("node_modules/.bin/componentize-qjs");
-    if program.exists() {
-        return Ok(program);
-    }
-    let Some(npm) = in_path("npm") else {
+/// The build script of the npm package `mb-service`. What package.json names is
+/// installed first where that has changed since.
+pub(super) fn build_js(dir: &Path, say: &dyn Fn(&str)) -> Result<Command, ProjectError> {
+    let (Some(node), Some(npm)) = (in_path("node"), in_path("npm")) else {
         return Err(ProjectError::Missing(
-            "npm is not here, which brings componentize-qjs: install Node.js 20 or newer with npm (on Debian: apt-get \
-             install nodejs npm) and try again"
+            "node or npm is not here: install Node.js 20 or newer with npm (on Debian: apt-get install nodejs npm) \
+             and try again"
                 .into(),
         ));
     };
-    say("npm install: once, into node_modules");
-    run(
-        "npm install",
-        Command::new(npm)
-            .args(["install", "--no-audit", "--no-fund"])
-            .current_dir(dir),
-    )?;
-    if program.exists() {
-        return Ok(program);
+    // In a workspace of npm, packages lie further up.
+    let modules = || {
+        dir.ancestors()
+            .map(|dir| dir.join("node_modules"))
+            .find(|modules| modules.join(JS_BUILD).is_file())
+    };
+    let list = |modules: &Path| modules.join(".package-lock.json");
+    let is_fresh =
+        |modules: PathBuf| !is_newer(&dir.join(Language::JavaScript.mark()), &list(&modules));
+    if !modules().is_some_and(is_fresh) {
+        say("npm install: what package.json names, into node_modules");
+        run(
+            "npm install",
+            Command::new(npm)
+                .args(["install", "--no-audit", "--no-fund", "--loglevel=error"])
+                .current_dir(dir),
+        )?;
     }
-    Err(ProjectError::Failed(
-        "package.json lacks the devDependency componentize-qjs: npm install -D componentize-qjs"
-            .into(),
-    ))
+    let modules = modules().ok_or_else(|| {
+        ProjectError::Failed(
+            "package.json lacks the dependency mb-service: \"mb-service\": \"file:./sdk\", with the folder sdk of \
+             a project that mb-server new has made"
+                .into(),
+        )
+    })?;
+    // npm leaves its list as it is where nothing else has changed.
+    let _ = fs::File::options()
+        .append(true)
+        .open(list(&modules))
+        .and_then(|file| file.set_modified(SystemTime::now()));
+    let mut command = Command::new(node);
+    command.arg(modules.join(JS_BUILD));
+    Ok(command)
+}
+
+fn is_newer(file: &Path, other: &Path) -> bool {
+    let modified = |file: &Path| {
+        fs::metadata(file)
+            .and_then(|metadata| metadata.modified())
+            .ok()
+    };
+    modified(file) > modified(other)
 }
 
 /// The program of the Python package, with what else the project requires:

@@ -37,6 +37,7 @@ fn new_projects() {
     for (language, file) in [
         ("rust", "src/lib.rs"),
         ("js", "service.js"),
+        ("ts", "service.ts"),
         ("python", "app.py"),
     ] {
         let (code, said, error) = run(
@@ -70,10 +71,13 @@ fn new_projects() {
     wrong(&["new", "../up", "--lang", "rust"], "lower-case letter");
     wrong(
         &["new", "hello", "--lang", "cobol"],
-        "[possible values: rust, js, python]",
+        "[possible values: rust, js, ts, python]",
     );
     wrong(&["new", "hello"], "--lang <LANG>");
-    wrong(&["build", "."], "mb-server new NAME --lang rust|js|python");
+    wrong(
+        &["build", "."],
+        "mb-server new NAME --lang rust|js|ts|python",
+    );
     wrong(
         &["dev", "nowhere"],
         "none of Cargo.toml, package.json, pyproject.toml is there",

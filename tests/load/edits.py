@@ -1,10 +1,10 @@
 """How long after saving a change the next call shows it, in each language:
 
-    cargo build --release && python3 tests/load/edits.py [rust] [js] [python]
+    cargo build --release && python3 tests/load/edits.py [rust] [js] [ts] [python]
 
 Makes a project, runs `mb-server dev`, calls, edits, and calls until the
 answer is the new one. Exits 1 where that takes longer than it should: 3 s for
-Rust, 4 s for JavaScript, 15 s for Python, once the tools are there.
+Rust, 4 s for JavaScript and TypeScript, 15 s for Python, once the tools are there.
 """
 
 import json
@@ -21,6 +21,7 @@ program = root / "target/release/mb-server"
 EDITS = {
     "rust": ("src/lib.rs", '"Hello, {}!"', '"Good day, {}!"', 3),
     "js": ("actions.js", "`Hello, ", "`Good day, ", 4),
+    "ts": ("actions.ts", "`Hello, ", "`Good day, ", 4),
     "python": ("actions.py", 'f"Hello, ', 'f"Good day, ', 15),
 }
 ROUNDS = 3

@@ -1,0 +1,1 @@
+export { call } from 'mb:service/calls@1.0.0';

@@ -1,0 +1,1 @@
+export { requestId, parentRequestId, requestedVersion, principal, connectionId, encrypted, remainingMs } from 'mb:service/context@1.0.0';

@@ -1,0 +1,3 @@
+import configure from 'core-js/configurator';
+
+configure({ usePolyfill: ['Promise', 'Array.fromAsync'] });

@@ -1,0 +1,2 @@
+import './configure.js';
+import 'core-js/actual/array/from-async';

@@ -1,0 +1,2 @@
+import 'core-js/actual/url';
+import 'core-js/actual/url-search-params';

@@ -1,0 +1,18 @@
+// What the service does. An action takes one value and answers one, or a promise of it.
+import { Failure } from 'mb-service';
+
+export interface Person {
+  name: string;
+}
+
+export interface Greeting {
+  text: string;
+}
+
+// What comes over the wire has any type, until it was looked at.
+export function greet(person: Partial<Person> | null): Greeting {
+  if (typeof person?.name !== 'string') throw new Failure('INVALID_ARGUMENTS', 'name must be a text');
+  if (person.name === '') throw new Failure('NAME_EMPTY', 'the name must not be empty');
+  console.log(`greeting ${person.name}`);
+  return { text: `Hello, ${person.name}!` };
+}

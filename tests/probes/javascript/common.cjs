@@ -1,0 +1,3 @@
+const data = require('./data.json');
+
+exports.double = (n) => n * data.factor;
