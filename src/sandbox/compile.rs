@@ -10,7 +10,7 @@ use std::{
 };
 
 use wasmparser::{Parser, Payload};
-use wasmtime::{Config, Engine, OptLevel, RegallocAlgorithm};
+use wasmtime::{Config, Engine, OptLevel};
 use wit_component::ComponentEncoder;
 
 use super::{
@@ -238,9 +238,10 @@ impl SandboxConfig {
 
 pub(super) fn set_up(engine: &mut Config, compiler: &CompilerConfig) {
     if compiler.quick {
-        engine
-            .cranelift_opt_level(OptLevel::None)
-            .cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
+        // Registers are allocated as ever: in one pass it is quicker still, but
+        // the stack frames of an interpreter get so large that 20 nested calls
+        // in JavaScript were too many.
+        engine.cranelift_opt_level(OptLevel::None);
     }
 }
 
