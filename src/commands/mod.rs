@@ -8,11 +8,13 @@ macro_rules! say {
     }};
 }
 
-/// The same for standard error.
+/// The same for standard error, which has no buffer: the line is one write, or
+/// a line of the log, whose thread writes there too, would stand within it.
 macro_rules! complain {
     ($($arguments:tt)*) => {{
         use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($arguments)*);
+        let line = format!("{}\n", format_args!($($arguments)*));
+        let _ = std::io::stderr().write_all(line.as_bytes());
     }};
 }
 

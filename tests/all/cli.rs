@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::TcpListener,
+    os::{fd::OwnedFd, unix::net::UnixDatagram},
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -35,6 +36,30 @@ fn run_in(command: &mut Command, input: &[u8]) -> (Option<i32>, String, String) 
         String::from_utf8_lossy(&stdout).into(),
         String::from_utf8_lossy(&stderr).into(),
     )
+}
+
+/// Other processes and threads write to the same standard error; their lines
+/// stand between ours only where a line is one write. Each write to a datagram
+/// socket is a datagram.
+#[test]
+fn what_is_said_on_standard_error_is_written_in_whole_lines() {
+    let server = start();
+    let address = server.wire.to_string();
+    let (ours, theirs) = UnixDatagram::pair().unwrap();
+    let status = Command::new(BINARY)
+        .args(["call", "absent.run", "{}", "--server", &address])
+        .stderr(OwnedFd::from(theirs))
+        .status()
+        .unwrap();
+    assert!(!status.success());
+    ours.set_nonblocking(true).unwrap();
+    let (mut buffer, mut writes) = ([0; 4096], 0);
+    while let Ok(size) = ours.recv(&mut buffer) {
+        writes += 1;
+        let line = String::from_utf8_lossy(&buffer[..size]);
+        assert!(line.ends_with('\n'), "{line:?}");
+    }
+    assert!(writes > 0);
 }
 
 #[test]
