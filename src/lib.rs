@@ -34,6 +34,8 @@ pub mod server;
 pub mod store;
 #[cfg(feature = "runtime")]
 pub mod stripes;
+#[cfg(feature = "runtime")]
+pub mod system;
 pub mod transport;
 #[cfg(feature = "runtime")]
 pub mod trusted;

@@ -134,6 +134,15 @@ impl Budget {
         }
     }
 
+    /// Takes some of what is held without need.
+    fn try_reclaim(&self, amount: usize) -> bool {
+        amount <= self.limit
+            && self.reclaim.get().is_some_and(|reclaim| {
+                reclaim();
+                self.try_take(amount)
+            })
+    }
+
     fn wait(&self, amount: usize, deadline: Instant) -> bool {
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         // A waiter counts itself before it looks again, a giver gives before
@@ -228,6 +237,16 @@ impl Charge {
     pub fn raise_until(&mut self, amount: usize, deadline: Instant) -> bool {
         let more = amount.saturating_sub(self.held);
         let taken = more == 0 || self.budget.take_until(more, deadline);
+        if taken {
+            self.held += more;
+        }
+        taken
+    }
+
+    /// The same, without waiting for others.
+    pub fn try_raise(&mut self, amount: usize) -> bool {
+        let more = amount.saturating_sub(self.held);
+        let taken = more == 0 || self.budget.try_take(more) || self.budget.try_reclaim(more);
         if taken {
             self.held += more;
         }

@@ -30,8 +30,9 @@ use crate::{
         snapshot::{Snapshot, StoreRow},
     },
     sandbox::{CompilerConfig, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
-    server::{MAX_ENDING, Server, ServerSettings, raise_open_files},
+    server::{Server, ServerSettings, raise_open_files},
     store::{Store, StoreError},
+    system::MAX_ENDING,
     transport::{Inherited, SocketOptions},
 };
 
@@ -444,7 +445,8 @@ fn server_settings(config: &Config, memory: Arc<Budget>, room: Room) -> ServerSe
             no_delay: config.no_delay,
         },
         max_connections: room.connections,
-        waiting: config.waiting,
+        max_threads: config.max_threads,
+        linger: config.linger.0,
         reserved,
         per_address: config.max_connections_per_address,
         max_ending: room.ending,

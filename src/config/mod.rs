@@ -54,15 +54,17 @@ pub struct Config {
     /// Memory that the whole server may take, 32 MiB to 1 TiB, for guests,
     /// frames and threads; the rest is derived from it (see [`MemoryPlan`]).
     pub memory: Bytes,
-    /// Connections served at the same time, 1 to 10,000. One more is told
+    /// Connections served at the same time, 1 to 100,000. One more is told
     /// SERVER_BUSY. 0: as many as `memory` has room for, 1,024 at most.
     pub max_connections: usize,
-    /// Where connections wait for their next request: `threads`, each in a
-    /// thread of its own that reads; `poller`, all of them at one, without a
-    /// thread; `auto`, the one of the two that takes less processor time for a
-    /// request, as measured while there is enough to do. Those with TLS, and
-    /// those of peers who have yet to say who they are, wait in threads.
-    pub waiting: Waiting,
+    /// Threads that serve connections, 8 to 16,384: a few that poll, and one
+    /// for each call that waits or takes more than two milliseconds.
+    pub max_threads: usize,
+    /// How long a thread waits for the next request of a peer that it has
+    /// answered before it serves others, 0 to 100 ms. Worth something where
+    /// many clients that block run on the same processors: 50 ms give each of
+    /// them a thread. What others want of such a connection waits as long.
+    pub linger: Millis,
     /// Connections of one address (of IPv6, one /64), 0 to 10,000; 0 for no
     /// bound.
     pub max_connections_per_address: usize,
@@ -203,7 +205,8 @@ impl Default for Config {
             no_delay: true,
             memory: Bytes::mib(256),
             max_connections: 0,
-            waiting: Waiting::Auto,
+            max_threads: 1280,
+            linger: Millis::new(0),
             max_connections_per_address: 0,
             reserved_connections: 12,
             max_message_size: Bytes::mib(1),
@@ -262,18 +265,6 @@ impl Default for Sandbox {
             require_digest: false,
         }
     }
-}
-
-/// Where connections wait for their next request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Waiting {
-    /// Where it costs less, as measured.
-    Auto,
-    /// Each in a thread of its own that reads.
-    Threads,
-    /// At the poller, without a thread.
-    Poller,
 }
 
 /// One value or a list of them.
@@ -413,7 +404,8 @@ impl Config {
             no_delay: _,
             memory,
             max_connections,
-            waiting: _,
+            max_threads,
+            linger,
             max_connections_per_address,
             reserved_connections,
             max_message_size,
@@ -483,7 +475,9 @@ impl Config {
             Millis::secs(7200),
         );
         bounds.range("memory", *memory, Bytes::mib(32), Bytes::mib(1024 * 1024));
-        bounds.range("max_connections", *max_connections, 0, 10_000);
+        bounds.range("max_connections", *max_connections, 0, 100_000);
+        bounds.range("max_threads", *max_threads, 8, 16_384);
+        bounds.range("linger", *linger, Millis::new(0), Millis::new(100));
         bounds.range(
             "max_connections_per_address",
             *max_connections_per_address,

@@ -349,10 +349,10 @@ mod tests {
         );
         check(
             "",
-            &[("max_connections", "20000")],
+            &[("max_connections", "200000")],
             &[
-                "`max_connections` is 20000",
-                "0 to 10000",
+                "`max_connections` is 200000",
+                "0 to 100000",
                 "MB_MAX_CONNECTIONS",
             ],
         );

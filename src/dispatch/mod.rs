@@ -28,9 +28,9 @@ use crate::{
 const HELLO: &str = "system.hello";
 
 /// What peers are told of whose address there were too many.
-pub(crate) const TOO_MANY_FAILURES: &str = "too many failures from this address";
+pub const TOO_MANY_FAILURES: &str = "too many failures from this address";
 /// What peers are told whose credentials do not hold any more.
-pub(crate) const ENDED: &str =
+pub const ENDED: &str =
     "the token or the certificate of this connection has expired or was revoked";
 
 /// Of a peer's own text, an error repeats at most this many characters.

@@ -12,14 +12,13 @@ use std::{
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use serde_json::json;
 use socket2::SockRef;
 
 use super::{
     ListenerSettings, Listening, Shared,
-    admission::{Admission, Admitted, Permit},
-    connection::{Farewell, RETRY_WHEN_BUSY_MS, notice},
-    session::{Session, tell_denied},
+    admission::{Admission, Refused},
+    connection::{Advance, Connection, End, Farewell, RETRY_WHEN_BUSY_MS, notice, tell_denied},
+    peer::Peer,
     wait_for,
 };
 use crate::{
@@ -27,7 +26,7 @@ use crate::{
     config::Auth,
     dispatch::TOO_MANY_FAILURES,
     log::Limiter,
-    transport::{Socket, Stream},
+    system::{self, Channel},
     wire::Code,
 };
 
@@ -43,7 +42,7 @@ static ACCEPT_LINES: Limiter = Limiter::new();
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
 /// Starts the thread that accepts from one listener until the server drains.
-pub(super) fn start(
+pub(crate) fn start(
     listening: &Arc<Listening>,
     shared: &Arc<Shared>,
     admission: &Arc<Admission>,
@@ -108,7 +107,8 @@ impl Acceptor {
             match self.listening.listener.accept() {
                 Ok((stream, _)) => {
                     let Farewell { code, message } = Farewell::SHUTDOWN;
-                    self.refuse(stream, code, message, None);
+                    self.shared
+                        .refuse(&self.settings, stream, code, message, None);
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(_) => break,
@@ -133,13 +133,11 @@ impl Acceptor {
             && let Some(wait) = address.and_then(shut_out)
         {
             self.shared.metrics.auth_failures.add("too-many");
-            let details = json!({"retryAfterMs": wait.as_millis() as u64 + 1});
-            self.refuse(
-                stream,
-                Code::Unauthorized,
-                TOO_MANY_FAILURES,
-                Some(&details),
-            );
+            let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            let wait = Some(wait.saturating_add(1));
+            let (code, message) = (Code::Unauthorized, TOO_MANY_FAILURES);
+            self.shared
+                .refuse(&self.settings, stream, code, message, wait);
             return;
         }
         // A peer that is gone already is found out by the first read.
@@ -147,63 +145,26 @@ impl Acceptor {
         let number = NEXT_CONNECTION.fetch_add(1, Relaxed);
         let shared = Arc::clone(&self.shared);
         let listener = Arc::clone(&self.settings);
-        let socket = Socket::new(stream);
-        let own = socket.clone();
-        let job = move |permit: Permit| Session::start(number, own, peer, listener, shared, permit);
-        let limits = &self.shared.settings;
-        let message = match self.admission.admit(address, Box::new(job)) {
-            Admitted::Yes => return,
-            Admitted::InPlace => {
-                self.shared.metrics.evicted.add(1);
-                self.shared.metrics.count_error(Some(Code::ServerBusy));
-                return;
+        let job = Box::new(move |permit| match permit {
+            Ok(permit) => {
+                let poller = Arc::clone(&shared);
+                let new = Connection::new(number, stream, peer, listener, shared, permit);
+                if let Some(Err(error)) = new.map(|new| poller.poller.begin(Box::new(new))) {
+                    static LINES: Limiter = Limiter::new();
+                    if LINES.allows("no room at the poller") {
+                        tracing::error!(
+                            "a connection is closed, the poller can't watch it: {error}; is fs.epoll.max_user_watches too low?"
+                        );
+                    }
+                }
             }
-            Admitted::Full => format!(
-                "no room for another connection, the limit is {}",
-                limits.max_connections
-            ),
-            Admitted::TooMany => {
-                format!(
-                    "no room for another connection of {}, the limit is {}",
-                    peer.ip(),
-                    limits.per_address
-                )
-            }
-        };
-        self.shared.metrics.refused.add(1);
-        let details = json!({"retryAfterMs": RETRY_WHEN_BUSY_MS});
-        self.refuse_socket(socket, Code::ServerBusy, &message, Some(&details));
-    }
-
-    /// Sends a few bytes without waiting, and leaves the rest to `linger`. A
-    /// socket that was just accepted has room for them. Where TLS is spoken,
-    /// nothing can be said yet.
-    fn refuse(
-        &self,
-        stream: TcpStream,
-        code: Code,
-        message: &str,
-        details: Option<&serde_json::Value>,
-    ) {
-        self.refuse_socket(Socket::new(stream), code, message, details);
-    }
-
-    fn refuse_socket(
-        &self,
-        socket: Socket,
-        code: Code,
-        message: &str,
-        details: Option<&serde_json::Value>,
-    ) {
-        if self.settings.tls.is_some() {
-            return;
-        }
-        self.shared.metrics.count_error(Some(code));
-        if socket.try_write(&notice(code, message, details)).is_ok() {
-            let stream = Stream::plain(socket);
-            stream.half_close();
-            self.shared.linger.take(stream);
-        }
+            Err(refused) => shared.refuse_newcomer(&listener, stream, peer, refused),
+        });
+        self.admission.admit(address, job, |idle| {
+            let evicted = self.shared.evict(idle);
+            self.shared.metrics.evicted.add(u64::from(evicted));
+            evicted
+        });
     }
 
     fn recovered(&mut self) {
@@ -227,6 +188,77 @@ impl Acceptor {
         }
         self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
         self.wait(Some(self.pause));
+    }
+}
+
+impl Shared {
+    /// Sends away a stranger who waits, for somebody else; says whether that
+    /// was to be.
+    fn evict(&self, idle: &Peer) -> bool {
+        let may_leave = |connection: &Connection| {
+            let peer = connection.peer();
+            peer.number() == idle.number() && peer.idle_as_stranger().is_some()
+        };
+        let Some(mut connection) = self.poller.take_if(idle.slot(), may_leave) else {
+            return false;
+        };
+        connection.ends(End::Farewell(Farewell::EVICTED));
+        if matches!(connection.advance(system::now()), Advance::Wait)
+            && self.poller.put_back(connection)
+        {
+            self.poller.poke();
+        }
+        true
+    }
+
+    fn refuse_newcomer(
+        &self,
+        listener: &ListenerSettings,
+        stream: TcpStream,
+        peer: SocketAddr,
+        refused: Refused,
+    ) {
+        let limits = &self.settings;
+        let message = match refused {
+            Refused::Full => format!(
+                "no room for another connection, the limit is {}",
+                limits.max_connections
+            ),
+            Refused::TooMany => format!(
+                "no room for another connection of {}, the limit is {}",
+                peer.ip(),
+                limits.per_address
+            ),
+        };
+        self.metrics.refused.add(1);
+        let wait = Some(RETRY_WHEN_BUSY_MS);
+        self.refuse(listener, stream, Code::ServerBusy, &message, wait);
+    }
+
+    /// Sends a few bytes without waiting, and leaves the rest to `linger`. A
+    /// socket that was just accepted has room for them. Where TLS is spoken,
+    /// nothing can be said yet.
+    fn refuse(
+        &self,
+        listener: &ListenerSettings,
+        stream: TcpStream,
+        code: Code,
+        message: &str,
+        retry_after_ms: Option<u64>,
+    ) {
+        if listener.tls.is_some() {
+            return;
+        }
+        self.metrics.count_error(Some(code));
+        let Ok(mut channel) = Channel::new(stream, None) else {
+            return;
+        };
+        if channel
+            .write(&notice(code, message, retry_after_ms))
+            .is_ok()
+        {
+            self.linger.take(channel);
+        }
     }
 }
 

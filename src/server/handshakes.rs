@@ -16,17 +16,17 @@ const MAX_HANDSHAKES: usize = 8;
 
 /// How many there are by address. There are never more than connections.
 #[derive(Default)]
-pub(super) struct Handshakes(Mutex<HashMap<IpAddr, usize>>);
+pub(crate) struct Handshakes(Mutex<HashMap<IpAddr, usize>>);
 
 /// One of them, until it is dropped.
-pub(super) struct Handshake {
+pub(crate) struct Handshake {
     all: Arc<Handshakes>,
     address: IpAddr,
 }
 
 impl Handshakes {
     /// One more of an address, if it may.
-    pub(super) fn begin(self: &Arc<Self>, address: IpAddr) -> Option<Handshake> {
+    pub(crate) fn begin(self: &Arc<Self>, address: IpAddr) -> Option<Handshake> {
         let address = whole_address(address);
         let mut by_address = self.lock();
         let count = by_address.entry(address).or_default();

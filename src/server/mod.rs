@@ -1,28 +1,19 @@
 //! Connections: accepted, admitted, served by one thread at a time, and ended
 //! in order. In reading order: [`Server`] (start and drain), `acceptor`,
-//! `admission` (slots and threads), `poller` (where connections wait),
-//! `chooser` (whether they do), `connection` (what is shared about one),
-//! `phase` (who is busy on it), `handshakes` (how many of those that have
-//! failed too often), `session` (what its threads do), `linger` (the
-//! last two seconds).
+//! `admission` (slots), `connection` (one of them, as its owner has it), `peer`
+//! (as others see it), `poller` (where it waits), `workers` (who serves it),
+//! and `system` (what they stand on).
 
 mod acceptor;
-mod admission;
-mod chooser;
-mod connection;
+pub(crate) mod admission;
+pub(crate) mod connection;
 mod handshakes;
-mod linger;
 mod outbox;
-mod phase;
-mod poller;
-mod running;
-mod session;
+pub(crate) mod peer;
+pub(crate) mod poller;
+pub(crate) mod running;
 mod shutdown_event;
-
-/// What `phase` is made of; its check of interleavings brings its own.
-mod sync {
-    pub(super) use std::sync::atomic::{AtomicU32, Ordering};
-}
+pub(crate) mod workers;
 
 use std::{
     fmt, io,
@@ -35,31 +26,32 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[allow(unused_imports, reason = "the simulation opens no files")]
 pub use admission::raise_open_files;
 use admission::{Admission, Shares};
 use arc_swap::ArcSwap;
-use connection::{Connection, Farewell};
+use connection::{Farewell, News};
 use handshakes::Handshakes;
 use ipnet::IpNet;
-pub use linger::MAX_ENDING;
-use linger::{LINGER, Linger};
+use peer::Peer;
 use poller::Poller;
 use running::RunningCalls;
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
+    event::{PollFd, Timespec, poll},
     io::Errno,
 };
 use shutdown_event::ShutdownEvent;
+use workers::{Worker, pollers};
 
 use crate::{
     access::{Access, Terms},
     budget::Budget,
-    config::Waiting,
     dispatch::Handle,
     metrics::{
         Metrics, Traffic,
         snapshot::{CallRow, ConnectionRow, Totals},
     },
+    system::{LINGER, Linger, Pool},
     transport::{Inherited, ServerTls, SocketOptions, listen, listen_all, resolve},
     wire::Code,
 };
@@ -67,16 +59,6 @@ use crate::{
 /// Of `drain_timeout`, the part after calls are stopped, for their peers to be
 /// told and to read it; half of it at most.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-
-/// Threads beyond one for each connection, for connections whose thread is in
-/// a slow call: a quarter of `max_connections`, at least this many.
-const FEWEST_SPARE_THREADS: usize = 16;
-
-/// How often the drain looks at what happens without it.
-const DRAIN_ROUND: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 20_000_000,
-};
 
 /// What the server needs to know; all bounds were checked before.
 #[derive(Debug, Clone)]
@@ -89,8 +71,11 @@ pub struct ServerSettings {
     pub options: SocketOptions,
     /// Connections at the same time.
     pub max_connections: usize,
-    /// Where they wait for their next request.
-    pub waiting: Waiting,
+    /// Threads that serve them.
+    pub max_threads: usize,
+    /// How long a thread waits for the next request of a peer that it has
+    /// answered, before it serves others.
+    pub linger: Duration,
     /// Of them, those kept for peers who have shown who they are.
     pub reserved: usize,
     /// Of them, those of one address; 0 for no bound.
@@ -121,7 +106,7 @@ pub struct ServerSettings {
     pub connection_max_age: Option<Duration>,
     /// For begun requests when the server stops.
     pub drain_timeout: Duration,
-    /// Stack of a connection's thread, in bytes.
+    /// Stack of each of those threads, in bytes.
     pub thread_stack: usize,
     /// Bytes for large messages and answers; shared with the sandbox.
     pub memory: Arc<Budget>,
@@ -181,27 +166,30 @@ struct Listening {
 
 /// What all threads of the server share.
 pub(crate) struct Shared {
-    settings: ServerSettings,
-    handle: Arc<dyn Handle>,
-    metrics: Arc<Metrics>,
-    access: Arc<Access>,
-    drain: Arc<DrainFlags>,
-    linger: Linger,
-    handshakes: Arc<Handshakes>,
-    poller: Arc<Poller>,
+    pub(crate) settings: Arc<ServerSettings>,
+    pub(crate) handle: Arc<dyn Handle>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) access: Arc<Access>,
+    pub(crate) drain: Arc<DrainFlags>,
+    pub(crate) linger: Linger,
+    pub(crate) handshakes: Arc<Handshakes>,
+    pub(crate) poller: Poller,
+    pub(crate) threads: Pool,
     /// Calls that take long.
-    running: Arc<RunningCalls>,
+    pub(crate) running: Arc<RunningCalls>,
 }
 
 /// How far the end of the server has come. Rises only.
 #[derive(Debug)]
 pub(crate) struct DrainFlags {
     /// Readable from the moment that the server drains, for those who poll.
-    wake: ShutdownEvent,
+    pub(crate) wake: ShutdownEvent,
     /// No call is begun any more.
-    draining: AtomicBool,
+    pub(crate) draining: AtomicBool,
+    /// Peers that were told and do not take it are cut off.
+    pub(crate) cuts_off: AtomicBool,
     /// Calls that still run are stopped.
-    stop_calls: AtomicBool,
+    pub(crate) stop_calls: AtomicBool,
 }
 
 /// A running server. Dropping it without [`Server::drain`] leaves its threads
@@ -244,7 +232,7 @@ impl fmt::Display for ListenError {
         let Some((host, port)) = place else {
             return write!(
                 f,
-                "the system refuses threads or pipes that the server needs: {source}"
+                "the system refuses threads, pipes or epoll, which the server needs: {source}"
             );
         };
         write!(f, "can't listen on {host} port {port}: {source}")?;
@@ -319,30 +307,26 @@ impl Server {
             source,
         };
         let linger = Linger::start(settings.max_ending).map_err(error)?;
-        let shares = Shares {
+        let admission = Admission::new(Shares {
             connections: settings.max_connections,
             strangers: settings.max_connections - settings.reserved,
             per_address: settings.per_address,
-            spare_threads: (settings.max_connections / 4).max(FEWEST_SPARE_THREADS),
-        };
-        let admission = Admission::new(shares, settings.thread_stack);
-        let drain = Arc::new(DrainFlags::new().map_err(error)?);
-        let poller = Arc::new(Poller::new(&settings, &admission).map_err(error)?);
-        if !poller.begin() {
-            return Err(error(io::Error::other("the system refuses threads")));
-        }
-        let running = Arc::default();
+        });
         let shared = Arc::new(Shared {
-            settings,
+            drain: Arc::new(DrainFlags::new().map_err(error)?),
+            poller: Poller::new(settings.max_connections).map_err(error)?,
+            threads: Pool::new(pollers(), settings.max_threads, settings.thread_stack),
+            settings: Arc::new(settings),
             handle,
             metrics,
             access,
-            drain,
             linger,
             handshakes: Arc::default(),
-            poller,
-            running,
+            running: Arc::default(),
         });
+        if !(0..pollers()).all(|_| Worker::start(&shared)) {
+            return Err(error(io::Error::other("the system refuses threads")));
+        }
         let mut acceptors = Vec::new();
         for listening in &listeners {
             acceptors.push(acceptor::start(listening, &shared, &admission).map_err(error)?);
@@ -387,7 +371,7 @@ impl Server {
             acceptors,
         } = self;
         let begun = Instant::now();
-        let connections = admission.connections().count();
+        let connections = admission.peers().count();
         shared.drain.begin();
         for acceptor in acceptors {
             let _ = acceptor.join();
@@ -399,11 +383,15 @@ impl Server {
         // Peers that were told at once have their two seconds; only calls may
         // take longer.
         let told = (Instant::now() + LINGER).min(stop);
-        shared.tell_quiet_ones(&admission, told);
-        if !admission.wait_until_empty(told) {
-            for connection in admission.connections() {
-                connection.cut_off_if_told();
+        let tell_all = || {
+            for peer in admission.peers() {
+                shared.poller.tell(peer.slot(), News::FAREWELL);
             }
+        };
+        tell_all();
+        if !admission.wait_until_empty(told) {
+            shared.drain.cuts_off.store(true, SeqCst);
+            tell_all();
         }
         if !admission.wait_until_empty(stop) {
             shared.drain.stop_calls.store(true, SeqCst);
@@ -415,35 +403,8 @@ impl Server {
         shared.poller.end();
         Drained {
             connections,
-            cut_off: admission.connections().count(),
+            cut_off: admission.peers().count(),
             elapsed: begun.elapsed(),
-        }
-    }
-}
-
-impl Shared {
-    /// Tells every connection that nobody calls on. Most peers have room for
-    /// that at once; the others have until the deadline to make some.
-    fn tell_quiet_ones(&self, admission: &Admission, deadline: Instant) {
-        let mut unsent: Vec<Arc<Connection>> = Vec::new();
-        for connection in admission.connections() {
-            if connection.tell_if_quiet(Code::ShuttingDown, Farewell::SHUTDOWN.message) {
-                self.metrics.count_error(Some(Code::ShuttingDown));
-                if !connection.send_last_word() {
-                    unsent.push(connection);
-                }
-            }
-        }
-        while !unsent.is_empty() && Instant::now() < deadline {
-            let mut polled = Vec::new();
-            for connection in &unsent {
-                polled.push(PollFd::new(
-                    connection.stream().socket().stream(),
-                    PollFlags::OUT,
-                ));
-            }
-            wait_for(&mut polled, Some(&DRAIN_ROUND));
-            unsent.retain(|connection| !connection.send_last_word());
         }
     }
 }
@@ -490,39 +451,34 @@ impl View {
     pub fn close(&self, connection: u64) -> bool {
         let found = self
             .admission
-            .connections()
-            .find(|open| open.number() == connection);
-        let Some(connection) = found else {
-            return false;
-        };
-        self.dismiss(&connection, Farewell::CLOSED);
-        true
+            .peers()
+            .find(|peer| peer.number() == connection);
+        found.is_some_and(|peer| {
+            self.dismiss(&peer, Farewell::CLOSED);
+            true
+        })
     }
 
     /// Closes all connections of a principal in the same way; says how many.
     #[must_use]
     pub fn close_principal(&self, principal: &str) -> usize {
-        let of_it = self
-            .admission
-            .connections()
-            .filter(|connection| connection.is_of(principal));
+        let of_it = self.admission.peers().filter(|peer| peer.is_of(principal));
         of_it
-            .inspect(|connection| self.dismiss(connection, Farewell::PRINCIPAL_CLOSED))
+            .inspect(|peer| self.dismiss(peer, Farewell::PRINCIPAL_CLOSED))
             .count()
     }
 
-    fn dismiss(&self, connection: &Connection, why: Farewell) {
-        if connection.dismiss(why) {
-            self.shared.metrics.count_error(Some(why.code));
-        }
+    fn dismiss(&self, peer: &Peer, why: Farewell) {
+        peer.retire(why);
+        self.shared.poller.tell(peer.slot(), News::FAREWELL);
     }
 
     /// Open connections, oldest first.
     #[must_use]
     pub fn connections(&self) -> Vec<ConnectionRow> {
-        let mut open: Vec<_> = self.admission.connections().collect();
-        open.sort_by_key(|connection| connection.number());
-        open.iter().map(|connection| connection.row()).collect()
+        let mut open: Vec<_> = self.admission.peers().collect();
+        open.sort_by_key(|peer| peer.number());
+        open.iter().map(|peer| peer.row()).collect()
     }
 
     /// Sums over the whole server.
@@ -535,8 +491,8 @@ impl View {
         let sum = Traffic::default();
         sum.absorb(&metrics.ended);
         let mut connections = 0;
-        for connection in self.admission.connections() {
-            connection.traffic().add_unless_ended(&sum);
+        for peer in self.admission.peers() {
+            peer.traffic().add_unless_ended(&sum);
             connections += 1;
         }
         metrics.published.rise_to(&sum);
@@ -546,7 +502,7 @@ impl View {
             uptime_seconds: metrics.uptime().as_secs_f64(),
             connections,
             max_connections: self.shared.settings.max_connections as u64,
-            threads: self.admission.threads() as u64,
+            threads: self.shared.threads.threads() as u64,
             memory: self.shared.settings.memory.used() as u64,
             max_memory: self.shared.settings.memory.limit() as u64,
             accepted: metrics.accepted.get(),
@@ -573,22 +529,27 @@ impl View {
 }
 
 impl DrainFlags {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let wake = ShutdownEvent::new()?;
         Ok(Self {
             wake,
             draining: AtomicBool::new(false),
+            cuts_off: AtomicBool::new(false),
             stop_calls: AtomicBool::new(false),
         })
     }
 
-    fn begin(&self) {
+    pub(crate) fn begin(&self) {
         self.draining.store(true, SeqCst);
         self.wake.set();
     }
 
     fn draining(&self) -> bool {
         self.draining.load(SeqCst)
+    }
+
+    fn is_cutting_off(&self) -> bool {
+        self.cuts_off.load(SeqCst)
     }
 
     fn calls_stopped(&self) -> bool {

@@ -1,42 +1,102 @@
 //! Answers that have not left yet, in the order in which they leave.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, mem, sync::Arc, time::SystemTime};
 
 use crate::{
     budget::{Budget, Charge},
-    wire::reassembly::KEPT_SIZE,
+    dispatch::Outcome,
+    metrics::Traffic,
+    wire::{
+        Header, Kind,
+        message::{write_error, write_head, write_message_bytes},
+        reassembly::KEPT_SIZE,
+    },
 };
 
 /// A payload of this many bytes or more is not copied to the others, but
 /// leaves from where the service's answer was put.
-pub(super) const LARGE: usize = 32 * 1024;
+pub(crate) const LARGE: usize = 32 * 1024;
 
 /// Bytes that wait to be written.
-pub(super) struct Outbox {
+pub(crate) struct Outbox {
     /// Small answers gather in one part, a large payload is one of its own.
-    /// Invariant: there is at least one, and only the last one may be empty.
+    /// Invariant: only the last one may be empty.
     parts: VecDeque<Vec<u8>>,
-    /// Of the first part. Invariant: `sent <= parts[0].len()`.
+    /// Of the first part. Invariant: at most its length.
     sent: usize,
-    /// A write failed; nothing can be sent any more.
-    pub(super) broken: bool,
     /// Memory of the parts beyond what every connection keeps. Answers are
     /// there already: they are never refused for it, others wait.
     charge: Charge,
 }
 
 impl Outbox {
-    pub(super) fn new(memory: &Arc<Budget>) -> Self {
+    pub(crate) fn new(memory: &Arc<Budget>) -> Self {
         Self {
-            parts: VecDeque::from([Vec::new()]),
+            parts: VecDeque::new(),
             sent: 0,
-            broken: false,
             charge: Charge::none(memory),
         }
     }
 
+    /// Puts an answer behind what is there, and counts it.
+    pub(crate) fn answer(
+        &mut self,
+        header: Option<&Header<'_>>,
+        outcome: Outcome,
+        traffic: &Traffic,
+    ) {
+        match (outcome, header) {
+            (Outcome::Silence, _) | (Outcome::Json(_) | Outcome::Binary(_), None) => return,
+            (Outcome::Json(text), Some(header)) => self.respond(header, text.into_bytes(), false),
+            (Outcome::Binary(bytes), Some(header)) => self.respond(header, bytes, true),
+            (Outcome::Error(_, body), header) => {
+                traffic.errors.add(1);
+                write_error(self.end(), header, &body, SystemTime::now());
+            }
+        }
+        traffic.messages_out.add(1);
+        self.recharge();
+    }
+
+    /// A RESPONSE; a large payload is not copied once more.
+    fn respond(&mut self, request: &Header<'_>, payload: Vec<u8>, binary: bool) {
+        let header = Header {
+            kind: Kind::Response,
+            parent_request_id: None,
+            timeout: None,
+            ..*request
+        };
+        if payload.len() < LARGE {
+            write_message_bytes(self.end(), &header, &payload, binary);
+        } else {
+            write_head(self.end(), &header, payload.len(), binary);
+            self.push(payload);
+        }
+    }
+
+    /// Puts a frame behind what is there.
+    pub(crate) fn push_frame(&mut self, frame: &[u8]) {
+        self.end().extend_from_slice(frame);
+        self.recharge();
+    }
+
+    /// Puts all that another one has, and has not begun to send, behind what
+    /// is there.
+    pub(crate) fn append(&mut self, other: &mut Self) {
+        assert_eq!(other.sent, 0, "the other one sends nothing itself");
+        for part in mem::take(&mut other.parts) {
+            if part.len() >= LARGE {
+                self.push(part);
+            } else {
+                self.end().extend_from_slice(&part);
+            }
+        }
+        other.recharge();
+        self.recharge();
+    }
+
     /// Where the next small thing is written to.
-    pub(super) fn end(&mut self) -> &mut Vec<u8> {
+    fn end(&mut self) -> &mut Vec<u8> {
         if self.parts.is_empty() {
             self.parts.push_back(Vec::new());
         }
@@ -45,18 +105,21 @@ impl Outbox {
     }
 
     /// Puts a large payload behind what is there.
-    pub(super) fn push(&mut self, payload: Vec<u8>) {
+    fn push(&mut self, payload: Vec<u8>) {
+        if self.parts.back().is_some_and(Vec::is_empty) {
+            self.parts.pop_back();
+        }
         self.parts.push_back(payload);
         self.parts.push_back(Vec::new());
     }
 
     /// What is to be written next; empty if nothing waits.
-    pub(super) fn next(&self) -> &[u8] {
-        &self.parts[0][self.sent..]
+    pub(crate) fn next(&self) -> &[u8] {
+        self.parts.front().map_or(&[], |part| &part[self.sent..])
     }
 
     /// So much of that was written.
-    pub(super) fn advance(&mut self, sent: usize) {
+    pub(crate) fn advance(&mut self, sent: usize) {
         self.sent += sent;
         assert!(
             self.sent <= self.parts[0].len(),
@@ -74,25 +137,27 @@ impl Outbox {
     }
 
     /// Bytes that wait.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.parts.iter().map(Vec::len).sum::<usize>() - self.sent
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.next().is_empty()
     }
 
     /// Drops what waits, and gives back what it took.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.parts.truncate(1);
-        self.parts[0].clear();
-        self.parts[0].shrink_to(KEPT_SIZE);
+        if let Some(part) = self.parts.front_mut() {
+            part.clear();
+            part.shrink_to(KEPT_SIZE);
+        }
         self.sent = 0;
         self.recharge();
     }
 
     /// Counts the memory of what was put in.
-    pub(super) fn recharge(&mut self) {
+    fn recharge(&mut self) {
         let held: usize = self.parts.iter().map(Vec::capacity).sum();
         let beyond = held.saturating_sub(KEPT_SIZE);
         if beyond != self.charge.held() {

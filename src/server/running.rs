@@ -17,7 +17,7 @@ use std::{
 use crate::{metrics::snapshot::CallRow, wire::Header};
 
 /// One slow call.
-pub(super) struct Running {
+pub(crate) struct Running {
     id: u64,
     connection: u64,
     request_id: String,
@@ -31,26 +31,26 @@ pub(super) struct Running {
 }
 
 impl Running {
-    pub(super) fn waits(&self, waits: bool) {
+    pub(crate) fn waits(&self, waits: bool) {
         self.waits.store(waits, Relaxed);
     }
 
     /// Whether the operator wants it stopped.
-    pub(super) fn is_killed(&self) -> bool {
+    pub(crate) fn is_killed(&self) -> bool {
         self.killed.load(SeqCst)
     }
 }
 
 /// All of them. There are never more than threads.
 #[derive(Default)]
-pub(super) struct RunningCalls {
+pub(crate) struct RunningCalls {
     next: AtomicU64,
     calls: Mutex<BTreeMap<u64, Arc<Running>>>,
 }
 
 impl RunningCalls {
     /// Lists a call for as long as what this returns is kept.
-    pub(super) fn list(
+    pub(crate) fn list(
         self: &Arc<Self>,
         connection: u64,
         header: Option<&Header<'_>>,
@@ -85,7 +85,7 @@ impl RunningCalls {
     }
 
     /// Copies, oldest first.
-    pub(super) fn rows(&self) -> Vec<CallRow> {
+    pub(crate) fn rows(&self) -> Vec<CallRow> {
         let now = Instant::now();
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let row = |call: &Arc<Running>| CallRow {
@@ -107,7 +107,7 @@ impl RunningCalls {
     }
 
     /// Has a call stopped by its next tick; false if there is none.
-    pub(super) fn kill(&self, id: u64) -> bool {
+    pub(crate) fn kill(&self, id: u64) -> bool {
         self.lock()
             .get(&id)
             .map(|call| call.killed.store(true, SeqCst))
@@ -120,9 +120,9 @@ impl RunningCalls {
 }
 
 /// A call that is listed until this is dropped.
-pub(super) struct Listed {
+pub(crate) struct Listed {
     all: Arc<RunningCalls>,
-    pub(super) call: Arc<Running>,
+    pub(crate) call: Arc<Running>,
 }
 
 impl Drop for Listed {

@@ -11,7 +11,7 @@ use std::{
 /// A pipe whose end is closed: that can't fail, and there is no system without
 /// pipes.
 #[derive(Debug)]
-pub(super) struct ShutdownEvent {
+pub(crate) struct ShutdownEvent {
     reader: PipeReader,
     writer: Mutex<Option<PipeWriter>>,
 }
@@ -19,7 +19,7 @@ pub(super) struct ShutdownEvent {
 impl ShutdownEvent {
     /// # Errors
     /// If the system has no descriptor left.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let (reader, writer) = pipe()?;
         Ok(Self {
             reader,
@@ -28,7 +28,7 @@ impl ShutdownEvent {
     }
 
     /// Wakes all who poll, now and later.
-    pub(super) fn set(&self) {
+    pub(crate) fn set(&self) {
         drop(
             self.writer
                 .lock()

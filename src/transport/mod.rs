@@ -1,11 +1,14 @@
 //! Sockets: how they are opened, and reads and writes that end at a deadline,
 //! with TLS or without.
 
+#[cfg(feature = "runtime")]
+mod channel;
 mod client_tls;
 #[cfg(feature = "runtime")]
 mod inherited;
 mod listener;
 mod pem;
+#[cfg(feature = "runtime")]
 mod proxy;
 #[cfg(feature = "runtime")]
 mod server_tls;
@@ -14,12 +17,15 @@ mod tls;
 #[cfg(feature = "runtime")]
 mod validity;
 
+#[cfg(feature = "runtime")]
+pub use channel::{Channel, Received};
 pub use client_tls::{ClientTls, client_config};
 #[cfg(feature = "runtime")]
 pub use inherited::Inherited;
 pub use listener::{SocketOptions, is_absent, listen, listen_all, resolve, resolve_until};
 pub use pem::TlsError;
-pub use proxy::{Proxied, read_proxy_header};
+#[cfg(feature = "runtime")]
+pub use proxy::Proxied;
 #[cfg(feature = "runtime")]
 pub use server_tls::{ClientCertificate, ServerTls};
 pub use stream::{Socket, Stream};

@@ -5,20 +5,18 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Instant,
 };
-
-use super::Socket;
 
 const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 const FIXED_SIZE: usize = 16;
 /// What a header of version 1 begins with.
 const V1_START: &[u8] = b"PROXY ";
-/// Longest header of version 1, with CR and LF; both versions are longer than
-/// the signature of version 2.
+/// Longest header of version 1, with CR and LF.
 const V1_SIZE: usize = 107;
 /// Addresses and what may follow them; the header's own field allows 64 KiB.
 const MAX_REST: usize = 4096;
+/// Longest header, in bytes.
+pub(super) const MAX_SIZE: usize = FIXED_SIZE + MAX_REST;
 
 /// For whom a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,54 +28,46 @@ pub enum Proxied {
     Balancer,
 }
 
-/// Reads the header, and not a byte more.
+/// The header that a stream begins with, and its length; none as long as it is
+/// not whole.
 ///
 /// # Errors
-/// `InvalidData` if it is none, `TimedOut` at the deadline, `UnexpectedEof`
-/// if the stream ends.
-pub fn read_proxy_header(socket: &Socket, deadline: Instant) -> io::Result<Proxied> {
-    let mut fixed = [0; FIXED_SIZE];
-    let (signature, rest) = fixed.split_at_mut(SIGNATURE.len());
-    read_exact(socket, signature, deadline)?;
-    if signature.starts_with(V1_START) {
-        let line = read_line(socket, signature, deadline)?;
-        return parse_line(&line).map_err(invalid);
-    }
-    read_exact(socket, rest, deadline)?;
-    let (command, family, length) = parse_fixed(&fixed).map_err(invalid)?;
-    let mut rest = vec![0; length];
-    read_exact(socket, &mut rest, deadline)?;
-    parse_rest(command, family, &rest).map_err(invalid)
+/// `InvalidData` if it is none.
+pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<(Proxied, usize)>> {
+    let parsed = if bytes.starts_with(&V1_START[..bytes.len().min(V1_START.len())]) {
+        parse_v1(bytes)
+    } else {
+        parse_v2(bytes)
+    };
+    parsed.map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem))
 }
 
-fn invalid(problem: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, problem)
+/// Nothing says how long a header of version 1 is; it ends with its line.
+fn parse_v1(bytes: &[u8]) -> Result<Option<(Proxied, usize)>, &'static str> {
+    let line = &bytes[..bytes.len().min(V1_SIZE)];
+    let Some(end) = line.windows(2).position(|pair| pair == b"\r\n") else {
+        return if bytes.len() < V1_SIZE {
+            Ok(None)
+        } else {
+            Err("the PROXY header is longer than 107 bytes")
+        };
+    };
+    let length = end + 2;
+    parse_line(&line[..length]).map(|proxied| Some((proxied, length)))
 }
 
-fn read_exact(socket: &Socket, mut buf: &mut [u8], deadline: Instant) -> io::Result<()> {
-    while !buf.is_empty() {
-        match socket.read(buf, deadline)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            count => buf = &mut buf[count..],
-        }
+fn parse_v2(bytes: &[u8]) -> Result<Option<(Proxied, usize)>, &'static str> {
+    if !SIGNATURE.starts_with(&bytes[..bytes.len().min(SIGNATURE.len())]) {
+        return Err("no PROXY header where one is expected");
     }
-    Ok(())
-}
-
-/// The header of version 1 to its end. Nothing says how long it is, and what
-/// follows is not ours: two bytes at once, since it ends with two.
-fn read_line(socket: &Socket, start: &[u8], deadline: Instant) -> io::Result<Vec<u8>> {
-    let mut line = start.to_vec();
-    while !line.ends_with(b"\r\n") {
-        if line.len() >= V1_SIZE {
-            return Err(invalid("the PROXY header is longer than 107 bytes"));
-        }
-        let begun = line.len();
-        let more = if line.ends_with(b"\r") { 1 } else { 2 };
-        line.resize(begun + more, 0);
-        read_exact(socket, &mut line[begun..], deadline)?;
-    }
-    Ok(line)
+    let Some(fixed) = bytes.first_chunk() else {
+        return Ok(None);
+    };
+    let (command, family, length) = parse_fixed(fixed)?;
+    let Some(rest) = bytes.get(FIXED_SIZE..FIXED_SIZE + length) else {
+        return Ok(None);
+    };
+    parse_rest(command, family, rest).map(|proxied| Some((proxied, FIXED_SIZE + length)))
 }
 
 /// `PROXY TCP4 192.0.2.7 10.0.0.1 12345 80`: source, destination, their ports.
@@ -115,9 +105,6 @@ fn parse_line(line: &[u8]) -> Result<Proxied, &'static str> {
 
 /// Command, address family and the length of what follows.
 fn parse_fixed(fixed: &[u8; FIXED_SIZE]) -> Result<(u8, u8, usize), &'static str> {
-    if fixed[..12] != SIGNATURE {
-        return Err("no PROXY header where one is expected");
-    }
     let length = usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
     match (fixed[12] >> 4, fixed[12] & 0xf) {
         (2, command @ (0 | 1)) if length <= MAX_REST => Ok((command, fixed[13], length)),
@@ -158,10 +145,16 @@ fn parse_rest(command: u8, family: u8, rest: &[u8]) -> Result<Proxied, &'static 
 mod tests {
     use super::*;
 
-    fn parse(bytes: &[u8]) -> Result<Proxied, &'static str> {
-        let (fixed, rest) = bytes.split_first_chunk().unwrap();
-        let (command, family, length) = parse_fixed(fixed)?;
-        parse_rest(command, family, &rest[..length])
+    /// What all of it says, and what less of it does not say yet.
+    fn whole(bytes: &[u8]) -> Option<Proxied> {
+        let (proxied, length) = parse(bytes).ok()??;
+        assert_eq!(length, bytes.len());
+        for part in 0..length {
+            assert_eq!(parse(&bytes[..part]).unwrap(), None, "{part}");
+        }
+        let more = parse(&[bytes, b"\r\nrest"].concat()).unwrap();
+        assert_eq!(more, Some((proxied, length)));
+        Some(proxied)
     }
 
     fn header(version: u8, family: u8, rest: &[u8]) -> Vec<u8> {
@@ -176,19 +169,19 @@ mod tests {
     fn headers() {
         let v4 = [192, 0, 2, 7, 10, 0, 0, 1, 0x30, 0x39, 0, 80];
         let peer = Proxied::Peer("192.0.2.7:12345".parse().unwrap());
-        assert_eq!(parse(&header(0x21, 0x11, &v4)), Ok(peer));
+        assert_eq!(whole(&header(0x21, 0x11, &v4)), Some(peer));
         let mut with_more = v4.to_vec();
         with_more.extend([3, 0, 4, 1, 2, 3, 4]);
-        assert_eq!(parse(&header(0x21, 0x11, &with_more)), Ok(peer));
+        assert_eq!(whole(&header(0x21, 0x11, &with_more)), Some(peer));
         let mut v6 = [0; 36];
         v6[15] = 1;
         v6[33] = 9;
         assert_eq!(
-            parse(&header(0x21, 0x21, &v6)),
-            Ok(Proxied::Peer("[::1]:9".parse().unwrap()))
+            whole(&header(0x21, 0x21, &v6)),
+            Some(Proxied::Peer("[::1]:9".parse().unwrap()))
         );
-        assert_eq!(parse(&header(0x20, 0, &[])), Ok(Proxied::Balancer));
-        assert_eq!(parse(&header(0x21, 0, &[])), Ok(Proxied::Balancer));
+        assert_eq!(whole(&header(0x20, 0, &[])), Some(Proxied::Balancer));
+        assert_eq!(whole(&header(0x21, 0, &[])), Some(Proxied::Balancer));
         for wrong in [
             header(0x21, 0x11, &v4[..11]),
             header(0x21, 0x21, &v4),
@@ -203,7 +196,7 @@ mod tests {
 
     #[test]
     fn lines_of_version_1() {
-        let peer = |text: &str| Ok(Proxied::Peer(text.parse().unwrap()));
+        let peer = |text: &str| Proxied::Peer(text.parse().unwrap());
         for (line, expected) in [
             (
                 "PROXY TCP4 192.0.2.7 10.0.0.1 12345 80",
@@ -213,10 +206,11 @@ mod tests {
                 "PROXY TCP6 2001:db8::7 ::1 9 65535",
                 peer("[2001:db8::7]:9"),
             ),
-            ("PROXY UNKNOWN", Ok(Proxied::Balancer)),
-            ("PROXY UNKNOWN what ever 1", Ok(Proxied::Balancer)),
+            ("PROXY UNKNOWN", Proxied::Balancer),
+            ("PROXY UNKNOWN what ever 1", Proxied::Balancer),
         ] {
-            assert_eq!(parse_line(format!("{line}\r\n").as_bytes()), expected);
+            let line = format!("{line}\r\n");
+            assert_eq!(whole(line.as_bytes()), Some(expected));
         }
         for wrong in [
             "PROXY TCP4 192.0.2.7 10.0.0.1 1",
@@ -230,50 +224,10 @@ mod tests {
             "PROXY tcp4 192.0.2.7 10.0.0.1 1 2",
             "PROXY UDP4 192.0.2.7 10.0.0.1 1 2",
         ] {
-            assert!(
-                parse_line(format!("{wrong}\r\n").as_bytes()).is_err(),
-                "{wrong}"
-            );
+            assert!(parse(format!("{wrong}\r\n").as_bytes()).is_err(), "{wrong}");
         }
-        assert!(parse_line(b"PROXY UNKNOWN\n").is_err());
-    }
-
-    /// Reads from a socket to which the bytes were sent, and what is left.
-    fn read(bytes: &[u8]) -> (io::Result<Proxied>, Vec<u8>) {
-        use std::io::{Read as _, Write as _};
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        near.write_all(bytes).unwrap();
-        near.shutdown(std::net::Shutdown::Write).unwrap();
-        let socket = Socket::new(listener.accept().unwrap().0);
-        let deadline = Instant::now() + std::time::Duration::from_secs(30);
-        let proxied = read_proxy_header(&socket, deadline);
-        let mut left = Vec::new();
-        socket.stream().read_to_end(&mut left).unwrap();
-        (proxied, left)
-    }
-
-    #[test]
-    fn not_a_byte_more_than_the_header_is_read() {
-        let peer = Proxied::Peer("192.0.2.7:1".parse().unwrap());
-        let v2 = header(0x21, 0x11, &[192, 0, 2, 7, 10, 0, 0, 1, 0, 1, 0, 2]);
-        for (start, expected) in [
-            (&b"PROXY UNKNOWN\r\n"[..], Proxied::Balancer),
-            (b"PROXY TCP4 192.0.2.7 10.0.0.1 1 2\r\n", peer),
-            (b"PROXY TCP4 192.0.2.7 10.0.0.1 1 22\r\n", peer),
-            (&v2, peer),
-        ] {
-            let (proxied, left) = read(&[start, b"\r\nrest"].concat());
-            assert_eq!((proxied.unwrap(), &*left), (expected, &b"\r\nrest"[..]));
-        }
+        assert_eq!(parse(b"PROXY UNKNOWN\n").unwrap(), None);
         let long = format!("PROXY UNKNOWN {}\r\n", "x".repeat(100));
-        assert_eq!(
-            read(long.as_bytes()).0.unwrap_err().kind(),
-            io::ErrorKind::InvalidData
-        );
-        assert_eq!(
-            read(b"PROXY TCP4 192.0.2.7").0.unwrap_err().kind(),
-            io::ErrorKind::UnexpectedEof
-        );
+        assert!(parse(long.as_bytes()).is_err());
     }
 }

@@ -480,63 +480,57 @@ fn revoke(server: &TestServer, file: &std::path::Path, id: &str) {
     server.wait_for_log("tokens");
 }
 
-/// `waiting` decides whether a thread or the poller looks after them.
 #[test]
 fn a_revoked_token_ends_silent_connections_and_those_that_keep_alive() {
-    for waiting in ["threads", "poller"] {
-        let setup = with_tokens(
-            setup(),
-            &format!(
-                "auth = \"required\"\nkeep_alive_interval = 200\nwaiting = \"{waiting}\"\n\
-                 max_connections = 4\nreserved_connections = 50\n[principals.default]\nrights = [\"*\"]"
-            ),
-        );
-        let (id, secret) = token(&setup, &["ann"]);
-        let (_, other) = token(&setup, &["bob"]);
-        let file = setup.dir.path().join("tokens.json");
-        let server = setup.start();
-        let come = |token: &str| {
-            let mut peer = server.connect();
-            assert!(hello(&mut peer, token).line.starts_with("RESPONSE"));
-            peer
-        };
-        let (mut silent, mut lively, mut calling) = (come(&secret), come(&secret), come(&secret));
-        let mut valid = come(&other);
-        calling.request_within("hostile.spin", "1", 2000, "{}");
-        server.until("it runs", |server| {
-            server.json("/calls")["calls"].as_array().unwrap().len() == 1
-        });
-        revoke(&server, &file, &id);
-        lively.send(&KEEPALIVE);
-        let said = loop {
-            // One that was sent before the revocation was seen is answered.
-            match lively.receive() {
-                Received::KeepAlive => lively.send(&KEEPALIVE),
-                Received::Message(said) => break said,
-                Received::End => panic!("without a word"),
-            }
-        };
-        assert_eq!(
-            (&*said.line, &*said.code()),
-            ("ERROR:system.error:1.0.0", "UNAUTHORIZED"),
-            "{waiting}"
-        );
-        assert_eq!(silent.message().code(), "UNAUTHORIZED", "{waiting}");
-        silent.expect_end();
-        // What was begun is answered.
-        assert_eq!(calling.message().code(), "TIMEOUT");
-        assert_eq!(calling.message().code(), "UNAUTHORIZED", "{waiting}");
-        assert_eq!(valid.ask("echo.say", "1").text(), "1");
-        drop((lively, calling));
-        server.until("their places are free", |server| {
-            server.json("/connections")["connections"]
-                .as_array()
-                .unwrap()
-                .len()
-                == 1
-        });
-        assert_eq!(come(&other).ask("echo.say", "1").text(), "1");
-    }
+    let setup = with_tokens(
+        setup(),
+        "auth = \"required\"\nkeep_alive_interval = 200\n\
+         max_connections = 4\nreserved_connections = 50\n[principals.default]\nrights = [\"*\"]",
+    );
+    let (id, secret) = token(&setup, &["ann"]);
+    let (_, other) = token(&setup, &["bob"]);
+    let file = setup.dir.path().join("tokens.json");
+    let server = setup.start();
+    let come = |token: &str| {
+        let mut peer = server.connect();
+        assert!(hello(&mut peer, token).line.starts_with("RESPONSE"));
+        peer
+    };
+    let (mut silent, mut lively, mut calling) = (come(&secret), come(&secret), come(&secret));
+    let mut valid = come(&other);
+    calling.request_within("hostile.spin", "1", 2000, "{}");
+    server.until("it runs", |server| {
+        server.json("/calls")["calls"].as_array().unwrap().len() == 1
+    });
+    revoke(&server, &file, &id);
+    lively.send(&KEEPALIVE);
+    let said = loop {
+        // One that was sent before the revocation was seen is answered.
+        match lively.receive() {
+            Received::KeepAlive => lively.send(&KEEPALIVE),
+            Received::Message(said) => break said,
+            Received::End => panic!("without a word"),
+        }
+    };
+    assert_eq!(
+        (&*said.line, &*said.code()),
+        ("ERROR:system.error:1.0.0", "UNAUTHORIZED"),
+    );
+    assert_eq!(silent.message().code(), "UNAUTHORIZED");
+    silent.expect_end();
+    // What was begun is answered.
+    assert_eq!(calling.message().code(), "TIMEOUT");
+    assert_eq!(calling.message().code(), "UNAUTHORIZED");
+    assert_eq!(valid.ask("echo.say", "1").text(), "1");
+    drop((lively, calling));
+    server.until("their places are free", |server| {
+        server.json("/connections")["connections"]
+            .as_array()
+            .unwrap()
+            .len()
+            == 1
+    });
+    assert_eq!(come(&other).ask("echo.say", "1").text(), "1");
 }
 
 #[test]
@@ -578,38 +572,32 @@ fn rights_and_rates_that_change_hold_for_open_connections() {
 
 #[test]
 fn connections_that_are_too_old_are_closed_in_order() {
-    for waiting in ["threads", "poller"] {
-        let server = setup()
-            .set(&format!(
-                "connection_max_age = 1000\nwaiting = \"{waiting}\""
-            ))
-            .start();
-        let begun = Instant::now();
-        let (mut silent, mut lively, mut calling) =
-            (server.connect(), server.connect(), server.connect());
-        assert_eq!(silent.ask("echo.say", "1").text(), "1");
-        calling.request_within("hostile.spin", "1", 2500, "{}");
-        let mut answers = 0;
-        let last = loop {
-            let said = lively.ask("echo.say", "1");
-            if said.line.starts_with("ERROR") {
-                break said;
-            }
-            answers += 1;
-        };
-        assert!(answers > 0 && begun.elapsed().as_millis() >= 990);
-        assert_eq!(
-            (&*last.line, &*last.code()),
-            ("ERROR:system.error:1.0.0", "SHUTTING_DOWN")
-        );
-        lively.expect_end();
-        assert_eq!(silent.message().code(), "SHUTTING_DOWN");
-        silent.expect_end();
-        assert_eq!(calling.message().code(), "TIMEOUT", "what was begun ends");
-        assert_eq!(calling.message().code(), "SHUTTING_DOWN");
-        calling.expect_end();
-        assert_eq!(server.connect().ask("echo.say", "1").text(), "1");
-    }
+    let server = setup().set("connection_max_age = 1000").start();
+    let begun = Instant::now();
+    let (mut silent, mut lively, mut calling) =
+        (server.connect(), server.connect(), server.connect());
+    assert_eq!(silent.ask("echo.say", "1").text(), "1");
+    calling.request_within("hostile.spin", "1", 2500, "{}");
+    let mut answers = 0;
+    let last = loop {
+        let said = lively.ask("echo.say", "1");
+        if said.line.starts_with("ERROR") {
+            break said;
+        }
+        answers += 1;
+    };
+    assert!(answers > 0 && begun.elapsed().as_millis() >= 990);
+    assert_eq!(
+        (&*last.line, &*last.code()),
+        ("ERROR:system.error:1.0.0", "SHUTTING_DOWN")
+    );
+    lively.expect_end();
+    assert_eq!(silent.message().code(), "SHUTTING_DOWN");
+    silent.expect_end();
+    assert_eq!(calling.message().code(), "TIMEOUT", "what was begun ends");
+    assert_eq!(calling.message().code(), "SHUTTING_DOWN");
+    calling.expect_end();
+    assert_eq!(server.connect().ask("echo.say", "1").text(), "1");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 /// Each module and the modules of the project that it may use.
-const MAY_USE: [(&str, &[&str]); 19] = [
+const MAY_USE: [(&str, &[&str]); 20] = [
     ("wire", &[]),
     ("reset", &[]),
     ("log", &[]),
@@ -36,10 +36,12 @@ const MAY_USE: [(&str, &[&str]); 19] = [
             "dispatch",
             "host",
             "metrics",
+            "system",
             "transport",
             "wire",
         ],
     ),
+    ("system", &["transport"]),
     ("admin", &["budget", "metrics", "wire"]),
     ("client", &["transport", "wire"]),
     ("project", &["sandbox"]),
@@ -60,6 +62,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
             "project",
             "sandbox",
             "server",
+            "system",
             "transport",
             "wire",
             "store",

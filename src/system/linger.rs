@@ -4,6 +4,7 @@
 
 use std::{
     io::{self, Read as _},
+    net::TcpStream,
     sync::{
         Arc, Condvar, Mutex, PoisonError,
         mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
@@ -12,17 +13,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::wait_for;
-use crate::transport::Stream;
+use crate::transport::Channel;
 
 /// How long a peer's bytes are dropped.
-pub(super) const LINGER: Duration = Duration::from_secs(2);
+pub const LINGER: Duration = Duration::from_secs(2);
 
 /// Sockets that end at the same time; one more is closed at once. They are
 /// open files besides those of the connections.
 pub const MAX_ENDING: usize = 1024;
+
+/// A pause where it fails, so that trying again does not keep a processor
+/// busy.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What is dropped in one read, in bytes, and how often one socket is read in
 /// a round.
@@ -36,8 +40,8 @@ const ROUND: Timespec = Timespec {
 };
 
 /// One thread that ends sockets, so that no other has to wait for it.
-pub(super) struct Linger {
-    sender: SyncSender<Stream>,
+pub struct Linger {
+    sender: SyncSender<TcpStream>,
     open: Arc<Open>,
 }
 
@@ -51,7 +55,10 @@ struct Open {
 impl Linger {
     /// Starts the thread, for so many sockets at the same time. It ends with
     /// the handle.
-    pub(super) fn start(limit: usize) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// If the system refuses a thread.
+    pub fn start(limit: usize) -> io::Result<Self> {
         let (sender, receiver) = sync_channel(limit);
         let open = Arc::new(Open {
             limit,
@@ -65,8 +72,10 @@ impl Linger {
         Ok(Self { sender, open })
     }
 
-    /// Takes a socket that was half-closed.
-    pub(super) fn take(&self, socket: Stream) {
+    /// Ends a connection whose last bytes were written.
+    pub fn take(&self, mut channel: Channel) {
+        channel.half_close();
+        let socket = channel.into_socket();
         // Those in the channel count as well, so it is never full.
         if self.open.begin() && self.sender.try_send(socket).is_err() {
             self.open.end(1);
@@ -74,7 +83,7 @@ impl Linger {
     }
 
     /// Waits for all sockets to end.
-    pub(super) fn wait_until_empty(&self, deadline: Instant) {
+    pub fn wait_until_empty(&self, deadline: Instant) {
         let remaining = deadline.saturating_duration_since(Instant::now());
         let count = self
             .open
@@ -106,8 +115,8 @@ impl Open {
     }
 }
 
-fn run(receiver: &Receiver<Stream>, open: &Open) {
-    let mut sockets: Vec<(Stream, Instant)> = Vec::new();
+fn run(receiver: &Receiver<TcpStream>, open: &Open) {
+    let mut sockets: Vec<(TcpStream, Instant)> = Vec::new();
     let mut waste = vec![0; WASTE_SIZE];
     loop {
         if sockets.is_empty() {
@@ -132,19 +141,20 @@ fn run(receiver: &Receiver<Stream>, open: &Open) {
     }
 }
 
-fn begin(socket: Stream) -> (Stream, Instant) {
-    let _ = socket.socket().stream().set_nonblocking(true);
+fn begin(socket: TcpStream) -> (TcpStream, Instant) {
     (socket, Instant::now() + LINGER)
 }
 
 /// Waits for a round at most; says of each socket whether there is something
 /// to read, its end included.
-fn wait(sockets: &[(Stream, Instant)]) -> Vec<bool> {
+fn wait(sockets: &[(TcpStream, Instant)]) -> Vec<bool> {
     let mut polled: Vec<_> = sockets
         .iter()
-        .map(|(socket, _)| PollFd::new(socket.socket().stream(), PollFlags::IN))
+        .map(|(socket, _)| PollFd::new(socket, PollFlags::IN))
         .collect();
-    wait_for(&mut polled, Some(&ROUND));
+    if poll(&mut polled, Some(&ROUND)).is_err() {
+        thread::sleep(PAUSE);
+    }
     polled
         .iter()
         .map(|socket| !socket.revents().is_empty())
@@ -153,9 +163,9 @@ fn wait(sockets: &[(Stream, Instant)]) -> Vec<bool> {
 
 /// Drops a bounded amount, so that no peer keeps the others waiting. False at
 /// the end of the stream.
-fn drop_bytes(socket: &Stream, waste: &mut [u8]) -> bool {
+fn drop_bytes(mut socket: &TcpStream, waste: &mut [u8]) -> bool {
     for _ in 0..MAX_READS {
-        match socket.socket().stream().read(waste) {
+        match socket.read(waste) {
             Ok(0) => return false,
             Ok(_) => {}
             Err(error) => {

@@ -4,33 +4,31 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{End, Session};
+use super::{Connection, End, Farewell};
 use crate::{
     access::{Failure, Identity, log_refusal},
     dispatch::ENDED,
     log::Limiter,
-    server::connection::Farewell,
     transport::{ServerTls, TlsFault},
     wire::Code,
 };
 
 /// A certificate that was valid when it was last verified.
-#[derive(Clone)]
-pub(super) struct Certificate {
+pub(crate) struct Certificate {
     /// The CAs and revocation lists that it was verified with.
     by: Arc<ServerTls>,
     expires: Option<Instant>,
 }
 
-impl Session {
+impl Connection {
     /// The handshake is done: whom the certificate stands for. It was verified
     /// with the handshake, but not where a session was resumed.
-    pub(super) fn read_certificate(&mut self) -> Result<(), End> {
-        let Some(by) = self.tls.clone().filter(|tls| tls.takes_certificates()) else {
-            return Ok(());
+    pub(crate) fn read_certificate(&mut self) {
+        let by = self.listener.tls.as_ref().map(|tls| tls.load_full());
+        let Some(by) = by.filter(|tls| tls.takes_certificates()) else {
+            return;
         };
-        let shown = self.connection.stream().peer_certificates();
-        match by.verify(shown.as_deref().unwrap_or_default()) {
+        match by.verify(self.shown()) {
             Ok(valid) => {
                 let expires = valid.expires;
                 let demanded = by.demands_certificate();
@@ -42,20 +40,18 @@ impl Session {
                     None if demanded => {}
                     None => self.log_unusable_certificate("no-name"),
                 }
-                Ok(())
             }
-            Err(TlsFault::NoCertificate) if !by.demands_certificate() => Ok(()),
+            Err(TlsFault::NoCertificate) if !by.demands_certificate() => {}
             Err(fault) if !by.demands_certificate() => {
                 self.log_unusable_certificate(fault.as_str());
-                Ok(())
             }
             Err(fault) => {
-                let metrics = &self.shared.metrics;
-                metrics.handshake_failures.add(fault.as_str());
-                self.shared
-                    .access
-                    .failed(&self.identity, Failure::Certificate);
-                Err(self.not_authenticated())
+                let Self {
+                    shared, identity, ..
+                } = self;
+                shared.metrics.handshake_failures.add(fault.as_str());
+                shared.access.failed(identity, Failure::Certificate);
+                self.is_not_authenticated();
             }
         }
     }
@@ -65,23 +61,41 @@ impl Session {
     fn log_unusable_certificate(&self, reason: &str) {
         static LINES: Limiter = Limiter::new();
         if LINES.allows("client certificate not usable") {
-            let (connection, peer) = (self.connection.number(), self.connection.peer());
+            let (connection, peer) = (self.peer.number(), self.peer.address());
             tracing::warn!(security = "authentication", connection, %peer, reason, "client certificate not usable, the peer is anonymous");
         }
+    }
+
+    fn shown(&self) -> &[rustls::pki_types::CertificateDer<'static>] {
+        let channel = self.channel.as_ref();
+        channel
+            .and_then(super::Channel::peer_certificates)
+            .unwrap_or_default()
+    }
+
+    /// The peer has shown who it is.
+    pub(crate) fn is_now(&mut self, identity: Identity) {
+        let (connection, principal) = (self.peer.number(), &*identity.principal.name);
+        tracing::debug!(connection, principal, "authenticated");
+        self.set_identity(identity);
+        self.checked = self.machine.arrived();
+        self.permit.is_known();
+        self.machine.is_known();
     }
 
     /// A message is about to be served: rights are those of the moment, and
     /// whoever serves it sees whether the credentials have ended.
     #[inline]
-    pub(super) fn update_identity(&mut self) {
+    pub(crate) fn update_identity(&mut self) {
         if let Some(current) = self.shared.access.current(&self.identity) {
             self.set_identity(current);
         }
+        let now = self.machine.arrived();
         if self.certificate.is_some() {
-            self.verify_if_changed(self.active);
+            self.verify_if_changed(now);
         }
-        if self.is_too_old(self.active) {
-            self.connection.retire(Farewell::TOO_OLD);
+        if self.is_too_old(now) {
+            self.peer.retire(Farewell::TOO_OLD);
         }
     }
 
@@ -100,8 +114,7 @@ impl Session {
         let Some(by) = self.listener.tls.as_ref().map(|tls| tls.load_full()) else {
             return;
         };
-        let shown = self.connection.stream().peer_certificates();
-        match by.verify(shown.as_deref().unwrap_or_default()) {
+        match by.verify(self.shown()) {
             Ok(valid) => {
                 let expires = valid.expires;
                 self.certificate = Some(Certificate { by, expires });
@@ -110,70 +123,60 @@ impl Session {
         }
     }
 
-    pub(super) fn set_identity(&mut self, identity: Identity) {
-        self.identity = Arc::new(identity.clone());
-        self.connection.is_now(identity);
+    pub(crate) fn set_identity(&mut self, identity: Identity) {
+        self.identity = Arc::new(identity);
+        self.peer.is_now(Arc::clone(&self.identity));
     }
 
-    /// A peer whose credentials have ended is told so.
-    pub(super) fn still_authenticated(&self) -> Result<(), End> {
-        if self.identity.has_ended() {
-            return Err(self.not_authenticated());
+    /// Whether the peer's credentials still hold; it ends where they do not.
+    pub(crate) fn is_authenticated(&mut self) -> bool {
+        let holds = !self.identity.has_ended();
+        if !holds {
+            self.is_not_authenticated();
         }
-        Ok(())
+        holds
     }
 
-    fn not_authenticated(&self) -> End {
+    fn is_not_authenticated(&mut self) {
         self.shared.metrics.auth_failures.add("ended");
         log_refusal(&self.identity, ENDED);
-        End::Notice(Code::Unauthorized, ENDED.into())
+        self.ends(End::Notice(Code::Unauthorized, ENDED.into()));
     }
 
     fn is_too_old(&self, now: Instant) -> bool {
         self.shared
             .settings
             .connection_max_age
-            .is_some_and(|most| now.saturating_duration_since(self.connection.begun()) >= most)
+            .is_some_and(|most| now.saturating_duration_since(self.peer.since()) >= most)
     }
 
-    /// Whether a silent peer is to be told something before it has been silent
-    /// for too long.
-    pub(super) fn is_expired(&self, now: Instant) -> bool {
-        self.identity.has_ended() || self.is_too_old(now)
-    }
-
-    /// When a thread that waits for a silent peer looks after it the next time.
-    pub(super) fn next_check(&self) -> Option<Instant> {
+    /// When the peer is to be looked after although it is silent.
+    pub(crate) fn next_check(&self) -> Option<Instant> {
+        if self.machine.end().is_some() {
+            return None;
+        }
         let settings = &self.shared.settings;
         let known = self.identity.is_known() || self.certificate.is_some();
         let credentials = known.then(|| self.checked + settings.keep_alive_interval);
         let most = settings.connection_max_age;
-        let age = most.and_then(|most| self.connection.begun().checked_add(most));
+        let most = most.filter(|_| self.peer.farewell().is_none());
+        let age = most.and_then(|most| self.peer.since().checked_add(most));
         credentials.into_iter().chain(age).min()
     }
 
-    /// Before a thread waits: whether the peer may stay.
-    pub(super) fn check(&mut self) -> Result<(), End> {
-        if self.next_check().is_none() {
-            return Ok(());
+    /// Whether a silent peer may stay.
+    pub(crate) fn check(&mut self, now: Instant) {
+        if self.next_check().is_none_or(|at| at > now) {
+            return;
         }
-        let now = Instant::now();
         if now.saturating_duration_since(self.checked) >= self.shared.settings.keep_alive_interval {
             self.checked = now;
             if self.certificate.is_some() {
                 self.verify_certificate();
             }
         }
-        self.still_authenticated()?;
-        if self.is_too_old(now) {
-            self.connection.retire(Farewell::TOO_OLD);
-            let closes = self.connection.phase().close();
-            return Err(if closes {
-                End::Farewell(Farewell::TOO_OLD)
-            } else {
-                End::Told
-            });
+        if self.is_authenticated() && self.is_too_old(now) {
+            self.peer.retire(Farewell::TOO_OLD);
         }
-        Ok(())
     }
 }

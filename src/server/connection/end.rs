@@ -1,0 +1,121 @@
+//! Why a connection ends, and what its peer is told.
+
+use std::{fmt, io, time::Duration};
+
+use crate::{dispatch::TOO_MANY_FAILURES, wire::Code};
+
+/// What a client that is sent away is told to wait, in milliseconds.
+pub(crate) const RETRY_WHEN_BUSY_MS: u64 = 1000;
+
+/// Why a connection ends.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The peer ended the stream, between two messages.
+    Peer,
+    /// The peer ended the stream inside a message.
+    Truncated,
+    /// Reading or writing failed.
+    Io(io::Error),
+    /// A PROXY header or a TLS handshake came to nothing.
+    Handshake(&'static str, String),
+    /// The peer's address is not let in.
+    Denied,
+    /// The peer was told UNAUTHORIZED in answer to a request.
+    Unauthorized,
+    /// The peer took no answer within `write_timeout`.
+    WriteTimeout,
+    /// The peer's address has failed to authenticate too often; when there
+    /// will be another chance.
+    Throttled(Duration),
+    /// The server says why and closes.
+    Notice(Code, String),
+    /// The same, for a reason that is known before the connection looks.
+    Farewell(Farewell),
+}
+
+/// What a peer is told that is sent away in order: what it asked before is
+/// answered, and nothing is begun any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Farewell {
+    pub(crate) code: Code,
+    pub(crate) message: &'static str,
+}
+
+impl Farewell {
+    pub(crate) const SHUTDOWN: Self = Self {
+        code: Code::ShuttingDown,
+        message: "the server shuts down",
+    };
+    pub(crate) const CLOSED: Self = Self {
+        code: Code::ShuttingDown,
+        message: "the operator closes this connection",
+    };
+    pub(crate) const PRINCIPAL_CLOSED: Self = Self {
+        code: Code::Unauthorized,
+        message: "the operator closes the connections of this principal",
+    };
+    pub(crate) const TOO_OLD: Self = Self {
+        code: Code::ShuttingDown,
+        message: "this connection is as old as connection_max_age allows",
+    };
+    pub(crate) const EVICTED: Self = Self {
+        code: Code::ServerBusy,
+        message: "this connection makes room for others, as the one that was idle for longest",
+    };
+}
+
+/// The ERROR that closes a connection.
+pub(crate) struct Closing<'a> {
+    pub(crate) code: Code,
+    pub(crate) message: &'a str,
+    pub(crate) retry_after_ms: Option<u64>,
+}
+
+impl End {
+    /// The peer is gone, or takes nothing: nothing can be sent any more.
+    pub(crate) fn is_silent(&self) -> bool {
+        matches!(
+            self,
+            Self::Io(_) | Self::WriteTimeout | Self::Handshake(..) | Self::Denied
+        )
+    }
+
+    /// What the peer is told last, if anything.
+    pub(crate) fn closing(&self) -> Option<Closing<'_>> {
+        let (code, message) = match self {
+            Self::Notice(code, message) => (*code, &**message),
+            Self::Farewell(Farewell { code, message }) => (*code, *message),
+            Self::Throttled(wait) => {
+                let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                return Some(Closing {
+                    code: Code::Unauthorized,
+                    message: TOO_MANY_FAILURES,
+                    retry_after_ms: Some(millis.saturating_add(1)),
+                });
+            }
+            _ => return None,
+        };
+        Some(Closing {
+            code,
+            message,
+            retry_after_ms: (code == Code::ServerBusy).then_some(RETRY_WHEN_BUSY_MS),
+        })
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Peer => f.write_str("by the peer"),
+            Self::Truncated => f.write_str("by the peer, inside a message"),
+            Self::Io(error) => write!(f, "{error}"),
+            Self::Handshake(reason, problem) => write!(f, "handshake failed, {reason}: {problem}"),
+            Self::Denied => f.write_str("the peer's address is not let in"),
+            Self::Unauthorized => f.write_str("the peer has not shown who it is"),
+            Self::WriteTimeout => f.write_str("the peer took no answer"),
+            Self::Throttled(_) => f.write_str(TOO_MANY_FAILURES),
+            Self::Notice(code, message) => write!(f, "{code}: {message}"),
+            Self::Farewell(Farewell { code, message }) => write!(f, "{code}: {message}"),
+        }
+    }
+}

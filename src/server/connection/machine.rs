@@ -1,0 +1,913 @@
+//! What a connection does next, without doing it: bytes come in, messages go
+//! to a handler, bytes go out, and each step is given the time. No I/O, no
+//! clock, no lock but that of what calls have answered late.
+
+use std::{
+    io,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{End, end::RETRY_WHEN_BUSY_MS};
+use crate::{
+    budget::Charge,
+    dispatch::Outcome,
+    server::{ServerSettings, outbox::Outbox, peer::Peer},
+    system::{LINGER, Received},
+    wire::{Code, ErrorBody, FrameError, Header, Kind, Reassembly, Taken, frame::KEEPALIVE_FRAME},
+};
+
+/// Largest message of a peer that has to say who it is and has not, in bytes.
+const MAX_MESSAGE_OF_STRANGERS: usize = 16 * 1024;
+
+/// Reads that one connection gets before others have their turn: requests that
+/// came together are answered together, and so their client sends the next
+/// ones together.
+const MAX_READS: usize = 5;
+
+/// How long a connection that waits keeps the memory of a large message for
+/// the next one of the kind.
+const KEPT_LARGE_FOR: Duration = Duration::from_secs(1);
+
+/// How often a connection that waits for memory tries again.
+const RETRY_MEMORY: Duration = Duration::from_millis(20);
+
+/// What the owner of a connection does, and with [`Machine::deadline`] until
+/// when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Waits for the header of a load balancer.
+    ProxyHeader,
+    /// Waits for the TLS handshake.
+    Handshake,
+    /// Waits for a message, or serves one.
+    Idle,
+    /// Waits for the rest of a message.
+    Message {
+        /// When it began to.
+        since: Instant,
+    },
+    /// Waits for the memory that the rest of a message needs.
+    Memory {
+        /// When it began to.
+        since: Instant,
+    },
+    /// Waits for the peer to take what was sent before. Nothing is read.
+    Writing {
+        /// When it began to.
+        since: Instant,
+    },
+    /// Waits for calls in flight, to end after them. Nothing is read.
+    Ending,
+}
+
+/// What is to be done next.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Read the header of a load balancer.
+    ProxyHeader,
+    /// Go on with the TLS handshake.
+    Handshake,
+    /// Read into [`Machine::room`], and say what came.
+    Read,
+    /// Write what is in the outbox, and say how far that went.
+    Write,
+    /// Look whether the peer may stay, and answer its keep-alive.
+    KeepAlive,
+    /// Have a message answered.
+    Message(Message),
+    /// Nothing, until there is news or the deadline.
+    Wait,
+    /// Close; all that was to be sent has left.
+    Close,
+}
+
+/// Where a whole message lies.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(crate) body: Range<usize>,
+    pub(crate) binary: bool,
+}
+
+/// What is too late at a deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Late {
+    /// PROXY header or TLS handshake.
+    Handshake,
+    /// The peer's word who it is.
+    Hello,
+    /// Anything from the peer.
+    Silence,
+    /// The rest of a message.
+    Message,
+    /// Memory for it.
+    Memory,
+    /// The peer's taking of answers.
+    Writing,
+    /// Nothing; it is time to look for memory again.
+    Retry,
+    /// Nothing; it is time to give back the memory of a large message.
+    Shrink,
+}
+
+/// Bytes that were read, and the memory that they take beyond the first size.
+/// A call that reads its message here shares it.
+#[derive(Debug)]
+pub(crate) struct Input {
+    reassembly: Reassembly,
+    charge: Charge,
+}
+
+impl Input {
+    /// A message that was taken.
+    pub(crate) fn message(&self, body: Range<usize>) -> &[u8] {
+        self.reassembly.message(body)
+    }
+}
+
+/// See the module.
+pub(crate) struct Machine {
+    settings: Arc<ServerSettings>,
+    state: State,
+    input: Arc<Input>,
+    pub(crate) outbox: Outbox,
+    /// Why it ends, as was found out first.
+    end: Option<End>,
+    /// The ERROR that closes is in the outbox.
+    closing_said: bool,
+    /// There may be something to read.
+    pub(crate) readable: bool,
+    /// There may be room to write again.
+    pub(crate) writable: bool,
+    /// The peer has ended the stream behind what there is to read.
+    pub(crate) peer_ended: bool,
+    /// Whole messages may lie in the buffer that nobody has looked for.
+    unread: bool,
+    /// Reads since the others had their turn.
+    reads: usize,
+    /// Answers in the outbox that may be too many.
+    batch: usize,
+    /// What is in the outbox leaves before anything else.
+    leaves: bool,
+    /// Part of a TLS record has come.
+    record_begun: bool,
+    /// When the last byte arrived.
+    arrived: Instant,
+    /// When the last byte arrived, or the last answer left: silence counts
+    /// from here.
+    active: Instant,
+    /// When a peer that has to say who it is must have done so.
+    hello_until: Option<Instant>,
+}
+
+impl Machine {
+    /// A new connection in one of the first three states.
+    pub(crate) fn new(settings: &Arc<ServerSettings>, state: State, now: Instant) -> Self {
+        let reassembly = Reassembly::new(settings.max_message_size, settings.read_buffer_size);
+        let input = Input {
+            reassembly,
+            charge: Charge::none(&settings.memory),
+        };
+        Self {
+            settings: Arc::clone(settings),
+            state,
+            input: Arc::new(input),
+            outbox: Outbox::new(&settings.memory),
+            end: None,
+            closing_said: false,
+            readable: false,
+            writable: false,
+            peer_ended: false,
+            unread: false,
+            reads: 0,
+            batch: 0,
+            leaves: false,
+            record_begun: false,
+            arrived: now,
+            active: now,
+            hello_until: Some(now + settings.handshake_timeout),
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.state
+    }
+
+    pub(crate) fn end(&self) -> Option<&End> {
+        self.end.as_ref()
+    }
+
+    /// When the last byte arrived.
+    pub(crate) fn arrived(&self) -> Instant {
+        self.arrived
+    }
+
+    /// Its input, for a call that reads a message there.
+    pub(crate) fn input(&self) -> &Arc<Input> {
+        &self.input
+    }
+
+    /// Alone again, after calls that shared it.
+    fn own_input(&mut self) -> &mut Input {
+        Arc::get_mut(&mut self.input).expect("no call reads a message of it any more")
+    }
+
+    /// The header has been read, or the handshake is done.
+    pub(crate) fn proceed(&mut self, state: State) {
+        self.state = state;
+    }
+
+    /// The protocol begins; whether the peer has to say who it is first.
+    pub(crate) fn open(&mut self, must_say: bool) {
+        self.state = State::Idle;
+        if must_say {
+            let most = MAX_MESSAGE_OF_STRANGERS.min(self.settings.max_message_size);
+            self.own_input().reassembly.set_max_message_size(most);
+        } else {
+            self.hello_until = None;
+        }
+    }
+
+    /// The peer has shown who it is.
+    pub(crate) fn is_known(&mut self) {
+        self.hello_until = None;
+        let most = self.settings.max_message_size;
+        self.own_input().reassembly.set_max_message_size(most);
+    }
+
+    /// Why it ends; the first one counts.
+    pub(crate) fn ends(&mut self, end: End) {
+        if self.end.is_some() && !end.is_silent() {
+            return;
+        }
+        if end.is_silent() {
+            self.outbox.clear();
+            self.closing_said = true;
+            self.leaves = false;
+        }
+        let is_silent = end.is_silent();
+        match &mut self.end {
+            None => self.end = Some(end),
+            // It could not be told why: that is what ended it.
+            Some(before) if is_silent => *before = end,
+            Some(_) => {}
+        }
+        if is_silent || !matches!(self.state, State::Writing { .. }) {
+            self.state = State::Ending;
+        }
+    }
+
+    /// What is to be done next.
+    #[inline]
+    pub(crate) fn next(&mut self, peer: &Peer, now: Instant) -> Step {
+        if self.end.is_some() {
+            return self.finish(peer);
+        }
+        match self.state {
+            // Nothing can be said before the protocol begins.
+            State::ProxyHeader | State::Handshake if let Some(farewell) = peer.farewell() => {
+                self.closing_said = true;
+                self.ends(End::Farewell(farewell));
+                return self.finish(peer);
+            }
+            State::ProxyHeader | State::Handshake if !self.readable && !self.writable => {
+                return Step::Wait;
+            }
+            State::ProxyHeader => return Step::ProxyHeader,
+            State::Handshake => return Step::Handshake,
+            State::Writing { .. } if !self.writable => return Step::Wait,
+            State::Writing { .. } => return Step::Write,
+            State::Idle | State::Message { .. } | State::Memory { .. } | State::Ending => {}
+        }
+        if self.leaves {
+            return Step::Write;
+        }
+        if self.hello_until.is_some_and(|until| until <= now) {
+            self.ends(self.said_nothing());
+            return self.finish(peer);
+        }
+        self.unread = false;
+        match self.own_input().reassembly.take() {
+            Ok(Some(taken)) => {
+                // The next message's time begins when it is waited for. A
+                // keep-alive between two pieces gives no more time.
+                return match taken {
+                    Taken::KeepAlive => Step::KeepAlive,
+                    Taken::Message { body, binary } => {
+                        self.state = State::Idle;
+                        Step::Message(Message { body, binary })
+                    }
+                };
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let code = match error {
+                    FrameError::TooLarge { .. } => Code::MessageTooLarge,
+                    FrameError::ReservedFlags { .. }
+                    | FrameError::KeepAliveFlags { .. }
+                    | FrameError::KeepAliveLength { .. }
+                    | FrameError::MixedPayload => Code::InvalidFrame,
+                };
+                self.ends(End::Notice(code, error.to_string()));
+                return self.finish(peer);
+            }
+        }
+        if self.readable && self.reads < MAX_READS && self.has_room(now) {
+            self.reads += 1;
+            return Step::Read;
+        }
+        if !self.outbox.is_empty() {
+            return Step::Write;
+        }
+        if let Some(farewell) = peer.farewell() {
+            self.answer_unread(peer);
+            self.ends(End::Farewell(farewell));
+            return self.finish(peer);
+        }
+        self.settle(now);
+        Step::Wait
+    }
+
+    /// What is to be done at the end: all answers, then the ERROR that closes.
+    fn finish(&mut self, peer: &Peer) -> Step {
+        let left = peer.calls_left();
+        if self.end.as_ref().is_some_and(End::is_silent) {
+            self.outbox.clear();
+        } else {
+            peer.collect_late(&mut self.outbox);
+            if left == 0 && !self.closing_said {
+                self.closing_said = true;
+                self.say_closing(peer);
+            }
+            match self.state {
+                State::Writing { .. } if self.writable => return Step::Write,
+                State::Writing { .. } if self.closing_said && peer.is_cut_off() => {
+                    self.outbox.clear();
+                }
+                State::Writing { .. } => return Step::Wait,
+                _ if !self.outbox.is_empty() => return Step::Write,
+                _ => {}
+            }
+        }
+        self.state = State::Ending;
+        if left > 0 { Step::Wait } else { Step::Close }
+    }
+
+    fn say_closing(&mut self, peer: &Peer) {
+        if let Some(closing) = self.end.as_ref().and_then(End::closing) {
+            let frame = super::notice(closing.code, closing.message, closing.retry_after_ms);
+            self.outbox.push_frame(&frame);
+            peer.traffic().messages_out.add(1);
+            peer.traffic().errors.add(1);
+        }
+    }
+
+    /// Whether the read at hand is not the first of this turn.
+    #[inline]
+    pub(crate) fn has_read_before(&self) -> bool {
+        self.reads > 1
+    }
+
+    /// Room for the next read.
+    #[inline]
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        self.own_input().reassembly.spare()
+    }
+
+    /// A read has brought this.
+    #[inline]
+    pub(crate) fn received(
+        &mut self,
+        received: io::Result<Received>,
+        record_begun: bool,
+        peer: &Peer,
+        now: Instant,
+    ) {
+        self.record_begun = record_begun;
+        match received {
+            Ok(Received::Bytes { count, more }) => {
+                self.readable = more || self.peer_ended;
+                self.own_input().reassembly.advance(count);
+                (self.arrived, self.active) = (now, now);
+                peer.heard(count, now);
+            }
+            Ok(Received::Nothing) => self.readable = false,
+            Ok(Received::End) => {
+                let midway = self.input.reassembly.is_midway();
+                self.ends(if midway { End::Truncated } else { End::Peer });
+            }
+            Err(error) => self.ends(End::Io(error)),
+        }
+    }
+
+    /// Whether there is memory for the next read. While there is none nothing
+    /// is read, so no deadline for the message runs.
+    fn has_room(&mut self, now: Instant) -> bool {
+        let first = self.settings.read_buffer_size;
+        let input = self.own_input();
+        let wanted = input.reassembly.next_capacity().saturating_sub(first);
+        if wanted <= input.charge.held() {
+            if wanted < input.charge.held() {
+                input.charge.set(wanted);
+            }
+        } else if !input.charge.try_raise(wanted) {
+            if !matches!(self.state, State::Memory { .. }) {
+                self.state = State::Memory { since: now };
+            }
+            return false;
+        }
+        if matches!(self.state, State::Memory { .. }) {
+            self.state = State::Message { since: now };
+        }
+        true
+    }
+
+    /// A keep-alive goes back.
+    pub(crate) fn keep_alive(&mut self, peer: &Peer) {
+        peer.traffic().keep_alives.add(1);
+        self.outbox.push_frame(&KEEPALIVE_FRAME);
+        self.batched();
+    }
+
+    /// A message has its answer.
+    #[inline]
+    pub(crate) fn answered(&mut self, header: Option<&Header<'_>>, outcome: Outcome, peer: &Peer) {
+        self.outbox.answer(header, outcome, peer.traffic());
+        self.batch += 1;
+        self.batched();
+    }
+
+    fn batched(&mut self) {
+        let ServerSettings {
+            write_buffer_size,
+            max_in_flight,
+            ..
+        } = *self.settings;
+        self.leaves |= self.batch >= max_in_flight || self.outbox.len() >= write_buffer_size;
+    }
+
+    /// It is its turn to read again.
+    #[inline]
+    pub(crate) fn begin_turn(&mut self) {
+        self.reads = 0;
+    }
+
+    /// Calls that were left behind have answered; silence counts from there.
+    pub(crate) fn collect_late(&mut self, peer: &Peer, now: Instant) {
+        peer.collect_late(&mut self.outbox);
+        self.active = now;
+    }
+
+    /// All that was in the outbox has left.
+    #[inline]
+    pub(crate) fn written(&mut self, now: Instant) {
+        (self.batch, self.leaves) = (0, false);
+        self.active = now;
+        if matches!(self.state, State::Writing { .. }) {
+            self.state = State::Idle;
+        }
+    }
+
+    /// The peer's system takes no more for now.
+    pub(crate) fn blocked(&mut self, now: Instant) {
+        self.writable = false;
+        if !matches!(self.state, State::Writing { .. }) {
+            self.state = State::Writing { since: now };
+        }
+    }
+
+    /// The call at hand keeps the buffer; what lies behind its message is
+    /// copied to a new one.
+    pub(crate) fn split_input(&mut self) {
+        let reassembly = self.input.reassembly.split();
+        let mut charge = Charge::none(&self.settings.memory);
+        let first = self.settings.read_buffer_size;
+        charge.set(reassembly.capacity().saturating_sub(first));
+        self.unread = reassembly.is_midway();
+        self.input = Arc::new(Input { reassembly, charge });
+    }
+
+    /// Whether there is something to do although nothing is news: others have
+    /// had their turn.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.end.is_none()
+            && match self.state {
+                State::Idle | State::Message { .. } => self.readable || self.unread,
+                _ => false,
+            }
+    }
+
+    /// About to wait: for the rest of a message, or for a new one.
+    fn settle(&mut self, now: Instant) {
+        let midway = self.input.reassembly.is_midway() || self.record_begun;
+        match self.state {
+            State::Memory { .. } => return,
+            State::Message { .. } if midway => {}
+            _ if midway => self.state = State::Message { since: now },
+            _ => self.state = State::Idle,
+        }
+        if !self.input.reassembly.is_kept_large() {
+            self.shrink();
+        }
+    }
+
+    /// What a large message needed is given back now, not when the next one
+    /// comes.
+    fn shrink(&mut self) {
+        let first = self.settings.read_buffer_size;
+        let Input { reassembly, charge } = self.own_input();
+        let capacity = reassembly.next_capacity();
+        if capacity < reassembly.capacity() {
+            reassembly.spare();
+        }
+        let wanted = capacity.saturating_sub(first);
+        if wanted < charge.held() {
+            charge.set(wanted);
+        }
+    }
+
+    /// When what it waits for must have come, and what it would be; none for
+    /// as long as it takes.
+    pub(crate) fn deadline(&self, calls_left: u32) -> Option<(Instant, Late)> {
+        let settings = &self.settings;
+        let own = match self.state {
+            State::ProxyHeader | State::Handshake => {
+                return self.hello_until.map(|until| (until, Late::Handshake));
+            }
+            State::Writing { since } => {
+                let mut until = since + settings.write_timeout;
+                // A peer that has to authenticate gets no longer for it than
+                // for that; or than for reading why it is sent away.
+                if let Some(hello) = self.hello_until {
+                    until = until.min(hello.max(since + LINGER));
+                }
+                return Some((until, Late::Writing));
+            }
+            State::Ending => return None,
+            State::Memory { since } => {
+                let until = since + settings.read_timeout;
+                let next = self.active.max(since) + RETRY_MEMORY;
+                Some(if next < until {
+                    (next, Late::Retry)
+                } else {
+                    (until, Late::Memory)
+                })
+            }
+            State::Message { since } => Some((since + settings.read_timeout, Late::Message)),
+            State::Idle if self.input.reassembly.is_kept_large() => {
+                Some((self.active + KEPT_LARGE_FOR, Late::Shrink))
+            }
+            State::Idle if calls_left > 0 => None,
+            State::Idle => Some((self.active + settings.idle_timeout, Late::Silence)),
+        };
+        let hello = self.hello_until.map(|until| (until, Late::Hello));
+        own.into_iter().chain(hello).min_by_key(|(until, _)| *until)
+    }
+
+    /// A deadline has passed.
+    pub(crate) fn overdue(&mut self, late: Late, peer: &Peer, now: Instant) {
+        let settings = Arc::clone(&self.settings);
+        let within =
+            |what: &str, timeout: Duration| format!("{what} within {} ms", timeout.as_millis());
+        match late {
+            Late::Handshake => {
+                let reason = if self.state == State::ProxyHeader {
+                    "proxy-header"
+                } else {
+                    "timeout"
+                };
+                self.ends(End::Handshake(reason, "timed out".into()));
+            }
+            Late::Hello => self.ends(self.said_nothing()),
+            Late::Silence => self.ends(End::Notice(
+                Code::IdleTimeout,
+                within("nothing arrived", settings.idle_timeout),
+            )),
+            Late::Message => self.ends(End::Notice(
+                Code::ReadTimeout,
+                within(
+                    "a message was begun but not finished",
+                    settings.read_timeout,
+                ),
+            )),
+            Late::Memory => {
+                self.answer_unread(peer);
+                let message = within("no memory for the rest of a message", settings.read_timeout);
+                let (used, limit) = (settings.memory.used(), settings.memory.limit());
+                self.ends(End::Notice(
+                    Code::ServerBusy,
+                    format!("{message}; {used} bytes of {limit} are taken"),
+                ));
+            }
+            Late::Writing => self.ends(End::WriteTimeout),
+            // The next step tries.
+            Late::Retry => self.active = now,
+            Late::Shrink => {
+                // It is kept for one more read, which has not come.
+                self.room();
+                self.shrink();
+            }
+        }
+    }
+
+    fn said_nothing(&self) -> End {
+        let millis = self.settings.handshake_timeout.as_millis();
+        let message = format!("nobody said hello with a token within {millis} ms");
+        End::Notice(Code::ReadTimeout, message)
+    }
+
+    /// The request whose end could not be read for want of memory was not
+    /// begun, and is told so if its header line is there.
+    fn answer_unread(&mut self, peer: &Peer) {
+        if !matches!(self.state, State::Memory { .. }) {
+            return;
+        }
+        let input = Arc::clone(&self.input);
+        let header = Header::parse(input.reassembly.partial())
+            .ok()
+            .map(|(header, _)| header);
+        if header.is_some_and(|header| header.kind == Kind::Request && header.request_id.is_some())
+        {
+            let code = Code::ServiceUnavailable;
+            let body = ErrorBody::server(code, "the server's memory is used up; nothing ran")
+                .with_details(&serde_json::json!({"retryAfterMs": RETRY_WHEN_BUSY_MS}));
+            peer.traffic().messages_in.add(1);
+            self.outbox.answer(
+                header.as_ref(),
+                Outcome::Error(Some(code), body),
+                peer.traffic(),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::{
+        access::{Access, Terms},
+        budget::Budget,
+        config::{Auth, Principals},
+        server::{DrainFlags, connection::Farewell},
+        transport::SocketOptions,
+        wire::frame::FrameHeader,
+    };
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn settings(memory: usize) -> Arc<ServerSettings> {
+        Arc::new(ServerSettings {
+            listeners: Vec::new(),
+            backlog: 1,
+            options: SocketOptions {
+                keep_alive: None,
+                no_delay: true,
+            },
+            max_connections: 1,
+            max_threads: 8,
+            linger: Duration::ZERO,
+            reserved: 0,
+            per_address: 0,
+            max_ending: 1,
+            max_message_size: 100_000,
+            max_in_flight: 2,
+            read_buffer_size: 64,
+            write_buffer_size: 1000,
+            default_timeout: SECOND,
+            read_timeout: 5 * SECOND,
+            handshake_timeout: 10 * SECOND,
+            write_timeout: 20 * SECOND,
+            idle_timeout: 60 * SECOND,
+            keep_alive_interval: 30 * SECOND,
+            connection_max_age: None,
+            drain_timeout: SECOND,
+            thread_stack: 0,
+            memory: Budget::new(memory),
+        })
+    }
+
+    struct Test {
+        machine: Machine,
+        peer: Peer,
+        now: Instant,
+    }
+
+    impl Test {
+        fn new(state: State, must_say: bool, memory: usize) -> Self {
+            let access = Access::new(Principals::new(), "/nowhere".into(), 1).unwrap();
+            let terms = Arc::new(Terms {
+                auth: Auth::None,
+                rights: None,
+                allow_unsecure: false,
+            });
+            let stranger = access.stranger("1".into(), Ipv4Addr::LOCALHOST.into(), false, &terms);
+            let drain = Arc::new(DrainFlags::new().unwrap());
+            let settings = settings(memory);
+            let from = (Ipv4Addr::LOCALHOST, 1).into();
+            let peer = Peer::new(
+                (1, 0),
+                (from, None),
+                Arc::new(stranger),
+                &drain,
+                &settings.memory,
+            );
+            let now = Instant::now();
+            let mut machine = Machine::new(&settings, state, now);
+            if state == State::Idle {
+                machine.open(must_say);
+            }
+            Self { machine, peer, now }
+        }
+
+        fn next(&mut self) -> Step {
+            self.machine.next(&self.peer, self.now)
+        }
+
+        /// Reads these bytes, as many as there is room for each time.
+        fn arrives(&mut self, mut bytes: &[u8]) -> Step {
+            self.machine.readable = true;
+            loop {
+                match self.next() {
+                    Step::Read => {
+                        let room = self.machine.room();
+                        let count = room.len().min(bytes.len());
+                        room[..count].copy_from_slice(&bytes[..count]);
+                        bytes = &bytes[count..];
+                        let received = if count == 0 {
+                            Received::Nothing
+                        } else {
+                            Received::Bytes {
+                                count,
+                                more: !bytes.is_empty(),
+                            }
+                        };
+                        let (peer, now) = (&self.peer, self.now);
+                        self.machine.received(Ok(received), false, peer, now);
+                    }
+                    step => return step,
+                }
+            }
+        }
+
+        /// What becomes of it once the time has passed that it waits for.
+        fn too_late(&mut self) -> (Late, u64) {
+            let (until, late) = self.machine.deadline(0).expect("a deadline");
+            let after = (until - self.now).as_secs();
+            self.now = until;
+            self.machine.overdue(late, &self.peer, until);
+            (late, after)
+        }
+
+        fn ends_with(&self) -> String {
+            self.machine.end().map_or("-".into(), ToString::to_string)
+        }
+
+        fn sends(&mut self) -> String {
+            let mut all = Vec::new();
+            while !self.machine.outbox.is_empty() {
+                let next = self.machine.outbox.next().to_vec();
+                self.machine.outbox.advance(next.len());
+                all.extend(next);
+            }
+            self.machine.written(self.now);
+            String::from_utf8_lossy(&all).into_owned()
+        }
+    }
+
+    fn frame(body: &str) -> Vec<u8> {
+        let header = FrameHeader {
+            length: u32::try_from(body.len()).unwrap(),
+            binary: false,
+            more: false,
+            keep_alive: false,
+        };
+        [&header.encode()[..], body.as_bytes()].concat()
+    }
+
+    #[test]
+    fn each_state_has_its_deadline() {
+        let wait = |state: State, must_say: bool, bytes: &[u8]| {
+            let mut test = Test::new(state, must_say, 1 << 20);
+            assert_eq!(test.arrives(bytes), Step::Wait);
+            let (late, after) = test.too_late();
+            (late, after, test.ends_with())
+        };
+        let mut early = Test::new(State::ProxyHeader, true, 0);
+        assert_eq!(early.next(), Step::Wait);
+        assert_eq!(early.too_late(), (Late::Handshake, 10));
+        assert!(early.ends_with().contains("proxy-header"));
+        let idle = wait(State::Idle, false, b"");
+        assert_eq!((idle.0, idle.1), (Late::Silence, 60));
+        assert!(idle.2.starts_with("IDLE_TIMEOUT"));
+        let midway = wait(State::Idle, false, &frame("x")[..5]);
+        assert_eq!((midway.0, midway.1), (Late::Message, 5));
+        assert!(midway.2.starts_with("READ_TIMEOUT"));
+        let nameless = wait(State::Idle, true, b"");
+        assert_eq!((nameless.0, nameless.1), (Late::Hello, 10));
+        // What comes later of the two does not count.
+        let nameless = wait(State::Idle, true, &frame("x")[..5]);
+        assert_eq!((nameless.0, nameless.1), (Late::Message, 5));
+
+        let mut stuck = Test::new(State::Idle, false, 1 << 20);
+        stuck.machine.keep_alive(&stuck.peer);
+        assert_eq!(stuck.next(), Step::Write);
+        stuck.machine.blocked(stuck.now);
+        stuck.machine.readable = true;
+        assert_eq!(stuck.next(), Step::Wait, "nothing is read meanwhile");
+        assert_eq!(stuck.too_late(), (Late::Writing, 20));
+        assert_eq!(stuck.next(), Step::Close);
+    }
+
+    #[test]
+    fn messages_are_taken_and_answers_leave_before_the_next_wait() {
+        let mut test = Test::new(State::Idle, false, 1 << 20);
+        let step = test.arrives(&[frame("one"), frame("two")].concat());
+        let Step::Message(Message { body, binary }) = step else {
+            panic!("{step:?}");
+        };
+        assert!(!binary && test.machine.input().message(body) == b"one");
+        test.machine.keep_alive(&test.peer);
+        assert!(matches!(test.next(), Step::Message(_)), "answers gather");
+        assert_eq!(test.next(), Step::Write);
+        test.sends();
+        assert_eq!(test.next(), Step::Wait);
+        assert!(!test.machine.goes_on());
+    }
+
+    #[test]
+    fn what_ends_it_is_said_behind_all_answers() {
+        let mut test = Test::new(State::Idle, false, 1 << 20);
+        test.peer.leave_call();
+        assert_eq!(test.arrives(&[0, 0, 0, 1, 0xff, 0, 0, 0]), Step::Wait);
+        assert_eq!(test.machine.state(), State::Ending);
+        assert_eq!(test.machine.deadline(1), None, "a call has its own");
+        let body = ErrorBody::server(Code::Timeout, "late");
+        let outcome = Outcome::Error(Some(Code::Timeout), body);
+        test.peer.answer_late(None, outcome);
+        assert_eq!(test.next(), Step::Write);
+        let said = test.sends();
+        let (late, closing) = (said.find("TIMEOUT"), said.find("INVALID_FRAME"));
+        assert!(late.is_some() && late < closing, "{said}");
+        assert_eq!(test.next(), Step::Close);
+
+        let mut told = Test::new(State::Idle, false, 1 << 20);
+        told.peer.retire(Farewell::CLOSED);
+        assert_eq!(told.next(), Step::Write);
+        assert!(told.sends().contains("SHUTTING_DOWN"));
+        assert_eq!(told.next(), Step::Close);
+
+        // Before the protocol begins nothing can be said.
+        let mut early = Test::new(State::Handshake, true, 1 << 20);
+        early.peer.retire(Farewell::CLOSED);
+        assert_eq!(early.next(), Step::Close);
+
+        let mut gone = Test::new(State::Idle, false, 1 << 20);
+        gone.machine.keep_alive(&gone.peer);
+        let reset = Err(io::ErrorKind::ConnectionReset.into());
+        gone.machine.received(reset, false, &gone.peer, gone.now);
+        assert_eq!(gone.next(), Step::Close);
+    }
+
+    #[test]
+    fn a_message_waits_for_memory_and_its_request_is_told() {
+        let mut test = Test::new(State::Idle, false, 1000);
+        let large = frame(&format!("REQUEST:a.b:1.0.0:7\n{}", "x".repeat(5000)));
+        assert_eq!(test.arrives(&large), Step::Wait);
+        assert!(matches!(test.machine.state(), State::Memory { .. }));
+        assert_eq!(test.too_late(), (Late::Retry, 0));
+        while test.machine.end().is_none() {
+            assert_eq!(test.next(), Step::Wait);
+            test.too_late();
+        }
+        assert_eq!(test.next(), Step::Write);
+        let said = test.sends();
+        assert!(said.contains("ERROR:a.b:1.0.0:7\n{\"code\":\"SERVICE_UNAVAILABLE\""));
+        assert!(said.contains("SERVER_BUSY"), "{said}");
+        assert_eq!(test.next(), Step::Close);
+    }
+
+    #[test]
+    fn others_have_their_turn_after_so_many_reads() {
+        let mut test = Test::new(State::Idle, false, 1 << 20);
+        test.machine.readable = true;
+        for _ in 0..MAX_READS {
+            assert_eq!(test.next(), Step::Read);
+            let room = test.machine.room();
+            let count = room.len();
+            room.copy_from_slice(&frame("").repeat(count / 8)[..count]);
+            let received = Ok(Received::Bytes { count, more: true });
+            test.machine.received(received, false, &test.peer, test.now);
+            while matches!(test.next(), Step::Message(_)) {}
+            if test.machine.reads == MAX_READS {
+                break;
+            }
+        }
+        assert_eq!(test.next(), Step::Wait);
+        assert!(test.machine.goes_on());
+        test.machine.begin_turn();
+        assert_eq!(test.next(), Step::Read);
+    }
+}

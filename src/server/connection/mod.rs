@@ -1,0 +1,610 @@
+//! One connection: a value that moves. A worker has it while there is
+//! something to do, its slot at the poller while there is not. What it does
+//! next is `machine`'s decision; here that is done, without ever waiting.
+
+mod credentials;
+mod end;
+mod machine;
+
+use std::{
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
+    time::Instant,
+};
+
+use credentials::Certificate;
+pub(crate) use end::{End, Farewell, RETRY_WHEN_BUSY_MS};
+pub(crate) use machine::{Input, State};
+use machine::{Machine, Message, Step};
+
+use super::{
+    ListenerSettings, Shared,
+    admission::Permit,
+    handshakes::Handshake,
+    peer::{Doing, Peer},
+};
+use crate::{
+    access::{Failure, Identity},
+    dispatch::Outcome,
+    log::{AUDIT, Limiter},
+    system::{self, Channel},
+    transport::{Proxied, TlsFault},
+    wire::{Code, ErrorBody, Header, message::write_error},
+};
+
+/// News for the owner of a connection, as bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct News(u8);
+
+impl News {
+    /// There may be something to read.
+    pub(crate) const READABLE: Self = Self(1);
+    /// There may be room to write.
+    pub(crate) const WRITABLE: Self = Self(2);
+    /// The peer has ended the stream.
+    pub(crate) const ENDED: Self = Self(4);
+    /// A call that was left behind has answered.
+    pub(crate) const ANSWER: Self = Self(8);
+    /// It is to end: see [`Peer::farewell`].
+    pub(crate) const FAREWELL: Self = Self(16);
+    /// A deadline has passed.
+    pub(crate) const OVERDUE: Self = Self(32);
+
+    pub(crate) fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(crate) fn add(&mut self, news: Self) {
+        self.0 |= news.0;
+    }
+
+    fn has(self, news: Self) -> bool {
+        self.0 & news.0 != 0
+    }
+}
+
+/// What has become of a connection.
+pub(crate) enum Advance {
+    /// It has a message to be answered.
+    Call(Call),
+    /// There is nothing to do until there is news.
+    Wait,
+    /// It has ended; only the value is left.
+    Over,
+}
+
+/// A message that is to be answered, with all that this needs: the connection
+/// may go on meanwhile.
+pub(crate) struct Call {
+    pub(crate) input: Arc<Input>,
+    pub(crate) message: std::ops::Range<usize>,
+    pub(crate) binary: bool,
+    pub(crate) arrived: Instant,
+    pub(crate) identity: Arc<Identity>,
+}
+
+/// See the module.
+pub(crate) struct Connection {
+    machine: Machine,
+    channel: Option<Channel>,
+    peer: Arc<Peer>,
+    shared: Arc<Shared>,
+    listener: Arc<ListenerSettings>,
+    permit: Permit,
+    /// Who the peer is, as `peer` also knows.
+    identity: Arc<Identity>,
+    /// Its certificate, where it has shown one.
+    certificate: Option<Certificate>,
+    /// When its credentials were last checked as a whole.
+    checked: Instant,
+    /// One of the few handshakes of an address that has failed too often.
+    handshake: Option<Handshake>,
+}
+
+impl Connection {
+    /// One that was just accepted; none where the system or the TLS library
+    /// refuses it.
+    pub(crate) fn new(
+        number: u64,
+        stream: TcpStream,
+        from: SocketAddr,
+        listener: Arc<ListenerSettings>,
+        shared: Arc<Shared>,
+        permit: Permit,
+    ) -> Option<Self> {
+        let session = listener.tls.as_ref().map(|tls| tls.load().session());
+        let channel = match session.transpose() {
+            Ok(session) => Channel::new(stream, session).map_err(|error| error.to_string()),
+            Err(error) => Err(format!("no TLS session: {error}")),
+        };
+        let channel = channel
+            .inspect_err(|error| tracing::error!(connection = number, "not served: {error}"))
+            .ok()?;
+        Some(Self::over(number, channel, from, listener, shared, permit))
+    }
+
+    /// The same over a socket that does not block.
+    pub(crate) fn over(
+        number: u64,
+        channel: Channel,
+        from: SocketAddr,
+        listener: Arc<ListenerSettings>,
+        shared: Arc<Shared>,
+        permit: Permit,
+    ) -> Self {
+        tracing::debug!(connection = number, peer = %from, "connection accepted");
+        let encrypted = channel.is_encrypted();
+        let identity = Arc::new(shared.access.stranger(
+            number.to_string(),
+            from.ip(),
+            encrypted,
+            &listener.terms,
+        ));
+        let own = channel.local_addr();
+        let peer = Arc::new(Peer::new(
+            (number, permit.slot()),
+            (from, own),
+            Arc::clone(&identity),
+            &shared.drain,
+            &shared.settings.memory,
+        ));
+        permit.hold(Arc::clone(&peer));
+        let now = system::now();
+        let state = if listener.is_proxy(from.ip()) {
+            State::ProxyHeader
+        } else {
+            State::Handshake
+        };
+        let mut connection = Self {
+            machine: Machine::new(&shared.settings, state, now),
+            channel: Some(channel),
+            peer,
+            shared,
+            listener,
+            permit,
+            identity,
+            certificate: None,
+            checked: now,
+            handshake: None,
+        };
+        if state == State::Handshake {
+            connection.begin_handshake();
+        }
+        connection
+    }
+
+    pub(crate) fn peer(&self) -> &Arc<Peer> {
+        &self.peer
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(crate) fn input(&self) -> &Arc<Input> {
+        self.machine.input()
+    }
+
+    pub(crate) fn channel(&self) -> Option<&Channel> {
+        self.channel.as_ref()
+    }
+
+    /// It ends, whatever it does.
+    pub(crate) fn ends(&mut self, end: End) {
+        self.machine.ends(end);
+    }
+
+    /// When it has to be looked after, whatever happens.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let own = self.machine.deadline(self.peer.calls_left());
+        let own = own.map(|(until, _)| until);
+        own.into_iter().chain(self.next_check()).min()
+    }
+
+    /// Whether it only waits for what its peer says next.
+    pub(crate) fn may_linger(&self) -> bool {
+        self.machine.state() == State::Idle
+            && !self.identity.must_say()
+            && self.peer.farewell().is_none()
+    }
+
+    /// Whether there is something to do although nothing is news.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.machine.goes_on()
+    }
+
+    /// Takes in what has happened.
+    #[inline]
+    pub(crate) fn learns(&mut self, news: News, now: Instant) {
+        self.machine.begin_turn();
+        self.machine.readable |= news.has(News::READABLE);
+        self.machine.writable |= news.has(News::WRITABLE);
+        self.machine.peer_ended |= news.has(News::ENDED);
+        if news.has(News::ANSWER) {
+            self.machine.collect_late(&self.peer, now);
+        }
+        if news.has(News::OVERDUE) {
+            self.look_after(now);
+        }
+    }
+
+    fn look_after(&mut self, now: Instant) {
+        self.check(now);
+        while let Some((until, late)) = self.machine.deadline(self.peer.calls_left())
+            && until <= now
+        {
+            self.machine.overdue(late, &self.peer, now);
+        }
+    }
+
+    /// Does all that can be done without waiting, up to the next call.
+    #[inline]
+    pub(crate) fn advance(&mut self, now: Instant) -> Advance {
+        loop {
+            match self.machine.next(&self.peer, now) {
+                Step::Read => {
+                    let Some(channel) = &mut self.channel else {
+                        return Advance::Over;
+                    };
+                    let received = channel.read(self.machine.room());
+                    let midway = channel.is_midway();
+                    // Calls may have taken their time since the first read.
+                    let now = if self.machine.has_read_before() {
+                        system::now()
+                    } else {
+                        now
+                    };
+                    self.machine.received(received, midway, &self.peer, now);
+                }
+                Step::Message(Message { body, binary }) => {
+                    self.update_identity();
+                    if let Some(farewell) = self.peer.farewell() {
+                        self.machine.ends(End::Farewell(farewell));
+                        continue;
+                    }
+                    self.peer.does(Doing::Calling);
+                    self.peer.traffic().messages_in.add(1);
+                    return Advance::Call(Call {
+                        input: Arc::clone(self.machine.input()),
+                        message: body,
+                        binary,
+                        arrived: self.machine.arrived(),
+                        identity: Arc::clone(&self.identity),
+                    });
+                }
+                Step::Write => {
+                    self.peer.does(self.machine.state().into());
+                    self.write();
+                }
+                Step::Wait => {
+                    self.peer.does(self.machine.state().into());
+                    return Advance::Wait;
+                }
+                Step::KeepAlive => {
+                    self.update_identity();
+                    if self.is_authenticated() {
+                        self.machine.keep_alive(&self.peer);
+                    }
+                }
+                Step::ProxyHeader => self.read_proxy_header(),
+                Step::Handshake => self.go_on_with_handshake(),
+                Step::Close => {
+                    self.close();
+                    return Advance::Over;
+                }
+            }
+        }
+    }
+
+    /// Sends of the outbox what the peer's system takes.
+    pub(crate) fn write(&mut self) {
+        let Some(channel) = &mut self.channel else {
+            return;
+        };
+        let now = system::now();
+        self.peer.answered(now);
+        let outbox = &mut self.machine.outbox;
+        let sent = loop {
+            if outbox.is_empty() {
+                break channel.flush();
+            }
+            match channel.write(outbox.next()) {
+                Ok(0) => break Ok(false),
+                Ok(count) => {
+                    self.peer.traffic().bytes_out.add(count as u64);
+                    outbox.advance(count);
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        match sent {
+            Ok(true) => self.machine.written(now),
+            Ok(false) => self.machine.blocked(now),
+            Err(error) => self.machine.ends(End::Io(error)),
+        }
+    }
+
+    /// The call at hand has its answer.
+    #[inline]
+    pub(crate) fn answered(&mut self, header: Option<&Header<'_>>, outcome: Outcome) {
+        let mut unauthorized = false;
+        if let Outcome::Error(code, body) = &outcome {
+            unauthorized = *code == Some(Code::Unauthorized);
+            self.shared
+                .note_error(&self.peer, &self.identity, header, *code, body);
+        }
+        self.machine.answered(header, outcome, &self.peer);
+        if unauthorized {
+            self.machine.ends(End::Unauthorized);
+        }
+    }
+
+    /// Goes on without the call at hand, if so many may be left behind; its
+    /// answer comes later. What came before it leaves at once.
+    pub(crate) fn leave_call(&mut self) -> bool {
+        let most = self.shared.settings.max_in_flight;
+        // The one at hand counts as well.
+        let leaves = self.peer.calls_left() as usize + 1 < most;
+        if leaves {
+            self.peer.leave_call();
+            self.machine.split_input();
+        }
+        if !self.machine.outbox.is_empty() {
+            self.write();
+        }
+        if leaves {
+            self.peer.does(self.machine.state().into());
+        }
+        leaves
+    }
+
+    /// For whom a load balancer speaks.
+    fn read_proxy_header(&mut self) {
+        (self.machine.readable, self.machine.writable) = (false, false);
+        let Some(channel) = &self.channel else { return };
+        match channel.read_proxy_header(self.machine.peer_ended) {
+            Ok(None) => return,
+            Ok(Some(proxied)) => {
+                let address = match proxied {
+                    // It speaks for itself, and is let in as any other peer.
+                    Proxied::Balancer => self.peer.address(),
+                    Proxied::Peer(address) => address,
+                };
+                self.machine.proceed(State::Handshake);
+                self.speaks_for(address);
+                self.begin_handshake();
+            }
+            Err(error) => {
+                let end = End::Handshake("proxy-header", error.to_string());
+                self.machine.ends(end);
+            }
+        }
+        // What follows the header may be there.
+        self.machine.readable = true;
+    }
+
+    fn speaks_for(&mut self, address: SocketAddr) {
+        if !self.listener.lets_in(address.ip()) {
+            self.machine.ends(End::Denied);
+            return;
+        }
+        self.peer.speaks_for(address);
+        let caller = &self.identity.caller;
+        let (id, encrypted) = (caller.connection_id.clone(), caller.encrypted);
+        let terms = &self.listener.terms;
+        let identity = self
+            .shared
+            .access
+            .stranger(id, address.ip(), encrypted, terms);
+        self.set_identity(identity);
+        if self.permit.claim(address.ip()) {
+            return;
+        }
+        let text = format!(
+            "{} has as many connections as one address may",
+            address.ip()
+        );
+        self.machine.ends(if self.listener.tls.is_some() {
+            End::Denied
+        } else {
+            End::Notice(Code::ServerBusy, text)
+        });
+    }
+
+    /// Where nothing is encrypted, the protocol begins at once.
+    fn begin_handshake(&mut self) {
+        if self.machine.end().is_some() {
+            return;
+        }
+        let encrypted = self.channel.as_ref().is_some_and(Channel::is_encrypted);
+        if !encrypted {
+            return self.open();
+        }
+        let address = self.peer.address().ip();
+        if self.shared.access.is_throttled(address) {
+            self.handshake = self.shared.handshakes.begin(address);
+            if self.handshake.is_none() {
+                // Nothing can be said before the handshake.
+                self.machine.ends(End::Handshake(
+                    "throttled",
+                    "too many at the same time".into(),
+                ));
+            }
+        }
+    }
+
+    fn go_on_with_handshake(&mut self) {
+        (self.machine.readable, self.machine.writable) = (false, false);
+        let Some(channel) = &mut self.channel else {
+            return;
+        };
+        match channel.handshake() {
+            Ok(false) => {}
+            Ok(true) => {
+                self.handshake = None;
+                if let Some(version) = channel.tls_version() {
+                    self.peer.has_tls(version);
+                }
+                // What came with its end may hold messages.
+                self.machine.readable = true;
+                self.open();
+            }
+            Err(error) => {
+                let fault = TlsFault::of(&error);
+                let demanded = self
+                    .listener
+                    .tls
+                    .as_ref()
+                    .is_some_and(|tls| tls.load().demands_certificate());
+                if demanded && fault.is_of_certificate() {
+                    self.shared
+                        .access
+                        .failed(&self.identity, Failure::Certificate);
+                }
+                let text = TlsFault::describe(&error);
+                self.machine.ends(End::Handshake(fault.as_str(), text));
+            }
+        }
+    }
+
+    /// The protocol begins.
+    fn open(&mut self) {
+        self.machine.open(true);
+        self.read_certificate();
+        if !self.identity.must_say() {
+            self.machine.is_known();
+            return;
+        }
+        let address = self.peer.address().ip();
+        let access = &self.shared.access;
+        if let Some(wait) = access.is_shut_out(address, Failure::WrongToken) {
+            self.machine.ends(End::Throttled(wait));
+        }
+    }
+
+    /// Counts why it ends, and sees to it that what was said last is read.
+    fn close(&mut self) {
+        let Some(channel) = self.channel.take() else {
+            return;
+        };
+        self.shared.poller.forget(&channel);
+        let Some(end) = self.machine.end() else {
+            return;
+        };
+        let (number, peer) = (self.peer.number(), self.peer.address());
+        let (metrics, traffic) = (&self.shared.metrics, self.peer.traffic());
+        match end {
+            End::Peer | End::Io(_) | End::Unauthorized => {}
+            End::Denied => {
+                metrics.denied.add(1);
+                tell_denied(peer);
+            }
+            End::Handshake(reason, problem) => {
+                // A balancer's health check may do no more than connect.
+                let looked = *reason == TlsFault::Abandoned.as_str() && traffic.bytes_in.get() == 0;
+                metrics.handshake_failures.add(reason);
+                static LINES: Limiter = Limiter::audit();
+                if !looked && LINES.allows("handshake failed") {
+                    tracing::warn!(target: AUDIT, security = "handshake", connection = number, %peer, reason, "handshake failed: {problem}");
+                }
+            }
+            End::Truncated => {
+                metrics.truncated.add(1);
+                static LINES: Limiter = Limiter::new();
+                if LINES.allows("message cut off by the end of the stream") {
+                    tracing::info!(connection = number, %peer, "message cut off by the end of the stream");
+                }
+            }
+            End::WriteTimeout => metrics.write_timeouts.add(1),
+            End::Throttled(_) => {
+                metrics.auth_failures.add("too-many");
+                metrics.count_error(Some(Code::Unauthorized));
+            }
+            End::Notice(code, _) | End::Farewell(Farewell { code, .. }) => {
+                metrics.count_error(Some(*code));
+            }
+        }
+        static LINES: Limiter = Limiter::new();
+        if LINES.allows("connection ended") {
+            tracing::info!(
+                connection = number,
+                %peer,
+                principal = &*self.identity.principal.name,
+                millis = system::now().saturating_duration_since(self.peer.since()).as_millis() as u64,
+                requests = traffic.messages_in.get(),
+                bytes_in = traffic.bytes_in.get(),
+                bytes_out = traffic.bytes_out.get(),
+                "connection ended: {end}"
+            );
+        }
+        if !matches!(
+            end,
+            End::Peer | End::Io(_) | End::Truncated | End::WriteTimeout | End::Denied
+        ) {
+            // The peer shall read what was said last, or the alert, and not a
+            // reset.
+            self.shared.linger.take(channel);
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.peer.traffic().end(&self.shared.metrics.ended);
+    }
+}
+
+/// An ERROR that answers no request.
+pub(crate) fn notice(code: Code, message: &str, retry_after_ms: Option<u64>) -> Vec<u8> {
+    let mut body = ErrorBody::server(code, message.to_owned());
+    if let Some(millis) = retry_after_ms {
+        body = body.with_details(&serde_json::json!({"retryAfterMs": millis}));
+    }
+    let mut frame = Vec::new();
+    write_error(&mut frame, None, &body, std::time::SystemTime::now());
+    frame
+}
+
+/// A peer whose address is not let in was closed without a word.
+pub(crate) fn tell_denied(peer: SocketAddr) {
+    static LINES: Limiter = Limiter::audit();
+    if LINES.allows("address not let in") {
+        tracing::warn!(target: AUDIT, security = "address", %peer, "address not let in");
+    }
+}
+
+impl Shared {
+    /// A request was answered with an ERROR.
+    pub(crate) fn note_error(
+        &self,
+        peer: &Peer,
+        identity: &Identity,
+        header: Option<&Header<'_>>,
+        code: Option<Code>,
+        body: &ErrorBody<'_>,
+    ) {
+        self.metrics.count_error(code);
+        let request_id = header.and_then(|header| header.request_id).unwrap_or("-");
+        static LINES: Limiter = Limiter::audit();
+        // Who asks for what its rights do not cover may be trying doors.
+        if code == Some(Code::Forbidden) && LINES.allows("forbidden") {
+            tracing::warn!(
+                target: AUDIT,
+                security = "rights",
+                connection = peer.number(),
+                peer = %peer.address(),
+                principal = &*identity.principal.name,
+                topic = header.map_or("-", |header| header.topic.as_str()),
+                request_id,
+                "forbidden: {}", body.message
+            );
+        }
+        tracing::debug!(
+            connection = peer.number(),
+            request_id,
+            code = %body.code,
+            "answered with an error: {}",
+            body.message
+        );
+    }
+}

@@ -1,0 +1,280 @@
+//! What others see of a connection, and what they leave for its owner: the
+//! acceptor that looks for room, the drain, the operator, and calls whose
+//! connection has gone on without them. They never touch the socket.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+
+use super::{
+    DrainFlags,
+    connection::{Farewell, State},
+    outbox::Outbox,
+};
+use crate::{
+    access::Identity,
+    budget::Budget,
+    dispatch::Outcome,
+    metrics::{Traffic, snapshot::ConnectionRow},
+    system::{
+        self, AtomicU8, AtomicU32, AtomicU64, Mutex,
+        Ordering::{Relaxed, SeqCst},
+        lock,
+    },
+    wire::Header,
+};
+
+/// What is shared about one connection.
+pub(crate) struct Peer {
+    number: u64,
+    slot: usize,
+    /// Who connected; a load balancer may speak for somebody else.
+    from: SocketAddr,
+    /// For whom that one speaks.
+    speaks_for: OnceLock<SocketAddr>,
+    /// Own address and that of who connected.
+    ends: Option<(SocketAddr, SocketAddr)>,
+    since: (Instant, SystemTime),
+    tls: OnceLock<&'static str>,
+    identity: ArcSwap<Identity>,
+    /// What the owner does, as [`Doing`] has it.
+    doing: AtomicU8,
+    /// Microseconds from `since` to the end of the last request.
+    last_request: AtomicU64,
+    /// Milliseconds from `since` to the last byte that arrived.
+    last_activity: AtomicU64,
+    traffic: Traffic,
+    /// Why this one is to end, although the server goes on.
+    farewell: OnceLock<Farewell>,
+    drain: Arc<DrainFlags>,
+    /// Calls whose connection has gone on without them.
+    left: AtomicU32,
+    /// What they have answered, for the owner to send.
+    late: Mutex<Outbox>,
+}
+
+/// What `/connections` shows that an owner does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Doing {
+    Handshake,
+    Idle,
+    Reading,
+    Calling,
+    Closing,
+}
+
+impl Doing {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Handshake, "handshake"),
+        (Self::Idle, "idle"),
+        (Self::Reading, "reading"),
+        (Self::Calling, "calling"),
+        (Self::Closing, "closing"),
+    ];
+}
+
+impl From<State> for Doing {
+    fn from(state: State) -> Self {
+        match state {
+            State::ProxyHeader | State::Handshake => Self::Handshake,
+            State::Idle => Self::Idle,
+            State::Message { .. } | State::Memory { .. } => Self::Reading,
+            // Its answers are part of a call.
+            State::Writing { .. } => Self::Calling,
+            State::Ending => Self::Closing,
+        }
+    }
+}
+
+impl Peer {
+    pub(crate) fn new(
+        (number, slot): (u64, usize),
+        (from, own): (SocketAddr, Option<SocketAddr>),
+        identity: Arc<Identity>,
+        drain: &Arc<DrainFlags>,
+        memory: &Arc<Budget>,
+    ) -> Self {
+        Self {
+            number,
+            slot,
+            from,
+            speaks_for: OnceLock::new(),
+            ends: own.map(|own| (own, from)),
+            since: (system::now(), SystemTime::now()),
+            tls: OnceLock::new(),
+            identity: ArcSwap::new(identity),
+            doing: AtomicU8::new(Doing::Handshake as u8),
+            last_request: AtomicU64::new(0),
+            last_activity: AtomicU64::new(0),
+            traffic: Traffic::default(),
+            farewell: OnceLock::new(),
+            drain: Arc::clone(drain),
+            left: AtomicU32::new(0),
+            late: Mutex::new(Outbox::new(memory)),
+        }
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(crate) fn slot(&self) -> usize {
+        self.slot
+    }
+
+    /// For whom the connection speaks, as far as it is known.
+    pub(crate) fn address(&self) -> SocketAddr {
+        *self.speaks_for.get().unwrap_or(&self.from)
+    }
+
+    /// A load balancer has said for whom it speaks.
+    pub(crate) fn speaks_for(&self, address: SocketAddr) {
+        let _ = self.speaks_for.set(address);
+    }
+
+    pub(crate) fn is_now(&self, identity: Arc<Identity>) {
+        self.identity.store(identity);
+    }
+
+    pub(crate) fn has_tls(&self, version: &'static str) {
+        let _ = self.tls.set(version);
+    }
+
+    /// When it was accepted.
+    pub(crate) fn since(&self) -> Instant {
+        self.since.0
+    }
+
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.traffic
+    }
+
+    /// The principal that it speaks for.
+    pub(crate) fn is_of(&self, principal: &str) -> bool {
+        self.identity.load().principal.name == principal
+    }
+
+    /// How long a peer that has not shown who it is has asked nothing, while
+    /// it waits.
+    pub(crate) fn idle_as_stranger(&self) -> Option<Duration> {
+        let doing = self.doing.load(Relaxed);
+        let quiet = doing != Doing::Calling as u8 && doing != Doing::Closing as u8;
+        let idle = quiet && self.calls_left() == 0 && !self.identity.load().is_known();
+        idle.then(|| system::now().saturating_duration_since(self.last_answer()))
+    }
+
+    /// When the last request was answered; when it came, before.
+    fn last_answer(&self) -> Instant {
+        self.since.0 + Duration::from_micros(self.last_request.load(Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn does(&self, doing: Doing) {
+        self.doing.store(doing as u8, Relaxed);
+    }
+
+    /// Bytes arrived.
+    #[inline]
+    pub(crate) fn heard(&self, count: usize, now: Instant) {
+        self.traffic.bytes_in.add(count as u64);
+        let millis = now.saturating_duration_since(self.since.0).as_millis();
+        self.last_activity.store(as_u64(millis), Relaxed);
+    }
+
+    /// All that there was is answered, and the answers are about to leave: the
+    /// peer's idle time begins before it can have seen them.
+    #[inline]
+    pub(crate) fn answered(&self, now: Instant) {
+        let micros = now.saturating_duration_since(self.since.0).as_micros();
+        self.last_request.store(as_u64(micros), Relaxed);
+    }
+
+    /// What the peer is told, once no further call shall be begun.
+    #[inline]
+    pub(crate) fn farewell(&self) -> Option<Farewell> {
+        let own = self.farewell.get().copied();
+        own.or_else(|| self.drain.draining().then_some(Farewell::SHUTDOWN))
+    }
+
+    /// No further call shall be begun; the owner says why, the first reason
+    /// counts.
+    pub(crate) fn retire(&self, why: Farewell) {
+        let _ = self.farewell.set(why);
+    }
+
+    /// Those who are told and do not take it are cut off.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.drain.is_cutting_off()
+    }
+
+    /// The connection goes on while a call runs.
+    pub(crate) fn leave_call(&self) {
+        self.left.fetch_add(1, SeqCst);
+    }
+
+    /// Calls that were left behind and have not answered.
+    pub(crate) fn calls_left(&self) -> u32 {
+        self.left.load(SeqCst)
+    }
+
+    /// Such a call has its answer. The owner has yet to be told.
+    pub(crate) fn answer_late(&self, header: Option<&Header<'_>>, outcome: Outcome) {
+        let mut late = lock(&self.late);
+        late.answer(header, outcome, &self.traffic);
+        // Under the lock: who sees no call left finds all answers.
+        self.left.fetch_sub(1, SeqCst);
+    }
+
+    /// What such calls have answered goes to the owner.
+    pub(crate) fn collect_late(&self, outbox: &mut Outbox) {
+        outbox.append(&mut lock(&self.late));
+    }
+
+    /// A copy for whoever looks.
+    pub(crate) fn row(&self) -> ConnectionRow {
+        let Traffic {
+            bytes_in,
+            bytes_out,
+            messages_in,
+            messages_out,
+            keep_alives: _,
+            errors,
+            ..
+        } = &self.traffic;
+        let (doing, left) = (self.doing.load(Relaxed), u64::from(self.calls_left()));
+        let calling = doing == Doing::Calling as u8;
+        let state = match Doing::ALL.iter().find(|(known, _)| *known as u8 == doing) {
+            Some(_) if left > 0 => "calling",
+            Some((_, name)) => name,
+            None => "-",
+        };
+        let last_activity = self.since.1 + Duration::from_millis(self.last_activity.load(Relaxed));
+        let identity = self.identity.load();
+        let text = |time| humantime::format_rfc3339_millis(time).to_string();
+        ConnectionRow {
+            id: identity.caller.connection_id.clone(),
+            peer: self.address().to_string(),
+            ends: self.ends,
+            principal: identity.caller.principal.clone(),
+            tls: self.tls.get().copied(),
+            state,
+            since: text(self.since.1),
+            last_activity: text(last_activity),
+            bytes_in: bytes_in.get(),
+            bytes_out: bytes_out.get(),
+            messages_in: messages_in.get(),
+            messages_out: messages_out.get(),
+            in_flight: left + u64::from(calling),
+            errors: errors.get(),
+        }
+    }
+}
+
+fn as_u64(count: u128) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,339 @@
+//! The threads that serve. A few of them poll: each takes a connection that
+//! has something to do, serves it, puts it back and looks for the next. None
+//! of them waits for a peer. One that is about to wait for a call, or is in a
+//! long one, has another thread poll in its place, lets the connection go on,
+//! and ends with its call: leaders and followers, with compensation for those
+//! that block.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Shared,
+    connection::{Advance, Call, Connection, End, Input, News},
+    peer::Peer,
+    running::Listed,
+};
+use crate::{
+    dispatch::{Outcome, Reply, Request, internal_error},
+    host::{Stop, Watch},
+    log::{Limiter, panic_text},
+    system::{self, AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering::Relaxed, lock},
+    wire::{Code, Header},
+};
+
+/// Fewest threads that poll; one for each processor, where there are more.
+const FEWEST_POLLERS: usize = 2;
+
+/// Ticks of the sandbox, a millisecond each, that a call sees before its
+/// connection goes on without it: so it has taken 1 to 2 ms. The first one
+/// says nothing: a quick call may just have begun.
+const TICKS_UNTIL_SLOW: u32 = 2;
+
+/// Less than this is little: a few times what waking a thread costs.
+const LITTLE: Duration = Duration::from_micros(100);
+/// So many have to have taken little: where more than a few calls in a hundred
+/// take long, nobody waits for them. A thousand gave next to nothing, because
+/// the system interrupts some of any thousand.
+const LAST_ONES: u32 = 100;
+
+/// Threads that poll.
+pub(crate) fn pollers() -> usize {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    processors.max(FEWEST_POLLERS)
+}
+
+/// What one thread does, from its job's beginning to its end.
+pub(crate) struct Worker {
+    shared: Arc<Shared>,
+    /// Other connections wait for this thread.
+    polls: AtomicBool,
+    held: Mutex<Held>,
+    /// Ticks that the call at hand has seen.
+    ticks: AtomicU32,
+    /// How many connections took little, one after the other.
+    quick: AtomicU32,
+    /// Whether the next one is taken from the queue.
+    alternates: AtomicBool,
+}
+
+/// What a worker works on. Only its own thread takes the lock: inside a call,
+/// the worker is found through [`Watch`] alone.
+#[derive(Default)]
+struct Held {
+    /// None once it has gone on.
+    connection: Option<Box<Connection>>,
+    /// What is served, while that is a call.
+    call: Option<Called>,
+    /// The call, once it takes long.
+    slow: Option<Slow>,
+}
+
+/// Where the message of the call at hand lies.
+struct Called {
+    message: std::ops::Range<usize>,
+    arrived: Instant,
+}
+
+/// A call that takes long: what is left to it when its connection goes on.
+struct Slow {
+    peer: Arc<Peer>,
+    listed: Listed,
+}
+
+impl Worker {
+    /// One thread more that polls, until the poller's end; false if there is
+    /// none.
+    #[must_use]
+    pub(crate) fn start(shared: &Arc<Shared>) -> bool {
+        let worker = Self {
+            shared: Arc::clone(shared),
+            polls: AtomicBool::new(true),
+            held: Mutex::default(),
+            ticks: AtomicU32::new(0),
+            quick: AtomicU32::new(0),
+            alternates: AtomicBool::new(false),
+        };
+        shared.threads.execute(|| Arc::new(worker).poll())
+    }
+
+    /// Whether the last connections took little.
+    pub(crate) fn is_quick(&self) -> bool {
+        self.quick.load(Relaxed) >= LAST_ONES
+    }
+
+    /// Every other time.
+    pub(crate) fn takes_queued(&self) -> bool {
+        let takes = self.alternates.load(Relaxed);
+        self.alternates.store(!takes, Relaxed);
+        takes
+    }
+
+    fn poll(self: Arc<Self>) {
+        let poller = &self.shared.poller;
+        let mut ready = Vec::new();
+        let mut now = system::now();
+        while self.polls.load(Relaxed) && !poller.is_over() {
+            poller.sweep(now);
+            let Some((connection, begun)) = poller.next(&self, &mut ready) else {
+                now = system::now();
+                continue;
+            };
+            self.serve(connection, begun);
+            now = system::now();
+            let quick = if now.saturating_duration_since(begun) < LITTLE {
+                self.quick.load(Relaxed).saturating_add(1)
+            } else {
+                0
+            };
+            self.quick.store(quick, Relaxed);
+        }
+    }
+
+    /// Serves a connection as long as there is something to do.
+    fn serve(self: &Arc<Self>, connection: Box<Connection>, now: Instant) {
+        let mut next = Some(connection);
+        while let Some(connection) = next {
+            let advance = AssertUnwindSafe(|| self.advance(connection, now));
+            // A defect outside of a call ends this connection, not the thread.
+            next = catch_unwind(advance).unwrap_or_else(|panic| {
+                let error_id = log_panic(&*panic);
+                let text = format!("defect of the server, error id {error_id}");
+                let Held { connection, .. } = std::mem::take(&mut *self.held());
+                let mut connection = connection?;
+                connection.ends(End::Notice(Code::InternalError, text));
+                Some(connection)
+            });
+        }
+    }
+
+    /// The same; what comes back is to be served next.
+    fn advance(
+        self: &Arc<Self>,
+        connection: Box<Connection>,
+        mut now: Instant,
+    ) -> Option<Box<Connection>> {
+        let mut held = self.held();
+        let mut connection = held.connection.insert(connection);
+        loop {
+            let call = match connection.advance(now) {
+                Advance::Call(call) => call,
+                Advance::Wait if self.lingers(connection) => {
+                    now = system::now();
+                    connection.learns(News::READABLE, now);
+                    continue;
+                }
+                Advance::Wait => {
+                    let connection = held.connection.take();
+                    drop(held);
+                    let connection = connection?;
+                    if self.shared.poller.put_back(connection) && !self.polls.load(Relaxed) {
+                        self.shared.poller.poke();
+                    }
+                    return None;
+                }
+                Advance::Over => {
+                    let connection = held.connection.take();
+                    drop(held);
+                    drop(connection);
+                    return None;
+                }
+            };
+            held.call = Some(Called {
+                message: call.message.clone(),
+                arrived: call.arrived,
+            });
+            self.ticks.store(0, Relaxed);
+            drop(held);
+            let reply = self.call(&call);
+            held = self.held();
+            // Whoever looks may hold it for a moment longer.
+            let slow = held.slow.take();
+            held.call = None;
+            match held.connection.as_mut() {
+                Some(same) => {
+                    let Reply {
+                        header,
+                        outcome,
+                        identity,
+                    } = reply;
+                    same.answered(header.as_ref(), outcome);
+                    // The buffer is the connection's alone again.
+                    drop(call);
+                    connection = held.connection.as_mut()?;
+                    if let Some(identity) = identity {
+                        connection.is_now(identity);
+                    }
+                }
+                None => {
+                    drop(held);
+                    let Slow { peer, listed } = slow?;
+                    drop(listed);
+                    if let Outcome::Error(code, body) = &reply.outcome {
+                        let header = reply.header.as_ref();
+                        self.shared
+                            .note_error(&peer, &call.identity, header, *code, body);
+                    }
+                    peer.answer_late(reply.header.as_ref(), reply.outcome);
+                    return self.shared.poller.visit(peer.slot(), News::ANSWER);
+                }
+            }
+        }
+    }
+
+    /// Waits a moment for the same peer, where that is wanted, while another
+    /// thread polls; says whether it has something to say.
+    fn lingers(&self, connection: &Connection) -> bool {
+        let time = self.shared.settings.linger;
+        !time.is_zero()
+            && connection.may_linger()
+            && self.is_relieved()
+            && connection
+                .channel()
+                .is_some_and(|channel| channel.wait(time))
+    }
+
+    /// Another thread polls in this one's stead.
+    fn is_relieved(&self) -> bool {
+        if self.polls.load(Relaxed) && Self::start(&self.shared) {
+            self.polls.store(false, Relaxed);
+        }
+        !self.polls.load(Relaxed)
+    }
+
+    fn call<'a>(self: &Arc<Self>, call: &'a Call) -> Reply<'a> {
+        let body = call.input.message(call.message.clone());
+        let request = Request {
+            body,
+            binary: call.binary,
+            arrived: call.arrived,
+            identity: &call.identity,
+            watch: Arc::<Self>::clone(self),
+        };
+        catch_unwind(AssertUnwindSafe(|| self.shared.handle.handle(request)))
+            .unwrap_or_else(|panic| internal_error(body, &log_panic(&*panic)))
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        lock(&self.held)
+    }
+
+    /// The call at hand takes long, or is about to wait: neither the answers
+    /// before it nor the requests after it, nor other connections, shall wait
+    /// for it. And it is shown to whoever looks; says whether the operator
+    /// wants it stopped.
+    fn is_slow(&self, waits: bool) -> bool {
+        let mut held = self.held();
+        let Held {
+            connection,
+            call,
+            slow,
+        } = &mut *held;
+        if slow.is_none()
+            && let (Some(connection), Some(call)) = (connection.as_ref(), call.as_ref())
+        {
+            *slow = Some(Slow {
+                peer: Arc::clone(connection.peer()),
+                listed: self.list(connection, call),
+            });
+        }
+        let left = connection.take_if(|connection| connection.leave_call());
+        let killed = slow.as_ref().is_some_and(|slow| {
+            slow.listed.call.waits(waits);
+            slow.listed.call.is_killed()
+        });
+        drop(held);
+        let poke = left.is_some_and(|connection| self.shared.poller.put_back(connection));
+        if !self.is_relieved() && poke {
+            self.shared.poller.poke();
+        }
+        killed
+    }
+
+    fn list(&self, connection: &Connection, call: &Called) -> Listed {
+        let input: &Input = connection.input();
+        let header = Header::parse(input.message(call.message.clone()));
+        let header = header.ok().map(|(header, _)| header);
+        self.shared.running.list(
+            connection.peer().number(),
+            header.as_ref(),
+            connection.identity().caller.principal.clone(),
+            call.arrived,
+            self.shared.settings.default_timeout,
+        )
+    }
+}
+
+impl Watch for Worker {
+    fn tick(&self) -> Option<Stop> {
+        let ticks = self.ticks.load(Relaxed) + 1;
+        self.ticks.store(ticks, Relaxed);
+        if ticks >= TICKS_UNTIL_SLOW && self.is_slow(false) {
+            return Some(Stop::Killed);
+        }
+        self.shared.drain.calls_stopped().then_some(Stop::Shutdown)
+    }
+
+    fn waits(&self) {
+        self.is_slow(true);
+    }
+}
+
+/// Logs a panic under an id, and returns the id for the peer.
+fn log_panic(panic: &(dyn Any + Send)) -> String {
+    let error_id = uuid::Uuid::new_v4().to_string();
+    static LINES: Limiter = Limiter::new();
+    if LINES.allows("defect of the server") {
+        tracing::error!(
+            error_id,
+            "defect of the server, please report it: {}",
+            panic_text(panic)
+        );
+    }
+    error_id
+}

@@ -1,0 +1,668 @@
+//! One run: a machine, its peers, and what they do.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use shuttle::{Config, FailurePersistence, Runner, scheduler::RandomScheduler, thread};
+
+use crate::{
+    access::{Access, Terms},
+    budget::Budget,
+    config::{Auth, Principals},
+    dispatch::{Handle, Outcome, Reply, Request},
+    host::Stop,
+    metrics::Metrics,
+    server::{
+        DrainFlags, ListenerSettings, ServerSettings, Shared,
+        admission::{Admission, Shares},
+        connection::{Connection, Farewell, News},
+        poller::Poller,
+        workers::Worker,
+    },
+    system::{self, Channel, Linger, Pool, Wire, World},
+    transport::SocketOptions,
+    wire::{
+        Code, ErrorBody, Header, Incoming, Reassembly,
+        frame::{FrameHeader, KEEPALIVE_FRAME},
+    },
+};
+
+/// Threads that poll.
+const POLLERS: usize = 2;
+/// Connections at the same time.
+const SLOTS: usize = 3;
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Steps of the scheduler until it is a circle.
+const MAX_STEPS: usize = 400_000;
+/// Looks of one who waits for a rest.
+const MAX_LOOKS: usize = 40_000;
+const MAX_MESSAGE: usize = 2000;
+
+/// What guests panic with.
+pub const ON_PURPOSE: &str = "a defect, on purpose";
+
+/// Runs a seed, or panics.
+pub fn run(seed: u64) {
+    let mut config = Config::new();
+    config.max_steps = shuttle::MaxSteps::FailAfter(MAX_STEPS);
+    config.failure_persistence = FailurePersistence::None;
+    config.stack_size = 256 * 1024;
+    config.silence_warnings = true;
+    let scheduler = RandomScheduler::new_from_seed(seed, 1);
+    Runner::new(scheduler, config).run(move || Machine::new(seed).run());
+}
+
+/// Numbers that follow from a seed (SplitMix64; Steele, Lea, Flood 2014).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// One of a range.
+    fn of(&mut self, range: std::ops::Range<usize>) -> usize {
+        range.start + (self.next() % (range.end - range.start) as u64) as usize
+    }
+
+    /// So often in a hundred times.
+    fn happens(&mut self, percent: u64) -> bool {
+        self.next() % 100 < percent
+    }
+}
+
+/// What guests do: the payload says it.
+#[derive(Default)]
+struct Guests {
+    /// Requests that have begun.
+    begun: std::sync::Mutex<HashSet<String>>,
+}
+
+impl Handle for Guests {
+    fn handle<'a>(&self, request: Request<'a>) -> Reply<'a> {
+        let Ok((header, payload)) = Header::parse(request.body) else {
+            let body = ErrorBody::server(Code::MalformedMessage, "what is this");
+            let outcome = Outcome::Error(Some(Code::MalformedMessage), body);
+            return Reply::new(None, outcome);
+        };
+        let id = header.request_id.unwrap().to_owned();
+        assert!(self.begun.lock().unwrap().insert(id), "it runs twice");
+        let text = std::str::from_utf8(payload).unwrap().trim();
+        if std::env::var("MB_SEED").is_ok() {
+            println!("begins {:?} {text}", header.request_id);
+        }
+        let (kind, amount) = text.split_once(' ').unwrap_or((text, "0"));
+        let amount: u64 = amount.parse().unwrap();
+        let stopped = match kind {
+            "quick" => None,
+            "slow" => Self::works(&request, amount),
+            "waits" => {
+                request.watch.waits();
+                Self::works(&request, amount)
+            }
+            "panics" => {
+                request.watch.waits();
+                panic!("{ON_PURPOSE}")
+            }
+            _ => unreachable!("{kind}"),
+        };
+        let outcome = match stopped {
+            None => Outcome::Json(format!("{:?}", "x".repeat(amount as usize % 300))),
+            Some(_) => {
+                let body = ErrorBody::server(Code::Timeout, "stopped");
+                Outcome::Error(Some(Code::Timeout), body)
+            }
+        };
+        Reply::new(Some(header), outcome)
+    }
+}
+
+impl Guests {
+    /// So many milliseconds, a tick each time that the clock has moved.
+    fn works(request: &Request<'_>, millis: u64) -> Option<Stop> {
+        let until = system::now() + Duration::from_millis(millis);
+        for _ in 0..2 {
+            if let Some(stop) = request.watch.tick() {
+                return Some(stop);
+            }
+            thread::yield_now();
+        }
+        while system::now() < until {
+            World::here().wait_for_clock();
+            if let Some(stop) = request.watch.tick() {
+                return Some(stop);
+            }
+        }
+        None
+    }
+}
+
+/// A peer, and what it knows.
+struct Client {
+    wire: Arc<Wire>,
+    number: u64,
+    /// What it has yet to send.
+    unsent: Vec<u8>,
+    /// Requests that were sent whole, by id; whether they are quick.
+    asked: HashMap<String, bool>,
+    order: Vec<String>,
+    /// With the place in the stream where each ends.
+    ends: Vec<(usize, String, bool)>,
+    sent: usize,
+    received: Reassembly,
+    answered: HashSet<String>,
+    quick_answers: Vec<String>,
+    keep_alives: (usize, usize),
+    /// The code of the ERROR that closed it.
+    closing: Option<String>,
+    over: bool,
+    /// It has ended its side, or is gone.
+    shut: bool,
+    gone: bool,
+    /// It has sent what is no message.
+    broken: bool,
+}
+
+struct Machine {
+    world: Arc<World>,
+    random: Random,
+    guests: Arc<Guests>,
+    shared: Arc<Shared>,
+    admission: Arc<Admission>,
+    listener: Arc<ListenerSettings>,
+    clients: Vec<Client>,
+    next: u64,
+    next_request: u64,
+    draining: bool,
+}
+
+impl Machine {
+    fn new(seed: u64) -> Self {
+        let world = World::begin();
+        let mut random = Random(seed);
+        let terms = Arc::new(Terms {
+            auth: Auth::None,
+            rights: None,
+            allow_unsecure: false,
+        });
+        let settings = ServerSettings {
+            listeners: Vec::new(),
+            backlog: 1,
+            options: SocketOptions {
+                keep_alive: None,
+                no_delay: true,
+            },
+            max_connections: SLOTS,
+            max_threads: 12,
+            linger: Duration::from_millis(random.of(0..3) as u64),
+            reserved: 0,
+            per_address: 0,
+            max_ending: 1,
+            max_message_size: MAX_MESSAGE,
+            max_in_flight: random.of(1..5),
+            read_buffer_size: 1 << random.of(4..9),
+            write_buffer_size: 1 << random.of(7..11),
+            default_timeout: Duration::from_secs(5),
+            read_timeout: READ_TIMEOUT,
+            handshake_timeout: Duration::from_secs(10),
+            write_timeout: WRITE_TIMEOUT,
+            idle_timeout: IDLE_TIMEOUT,
+            keep_alive_interval: Duration::from_secs(20),
+            connection_max_age: random
+                .happens(20)
+                .then(|| Duration::from_secs(random.of(10..100) as u64)),
+            drain_timeout: Duration::from_secs(10),
+            thread_stack: 0,
+            memory: Budget::new(random.of(1500..6000)),
+        };
+        let guests = Arc::<Guests>::default();
+        let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).unwrap();
+        let shared = Arc::new(Shared {
+            drain: Arc::new(DrainFlags::new().unwrap()),
+            poller: Poller::new(SLOTS).unwrap(),
+            threads: Pool::new(POLLERS, 12, 0),
+            settings: Arc::new(settings),
+            handle: Arc::<Guests>::clone(&guests),
+            metrics: Arc::<Metrics>::default(),
+            access,
+            linger: Linger,
+            handshakes: Arc::default(),
+            running: Arc::default(),
+        });
+        for _ in 0..POLLERS {
+            assert!(Worker::start(&shared));
+        }
+        Self {
+            world,
+            random,
+            guests,
+            shared,
+            admission: Admission::new(Shares {
+                connections: SLOTS,
+                strangers: SLOTS,
+                per_address: 0,
+            }),
+            listener: Arc::new(ListenerSettings {
+                hosts: Vec::new(),
+                port: 0,
+                tls: None,
+                terms,
+                allow: Vec::new(),
+                deny: Vec::new(),
+                proxy_from: Vec::new(),
+            }),
+            clients: Vec::new(),
+            next: 1,
+            next_request: 1,
+            draining: false,
+        }
+    }
+
+    fn run(mut self) {
+        for _ in 0..self.random.of(5..40) {
+            self.step();
+            for _ in 0..self.random.of(0..30) {
+                thread::yield_now();
+            }
+            if self.random.happens(30) {
+                self.rest();
+            }
+        }
+        self.end();
+    }
+
+    fn step(&mut self) {
+        let open: Vec<_> = (0..self.clients.len())
+            .filter(|at| !self.clients[*at].over && !self.clients[*at].gone)
+            .collect();
+        if open.is_empty() || self.random.happens(10) {
+            if !self.draining {
+                self.connect();
+            }
+            return;
+        }
+        let at = open[self.random.of(0..open.len())];
+        match self.random.of(0..100) {
+            0..35 => self.ask(at),
+            35..60 => self.send(at),
+            60..80 => {
+                let most = self.random.of(1..400);
+                self.take(at, most);
+            }
+            80..88 => self.pass(),
+            88..91 => {
+                self.send_all(at);
+                let client = &mut self.clients[at];
+                client.shut = true;
+                client.wire.shut();
+            }
+            91..93 => {
+                let client = &mut self.clients[at];
+                client.gone = true;
+                client.wire.reset();
+            }
+            93..95 => {
+                let number = self.clients[at].number;
+                let all = self.admission.peers().collect::<Vec<_>>();
+                if let Some(peer) = all.iter().find(|peer| peer.number() == number) {
+                    peer.retire(Farewell::CLOSED);
+                    self.shared.poller.tell(peer.slot(), News::FAREWELL);
+                }
+            }
+            95..97 => {
+                // What is no frame.
+                let client = &mut self.clients[at];
+                client.broken = true;
+                client.unsent.extend([0, 0, 0, 1, 0xff, 0, 0, 0]);
+                self.send_all(at);
+            }
+            97 if self.random.happens(30) => self.drain(),
+            _ => {
+                let calls = self.shared.running.rows();
+                if let Some(call) = calls.first() {
+                    self.shared.running.kill(call.id);
+                }
+            }
+        }
+    }
+
+    /// As the acceptor does it.
+    fn connect(&mut self) {
+        let wire = Wire::new(self.random.of(40..2000));
+        let number = self.next;
+        self.next += 1;
+        let (shared, listener) = (Arc::clone(&self.shared), Arc::clone(&self.listener));
+        let channel = Channel::over(&wire);
+        let from = SocketAddr::from((Ipv4Addr::LOCALHOST, 2));
+        let taken = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let is_taken = Arc::clone(&taken);
+        let job = Box::new(move |permit: Result<_, _>| {
+            let Ok(permit) = permit else { return };
+            is_taken.store(true, std::sync::atomic::Ordering::SeqCst);
+            let poller = Arc::clone(&shared);
+            let new = Connection::over(number, channel, from, listener, shared, permit);
+            poller.poller.begin(Box::new(new)).unwrap();
+        });
+        self.admission.admit(None, job, |_| false);
+        if taken.load(std::sync::atomic::Ordering::SeqCst) {
+            self.clients.push(Client {
+                wire,
+                number,
+                unsent: Vec::new(),
+                asked: HashMap::new(),
+                order: Vec::new(),
+                ends: Vec::new(),
+                sent: 0,
+                received: Reassembly::new(1 << 20, 64),
+                answered: HashSet::new(),
+                quick_answers: Vec::new(),
+                keep_alives: (0, 0),
+                closing: None,
+                over: false,
+                shut: false,
+                gone: false,
+                broken: false,
+            });
+        }
+    }
+
+    /// A request, or a keep-alive, to be sent.
+    fn ask(&mut self, at: usize) {
+        let random = &mut self.random;
+        let client = &mut self.clients[at];
+        if client.shut || client.broken {
+            return;
+        }
+        if random.happens(10) {
+            client.unsent.extend(KEEPALIVE_FRAME);
+            return;
+        }
+        for _ in 0..random.of(1..4) {
+            let id = format!("r{}", self.next_request);
+            self.next_request += 1;
+            let (payload, quick) = match random.of(0..10) {
+                0..6 => (format!("quick {}", random.of(0..300)), true),
+                6 => (format!("slow {}", random.of(1..3000)), false),
+                7 => (format!("waits {}", random.of(0..3000)), false),
+                8 => (format!("quick {}", random.of(0..300)), true),
+                _ => ("panics".into(), false),
+            };
+            // Blanks, so that some need memory.
+            let blanks = if random.happens(20) {
+                random.of(0..MAX_MESSAGE - 200)
+            } else {
+                0
+            };
+            let body = format!("REQUEST:a.b:1.0.0:{id}\n{payload}{}", " ".repeat(blanks));
+            let pieces = random.of(1..3);
+            let size = body.len().div_ceil(pieces);
+            let mut chunks = body.as_bytes().chunks(size).peekable();
+            while let Some(chunk) = chunks.next() {
+                let mut header = FrameHeader {
+                    length: chunk.len() as u32,
+                    binary: false,
+                    more: false,
+                    keep_alive: false,
+                };
+                header.more = chunks.peek().is_some();
+                client.unsent.extend(header.encode());
+                client.unsent.extend(chunk);
+            }
+            let end = client.sent + client.unsent.len();
+            client.ends.push((end, id, quick));
+        }
+    }
+
+    /// Some of what there is to send.
+    fn send(&mut self, at: usize) {
+        let client = &mut self.clients[at];
+        let most = client.unsent.len().min(self.random.of(1..700));
+        Self::deliver(client, most);
+    }
+
+    fn send_all(&mut self, at: usize) {
+        let client = &mut self.clients[at];
+        let all = client.unsent.len();
+        Self::deliver(client, all);
+    }
+
+    fn deliver(client: &mut Client, count: usize) {
+        if client.shut || client.gone || count == 0 {
+            return;
+        }
+        let bytes: Vec<u8> = client.unsent.drain(..count).collect();
+        client.sent += bytes.len();
+        while let Some((end, _, _)) = client.ends.first()
+            && *end <= client.sent
+        {
+            let (_, id, quick) = client.ends.remove(0);
+            client.asked.insert(id.clone(), quick);
+            client.order.push(id);
+        }
+        if bytes.windows(8).any(|eight| eight == KEEPALIVE_FRAME) {
+            client.keep_alives.0 += 1;
+        }
+        client.wire.send(&bytes);
+    }
+
+    /// The peer takes some of what there is.
+    fn take(&mut self, at: usize, most: usize) {
+        let client = &mut self.clients[at];
+        let bytes = client.wire.take(most);
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let spare = client.received.spare();
+            let count = spare.len().min(rest.len());
+            spare[..count].copy_from_slice(&rest[..count]);
+            client.received.advance(count);
+            rest = &rest[count..];
+            client.read();
+        }
+        if client.wire.is_over() {
+            client.over = true;
+        }
+    }
+
+    fn pass(&mut self) {
+        let millis = match self.random.of(0..4) {
+            0 => 1,
+            1 => self.random.of(1..100),
+            2 => self.random.of(100..5000),
+            _ => self.random.of(5000..70_000),
+        };
+        self.world.pass(Duration::from_millis(millis as u64));
+    }
+
+    fn drain(&mut self) {
+        self.draining = true;
+        self.shared.drain.begin();
+        for peer in self.admission.peers() {
+            self.shared.poller.tell(peer.slot(), News::FAREWELL);
+        }
+    }
+
+    /// Until nobody has anything to do; then what was promised holds.
+    fn rest(&mut self) {
+        for look in 0.. {
+            if self.world.is_at_rest() {
+                break;
+            }
+            assert!(look < MAX_LOOKS, "it does not come to rest");
+            thread::yield_now();
+        }
+        for at in 0..self.clients.len() {
+            let number = self.clients[at].number;
+            let peers: Vec<_> = self.admission.peers().collect();
+            let Some(peer) = peers.iter().find(|peer| peer.number() == number) else {
+                continue;
+            };
+            let row = peer.row();
+            let client = &self.clients[at];
+            // What waits for the peer, for memory, or for calls, is not read.
+            if ["idle", "handshake"].contains(&row.state) {
+                assert!(
+                    !client.wire.is_unread(),
+                    "{row:?}: there is something to read, and nobody does"
+                );
+            }
+        }
+        let overdue = self.shared.poller.overdue_for(system::now());
+        assert!(
+            overdue.is_none_or(|late| late < Duration::from_secs(2)),
+            "a deadline passed {overdue:?} ago"
+        );
+    }
+
+    /// All peers take what there is and send what they have; the clock moves on.
+    fn end(mut self) {
+        // One guest after the other, at worst.
+        for _ in 0..80 {
+            for at in 0..self.clients.len() {
+                self.send_all(at);
+                self.take(at, usize::MAX);
+            }
+            self.rest();
+            let all = |client: &Client| client.over || client.missing(&self.guests).is_empty();
+            if self.clients.iter().all(all) {
+                break;
+            }
+            self.world.pass(Duration::from_millis(3000));
+            self.rest();
+        }
+        if std::env::var("MB_SEED").is_ok() {
+            for peer in self.admission.peers() {
+                println!("{:?}", peer.row());
+            }
+            println!(
+                "{:?} {:?}",
+                self.shared.running.rows(),
+                self.shared.settings
+            );
+        }
+        for client in &self.clients {
+            client.check(&self.guests);
+        }
+        self.drain();
+        for _ in 0..40 {
+            for at in 0..self.clients.len() {
+                self.take(at, usize::MAX);
+            }
+            self.world.pass(Duration::from_millis(500));
+            self.rest();
+        }
+        for at in 0..self.clients.len() {
+            self.take(at, usize::MAX);
+        }
+        for client in &self.clients {
+            client.check(&self.guests);
+            assert!(
+                client.over || client.gone,
+                "connection {} was not ended",
+                client.number
+            );
+        }
+        assert!(
+            self.admission.wait_until_empty(std::time::Instant::now()),
+            "a permit is not back: {:?}",
+            self.admission
+                .peers()
+                .map(|peer| peer.row())
+                .collect::<Vec<_>>()
+        );
+        assert_eq!(self.shared.settings.memory.used(), 0, "memory is not back");
+        assert!(self.shared.running.rows().is_empty(), "a call is listed");
+        assert_eq!(self.world.threads(), POLLERS, "a thread is not back");
+        self.shared.poller.end();
+        for look in 0.. {
+            if self.world.threads() == 0 {
+                break;
+            }
+            assert!(look < MAX_LOOKS, "a thread does not end");
+            thread::yield_now();
+        }
+    }
+}
+
+impl Client {
+    /// Whatever is whole.
+    fn read(&mut self) {
+        while let Some(incoming) = self.received.next().expect("frames") {
+            assert!(
+                self.closing.is_none(),
+                "something comes behind the ERROR that closes"
+            );
+            let Incoming::Message { body, .. } = incoming else {
+                self.keep_alives.1 += 1;
+                continue;
+            };
+            let (header, payload) = Header::parse(body).expect("a header");
+            let Some(id) = header.request_id else {
+                let text = String::from_utf8_lossy(payload);
+                self.closing = Some(text.into_owned());
+                continue;
+            };
+            let id = id.to_owned();
+            let quick = match self.asked.get(&id) {
+                Some(quick) => *quick,
+                // There was no memory for the rest of it.
+                None => {
+                    assert!(self.ends.iter().any(|(_, asked, _)| *asked == id));
+                    assert!(String::from_utf8_lossy(payload).contains("nothing ran"));
+                    continue;
+                }
+            };
+            if quick {
+                self.quick_answers.push(id.clone());
+            }
+            assert!(self.answered.insert(id.clone()), "{id} is answered twice");
+        }
+    }
+
+    /// What was asked is answered, unless one of the two has ended it.
+    fn check(&self, guests: &Guests) {
+        let quick: Vec<_> = self
+            .order
+            .iter()
+            .filter(|id| self.asked[*id] && self.answered.contains(*id))
+            .collect();
+        assert!(
+            quick.into_iter().eq(&self.quick_answers),
+            "quick ones in another order: {:?}",
+            self.quick_answers
+        );
+        let missing = self.missing(guests);
+        assert!(
+            missing.is_empty(),
+            "connection {}: not answered: {missing:?} of {:?}; {} unsent, {} unread, closing {:?}, {:?}",
+            self.number,
+            self.order,
+            self.unsent.len(),
+            self.wire.unread(),
+            self.closing,
+            (self.over, self.shut, self.broken)
+        );
+    }
+
+    /// Requests that have no answer and should have one.
+    fn missing(&self, guests: &Guests) -> Vec<String> {
+        if self.gone || self.over && self.closing.is_none() {
+            return Vec::new();
+        }
+        let begun = guests.begun.lock().unwrap();
+        // Behind the ERROR that closes, nothing was to begin.
+        let waits = |id: &&String| {
+            (self.closing.is_none() || begun.contains(*id)) && !self.answered.contains(*id)
+        };
+        self.order.iter().filter(waits).cloned().collect()
+    }
+}

@@ -1,0 +1,76 @@
+//! The server's connections, poller and workers, the files themselves, over a
+//! simulated machine: a clock that stands until it is moved, sockets that split,
+//! delay, reset and half-close, an epoll that tells each arrival once, and
+//! threads that a seeded scheduler runs one at a time, another one at each lock,
+//! atomic and system call. Guests are quick or slow, they wait, fail and panic.
+//! Peers, the operator and the drain do what the seed says.
+//!
+//!     cargo test --release --test simulation
+//!     MB_SEEDS=1000000 cargo test --release --test simulation
+//!     MB_SEED=4711 cargo test --release --test simulation -- --nocapture
+//!
+//! Held at each rest (nobody has anything to do until the clock moves): what has
+//! arrived was read, unless the peer takes no answers; no deadline has passed
+//! that nobody has seen. For each peer: each request has one answer at most, and
+//! exactly one if the peer stayed; quick ones in their order; nothing behind the
+//! ERROR that closes. At the end: nobody is left, and all permits, memory and
+//! threads are back.
+
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "what is simulated is the server's, which has all of it"
+)]
+
+use mb_server::{access, budget, config, dispatch, host, log, metrics, transport, wire};
+
+mod machine;
+#[path = "../../src/server/mod.rs"]
+mod server;
+mod system;
+
+use std::env;
+
+/// Seeds of a plain run.
+const SEEDS: u64 = 10_000;
+
+fn number(name: &str) -> Option<u64> {
+    env::var(name).ok()?.parse().ok()
+}
+
+fn main() {
+    let seeds = match number("MB_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("MB_SEEDS").unwrap_or(SEEDS),
+    };
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic.payload_as_str() != Some(machine::ON_PURPOSE) {
+            before(panic);
+        }
+    }));
+    let begun = std::time::Instant::now();
+    let count = seeds.end - seeds.start;
+    let next = std::sync::atomic::AtomicU64::new(seeds.start);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let run = || loop {
+        let seed = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if seed >= seeds.end {
+            return;
+        }
+        if let Err(panic) = std::panic::catch_unwind(|| machine::run(seed)) {
+            eprintln!("seed {seed} fails; MB_SEED={seed} runs it again");
+            std::panic::resume_unwind(panic);
+        }
+    };
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+        for one in all {
+            if let Err(panic) = one.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+    println!("{count} seeds in {:.1} s", begun.elapsed().as_secs_f64());
+}
