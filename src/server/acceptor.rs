@@ -17,7 +17,7 @@ use socket2::SockRef;
 use super::{
     ListenerSettings, Listening, Shared,
     admission::{Admission, Refused},
-    connection::{Advance, Connection, End, Farewell, RETRY_WHEN_BUSY_MS, notice, tell_denied},
+    connection::{Advance, Connection, Farewell, RETRY_WHEN_BUSY_MS, notice, tell_denied},
     peer::Peer,
     wait_for,
 };
@@ -202,7 +202,7 @@ impl Shared {
         let Some(mut connection) = self.poller.take_if(idle.slot(), may_leave) else {
             return false;
         };
-        connection.ends(End::Farewell(Farewell::EVICTED));
+        idle.retire(Farewell::EVICTED);
         if matches!(connection.advance(system::now()), Advance::Wait)
             && self.poller.put_back(connection)
         {

@@ -137,7 +137,7 @@ impl Worker {
 
     /// Serves a connection as long as there is something to do.
     fn serve(self: &Arc<Self>, connection: Box<Connection>, now: Instant) {
-        let mut next = Some(connection);
+        let (mut next, mut now) = (Some(connection), now);
         while let Some(connection) = next {
             let advance = AssertUnwindSafe(|| self.advance(connection, now));
             // A defect outside of a call ends this connection, not the thread.
@@ -145,10 +145,12 @@ impl Worker {
                 let error_id = log_panic(&*panic);
                 let text = format!("defect of the server, error id {error_id}");
                 let Held { connection, .. } = std::mem::take(&mut *self.held());
-                let mut connection = connection?;
+                // One that fails at its end is not tried again.
+                let mut connection = connection.filter(|connection| !connection.has_ended())?;
                 connection.ends(End::Notice(Code::InternalError, text));
                 Some(connection)
             });
+            now = system::now();
         }
     }
 
@@ -194,6 +196,9 @@ impl Worker {
             held = self.held();
             // Whoever looks may hold it for a moment longer.
             let slow = held.slow.take();
+            if slow.is_some() {
+                now = system::now();
+            }
             held.call = None;
             match held.connection.as_mut() {
                 Some(same) => {
@@ -289,7 +294,10 @@ impl Worker {
         });
         drop(held);
         let poke = left.is_some_and(|connection| self.shared.poller.put_back(connection));
-        if !self.is_relieved() && poke {
+        let polled = self.polls.load(Relaxed);
+        let is_replaced = self.is_relieved() && polled;
+        // Whoever has just begun to poll looks at all that there is.
+        if !is_replaced && (poke || polled) {
             self.shared.poller.poke();
         }
         killed

@@ -21,6 +21,10 @@ use super::proxy::{self, Proxied};
 /// Plaintext that is encrypted at once, in bytes: a record.
 const RECORD_SIZE: usize = 16 * 1024;
 
+/// Reads of ciphertext that brings no data, as a peer may send without end,
+/// until others have their turn.
+const MAX_RECORDS_WITHOUT_DATA: usize = 16;
+
 /// A TLS record begins with its type, version and length.
 const RECORD_HEADER_SIZE: usize = 5;
 
@@ -29,7 +33,7 @@ const RECORD_HEADER_SIZE: usize = 5;
 pub enum Received {
     /// So many bytes, and whether there may be more just now.
     Bytes {
-        /// At least one.
+        /// None where all that has come was not data.
         count: usize,
         /// False once all that had arrived was taken.
         more: bool,
@@ -257,7 +261,7 @@ fn send(socket: &TcpStream, buf: &[u8]) -> io::Result<usize> {
 impl Tls {
     fn read(&mut self, socket: &TcpStream, buf: &mut [u8]) -> io::Result<Received> {
         let mut more = true;
-        loop {
+        for _ in 0..MAX_RECORDS_WITHOUT_DATA {
             match self.session.reader().read(buf) {
                 Ok(0) => return Ok(Received::End),
                 Ok(count) => {
@@ -272,15 +276,15 @@ impl Tls {
                 }
                 Err(error) => return Err(error),
             }
-            if !more {
-                return Ok(Received::Nothing);
-            }
             match self.receive(socket)? {
                 Received::Bytes { more: rest, .. } => more = rest,
-                Received::Nothing => return Ok(Received::Nothing),
-                Received::End => return Ok(Received::End),
+                nothing_or_end => return Ok(nothing_or_end),
             }
         }
+        Ok(Received::Bytes {
+            count: 0,
+            more: true,
+        })
     }
 
     /// Hands ciphertext to the session. What that has to say, an alert or

@@ -18,6 +18,7 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     missing_docs,
     unreachable_pub,
     reason = "what is simulated is the server's, which has all of it"

@@ -276,8 +276,13 @@ impl Machine {
             }
             State::ProxyHeader => return Step::ProxyHeader,
             State::Handshake => return Step::Handshake,
-            State::Writing { .. } if !self.writable => return Step::Wait,
-            State::Writing { .. } => return Step::Write,
+            State::Writing { .. } if self.writable => return Step::Write,
+            // What was begun is answered; then it is told.
+            State::Writing { .. } if let Some(farewell) = peer.farewell() => {
+                self.ends(End::Farewell(farewell));
+                return self.finish(peer);
+            }
+            State::Writing { .. } => return Step::Wait,
             State::Idle | State::Message { .. } | State::Memory { .. } | State::Ending => {}
         }
         if self.leaves {
@@ -392,7 +397,8 @@ impl Machine {
                 (self.arrived, self.active) = (now, now);
                 peer.heard(count, now);
             }
-            Ok(Received::Nothing) => self.readable = false,
+            // Told of somebody else who had this slot before, or not yet here.
+            Ok(Received::Nothing) => (self.readable, self.peer_ended) = (false, false),
             Ok(Received::End) => {
                 let midway = self.input.reassembly.is_midway();
                 self.ends(if midway { End::Truncated } else { End::Peer });

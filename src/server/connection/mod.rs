@@ -189,6 +189,11 @@ impl Connection {
         self.channel.as_ref()
     }
 
+    /// Whether it is known why it ends.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.machine.end().is_some()
+    }
+
     /// It ends, whatever it does.
     pub(crate) fn ends(&mut self, end: End) {
         self.machine.ends(end);
@@ -205,6 +210,7 @@ impl Connection {
     pub(crate) fn may_linger(&self) -> bool {
         self.machine.state() == State::Idle
             && !self.identity.must_say()
+            && self.peer.calls_left() == 0
             && self.peer.farewell().is_none()
     }
 
@@ -345,14 +351,12 @@ impl Connection {
         let most = self.shared.settings.max_in_flight;
         // The one at hand counts as well.
         let leaves = self.peer.calls_left() as usize + 1 < most;
-        if leaves {
-            self.peer.leave_call();
-            self.machine.split_input();
-        }
         if !self.machine.outbox.is_empty() {
             self.write();
         }
         if leaves {
+            self.machine.split_input();
+            self.peer.leave_call();
             self.peer.does(self.machine.state().into());
         }
         leaves
