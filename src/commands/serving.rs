@@ -24,16 +24,16 @@ use crate::{
     budget::Budget,
     catalog::{LiveCatalog, LoadSettings, Policy},
     config::{Config, Loaded, MemoryPlan, services::Overlay},
-    dispatch::{Dispatcher, Handle, Limits},
+    dispatch::{Dispatcher, Handle},
     metrics::{
         Metrics,
         snapshot::{Snapshot, StoreRow},
     },
     sandbox::{CompilerConfig, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
-    server::{Server, ServerSettings, raise_open_files},
+    server::{ListenerSettings, Server, ServerSettings, raise_open_files},
     store::{Store, StoreError},
     system::MAX_ENDING,
-    transport::{Inherited, SocketOptions},
+    transport::Inherited,
 };
 
 /// Open files besides connections, and those that end: listeners, log, cache,
@@ -75,7 +75,7 @@ pub(super) struct Serving {
     server: Server,
     pub(super) catalog: Arc<LiveCatalog>,
     pub(super) edge: Arc<Edge>,
-    pub(super) config: Config,
+    pub(super) config: Arc<Config>,
     pub(super) settings: Arc<LiveSettings>,
     /// Where its admin endpoint listens.
     pub(super) admin: Vec<String>,
@@ -99,7 +99,7 @@ impl Serving {
             mut inherited,
             end,
         } = plan;
-        let config = loaded.config.clone();
+        let config = Arc::new(loaded.config.clone());
         let edge = Edge::load(&config)?;
         let room = Room::of(&config);
         if let Some(warning) = room.warning() {
@@ -130,7 +130,7 @@ impl Serving {
         let access = Arc::clone(&edge.access);
         let dispatcher = Dispatcher::new(
             catalog.shared(),
-            limits(&config),
+            Arc::clone(&config),
             Arc::clone(&metrics),
             access,
         );
@@ -139,10 +139,7 @@ impl Serving {
             doors,
             names: admin,
         } = Doors::open(&config, &mut inherited)?;
-        let settings = ServerSettings {
-            listeners: edge.listeners(&config),
-            ..server_settings(&config, memory, room)
-        };
+        let settings = server_settings(&config, edge.listeners(&config), memory, room);
         let access = Arc::clone(&edge.access);
         let trying = dispatcher.clone();
         let server = Server::start(
@@ -413,55 +410,23 @@ fn load_catalog(
     })
 }
 
-fn limits(config: &Config) -> Limits {
-    Limits {
-        max_message_size: config.max_message_size.0,
-        max_in_flight: config.max_in_flight,
-        keep_alive_interval: keep_alive_interval(config),
-        idle_timeout: config.idle_timeout.0,
-        default_timeout: config.default_timeout.0,
-        call_depth: config.sandbox.call_depth,
-    }
-}
-
-/// As clients are asked for it.
-fn keep_alive_interval(config: &Config) -> Duration {
-    config.keep_alive_interval.0.min(config.idle_timeout.0 / 2)
-}
-
-fn server_settings(config: &Config, memory: Arc<Budget>, room: Room) -> ServerSettings {
+fn server_settings(
+    config: &Arc<Config>,
+    listeners: Vec<Arc<ListenerSettings>>,
+    memory: Arc<Budget>,
+    room: Room,
+) -> ServerSettings {
     let reserved = if peers_can_say(config) {
         room.connections * config.reserved_connections / 100
     } else {
         0
     };
     ServerSettings {
-        listeners: Vec::new(),
-        backlog: config.backlog,
-        options: SocketOptions {
-            keep_alive: config
-                .keep_alive
-                .then_some(config.keep_alive_initial_delay.0),
-            no_delay: config.no_delay,
-        },
+        config: Arc::clone(config),
+        listeners,
         max_connections: room.connections,
-        max_threads: config.max_threads,
-        linger: config.linger.0,
         reserved,
-        per_address: config.max_connections_per_address,
         max_ending: room.ending,
-        max_message_size: config.max_message_size.0,
-        max_in_flight: config.max_in_flight,
-        read_buffer_size: config.read_buffer_size.0,
-        write_buffer_size: config.write_buffer_size.0,
-        default_timeout: config.default_timeout.0,
-        read_timeout: config.read_timeout.0,
-        handshake_timeout: config.handshake_timeout.0,
-        write_timeout: config.write_timeout.0,
-        idle_timeout: config.idle_timeout.0,
-        keep_alive_interval: keep_alive_interval(config),
-        connection_max_age: Some(config.connection_max_age.0).filter(|age| !age.is_zero()),
-        drain_timeout: config.drain_timeout.0,
         thread_stack: HOST_STACK
             + (config.sandbox.stack.0 + NESTED_STACK) * (config.sandbox.call_depth + 1),
         memory,

@@ -10,7 +10,10 @@ pub mod services;
 mod source;
 mod units;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -312,6 +315,12 @@ impl Config {
         } else {
             self.tokens.clone()
         }
+    }
+
+    /// Silence after which clients are asked to send a keep-alive.
+    #[must_use]
+    pub fn keep_alive_within(&self) -> Duration {
+        self.keep_alive_interval.0.min(self.idle_timeout.0 / 2)
     }
 
     /// All listeners: the plain one, the one of `[tls]`, and the further ones.

@@ -21,6 +21,12 @@ impl Millis {
     pub const fn secs(secs: u64) -> Self {
         Self(Duration::from_secs(secs))
     }
+
+    /// The duration; `None` for 0, where that stands for no bound.
+    #[must_use]
+    pub fn unless_zero(self) -> Option<Duration> {
+        Some(self.0).filter(|duration| !duration.is_zero())
+    }
 }
 
 impl fmt::Display for Millis {

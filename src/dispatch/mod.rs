@@ -18,6 +18,7 @@ use crate::{
     access::{Access, Identity, Principal, log_refusal},
     budget::Charge,
     catalog::{Catalog, SYSTEM},
+    config::Config,
     host::{Context, Watch},
     log::Limiter,
     metrics::Metrics,
@@ -92,30 +93,13 @@ pub trait Handle: Send + Sync {
     fn handle<'a>(&self, request: Request<'a>) -> Reply<'a>;
 }
 
-/// What clients are told about the server's bounds.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    /// Bytes of a message, and of an answer's payload.
-    pub max_message_size: usize,
-    /// Answers that may wait to leave together.
-    pub max_in_flight: usize,
-    /// Silence after which a client sends a keep-alive.
-    pub keep_alive_interval: Duration,
-    /// Silence after which a connection is closed.
-    pub idle_timeout: Duration,
-    /// For a request that names none.
-    pub default_timeout: Duration,
-    /// How deep services may call each other.
-    pub call_depth: usize,
-}
-
 /// Serves requests from a catalog.
 #[derive(Clone)]
 pub struct Dispatcher(Arc<Core>);
 
 struct Core {
     catalog: Arc<ArcSwap<Catalog>>,
-    limits: Limits,
+    config: Arc<Config>,
     metrics: Arc<Metrics>,
     access: Arc<Access>,
 }
@@ -205,13 +189,13 @@ impl Dispatcher {
     #[must_use]
     pub fn new(
         catalog: Arc<ArcSwap<Catalog>>,
-        limits: Limits,
+        config: Arc<Config>,
         metrics: Arc<Metrics>,
         access: Arc<Access>,
     ) -> Self {
         Self(Arc::new(Core {
             catalog,
-            limits,
+            config,
             metrics,
             access,
         }))
@@ -287,7 +271,7 @@ impl Core {
                 .system(header, payload, request.identity, known)
                 .map(Outcome::Json);
         }
-        let timeout = header.timeout.unwrap_or(self.limits.default_timeout);
+        let timeout = header.timeout.unwrap_or(self.config.default_timeout.0);
         let _place = self.permit(
             header,
             request.identity,
@@ -423,21 +407,17 @@ mod tests {
     use super::*;
     use crate::{
         access::Terms,
-        config::{Auth, Principals},
+        config::{Auth, Bytes, Principals},
         host::Unwatched,
     };
 
     fn dispatcher() -> Dispatcher {
-        let limits = Limits {
-            max_message_size: 1000,
-            max_in_flight: 64,
-            keep_alive_interval: Duration::from_secs(30),
-            idle_timeout: Duration::from_secs(60),
-            default_timeout: Duration::from_secs(5),
-            call_depth: 4,
+        let config = Config {
+            max_message_size: Bytes(1000),
+            ..Config::default()
         };
         let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).unwrap();
-        Dispatcher::new(Arc::default(), limits, Arc::default(), access)
+        Dispatcher::new(Arc::default(), Arc::new(config), Arc::default(), access)
     }
 
     /// `CODE` or the payload, and the request id that it goes to.

@@ -248,8 +248,8 @@ impl Calls for Arc<Core> {
             Payload::Json(text) => text.len(),
             Payload::Binary(bytes) => bytes.len(),
         };
-        if size > self.limits.max_message_size {
-            let limit = self.limits.max_message_size;
+        if size > self.config.max_message_size.0 {
+            let limit = self.config.max_message_size.0;
             let message = format!("message of {size} bytes exceeds the limit of {limit}");
             return Err(refuse(Refusal::new(Code::MessageTooLarge, message)));
         }
@@ -272,7 +272,7 @@ impl Calls for Arc<Core> {
     }
 
     fn max_depth(&self) -> usize {
-        self.limits.call_depth
+        self.config.sandbox.call_depth
     }
 }
 

@@ -113,19 +113,19 @@ impl Core {
         tracing::debug!(connection = caller.connection_id, ?client, "hello");
         let millis =
             |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let limits = &self.limits;
+        let config = &self.config;
         let answer = json!({
             "server": concat!("mb-server/", env!("CARGO_PKG_VERSION")),
             "protocol": PROTOCOL_VERSION,
             "connectionId": caller.connection_id,
             "principal": caller.principal,
             "limits": {
-                "maxMessageSize": limits.max_message_size,
+                "maxMessageSize": config.max_message_size.0,
                 "maxHeaderSize": MAX_HEADER_SIZE,
-                "maxInFlight": limits.max_in_flight,
-                "keepAliveIntervalMs": millis(limits.keep_alive_interval),
-                "idleTimeoutMs": millis(limits.idle_timeout),
-                "defaultTimeoutMs": millis(limits.default_timeout),
+                "maxInFlight": config.max_in_flight,
+                "keepAliveIntervalMs": millis(config.keep_alive_within()),
+                "idleTimeoutMs": millis(config.idle_timeout.0),
+                "defaultTimeoutMs": millis(config.default_timeout.0),
             },
         });
         Ok(answer.to_string())

@@ -27,6 +27,7 @@ use crate::{
     dispatch::TOO_MANY_FAILURES,
     log::Limiter,
     system::{self, Channel},
+    transport::SocketOptions,
     wire::Code,
 };
 
@@ -103,7 +104,7 @@ impl Acceptor {
     /// would be reset when the listener closes. They are told instead.
     fn tell_the_backlog(&self) {
         // Bounded, because clients that come back at once would fill it for ever.
-        for _ in 0..self.shared.settings.backlog {
+        for _ in 0..self.shared.settings.config.backlog {
             match self.listening.listener.accept() {
                 Ok((stream, _)) => {
                     let Farewell { code, message } = Farewell::SHUTDOWN;
@@ -141,7 +142,14 @@ impl Acceptor {
             return;
         }
         // A peer that is gone already is found out by the first read.
-        let _ = self.shared.settings.options.apply(&stream);
+        let config = &self.shared.settings.config;
+        let options = SocketOptions {
+            keep_alive: config
+                .keep_alive
+                .then_some(config.keep_alive_initial_delay.0),
+            no_delay: config.no_delay,
+        };
+        let _ = options.apply(&stream);
         let number = NEXT_CONNECTION.fetch_add(1, Relaxed);
         let shared = Arc::clone(&self.shared);
         let listener = Arc::clone(&self.settings);
@@ -227,7 +235,7 @@ impl Shared {
             Refused::TooMany => format!(
                 "no room for another connection of {}, the limit is {}",
                 peer.ip(),
-                limits.per_address
+                limits.config.max_connections_per_address
             ),
         };
         self.metrics.refused.add(1);

@@ -46,13 +46,14 @@ use workers::{Worker, pollers};
 use crate::{
     access::{Access, Terms},
     budget::Budget,
+    config::Config,
     dispatch::Handle,
     metrics::{
         Metrics, Traffic,
         snapshot::{CallRow, ConnectionRow, Totals},
     },
     system::{LINGER, Linger, Pool},
-    transport::{Inherited, ServerTls, SocketOptions, listen, listen_all, resolve},
+    transport::{Inherited, ServerTls, listen, listen_all, resolve},
     wire::Code,
 };
 
@@ -60,53 +61,21 @@ use crate::{
 /// told and to read it; half of it at most.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// What the server needs to know; all bounds were checked before.
+/// What the server is started with.
 #[derive(Debug, Clone)]
 pub struct ServerSettings {
+    /// The settings, within their bounds.
+    pub config: Arc<Config>,
     /// Where to listen, and on what terms.
     pub listeners: Vec<Arc<ListenerSettings>>,
-    /// Connections that the kernel holds until they are accepted.
-    pub backlog: u32,
-    /// Options of each connection.
-    pub options: SocketOptions,
-    /// Connections at the same time.
+    /// Connections at the same time: no more than memory and the system's open
+    /// files allow.
     pub max_connections: usize,
-    /// Threads that serve them.
-    pub max_threads: usize,
-    /// How long a thread waits for the next request of a peer that it has
-    /// answered, before it serves others.
-    pub linger: Duration,
     /// Of them, those kept for peers who have shown who they are.
     pub reserved: usize,
-    /// Of them, those of one address; 0 for no bound.
-    pub per_address: usize,
     /// Further connections that are ending; one more is closed at once.
     pub max_ending: usize,
-    /// Bytes of a message.
-    pub max_message_size: usize,
-    /// Answers that may wait to leave together, in number.
-    pub max_in_flight: usize,
-    /// First size of a read buffer, in bytes.
-    pub read_buffer_size: usize,
-    /// Answers that may wait to leave together, in bytes.
-    pub write_buffer_size: usize,
-    /// For a request that names no timeout.
-    pub default_timeout: Duration,
-    /// From the first byte of a message to its last.
-    pub read_timeout: Duration,
-    /// For all that comes before the first request.
-    pub handshake_timeout: Duration,
-    /// For a write to be taken.
-    pub write_timeout: Duration,
-    /// Silence after which a connection is closed.
-    pub idle_timeout: Duration,
-    /// Within it, the credentials of a silent peer are checked again.
-    pub keep_alive_interval: Duration,
-    /// Age at which a connection is closed in order; none for no bound.
-    pub connection_max_age: Option<Duration>,
-    /// For begun requests when the server stops.
-    pub drain_timeout: Duration,
-    /// Stack of each of those threads, in bytes.
+    /// Stack of each thread that serves connections, in bytes.
     pub thread_stack: usize,
     /// Bytes for large messages and answers; shared with the sandbox.
     pub memory: Arc<Budget>,
@@ -286,7 +255,7 @@ impl Server {
                             place: Arc::clone(place),
                         }),
                         None => {
-                            let listener = listen(address, settings.backlog)?;
+                            let listener = listen(address, settings.config.backlog)?;
                             Ok(Listening {
                                 listener,
                                 outlives: false,
@@ -310,12 +279,16 @@ impl Server {
         let admission = Admission::new(Shares {
             connections: settings.max_connections,
             strangers: settings.max_connections - settings.reserved,
-            per_address: settings.per_address,
+            per_address: settings.config.max_connections_per_address,
         });
         let shared = Arc::new(Shared {
             drain: Arc::new(DrainFlags::new().map_err(error)?),
             poller: Poller::new(settings.max_connections).map_err(error)?,
-            threads: Pool::new(pollers(), settings.max_threads, settings.thread_stack),
+            threads: Pool::new(
+                pollers(),
+                settings.config.max_threads,
+                settings.thread_stack,
+            ),
             settings: Arc::new(settings),
             handle,
             metrics,
@@ -377,7 +350,7 @@ impl Server {
             let _ = acceptor.join();
         }
         drop(listeners);
-        let drain_timeout = shared.settings.drain_timeout;
+        let drain_timeout = shared.settings.config.drain_timeout.0;
         let deadline = begun + drain_timeout;
         let stop = deadline - LAST_WORDS.min(drain_timeout / 2);
         // Peers that were told at once have their two seconds; only calls may

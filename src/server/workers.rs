@@ -234,7 +234,7 @@ impl Worker {
     /// Waits a moment for the same peer, where that is wanted, while another
     /// thread polls; says whether it has something to say.
     fn lingers(&self, connection: &Connection) -> bool {
-        let time = self.shared.settings.linger;
+        let time = self.shared.settings.config.linger.0;
         !time.is_zero()
             && connection.may_linger()
             && self.is_relieved()
@@ -312,7 +312,7 @@ impl Worker {
             header.as_ref(),
             connection.identity().caller.principal.clone(),
             call.arrived,
-            self.shared.settings.default_timeout,
+            self.shared.settings.config.default_timeout.0,
         )
     }
 }

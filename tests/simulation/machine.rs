@@ -7,12 +7,12 @@ use std::{
     time::Duration,
 };
 
-use shuttle::{Config, FailurePersistence, Runner, scheduler::RandomScheduler, thread};
+use shuttle::{FailurePersistence, Runner, scheduler::RandomScheduler, thread};
 
 use crate::{
     access::{Access, Terms},
     budget::Budget,
-    config::{Auth, Principals},
+    config::{Auth, Bytes, Config, Millis, Principals},
     dispatch::{Handle, Outcome, Reply, Request},
     host::Stop,
     metrics::Metrics,
@@ -24,7 +24,6 @@ use crate::{
         workers::Worker,
     },
     system::{self, Channel, Linger, Pool, Wire, World},
-    transport::SocketOptions,
     wire::{
         Code, ErrorBody, Header, Incoming, Reassembly,
         frame::{FrameHeader, KEEPALIVE_FRAME},
@@ -49,7 +48,7 @@ pub const ON_PURPOSE: &str = "a defect, on purpose";
 
 /// Runs a seed, or panics.
 pub fn run(seed: u64) {
-    let mut config = Config::new();
+    let mut config = shuttle::Config::new();
     config.max_steps = shuttle::MaxSteps::FailAfter(MAX_STEPS);
     config.failure_persistence = FailurePersistence::None;
     config.stack_size = 256 * 1024;
@@ -195,33 +194,30 @@ impl Machine {
             rights: None,
             allow_unsecure: false,
         });
-        let settings = ServerSettings {
-            listeners: Vec::new(),
-            backlog: 1,
-            options: SocketOptions {
-                keep_alive: None,
-                no_delay: true,
-            },
-            max_connections: SLOTS,
-            max_threads: 12,
-            linger: Duration::from_millis(random.of(0..3) as u64),
-            reserved: 0,
-            per_address: 0,
-            max_ending: 1,
-            max_message_size: MAX_MESSAGE,
+        let config = Config {
+            linger: Millis::new(random.of(0..3) as u64),
+            max_message_size: Bytes(MAX_MESSAGE),
             max_in_flight: random.of(1..5),
-            read_buffer_size: 1 << random.of(4..9),
-            write_buffer_size: 1 << random.of(7..11),
-            default_timeout: Duration::from_secs(5),
-            read_timeout: READ_TIMEOUT,
-            handshake_timeout: Duration::from_secs(10),
-            write_timeout: WRITE_TIMEOUT,
-            idle_timeout: IDLE_TIMEOUT,
-            keep_alive_interval: Duration::from_secs(20),
-            connection_max_age: random
-                .happens(20)
-                .then(|| Duration::from_secs(random.of(10..100) as u64)),
-            drain_timeout: Duration::from_secs(10),
+            read_buffer_size: Bytes(1 << random.of(4..9)),
+            write_buffer_size: Bytes(1 << random.of(7..11)),
+            read_timeout: Millis(READ_TIMEOUT),
+            handshake_timeout: Millis::secs(10),
+            write_timeout: Millis(WRITE_TIMEOUT),
+            idle_timeout: Millis(IDLE_TIMEOUT),
+            keep_alive_interval: Millis::secs(20),
+            connection_max_age: Millis::secs(if random.happens(20) {
+                random.of(10..100) as u64
+            } else {
+                0
+            }),
+            ..Config::default()
+        };
+        let settings = ServerSettings {
+            config: Arc::new(config),
+            listeners: Vec::new(),
+            max_connections: SLOTS,
+            reserved: 0,
+            max_ending: 1,
             thread_stack: 0,
             memory: Budget::new(random.of(1500..6000)),
         };

@@ -146,7 +146,9 @@ impl Connection {
     fn is_too_old(&self, now: Instant) -> bool {
         self.shared
             .settings
+            .config
             .connection_max_age
+            .unless_zero()
             .is_some_and(|most| now.saturating_duration_since(self.peer.since()) >= most)
     }
 
@@ -155,10 +157,10 @@ impl Connection {
         if self.machine.end().is_some() {
             return None;
         }
-        let settings = &self.shared.settings;
+        let config = &self.shared.settings.config;
         let known = self.identity.is_known() || self.certificate.is_some();
-        let credentials = known.then(|| self.checked + settings.keep_alive_interval);
-        let most = settings.connection_max_age;
+        let credentials = known.then(|| self.checked + config.keep_alive_within());
+        let most = config.connection_max_age.unless_zero();
         let most = most.filter(|_| self.peer.farewell().is_none());
         let age = most.and_then(|most| self.peer.since().checked_add(most));
         credentials.into_iter().chain(age).min()
@@ -169,7 +171,8 @@ impl Connection {
         if self.next_check().is_none_or(|at| at > now) {
             return;
         }
-        if now.saturating_duration_since(self.checked) >= self.shared.settings.keep_alive_interval {
+        let within = self.shared.settings.config.keep_alive_within();
+        if now.saturating_duration_since(self.checked) >= within {
             self.checked = now;
             if self.certificate.is_some() {
                 self.verify_certificate();

@@ -164,7 +164,10 @@ pub(crate) struct Machine {
 impl Machine {
     /// A new connection in one of the first three states.
     pub(crate) fn new(settings: &Arc<ServerSettings>, state: State, now: Instant) -> Self {
-        let reassembly = Reassembly::new(settings.max_message_size, settings.read_buffer_size);
+        let reassembly = Reassembly::new(
+            settings.config.max_message_size.0,
+            settings.config.read_buffer_size.0,
+        );
         let input = Input {
             reassembly,
             charge: Charge::none(&settings.memory),
@@ -186,7 +189,7 @@ impl Machine {
             record_begun: false,
             arrived: now,
             active: now,
-            hello_until: Some(now + settings.handshake_timeout),
+            hello_until: Some(now + settings.config.handshake_timeout.0),
         }
     }
 
@@ -222,7 +225,7 @@ impl Machine {
     pub(crate) fn open(&mut self, must_say: bool) {
         self.state = State::Idle;
         if must_say {
-            let most = MAX_MESSAGE_OF_STRANGERS.min(self.settings.max_message_size);
+            let most = MAX_MESSAGE_OF_STRANGERS.min(self.settings.config.max_message_size.0);
             self.own_input().reassembly.set_max_message_size(most);
         } else {
             self.hello_until = None;
@@ -232,7 +235,7 @@ impl Machine {
     /// The peer has shown who it is.
     pub(crate) fn is_known(&mut self) {
         self.hello_until = None;
-        let most = self.settings.max_message_size;
+        let most = self.settings.config.max_message_size.0;
         self.own_input().reassembly.set_max_message_size(most);
     }
 
@@ -410,7 +413,7 @@ impl Machine {
     /// Whether there is memory for the next read. While there is none nothing
     /// is read, so no deadline for the message runs.
     fn has_room(&mut self, now: Instant) -> bool {
-        let first = self.settings.read_buffer_size;
+        let first = self.settings.config.read_buffer_size.0;
         let input = self.own_input();
         let wanted = input.reassembly.next_capacity().saturating_sub(first);
         if wanted <= input.charge.held() {
@@ -445,12 +448,9 @@ impl Machine {
     }
 
     fn batched(&mut self) {
-        let ServerSettings {
-            write_buffer_size,
-            max_in_flight,
-            ..
-        } = *self.settings;
-        self.leaves |= self.batch >= max_in_flight || self.outbox.len() >= write_buffer_size;
+        let config = &self.settings.config;
+        self.leaves |=
+            self.batch >= config.max_in_flight || self.outbox.len() >= config.write_buffer_size.0;
     }
 
     /// It is its turn to read again.
@@ -488,7 +488,7 @@ impl Machine {
     pub(crate) fn split_input(&mut self) {
         let reassembly = self.input.reassembly.split();
         let mut charge = Charge::none(&self.settings.memory);
-        let first = self.settings.read_buffer_size;
+        let first = self.settings.config.read_buffer_size.0;
         charge.set(reassembly.capacity().saturating_sub(first));
         self.unread = reassembly.is_midway();
         self.input = Arc::new(Input { reassembly, charge });
@@ -521,7 +521,7 @@ impl Machine {
     /// What a large message needed is given back now, not when the next one
     /// comes.
     fn shrink(&mut self) {
-        let first = self.settings.read_buffer_size;
+        let first = self.settings.config.read_buffer_size.0;
         let Input { reassembly, charge } = self.own_input();
         let capacity = reassembly.next_capacity();
         if capacity < reassembly.capacity() {
@@ -542,7 +542,7 @@ impl Machine {
                 return self.hello_until.map(|until| (until, Late::Handshake));
             }
             State::Writing { since } => {
-                let mut until = since + settings.write_timeout;
+                let mut until = since + settings.config.write_timeout.0;
                 // A peer that has to authenticate gets no longer for it than
                 // for that; or than for reading why it is sent away.
                 if let Some(hello) = self.hello_until {
@@ -552,7 +552,7 @@ impl Machine {
             }
             State::Ending => return None,
             State::Memory { since } => {
-                let until = since + settings.read_timeout;
+                let until = since + settings.config.read_timeout.0;
                 let next = self.active.max(since) + RETRY_MEMORY;
                 Some(if next < until {
                     (next, Late::Retry)
@@ -560,12 +560,14 @@ impl Machine {
                     (until, Late::Memory)
                 })
             }
-            State::Message { since } => Some((since + settings.read_timeout, Late::Message)),
+            State::Message { since } => {
+                Some((since + settings.config.read_timeout.0, Late::Message))
+            }
             State::Idle if self.input.reassembly.is_kept_large() => {
                 Some((self.active + KEPT_LARGE_FOR, Late::Shrink))
             }
             State::Idle if calls_left > 0 => None,
-            State::Idle => Some((self.active + settings.idle_timeout, Late::Silence)),
+            State::Idle => Some((self.active + settings.config.idle_timeout.0, Late::Silence)),
         };
         let hello = self.hello_until.map(|until| (until, Late::Hello));
         own.into_iter().chain(hello).min_by_key(|(until, _)| *until)
@@ -588,18 +590,21 @@ impl Machine {
             Late::Hello => self.ends(self.said_nothing()),
             Late::Silence => self.ends(End::Notice(
                 Code::IdleTimeout,
-                within("nothing arrived", settings.idle_timeout),
+                within("nothing arrived", settings.config.idle_timeout.0),
             )),
             Late::Message => self.ends(End::Notice(
                 Code::ReadTimeout,
                 within(
                     "a message was begun but not finished",
-                    settings.read_timeout,
+                    settings.config.read_timeout.0,
                 ),
             )),
             Late::Memory => {
                 self.answer_unread(peer);
-                let message = within("no memory for the rest of a message", settings.read_timeout);
+                let message = within(
+                    "no memory for the rest of a message",
+                    settings.config.read_timeout.0,
+                );
                 let (used, limit) = (settings.memory.used(), settings.memory.limit());
                 self.ends(End::Notice(
                     Code::ServerBusy,
@@ -618,7 +623,7 @@ impl Machine {
     }
 
     fn said_nothing(&self) -> End {
-        let millis = self.settings.handshake_timeout.as_millis();
+        let millis = self.settings.config.handshake_timeout.0.as_millis();
         let message = format!("nobody said hello with a token within {millis} ms");
         End::Notice(Code::ReadTimeout, message)
     }
@@ -656,40 +661,29 @@ mod tests {
     use crate::{
         access::{Access, Terms},
         budget::Budget,
-        config::{Auth, Principals},
+        config::{Auth, Bytes, Config, Millis, Principals},
         server::{DrainFlags, connection::Farewell},
-        transport::SocketOptions,
         wire::frame::FrameHeader,
     };
 
-    const SECOND: Duration = Duration::from_secs(1);
-
     fn settings(memory: usize) -> Arc<ServerSettings> {
-        Arc::new(ServerSettings {
-            listeners: Vec::new(),
-            backlog: 1,
-            options: SocketOptions {
-                keep_alive: None,
-                no_delay: true,
-            },
-            max_connections: 1,
-            max_threads: 8,
-            linger: Duration::ZERO,
-            reserved: 0,
-            per_address: 0,
-            max_ending: 1,
-            max_message_size: 100_000,
+        let config = Config {
+            max_message_size: Bytes(100_000),
             max_in_flight: 2,
-            read_buffer_size: 64,
-            write_buffer_size: 1000,
-            default_timeout: SECOND,
-            read_timeout: 5 * SECOND,
-            handshake_timeout: 10 * SECOND,
-            write_timeout: 20 * SECOND,
-            idle_timeout: 60 * SECOND,
-            keep_alive_interval: 30 * SECOND,
-            connection_max_age: None,
-            drain_timeout: SECOND,
+            read_buffer_size: Bytes(64),
+            write_buffer_size: Bytes(1000),
+            read_timeout: Millis::secs(5),
+            handshake_timeout: Millis::secs(10),
+            write_timeout: Millis::secs(20),
+            idle_timeout: Millis::secs(60),
+            ..Config::default()
+        };
+        Arc::new(ServerSettings {
+            config: Arc::new(config),
+            listeners: Vec::new(),
+            max_connections: 1,
+            reserved: 0,
+            max_ending: 1,
             thread_stack: 0,
             memory: Budget::new(memory),
         })

@@ -348,7 +348,7 @@ impl Connection {
     /// Goes on without the call at hand, if so many may be left behind; its
     /// answer comes later. What came before it leaves at once.
     pub(crate) fn leave_call(&mut self) -> bool {
-        let most = self.shared.settings.max_in_flight;
+        let most = self.shared.settings.config.max_in_flight;
         // The one at hand counts as well.
         let leaves = self.peer.calls_left() as usize + 1 < most;
         if !self.machine.outbox.is_empty() {

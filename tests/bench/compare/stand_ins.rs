@@ -16,7 +16,7 @@ use mb_server::{
     dispatch::{Handle, Outcome, Reply, Request},
     metrics::Metrics,
     server::{ListenerSettings, Server, ServerSettings},
-    transport::{Inherited, SocketOptions},
+    transport::Inherited,
     wire::{Code, ErrorBody, Header},
 };
 use serde_json::{Value, json};
@@ -86,7 +86,6 @@ impl Handle for Native {
 
 /// Our server with a native handler.
 pub fn native(port: u16) -> ! {
-    let config = Config::default();
     let listener = ListenerSettings {
         hosts: vec!["127.0.0.1".into()],
         port,
@@ -102,29 +101,10 @@ pub fn native(port: u16) -> ! {
     };
     let settings = ServerSettings {
         listeners: vec![Arc::new(listener)],
-        backlog: config.backlog,
-        options: SocketOptions {
-            keep_alive: None,
-            no_delay: true,
-        },
+        config: Arc::new(Config::default()),
         max_connections: 12_000,
-        max_threads: config.max_threads,
-        linger: config.linger.0,
         reserved: 0,
-        per_address: 0,
         max_ending: 64,
-        max_message_size: config.max_message_size.0,
-        max_in_flight: config.max_in_flight,
-        read_buffer_size: config.read_buffer_size.0,
-        write_buffer_size: config.write_buffer_size.0,
-        default_timeout: std::time::Duration::from_secs(5),
-        read_timeout: config.read_timeout.0,
-        handshake_timeout: config.handshake_timeout.0,
-        write_timeout: config.write_timeout.0,
-        idle_timeout: config.idle_timeout.0,
-        keep_alive_interval: Duration::from_secs(30),
-        connection_max_age: None,
-        drain_timeout: config.drain_timeout.0,
         thread_stack: 512 * 1024,
         memory: Budget::new(64 << 20),
     };
