@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::{Bounds, OneOrMore, services::is_pattern};
+use super::{
+    OneOrMore,
+    define::{Bounds, settings},
+    services::is_pattern,
+};
 
 /// The table whose settings hold for principals that have none of their own.
 pub const DEFAULT_PRINCIPAL: &str = "default";
@@ -127,21 +131,21 @@ impl<'de> Deserialize<'de> for Right {
 /// All `[principals.…]` tables by name.
 pub type Principals = BTreeMap<String, PrincipalSettings>;
 
-/// What one principal may do. `[principals.default]` holds for those that
-/// have no table, `[principals.anonymous]` for peers that have shown nothing.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PrincipalSettings {
-    /// What it may call, at most 256 rights; nothing if left out. A token may
-    /// carry rights of its own, which then hold instead.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub rights: Vec<Right>,
-    /// Requests in a second over all its connections, those of `system` topics
-    /// among them, 0 to 10,000,000; 0 for no bound. A second's worth may come at once.
-    pub rate: u32,
-    /// Calls at the same time over all its connections, 0 to 10,000; 0 for no
-    /// bound. One more waits for its turn until its deadline.
-    pub concurrency: usize,
+settings! {
+    /// What one principal may do. `[principals.default]` holds for those that
+    /// have no table, `[principals.anonymous]` for peers that have shown nothing.
+    pub struct PrincipalSettings {
+        /// What it may call, at most 256 rights; nothing if left out. A token may
+        /// carry rights of its own, which then hold instead.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        pub rights: Vec<Right> = Vec::new(),
+        /// Requests in a second over all its connections, those of `system` topics
+        /// among them, 0 to 10,000,000; 0 for no bound. A second's worth may come at once.
+        pub rate: u32 = 0 => 0..=10_000_000,
+        /// Calls at the same time over all its connections, 0 to 10,000; 0 for no
+        /// bound. One more waits for its turn until its deadline.
+        pub concurrency: usize = 0 => 0..=10_000,
+    }
 }
 
 /// Least version of TLS that is spoken.
@@ -203,50 +207,34 @@ impl TlsFiles {
     }
 }
 
-/// TLS of the listener on `tls.port`, and of those of `[[listeners]]` that
-/// have `tls = true`. Switched on by `cert`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tls {
-    /// TCP port of the listener with TLS, on the addresses of `host`; 0 lets
-    /// the system choose.
-    pub port: u16,
-    /// PEM file of the certificate chain, the server's own first; empty for
-    /// no TLS.
-    pub cert: PathBuf,
-    /// PEM file of its key.
-    pub key: PathBuf,
-    /// PEM file of the CAs of clients; empty to ask no client for a
-    /// certificate.
-    pub ca: PathBuf,
-    /// PEM file of revocation lists for certificates of clients; may be empty.
-    pub crl: PathBuf,
-    /// With `crl`: a client is refused unless the list of its CA is there and
-    /// not past its next update. If false, the server warns of both.
-    pub crl_strict: bool,
-    /// With `ca`: a client must show a valid certificate. If false, one
-    /// without stays anonymous.
-    pub reject_unauthorized: bool,
-    /// Least version that is spoken: `1.2` or `1.3`.
-    pub min_version: TlsVersion,
-    /// What of a client's certificate names its principal: `san`, the first
-    /// DNS name, mail address or URI, or `cn`.
-    pub principal: PrincipalFrom,
-}
-
-impl Default for Tls {
-    fn default() -> Self {
-        Self {
-            port: 8444,
-            cert: PathBuf::new(),
-            key: PathBuf::new(),
-            ca: PathBuf::new(),
-            crl: PathBuf::new(),
-            crl_strict: false,
-            reject_unauthorized: true,
-            min_version: TlsVersion::V12,
-            principal: PrincipalFrom::San,
-        }
+settings! {
+    /// TLS of the listener on `tls.port`, and of those of `[[listeners]]` that
+    /// have `tls = true`. Switched on by `cert`.
+    pub struct Tls {
+        /// TCP port of the listener with TLS, on the addresses of `host`; 0 lets
+        /// the system choose.
+        pub port: u16 = 8444,
+        /// PEM file of the certificate chain, the server's own first; empty for
+        /// no TLS.
+        pub cert: PathBuf = PathBuf::new(),
+        /// PEM file of its key.
+        pub key: PathBuf = PathBuf::new(),
+        /// PEM file of the CAs of clients; empty to ask no client for a
+        /// certificate.
+        pub ca: PathBuf = PathBuf::new(),
+        /// PEM file of revocation lists for certificates of clients; may be empty.
+        pub crl: PathBuf = PathBuf::new(),
+        /// With `crl`: a client is refused unless the list of its CA is there and
+        /// not past its next update. If false, the server warns of both.
+        pub crl_strict: bool = false,
+        /// With `ca`: a client must show a valid certificate. If false, one
+        /// without stays anonymous.
+        pub reject_unauthorized: bool = true,
+        /// Least version that is spoken: `1.2` or `1.3`.
+        pub min_version: TlsVersion = TlsVersion::V12,
+        /// What of a client's certificate names its principal: `san`, the first
+        /// DNS name, mail address or URI, or `cn`.
+        pub principal: PrincipalFrom = PrincipalFrom::San,
     }
 }
 
@@ -328,6 +316,7 @@ pub(super) fn check(
     listeners: &[Listener],
     bounds: &mut Bounds,
 ) {
+    tls.check_ranges("tls.", bounds);
     let on = tls.files().is_some();
     bounds.that(
         "tls.key",
@@ -354,46 +343,32 @@ pub(super) fn check(
         principals.len() <= 10_000,
         "at most 10,000 tables",
     );
-    for (
-        name,
-        PrincipalSettings {
-            rights,
-            rate,
-            concurrency,
-        },
-    ) in principals
-    {
-        let key = |setting: &str| format!("principals.{name}.{setting}");
-        bounds.that(key("rights"), rights.len() <= 256, "at most 256 rights");
-        bounds.range(key("rate"), *rate, 0, 10_000_000);
-        bounds.range(key("concurrency"), *concurrency, 0, 10_000);
+    for (name, principal) in principals {
+        let rights = principal.rights.len();
+        bounds.that(
+            format!("principals.{name}.rights"),
+            rights <= 256,
+            "at most 256 rights",
+        );
+        principal.check_ranges(&format!("principals.{name}."), bounds);
     }
     bounds.that("listeners", listeners.len() <= 32, "at most 32");
-    for (
-        index,
-        Listener {
-            host,
-            port: _,
-            tls,
-            auth: _,
-            rights,
-            allow,
-            deny,
-            proxy_from,
-        },
-    ) in listeners.iter().enumerate()
-    {
+    for (index, listener) in listeners.iter().enumerate() {
         let key = |setting: &str| format!("listeners.{index}.{setting}");
-        let hosts = host.as_slice();
+        let hosts = listener.host.as_slice();
         let sound = (1..=64).contains(&hosts.len()) && hosts.iter().all(|host| !host.is_empty());
         bounds.that(key("host"), sound, "1 to 64 addresses or names");
-        bounds.that(key("tls"), on || !tls, "false, or tls.cert and tls.key set");
-        let rights = rights.as_ref().map_or(0, Vec::len);
+        bounds.that(
+            key("tls"),
+            on || !listener.tls,
+            "false, or tls.cert and tls.key set",
+        );
+        let rights = listener.rights.as_ref().map_or(0, Vec::len);
         bounds.that(key("rights"), rights <= 256, "at most 256 rights");
-        let networks = allow.len().max(deny.len()).max(proxy_from.len());
+        let lists = [&listener.allow, &listener.deny, &listener.proxy_from];
         bounds.that(
             key("allow"),
-            networks <= 1024,
+            lists.iter().all(|networks| networks.len() <= 1024),
             "at most 1,024 networks in each list",
         );
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bounds, Bytes, Millis};
+use super::{Bytes, HOUR, Millis, define::Bounds};
 
 /// Quota of durable values where `grants.quota` names none.
 pub const DEFAULT_QUOTA: Bytes = Bytes::mib(64);
@@ -12,78 +12,130 @@ pub const DEFAULT_QUOTA: Bytes = Bytes::mib(64);
 /// The table that holds for every service.
 pub const DEFAULT: &str = "default";
 
+/// `grants.log` where nobody sets it.
+const DEFAULT_LOG: LogLevel = LogLevel::Info;
+
 /// All `[services.…]` tables by name.
 pub type Services = BTreeMap<String, Overlay>;
 
-/// Settings of one service, each of which may be left out: then the one of
-/// `[services.default]` holds.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Overlay {
+/// Defines the settings of services, each as [`super::define::settings`] does:
+/// as what a table may set, and as what holds for a service.
+macro_rules! service_settings {
+    ($($(#[$doc:meta])* $field:ident: $type:ty = $default:expr $(=> $range:expr)?,)*) => {
+        /// Settings of one service, each of which may be left out: then the one of
+        /// `[services.default]` holds.
+        #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Overlay {
+            $($(#[$doc])*
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub $field: Option<$type>,)*
+            /// Linear memory of one instance, all memories together, 64 KiB to 4 GiB;
+            /// left out, 64 MiB or half of what all calls share, if that is less.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub memory: Option<Bytes>,
+            /// What the service may use beside processor and memory.
+            #[serde(skip_serializing_if = "Grants::is_empty")]
+            pub grants: Grants,
+        }
+
+        /// Settings of one service, none left out.
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct ServiceSettings {
+            $($(#[$doc])* pub $field: $type,)*
+            /// None if it follows from what all calls share.
+            pub memory: Option<Bytes>,
+            /// Least level that reaches the log.
+            pub log: LogLevel,
+            /// The service's own grants.
+            pub grants: Grants,
+        }
+
+        /// `[services.default]` as it is when nobody sets it.
+        pub(super) fn built_in() -> Services {
+            let default = Overlay {
+                $($field: Some($default),)*
+                memory: None,
+                grants: Grants {
+                    log: Some(DEFAULT_LOG),
+                    ..Grants::default()
+                },
+            };
+            [(DEFAULT.to_owned(), default)].into()
+        }
+
+        /// The settings of one service: its own table over the default one over
+        /// the built-in one.
+        #[must_use]
+        pub fn settings_of(services: &Services, name: &str) -> ServiceSettings {
+            let none = Overlay::default();
+            let own = services.get(name).unwrap_or(&none);
+            let shared = services.get(DEFAULT).unwrap_or(&none);
+            ServiceSettings {
+                $($field: own.$field.clone().or_else(|| shared.$field.clone()).unwrap_or($default),)*
+                memory: own.memory.or(shared.memory),
+                log: own.grants.log.or(shared.grants.log).unwrap_or(DEFAULT_LOG),
+                grants: own.grants.clone(),
+            }
+        }
+
+        impl Overlay {
+            /// Reports what is out of its range; `table` stands before each key.
+            fn check_ranges(&self, table: &str, bounds: &mut Bounds) {
+                $($(if let Some(value) = self.$field {
+                    bounds.range(format!("{table}{}", stringify!($field)), value, $range);
+                })?)*
+                if let Some(memory) = self.memory {
+                    let range = Bytes::kib(64)..=Bytes::mib(4096);
+                    bounds.range(format!("{table}memory"), memory, range);
+                }
+            }
+        }
+    };
+}
+
+service_settings! {
     /// Longest a call may take, whatever its caller allows, 1 ms to 1 h.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<Millis>,
-    /// Linear memory of one instance, all memories together, 64 KiB to 4 GiB;
-    /// left out, 64 MiB or half of what all calls share, if that is less.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory: Option<Bytes>,
+    timeout: Millis = HOUR => Millis::new(1)..=HOUR,
     /// Elements of all tables of an instance, 0 to 1,000,000.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub table_elements: Option<usize>,
+    table_elements: usize = 40_000 => 0..=1_000_000,
     /// Core instances in one component, 1 to 1,000.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub instances: Option<usize>,
+    instances: usize = 128 => 1..=1000,
     /// Payload of an answer, 1 byte to 64 MiB; never more than
     /// `max_message_size`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub answer_size: Option<Bytes>,
+    answer_size: Bytes = Bytes::mib(64) => Bytes(1)..=Bytes::mib(64),
     /// What one call of a host function may carry, 1 KiB to 64 MiB.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub host_data: Option<Bytes>,
+    host_data: Bytes = Bytes::mib(2) => Bytes::kib(1)..=Bytes::mib(64),
     /// Handles of the host's resources that an instance holds, 1 to 100,000.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub handles: Option<usize>,
+    handles: usize = 1000 => 1..=100_000,
     /// What one call may write to the log, 0 to 16 MiB; the rest is dropped
     /// and counted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log_bytes: Option<Bytes>,
+    log_bytes: Bytes = Bytes::kib(64) => Bytes(0)..=Bytes::mib(16),
     /// Lines that the service may write to the log in a second, all calls
     /// together, 0 to 1,000,000.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log_lines: Option<usize>,
+    log_lines: usize = 1000 => 0..=1_000_000,
     /// Requests of clients to the service in a second, 0 to 10,000,000; 0 for
     /// no bound. A second's worth may come at once.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rate: Option<u32>,
+    rate: u32 = 0 => 0..=10_000_000,
     /// Calls of the service at the same time, 1 to 10,000; one more waits for
     /// its turn until its deadline.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub concurrency: Option<usize>,
+    concurrency: usize = 64 => 1..=10_000,
     /// `request`: every call finds a fresh instance. `shared`: instances are
     /// used again, so one call may see what another left behind.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub isolation: Option<Isolation>,
+    isolation: Isolation = Isolation::Request,
     /// With `isolation = "request"`: an instance that has answered is reset to
     /// what it was when it was made, and serves the next call, where that is
     /// possible. Without, every call gets a fresh instance.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reset: Option<bool>,
+    reset: bool = true,
     /// Calls that an instance serves before it is replaced, 1 to
     /// 1,000,000,000.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_calls: Option<u64>,
+    max_calls: u64 = 10_000 => 1..=1_000_000_000,
     /// Tell callers the WebAssembly backtrace of a failed call.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expose_traps: Option<bool>,
+    expose_traps: bool = false,
     /// Hold payloads against the input schema of their action before the call.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub validate: Option<bool>,
+    validate: bool = false,
     /// `true`, or a list of versions: not served.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub disabled: Option<Disabled>,
-    /// What the service may use beside processor and memory.
-    #[serde(skip_serializing_if = "Grants::is_empty")]
-    pub grants: Grants,
+    disabled: Disabled = Disabled::All(false),
 }
 
 /// What the operator allows one service. Nothing is allowed but the log,
@@ -156,100 +208,6 @@ pub enum Disabled {
     Versions(Vec<String>),
 }
 
-/// Settings of one service, none left out.
-#[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs, reason = "the fields of `Overlay`")]
-pub struct ServiceSettings {
-    pub timeout: Millis,
-    /// None if it follows from what all calls share.
-    pub memory: Option<Bytes>,
-    pub table_elements: usize,
-    pub instances: usize,
-    pub answer_size: Bytes,
-    pub host_data: Bytes,
-    pub handles: usize,
-    pub log_bytes: Bytes,
-    pub log_lines: usize,
-    pub rate: u32,
-    pub concurrency: usize,
-    pub isolation: Isolation,
-    pub reset: bool,
-    pub max_calls: u64,
-    pub expose_traps: bool,
-    pub validate: bool,
-    pub disabled: Disabled,
-    pub log: LogLevel,
-    pub grants: Grants,
-}
-
-/// `[services.default]` as it is when nobody sets it.
-pub(super) fn built_in() -> Services {
-    let default = Overlay {
-        timeout: Some(Millis::secs(3600)),
-        memory: None,
-        table_elements: Some(40_000),
-        instances: Some(128),
-        answer_size: Some(Bytes::mib(64)),
-        host_data: Some(Bytes::mib(2)),
-        handles: Some(1000),
-        log_bytes: Some(Bytes::kib(64)),
-        log_lines: Some(1000),
-        rate: Some(0),
-        concurrency: Some(64),
-        isolation: Some(Isolation::Request),
-        reset: Some(true),
-        max_calls: Some(10_000),
-        expose_traps: Some(false),
-        validate: Some(false),
-        disabled: Some(Disabled::All(false)),
-        grants: Grants {
-            log: Some(LogLevel::Info),
-            ..Grants::default()
-        },
-    };
-    [(DEFAULT.to_owned(), default)].into()
-}
-
-/// The settings of one service: its own table over the default one over the
-/// built-in one.
-#[must_use]
-pub fn settings_of(services: &Services, name: &str) -> ServiceSettings {
-    let built_in = built_in().remove(DEFAULT).unwrap_or_default();
-    let none = Overlay::default();
-    let own = services
-        .get(name)
-        .filter(|_| name != DEFAULT)
-        .unwrap_or(&none);
-    let shared = services.get(DEFAULT).unwrap_or(&none);
-    // A closure can't be generic, so each field names itself three times.
-    macro_rules! first {
-        ($($field:ident).+) => {
-            [own, shared, &built_in].into_iter().find_map(|o| o.$($field).+.clone()).expect("built in")
-        };
-    }
-    ServiceSettings {
-        timeout: first!(timeout),
-        memory: own.memory.or(shared.memory),
-        table_elements: first!(table_elements),
-        instances: first!(instances),
-        answer_size: first!(answer_size),
-        host_data: first!(host_data),
-        handles: first!(handles),
-        log_bytes: first!(log_bytes),
-        log_lines: first!(log_lines),
-        rate: first!(rate),
-        concurrency: first!(concurrency),
-        isolation: first!(isolation),
-        reset: first!(reset),
-        max_calls: first!(max_calls),
-        expose_traps: first!(expose_traps),
-        validate: first!(validate),
-        disabled: first!(disabled),
-        log: first!(grants.log),
-        grants: own.grants.clone(),
-    }
-}
-
 impl Grants {
     fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -297,56 +255,20 @@ pub(super) fn check(services: &Services, require_digest: bool, bounds: &mut Boun
 }
 
 fn check_one(name: &str, overlay: &Overlay, bounds: &mut Bounds) {
-    // Destructured, so that a new setting without a bound does not compile.
-    let Overlay {
-        timeout,
-        memory,
-        table_elements,
-        instances,
-        answer_size,
-        host_data,
-        handles,
-        log_bytes,
-        log_lines,
-        rate,
-        concurrency,
-        isolation: _,
-        reset: _,
-        max_calls,
-        expose_traps: _,
-        validate: _,
-        disabled,
-        grants:
-            Grants {
-                log: _,
-                config,
-                secrets,
-                keyvalue: _,
-                quota,
-                calls,
-                digest,
-            },
-    } = overlay;
+    overlay.check_ranges(&format!("services.{name}."), bounds);
     let key = |field: &str| format!("services.{name}.{field}");
-    let large = Bytes::mib(64);
-    bounds.optional(key("timeout"), *timeout, Millis::new(1), Millis::secs(3600));
-    bounds.optional(key("memory"), *memory, Bytes::kib(64), Bytes::mib(4096));
-    bounds.optional(key("table_elements"), *table_elements, 0, 1_000_000);
-    bounds.optional(key("instances"), *instances, 1, 1000);
-    bounds.optional(key("answer_size"), *answer_size, Bytes(1), large);
-    bounds.optional(key("host_data"), *host_data, Bytes::kib(1), large);
-    bounds.optional(key("handles"), *handles, 1, 100_000);
-    bounds.optional(key("log_bytes"), *log_bytes, Bytes(0), Bytes::mib(16));
-    bounds.optional(key("log_lines"), *log_lines, 0, 1_000_000);
-    bounds.optional(key("rate"), *rate, 0, 10_000_000);
-    bounds.optional(key("concurrency"), *concurrency, 1, 10_000);
-    bounds.optional(key("max_calls"), *max_calls, 1, 1_000_000_000);
-    bounds.optional(
-        key("grants.quota"),
-        *quota,
-        Bytes::kib(4),
-        Bytes::mib(1024 * 1024),
-    );
+    let Grants {
+        config,
+        secrets,
+        quota,
+        calls,
+        digest,
+        ..
+    } = &overlay.grants;
+    if let Some(quota) = *quota {
+        let range = Bytes::kib(4)..=Bytes::mib(1024 * 1024);
+        bounds.range(key("grants.quota"), quota, range);
+    }
     bounds.that(
         key("grants.config"),
         config.len() <= 256,
@@ -378,7 +300,7 @@ fn check_one(name: &str, overlay: &Overlay, bounds: &mut Bounds) {
         digest.as_ref().is_none_or(is_digest),
         "sha256: and 64 hexadecimal digits",
     );
-    if let Some(Disabled::Versions(versions)) = disabled {
+    if let Some(Disabled::Versions(versions)) = &overlay.disabled {
         let is_version = |text: &String| {
             text.split('.').count() == 3 && text.bytes().all(|b| b.is_ascii_digit() || b == b'.')
         };
