@@ -17,7 +17,7 @@ use super::usage;
 use crate::{
     access::{Access, Terms},
     admin::is_loopback,
-    config::{Auth, Config, TlsFiles, access::Listener},
+    config::{Auth, Config, Tls, access::Listener, given},
     log::Limiter,
     metrics::snapshot::{InvalidCertificate, StaleFiles},
     server::ListenerSettings,
@@ -32,7 +32,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// TLS and tokens of a running server.
 pub(super) struct Edge {
     pub(super) access: Arc<Access>,
-    tls: Option<(TlsFiles, Arc<ArcSwap<ServerTls>>)>,
+    tls: Option<(Tls, Arc<ArcSwap<ServerTls>>)>,
     seen: Mutex<Seen>,
     /// Reads that failed since the files were last read.
     failed: Mutex<Vec<FailedRead>>,
@@ -82,15 +82,13 @@ impl Edge {
             tokens: look_at(&config.client_tokens()),
             ..Seen::default()
         };
-        let tls = match config.tls.files() {
-            None => None,
-            Some(files) => {
-                seen.tls = look_at_all(&files);
-                let loaded =
-                    ServerTls::load(&files).map_err(|error| usage(format!("tls: {error}")))?;
-                Some((files, Arc::new(ArcSwap::from_pointee(loaded))))
-            }
-        };
+        let mut tls = None;
+        if config.tls.is_on() {
+            seen.tls = look_at_all(&config.tls);
+            let loaded =
+                ServerTls::load(&config.tls).map_err(|error| usage(format!("tls: {error}")))?;
+            tls = Some((config.tls.clone(), Arc::new(ArcSwap::from_pointee(loaded))));
+        }
         let access = Access::new(
             config.principals.clone(),
             config.client_tokens(),
@@ -319,8 +317,8 @@ fn look_at(file: &Path) -> Look {
     ))
 }
 
-fn look_at_all(files: &TlsFiles) -> Vec<Look> {
-    files.paths().iter().map(|file| look_at(file)).collect()
+fn look_at_all(tls: &Tls) -> Vec<Look> {
+    tls.files().map(look_at).collect()
 }
 
 /// Whether peers can show who they are, so that it makes sense to keep
@@ -328,7 +326,7 @@ fn look_at_all(files: &TlsFiles) -> Vec<Look> {
 pub(super) fn peers_can_say(config: &Config) -> bool {
     let asked = |listener: &Listener| {
         listener.auth.unwrap_or(config.auth) != Auth::None
-            || listener.tls && !config.tls.ca.as_os_str().is_empty()
+            || listener.tls && given(&config.tls.ca).is_some()
     };
     config.all_listeners().iter().any(asked)
 }

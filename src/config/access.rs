@@ -1,12 +1,18 @@
 //! Settings of who may come in, and what they may call.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{
     OneOrMore,
     define::{Bounds, settings},
+    given,
     services::is_pattern,
 };
 
@@ -169,44 +175,6 @@ pub enum PrincipalFrom {
     Cn,
 }
 
-/// Where the server's TLS comes from.
-#[derive(Debug, Clone)]
-pub struct TlsFiles {
-    /// PEM file of the certificate chain, the server's own first.
-    pub cert: PathBuf,
-    /// PEM file of its key.
-    pub key: PathBuf,
-    /// PEM file of the CAs of clients; without it none is asked for a
-    /// certificate.
-    pub ca: Option<PathBuf>,
-    /// PEM file of revocation lists.
-    pub crl: Option<PathBuf>,
-    /// A client is refused unless the list of its CA is there and current.
-    pub crl_strict: bool,
-    /// A client must show a valid certificate. Otherwise one without stays
-    /// anonymous.
-    pub reject_unauthorized: bool,
-    /// Least version.
-    pub min_version: TlsVersion,
-    /// Where a client's principal is in its certificate.
-    pub principal: PrincipalFrom,
-}
-
-impl TlsFiles {
-    /// All files, to see whether one has changed.
-    #[must_use]
-    pub fn paths(&self) -> Vec<PathBuf> {
-        let Self {
-            cert, key, ca, crl, ..
-        } = self;
-        [Some(cert), Some(key), ca.as_ref(), crl.as_ref()]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect()
-    }
-}
-
 settings! {
     /// TLS of the listener on `tls.port`, and of those of `[[listeners]]` that
     /// have `tls = true`. Switched on by `cert`.
@@ -239,38 +207,22 @@ settings! {
 }
 
 impl Tls {
-    /// The files, if TLS is switched on.
+    /// Whether TLS is switched on.
     #[must_use]
-    pub fn files(&self) -> Option<TlsFiles> {
-        let Self {
-            port: _,
-            cert,
-            key,
-            ca,
-            crl,
-            crl_strict,
-            reject_unauthorized,
-            min_version,
-            principal,
-        } = self.clone();
-        let given = |path: PathBuf| (!path.as_os_str().is_empty()).then_some(path);
-        let (ca, crl) = (given(ca), given(crl));
-        Some(TlsFiles {
-            cert: given(cert)?,
-            key,
-            ca,
-            crl,
-            crl_strict,
-            reject_unauthorized,
-            min_version,
-            principal,
-        })
+    pub fn is_on(&self) -> bool {
+        given(&self.cert).is_some()
+    }
+
+    /// All files that are named.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let files = [&self.cert, &self.key, &self.ca, &self.crl];
+        files.into_iter().filter_map(|file| given(file))
     }
 
     /// Whether nobody gets past the handshake without a valid certificate.
     #[must_use]
     pub fn demands_certificate(&self) -> bool {
-        self.reject_unauthorized && !self.ca.as_os_str().is_empty()
+        self.reject_unauthorized && given(&self.ca).is_some()
     }
 }
 
@@ -317,25 +269,25 @@ pub(super) fn check(
     bounds: &mut Bounds,
 ) {
     tls.check_ranges("tls.", bounds);
-    let on = tls.files().is_some();
+    let on = tls.is_on();
     bounds.that(
         "tls.key",
-        !on || !tls.key.as_os_str().is_empty(),
+        !on || given(&tls.key).is_some(),
         "the file of the key of tls.cert",
     );
     bounds.that(
         "tls.cert",
-        on || tls.key.as_os_str().is_empty(),
+        on || given(&tls.key).is_none(),
         "the file of the certificate that tls.key is for",
     );
     bounds.that(
         "tls.crl",
-        tls.crl.as_os_str().is_empty() || !tls.ca.as_os_str().is_empty(),
+        given(&tls.crl).is_none() || given(&tls.ca).is_some(),
         "used with tls.ca",
     );
     bounds.that(
         "tls.crl_strict",
-        !tls.crl_strict || !tls.crl.as_os_str().is_empty(),
+        !tls.crl_strict || given(&tls.crl).is_some(),
         "used with tls.crl",
     );
     bounds.that(

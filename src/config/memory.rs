@@ -47,11 +47,7 @@ impl MemoryPlan {
     #[must_use]
     pub fn of(config: &Config) -> Self {
         let total = config.memory.0;
-        let tls = if config.tls.files().is_some() {
-            TLS.0
-        } else {
-            0
-        };
+        let tls = if config.tls.is_on() { TLS.0 } else { 0 };
         let per_connection = CONNECTION.0 + config.read_buffer_size.0 + tls;
         let connections = match config.max_connections {
             0 => (total / 4 / per_connection).clamp(1, MAX_DERIVED_CONNECTIONS),

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::log::Format;
 
-pub use access::{Auth, PrincipalFrom, Principals, Right, Tls, TlsFiles, TlsVersion};
+pub use access::{Auth, PrincipalFrom, Principals, Right, Tls, TlsVersion};
 pub use define::OutOfBounds;
 use define::{Bounds, settings};
 pub use memory::MemoryPlan;
@@ -221,6 +221,12 @@ impl OneOrMore {
     }
 }
 
+/// The path of a setting, unless it is left empty.
+#[must_use]
+pub fn given(path: &Path) -> Option<&Path> {
+    Some(path).filter(|path| !path.as_os_str().is_empty())
+}
+
 impl Config {
     /// The file of the store.
     #[must_use]
@@ -231,11 +237,7 @@ impl Config {
     /// The file of the tokens that clients show.
     #[must_use]
     pub fn client_tokens(&self) -> PathBuf {
-        if self.tokens.as_os_str().is_empty() {
-            self.state_dir().join("tokens.json")
-        } else {
-            self.tokens.clone()
-        }
+        given(&self.tokens).map_or_else(|| self.state_dir().join("tokens.json"), Path::to_owned)
     }
 
     /// Silence after which clients are asked to send a keep-alive.
@@ -258,7 +260,7 @@ impl Config {
             proxy_from: Vec::new(),
         };
         let plain = self.plain.then(|| built_in(self.port, false));
-        let tls = self.tls.files().map(|_| built_in(self.tls.port, true));
+        let tls = self.tls.is_on().then(|| built_in(self.tls.port, true));
         plain
             .into_iter()
             .chain(tls)
@@ -277,8 +279,8 @@ impl Config {
     /// `/var/lib/mb-server`.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
-        if !self.state_dir.as_os_str().is_empty() {
-            return self.state_dir.clone();
+        if let Some(dir) = given(&self.state_dir) {
+            return dir.to_owned();
         }
         let absolute = |name| {
             std::env::var_os(name)
@@ -339,7 +341,7 @@ impl Config {
             hosts.iter().all(|host| !host.is_empty()),
             "addresses or names, none empty",
         );
-        let some = self.plain || tls.files().is_some() || !self.listeners.is_empty();
+        let some = self.plain || tls.is_on() || !self.listeners.is_empty();
         bounds.that("plain", some, "true, or another listener given");
         access::check(tls, &self.principals, &self.listeners, &mut bounds);
         self.check_ranges("", &mut bounds);

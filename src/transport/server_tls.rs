@@ -25,7 +25,7 @@ use super::{
     validity::Validity,
 };
 use crate::{
-    config::{PrincipalFrom, TlsFiles, TlsVersion, access::MAX_PRINCIPAL_SIZE},
+    config::{PrincipalFrom, Tls, TlsVersion, access::MAX_PRINCIPAL_SIZE, given},
     trusted,
 };
 
@@ -53,23 +53,19 @@ impl ServerTls {
     ///
     /// # Errors
     /// Names the file and what is wrong with it.
-    pub fn load(files: &TlsFiles) -> Result<Self, TlsError> {
-        let TlsFiles {
+    pub fn load(files: &Tls) -> Result<Self, TlsError> {
+        let Tls {
             cert,
             key,
-            ca,
-            crl,
-            crl_strict: _,
             reject_unauthorized,
             min_version,
             principal,
+            ..
         } = files;
         // Whoever can change one of these decides who gets in. Once this has
         // passed, nobody else can put others in their place to be read.
-        for file in [Some(cert), Some(key), ca.as_ref(), crl.as_ref()] {
-            file.map_or(Ok(()), |file| {
-                trusted::check(file).map_err(|error| TlsError::new(file, error))
-            })?;
+        for file in files.files() {
+            trusted::check(file).map_err(|error| TlsError::new(file, error))?;
         }
         let versions: &[_] = match min_version {
             TlsVersion::V12 => &[&rustls::version::TLS12, &rustls::version::TLS13],
@@ -193,10 +189,12 @@ impl ServerTls {
 }
 
 fn verifier(
-    files: &TlsFiles,
+    files: &Tls,
     validity: &mut Validity,
 ) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
-    let Some(ca) = &files.ca else { return Ok(None) };
+    let Some(ca) = given(&files.ca) else {
+        return Ok(None);
+    };
     let cas = read_cas(ca)?;
     validity.add_cas(ca, &cas);
     let mut roots = RootCertStore::empty();
@@ -209,7 +207,7 @@ fn verifier(
         Arc::new(roots),
         Arc::new(ring::default_provider()),
     );
-    if let Some(crl) = &files.crl {
+    if let Some(crl) = given(&files.crl) {
         let mut lists = read_crls(crl)?;
         validity.add_crls(crl, &mut lists, &cas, files.crl_strict)?;
         builder = builder.with_crls(lists);
@@ -220,7 +218,7 @@ fn verifier(
             builder.allow_unknown_revocation_status()
         };
     }
-    let file = files.crl.as_ref().unwrap_or(ca);
+    let file = given(&files.crl).unwrap_or(ca);
     builder
         .build()
         .map(Some)
