@@ -30,7 +30,7 @@ use crate::{
         snapshot::{Snapshot, StoreRow},
     },
     sandbox::{CompilerConfig, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
-    server::{ListenerSettings, Server, ServerSettings, raise_open_files},
+    server::{Buffers, ListenerSettings, Server, ServerSettings, raise_open_files},
     store::{Store, StoreError},
     system::MAX_ENDING,
     transport::Inherited,
@@ -427,6 +427,7 @@ fn server_settings(
         max_connections: room.connections,
         reserved,
         max_ending: room.ending,
+        buffers: Buffers::default(),
         thread_stack: HOST_STACK
             + (config.sandbox.stack.0 + NESTED_STACK) * (config.sandbox.call_depth + 1),
         memory,

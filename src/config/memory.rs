@@ -7,10 +7,12 @@ use super::{Bytes, Config, OutOfBounds, services::settings_of};
 pub const KEPT_MEMORY: Bytes = Bytes::kib(512);
 /// See [`KEPT_MEMORY`].
 pub const KEPT_TABLES: Bytes = Bytes::kib(64);
+/// First size of a connection's read buffer.
+pub const READ_BUFFER: Bytes = Bytes::kib(8);
 /// What a connection costs beside its read buffer: touched stack, write
 /// buffer and what the allocator keeps for its thread. Measured with a
-/// thousand connections that had each called a service: 43 KiB with a read
-/// buffer of 8 KiB.
+/// thousand connections that had each called a service: 43 KiB, the read
+/// buffer included.
 const CONNECTION: Bytes = Bytes::kib(56);
 /// What TLS adds to it: keys, and a record each way while it is busy.
 const TLS: Bytes = Bytes::kib(40);
@@ -48,7 +50,7 @@ impl MemoryPlan {
     pub fn of(config: &Config) -> Self {
         let total = config.memory.0;
         let tls = if config.tls.is_on() { TLS.0 } else { 0 };
-        let per_connection = CONNECTION.0 + config.read_buffer_size.0 + tls;
+        let per_connection = CONNECTION.0 + READ_BUFFER.0 + tls;
         let connections = match config.max_connections {
             0 => (total / 4 / per_connection).clamp(1, MAX_DERIVED_CONNECTIONS),
             set => set,

@@ -85,11 +85,6 @@ settings! {
         pub max_message_size: Bytes = Bytes::mib(1) => Bytes::kib(1)..=Bytes::mib(64),
         /// Answers of one connection that may wait to leave together, 1 to 4,096.
         pub max_in_flight: usize = 64 => 1..=4096,
-        /// First size of a connection's read buffer, 1 KiB to 1 MiB.
-        pub read_buffer_size: Bytes = Bytes::kib(8) => Bytes::kib(1)..=Bytes::mib(1),
-        /// Answers of this size together leave without waiting for more, 1 KiB to
-        /// 16 MiB.
-        pub write_buffer_size: Bytes = Bytes::kib(64) => Bytes::kib(1)..=Bytes::mib(16),
         /// From the first byte of a message to its last, 10 ms to 1 h.
         pub read_timeout: Millis = Millis::secs(10) => LEAST..=HOUR,
         /// For a PROXY header, a TLS handshake and, where it is demanded, the hello

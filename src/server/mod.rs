@@ -46,7 +46,7 @@ use workers::{Worker, pollers};
 use crate::{
     access::{Access, Terms},
     budget::Budget,
-    config::Config,
+    config::{Config, memory::READ_BUFFER},
     dispatch::Handle,
     metrics::{
         Metrics, Traffic,
@@ -75,10 +75,31 @@ pub struct ServerSettings {
     pub reserved: usize,
     /// Further connections that are ending; one more is closed at once.
     pub max_ending: usize,
+    /// Sizes of each connection's buffers.
+    pub buffers: Buffers,
     /// Stack of each thread that serves connections, in bytes.
     pub thread_stack: usize,
     /// Bytes for large messages and answers; shared with the sandbox.
     pub memory: Arc<Budget>,
+}
+
+/// Sizes of a connection's buffers, in bytes. The tests and the simulation take
+/// smaller ones.
+#[derive(Debug, Clone, Copy)]
+pub struct Buffers {
+    /// First size of the read buffer.
+    pub read: usize,
+    /// Answers of this size together leave without waiting for more.
+    pub write: usize,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self {
+            read: READ_BUFFER.0,
+            write: 64 * 1024,
+        }
+    }
 }
 
 /// One listener: where, and on what terms.

@@ -707,13 +707,13 @@ fn flood(peer: &mut RawClient, bytes: &[u8], goes_on: impl Fn() -> bool) -> Opti
     None
 }
 
-/// Several, and large reads, so that each read fills the server's buffer.
+/// Several, so that each read fills the server's buffer.
 #[test]
 fn keep_alives_that_nobody_takes_the_answers_of_are_not_collected() {
     for auth in ["required", "none"] {
         let server = with_tokens(
             setup(),
-            &format!("auth = \"{auth}\"\nmemory = \"64MiB\"\nread_buffer_size = \"128KiB\"\nwrite_timeout = 1000"),
+            &format!("auth = \"{auth}\"\nmemory = \"64MiB\"\nwrite_timeout = 1000"),
         )
         .start();
         let (wire, process) = (server.wire, server.child.id());
@@ -740,11 +740,7 @@ fn keep_alives_that_nobody_takes_the_answers_of_are_not_collected() {
 
 #[test]
 fn a_peer_that_must_authenticate_is_ended_whatever_it_sends_and_reads() {
-    let server = with_tokens(
-        setup(),
-        "auth = \"required\"\nhandshake_timeout = 500\nread_buffer_size = \"128KiB\"",
-    )
-    .start();
+    let server = with_tokens(setup(), "auth = \"required\"\nhandshake_timeout = 500").start();
     let (wire, process) = (server.wire, server.child.id());
     let before = most_resident(process);
     let begun = Instant::now();

@@ -17,7 +17,7 @@ use crate::{
     host::Stop,
     metrics::Metrics,
     server::{
-        DrainFlags, ListenerSettings, ServerSettings, Shared,
+        Buffers, DrainFlags, ListenerSettings, ServerSettings, Shared,
         admission::{Admission, Shares},
         connection::{Connection, Farewell, News},
         poller::Poller,
@@ -198,8 +198,6 @@ impl Machine {
             linger: Millis::new(random.of(0..3) as u64),
             max_message_size: Bytes(MAX_MESSAGE),
             max_in_flight: random.of(1..5),
-            read_buffer_size: Bytes(1 << random.of(4..9)),
-            write_buffer_size: Bytes(1 << random.of(7..11)),
             read_timeout: Millis(READ_TIMEOUT),
             handshake_timeout: Millis::secs(10),
             write_timeout: Millis(WRITE_TIMEOUT),
@@ -218,6 +216,10 @@ impl Machine {
             max_connections: SLOTS,
             reserved: 0,
             max_ending: 1,
+            buffers: Buffers {
+                read: 1 << random.of(4..9),
+                write: 1 << random.of(7..11),
+            },
             thread_stack: 0,
             memory: Budget::new(random.of(1500..6000)),
         };

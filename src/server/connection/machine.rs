@@ -164,10 +164,7 @@ pub(crate) struct Machine {
 impl Machine {
     /// A new connection in one of the first three states.
     pub(crate) fn new(settings: &Arc<ServerSettings>, state: State, now: Instant) -> Self {
-        let reassembly = Reassembly::new(
-            settings.config.max_message_size.0,
-            settings.config.read_buffer_size.0,
-        );
+        let reassembly = Reassembly::new(settings.config.max_message_size.0, settings.buffers.read);
         let input = Input {
             reassembly,
             charge: Charge::none(&settings.memory),
@@ -413,7 +410,7 @@ impl Machine {
     /// Whether there is memory for the next read. While there is none nothing
     /// is read, so no deadline for the message runs.
     fn has_room(&mut self, now: Instant) -> bool {
-        let first = self.settings.config.read_buffer_size.0;
+        let first = self.settings.buffers.read;
         let input = self.own_input();
         let wanted = input.reassembly.next_capacity().saturating_sub(first);
         if wanted <= input.charge.held() {
@@ -448,9 +445,9 @@ impl Machine {
     }
 
     fn batched(&mut self) {
-        let config = &self.settings.config;
-        self.leaves |=
-            self.batch >= config.max_in_flight || self.outbox.len() >= config.write_buffer_size.0;
+        let settings = &self.settings;
+        self.leaves |= self.batch >= settings.config.max_in_flight
+            || self.outbox.len() >= settings.buffers.write;
     }
 
     /// It is its turn to read again.
@@ -488,7 +485,7 @@ impl Machine {
     pub(crate) fn split_input(&mut self) {
         let reassembly = self.input.reassembly.split();
         let mut charge = Charge::none(&self.settings.memory);
-        let first = self.settings.config.read_buffer_size.0;
+        let first = self.settings.buffers.read;
         charge.set(reassembly.capacity().saturating_sub(first));
         self.unread = reassembly.is_midway();
         self.input = Arc::new(Input { reassembly, charge });
@@ -521,7 +518,7 @@ impl Machine {
     /// What a large message needed is given back now, not when the next one
     /// comes.
     fn shrink(&mut self) {
-        let first = self.settings.config.read_buffer_size.0;
+        let first = self.settings.buffers.read;
         let Input { reassembly, charge } = self.own_input();
         let capacity = reassembly.next_capacity();
         if capacity < reassembly.capacity() {
@@ -662,7 +659,7 @@ mod tests {
         access::{Access, Terms},
         budget::Budget,
         config::{Auth, Bytes, Config, Millis, Principals},
-        server::{DrainFlags, connection::Farewell},
+        server::{Buffers, DrainFlags, connection::Farewell},
         wire::frame::FrameHeader,
     };
 
@@ -670,8 +667,6 @@ mod tests {
         let config = Config {
             max_message_size: Bytes(100_000),
             max_in_flight: 2,
-            read_buffer_size: Bytes(64),
-            write_buffer_size: Bytes(1000),
             read_timeout: Millis::secs(5),
             handshake_timeout: Millis::secs(10),
             write_timeout: Millis::secs(20),
@@ -684,6 +679,10 @@ mod tests {
             max_connections: 1,
             reserved: 0,
             max_ending: 1,
+            buffers: Buffers {
+                read: 64,
+                write: 1000,
+            },
             thread_stack: 0,
             memory: Budget::new(memory),
         })

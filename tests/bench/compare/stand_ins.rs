@@ -15,7 +15,7 @@ use mb_server::{
     config::{Auth, Config, Principals},
     dispatch::{Handle, Outcome, Reply, Request},
     metrics::Metrics,
-    server::{ListenerSettings, Server, ServerSettings},
+    server::{Buffers, ListenerSettings, Server, ServerSettings},
     transport::Inherited,
     wire::{Code, ErrorBody, Header},
 };
@@ -105,6 +105,7 @@ pub fn native(port: u16) -> ! {
         max_connections: 12_000,
         reserved: 0,
         max_ending: 64,
+        buffers: Buffers::default(),
         thread_stack: 512 * 1024,
         memory: Budget::new(64 << 20),
     };
