@@ -108,12 +108,12 @@ impl Policy {
     pub fn terms(&self, name: &str, digest: &str) -> Result<Terms, GrantError> {
         let settings = self.settings(name);
         let granted = match self.inspects {
-            true => Granted::for_inspection(name, &settings),
+            true => Granted::for_inspection(name),
             false => Granted::new(name, &settings, digest, self.store.as_ref())?,
         };
         Ok(Terms {
             memory: settings.memory.unwrap_or(self.default_memory).0,
-            answer_size: settings.answer_size.0.min(self.max_message_size),
+            answer_size: self.max_message_size,
             granted: Arc::clone(&granted),
             settings,
         })

@@ -99,18 +99,6 @@ service_settings! {
     timeout: Millis = HOUR => Millis::new(1)..=HOUR,
     /// Elements of all tables of an instance, 0 to 1,000,000.
     table_elements: usize = 40_000 => 0..=1_000_000,
-    /// Core instances in one component, 1 to 1,000.
-    instances: usize = 128 => 1..=1000,
-    /// Payload of an answer, 1 byte to 64 MiB; never more than
-    /// `max_message_size`.
-    answer_size: Bytes = Bytes::mib(64) => Bytes(1)..=Bytes::mib(64),
-    /// What one call of a host function may carry, 1 KiB to 64 MiB.
-    host_data: Bytes = Bytes::mib(2) => Bytes::kib(1)..=Bytes::mib(64),
-    /// Handles of the host's resources that an instance holds, 1 to 100,000.
-    handles: usize = 1000 => 1..=100_000,
-    /// What one call may write to the log, 0 to 16 MiB; the rest is dropped
-    /// and counted.
-    log_bytes: Bytes = Bytes::kib(64) => Bytes(0)..=Bytes::mib(16),
     /// Lines that the service may write to the log in a second, all calls
     /// together, 0 to 1,000,000.
     log_lines: usize = 1000 => 0..=1_000_000,
@@ -338,7 +326,7 @@ mod tests {
     #[test]
     fn a_service_falls_back_to_the_default_table() {
         let mut services = built_in();
-        services.entry(DEFAULT.into()).or_default().handles = Some(7);
+        services.entry(DEFAULT.into()).or_default().log_lines = Some(7);
         let own = Overlay {
             concurrency: Some(1),
             memory: Some(Bytes::mib(1)),
@@ -347,12 +335,12 @@ mod tests {
         services.insert("calc".into(), own);
         let calc = settings_of(&services, "calc");
         assert_eq!(
-            (calc.handles, calc.concurrency, calc.memory),
+            (calc.log_lines, calc.concurrency, calc.memory),
             (7, 1, Some(Bytes::mib(1)))
         );
         let other = settings_of(&services, "other");
         assert_eq!(
-            (other.handles, other.concurrency, other.memory),
+            (other.log_lines, other.concurrency, other.memory),
             (7, 64, None)
         );
     }

@@ -22,9 +22,7 @@ const MAX_SECRET: u64 = 64 * 1024;
 /// The grants of one service, and the bounds of what it does with them.
 pub struct Granted {
     pub(super) service: Box<str>,
-    pub(super) handles: usize,
     pub(super) log: LogLevel,
-    pub(super) log_bytes: usize,
     pub(super) log_rate: log::Rate,
     /// Bounds the lines that say how much was dropped: there may be one a call.
     pub(super) log_dropped: Limiter,
@@ -77,9 +75,7 @@ impl Granted {
         };
         Ok(Arc::new(Self {
             service: service.into(),
-            handles: settings.handles,
             log: settings.log,
-            log_bytes: settings.log_bytes.0,
             log_rate: log::Rate::new(settings.log_lines),
             log_dropped: Limiter::new(),
             settings: (!values.is_empty()).then_some(values),
@@ -92,12 +88,10 @@ impl Granted {
     /// For a component that is only looked at: it may import everything and
     /// use nothing.
     #[must_use]
-    pub fn for_inspection(service: &str, settings: &ServiceSettings) -> Arc<Self> {
+    pub fn for_inspection(service: &str) -> Arc<Self> {
         Arc::new(Self {
             service: service.into(),
-            handles: settings.handles,
             log: LogLevel::Off,
-            log_bytes: 0,
             log_rate: log::Rate::new(0),
             log_dropped: Limiter::new(),
             settings: None,

@@ -16,7 +16,7 @@ pub struct Bucket(Box<str>);
 
 /// A key, to be given another value if the one it has is still the one that
 /// the guest saw last. That one is not held: a guest may have as many handles
-/// as `handles` says, and each value may be of 1 MiB.
+/// as [`MAX_HANDLES`](super::MAX_HANDLES) says, and each value may be of 1 MiB.
 pub struct Cas {
     bucket: Box<str>,
     key: String,

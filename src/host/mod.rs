@@ -22,6 +22,11 @@ pub use link::{LinkError, grant_for, link};
 use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
 pub use watch::{Stop, Unwatched, Watch};
 
+/// Handles of the host's resources that an instance may hold.
+pub const MAX_HANDLES: usize = 1000;
+/// What one call may write to the log, in bytes; the rest is dropped and counted.
+const MAX_LOG: usize = 64 * 1024;
+
 /// The generated side of the contract.
 #[allow(
     missing_docs,
@@ -64,13 +69,12 @@ pub struct Host {
 }
 
 impl Host {
-    /// For one call of a component with these grants, which may hold so many
-    /// handles and write so much to the log.
+    /// For one call of a component with these grants.
     #[must_use]
     pub fn new(context: Context, granted: Arc<Granted>, watch: Arc<dyn Watch>) -> Self {
         let mut table = ResourceTable::new();
-        table.set_max_capacity(granted.handles);
-        let log = log::Meter::new(granted.log_bytes);
+        table.set_max_capacity(MAX_HANDLES);
+        let log = log::Meter::new(MAX_LOG);
         let nobody = (Arc::default(), Arc::new(Unwatched) as Arc<dyn Watch>);
         Self {
             context,
@@ -90,7 +94,7 @@ impl Host {
     #[inline]
     pub fn renew(&mut self, context: Context, watch: Arc<dyn Watch>) {
         self.finish();
-        self.log = log::Meter::new(self.granted.log_bytes);
+        self.log = log::Meter::new(MAX_LOG);
         (self.context, self.watch, self.waiting) = (context, watch, false);
     }
 

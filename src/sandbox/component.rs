@@ -15,7 +15,7 @@ use std::{
 use wasmtime::component::{self, InstancePre};
 
 use super::{
-    engine::Sandbox,
+    engine::{MAX_CORE_INSTANCES, Sandbox},
     instance::Guest,
     limits::Bounds,
     pool::Idle,
@@ -38,6 +38,10 @@ const ASKS_AS_IT_STARTS: &str = "it asks the host for more than constants as it 
 const DEFECTIVE: &str = "one of its instances was reset and was not what it had been, a defect \
      of the server";
 
+/// What one call of a host function may carry, in bytes, where answers may not
+/// be as large.
+const HOST_DATA: usize = 2 * 1024 * 1024;
+
 /// What a component runs under.
 #[derive(Clone)]
 pub struct Terms {
@@ -53,15 +57,10 @@ pub struct Terms {
 
 impl Terms {
     pub(super) fn bounds(&self) -> Bounds {
-        let ServiceSettings {
-            table_elements,
-            instances,
-            ..
-        } = self.settings;
         Bounds {
             memory: self.memory,
-            table_elements,
-            instances,
+            table_elements: self.settings.table_elements,
+            instances: MAX_CORE_INSTANCES as usize,
         }
     }
 
@@ -69,7 +68,7 @@ impl Terms {
     /// component hands to a host function and for its answer, which is then
     /// checked again; an answer has some words beside its payload.
     pub(super) fn host_data(&self) -> usize {
-        self.settings.host_data.0.max(self.answer_size + 4096)
+        HOST_DATA.max(self.answer_size + 4096)
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Core instances in one component: those of Python come in dozens.
-const MAX_CORE_INSTANCES: u32 = 1000;
+pub(super) const MAX_CORE_INSTANCES: u32 = 1000;
 /// Address space of a memory where the host refuses the reservation of 4 GiB.
 const SMALL_RESERVATION: u64 = 4 * 1024 * 1024;
 

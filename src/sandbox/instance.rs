@@ -22,7 +22,7 @@ use crate::{
     budget::Budget,
     config::Isolation,
     host::{
-        Context, HasHost, Host, Stop, Unwatched, Watch,
+        Context, HasHost, Host, MAX_HANDLES, Stop, Unwatched, Watch,
         bindings::{
             Full,
             exports::mb::service::handler::{PayloadParam, PayloadResult},
@@ -539,10 +539,9 @@ impl Component {
             return failed(Reason::Memory, message);
         }
         if error.is::<ResourceTableError>() {
-            let limit = self.terms.settings.handles;
             return failed(
                 Reason::HostData,
-                format!("holds more handles than the limit of {limit}"),
+                format!("holds more handles than the limit of {MAX_HANDLES}"),
             );
         }
         let mut root = error.root_cause().to_string();

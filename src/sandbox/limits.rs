@@ -235,10 +235,7 @@ impl ResourceLimiter for Guest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        config::{Config, services::settings_of},
-        host::{Context, Granted, Host, Stop, Unwatched},
-    };
+    use crate::host::{Context, Granted, Host, Stop, Unwatched};
 
     fn guest(
         memory: usize,
@@ -246,8 +243,7 @@ mod tests {
         shared: &Arc<Budget>,
         deadline: Instant,
     ) -> Guest {
-        let settings = settings_of(&Config::default().services, "x");
-        let granted = Granted::for_inspection("x", &settings);
+        let granted = Granted::for_inspection("x");
         let host = Host::new(Context::of_loading(deadline), granted, Arc::new(Unwatched));
         Guest {
             host,

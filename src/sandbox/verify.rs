@@ -307,7 +307,7 @@ mod tests {
             let code = Code::trusted(file);
             let load = || {
                 let terms = Terms {
-                    granted: Granted::for_inspection("echo", &settings),
+                    granted: Granted::for_inspection("echo"),
                     settings: settings.clone(),
                     memory: 16 << 20,
                     answer_size: 1 << 20,

@@ -29,8 +29,6 @@ SECONDS = 6
 # Quick calls per second, over so many connections.
 RATE, CONNECTIONS = 200, 4
 GRANTS = """
-[services.greedy]
-log_bytes = "16KiB"
 [services.greedy.grants]
 keyvalue = true
 quota = "1MiB"
