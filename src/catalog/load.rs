@@ -37,15 +37,17 @@ const PREFERRED: &str = ENDINGS[if cfg!(feature = "compiler") { 0 } else { 1 }];
 /// A load that takes longer says so, and again each time this much later.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
-/// Where components come from and what loading one may cost.
+/// Largest component file, in bytes.
+const MAX_SIZE: usize = 256 * 1024 * 1024;
+
+/// How long `describe` may take, where the service's own timeout is not shorter.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where components come from, and what they may take and use.
 #[derive(Clone)]
 pub struct LoadSettings {
     /// The folder.
     pub dir: PathBuf,
-    /// Largest file, in bytes.
-    pub max_size: usize,
-    /// For a component to say who it is.
-    pub describe_timeout: Duration,
     /// What each service may take and use.
     pub policy: Policy,
 }
@@ -134,7 +136,7 @@ pub fn load_file(
     settings: &LoadSettings,
     file: &Path,
 ) -> Result<Service, FileError> {
-    let code = read_code(file, settings.max_size)?;
+    let code = read_code(file)?;
     load_code(sandbox, settings, file, &code)
 }
 
@@ -149,10 +151,10 @@ pub(super) fn load_code(
 }
 
 /// Reads a component's file.
-pub(super) fn read_code(file: &Path, limit: usize) -> Result<Code, FileError> {
-    match Code::read(file, limit) {
+pub(super) fn read_code(file: &Path) -> Result<Code, FileError> {
+    match Code::read(file, MAX_SIZE) {
         Ok(Some(code)) => Ok(code),
-        Ok(None) => Err(FileError::Size { limit }),
+        Ok(None) => Err(FileError::Size),
         Err(error) => Err(match OpenToOthers::of(&error) {
             Some(OpenToOthers(path)) => {
                 LoadError::from(PrecompiledError::OpenToOthers(path.clone())).into()
@@ -186,12 +188,13 @@ fn load_contained(
         .terms(&promised.name, &digest)
         .map_err(FileError::Grant)?;
     let rate = Rate::per_second(terms.settings.rate);
+    let timeout = DESCRIBE_TIMEOUT.min(terms.settings.timeout.0);
     let component = with_progress(file, bytes.len(), || {
         Component::load(sandbox, code, &digest, terms)
     })?;
     let text = component
-        .described(Instant::now() + settings.describe_timeout)
-        .map_err(|e| FileError::describe(e, settings))?;
+        .described(Instant::now() + timeout)
+        .map_err(|e| FileError::describe(e, timeout))?;
     let description = Description::parse(&text)?;
     let agrees = promised.name == description.name
         && promised.version.is_none_or(|v| v == description.version);
@@ -231,28 +234,28 @@ pub(crate) fn digest_of(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// If the file can't be read.
-pub fn fingerprint(file: &Path, max_size: usize) -> std::io::Result<(u64, Option<String>)> {
+pub fn fingerprint(file: &Path) -> std::io::Result<(u64, Option<String>)> {
     let metadata = fs::metadata(file)?;
     // A pipe or a device has no end that could be waited for.
     let bytes = if metadata.is_file() {
-        read_bounded(file, max_size).ok()
+        read_bounded(file).ok()
     } else {
         None
     };
     Ok((metadata.len(), bytes.map(|bytes| digest_of(&bytes))))
 }
 
-pub(super) fn read_bounded(file: &Path, limit: usize) -> Result<Vec<u8>, FileError> {
+pub(super) fn read_bounded(file: &Path) -> Result<Vec<u8>, FileError> {
     let read = || {
         let mut bytes = Vec::new();
         fs::File::open(file)?
-            .take(limit as u64 + 1)
+            .take(MAX_SIZE as u64 + 1)
             .read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let bytes = read().map_err(|e: std::io::Error| FileError::Read(e.to_string()))?;
-    if bytes.len() > limit {
-        Err(FileError::Size { limit })
+    if bytes.len() > MAX_SIZE {
+        Err(FileError::Size)
     } else {
         Ok(bytes)
     }
@@ -286,11 +289,8 @@ pub enum FileError {
     Name,
     /// The file can't be read.
     Read(String),
-    /// The file is too large.
-    Size {
-        /// `max_component_size`.
-        limit: usize,
-    },
+    /// The file is larger than 256 MiB.
+    Size,
     /// The file ends too early.
     Truncated {
         /// Where, in bytes.
@@ -318,16 +318,13 @@ pub enum FileError {
 }
 
 impl FileError {
-    fn describe(error: CallError, settings: &LoadSettings) -> Self {
+    fn describe(error: CallError, timeout: Duration) -> Self {
         Self::Silent(match error {
             CallError::Stopped {
                 stop: Stop::Deadline,
                 ..
             } => {
-                format!(
-                    "did not return within {} ms",
-                    settings.describe_timeout.as_millis()
-                )
+                format!("did not return within {} ms", timeout.as_millis())
             }
             CallError::Failed { reason, message } => {
                 format!("failed ({}): {message}", reason.as_str())
@@ -359,8 +356,8 @@ impl fmt::Display for FileError {
                  VERSION its MAJOR.MINOR.PATCH; rename it",
             ),
             Self::Read(error) => write!(f, "can't be read: {error}"),
-            Self::Size { limit } => {
-                write!(f, "exceeds the limit of {limit} bytes, which sandbox.max_component_size sets")
+            Self::Size => {
+                write!(f, "exceeds the limit of {MAX_SIZE} bytes")
             }
             Self::Truncated { size } => write!(
                 f,

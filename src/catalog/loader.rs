@@ -262,7 +262,7 @@ impl Loader {
 
     /// Whether the bytes of a file are those that were settled.
     fn is_as_read(&self, path: &Path, entry: &Entry) -> bool {
-        let code = read_code(path, self.settings.max_size);
+        let code = read_code(path);
         code.ok().map(|code| digest_of(code.bytes())) == entry.read
     }
 
@@ -297,7 +297,7 @@ impl Loader {
 
     /// Loads a file as it is. None if nothing changes by it.
     fn settle(&self, path: &Path, entry: &mut Entry) -> Option<String> {
-        let code = match read_code(path, self.settings.max_size) {
+        let code = match read_code(path) {
             Ok(code) => code,
             Err(error) => {
                 // What can't be read now may be readable at the next look.
@@ -425,7 +425,7 @@ impl Loader {
 
     /// Loads a kept file under the name of the one in the folder.
     fn load_kept(&self, path: &Path, kept: &Path, digest: &str) -> Result<Service, FileError> {
-        let code = read_code(kept, self.settings.max_size)?;
+        let code = read_code(kept)?;
         if digest_of(code.bytes()) != digest {
             return Err(FileError::Read(format!("{} was changed", kept.display())));
         }
@@ -448,7 +448,7 @@ impl Loader {
             .get(&path)
             .and_then(|entry| entry.service.as_ref())
             .map(|service| service.digest.clone());
-        let in_place = read_bounded(&path, self.settings.max_size).map(|bytes| digest_of(&bytes));
+        let in_place = read_bounded(&path).map(|bytes| digest_of(&bytes));
         let in_place = in_place.map_err(|error| format!("{}: {error}", path.display()))?;
         let files = kept.files(&stem);
         let before = files

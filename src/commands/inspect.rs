@@ -82,8 +82,6 @@ impl Inspector {
         let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
         let settings = LoadSettings {
             dir: PathBuf::new(),
-            max_size: config.sandbox.max_component_size.0,
-            describe_timeout: config.sandbox.describe_timeout.0,
             policy,
         };
         Ok(Self {
@@ -94,8 +92,7 @@ impl Inspector {
     }
 
     pub(super) fn load(&self, file: &Path) -> std::result::Result<Service, (Exit, String)> {
-        load_file(&self.sandbox, &self.settings, file)
-            .map_err(|error| refuse(file, &self.settings, &error))
+        load_file(&self.sandbox, &self.settings, file).map_err(|error| refuse(file, &error))
     }
 
     /// Compiles a file ahead of time.
@@ -260,9 +257,9 @@ fn compare(old: &Service, new: &Service) -> Result {
 }
 
 /// Of a file that would not be served: what can be known of it, and why.
-fn refuse(file: &Path, settings: &LoadSettings, error: &FileError) -> (Exit, String) {
+fn refuse(file: &Path, error: &FileError) -> (Exit, String) {
     let name = file.display().to_string();
-    if let Ok((size, digest)) = fingerprint(file, settings.max_size) {
+    if let Ok((size, digest)) = fingerprint(file) {
         let mut text = row("file", &name) + &row("size", &format!("{size} bytes"));
         if let Some(digest) = digest {
             text += &row("digest", &digest);

@@ -397,8 +397,6 @@ fn load_catalog(
 ) -> std::result::Result<Arc<LiveCatalog>, (Exit, String)> {
     let settings = LoadSettings {
         dir: config.services_dir.clone(),
-        max_size: config.sandbox.max_component_size.0,
-        describe_timeout: config.sandbox.describe_timeout.0,
         policy,
     };
     let dir = settings.dir.clone();

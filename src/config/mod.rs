@@ -174,10 +174,6 @@ settings! {
         /// All compiled code in that folder, 1 MiB to 1 TiB; beyond it, what was
         /// not used for the longest time is removed.
         pub cache_size: Bytes = Bytes::mib(1024) => Bytes::mib(1)..=Bytes::mib(1024 * 1024),
-        /// Largest component file, 1 KiB to 1 GiB.
-        pub max_component_size: Bytes = Bytes::mib(64) => Bytes::kib(1)..=Bytes::mib(1024),
-        /// For a component to say who it is, when it is loaded, 10 ms to 10 min.
-        pub describe_timeout: Millis = Millis::secs(10) => LEAST..=Millis::secs(600),
         /// Memory that compiling one component may take, 64 MiB to 64 GiB. It
         /// happens in a process of its own and is not counted in `memory`.
         pub compile_memory: Bytes = Bytes::mib(1024) => Bytes::mib(64)..=Bytes::mib(64 * 1024),

@@ -163,7 +163,7 @@ fn those_that_say_wrong_things_of_themselves_are_not_served() {
             "start.wasm",
             &wat::guest("start", "(func $s unreachable) (start $s)", ""),
         )
-        .set("sandbox.describe_timeout = 1000")
+        .set("services.loop.timeout = 1000")
         .with("guests", "loop.wasm")
         .start();
     let failed = server.json("/readyz")["failedServices"].clone();

@@ -72,7 +72,7 @@ fn a_bad_file_keeps_only_itself_from_being_served() {
         .with_bytes("not a name.wasm", b"")
         .with_bytes(".hidden.wasm", b"")
         .with_bytes("README.md", b"")
-        .set("[sandbox]\ndescribe_timeout = 200")
+        .set("[services.loop]\ntimeout = 200")
         .start();
     let rows = server.json("/services");
     let rows = rows["services"].as_array().unwrap();

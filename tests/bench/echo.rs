@@ -51,9 +51,6 @@ impl Echo {
         .expect("an engine");
         let settings = LoadSettings {
             dir: "services/dist".into(),
-            max_size: config.sandbox.max_component_size.0,
-            // Under valgrind everything takes its time.
-            describe_timeout: Duration::from_secs(300),
             policy,
         };
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("services/dist/echo.wasm");
