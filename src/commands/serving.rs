@@ -266,20 +266,13 @@ pub(super) fn sandbox_config(
     policy: &Policy,
     memory: &Arc<Budget>,
 ) -> SandboxConfig {
-    let cache_dir = &config.sandbox.cache_dir;
     SandboxConfig {
+        settings: config.sandbox.clone(),
         largest_instance: policy.largest_instance(),
         largest_table: policy.largest_table(),
-        stack: config.sandbox.stack.0,
         instances: MemoryPlan::of(config).instances,
-        call_depth: config.sandbox.call_depth,
-        verify_resets: config.sandbox.verify_resets,
         memory: Arc::clone(memory),
-        compiler: CompilerConfig {
-            cache_dir: (!cache_dir.as_os_str().is_empty()).then(|| cache_dir.clone()),
-            cache_size: config.sandbox.cache_size.0 as u64,
-            ..CompilerConfig::default()
-        },
+        compiler: CompilerConfig::default(),
     }
 }
 

@@ -16,11 +16,14 @@ use wit_component::ComponentEncoder;
 use super::{
     cache::Cache,
     component::{LoadError, Loaded},
-    engine::{Allocation as _, CompilerConfig, Sandbox, SandboxConfig, base, default_cache_dir},
+    engine::{Allocation as _, CompilerConfig, Sandbox, SandboxConfig, base, cache_dir},
     precompiled::{self, Precompiled, Sections, hex_digest},
     reset::{FreshReason, NOT_WANTED},
 };
-use crate::budget::Budget;
+use crate::{
+    budget::Budget,
+    config::{Bytes, Sandbox as Settings},
+};
 
 /// Which processors compiled code is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,17 +223,20 @@ impl SandboxConfig {
     /// For an engine that runs nothing.
     pub(super) fn for_compiling(quick: bool, copy_memory: bool) -> Self {
         Self {
+            settings: Settings {
+                stack: Bytes::kib(256),
+                call_depth: 0,
+                verify_resets: 0,
+                ..Settings::default()
+            },
             largest_instance: 0,
             largest_table: 0,
-            stack: 256 * 1024,
             instances: 1,
-            call_depth: 0,
-            verify_resets: 0,
             memory: Budget::new(0),
             compiler: CompilerConfig {
                 quick,
                 copy_memory,
-                ..CompilerConfig::default()
+                worker: None,
             },
         }
     }
@@ -248,12 +254,9 @@ pub(super) fn set_up(engine: &mut Config, compiler: &CompilerConfig) {
 /// Opens the cache of compiled code. Without one the server works all the
 /// same and compiles at every start, so a folder that can't be used is a
 /// warning.
-pub(super) fn open_cache(compiler: &CompilerConfig) -> Option<Cache> {
-    let dir = match &compiler.cache_dir {
-        Some(dir) => std::path::absolute(dir).ok()?,
-        None => default_cache_dir(),
-    };
-    match Cache::open(dir.clone(), compiler.cache_size) {
+pub(super) fn open_cache(settings: &Settings) -> Option<Cache> {
+    let dir = std::path::absolute(cache_dir(&settings.cache_dir)?).ok()?;
+    match Cache::open(dir.clone(), settings.cache_size.0 as u64) {
         Ok(cache) => Some(cache),
         Err(error) => {
             tracing::warn!(

@@ -207,7 +207,7 @@ impl Component {
         } else {
             sandbox.compile(&code.bytes, wanted, terms.memory)?
         };
-        let verify_resets = sandbox.config.verify_resets;
+        let verify_resets = sandbox.config.settings.verify_resets;
         let reset = reset.and_then(|info| Reset::of(&compiled, info, wanted, verify_resets));
         let digest = Arc::from(digest);
         let kind = compiled.component_type();

@@ -26,7 +26,10 @@ use super::{
 };
 use crate::{
     budget::Budget,
-    config::memory::{KEPT_MEMORY, KEPT_TABLES},
+    config::{
+        Sandbox as Settings, given,
+        memory::{KEPT_MEMORY, KEPT_TABLES},
+    },
     host::Watch,
 };
 
@@ -38,18 +41,14 @@ const SMALL_RESERVATION: u64 = 4 * 1024 * 1024;
 /// What the sandbox is made with.
 #[derive(Debug, Clone)]
 pub struct SandboxConfig {
+    /// The settings.
+    pub settings: Settings,
     /// Linear memory of the largest instance in bytes, all memories together.
     pub largest_instance: usize,
     /// Elements of the largest table of any instance.
     pub largest_table: usize,
-    /// Call stack of a component in bytes.
-    pub stack: usize,
     /// Instances that may live at the same time.
     pub instances: usize,
-    /// How deep services may call each other.
-    pub call_depth: usize,
-    /// Of so many resets one is verified; zero for none.
-    pub verify_resets: u32,
     /// Bytes for memory of instances beyond what each keeps; shared with
     /// whoever else takes from it.
     pub memory: Arc<Budget>,
@@ -60,11 +59,6 @@ pub struct SandboxConfig {
 /// How components are compiled.
 #[derive(Debug, Clone, Default)]
 pub struct CompilerConfig {
-    /// Folder of the compiled code, created if need be; none for the user's
-    /// cache folder.
-    pub cache_dir: Option<PathBuf>,
-    /// Bytes of all compiled code in it.
-    pub cache_size: u64,
     /// How to compile in a process of its own; none to compile in this one,
     /// which is for files that this program may trust.
     #[cfg(feature = "compiler")]
@@ -143,10 +137,12 @@ impl Sandbox {
             }
         };
         #[cfg(feature = "compiler")]
-        let cache = compile::open_cache(&config.compiler);
+        let cache = compile::open_cache(&config.settings);
         let ticker = Ticker::start(&engine)?;
-        let places = places(config.instances, config.call_depth);
-        let verifier = Verifier::start(config.verify_resets, config.stack + super::HOST_STACK);
+        let settings = &config.settings;
+        let places = places(config.instances, settings.call_depth);
+        let stack = settings.stack.0 + super::HOST_STACK;
+        let verifier = Verifier::start(settings.verify_resets, stack);
         let sandbox = Arc::new(Self {
             engine,
             pulse: ticker.pulse(),
@@ -251,7 +247,7 @@ pub(super) fn base(config: &SandboxConfig) -> Config {
     let mut engine = Config::new();
     engine
         .epoch_interruption(true)
-        .max_wasm_stack(config.stack)
+        .max_wasm_stack(config.settings.stack.0)
         .memory_init_cow(!config.compiler.copy_memory)
         .concurrency_support(false)
         .wasm_memory64(false)
@@ -268,7 +264,7 @@ pub(super) trait Allocation {
 
 impl Allocation for Config {
     fn pooled(mut self, config: &SandboxConfig) -> Self {
-        let instances = config.instances.max(config.call_depth + 1);
+        let instances = config.instances.max(config.settings.call_depth + 1);
         let instances = u32::try_from(instances).unwrap_or(u32::MAX);
         let (memories, tables) = (MAX_MEMORIES as u32, MAX_TABLES as u32);
         let mut pool = PoolingAllocationConfig::new();
@@ -305,17 +301,13 @@ impl Allocation for Config {
 /// nothing is compiled.
 #[must_use]
 pub fn cache_dir(configured: &Path) -> Option<PathBuf> {
-    let dir = if configured.as_os_str().is_empty() {
-        default_cache_dir()
-    } else {
-        configured.into()
-    };
+    let dir = given(configured).map_or_else(default_cache_dir, Path::to_owned);
     cfg!(feature = "compiler").then_some(dir)
 }
 
 /// `$XDG_CACHE_HOME`, else `$HOME/.cache`; a user without either (a service
 /// user often is) gets a folder of their own under the one for temporary files.
-pub(super) fn default_cache_dir() -> PathBuf {
+fn default_cache_dir() -> PathBuf {
     let absolute = |name| {
         std::env::var_os(name)
             .map(PathBuf::from)

@@ -520,7 +520,7 @@ impl Component {
         }
         let failed = |reason, message| CallError::Failed { reason, message };
         let trap = error.downcast_ref::<Trap>();
-        let stack = self.sandbox.config.stack;
+        let stack = self.sandbox.config.settings.stack.0;
         if trap == Some(&Trap::StackOverflow) {
             return failed(
                 Reason::Stack,

@@ -25,6 +25,7 @@ use super::{
     engine::{Sandbox, SandboxConfig},
     helper::{Helper, Outcome, Worked},
 };
+use crate::config::Bytes;
 
 /// The signal that ends what takes more processor time than it may.
 const SIGXCPU: i32 = 24;
@@ -132,11 +133,9 @@ impl CompileJob {
         io::stdin()
             .read_to_end(&mut bytes)
             .map_err(|e| e.to_string())?;
-        let config = SandboxConfig {
-            largest_instance: self.largest_instance,
-            stack: self.stack,
-            ..SandboxConfig::for_compiling(self.quick, self.copy_memory)
-        };
+        let mut config = SandboxConfig::for_compiling(self.quick, self.copy_memory);
+        config.largest_instance = self.largest_instance;
+        config.settings.stack = Bytes(self.stack);
         let cpu = if self.any_cpu { Cpu::Any } else { Cpu::This };
         let engine =
             compiling_engine(&config, self.on_demand, cpu).map_err(|e| format!("{e:#}"))?;
@@ -183,7 +182,7 @@ impl CompileWorker {
         let config = &sandbox.config;
         self.work(
             CompileJob {
-                stack: config.stack,
+                stack: config.settings.stack.0,
                 largest_instance: config.largest_instance,
                 on_demand: !sandbox.pooled,
                 any_cpu: false,
@@ -205,7 +204,7 @@ impl CompileWorker {
         let config = SandboxConfig::for_compiling(false, false);
         self.work(
             CompileJob {
-                stack: config.stack,
+                stack: config.settings.stack.0,
                 largest_instance: config.largest_instance,
                 on_demand: ahead.on_demand,
                 any_cpu: ahead.cpu == Cpu::Any,

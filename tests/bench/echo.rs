@@ -32,21 +32,17 @@ impl Echo {
             ..Overlay::default()
         };
         config.services.insert("echo".into(), overlay);
+        config.sandbox.call_depth = 1;
+        config.sandbox.cache_dir = cache_dir.unwrap_or_default();
         let policy = Policy::new(&config, None);
         let plan = MemoryPlan::of(&config);
         let sandbox = Sandbox::new(SandboxConfig {
             largest_instance: policy.largest_instance(),
             largest_table: policy.largest_table(),
-            stack: config.sandbox.stack.0,
             instances: instances.unwrap_or(plan.instances),
-            call_depth: 1,
-            verify_resets: config.sandbox.verify_resets,
             memory: Budget::new(plan.shared),
-            compiler: CompilerConfig {
-                cache_dir,
-                cache_size: config.sandbox.cache_size.0 as u64,
-                ..CompilerConfig::default()
-            },
+            compiler: CompilerConfig::default(),
+            settings: config.sandbox,
         })
         .expect("an engine");
         let settings = LoadSettings {
