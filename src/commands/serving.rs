@@ -31,7 +31,7 @@ use crate::{
     },
     sandbox::{CompilerConfig, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
     server::{Buffers, ListenerSettings, Server, ServerSettings, raise_open_files},
-    store::{Store, StoreError},
+    store::{CACHE, Store, StoreError},
     system::MAX_ENDING,
     transport::Inherited,
 };
@@ -336,7 +336,7 @@ fn open_store(config: &Config, always: bool, patience: Duration) -> StoreState {
     let until = Instant::now() + patience;
     let mut said = false;
     let opened = loop {
-        match Store::open(&file, config.store_cache.0) {
+        match Store::open(&file, CACHE) {
             Err(StoreError::Locked) if Instant::now() < until => {
                 if !std::mem::replace(&mut said, true) {
                     tracing::info!(

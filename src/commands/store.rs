@@ -10,7 +10,7 @@ use super::{Exit, Result, failure, usage};
 use crate::{
     config::{self, Flags},
     files::{PRIVATE, Unfinished},
-    store::{Checked, Reader, Store},
+    store::{CACHE, Checked, Reader, Store},
 };
 
 /// Damaged places that are named one by one.
@@ -56,7 +56,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let config = config::load(arguments.config.as_deref(), Flags::default())
         .map_err(usage)?
         .config;
-    let (file, cache) = (config.store_file(), config.store_cache.0);
+    let file = config.store_file();
     if !matches!(arguments.action, Action::Import { .. }) && !file.exists() {
         return Err(named(
             &file,
@@ -66,21 +66,21 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     // A panic of redb at a damaged page is caught, and named once.
     std::panic::set_hook(Box::new(|_| {}));
     match &arguments.action {
-        Action::Export { to } => export(&file, cache, to),
-        Action::Import { from, merge } => import(&file, cache, from, *merge),
+        Action::Export { to } => export(&file, to),
+        Action::Import { from, merge } => import(&file, from, *merge),
         Action::Check => {
-            let reader = Reader::open(&file, cache, true).map_err(|e| named(&file, &e))?;
+            let reader = Reader::open(&file, CACHE, true).map_err(|e| named(&file, &e))?;
             Ok(verdict(
                 reader.check(&mut name_lost()),
                 "mb-server store export saves what can be read",
             ))
         }
-        Action::Compact => compact(&file, cache),
+        Action::Compact => compact(&file),
     }
 }
 
-fn export(file: &Path, cache: usize, to: &Path) -> Result {
-    let reader = Reader::open(file, cache, false).map_err(|e| named(file, &e))?;
+fn export(file: &Path, to: &Path) -> Result {
+    let reader = Reader::open(file, CACHE, false).map_err(|e| named(file, &e))?;
     let checked = if is_dash(to) {
         let mut out = BufWriter::new(io::stdout().lock());
         let exported = reader.export(&mut out, &mut name_lost());
@@ -102,8 +102,8 @@ fn export(file: &Path, cache: usize, to: &Path) -> Result {
     Ok(verdict(checked, "they are not in the backup"))
 }
 
-fn import(file: &Path, cache: usize, from: &Path, merge: bool) -> Result {
-    let store = Store::open(file, cache).map_err(|e| named(file, &e))?;
+fn import(file: &Path, from: &Path, merge: bool) -> Result {
+    let store = Store::open(file, CACHE).map_err(|e| named(file, &e))?;
     let entries = if is_dash(from) {
         store.import(&mut io::stdin().lock(), merge)
     } else {
@@ -114,13 +114,13 @@ fn import(file: &Path, cache: usize, from: &Path, merge: bool) -> Result {
     Ok(Exit::Success)
 }
 
-fn compact(file: &Path, cache: usize) -> Result {
+fn compact(file: &Path) -> Result {
     let compacted = || {
-        let store = Store::open(file, cache)?;
+        let store = Store::open(file, CACHE)?;
         let before = store.size()?.on_disk;
         store.compact()?;
         drop(store);
-        Ok((before, Store::open(file, cache)?.size()?))
+        Ok((before, Store::open(file, CACHE)?.size()?))
     };
     let (before, after) =
         compacted().map_err(|error: crate::store::StoreError| named(file, &error))?;

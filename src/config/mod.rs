@@ -114,9 +114,6 @@ settings! {
         /// How often the folder of the components is looked at for changes, 50 ms
         /// to 1 h; 0 for never.
         pub reload_interval: Millis = Millis::new(500),
-        /// Memory that the store may use as cache, 1 MiB to 4 GiB; not counted in
-        /// `memory`.
-        pub store_cache: Bytes = Bytes::mib(8) => Bytes::mib(1)..=Bytes::mib(4096),
         /// Allow what is not safe where strangers can reach the server: a listener
         /// without authentication on an address that is not loopback, and tokens
         /// over connections that are not encrypted.

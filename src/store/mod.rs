@@ -47,6 +47,10 @@ const MAX_PAGE: usize = 1000;
 /// What one batch reads or writes, and one page lists, in bytes.
 const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
+/// Memory that an open store uses as cache, in bytes. A larger one is no faster:
+/// reads come from the page cache.
+pub const CACHE: usize = 8 * 1024 * 1024;
+
 /// Version of the tables below, in the file under `format`.
 const FORMAT: u64 = 2;
 
