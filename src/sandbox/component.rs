@@ -15,7 +15,7 @@ use std::{
 use wasmtime::component::{self, InstancePre};
 
 use super::{
-    engine::{MAX_CORE_INSTANCES, Sandbox},
+    engine::Sandbox,
     instance::Guest,
     limits::Bounds,
     pool::Idle,
@@ -60,7 +60,6 @@ impl Terms {
         Bounds {
             memory: self.memory,
             table_elements: self.settings.table_elements,
-            instances: MAX_CORE_INSTANCES as usize,
         }
     }
 

@@ -19,7 +19,7 @@ use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAlloc
 use super::{cache::Cache, compile, worker::CompileWorker};
 
 use super::{
-    limits::{MAX_MEMORIES, MAX_TABLES},
+    limits::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLES},
     pool::{Idle, Place, take},
     ticker::{Pulse, Ticker},
     verify::Verifier,
@@ -33,8 +33,6 @@ use crate::{
     host::Watch,
 };
 
-/// Core instances in one component: those of Python come in dozens.
-pub(super) const MAX_CORE_INSTANCES: u32 = 1000;
 /// Address space of a memory where the host refuses the reservation of 4 GiB.
 const SMALL_RESERVATION: u64 = 4 * 1024 * 1024;
 
@@ -267,12 +265,13 @@ impl Allocation for Config {
         let instances = config.instances.max(config.settings.call_depth + 1);
         let instances = u32::try_from(instances).unwrap_or(u32::MAX);
         let (memories, tables) = (MAX_MEMORIES as u32, MAX_TABLES as u32);
+        let core_instances = MAX_CORE_INSTANCES as u32;
         let mut pool = PoolingAllocationConfig::new();
         pool.total_component_instances(instances)
-            .total_core_instances(instances.saturating_mul(4).max(MAX_CORE_INSTANCES))
+            .total_core_instances(instances.saturating_mul(4).max(core_instances))
             .total_memories(instances.saturating_mul(3).max(2 * memories))
             .total_tables(instances.saturating_mul(4).max(2 * tables))
-            .max_core_instances_per_component(MAX_CORE_INSTANCES)
+            .max_core_instances_per_component(core_instances)
             .max_memories_per_component(memories)
             .max_tables_per_component(tables)
             .max_memories_per_module(memories)

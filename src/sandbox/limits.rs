@@ -20,6 +20,9 @@ pub(super) const MAX_MEMORIES: usize = 64;
 /// Tables of one component. JavaScript has three, Python more.
 pub(super) const MAX_TABLES: usize = 64;
 
+/// Core instances in one component: those of Python come in dozens.
+pub(super) const MAX_CORE_INSTANCES: usize = 1000;
+
 /// Bytes of a page of WebAssembly.
 const WASM_PAGE: usize = 64 * 1024;
 /// How long a call that waits for memory may go without being looked after.
@@ -32,8 +35,6 @@ pub struct Bounds {
     pub memory: usize,
     /// Elements of all tables together.
     pub table_elements: usize,
-    /// Core instances in the component.
-    pub instances: usize,
 }
 
 /// One limit for the sum of all memories, and one for that of all tables; and
@@ -219,8 +220,7 @@ impl ResourceLimiter for Guest {
     }
 
     fn instances(&self) -> usize {
-        // One that resets several modules at once is no instance of the guest's.
-        self.limits.bounds.instances + usize::from(self.limits.aside > 0)
+        MAX_CORE_INSTANCES
     }
 
     fn memories(&self) -> usize {
@@ -251,7 +251,6 @@ mod tests {
                 Bounds {
                     memory,
                     table_elements,
-                    instances: 1,
                 },
                 0,
                 shared,

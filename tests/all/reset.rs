@@ -321,28 +321,11 @@ fn limits_do_not_count_what_is_added() {
         body: "(call $say (i32.eq (memory.grow (i32.sub (i32.const 1024) (memory.size))) (i32.const -1)))",
         ..Graph::default()
     };
-    let two = Graph {
-        body: "(nop)",
-        after:
-            "(core module $lib (import \"m\" \"memory\" (memory 1)) (global (mut i32) (i32.const 0))
-                  (func (export \"f\") (i32.store (i32.const 0) (i32.const 1))))
-                (core instance $l (instantiate $lib (with \"m\" (instance $m))))",
-        ..Graph::default()
-    };
     let server = Setup::empty(BINARY)
         .with_bytes("full.wasm", &full.service("full"))
-        .with_bytes("two.wasm", &two.service("two"))
-        .set("[services.two]\ninstances = 2")
         .start();
-    let mut client = server.connect();
-    for name in ["full", "two"] {
-        assert_eq!(
-            client.ask(&format!("{name}.run"), "").text(),
-            "null",
-            "{name}"
-        );
-        assert_eq!(row(&server, name)["freshReason"], Value::Null);
-    }
+    assert_eq!(server.connect().ask("full.run", "").text(), "null");
+    assert_eq!(row(&server, "full")["freshReason"], Value::Null);
 }
 
 #[test]
