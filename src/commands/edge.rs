@@ -108,35 +108,16 @@ impl Edge {
     /// The listeners that the settings name.
     pub(super) fn listeners(&self, config: &Config) -> Vec<Arc<ListenerSettings>> {
         let build = |listener: Listener| {
-            let Listener {
-                host,
-                port,
-                tls,
-                auth,
-                rights,
-                allow,
-                deny,
-                proxy_from,
-            } = listener;
             let terms = Terms {
-                auth: auth.unwrap_or(config.auth),
-                rights: rights.map(Into::into),
+                auth: listener.auth.unwrap_or(config.auth),
+                rights: listener.rights.clone().map(Into::into),
                 allow_unsecure: config.allow_unsecure,
             };
-            let tls = self
-                .tls
-                .as_ref()
-                .filter(|_| tls)
-                .map(|(_, tls)| Arc::clone(tls));
-            let (hosts, terms) = (host.as_slice().to_vec(), Arc::new(terms));
+            let tls = self.tls.as_ref().filter(|_| listener.tls);
             Arc::new(ListenerSettings {
-                hosts,
-                port,
-                tls,
-                terms,
-                allow,
-                deny,
-                proxy_from,
+                tls: tls.map(|(_, tls)| Arc::clone(tls)),
+                terms: Arc::new(terms),
+                config: listener,
             })
         };
         config.all_listeners().into_iter().map(build).collect()

@@ -257,6 +257,23 @@ pub struct Listener {
     pub proxy_from: Vec<ipnet::IpNet>,
 }
 
+impl Listener {
+    /// One with nothing but what it must have.
+    #[must_use]
+    pub fn new(host: OneOrMore, port: u16, tls: bool) -> Self {
+        Self {
+            host,
+            port,
+            tls,
+            auth: None,
+            rights: None,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            proxy_from: Vec::new(),
+        }
+    }
+}
+
 fn loopback() -> OneOrMore {
     OneOrMore::One("127.0.0.1".into())
 }

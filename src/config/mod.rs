@@ -237,16 +237,7 @@ impl Config {
     /// All listeners: the plain one, the one of `[tls]`, and the further ones.
     #[must_use]
     pub fn all_listeners(&self) -> Vec<access::Listener> {
-        let built_in = |port, tls| access::Listener {
-            host: self.host.clone(),
-            port,
-            tls,
-            auth: None,
-            rights: None,
-            allow: Vec::new(),
-            deny: Vec::new(),
-            proxy_from: Vec::new(),
-        };
+        let built_in = |port, tls| access::Listener::new(self.host.clone(), port, tls);
         let plain = self.plain.then(|| built_in(self.port, false));
         let tls = self.tls.is_on().then(|| built_in(self.tls.port, true));
         plain

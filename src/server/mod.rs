@@ -46,7 +46,7 @@ use workers::{Worker, pollers};
 use crate::{
     access::{Access, Terms},
     budget::Budget,
-    config::{Config, memory::READ_BUFFER},
+    config::{Config, access::Listener, memory::READ_BUFFER},
     dispatch::Handle,
     metrics::{
         Metrics, Traffic,
@@ -105,26 +105,19 @@ impl Default for Buffers {
 /// One listener: where, and on what terms.
 #[derive(Debug)]
 pub struct ListenerSettings {
-    /// Addresses or names to listen on.
-    pub hosts: Vec<String>,
-    /// Port on all of them; 0 lets the system choose for each.
-    pub port: u16,
+    /// Its settings.
+    pub config: Listener,
     /// TLS is spoken, with what is there when a connection comes.
     pub tls: Option<Arc<ArcSwap<ServerTls>>>,
     /// What is asked of peers.
     pub terms: Arc<Terms>,
-    /// Networks that are let in; none for all.
-    pub allow: Vec<IpNet>,
-    /// Networks that are not.
-    pub deny: Vec<IpNet>,
-    /// Networks of load balancers that say for whom they speak.
-    pub proxy_from: Vec<IpNet>,
 }
 
 impl ListenerSettings {
     fn lets_in(&self, address: IpAddr) -> bool {
         let is_in = |networks: &[IpNet]| contains(networks, address);
-        (self.allow.is_empty() || is_in(&self.allow)) && !is_in(&self.deny)
+        let Listener { allow, deny, .. } = &self.config;
+        (allow.is_empty() || is_in(allow)) && !is_in(deny)
     }
 
     /// Peers may show certificates, which the handshake checks.
@@ -135,7 +128,7 @@ impl ListenerSettings {
     }
 
     fn is_proxy(&self, address: IpAddr) -> bool {
-        contains(&self.proxy_from, address)
+        contains(&self.config.proxy_from, address)
     }
 }
 
@@ -254,20 +247,17 @@ impl Server {
     ) -> Result<Self, ListenError> {
         let (mut listeners, mut taken) = (Vec::new(), Vec::new());
         for place in &settings.listeners {
-            for host in &place.hosts {
+            let port = place.config.port;
+            for host in place.config.host.as_slice() {
                 let error = |source| ListenError {
-                    place: Some((host.clone(), place.port)),
+                    place: Some((host.clone(), port)),
                     conflict: None,
                     source,
                 };
-                let addresses = resolve(host, place.port).map_err(error)?;
+                let addresses = resolve(host, port).map_err(error)?;
                 // Port 0 is another one each time.
                 let mut none = Vec::new();
-                let taken = if place.port == 0 {
-                    &mut none
-                } else {
-                    &mut taken
-                };
+                let taken = if port == 0 { &mut none } else { &mut taken };
                 let opened =
                     listen_all(&addresses, taken, |address| match inherited.take(address) {
                         Some(listener) => Ok(Listening {

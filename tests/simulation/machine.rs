@@ -12,7 +12,7 @@ use shuttle::{FailurePersistence, Runner, scheduler::RandomScheduler, thread};
 use crate::{
     access::{Access, Terms},
     budget::Budget,
-    config::{Auth, Bytes, Config, Millis, Principals},
+    config::{Auth, Bytes, Config, Millis, OneOrMore, Principals, access::Listener},
     dispatch::{Handle, Outcome, Reply, Request},
     host::Stop,
     metrics::Metrics,
@@ -251,13 +251,9 @@ impl Machine {
                 per_address: 0,
             }),
             listener: Arc::new(ListenerSettings {
-                hosts: Vec::new(),
-                port: 0,
+                config: Listener::new(OneOrMore::More(Vec::new()), 0, false),
                 tls: None,
                 terms,
-                allow: Vec::new(),
-                deny: Vec::new(),
-                proxy_from: Vec::new(),
             }),
             clients: Vec::new(),
             next: 1,

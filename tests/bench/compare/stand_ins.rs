@@ -12,7 +12,7 @@ use std::{
 use mb_server::{
     access::{Access, Terms},
     budget::Budget,
-    config::{Auth, Config, Principals},
+    config::{Auth, Config, OneOrMore, Principals, access::Listener},
     dispatch::{Handle, Outcome, Reply, Request},
     metrics::Metrics,
     server::{Buffers, ListenerSettings, Server, ServerSettings},
@@ -87,17 +87,13 @@ impl Handle for Native {
 /// Our server with a native handler.
 pub fn native(port: u16) -> ! {
     let listener = ListenerSettings {
-        hosts: vec!["127.0.0.1".into()],
-        port,
+        config: Listener::new(OneOrMore::One("127.0.0.1".into()), port, false),
         tls: None,
         terms: Arc::new(Terms {
             auth: Auth::None,
             rights: None,
             allow_unsecure: false,
         }),
-        allow: Vec::new(),
-        deny: Vec::new(),
-        proxy_from: Vec::new(),
     };
     let settings = ServerSettings {
         listeners: vec![Arc::new(listener)],
