@@ -329,7 +329,7 @@ impl FileError {
             CallError::Failed { reason, message } => {
                 format!("failed ({}): {message}", reason.as_str())
             }
-            other @ (CallError::NotBegun(_) | CallError::Stopped { .. }) => {
+            other @ (CallError::NotBegun(_) | CallError::Postponed | CallError::Stopped { .. }) => {
                 format!("could not run: {other:?}")
             }
         })

@@ -106,6 +106,7 @@ impl Commands for Operator {
         let request = Request {
             body: body.as_bytes(),
             binary: false,
+            again: false,
             arrived: begun,
             identity: &identity,
             watch: Arc::new(Unwatched),
@@ -137,7 +138,7 @@ impl Commands for Operator {
                 answer["message"] = json!(error.message);
                 answer["details"] = json!(error.details);
             }
-            Outcome::Silence => {}
+            Outcome::Silence | Outcome::Postponed => {}
         }
         Ok(answer)
     }

@@ -43,6 +43,8 @@ pub struct Request<'a> {
     pub body: &'a [u8],
     /// The payload is opaque bytes.
     pub binary: bool,
+    /// It was postponed before: rates have counted it.
+    pub again: bool,
     /// When its last byte was read; its timeout counts from here.
     pub arrived: Instant,
     /// Who asks.
@@ -83,6 +85,8 @@ pub enum Outcome {
     Json(String),
     /// RESPONSE with bytes.
     Binary(Vec<u8>),
+    /// Nothing yet: it is to be handled again, as [`Watch::queues`] has it.
+    Postponed,
     /// ERROR; the code is the server's, or none if it is the service's.
     Error(Option<Code>, ErrorBody<'static>),
 }
@@ -272,12 +276,9 @@ impl Core {
                 .map(Outcome::Json);
         }
         let timeout = header.timeout.unwrap_or(self.config.default_timeout.0);
-        let _place = self.permit(
-            header,
-            request.identity,
-            &*request.watch,
-            request.arrived + timeout,
-        )?;
+        let Some(_place) = self.permit(header, request, request.arrived + timeout)? else {
+            return Ok(Outcome::Postponed);
+        };
         let context = context(header, request.identity, request.arrived + timeout);
         let answered = self.run(Task {
             topic: header.topic,
@@ -287,24 +288,29 @@ impl Core {
             watch: &request.watch,
             timeout,
             client: true,
+            again: request.again,
         });
         // What was refused is kept already.
         Ok(match answered {
             Ok(Checked::Json(text)) => Outcome::Json(text),
             Ok(Checked::Binary(bytes)) => Outcome::Binary(bytes),
+            Ok(Checked::Postponed) => Outcome::Postponed,
             Err(Refusal { code, body }) => Outcome::Error(code, body),
         })
     }
 
     /// Rights, rate and share of a principal, in this order. What is returned
-    /// keeps the place of the call.
+    /// keeps the place of the call, where its principal has so many; none if it
+    /// is postponed.
     fn permit(
         &self,
         header: &Header<'_>,
-        identity: &Identity,
-        watch: &dyn Watch,
+        request: &Request<'_>,
         deadline: Instant,
-    ) -> Result<Option<Charge>, Refusal> {
+    ) -> Result<Option<Option<Charge>>, Refusal> {
+        let Request {
+            identity, watch, ..
+        } = request;
         let Version {
             major,
             minor,
@@ -320,17 +326,23 @@ impl Core {
             );
             return Err(Refusal::new(Code::Forbidden, message));
         }
-        take_rate(principal)?;
+        if !request.again {
+            take_rate(principal)?;
+        }
         let Some(calls) = &principal.calls else {
-            return Ok(None);
+            return Ok(Some(None));
         };
         let mut place = Charge::none(calls);
         if place.raise_until(1, Instant::now()) {
-            return Ok(Some(place));
+            return Ok(Some(Some(place)));
         }
-        watch.waits();
-        if place.raise_until(1, deadline) {
-            return Ok(Some(place));
+        if !watch.queues() {
+            return Ok(None);
+        }
+        let has_place = place.raise_until(1, deadline);
+        watch.begins();
+        if has_place {
+            return Ok(Some(Some(place)));
         }
         let message = format!(
             "not begun within its timeout: {} has {} calls already",
@@ -343,6 +355,7 @@ impl Core {
     /// What comes back of a PUBLISH: without an id nothing, whatever happened.
     fn published(&self, header: &Header<'_>, outcome: Outcome) -> Outcome {
         match (header.request_id, outcome) {
+            (_, Outcome::Postponed) => Outcome::Postponed,
             (Some(_), Outcome::Error(code, body)) => Outcome::Error(code, body),
             (Some(_), _) => Outcome::Json(r#"{"delivered":1}"#.into()),
             (None, Outcome::Error(_, body)) => {
@@ -437,6 +450,7 @@ mod tests {
         let request = Request {
             body,
             binary,
+            again: false,
             arrived: Instant::now(),
             identity,
             watch: Arc::new(Unwatched),
@@ -451,6 +465,7 @@ mod tests {
             .map(str::to_owned);
         let text = match outcome {
             Outcome::Silence => "silence".into(),
+            Outcome::Postponed => "postponed".into(),
             Outcome::Json(text) => text,
             Outcome::Binary(_) => "bytes".into(),
             Outcome::Error(code, body) => {

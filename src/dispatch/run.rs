@@ -40,12 +40,16 @@ pub(super) struct Task<'a> {
     pub(super) timeout: Duration,
     /// A client asks, not a service: its service's rate counts.
     pub(super) client: bool,
+    /// The same, once more: the rate has counted it.
+    pub(super) again: bool,
 }
 
 /// An answer that was checked.
 pub(super) enum Checked {
     Json(String),
     Binary(Vec<u8>),
+    /// There is none yet: nothing ran, and a client's call is to be run again.
+    Postponed,
 }
 
 impl Core {
@@ -59,15 +63,19 @@ impl Core {
             watch,
             timeout,
             client,
+            again,
         } = task;
         // Held until the call is over: counting the holders of the service
         // would have all processors write to one place.
         let catalog = self.catalog.load();
         let found = find(&catalog, &topic, version).map_err(|refusal| (None, refusal));
-        let ready = found.and_then(|service| match takes(service, &topic, payload, client) {
-            Ok(()) => Ok(service),
-            Err(refusal) => Err((Some(service), refusal)),
-        });
+        let ready =
+            found.and_then(
+                |service| match takes(service, &topic, payload, client && !again) {
+                    Ok(()) => Ok(service),
+                    Err(refusal) => Err((Some(service), refusal)),
+                },
+            );
         let service = ready.map_err(|(service, refusal)| {
             self.keep_refused(&topic, service, &context, &refusal);
             refusal
@@ -93,6 +101,9 @@ impl Core {
             backtrace,
             stderr,
         } = report;
+        if matches!(result, Err(CallError::Postponed)) {
+            return Ok(Checked::Postponed);
+        }
         let begun = !matches!(result, Err(CallError::NotBegun(_)));
         let (frames, printed) = if terms.settings.expose_traps {
             (&*backtrace, &*stderr)
@@ -165,10 +176,10 @@ fn takes(
     service: &Service,
     topic: &Topic<'_>,
     payload: Payload<'_>,
-    client: bool,
+    counts: bool,
 ) -> Result<(), Refusal> {
     let name = &service.description.name;
-    if let Some(rate) = service.rate.as_ref().filter(|_| client) {
+    if let Some(rate) = service.rate.as_ref().filter(|_| counts) {
         rate.take()
             .map_err(|wait| Refusal::too_often(name, rate.limit(), wait))?;
     }
@@ -264,10 +275,15 @@ impl Calls for Arc<Core> {
             watch: &watch,
             timeout,
             client: false,
+            again: false,
         };
         match Core::run(self, task).map_err(refuse)? {
             Checked::Json(text) => Ok(PayloadResult::Json(text)),
             Checked::Binary(bytes) => Ok(PayloadResult::Binary(bytes)),
+            Checked::Postponed => Err(refuse(Refusal::unavailable(
+                "the call could not begin",
+                RETRY_WHEN_FULL_MS,
+            ))),
         }
     }
 
@@ -312,6 +328,9 @@ fn refuse(error: CallError, timeout: Duration) -> Refusal {
             };
             let message = format!("not begun within the timeout of {millis} ms: {waited}");
             Refusal::unavailable(message, RETRY_WHEN_FULL_MS)
+        }
+        CallError::Postponed => {
+            Refusal::unavailable("the call could not begin", RETRY_WHEN_FULL_MS)
         }
         CallError::Stopped {
             stop: Stop::Deadline,

@@ -20,6 +20,17 @@ pub trait Watch: Send + Sync {
     /// The call is about to wait for something, for as long as a quick call
     /// takes at least.
     fn waits(&self) {}
+
+    /// The call has not begun, and is about to wait until it may. False if it
+    /// shall not, but be handed back and asked again later: too many wait.
+    #[must_use]
+    fn queues(&self) -> bool {
+        self.waits();
+        true
+    }
+
+    /// It has what it waited for.
+    fn begins(&self) {}
 }
 
 /// Nobody looks.

@@ -6,7 +6,6 @@ use std::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Instant,
 };
 
 use rustix::{
@@ -20,7 +19,7 @@ use super::{cache::Cache, compile, worker::CompileWorker};
 
 use super::{
     limits::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLES},
-    pool::{Idle, Place, take},
+    pool::{Idle, Missed, Place, Waiter},
     ticker::{Pulse, Ticker},
     verify::Verifier,
 };
@@ -30,7 +29,6 @@ use crate::{
         Sandbox as Settings, given,
         memory::{KEPT_MEMORY, KEPT_TABLES},
     },
-    host::Watch,
 };
 
 /// Address space of a memory where the host refuses the reservation of 4 GiB.
@@ -191,14 +189,11 @@ impl Sandbox {
     }
 
     /// A place for one more instance, until the deadline.
-    pub(super) fn place(
-        &self,
-        depth: usize,
-        watch: &dyn Watch,
-        deadline: Instant,
-    ) -> Option<Place> {
-        let places = self.places.get(depth).or(self.places.last())?;
-        take(places, watch, deadline).then(|| Place(Arc::clone(places)))
+    pub(super) fn place(&self, depth: usize, waiter: Waiter<'_>) -> Result<Place, Missed> {
+        let places = self.places.get(depth).or(self.places.last());
+        let places = places.ok_or(Missed::Late)?;
+        waiter.take(places)?;
+        Ok(Place(Arc::clone(places)))
     }
 
     /// Remembers where a component keeps instances, to take them back.

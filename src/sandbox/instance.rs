@@ -15,7 +15,7 @@ use super::{
     answer::Answer,
     component::Component,
     limits::Limits,
-    pool::{Place, Warm, take},
+    pool::{Missed, Place, Waiter, Warm},
     reset::Resetter,
 };
 use crate::{
@@ -97,6 +97,9 @@ pub enum Wanted {
 pub enum CallError {
     /// Nothing ran.
     NotBegun(Wanted),
+    /// Nothing ran, and the call is to be made again: [`Watch::queues`] says
+    /// that too many wait.
+    Postponed,
     /// Begun and stopped.
     Stopped {
         /// Why.
@@ -232,9 +235,8 @@ impl Component {
         if begun >= deadline {
             return Err(CallError::NotBegun(Wanted::Time).into());
         }
-        let not_begun = |wanted| move || CallError::NotBegun(wanted);
-        let _turn =
-            Turn::take(&self.turns, &*call.watch, deadline).ok_or_else(not_begun(Wanted::Turn))?;
+        let waiter = Waiter::of(&*call.watch, &call.context);
+        let _turn = Turn::take(&self.turns, waiter).map_err(|missed| missed.of(Wanted::Turn))?;
         // One that was reset may have come back just when a defect was found.
         let idle = self
             .idle
@@ -312,14 +314,16 @@ impl Component {
     /// every caller.
     fn fresh(&self, context: Context, watch: Arc<dyn Watch>) -> Result<Live, Ended> {
         let deadline = context.deadline;
+        let looks = Arc::clone(&watch);
+        let waiter = Waiter::of(&*looks, &context);
         let place = self
             .sandbox
-            .place(context.depth(), &*watch, deadline)
-            .ok_or(CallError::NotBegun(Wanted::Instance))?;
+            .place(context.depth(), waiter)
+            .map_err(|missed| missed.of(Wanted::Instance))?;
         let reset = self.reset.as_ref().ok().filter(|reset| reset.wanted());
         if let Some(reset) = reset.filter(|_| !self.gave_up_resetting()) {
             let nobody = Context::of_loading(deadline);
-            let (mut store, service, made) = self.started(nobody, &watch)?;
+            let (mut store, service, made) = self.started(nobody, &watch, waiter)?;
             if store.data().host.was_asked() {
                 self.note_that_it_asks();
             } else {
@@ -350,7 +354,7 @@ impl Component {
                 });
             }
         }
-        let (store, service, _) = self.started(context, &watch)?;
+        let (store, service, _) = self.started(context, &watch, waiter)?;
         let size = store.data().limits.size();
         Ok(Live {
             store,
@@ -368,11 +372,12 @@ impl Component {
         &self,
         context: Context,
         watch: &Arc<dyn Watch>,
+        waiter: Waiter<'_>,
     ) -> Result<(Store<Guest>, Full, wasmtime::component::Instance), Ended> {
         let deadline = context.deadline;
         let mut pause = FIRST_RETRY;
         loop {
-            let started = self.started_at_once(context.clone(), watch);
+            let started = self.started_at_once(context.clone(), watch, waiter);
             let no_slot = matches!(
                 &started,
                 Err(Ended {
@@ -383,10 +388,12 @@ impl Component {
             if !no_slot || Instant::now() >= deadline || watch.tick().is_some() {
                 return started;
             }
-            watch.waits();
+            let began = waiter.begins_to_wait();
+            began.map_err(|missed| missed.of(Wanted::Instance))?;
             self.sandbox.reclaim();
             thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
             pause = (2 * pause).min(RETRY_EVERY);
+            waiter.ends_to_wait();
         }
     }
 
@@ -394,14 +401,17 @@ impl Component {
         &self,
         context: Context,
         watch: &Arc<dyn Watch>,
+        waiter: Waiter<'_>,
     ) -> Result<(Store<Guest>, Full, wasmtime::component::Instance), Ended> {
         let deadline = context.deadline;
         let mut store = self.store(context, Arc::clone(watch));
         let memory = self.first_charge();
         let mut has_memory = store.data_mut().limits.reserve(memory, Instant::now());
         if !has_memory {
-            watch.waits();
+            let began = waiter.begins_to_wait();
+            began.map_err(|missed| missed.of(Wanted::Memory))?;
             has_memory = store.data_mut().limits.reserve(memory, deadline);
+            waiter.ends_to_wait();
         }
         if !has_memory {
             return Err(CallError::NotBegun(Wanted::Memory).into());
@@ -600,8 +610,9 @@ struct Turn<'a>(&'a Budget);
 
 impl<'a> Turn<'a> {
     #[inline]
-    fn take(turns: &'a Budget, watch: &dyn Watch, deadline: Instant) -> Option<Self> {
-        take(turns, watch, deadline).then(|| Self(turns))
+    fn take(turns: &'a Budget, waiter: Waiter<'_>) -> Result<Self, Missed> {
+        waiter.take(turns)?;
+        Ok(Self(turns))
     }
 }
 

@@ -8,8 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::instance::Live;
-use crate::{budget::Budget, host::Watch, stripes::Stripes};
+use super::instance::{CallError, Live, Wanted};
+use crate::{
+    budget::Budget,
+    host::{Context, Watch},
+    stripes::Stripes,
+};
 
 /// A place among the instances of the server, given back when dropped.
 pub(super) struct Place(pub(super) Arc<Budget>);
@@ -33,21 +37,85 @@ pub(super) struct Warm {
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// Takes one of something, until the deadline or the end of the server.
-pub(super) fn take(places: &Budget, watch: &dyn Watch, deadline: Instant) -> bool {
-    if places.try_take(1) {
-        return true;
-    }
-    watch.waits();
-    let mut look = FIRST_LOOK;
-    loop {
-        let now = Instant::now();
-        if places.take_until(1, deadline.min(now + look)) {
-            return true;
+/// Who waits for something, until when.
+#[derive(Clone, Copy)]
+pub(super) struct Waiter<'a> {
+    pub(super) watch: &'a dyn Watch,
+    pub(super) deadline: Instant,
+    /// It is the call of a client, which may be handed back before it begins.
+    pub(super) is_outermost: bool,
+}
+
+/// Why something was not had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Missed {
+    /// Not until the deadline, or the end of the server.
+    Late,
+    /// The call is to be handed back.
+    Postponed,
+}
+
+impl Missed {
+    /// For a call that wanted something.
+    pub(super) fn of(self, wanted: Wanted) -> CallError {
+        match self {
+            Self::Late => CallError::NotBegun(wanted),
+            Self::Postponed => CallError::Postponed,
         }
-        look = LOOK_EVERY;
-        if watch.tick().is_some() || Instant::now() >= deadline {
-            return false;
+    }
+}
+
+impl<'a> Waiter<'a> {
+    /// The call of a context.
+    #[inline]
+    pub(super) fn of(watch: &'a dyn Watch, context: &Context) -> Self {
+        Self {
+            watch,
+            deadline: context.deadline,
+            is_outermost: context.depth() == 0,
+        }
+    }
+
+    /// It is about to wait.
+    pub(super) fn begins_to_wait(self) -> Result<(), Missed> {
+        if !self.is_outermost {
+            self.watch.waits();
+        } else if !self.watch.queues() {
+            return Err(Missed::Postponed);
+        }
+        Ok(())
+    }
+
+    /// It waits no more.
+    pub(super) fn ends_to_wait(self) {
+        if self.is_outermost {
+            self.watch.begins();
+        }
+    }
+
+    /// Takes one of something.
+    #[inline]
+    pub(super) fn take(self, places: &Budget) -> Result<(), Missed> {
+        if places.try_take(1) {
+            return Ok(());
+        }
+        self.begins_to_wait()?;
+        let taken = self.take_later(places);
+        self.ends_to_wait();
+        taken
+    }
+
+    fn take_later(self, places: &Budget) -> Result<(), Missed> {
+        let mut look = FIRST_LOOK;
+        loop {
+            let now = Instant::now();
+            if places.take_until(1, self.deadline.min(now + look)) {
+                return Ok(());
+            }
+            look = LOOK_EVERY;
+            if self.watch.tick().is_some() || Instant::now() >= self.deadline {
+                return Err(Missed::Late);
+            }
         }
     }
 }

@@ -41,7 +41,7 @@ use rustix::{
     io::Errno,
 };
 use shutdown_event::ShutdownEvent;
-use workers::{Worker, pollers};
+use workers::{RESERVE, Worker, pollers};
 
 use crate::{
     access::{Access, Terms},
@@ -52,7 +52,7 @@ use crate::{
         Metrics, Traffic,
         snapshot::{CallRow, ConnectionRow, Totals},
     },
-    system::{LINGER, Linger, Pool},
+    system::{AtomicUsize, LINGER, Linger, Pool},
     transport::{Inherited, ServerTls, listen, listen_all, resolve},
     wire::Code,
 };
@@ -158,8 +158,17 @@ pub(crate) struct Shared {
     pub(crate) handshakes: Arc<Handshakes>,
     pub(crate) poller: Poller,
     pub(crate) threads: Pool,
+    /// Calls that wait until they may begin.
+    pub(crate) waiting: AtomicUsize,
     /// Calls that take long.
     pub(crate) running: Arc<RunningCalls>,
+}
+
+impl Shared {
+    /// Calls that may wait to begin, each with a thread: half of the threads.
+    fn most_waiting(&self) -> usize {
+        self.settings.config.max_threads / 2
+    }
 }
 
 /// How far the end of the server has come. Rises only.
@@ -294,12 +303,13 @@ impl Server {
         });
         let shared = Arc::new(Shared {
             drain: Arc::new(DrainFlags::new().map_err(error)?),
-            poller: Poller::new(settings.max_connections).map_err(error)?,
+            poller: Poller::new(settings.max_connections, pollers()).map_err(error)?,
             threads: Pool::new(
-                pollers(),
+                pollers() + RESERVE,
                 settings.config.max_threads,
                 settings.thread_stack,
             ),
+            waiting: AtomicUsize::new(0),
             settings: Arc::new(settings),
             handle,
             metrics,
@@ -308,7 +318,8 @@ impl Server {
             handshakes: Arc::default(),
             running: Arc::default(),
         });
-        if !(0..pollers()).all(|_| Worker::start(&shared)) {
+        let start = |_| Worker::start(&shared);
+        if !(0..pollers()).all(start) || !Worker::start_reserve(&shared) {
             return Err(error(io::Error::other("the system refuses threads")));
         }
         let mut acceptors = Vec::new();

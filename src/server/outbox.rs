@@ -46,7 +46,8 @@ impl Outbox {
         traffic: &Traffic,
     ) {
         match (outcome, header) {
-            (Outcome::Silence, _) | (Outcome::Json(_) | Outcome::Binary(_), None) => return,
+            (Outcome::Silence | Outcome::Postponed, _)
+            | (Outcome::Json(_) | Outcome::Binary(_), None) => return,
             (Outcome::Json(text), Some(header)) => self.respond(header, text.into_bytes(), false),
             (Outcome::Binary(bytes), Some(header)) => self.respond(header, bytes, true),
             (Outcome::Error(_, body), header) => {

@@ -85,7 +85,7 @@ impl From<State> for Doing {
             State::Idle => Self::Idle,
             State::Message { .. } | State::Memory { .. } => Self::Reading,
             // Its answers are part of a call.
-            State::Writing { .. } => Self::Calling,
+            State::Writing { .. } | State::Postponed => Self::Calling,
             State::Ending => Self::Closing,
         }
     }

@@ -37,6 +37,9 @@ const LONGEST_STEP: Duration = Duration::from_secs(1);
 /// Longest wait for news.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
+/// The same where it takes news of the end for something to do.
+const LONGEST_REST: Duration = Duration::from_secs(3600);
+
 /// No deadline.
 const NEVER: u64 = u64::MAX;
 
@@ -53,6 +56,8 @@ struct Inner {
     connection: Option<Box<Connection>>,
     /// What its owner has yet to learn.
     news: News,
+    /// Its slot is among those that are postponed.
+    is_postponed: bool,
 }
 
 /// All places, and who has something to do.
@@ -61,8 +66,15 @@ pub(crate) struct Poller {
     places: Box<[Place]>,
     /// Slots of connections that lie in their places and have something to do
     /// that the system does not tell.
-    queue: Mutex<VecDeque<usize>>,
-    queued: AtomicUsize,
+    queue: Queue,
+    /// The same of those that have a message whose call could not begin.
+    postponed: Queue,
+    /// Workers that poll, and those of them that are in a call and have found
+    /// nobody to do so in their stead.
+    workers: usize,
+    absent: AtomicUsize,
+    /// Where the reserve waits until all are absent. No socket is watched.
+    reserve: Epoll,
     started: Instant,
     /// No deadline passes before.
     earliest: AtomicU64,
@@ -70,10 +82,41 @@ pub(crate) struct Poller {
     over: AtomicBool,
 }
 
+/// Slots, and how many there are without the lock.
+#[derive(Default)]
+struct Queue {
+    slots: Mutex<VecDeque<usize>>,
+    count: AtomicUsize,
+}
+
+impl Queue {
+    fn push(&self, slot: usize) {
+        let mut slots = lock(&self.slots);
+        slots.push_back(slot);
+        self.count.store(slots.len(), SeqCst);
+    }
+
+    fn pop(&self) -> Option<usize> {
+        if self.is_empty() {
+            return None;
+        }
+        let mut slots = lock(&self.slots);
+        let slot = slots.pop_front();
+        self.count.store(slots.len(), SeqCst);
+        slot
+    }
+
+    fn is_empty(&self) -> bool {
+        self.count.load(SeqCst) == 0
+    }
+}
+
 impl Poller {
+    /// For so many connections and workers.
+    ///
     /// # Errors
     /// If the system has no epoll.
-    pub(crate) fn new(slots: usize) -> io::Result<Self> {
+    pub(crate) fn new(slots: usize, workers: usize) -> io::Result<Self> {
         let place = |_| Place {
             inner: Mutex::default(),
             due: AtomicU64::new(NEVER),
@@ -81,8 +124,11 @@ impl Poller {
         Ok(Self {
             epoll: Epoll::new()?,
             places: (0..slots).map(place).collect(),
-            queue: Mutex::default(),
-            queued: AtomicUsize::new(0),
+            queue: Queue::default(),
+            postponed: Queue::default(),
+            workers,
+            absent: AtomicUsize::new(0),
+            reserve: Epoll::new()?,
             started: system::now(),
             earliest: AtomicU64::new(NEVER),
             sweeps: AtomicBool::new(false),
@@ -120,15 +166,71 @@ impl Poller {
     pub(crate) fn put_back(&self, connection: Box<Connection>) -> bool {
         let slot = connection.peer().slot();
         let place = &self.places[slot];
-        let goes_on = connection.goes_on();
+        let (goes_on, is_postponed) = (connection.goes_on(), connection.is_postponed());
         let mut inner = lock(&place.inner);
         let goes_on = goes_on || !inner.news.is_none();
         let is_sooner = self.lay(place, &mut inner, connection);
+        let is_new = is_postponed && !mem::replace(&mut inner.is_postponed, true);
         drop(inner);
         if goes_on {
-            self.enqueue(slot);
+            self.queue.push(slot);
         }
-        goes_on || is_sooner
+        if is_new {
+            self.postponed.push(slot);
+        }
+        goes_on || is_postponed || is_sooner
+    }
+
+    /// A call may begin, or an absent worker is back: those that were postponed
+    /// are tried again.
+    pub(crate) fn has_room(&self) {
+        if !self.postponed.is_empty() {
+            self.poke();
+        }
+    }
+
+    /// One that was postponed, to be tried again.
+    fn retry(&self, now: Instant) -> Option<Box<Connection>> {
+        while let Some(slot) = self.postponed.pop() {
+            let place = &self.places[slot];
+            let mut inner = lock(&place.inner);
+            inner.is_postponed = false;
+            if let Some(mut connection) = inner
+                .connection
+                .take_if(|connection| connection.is_postponed())
+            {
+                let mut news = mem::take(&mut inner.news);
+                drop(inner);
+                news.add(News::RETRY);
+                connection.learns(news, now);
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// A worker is in a call, and nobody polls in its stead.
+    pub(crate) fn is_absent(&self) {
+        if self.absent.fetch_add(1, SeqCst) + 1 >= self.workers {
+            self.reserve.poke();
+        }
+    }
+
+    /// It is back, or somebody else is there.
+    pub(crate) fn is_back(&self) {
+        self.absent.fetch_sub(1, SeqCst);
+    }
+
+    /// Nobody polls but the reserve.
+    pub(crate) fn all_are_absent(&self) -> bool {
+        self.absent.load(SeqCst) >= self.workers
+    }
+
+    /// The reserve waits until all others are absent, or the end.
+    pub(crate) fn wait_as_reserve(&self) {
+        while !self.all_are_absent() && !self.is_over() {
+            self.reserve.wait(&mut Vec::new(), 1, LONGEST_REST);
+        }
     }
 
     /// Says whether its deadline passes before all others.
@@ -151,7 +253,7 @@ impl Poller {
         let lies = inner.connection.is_some();
         drop(inner);
         if lies {
-            self.enqueue(slot);
+            self.queue.push(slot);
             self.epoll.poke();
         }
     }
@@ -169,7 +271,11 @@ impl Poller {
         may_leave: impl FnOnce(&Connection) -> bool,
     ) -> Option<Box<Connection>> {
         let mut inner = lock(&self.places[slot].inner);
-        inner.connection.take_if(|connection| may_leave(connection))
+        // What has come from it is looked at first.
+        let has_news = !inner.news.is_none();
+        inner
+            .connection
+            .take_if(|connection| !has_news && may_leave(connection))
     }
 
     /// A connection that has something to do; none after a while.
@@ -178,7 +284,13 @@ impl Poller {
         worker: &Worker,
         ready: &mut Vec<Ready>,
     ) -> Option<(Box<Connection>, Instant)> {
-        let queued = self.queued.load(SeqCst) > 0;
+        if !self.postponed.is_empty() && worker.may_begin() {
+            let now = system::now();
+            if let Some(connection) = self.retry(now) {
+                return Some((connection, now));
+            }
+        }
+        let queued = !self.queue.is_empty();
         // In turns: those that go on, and those that have news.
         if queued && worker.takes_queued() {
             let now = system::now();
@@ -215,7 +327,7 @@ impl Poller {
                 let lies = inner.connection.is_some();
                 drop(inner);
                 if lies {
-                    self.enqueue(ready.slot);
+                    self.queue.push(ready.slot);
                 }
             }
         }
@@ -229,15 +341,8 @@ impl Poller {
         Duration::from_millis(earliest.saturating_sub(now)).min(LONGEST_WAIT)
     }
 
-    fn enqueue(&self, slot: usize) {
-        lock(&self.queue).push_back(slot);
-        self.queued.fetch_add(1, SeqCst);
-    }
-
     fn dequeue(&self, now: Instant) -> Option<Box<Connection>> {
-        while self.queued.load(SeqCst) > 0 {
-            let slot = lock(&self.queue).pop_front()?;
-            self.queued.fetch_sub(1, SeqCst);
+        while let Some(slot) = self.queue.pop() {
             // Where somebody has it, its news are learnt when it is put back.
             if let Some(connection) = self.take(slot, News::default(), now) {
                 return Some(connection);
@@ -258,10 +363,16 @@ impl Poller {
 
     /// Has those whose deadline has passed served; by one worker at a time.
     pub(crate) fn sweep(&self, now: Instant) {
-        let now = self.millis(now);
-        if self.earliest.load(Relaxed) > now || self.sweeps.swap(true, SeqCst) {
-            return;
+        let mut now = self.millis(now);
+        // Who has come meanwhile has gone on without one.
+        while self.earliest.load(Relaxed) <= now && !self.sweeps.swap(true, SeqCst) {
+            self.sweep_once(now);
+            self.sweeps.store(false, SeqCst);
+            now = self.millis(system::now());
         }
+    }
+
+    fn sweep_once(&self, now: u64) {
         // Who puts one back from now on counts on its own.
         self.earliest.store(NEVER, SeqCst);
         let mut earliest = NEVER;
@@ -277,11 +388,10 @@ impl Poller {
                 place.due.store(NEVER, SeqCst);
                 inner.news.add(News::OVERDUE);
                 drop(inner);
-                self.enqueue(slot);
+                self.queue.push(slot);
             }
         }
         self.earliest.fetch_min(earliest, SeqCst);
-        self.sweeps.store(false, SeqCst);
     }
 
     /// How late the latest of those is who lie here.
@@ -314,6 +424,7 @@ impl Poller {
         self.over.store(true, SeqCst);
         // Who is poked passes it on.
         self.epoll.poke();
+        self.reserve.poke();
     }
 
     /// Whether workers stop.

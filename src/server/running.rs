@@ -1,5 +1,5 @@
 //! Calls that have become slow: what runs now, for whoever looks, and the way
-//! to stop one. A call is listed from its first tick on, or when it waits, so
+//! to stop one. A call is listed from its second tick on, or when it waits, so
 //! that the quick ones pay nothing.
 
 use std::{

@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     Shared,
-    connection::{Advance, Call, Connection, End, Input, News},
+    connection::{Advance, Call, Connection, End, Input, Message, News},
     peer::Peer,
     running::Listed,
 };
@@ -23,17 +23,27 @@ use crate::{
     dispatch::{Outcome, Reply, Request, internal_error},
     host::{Stop, Watch},
     log::{Limiter, panic_text},
-    system::{self, AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering::Relaxed, lock},
+    system::{
+        self, AtomicBool, AtomicU32, Mutex, MutexGuard,
+        Ordering::{Relaxed, SeqCst},
+        lock,
+    },
     wire::{Code, Header},
 };
 
 /// Fewest threads that poll; one for each processor, where there are more.
 const FEWEST_POLLERS: usize = 2;
 
+/// Threads more, that poll while all others can't.
+pub(crate) const RESERVE: usize = 1;
+
 /// Ticks of the sandbox, a millisecond each, that a call sees before its
 /// connection goes on without it: so it has taken 1 to 2 ms. The first one
 /// says nothing: a quick call may just have begun.
 const TICKS_UNTIL_SLOW: u32 = 2;
+
+/// The same of all calls of a connection, until others are next.
+const TICKS_OF_TURN: u32 = 4;
 
 /// Less than this is little: a few times what waking a thread costs.
 const LITTLE: Duration = Duration::from_micros(100);
@@ -60,6 +70,12 @@ pub(crate) struct Worker {
     quick: AtomicU32,
     /// Whether the next one is taken from the queue.
     alternates: AtomicBool,
+    /// It polls while all others are absent, and begins no call itself.
+    is_reserve: bool,
+    /// It should poll, is in a call, and nobody polls in its stead.
+    is_absent: AtomicBool,
+    /// Its call is among those that wait to begin.
+    queues: AtomicBool,
 }
 
 /// What a worker works on. Only its own thread takes the lock: inside a call,
@@ -91,15 +107,43 @@ impl Worker {
     /// none.
     #[must_use]
     pub(crate) fn start(shared: &Arc<Shared>) -> bool {
-        let worker = Self {
+        let worker = Arc::new(Self::new(shared, false));
+        shared
+            .threads
+            .execute(move || worker.poll(|| worker.polls.load(Relaxed)))
+    }
+
+    /// The thread that polls while all others are in calls and there is no
+    /// further one: so somebody always does. False if there is none.
+    #[must_use]
+    pub(crate) fn start_reserve(shared: &Arc<Shared>) -> bool {
+        let worker = Arc::new(Self::new(shared, true));
+        shared.threads.execute(move || {
+            let poller = &worker.shared.poller;
+            while !poller.is_over() {
+                poller.wait_as_reserve();
+                worker.poll(|| poller.all_are_absent());
+            }
+        })
+    }
+
+    fn new(shared: &Arc<Shared>, is_reserve: bool) -> Self {
+        Self {
             shared: Arc::clone(shared),
             polls: AtomicBool::new(true),
             held: Mutex::default(),
             ticks: AtomicU32::new(0),
             quick: AtomicU32::new(0),
             alternates: AtomicBool::new(false),
-        };
-        shared.threads.execute(|| Arc::new(worker).poll())
+            is_reserve,
+            is_absent: AtomicBool::new(false),
+            queues: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether it may begin a call that was postponed.
+    pub(crate) fn may_begin(&self) -> bool {
+        !self.is_reserve && self.shared.waiting.load(SeqCst) < self.shared.most_waiting()
     }
 
     /// Whether the last connections took little.
@@ -114,13 +158,13 @@ impl Worker {
         takes
     }
 
-    fn poll(self: Arc<Self>) {
+    fn poll(self: &Arc<Self>, goes_on: impl Fn() -> bool) {
         let poller = &self.shared.poller;
         let mut ready = Vec::new();
         let mut now = system::now();
-        while self.polls.load(Relaxed) && !poller.is_over() {
+        while goes_on() && !poller.is_over() {
             poller.sweep(now);
-            let Some((connection, begun)) = poller.next(&self, &mut ready) else {
+            let Some((connection, begun)) = poller.next(self, &mut ready) else {
                 now = system::now();
                 continue;
             };
@@ -162,6 +206,7 @@ impl Worker {
     ) -> Option<Box<Connection>> {
         let mut held = self.held();
         let mut connection = held.connection.insert(connection);
+        let mut ticks = 0;
         loop {
             let call = match connection.advance(now) {
                 Advance::Call(call) => call,
@@ -174,7 +219,7 @@ impl Worker {
                     let connection = held.connection.take();
                     drop(held);
                     let connection = connection?;
-                    if self.shared.poller.put_back(connection) && !self.polls.load(Relaxed) {
+                    if self.shared.poller.put_back(connection) && !self.goes_on() {
                         self.shared.poller.poke();
                     }
                     return None;
@@ -186,13 +231,18 @@ impl Worker {
                     return None;
                 }
             };
+            if self.is_reserve {
+                connection.postpone(call.message);
+                continue;
+            }
             held.call = Some(Called {
-                message: call.message.clone(),
+                message: call.message.body.clone(),
                 arrived: call.arrived,
             });
             self.ticks.store(0, Relaxed);
             drop(held);
             let reply = self.call(&call);
+            self.ended();
             held = self.held();
             // Whoever looks may hold it for a moment longer.
             let slow = held.slow.take();
@@ -207,10 +257,18 @@ impl Worker {
                         outcome,
                         identity,
                     } = reply;
-                    same.answered(header.as_ref(), outcome);
-                    // The buffer is the connection's alone again.
-                    drop(call);
+                    if matches!(outcome, Outcome::Postponed) {
+                        same.postpone(call.message);
+                    } else {
+                        same.answered(header.as_ref(), outcome);
+                        // The buffer is the connection's alone again.
+                        drop(call);
+                    }
                     connection = held.connection.as_mut()?;
+                    ticks += self.ticks.load(Relaxed);
+                    if ticks >= TICKS_OF_TURN {
+                        connection.end_turn();
+                    }
                     if let Some(identity) = identity {
                         connection.is_now(identity);
                     }
@@ -231,11 +289,30 @@ impl Worker {
         }
     }
 
+    /// Whether it looks for the next connection itself.
+    fn goes_on(&self) -> bool {
+        if self.is_reserve {
+            self.shared.poller.all_are_absent()
+        } else {
+            self.polls.load(Relaxed)
+        }
+    }
+
+    /// The call at hand is over: what it held of others is free again.
+    fn ended(&self) {
+        self.begins();
+        if self.is_absent.load(Relaxed) {
+            self.is_absent.store(false, Relaxed);
+            self.shared.poller.is_back();
+        }
+    }
+
     /// Waits a moment for the same peer, where that is wanted, while another
     /// thread polls; says whether it has something to say.
     fn lingers(&self, connection: &Connection) -> bool {
         let time = self.shared.settings.config.linger.0;
         !time.is_zero()
+            && !self.is_reserve
             && connection.may_linger()
             && self.is_relieved()
             && connection
@@ -252,10 +329,16 @@ impl Worker {
     }
 
     fn call<'a>(self: &Arc<Self>, call: &'a Call) -> Reply<'a> {
-        let body = call.input.message(call.message.clone());
+        let Message {
+            body,
+            binary,
+            again,
+        } = &call.message;
+        let body = call.input.message(body.clone());
         let request = Request {
             body,
-            binary: call.binary,
+            binary: *binary,
+            again: *again,
             arrived: call.arrived,
             identity: &call.identity,
             watch: Arc::<Self>::clone(self),
@@ -295,7 +378,16 @@ impl Worker {
         drop(held);
         let poke = left.is_some_and(|connection| self.shared.poller.put_back(connection));
         let polled = self.polls.load(Relaxed);
-        let is_replaced = self.is_relieved() && polled;
+        let is_relieved = self.is_relieved();
+        if is_relieved == self.is_absent.load(Relaxed) {
+            self.is_absent.store(!is_relieved, Relaxed);
+            if is_relieved {
+                self.shared.poller.is_back();
+            } else {
+                self.shared.poller.is_absent();
+            }
+        }
+        let is_replaced = is_relieved && polled;
         // Whoever has just begun to poll looks at all that there is.
         if !is_replaced && (poke || polled) {
             self.shared.poller.poke();
@@ -329,6 +421,33 @@ impl Watch for Worker {
 
     fn waits(&self) {
         self.is_slow(true);
+    }
+
+    fn queues(&self) -> bool {
+        if !self.queues.load(Relaxed) {
+            let most = self.shared.most_waiting();
+            let one_more = |waiting: usize| (waiting < most).then_some(waiting + 1);
+            let waiting = &self.shared.waiting;
+            let has_room = waiting.fetch_update(SeqCst, SeqCst, one_more).is_ok();
+            // Nobody would ask again whose connection has gone on without it.
+            if !has_room && self.held().connection.is_some() {
+                return false;
+            }
+            if !has_room {
+                waiting.fetch_add(1, SeqCst);
+            }
+            self.queues.store(true, Relaxed);
+        }
+        self.waits();
+        true
+    }
+
+    fn begins(&self) {
+        if self.queues.load(Relaxed) {
+            self.queues.store(false, Relaxed);
+            self.shared.waiting.fetch_sub(1, SeqCst);
+            self.shared.poller.has_room();
+        }
     }
 }
 

@@ -6,11 +6,15 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
+    time::{Duration, Instant},
 };
 
 use threadpool::ThreadPool;
 
 use crate::log::Limiter;
+
+/// How long the system is not asked for a thread after it has refused one.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A bounded number of threads, which are kept once they were started.
 ///
@@ -29,6 +33,9 @@ struct Threads {
     pool: ThreadPool,
     /// Threads could not be started; said once.
     is_short: bool,
+    /// When the system has refused one. It is not asked again at once: each
+    /// call that takes long asks each millisecond.
+    refused: Option<Instant>,
 }
 
 impl Pool {
@@ -44,6 +51,7 @@ impl Pool {
             threads: Mutex::new(Threads {
                 pool,
                 is_short: false,
+                refused: None,
             }),
             limit: limit.max(first),
             busy: Arc::default(),
@@ -88,15 +96,17 @@ impl Threads {
     /// it is told to want as many as it has.
     fn grow(&mut self, limit: usize) -> bool {
         let count = self.pool.max_count();
-        if count >= limit {
+        let refused = self.refused.is_some_and(|at| at.elapsed() < PAUSE);
+        if count >= limit || refused {
             return false;
         }
         let more = || self.pool.set_num_threads(count + 1);
         if catch_unwind(AssertUnwindSafe(more)).is_ok() {
-            self.is_short = false;
+            (self.is_short, self.refused) = (false, None);
             return true;
         }
         self.pool.set_num_threads(count);
+        self.refused = Some(Instant::now());
         if !self.is_short {
             self.is_short = true;
             // Said once, but again where the system gives and refuses in turns.

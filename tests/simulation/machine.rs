@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
@@ -21,9 +21,9 @@ use crate::{
         admission::{Admission, Shares},
         connection::{Connection, Farewell, News},
         poller::Poller,
-        workers::Worker,
+        workers::{RESERVE, Worker},
     },
-    system::{self, Channel, Linger, Pool, Wire, World},
+    system::{self, AtomicUsize, Channel, Linger, Ordering, Pool, Wire, World},
     wire::{
         Code, ErrorBody, Header, Incoming, Reassembly,
         frame::{FrameHeader, KEEPALIVE_FRAME},
@@ -37,6 +37,8 @@ const SLOTS: usize = 3;
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// As the poller has it.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Steps of the scheduler until it is a circle.
 const MAX_STEPS: usize = 400_000;
 /// Looks of one who waits for a rest.
@@ -85,6 +87,8 @@ impl Random {
 struct Guests {
     /// Requests that have begun.
     begun: std::sync::Mutex<HashSet<String>>,
+    /// Places that they queue for.
+    places: std::sync::atomic::AtomicUsize,
 }
 
 impl Handle for Guests {
@@ -94,9 +98,13 @@ impl Handle for Guests {
             let outcome = Outcome::Error(Some(Code::MalformedMessage), body);
             return Reply::new(None, outcome);
         };
+        let text = std::str::from_utf8(payload).unwrap().trim();
+        let queues = text.starts_with("queues");
+        if queues && !self.take_place(&request) {
+            return Reply::new(Some(header), Outcome::Postponed);
+        }
         let id = header.request_id.unwrap().to_owned();
         assert!(self.begun.lock().unwrap().insert(id), "it runs twice");
-        let text = std::str::from_utf8(payload).unwrap().trim();
         if std::env::var("MB_SEED").is_ok() {
             println!("begins {:?} {text}", header.request_id);
         }
@@ -105,6 +113,12 @@ impl Handle for Guests {
         let stopped = match kind {
             "quick" => None,
             "slow" => Self::works(&request, amount),
+            "queues" => {
+                let stopped = Self::works(&request, amount);
+                self.places.fetch_add(1, SeqCst);
+                World::here().pass(Duration::ZERO);
+                stopped
+            }
             "waits" => {
                 request.watch.waits();
                 Self::works(&request, amount)
@@ -127,6 +141,26 @@ impl Handle for Guests {
 }
 
 impl Guests {
+    /// Takes a place, however long that takes; false if the call is postponed.
+    fn take_place(&self, request: &Request<'_>) -> bool {
+        let try_take = || {
+            let one_less = |places: usize| places.checked_sub(1);
+            self.places.fetch_update(SeqCst, SeqCst, one_less).is_ok()
+        };
+        if try_take() {
+            return true;
+        }
+        if !request.watch.queues() {
+            return false;
+        }
+        while !try_take() {
+            World::here().wait_for_clock();
+            request.watch.tick();
+        }
+        request.watch.begins();
+        true
+    }
+
     /// So many milliseconds, a tick each time that the clock has moved.
     fn works(request: &Request<'_>, millis: u64) -> Option<Stop> {
         let until = system::now() + Duration::from_millis(millis);
@@ -195,6 +229,7 @@ impl Machine {
             allow_unsecure: false,
         });
         let config = Config {
+            max_threads: random.of(4..13),
             linger: Millis::new(random.of(0..3) as u64),
             max_message_size: Bytes(MAX_MESSAGE),
             max_in_flight: random.of(1..5),
@@ -224,11 +259,13 @@ impl Machine {
             memory: Budget::new(random.of(1500..6000)),
         };
         let guests = Arc::<Guests>::default();
+        guests.places.store(random.of(1..3), SeqCst);
         let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).unwrap();
         let shared = Arc::new(Shared {
             drain: Arc::new(DrainFlags::new().unwrap()),
-            poller: Poller::new(SLOTS).unwrap(),
-            threads: Pool::new(POLLERS, 12, 0),
+            poller: Poller::new(SLOTS, POLLERS).unwrap(),
+            threads: Pool::new(POLLERS + RESERVE, settings.config.max_threads, 0),
+            waiting: AtomicUsize::new(0),
             settings: Arc::new(settings),
             handle: Arc::<Guests>::clone(&guests),
             metrics: Arc::<Metrics>::default(),
@@ -240,6 +277,7 @@ impl Machine {
         for _ in 0..POLLERS {
             assert!(Worker::start(&shared));
         }
+        assert!(Worker::start_reserve(&shared));
         Self {
             world,
             random,
@@ -321,6 +359,10 @@ impl Machine {
                 self.send_all(at);
             }
             97 if self.random.happens(30) => self.drain(),
+            98 => {
+                let given = self.random.of(0..4);
+                self.shared.threads.give(given);
+            }
             _ => {
                 let calls = self.shared.running.rows();
                 if let Some(call) = calls.first() {
@@ -388,7 +430,7 @@ impl Machine {
                 0..6 => (format!("quick {}", random.of(0..300)), true),
                 6 => (format!("slow {}", random.of(1..3000)), false),
                 7 => (format!("waits {}", random.of(0..3000)), false),
-                8 => (format!("quick {}", random.of(0..300)), true),
+                8 => (format!("queues {}", random.of(0..3000)), false),
                 _ => ("panics".into(), false),
             };
             // Blanks, so that some need memory.
@@ -487,13 +529,7 @@ impl Machine {
 
     /// Until nobody has anything to do; then what was promised holds.
     fn rest(&mut self) {
-        for look in 0.. {
-            if self.world.is_at_rest() {
-                break;
-            }
-            assert!(look < MAX_LOOKS, "it does not come to rest");
-            thread::yield_now();
-        }
+        self.wait_for_rest();
         for at in 0..self.clients.len() {
             let number = self.clients[at].number;
             let peers: Vec<_> = self.admission.peers().collect();
@@ -510,11 +546,27 @@ impl Machine {
                 );
             }
         }
-        let overdue = self.shared.poller.overdue_for(system::now());
-        assert!(
-            overdue.is_none_or(|late| late < Duration::from_secs(2)),
-            "a deadline passed {overdue:?} ago"
-        );
+        let is_late = || {
+            let late = self.shared.poller.overdue_for(system::now());
+            late.is_some_and(|late| late > LONGEST_WAIT)
+        };
+        // Between the look at the clock and the wait, the clock has moved: so
+        // much later a worker looks again.
+        if is_late() {
+            self.world.pass(LONGEST_WAIT);
+            self.wait_for_rest();
+        }
+        assert!(!is_late(), "a deadline has passed, and nobody looks");
+    }
+
+    fn wait_for_rest(&self) {
+        for look in 0.. {
+            if self.world.is_at_rest() {
+                break;
+            }
+            assert!(look < MAX_LOOKS, "it does not come to rest");
+            thread::yield_now();
+        }
     }
 
     /// All peers take what there is and send what they have; the clock moves on.
@@ -575,7 +627,13 @@ impl Machine {
         );
         assert_eq!(self.shared.settings.memory.used(), 0, "memory is not back");
         assert!(self.shared.running.rows().is_empty(), "a call is listed");
-        assert_eq!(self.world.threads(), POLLERS, "a thread is not back");
+        assert_eq!(
+            self.shared.waiting.load(Ordering::SeqCst),
+            0,
+            "a call waits"
+        );
+        let threads = POLLERS + RESERVE;
+        assert_eq!(self.world.threads(), threads, "a thread is not back");
         self.shared.poller.end();
         for look in 0.. {
             if self.world.threads() == 0 {

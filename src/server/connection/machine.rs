@@ -26,6 +26,15 @@ const MAX_MESSAGE_OF_STRANGERS: usize = 16 * 1024;
 /// ones together.
 const MAX_READS: usize = 5;
 
+/// Messages, and bytes that are written, in one turn.
+const MAX_MESSAGES: usize = 1000;
+const MAX_WRITTEN: usize = 1024 * 1024;
+
+/// Turns after a deadline until it is judged although there still is something
+/// to read: after a pause of the whole process, what came in time lies in the
+/// buffers of the system.
+const TURNS_WHEN_LATE: u8 = 8;
+
 /// How long a connection that waits keeps the memory of a large message for
 /// the next one of the kind.
 const KEPT_LARGE_FOR: Duration = Duration::from_secs(1);
@@ -58,6 +67,8 @@ pub(crate) enum State {
         /// When it began to.
         since: Instant,
     },
+    /// Has a message whose call can't begin yet. Nothing is read.
+    Postponed,
     /// Waits for calls in flight, to end after them. Nothing is read.
     Ending,
 }
@@ -84,10 +95,12 @@ pub(crate) enum Step {
 }
 
 /// Where a whole message lies.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Message {
     pub(crate) body: Range<usize>,
     pub(crate) binary: bool,
+    /// It was postponed before.
+    pub(crate) again: bool,
 }
 
 /// What is too late at a deadline.
@@ -126,6 +139,16 @@ impl Input {
     }
 }
 
+/// What was done since others had their turn.
+#[derive(Default)]
+struct Turn {
+    reads: usize,
+    messages: usize,
+    written: usize,
+    /// Its calls took so long that others are next.
+    was_long: bool,
+}
+
 /// See the module.
 pub(crate) struct Machine {
     settings: Arc<ServerSettings>,
@@ -144,8 +167,13 @@ pub(crate) struct Machine {
     pub(crate) peer_ended: bool,
     /// Whole messages may lie in the buffer that nobody has looked for.
     unread: bool,
-    /// Reads since the others had their turn.
-    reads: usize,
+    turn: Turn,
+    /// A deadline has passed, and is judged once nothing is left to read; after
+    /// so many turns at the latest. 0 if none has.
+    late_for: u8,
+    /// What can't begin yet, and whether to try again.
+    postponed: Option<Message>,
+    retries: bool,
     /// Answers in the outbox that may be too many.
     batch: usize,
     /// What is in the outbox leaves before anything else.
@@ -180,7 +208,10 @@ impl Machine {
             writable: false,
             peer_ended: false,
             unread: false,
-            reads: 0,
+            turn: Turn::default(),
+            late_for: 0,
+            postponed: None,
+            retries: false,
             batch: 0,
             leaves: false,
             record_begun: false,
@@ -262,35 +293,48 @@ impl Machine {
     #[inline]
     pub(crate) fn next(&mut self, peer: &Peer, now: Instant) -> Step {
         if self.end.is_some() {
-            return self.finish(peer);
+            return self.finish(peer, now);
         }
         match self.state {
             // Nothing can be said before the protocol begins.
             State::ProxyHeader | State::Handshake if let Some(farewell) = peer.farewell() => {
                 self.closing_said = true;
                 self.ends(End::Farewell(farewell));
-                return self.finish(peer);
+                return self.finish(peer, now);
             }
             State::ProxyHeader | State::Handshake if !self.readable && !self.writable => {
-                return Step::Wait;
+                return self.wait(peer, now);
             }
             State::ProxyHeader => return Step::ProxyHeader,
             State::Handshake => return Step::Handshake,
-            State::Writing { .. } if self.writable => return Step::Write,
+            State::Writing { .. } if self.may_write() => return Step::Write,
             // What was begun is answered; then it is told.
-            State::Writing { .. } if let Some(farewell) = peer.farewell() => {
+            State::Writing { .. } | State::Postponed if let Some(farewell) = peer.farewell() => {
                 self.ends(End::Farewell(farewell));
-                return self.finish(peer);
+                return self.finish(peer, now);
             }
-            State::Writing { .. } => return Step::Wait,
+            State::Writing { .. } => return self.wait(peer, now),
+            State::Postponed if self.retries || self.postponed.is_none() => {
+                self.retries = false;
+                self.state = State::Idle;
+                if let Some(message) = self.postponed.take() {
+                    return Step::Message(message);
+                }
+            }
+            State::Postponed if !self.outbox.is_empty() => return Step::Write,
+            State::Postponed => return self.wait(peer, now),
             State::Idle | State::Message { .. } | State::Memory { .. } | State::Ending => {}
         }
         if self.leaves {
             return Step::Write;
         }
-        if self.hello_until.is_some_and(|until| until <= now) {
-            self.ends(self.said_nothing());
-            return self.finish(peer);
+        let is_over = self.turn.was_long || self.turn.messages >= MAX_MESSAGES;
+        if is_over && !matches!(self.state, State::Memory { .. }) {
+            self.unread = true;
+            if !self.outbox.is_empty() {
+                return Step::Write;
+            }
+            return self.wait(peer, now);
         }
         self.unread = false;
         match self.own_input().reassembly.take() {
@@ -298,10 +342,18 @@ impl Machine {
                 // The next message's time begins when it is waited for. A
                 // keep-alive between two pieces gives no more time.
                 return match taken {
-                    Taken::KeepAlive => Step::KeepAlive,
+                    Taken::KeepAlive => {
+                        self.turn.messages += 1;
+                        Step::KeepAlive
+                    }
                     Taken::Message { body, binary } => {
                         self.state = State::Idle;
-                        Step::Message(Message { body, binary })
+                        self.turn.messages += 1;
+                        Step::Message(Message {
+                            body,
+                            binary,
+                            again: false,
+                        })
                     }
                 };
             }
@@ -315,11 +367,11 @@ impl Machine {
                     | FrameError::MixedPayload => Code::InvalidFrame,
                 };
                 self.ends(End::Notice(code, error.to_string()));
-                return self.finish(peer);
+                return self.finish(peer, now);
             }
         }
-        if self.readable && self.reads < MAX_READS && self.has_room(now) {
-            self.reads += 1;
+        if self.readable && self.turn.reads < MAX_READS && self.has_room(now) {
+            self.turn.reads += 1;
             return Step::Read;
         }
         if !self.outbox.is_empty() {
@@ -328,14 +380,43 @@ impl Machine {
         if let Some(farewell) = peer.farewell() {
             self.answer_unread(peer);
             self.ends(End::Farewell(farewell));
-            return self.finish(peer);
+            return self.finish(peer, now);
         }
         self.settle(now);
-        Step::Wait
+        self.wait(peer, now)
+    }
+
+    /// There is nothing to do, unless it is too late for what it waits for.
+    #[inline]
+    fn wait(&mut self, peer: &Peer, now: Instant) -> Step {
+        if self.late_for == 0 {
+            return Step::Wait;
+        }
+        self.late_for -= 1;
+        if self.goes_on() && self.late_for > 0 {
+            return Step::Wait;
+        }
+        self.late_for = 0;
+        let mut was_late = false;
+        while let Some((until, late)) = self.deadline(peer.calls_left())
+            && until <= now
+        {
+            self.expires(late, peer, now);
+            was_late = true;
+        }
+        if was_late {
+            self.next(peer, now)
+        } else {
+            Step::Wait
+        }
+    }
+
+    fn may_write(&self) -> bool {
+        self.writable && self.turn.written < MAX_WRITTEN
     }
 
     /// What is to be done at the end: all answers, then the ERROR that closes.
-    fn finish(&mut self, peer: &Peer) -> Step {
+    fn finish(&mut self, peer: &Peer, now: Instant) -> Step {
         let left = peer.calls_left();
         if self.end.as_ref().is_some_and(End::is_silent) {
             self.outbox.clear();
@@ -346,11 +427,11 @@ impl Machine {
                 self.say_closing(peer);
             }
             match self.state {
-                State::Writing { .. } if self.writable => return Step::Write,
+                State::Writing { .. } if self.may_write() => return Step::Write,
                 State::Writing { .. } if self.closing_said && peer.is_cut_off() => {
                     self.outbox.clear();
                 }
-                State::Writing { .. } => return Step::Wait,
+                State::Writing { .. } => return self.wait(peer, now),
                 _ if !self.outbox.is_empty() => return Step::Write,
                 _ => {}
             }
@@ -371,7 +452,7 @@ impl Machine {
     /// Whether the read at hand is not the first of this turn.
     #[inline]
     pub(crate) fn has_read_before(&self) -> bool {
-        self.reads > 1
+        self.turn.reads > 1
     }
 
     /// Room for the next read.
@@ -453,7 +534,34 @@ impl Machine {
     /// It is its turn to read again.
     #[inline]
     pub(crate) fn begin_turn(&mut self) {
-        self.reads = 0;
+        self.turn = Turn::default();
+    }
+
+    /// Its calls have taken so long that others are next.
+    pub(crate) fn end_turn(&mut self) {
+        self.turn.was_long = true;
+    }
+
+    /// A deadline has passed. What has come in time may have yet to be read.
+    pub(crate) fn is_late(&mut self) {
+        if self.late_for == 0 {
+            self.late_for = TURNS_WHEN_LATE;
+        }
+        (self.readable, self.writable) = (true, true);
+    }
+
+    /// The call of a message can't begin yet.
+    pub(crate) fn postpone(&mut self, message: Message) {
+        self.state = State::Postponed;
+        self.postponed = Some(Message {
+            again: true,
+            ..message
+        });
+    }
+
+    /// What was postponed may begin.
+    pub(crate) fn retry(&mut self) {
+        self.retries = self.postponed.is_some();
     }
 
     /// Calls that were left behind have answered; silence counts from there.
@@ -467,14 +575,24 @@ impl Machine {
     pub(crate) fn written(&mut self, now: Instant) {
         (self.batch, self.leaves) = (0, false);
         self.active = now;
-        if matches!(self.state, State::Writing { .. }) {
+        if self.postponed.is_some() {
+            self.state = State::Postponed;
+        } else if matches!(self.state, State::Writing { .. }) {
             self.state = State::Idle;
         }
     }
 
-    /// The peer's system takes no more for now.
+    /// So many bytes were written; says whether this turn has room for more.
+    #[inline]
+    pub(crate) fn wrote(&mut self, count: usize) -> bool {
+        self.outbox.advance(count);
+        self.turn.written += count;
+        self.turn.written < MAX_WRITTEN
+    }
+
+    /// The peer's system takes no more for now, or others are next.
     pub(crate) fn blocked(&mut self, now: Instant) {
-        self.writable = false;
+        self.writable = self.turn.written >= MAX_WRITTEN;
         if !matches!(self.state, State::Writing { .. }) {
             self.state = State::Writing { since: now };
         }
@@ -494,11 +612,14 @@ impl Machine {
     /// Whether there is something to do although nothing is news: others have
     /// had their turn.
     pub(crate) fn goes_on(&self) -> bool {
-        self.end.is_none()
-            && match self.state {
-                State::Idle | State::Message { .. } => self.readable || self.unread,
-                _ => false,
+        match self.state {
+            State::Idle | State::Message { .. } => {
+                self.end.is_none() && (self.readable || self.unread)
             }
+            State::Writing { .. } => self.writable,
+            State::Postponed => self.retries,
+            _ => false,
+        }
     }
 
     /// About to wait: for the rest of a message, or for a new one.
@@ -548,6 +669,7 @@ impl Machine {
                 return Some((until, Late::Writing));
             }
             State::Ending => return None,
+            State::Postponed => None,
             State::Memory { since } => {
                 let until = since + settings.config.read_timeout.0;
                 let next = self.active.max(since) + RETRY_MEMORY;
@@ -570,8 +692,8 @@ impl Machine {
         own.into_iter().chain(hello).min_by_key(|(until, _)| *until)
     }
 
-    /// A deadline has passed.
-    pub(crate) fn overdue(&mut self, late: Late, peer: &Peer, now: Instant) {
+    /// What it waited for has not come.
+    fn expires(&mut self, late: Late, peer: &Peer, now: Instant) {
         let settings = Arc::clone(&self.settings);
         let within =
             |what: &str, timeout: Duration| format!("{what} within {} ms", timeout.as_millis());
@@ -731,24 +853,29 @@ mod tests {
             loop {
                 match self.next() {
                     Step::Read => {
-                        let room = self.machine.room();
-                        let count = room.len().min(bytes.len());
-                        room[..count].copy_from_slice(&bytes[..count]);
-                        bytes = &bytes[count..];
-                        let received = if count == 0 {
-                            Received::Nothing
-                        } else {
-                            Received::Bytes {
-                                count,
-                                more: !bytes.is_empty(),
-                            }
-                        };
-                        let (peer, now) = (&self.peer, self.now);
-                        self.machine.received(Ok(received), false, peer, now);
+                        self.read(&mut bytes);
                     }
                     step => return step,
                 }
             }
+        }
+
+        /// One read of what there is.
+        fn read(&mut self, bytes: &mut &[u8]) -> usize {
+            let room = self.machine.room();
+            let count = room.len().min(bytes.len());
+            let (read, rest) = bytes.split_at(count);
+            room[..count].copy_from_slice(read);
+            *bytes = rest;
+            let received = if count == 0 {
+                Received::Nothing
+            } else {
+                let more = !rest.is_empty();
+                Received::Bytes { count, more }
+            };
+            let (peer, now) = (&self.peer, self.now);
+            self.machine.received(Ok(received), false, peer, now);
+            count
         }
 
         /// What becomes of it once the time has passed that it waits for.
@@ -756,7 +883,19 @@ mod tests {
             let (until, late) = self.machine.deadline(0).expect("a deadline");
             let after = (until - self.now).as_secs();
             self.now = until;
-            self.machine.overdue(late, &self.peer, until);
+            self.machine.is_late();
+            // There is nothing to read, and no room to write.
+            let mut step = self.arrives(b"");
+            while self.machine.end().is_none() {
+                match step {
+                    Step::Write => self.machine.blocked(until),
+                    Step::ProxyHeader | Step::Handshake => {
+                        (self.machine.readable, self.machine.writable) = (false, false);
+                    }
+                    _ => break,
+                }
+                step = self.next();
+            }
             (late, after)
         }
 
@@ -824,7 +963,7 @@ mod tests {
     fn messages_are_taken_and_answers_leave_before_the_next_wait() {
         let mut test = Test::new(State::Idle, false, 1 << 20);
         let step = test.arrives(&[frame("one"), frame("two")].concat());
-        let Step::Message(Message { body, binary }) = step else {
+        let Step::Message(Message { body, binary, .. }) = step else {
             panic!("{step:?}");
         };
         assert!(!binary && test.machine.input().message(body) == b"one");
@@ -900,7 +1039,7 @@ mod tests {
             let received = Ok(Received::Bytes { count, more: true });
             test.machine.received(received, false, &test.peer, test.now);
             while matches!(test.next(), Step::Message(_)) {}
-            if test.machine.reads == MAX_READS {
+            if test.machine.turn.reads == MAX_READS {
                 break;
             }
         }
@@ -908,5 +1047,126 @@ mod tests {
         assert!(test.machine.goes_on());
         test.machine.begin_turn();
         assert_eq!(test.next(), Step::Read);
+    }
+
+    #[test]
+    fn others_have_their_turn_after_so_many_messages_and_long_calls() {
+        let mut test = Test::new(State::Idle, false, 1 << 20);
+        let settings = ServerSettings {
+            buffers: Buffers {
+                read: 64 * 1024,
+                ..settings(1 << 20).buffers
+            },
+            ..ServerSettings::clone(&settings(1 << 20))
+        };
+        test.machine = Machine::new(&Arc::new(settings), State::Idle, test.now);
+        test.machine.open(false);
+        let (mut messages, mut turn, mut longest) = (0, 0, 0);
+        // The buffer grows with what it is filled by.
+        let all = frame("").repeat(30 * MAX_MESSAGES);
+        let mut rest = &all[..];
+        test.machine.readable = true;
+        while messages < 30 * MAX_MESSAGES {
+            match test.next() {
+                Step::Read => {
+                    let count = test.read(&mut rest);
+                    assert!(count > 0);
+                }
+                Step::Message(_) => {
+                    (messages, turn) = (messages + 1, turn + 1);
+                    longest = longest.max(turn);
+                }
+                Step::Wait => {
+                    assert!(test.machine.goes_on());
+                    test.machine.begin_turn();
+                    turn = 0;
+                }
+                step => panic!("{step:?}"),
+            }
+        }
+        assert_eq!(longest, MAX_MESSAGES);
+        let mut test = Test::new(State::Idle, false, 1 << 20);
+        let step = test.arrives(&frame("x").repeat(2));
+        assert!(matches!(step, Step::Message(_)));
+        test.machine.end_turn();
+        assert_eq!(test.next(), Step::Wait);
+        assert!(test.machine.goes_on());
+        test.machine.begin_turn();
+        assert!(matches!(test.next(), Step::Message(_)));
+    }
+
+    #[test]
+    fn others_have_their_turn_after_so_many_bytes() {
+        let mut test = Test::new(State::Idle, false, 1 << 24);
+        let large = Outcome::Binary(vec![7; 3 * MAX_WRITTEN / 2]);
+        let (header, _) = Header::parse(b"REQUEST:a.b:1.0.0:7\n").unwrap();
+        test.machine.answered(Some(&header), large, &test.peer);
+        assert_eq!(test.next(), Step::Write);
+        let mut turns = 1;
+        loop {
+            let count = test.machine.outbox.next().len().min(64 * 1024);
+            if !test.machine.wrote(count) {
+                test.machine.blocked(test.now);
+                assert_eq!(test.next(), Step::Wait);
+                assert!(test.machine.goes_on());
+                test.machine.begin_turn();
+                assert_eq!(test.next(), Step::Write);
+                turns += 1;
+            }
+            if test.machine.outbox.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(turns, 2);
+        test.machine.written(test.now);
+        assert_eq!(test.next(), Step::Wait);
+        assert!(!test.machine.goes_on());
+    }
+
+    #[test]
+    fn what_came_in_time_is_read_before_it_is_too_late() {
+        let mut test = Test::new(State::Idle, false, 1 << 20);
+        let all = frame("x");
+        assert_eq!(test.arrives(&all[..5]), Step::Wait);
+        // The whole process stood still for as long as one likes.
+        test.now += Duration::from_secs(100);
+        test.machine.is_late();
+        assert!(matches!(test.arrives(&all[5..]), Step::Message(_)));
+        assert_eq!(test.next(), Step::Wait);
+        assert!(test.machine.end().is_none());
+        // A message that comes in drops has no more time than that.
+        assert_eq!(test.arrives(&all[..5]), Step::Wait);
+        test.now += Duration::from_secs(5);
+        test.machine.is_late();
+        assert_eq!(test.arrives(&all[5..6]), Step::Write);
+        assert!(test.ends_with().starts_with("READ_TIMEOUT"));
+    }
+
+    #[test]
+    fn what_is_postponed_is_tried_again_and_nothing_is_read_meanwhile() {
+        let mut test = Test::new(State::Idle, false, 1 << 20);
+        let Step::Message(message) = test.arrives(&[frame("one"), frame("two")].concat()) else {
+            panic!("no message");
+        };
+        test.machine.keep_alive(&test.peer);
+        test.machine.postpone(message.clone());
+        assert_eq!(test.next(), Step::Write, "what was answered leaves");
+        test.sends();
+        test.machine.readable = true;
+        assert_eq!(test.next(), Step::Wait);
+        assert_eq!(test.machine.state(), State::Postponed);
+        assert_eq!(test.machine.deadline(0), None);
+        test.machine.retry();
+        let Step::Message(again) = test.next() else {
+            panic!("not tried again");
+        };
+        assert!(again.again && !message.again && again.body == message.body);
+        assert!(matches!(test.next(), Step::Message(_)));
+
+        test.machine.postpone(again);
+        test.peer.retire(Farewell::CLOSED);
+        assert_eq!(test.next(), Step::Write, "it is not begun any more");
+        assert!(test.sends().contains("SHUTTING_DOWN"));
+        assert_eq!(test.next(), Step::Close);
     }
 }

@@ -14,8 +14,9 @@ use std::{
 
 use credentials::Certificate;
 pub(crate) use end::{End, Farewell, RETRY_WHEN_BUSY_MS};
+pub(crate) use machine::Message;
 pub(crate) use machine::{Input, State};
-use machine::{Machine, Message, Step};
+use machine::{Machine, Step};
 
 use super::{
     ListenerSettings, Shared,
@@ -49,6 +50,8 @@ impl News {
     pub(crate) const FAREWELL: Self = Self(16);
     /// A deadline has passed.
     pub(crate) const OVERDUE: Self = Self(32);
+    /// What was postponed may begin.
+    pub(crate) const RETRY: Self = Self(64);
 
     pub(crate) fn is_none(self) -> bool {
         self.0 == 0
@@ -77,8 +80,7 @@ pub(crate) enum Advance {
 /// may go on meanwhile.
 pub(crate) struct Call {
     pub(crate) input: Arc<Input>,
-    pub(crate) message: std::ops::Range<usize>,
-    pub(crate) binary: bool,
+    pub(crate) message: Message,
     pub(crate) arrived: Instant,
     pub(crate) identity: Arc<Identity>,
 }
@@ -229,17 +231,12 @@ impl Connection {
         if news.has(News::ANSWER) {
             self.machine.collect_late(&self.peer, now);
         }
-        if news.has(News::OVERDUE) {
-            self.look_after(now);
+        if news.has(News::RETRY) {
+            self.machine.retry();
         }
-    }
-
-    fn look_after(&mut self, now: Instant) {
-        self.check(now);
-        while let Some((until, late)) = self.machine.deadline(self.peer.calls_left())
-            && until <= now
-        {
-            self.machine.overdue(late, &self.peer, now);
+        if news.has(News::OVERDUE) {
+            self.check(now);
+            self.machine.is_late();
         }
     }
 
@@ -262,18 +259,19 @@ impl Connection {
                     };
                     self.machine.received(received, midway, &self.peer, now);
                 }
-                Step::Message(Message { body, binary }) => {
+                Step::Message(message) => {
                     self.update_identity();
                     if let Some(farewell) = self.peer.farewell() {
                         self.machine.ends(End::Farewell(farewell));
                         continue;
                     }
                     self.peer.does(Doing::Calling);
-                    self.peer.traffic().messages_in.add(1);
+                    if !message.again {
+                        self.peer.traffic().messages_in.add(1);
+                    }
                     return Advance::Call(Call {
                         input: Arc::clone(self.machine.input()),
-                        message: body,
-                        binary,
+                        message,
                         arrived: self.machine.arrived(),
                         identity: Arc::clone(&self.identity),
                     });
@@ -309,16 +307,17 @@ impl Connection {
         };
         let now = system::now();
         self.peer.answered(now);
-        let outbox = &mut self.machine.outbox;
         let sent = loop {
-            if outbox.is_empty() {
+            if self.machine.outbox.is_empty() {
                 break channel.flush();
             }
-            match channel.write(outbox.next()) {
+            match channel.write(self.machine.outbox.next()) {
                 Ok(0) => break Ok(false),
                 Ok(count) => {
                     self.peer.traffic().bytes_out.add(count as u64);
-                    outbox.advance(count);
+                    if !self.machine.wrote(count) && !self.machine.outbox.is_empty() {
+                        break Ok(false);
+                    }
                 }
                 Err(error) => break Err(error),
             }
@@ -343,6 +342,21 @@ impl Connection {
         if unauthorized {
             self.machine.ends(End::Unauthorized);
         }
+    }
+
+    /// The call of a message can't begin yet.
+    pub(crate) fn postpone(&mut self, message: Message) {
+        self.machine.postpone(message);
+    }
+
+    /// Whether it waits until the call of a message may begin.
+    pub(crate) fn is_postponed(&self) -> bool {
+        self.machine.state() == State::Postponed
+    }
+
+    /// Its calls have taken so long that others are next.
+    pub(crate) fn end_turn(&mut self) {
+        self.machine.end_turn();
     }
 
     /// Goes on without the call at hand, if so many may be left behind; its

@@ -24,9 +24,6 @@ use shuttle::{sync::Condvar, thread};
 /// As the server has it.
 pub const LINGER: Duration = Duration::from_secs(2);
 
-/// Threads of the simulated server at most.
-const MAX_THREADS: usize = 12;
-
 thread_local! {
     /// All simulated threads run on one, one after the other.
     static WORLD: RefCell<Option<Arc<World>>> = const { RefCell::new(None) };
@@ -92,7 +89,8 @@ impl World {
         drop(inner);
         let nothing = |events: &Arc<Events>| {
             let state = events.state.lock().unwrap();
-            state.ready.is_empty() && state.pokes == 0
+            // A poke is for those who wait.
+            state.ready.is_empty() && (state.pokes == 0 || events.told.resting() == 0)
         };
         let polling: usize = epolls.iter().map(|events| events.told.resting()).sum();
         threads == resting + polling && epolls.iter().all(nothing)
@@ -480,21 +478,36 @@ impl Linger {
 /// Threads for jobs.
 pub struct Pool {
     busy: Arc<AtomicUsize>,
+    first: usize,
+    limit: usize,
+    /// Threads beyond the first ones that the system gives, until it is moved.
+    given: std::sync::atomic::AtomicUsize,
 }
 
 impl Pool {
-    pub fn new(_: usize, _: usize, _: usize) -> Self {
+    pub fn new(first: usize, limit: usize, _: usize) -> Self {
         Self {
             busy: Arc::new(AtomicUsize::new(0)),
+            first,
+            limit: limit.max(first),
+            given: std::sync::atomic::AtomicUsize::new(usize::MAX),
         }
     }
 
+    /// From now on the system gives so many threads beyond the first ones.
+    pub fn give(&self, threads: usize) {
+        self.given
+            .store(threads, std::sync::atomic::Ordering::SeqCst);
+    }
+
     pub fn threads(&self) -> usize {
-        MAX_THREADS
+        self.limit
     }
 
     pub fn execute(&self, job: impl FnOnce() + Send + 'static) -> bool {
-        if self.busy.load(Ordering::SeqCst) >= MAX_THREADS {
+        let given = self.given.load(std::sync::atomic::Ordering::SeqCst);
+        let most = self.limit.min(self.first.saturating_add(given));
+        if self.busy.load(Ordering::SeqCst) >= most {
             return false;
         }
         self.busy.fetch_add(1, Ordering::SeqCst);
