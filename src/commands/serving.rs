@@ -133,6 +133,7 @@ impl Serving {
             limits(&config),
             Arc::clone(&metrics),
             access,
+            Arc::clone(&memory),
         );
         // The admin endpoint first: what can't listen shall not have served.
         let Doors {

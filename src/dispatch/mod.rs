@@ -16,11 +16,12 @@ use serde_json::json;
 
 use crate::{
     access::{Access, Identity, Principal, log_refusal},
-    budget::Charge,
+    budget::{Budget, Charge},
     catalog::{Catalog, SYSTEM},
     host::{Context, Watch},
     log::Limiter,
     metrics::Metrics,
+    sandbox::SMALL_ANSWER,
     wire::{Code, ErrorBody, Header, Kind, Payload, Reason, Version, json as wire_json},
 };
 
@@ -59,6 +60,8 @@ pub struct Reply<'a> {
     pub outcome: Outcome,
     /// Who asks, if that has just come out.
     pub identity: Option<Identity>,
+    /// Memory that is reserved for the answer until whoever sends it counts it.
+    pub held: Option<Charge>,
 }
 
 impl<'a> Reply<'a> {
@@ -69,6 +72,7 @@ impl<'a> Reply<'a> {
             header,
             outcome,
             identity: None,
+            held: None,
         }
     }
 }
@@ -118,6 +122,7 @@ struct Core {
     limits: Limits,
     metrics: Arc<Metrics>,
     access: Arc<Access>,
+    memory: Arc<Budget>,
 }
 
 /// A refusal, before it is joined with the header that it answers.
@@ -185,8 +190,8 @@ impl Handle for Dispatcher {
             let refusal = Refusal::new(Code::InvalidRequestId, message);
             return Reply::new(None, Outcome::Error(refusal.code, refusal.body));
         }
-        let mut identity = None;
-        let outcome = core.serve(&header, payload, &request, &mut identity);
+        let (mut identity, mut held) = (None, None);
+        let outcome = core.serve(&header, payload, &request, &mut identity, &mut held);
         let outcome = if header.kind == Kind::Publish {
             core.published(&header, outcome)
         } else {
@@ -196,24 +201,28 @@ impl Handle for Dispatcher {
             header: Some(header),
             outcome,
             identity,
+            held,
         }
     }
 }
 
 impl Dispatcher {
-    /// A dispatcher over a catalog.
+    /// A dispatcher over a catalog. What is built for one request, beside what
+    /// its service holds, is taken from `memory`.
     #[must_use]
     pub fn new(
         catalog: Arc<ArcSwap<Catalog>>,
         limits: Limits,
         metrics: Arc<Metrics>,
         access: Arc<Access>,
+        memory: Arc<Budget>,
     ) -> Self {
         Self(Arc::new(Core {
             catalog,
             limits,
             metrics,
             access,
+            memory,
         }))
     }
 }
@@ -245,8 +254,9 @@ impl Core {
         payload: &[u8],
         request: &Request<'_>,
         known: &mut Option<Identity>,
+        held: &mut Option<Charge>,
     ) -> Outcome {
-        match self.route(header, payload, request, known) {
+        match self.route(header, payload, request, known, held) {
             Ok(outcome) => outcome,
             Err(refusal) => {
                 self.keep_unrouted(header, request.identity, &refusal);
@@ -269,6 +279,7 @@ impl Core {
         payload: &[u8],
         request: &Request<'_>,
         known: &mut Option<Identity>,
+        held: &mut Option<Charge>,
     ) -> Result<Outcome, Refusal> {
         if matches!(header.kind, Kind::Response | Kind::Error) {
             let message = format!(
@@ -283,9 +294,9 @@ impl Core {
             Payload::Json(check_json(payload)?)
         };
         if header.topic.service() == SYSTEM {
-            return self
-                .system(header, payload, request.identity, known)
-                .map(Outcome::Json);
+            let text = self.system(header, payload, request.identity, known)?;
+            *held = self.hold_now(text.len())?;
+            return Ok(Outcome::Json(text));
         }
         let timeout = header.timeout.unwrap_or(self.limits.default_timeout);
         let _place = self.permit(
@@ -295,7 +306,7 @@ impl Core {
             request.arrived + timeout,
         )?;
         let context = context(header, request.identity, request.arrived + timeout);
-        let answered = self.run(Task {
+        let (answered, answer_held) = self.run(Task {
             topic: header.topic,
             version: header.version,
             payload,
@@ -304,6 +315,7 @@ impl Core {
             timeout,
             client: true,
         });
+        *held = answer_held;
         // What was refused is kept already.
         Ok(match answered {
             Ok(Checked::Json(text)) => Outcome::Json(text),
@@ -353,6 +365,20 @@ impl Core {
             principal.name,
             calls.limit()
         );
+        Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS))
+    }
+
+    /// Memory for an answer of so many bytes, if it is there: system topics wait
+    /// for nothing. None for a small one.
+    fn hold_now(&self, bytes: usize) -> Result<Option<Charge>, Refusal> {
+        if bytes <= SMALL_ANSWER {
+            return Ok(None);
+        }
+        let mut held = Charge::none(&self.memory);
+        if held.try_raise(bytes) {
+            return Ok(Some(held));
+        }
+        let message = format!("the server's memory is used up: no {bytes} bytes for the answer");
         Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS))
     }
 
@@ -427,7 +453,7 @@ mod tests {
         host::Unwatched,
     };
 
-    fn dispatcher() -> Dispatcher {
+    fn dispatcher(memory: usize) -> Dispatcher {
         let limits = Limits {
             max_message_size: 1000,
             max_in_flight: 64,
@@ -437,12 +463,18 @@ mod tests {
             call_depth: 4,
         };
         let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).unwrap();
-        Dispatcher::new(Arc::default(), limits, Arc::default(), access)
+        let memory = Budget::new(memory);
+        Dispatcher::new(Arc::default(), limits, Arc::default(), access, memory)
     }
 
     /// `CODE` or the payload, and the request id that it goes to.
     fn ask(body: &[u8], binary: bool) -> (String, Option<String>) {
-        let dispatcher = dispatcher();
+        ask_within(1 << 20, body, binary)
+    }
+
+    /// The same of a server that has so much memory.
+    fn ask_within(memory: usize, body: &[u8], binary: bool) -> (String, Option<String>) {
+        let dispatcher = dispatcher(memory);
         let terms = Arc::new(Terms {
             auth: Auth::None,
             rights: None,
@@ -465,6 +497,7 @@ mod tests {
             header,
             outcome,
             identity: _,
+            held: _,
         } = dispatcher.handle(request);
         let id = header
             .and_then(|header| header.request_id)
@@ -546,6 +579,39 @@ mod tests {
             "INVALID_REQUEST"
         );
         assert_eq!(ask(b"REQUEST:a.b:1.0.0:1\n\xff", true).0, "NO_ROUTE_FOUND");
+    }
+
+    #[test]
+    fn of_a_hello_only_what_is_known_is_read() {
+        let hello = |payload: &str| {
+            ask(
+                format!("REQUEST:system.hello:1.0.0:1\n{payload}").as_bytes(),
+                false,
+            )
+            .0
+        };
+        for good in [
+            "",
+            "null",
+            "{}",
+            r#"{"more":[1e999,{"":{}}],"protocol":null}"#,
+            r#"{"protocol":"2.0","protoc\u006fl":"1.0"}"#,
+        ] {
+            assert!(hello(good).contains("connectionId"), "{good}");
+        }
+        for bad in ["1", "[null]", r#"{"token":["x"]}"#, r#"{"client":{}}"#] {
+            assert_eq!(hello(bad), "INVALID_REQUEST", "{bad}");
+        }
+    }
+
+    #[test]
+    fn large_answers_of_system_topics_take_memory() {
+        let ping = |size: usize| {
+            let body = format!("REQUEST:system.ping:1.0.0:1\n\"{}\"", "x".repeat(size));
+            ask_within(3000, body.as_bytes(), false).0
+        };
+        assert!(ping(2000).contains("echo"));
+        assert_eq!(ping(4000), "SERVICE_UNAVAILABLE");
     }
 
     #[test]

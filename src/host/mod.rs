@@ -178,6 +178,12 @@ impl Host {
         &self.context
     }
 
+    /// Looks after the call.
+    #[must_use]
+    pub fn watch(&self) -> Arc<dyn Watch> {
+        Arc::clone(&self.watch)
+    }
+
     /// Whether a host function waits.
     #[must_use]
     pub fn waiting(&self) -> bool {

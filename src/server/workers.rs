@@ -206,6 +206,7 @@ impl Worker {
                         header,
                         outcome,
                         identity,
+                        held: _held,
                     } = reply;
                     same.answered(header.as_ref(), outcome);
                     // The buffer is the connection's alone again.
