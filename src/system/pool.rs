@@ -1,104 +1,90 @@
 //! Threads for jobs.
 
 use std::{
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
 };
-
-use threadpool::ThreadPool;
 
 use crate::log::Limiter;
 
-/// A bounded number of threads, which are kept once they were started.
-///
-/// `threadpool` queues without bound, so nothing is given to it that it has no
-/// thread for.
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Threads without a job that are kept for the next one. Others end: of a stack
+/// stays resident what was ever touched.
+const MAX_IDLE: usize = 16;
+
+/// A bounded number of threads, started where a job finds none that is idle.
 pub struct Pool {
-    threads: Mutex<Threads>,
+    shared: Arc<Shared>,
     limit: usize,
-    /// Threads that have a job. Rises under the lock.
-    busy: Arc<AtomicUsize>,
-    /// A copy of the pool's number, for whoever looks.
-    count: AtomicUsize,
+    stack: usize,
 }
 
+#[derive(Default)]
+struct Shared {
+    threads: Mutex<Threads>,
+    /// A job came, or the pool was dropped.
+    changed: Condvar,
+}
+
+#[derive(Default)]
 struct Threads {
-    pool: ThreadPool,
+    /// Given out, each to an idle thread that has yet to wake up. Invariant:
+    /// no more than those.
+    jobs: VecDeque<Job>,
+    count: usize,
+    idle: usize,
+    over: bool,
     /// Threads could not be started; said once.
     is_short: bool,
 }
 
 impl Pool {
-    /// So many threads at the start, and at most; with so much stack each.
+    /// So many threads at most, `first` of them in any case, with so many bytes
+    /// of stack each.
     #[must_use]
     pub fn new(first: usize, limit: usize, stack: usize) -> Self {
-        let pool = threadpool::Builder::new()
-            .num_threads(first)
-            .thread_name("mb-worker".into())
-            .thread_stack_size(stack)
-            .build();
         Self {
-            threads: Mutex::new(Threads {
-                pool,
-                is_short: false,
-            }),
+            shared: Arc::default(),
             limit: limit.max(first),
-            busy: Arc::default(),
-            count: AtomicUsize::new(first),
+            stack,
         }
     }
 
     /// Threads that there are.
     pub fn threads(&self) -> usize {
-        self.count.load(Relaxed)
+        self.shared.lock().count
     }
 
-    /// Gives a job to a thread that has none; false if there is none.
+    /// Gives a job to a thread that has none; false if there is none. No job
+    /// waits for another.
     #[must_use]
     pub fn execute(&self, job: impl FnOnce() + Send + 'static) -> bool {
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.busy.load(SeqCst) >= threads.pool.max_count() && !threads.grow(self.limit) {
-            return false;
-        }
-        self.count.store(threads.pool.max_count(), Relaxed);
-        self.busy.fetch_add(1, SeqCst);
-        let busy = Busy(Arc::clone(&self.busy));
-        threads.pool.execute(move || {
-            let _busy = busy;
-            job();
-        });
-        true
-    }
-}
-
-/// That a thread has a job, until this is dropped.
-struct Busy(Arc<AtomicUsize>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
-    }
-}
-
-impl Threads {
-    /// One thread more. `threadpool` panics where none can be started; then
-    /// it is told to want as many as it has.
-    fn grow(&mut self, limit: usize) -> bool {
-        let count = self.pool.max_count();
-        if count >= limit {
-            return false;
-        }
-        let more = || self.pool.set_num_threads(count + 1);
-        if catch_unwind(AssertUnwindSafe(more)).is_ok() {
-            self.is_short = false;
+        let mut threads = self.shared.lock();
+        if threads.idle > threads.jobs.len() {
+            threads.jobs.push_back(Box::new(job));
+            drop(threads);
+            self.shared.changed.notify_one();
             return true;
         }
-        self.pool.set_num_threads(count);
-        if !self.is_short {
-            self.is_short = true;
+        if threads.count >= self.limit {
+            return false;
+        }
+        let shared = Arc::clone(&self.shared);
+        let builder = thread::Builder::new().name("mb-worker".into());
+        let started = builder
+            .stack_size(self.stack)
+            .spawn(move || shared.run(Box::new(job)));
+        if started.is_ok() {
+            threads.count += 1;
+            threads.is_short = false;
+            return true;
+        }
+        if !threads.is_short {
+            threads.is_short = true;
+            let count = threads.count;
             // Said once, but again where the system gives and refuses in turns.
             static LINES: Limiter = Limiter::new();
             if LINES.allows("no further threads") {
@@ -108,6 +94,49 @@ impl Threads {
             }
         }
         false
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.lock().over = true;
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Threads> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a thread does: its first job, and then others.
+    fn run(&self, first: Job) {
+        let mut next = Some(first);
+        while let Some(job) = next {
+            // Its panic has been said by the hook, and ends nothing else.
+            let _ = catch_unwind(AssertUnwindSafe(job));
+            next = self.next();
+        }
+    }
+
+    /// The next job of the thread that asks; none if it is to end.
+    fn next(&self) -> Option<Job> {
+        let mut threads = self.lock();
+        if threads.idle >= MAX_IDLE {
+            threads.count -= 1;
+            return None;
+        }
+        threads.idle += 1;
+        while threads.jobs.is_empty() && !threads.over {
+            threads = self
+                .changed
+                .wait(threads)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        threads.idle -= 1;
+        let job = threads.jobs.pop_front();
+        threads.count -= usize::from(job.is_none());
+        job
     }
 }
 
@@ -139,5 +168,27 @@ mod tests {
         while !pool.execute(|| {}) {
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn of_many_threads_a_few_are_kept() {
+        let pool = Pool::new(1, 100, 256 * 1024);
+        let ends: Vec<_> = (0..100)
+            .map(|_| {
+                let (end, ended) = mpsc::channel::<()>();
+                assert!(pool.execute(move || {
+                    let _ = ended.recv();
+                    panic!("as it may");
+                }));
+                end
+            })
+            .collect();
+        assert_eq!(pool.threads(), 100);
+        drop(ends);
+        while pool.threads() > MAX_IDLE {
+            thread::yield_now();
+        }
+        assert!(pool.execute(|| {}));
+        assert_eq!(pool.threads(), MAX_IDLE);
     }
 }
