@@ -483,7 +483,8 @@ impl Component {
     fn store(&self, context: Context, watch: Arc<dyn Watch>) -> Store<Guest> {
         let sandbox = &self.sandbox;
         sandbox.pulse.beat();
-        let host = Host::new(context, Arc::clone(&self.terms.granted), watch);
+        let host =
+            Host::new(context, Arc::clone(&self.terms.granted), watch).with_memory(&sandbox.memory);
         let aside = self
             .reset
             .as_ref()
