@@ -118,7 +118,7 @@ impl MemoryPlan {
                 mib(instances * per_instance),
                 per_instance / 1024
             ),
-            format!("{} for the admin endpoint and the calls of the past", mib(admin + history)),
+            format!("{} for the operator: who looks, and the calls of the past", mib(admin + history)),
             format!("{} shared by what grows: memory of services, large messages and answers", mib(shared)),
             "not counted: the program and compiled code, the kernel's stacks, socket buffers and page cache".into(),
         ]
