@@ -89,7 +89,7 @@ impl MemoryPlan {
     #[must_use]
     pub fn default_instance(&self) -> Bytes {
         // Whole pages of WebAssembly.
-        Bytes(DEFAULT_INSTANCE.0.min(self.shared / 2) / (64 * 1024) * (64 * 1024))
+        Bytes(DEFAULT_INSTANCE.0.min(self.shared / 3 * 2) / (64 * 1024) * (64 * 1024))
     }
 
     /// The division in words, and what is not in it.
