@@ -24,7 +24,7 @@ pub struct Overlay {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Millis>,
     /// Linear memory of one instance, all memories together, 64 KiB to 4 GiB;
-    /// left out, 64 MiB or half of what all calls share, if that is less.
+    /// left out, 64 MiB or two thirds of what all calls share, if that is less.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
     /// Elements of all tables of an instance, 0 to 1,000,000.
