@@ -46,9 +46,7 @@ const MAX_CHANGES: usize = 4;
 const MAX_LISTENERS: usize = 8;
 /// Largest answer, in bytes.
 pub const MAX_ANSWER: usize = 32 * 1024 * 1024;
-/// Bytes of all answers that have yet to be taken.
-const MAX_ANSWERS: usize = 64 * 1024 * 1024;
-/// Answers up to this size in bytes do not count for that.
+/// Answers up to this size in bytes are there whatever else is held.
 const SMALL_ANSWER: usize = 64 * 1024;
 /// For an answer to be taken as a whole; of a stream without end, for each
 /// part of it.
@@ -81,8 +79,8 @@ pub(super) struct Front {
     building: Arc<Budget>,
     changes: Arc<Budget>,
     listeners: Arc<Budget>,
-    /// Bytes of answers that have yet to be taken.
-    answers: Arc<Budget>,
+    /// Bytes of bodies that have come, and of answers that have yet to be taken.
+    held: Arc<Budget>,
 }
 
 #[derive(Default)]
@@ -129,6 +127,8 @@ pub(super) struct Request {
     pub(super) peer: String,
     headers: Vec<(String, Vec<u8>)>,
     pub(super) body: Vec<u8>,
+    /// Keeps the memory for the body, unless that is small.
+    _held: Option<Charge>,
 }
 
 impl Request {
@@ -173,13 +173,13 @@ impl Write for InTime<'_> {
 impl Front {
     pub(super) fn new(admin: Admin) -> Arc<Self> {
         Arc::new(Self {
+            held: Budget::new(admin.memory),
             admin,
             guests: Mutex::default(),
             left: Condvar::new(),
             building: Budget::new(MAX_BUILDING),
             changes: Budget::new(MAX_CHANGES),
             listeners: Budget::new(MAX_LISTENERS),
-            answers: Budget::new(MAX_ANSWERS),
         })
     }
 
@@ -318,10 +318,10 @@ impl Front {
             return self.stream(socket, place, request);
         }
         let (status, kind, body) = self.build(request)?;
-        if body.len() > MAX_ANSWER {
+        if body.len() > MAX_ANSWER.min(self.held.limit()) {
             return Err((
                 400,
-                "the answer is over 32 MiB; ask for less with limit=NUMBER",
+                "the answer is over 32 MiB, or a sixteenth of memory; ask for less with limit=NUMBER",
             ));
         }
         let counted = if body.len() > SMALL_ANSWER {
@@ -329,7 +329,7 @@ impl Front {
         } else {
             0
         };
-        let _taken = hold(&self.answers, counted, Instant::now())
+        let _taken = hold(&self.held, counted, Instant::now())
             .ok_or((503, "other large answers have yet to be read; try again"))?;
         let allow = (status == 405).then(|| routes::methods(request.path()));
         let head = head(status, kind, body.len(), allow.as_deref());
@@ -424,6 +424,7 @@ impl Front {
             peer: peer_of(socket),
             headers: Vec::new(),
             body: Vec::new(),
+            _held: None,
         };
         if !asked.may_look && !asked.is_probe() {
             static REMOTE: Limiter = Limiter::audit();
@@ -439,6 +440,11 @@ impl Front {
                 401,
                 "from another machine, reading too takes the header Authorization: Bearer TOKEN",
             ));
+        }
+        if length > MAX_HEAD {
+            let held = hold(&self.held, length, Instant::now());
+            asked._held =
+                Some(held.ok_or((503, "other large requests are being read; try again"))?);
         }
         if continues && body.is_empty() {
             let _ = (&*socket).write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
@@ -670,6 +676,29 @@ mod tests {
         outside.write_all(bytes).unwrap();
         outside.shutdown(std::net::Shutdown::Write).unwrap();
         Front::new(admin()).read(&Socket::from(inside), Instant::now() + ASK_WITHIN)
+    }
+
+    #[test]
+    fn a_body_takes_memory_before_it_comes() {
+        let front = Front::new(Admin {
+            memory: 100_000,
+            ..admin()
+        });
+        let ask = |length: usize| {
+            let (inside, mut outside) = UnixStream::pair().unwrap();
+            write!(
+                outside,
+                "POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n"
+            )
+            .unwrap();
+            outside.write_all(&vec![b'x'; length]).unwrap();
+            front.read(&Socket::from(inside), Instant::now() + ASK_WITHIN)
+        };
+        let first = ask(60_000).unwrap();
+        assert_eq!(ask(60_000).err().map(|(status, _)| status), Some(503));
+        assert!(ask(1000).is_ok(), "a small one always comes");
+        drop(first);
+        assert!(ask(60_000).is_ok());
     }
 
     #[test]

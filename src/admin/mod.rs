@@ -57,6 +57,8 @@ pub struct Admin {
     pub token: Option<String>,
     /// Host headers that are answered besides loopback ones.
     pub allowed_hosts: Vec<String>,
+    /// Bytes of bodies and answers together, small ones aside.
+    pub memory: usize,
 }
 
 /// The endpoint while it runs.
@@ -266,6 +268,7 @@ pub(super) mod tests {
             commands: Box::new(Nothing),
             token: None,
             allowed_hosts: vec!["Ops.example".into()],
+            memory: 64 * 1024 * 1024,
         }
     }
 

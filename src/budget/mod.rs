@@ -253,6 +253,12 @@ impl Charge {
         taken
     }
 
+    /// Holds what another one of the same budget holds as well.
+    pub fn join(&mut self, mut other: Self) {
+        assert!(Arc::ptr_eq(&self.budget, &other.budget), "one budget");
+        self.held += std::mem::take(&mut other.held);
+    }
+
     /// How much it holds.
     #[must_use]
     pub fn held(&self) -> usize {
@@ -360,7 +366,10 @@ mod tests {
         assert_eq!(budget.used(), 12);
         assert!(!charge.raise_until(13, Instant::now()));
         charge.set(2);
-        assert_eq!(budget.used(), 2);
+        let mut other = Charge::none(&budget);
+        assert!(other.try_raise(3));
+        charge.join(other);
+        assert_eq!((charge.held(), budget.used()), (5, 5));
         drop(charge);
         assert_eq!(budget.used(), 0);
     }

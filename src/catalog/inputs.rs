@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use jsonschema::{PatternOptions, Validator};
 use serde_json::Value;
 
-use super::description::{Action, Description, DescriptionError};
+use super::{
+    description::{Action, Description, DescriptionError},
+    tree::most_memory,
+};
 use crate::wire::Payload;
 
 /// Longest account of what does not fit, in bytes: a service's own names are
@@ -14,6 +17,8 @@ use crate::wire::Payload;
 const MAX_PROBLEM: usize = 300;
 /// Memory that one regular expression of a schema may take, in bytes.
 const MAX_PATTERN: usize = 1024 * 1024;
+/// Longest payload in bytes whose values are not worth reserving memory for.
+const SMALL: usize = 1024;
 
 /// The input schemas of one service, ready to be used.
 pub struct Inputs(BTreeMap<String, Validator>);
@@ -59,6 +64,20 @@ impl Inputs {
             .map(Self)
     }
 
+    /// The most memory that [`Inputs::check`] takes for a payload, in bytes;
+    /// whoever calls that reserves it before. Zero for one of 1 KiB or less.
+    ///
+    /// # Errors
+    /// The payload holds what no value can: it does not fit.
+    pub fn memory(&self, action: &str, payload: Payload<'_>) -> Result<usize, Misfit> {
+        match payload {
+            Payload::Json(text) if text.len() > SMALL && self.0.contains_key(action) => {
+                most_memory(text).map_err(|error| misfit(String::new(), &error.to_string()))
+            }
+            Payload::Json(_) | Payload::Binary(_) => Ok(0),
+        }
+    }
+
     /// Holds a payload against the schema of an action, if that has one.
     ///
     /// # Errors
@@ -67,35 +86,36 @@ impl Inputs {
         let Some(validator) = self.0.get(action) else {
             return Ok(());
         };
-        let misfit = |path: String, why: String| {
-            let place = if path.is_empty() {
-                "payload".into()
-            } else {
-                format!("payload at {path}")
-            };
-            Misfit {
-                problem: cut(format!("{place}: {why}")),
-                path: cut(path),
-            }
-        };
         let Payload::Json(text) = payload else {
             return Err(misfit(
                 String::new(),
-                format!("{action} takes JSON, not bytes"),
+                &format!("{action} takes JSON, not bytes"),
             ));
         };
         // It is JSON, but a number or half a surrogate pair may be beyond what
         // a value can hold.
-        let value: Value =
-            serde_json::from_str(text).map_err(|error| misfit(String::new(), error.to_string()))?;
+        let value: Value = serde_json::from_str(text)
+            .map_err(|error| misfit(String::new(), &error.to_string()))?;
         // What the caller sent is not repeated: it may be long, or secret.
         let fits = validator.validate(&value);
         fits.map_err(|error| {
             misfit(
                 error.instance_path().to_string(),
-                error.masked().to_string(),
+                &error.masked().to_string(),
             )
         })
+    }
+}
+
+fn misfit(path: String, why: &str) -> Misfit {
+    let place = if path.is_empty() {
+        "payload".into()
+    } else {
+        format!("payload at {path}")
+    };
+    Misfit {
+        problem: cut(format!("{place}: {why}")),
+        path: cut(path),
     }
 }
 

@@ -8,6 +8,7 @@ mod live;
 mod load;
 mod loader;
 mod policy;
+mod tree;
 mod truncated;
 
 use std::{

@@ -115,6 +115,7 @@ impl Commands for Operator {
             header,
             outcome,
             identity: _,
+            held: _held,
         } = self.dispatcher.handle(request);
         let elapsed = begun.elapsed().as_secs_f64() * 1e3;
         if header.is_none() {

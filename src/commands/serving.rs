@@ -105,7 +105,8 @@ impl Serving {
         if let Some(warning) = room.warning() {
             tracing::warn!("{warning}");
         }
-        let memory = Budget::new(MemoryPlan::of(&config).shared);
+        let divided = MemoryPlan::of(&config);
+        let memory = Budget::new(divided.shared);
         // Where it takes over from another process, that one has the store
         // until it has ended.
         let patience = if inherited.is_empty() {
@@ -126,13 +127,14 @@ impl Serving {
         }
         let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
         let catalog = load_catalog(&config, policy, &sandbox)?;
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics::with_history(divided.history));
         let access = Arc::clone(&edge.access);
         let dispatcher = Dispatcher::new(
             catalog.shared(),
             Arc::clone(&config),
             Arc::clone(&metrics),
             access,
+            Arc::clone(&memory),
         );
         // The admin endpoint first: what can't listen shall not have served.
         let Doors {
@@ -467,6 +469,7 @@ fn start_admin(
         commands: Box::new(operator),
         token: token.ok(),
         allowed_hosts: config.admin.allowed_hosts.clone(),
+        memory: MemoryPlan::of(config).admin,
     }
     .start(doors)
 }

@@ -21,12 +21,17 @@ const MAX_DERIVED_CONNECTIONS: usize = 1024;
 /// Instances that are derived at most: each reserves three memories of 4 GiB
 /// of address space, of which there are 128 TiB.
 const MAX_INSTANCES: usize = 8_000;
+/// Bytes for the operator that are derived at most.
+const MAX_ADMIN: usize = 64 * 1024 * 1024;
+/// Bytes for the calls of the past that are derived at most.
+const MAX_HISTORY: usize = 8 * 1024 * 1024;
 /// Linear memory of an instance where no setting says another.
 const DEFAULT_INSTANCE: Bytes = Bytes::mib(64);
 
 /// How the memory is divided. A quarter at most goes to connections, a
-/// quarter at most to what instances keep, the rest is shared by everything
-/// that grows.
+/// quarter at most to what instances keep, a sixteenth to the operator and
+/// half of that to the calls of the past; the rest is shared by everything that
+/// grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// The whole, in bytes.
@@ -39,6 +44,11 @@ pub struct MemoryPlan {
     pub instances: usize,
     /// Bytes that one instance keeps.
     pub per_instance: usize,
+    /// Bytes for requests and answers of the admin endpoint: who looks gets in
+    /// when all else is taken.
+    pub admin: usize,
+    /// Bytes for calls that failed or were slow.
+    pub history: usize,
     /// Bytes for what grows: memory of guests beyond what instances keep,
     /// large messages and answers.
     pub shared: usize,
@@ -57,15 +67,18 @@ impl MemoryPlan {
         };
         let per_instance = KEPT_MEMORY.0 + KEPT_TABLES.0;
         let instances = (total / 4 / per_instance).clamp(1, MAX_INSTANCES);
+        let (admin, history) = ((total / 16).min(MAX_ADMIN), (total / 32).min(MAX_HISTORY));
         let taken = connections
             .saturating_mul(per_connection)
-            .saturating_add(instances * per_instance);
+            .saturating_add(instances * per_instance + admin + history);
         Self {
             total,
             connections,
             per_connection,
             instances,
             per_instance,
+            admin,
+            history,
             shared: total.saturating_sub(taken),
         }
     }
@@ -74,7 +87,7 @@ impl MemoryPlan {
     #[must_use]
     pub fn default_instance(&self) -> Bytes {
         // Whole pages of WebAssembly.
-        Bytes(DEFAULT_INSTANCE.0.min(self.shared / 2) / (64 * 1024) * (64 * 1024))
+        Bytes(DEFAULT_INSTANCE.0.min(self.shared / 3 * 2) / (64 * 1024) * (64 * 1024))
     }
 
     /// The division in words, and what is not in it.
@@ -87,6 +100,8 @@ impl MemoryPlan {
             per_connection,
             instances,
             per_instance,
+            admin,
+            history,
             shared,
         } = *self;
         vec![
@@ -101,6 +116,7 @@ impl MemoryPlan {
                 mib(instances * per_instance),
                 per_instance / 1024
             ),
+            format!("{} for the operator: who looks, and the calls of the past", mib(admin + history)),
             format!("{} shared by what grows: memory of services, large messages and answers", mib(shared)),
             "not counted: the program and compiled code, the kernel's stacks, socket buffers and page cache".into(),
         ]
@@ -213,13 +229,15 @@ mod tests {
                 per_connection,
                 instances,
                 per_instance,
+                admin,
+                history,
                 shared,
             } = plan;
             assert_eq!(
-                connections * per_connection + instances * per_instance + shared,
+                connections * per_connection + instances * per_instance + admin + history + shared,
                 total
             );
-            assert!(shared >= total / 2);
+            assert!(shared >= total / 5 * 2);
             assert_eq!(plan.conflicts(&config), [], "{mib}");
         }
         assert_eq!(MemoryPlan::of(&Config::default()).connections, 1024);

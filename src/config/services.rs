@@ -31,7 +31,7 @@ macro_rules! service_settings {
             #[serde(skip_serializing_if = "Option::is_none")]
             pub $field: Option<$type>,)*
             /// Linear memory of one instance, all memories together, 64 KiB to 4 GiB;
-            /// left out, 64 MiB or half of what all calls share, if that is less.
+            /// left out, 64 MiB or two thirds of what all calls share, if that is less.
             #[serde(skip_serializing_if = "Option::is_none")]
             pub memory: Option<Bytes>,
             /// What the service may use beside processor and memory.

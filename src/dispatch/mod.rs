@@ -16,12 +16,13 @@ use serde_json::json;
 
 use crate::{
     access::{Access, Identity, Principal, log_refusal},
-    budget::Charge,
+    budget::{Budget, Charge},
     catalog::{Catalog, SYSTEM},
     config::Config,
     host::{Context, Watch},
     log::Limiter,
     metrics::Metrics,
+    sandbox::SMALL_ANSWER,
     wire::{Code, ErrorBody, Header, Kind, Payload, Reason, Version, json as wire_json},
 };
 
@@ -62,6 +63,8 @@ pub struct Reply<'a> {
     pub outcome: Outcome,
     /// Who asks, if that has just come out.
     pub identity: Option<Identity>,
+    /// Memory that is reserved for the answer until whoever sends it counts it.
+    pub held: Option<Charge>,
 }
 
 impl<'a> Reply<'a> {
@@ -72,6 +75,7 @@ impl<'a> Reply<'a> {
             header,
             outcome,
             identity: None,
+            held: None,
         }
     }
 }
@@ -106,6 +110,7 @@ struct Core {
     config: Arc<Config>,
     metrics: Arc<Metrics>,
     access: Arc<Access>,
+    memory: Arc<Budget>,
 }
 
 /// A refusal, before it is joined with the header that it answers.
@@ -173,8 +178,8 @@ impl Handle for Dispatcher {
             let refusal = Refusal::new(Code::InvalidRequestId, message);
             return Reply::new(None, Outcome::Error(refusal.code, refusal.body));
         }
-        let mut identity = None;
-        let outcome = core.serve(&header, payload, &request, &mut identity);
+        let (mut identity, mut held) = (None, None);
+        let outcome = core.serve(&header, payload, &request, &mut identity, &mut held);
         let outcome = if header.kind == Kind::Publish {
             core.published(&header, outcome)
         } else {
@@ -184,24 +189,28 @@ impl Handle for Dispatcher {
             header: Some(header),
             outcome,
             identity,
+            held,
         }
     }
 }
 
 impl Dispatcher {
-    /// A dispatcher over a catalog.
+    /// A dispatcher over a catalog. What is built for one request, beside what
+    /// its service holds, is taken from `memory`.
     #[must_use]
     pub fn new(
         catalog: Arc<ArcSwap<Catalog>>,
         config: Arc<Config>,
         metrics: Arc<Metrics>,
         access: Arc<Access>,
+        memory: Arc<Budget>,
     ) -> Self {
         Self(Arc::new(Core {
             catalog,
             config,
             metrics,
             access,
+            memory,
         }))
     }
 }
@@ -233,8 +242,9 @@ impl Core {
         payload: &[u8],
         request: &Request<'_>,
         known: &mut Option<Identity>,
+        held: &mut Option<Charge>,
     ) -> Outcome {
-        match self.route(header, payload, request, known) {
+        match self.route(header, payload, request, known, held) {
             Ok(outcome) => outcome,
             Err(refusal) => {
                 self.keep_unrouted(header, request.identity, &refusal);
@@ -257,6 +267,7 @@ impl Core {
         payload: &[u8],
         request: &Request<'_>,
         known: &mut Option<Identity>,
+        held: &mut Option<Charge>,
     ) -> Result<Outcome, Refusal> {
         if matches!(header.kind, Kind::Response | Kind::Error) {
             let message = format!(
@@ -271,16 +282,16 @@ impl Core {
             Payload::Json(check_json(payload)?)
         };
         if header.topic.service() == SYSTEM {
-            return self
-                .system(header, payload, request.identity, known)
-                .map(Outcome::Json);
+            let text = self.system(header, payload, request.identity, known)?;
+            *held = self.hold_now(text.len())?;
+            return Ok(Outcome::Json(text));
         }
         let timeout = header.timeout.unwrap_or(self.config.default_timeout.0);
         let Some(_place) = self.permit(header, request, request.arrived + timeout)? else {
             return Ok(Outcome::Postponed);
         };
         let context = context(header, request.identity, request.arrived + timeout);
-        let answered = self.run(Task {
+        let (answered, answer_held) = self.run(Task {
             topic: header.topic,
             version: header.version,
             payload,
@@ -290,6 +301,7 @@ impl Core {
             client: true,
             again: request.again,
         });
+        *held = answer_held;
         // What was refused is kept already.
         Ok(match answered {
             Ok(Checked::Json(text)) => Outcome::Json(text),
@@ -349,6 +361,20 @@ impl Core {
             principal.name,
             calls.limit()
         );
+        Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS))
+    }
+
+    /// Memory for an answer of so many bytes, if it is there: system topics wait
+    /// for nothing. None for a small one.
+    fn hold_now(&self, bytes: usize) -> Result<Option<Charge>, Refusal> {
+        if bytes <= SMALL_ANSWER {
+            return Ok(None);
+        }
+        let mut held = Charge::none(&self.memory);
+        if held.try_raise(bytes) {
+            return Ok(Some(held));
+        }
+        let message = format!("the server's memory is used up: no {bytes} bytes for the answer");
         Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS))
     }
 
@@ -424,18 +450,30 @@ mod tests {
         host::Unwatched,
     };
 
-    fn dispatcher() -> Dispatcher {
+    fn dispatcher(memory: usize) -> Dispatcher {
         let config = Config {
             max_message_size: Bytes(1000),
             ..Config::default()
         };
         let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).unwrap();
-        Dispatcher::new(Arc::default(), Arc::new(config), Arc::default(), access)
+        let memory = Budget::new(memory);
+        Dispatcher::new(
+            Arc::default(),
+            Arc::new(config),
+            Arc::default(),
+            access,
+            memory,
+        )
     }
 
     /// `CODE` or the payload, and the request id that it goes to.
     fn ask(body: &[u8], binary: bool) -> (String, Option<String>) {
-        let dispatcher = dispatcher();
+        ask_within(1 << 20, body, binary)
+    }
+
+    /// The same of a server that has so much memory.
+    fn ask_within(memory: usize, body: &[u8], binary: bool) -> (String, Option<String>) {
+        let dispatcher = dispatcher(memory);
         let terms = Arc::new(Terms {
             auth: Auth::None,
             rights: None,
@@ -459,6 +497,7 @@ mod tests {
             header,
             outcome,
             identity: _,
+            held: _,
         } = dispatcher.handle(request);
         let id = header
             .and_then(|header| header.request_id)
@@ -541,6 +580,39 @@ mod tests {
             "INVALID_REQUEST"
         );
         assert_eq!(ask(b"REQUEST:a.b:1.0.0:1\n\xff", true).0, "NO_ROUTE_FOUND");
+    }
+
+    #[test]
+    fn of_a_hello_only_what_is_known_is_read() {
+        let hello = |payload: &str| {
+            ask(
+                format!("REQUEST:system.hello:1.0.0:1\n{payload}").as_bytes(),
+                false,
+            )
+            .0
+        };
+        for good in [
+            "",
+            "null",
+            "{}",
+            r#"{"more":[1e999,{"":{}}],"protocol":null}"#,
+            r#"{"protocol":"2.0","protoc\u006fl":"1.0"}"#,
+        ] {
+            assert!(hello(good).contains("connectionId"), "{good}");
+        }
+        for bad in ["1", "[null]", r#"{"token":["x"]}"#, r#"{"client":{}}"#] {
+            assert_eq!(hello(bad), "INVALID_REQUEST", "{bad}");
+        }
+    }
+
+    #[test]
+    fn large_answers_of_system_topics_take_memory() {
+        let ping = |size: usize| {
+            let body = format!("REQUEST:system.ping:1.0.0:1\n\"{}\"", "x".repeat(size));
+            ask_within(3000, body.as_bytes(), false).0
+        };
+        assert!(ping(2000).contains("echo"));
+        assert_eq!(ping(4000), "SERVICE_UNAVAILABLE");
     }
 
     #[test]

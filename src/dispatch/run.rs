@@ -3,13 +3,14 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{Core, Refusal, check_json};
 use crate::{
+    budget::Charge,
     catalog::{Catalog, Found, Misfit, Service},
     host::{
         Context, Stop, Watch,
@@ -53,8 +54,12 @@ pub(super) enum Checked {
 }
 
 impl Core {
-    /// Runs a call to its end.
-    pub(super) fn run(self: &Arc<Self>, task: Task<'_>) -> Result<Checked, Refusal> {
+    /// Runs a call to its end. What is returned beside the answer keeps the
+    /// memory for it.
+    pub(super) fn run(
+        self: &Arc<Self>,
+        task: Task<'_>,
+    ) -> (Result<Checked, Refusal>, Option<Charge>) {
         let Task {
             topic,
             version,
@@ -69,17 +74,21 @@ impl Core {
         // would have all processors write to one place.
         let catalog = self.catalog.load();
         let found = find(&catalog, &topic, version).map_err(|refusal| (None, refusal));
-        let ready =
-            found.and_then(
-                |service| match takes(service, &topic, payload, client && !again) {
-                    Ok(()) => Ok(service),
-                    Err(refusal) => Err((Some(service), refusal)),
-                },
-            );
-        let service = ready.map_err(|(service, refusal)| {
-            self.keep_refused(&topic, service, &context, &refusal);
-            refusal
-        })?;
+        let ready = found.and_then(|service| {
+            let taken = takes(service, &topic, client && !again)
+                .and_then(|()| self.fits(service, &topic, payload, &**watch, context.deadline));
+            match taken {
+                Ok(()) => Ok(service),
+                Err(refusal) => Err((Some(service), refusal)),
+            }
+        });
+        let service = match ready {
+            Ok(service) => service,
+            Err((service, refusal)) => {
+                self.keep_refused(&topic, service, &context, &refusal);
+                return (Err(refusal), None);
+            }
+        };
         let action = topic.action();
         if service.component.terms().granted.may_call() {
             context.calls = Some(Arc::new(Arc::clone(self)));
@@ -100,9 +109,10 @@ impl Core {
             elapsed,
             backtrace,
             stderr,
+            held,
         } = report;
         if matches!(result, Err(CallError::Postponed)) {
-            return Ok(Checked::Postponed);
+            return (Ok(Checked::Postponed), None);
         }
         let begun = !matches!(result, Err(CallError::NotBegun(_)));
         let (frames, printed) = if terms.settings.expose_traps {
@@ -148,7 +158,49 @@ impl Core {
             backtrace: &backtrace,
         };
         ended.tell(result.as_ref().err());
-        result
+        (result, held)
+    }
+
+    /// Whether a payload fits its schema, where that is asked for; within the
+    /// server's memory, for which it waits until the deadline.
+    fn fits(
+        &self,
+        service: &Service,
+        topic: &Topic<'_>,
+        payload: Payload<'_>,
+        watch: &dyn Watch,
+        deadline: Instant,
+    ) -> Result<(), Refusal> {
+        let Some(inputs) = &service.inputs else {
+            return Ok(());
+        };
+        let misfit = |Misfit { path, problem }| {
+            Refusal::new(Code::InvalidPayload, problem).with(&json!({"path": path}))
+        };
+        let needed = inputs.memory(topic.action(), payload).map_err(misfit)?;
+        let _held = self.hold(needed, watch, deadline)?;
+        inputs.check(topic.action(), payload).map_err(misfit)
+    }
+
+    /// Memory to check a payload with.
+    fn hold(&self, bytes: usize, watch: &dyn Watch, deadline: Instant) -> Result<Charge, Refusal> {
+        let limit = self.memory.limit();
+        if bytes > limit {
+            let message = format!(
+                "payload: as values it takes up to {bytes} bytes of memory, and the server has {limit} for all"
+            );
+            return Err(Refusal::new(Code::InvalidPayload, message).with(&json!({"path": ""})));
+        }
+        let mut held = Charge::none(&self.memory);
+        if held.try_raise(bytes) {
+            return Ok(held);
+        }
+        watch.waits();
+        if held.raise_until(bytes, deadline) {
+            return Ok(held);
+        }
+        let message = "not begun within its timeout: no memory to check its payload with";
+        Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS))
     }
 
     /// Keeps a call that was refused before an instance was wanted.
@@ -172,12 +224,7 @@ impl Core {
 }
 
 /// Whether a service takes a call, before an instance is wanted.
-fn takes(
-    service: &Service,
-    topic: &Topic<'_>,
-    payload: Payload<'_>,
-    counts: bool,
-) -> Result<(), Refusal> {
+fn takes(service: &Service, topic: &Topic<'_>, counts: bool) -> Result<(), Refusal> {
     let name = &service.description.name;
     if let Some(rate) = service.rate.as_ref().filter(|_| counts) {
         rate.take()
@@ -187,13 +234,6 @@ fn takes(
     if !service.description.has_action(action) {
         let message = format!("service {name} has no action {action}");
         return Err(Refusal::new(Code::TopicNotSupported, message));
-    }
-    if let Some(Err(Misfit { path, problem })) = service
-        .inputs
-        .as_ref()
-        .map(|inputs| inputs.check(action, payload))
-    {
-        return Err(Refusal::new(Code::InvalidPayload, problem).with(&json!({"path": path})));
     }
     Ok(())
 }
@@ -264,9 +304,7 @@ impl Calls for Arc<Core> {
             let message = format!("message of {size} bytes exceeds the limit of {limit}");
             return Err(refuse(Refusal::new(Code::MessageTooLarge, message)));
         }
-        let timeout = context
-            .deadline
-            .saturating_duration_since(std::time::Instant::now());
+        let timeout = context.deadline.saturating_duration_since(Instant::now());
         let task = Task {
             topic,
             version,
@@ -277,7 +315,9 @@ impl Calls for Arc<Core> {
             client: false,
             again: false,
         };
-        match Core::run(self, task).map_err(refuse)? {
+        // The answer is copied to the calling service at once.
+        let (answered, _held) = Core::run(self, task);
+        match answered.map_err(refuse)? {
             Checked::Json(text) => Ok(PayloadResult::Json(text)),
             Checked::Binary(bytes) => Ok(PayloadResult::Binary(bytes)),
             Checked::Postponed => Err(refuse(Refusal::unavailable(

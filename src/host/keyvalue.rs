@@ -9,7 +9,7 @@ use super::{
     Host,
     bindings::wasi::keyvalue::{atomics, batch, store},
 };
-use crate::store::{Digest, Namespace, StoreError, digest};
+use crate::store::{Digest, MAX_BATCH_BYTES, Namespace, StoreError, digest};
 
 /// An open bucket: its name.
 pub struct Bucket(Box<str>);
@@ -22,6 +22,20 @@ pub struct Cas {
     key: String,
     seen: Option<Digest>,
 }
+
+impl Cas {
+    /// Bytes of one.
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.key.len() + self.bucket.len()
+    }
+}
+
+/// Copies that a write holds of its values until they are on the disk: the one
+/// that the component handed over, the sealed one, and that in a page.
+const COPIES: usize = 3;
+
+/// Values of fewer bytes are not worth reserving memory for.
+const SMALL: usize = 1024;
 
 type Answer<T> = wasmtime::Result<Result<T, store::Error>>;
 
@@ -44,12 +58,19 @@ impl Host {
         Ok(result.map_err(|error| refuse(&error)))
     }
 
-    /// The same for a write, which waits for the disk.
+    /// The same for a write of so many bytes, which waits for memory and for
+    /// the disk.
     fn written<T>(
         &mut self,
+        bytes: usize,
         work: impl FnOnce(&Namespace, Instant) -> Result<T, StoreError>,
     ) -> Answer<T> {
         let deadline = self.context.deadline;
+        // What the store refuses for its size waits for nothing.
+        let _held = match bytes {
+            ..SMALL | MAX_BATCH_BYTES.. => None,
+            bytes => self.reserve(COPIES * bytes)?,
+        };
         self.waits();
         self.stored(|namespace| work(namespace, deadline))
     }
@@ -76,12 +97,17 @@ impl store::HostBucket for Host {
 
     fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> Answer<()> {
         let bucket = self.bucket(&bucket)?;
-        self.written(|namespace, deadline| namespace.set(&bucket, key, value, deadline))
+        let bytes = key.len() + value.len();
+        self.written(bytes, |namespace, deadline| {
+            namespace.set(&bucket, key, value, deadline)
+        })
     }
 
     fn delete(&mut self, bucket: Resource<Bucket>, key: String) -> Answer<()> {
         let bucket = self.bucket(&bucket)?;
-        self.written(|namespace, deadline| namespace.delete(&bucket, key, deadline))
+        self.written(0, |namespace, deadline| {
+            namespace.delete(&bucket, key, deadline)
+        })
     }
 
     fn exists(&mut self, bucket: Resource<Bucket>, key: String) -> Answer<bool> {
@@ -111,7 +137,9 @@ impl store::HostBucket for Host {
 impl atomics::Host for Host {
     fn increment(&mut self, bucket: Resource<Bucket>, key: String, delta: i64) -> Answer<i64> {
         let bucket = self.bucket(&bucket)?;
-        self.written(|namespace, deadline| namespace.increment(&bucket, key, delta, deadline))
+        self.written(0, |namespace, deadline| {
+            namespace.increment(&bucket, key, delta, deadline)
+        })
     }
 
     /// Where the value is another by now, the caller gets the new one to try
@@ -121,8 +149,8 @@ impl atomics::Host for Host {
         cas: Resource<Cas>,
         value: Vec<u8>,
     ) -> wasmtime::Result<Result<(), atomics::CasError>> {
-        let Cas { bucket, key, seen } = self.take_back(cas)?;
-        let swapped = self.written(|namespace, deadline| {
+        let Cas { bucket, key, seen } = self.take_back_large(cas, Cas::bytes)?;
+        let swapped = self.written(key.len() + value.len(), |namespace, deadline| {
             namespace.swap(&bucket, key.clone(), seen, value, deadline)
         })?;
         match swapped {
@@ -139,7 +167,11 @@ impl atomics::Host for Host {
 impl Host {
     fn look(&mut self, bucket: Box<str>, key: String) -> Answer<Resource<Cas>> {
         match self.stored(|namespace| namespace.digest(&bucket, &key))? {
-            Ok(seen) => Ok(Ok(self.hand_out(Cas { bucket, key, seen })?)),
+            Ok(seen) => {
+                let cas = Cas { bucket, key, seen };
+                let bytes = cas.bytes();
+                Ok(Ok(self.hand_out_large(cas, bytes)?))
+            }
             Err(error) => Ok(Err(error)),
         }
     }
@@ -164,7 +196,7 @@ impl atomics::HostCas for Host {
     }
 
     fn drop(&mut self, cas: Resource<Cas>) -> wasmtime::Result<()> {
-        self.take_back(cas)?;
+        self.take_back_large(cas, Cas::bytes)?;
         Ok(())
     }
 }
@@ -187,12 +219,21 @@ impl batch::Host for Host {
 
     fn set_many(&mut self, bucket: Resource<Bucket>, pairs: Vec<(String, Vec<u8>)>) -> Answer<()> {
         let bucket = self.bucket(&bucket)?;
-        self.written(|namespace, deadline| namespace.set_many(&bucket, pairs, deadline))
+        let bytes = pairs
+            .iter()
+            .map(|(key, value)| key.len() + value.len())
+            .sum();
+        self.written(bytes, |namespace, deadline| {
+            namespace.set_many(&bucket, pairs, deadline)
+        })
     }
 
     fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Answer<()> {
         let bucket = self.bucket(&bucket)?;
-        self.written(|namespace, deadline| namespace.delete_many(&bucket, keys, deadline))
+        let bytes = keys.iter().map(String::len).sum();
+        self.written(bytes, |namespace, deadline| {
+            namespace.delete_many(&bucket, keys, deadline)
+        })
     }
 }
 
@@ -202,8 +243,9 @@ mod tests {
 
     use super::*;
     use crate::{
+        budget::Budget,
         config::{Config, services::settings_of},
-        host::{Context, Granted, Unwatched, context::Caller},
+        host::{Context, Granted, Stop, Unwatched, context::Caller},
         store::Store,
     };
 
@@ -246,6 +288,35 @@ mod tests {
         // Other tests run beside this one; it would take 300 MiB.
         let grown = resident().saturating_sub(before);
         assert!(grown < 200 << 20, "{grown} bytes");
+    }
+
+    #[test]
+    fn what_the_host_holds_is_taken_from_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store.redb"), 1 << 20).unwrap();
+        let memory = Budget::new(1 << 20);
+        let mut host = host(&store).with_memory(&memory);
+        let bucket = store::Host::open(&mut host, "b".into()).unwrap().unwrap();
+        let keys: Vec<_> = (0..200)
+            .map(|_| {
+                atomics::HostCas::new(&mut host, same(&bucket), "k".repeat(1000))
+                    .unwrap()
+                    .unwrap()
+            })
+            .collect();
+        assert!(memory.used() > 200 * 1000 - 64 * 1024, "{}", memory.used());
+        for cas in keys {
+            atomics::HostCas::drop(&mut host, cas).unwrap();
+        }
+        assert_eq!(memory.used(), 0);
+        let write = |host: &mut Host, size: usize| {
+            store::HostBucket::set(host, same(&bucket), "k".into(), vec![7; size])
+        };
+        write(&mut host, 200_000).unwrap().unwrap();
+        assert_eq!(memory.used(), 0, "it is on the disk");
+        host.context.deadline = Instant::now();
+        let stopped = write(&mut host, 500_000).unwrap_err();
+        assert_eq!(stopped.downcast_ref(), Some(&Stop::Deadline));
     }
 
     #[test]

@@ -14,13 +14,18 @@ mod settings;
 mod wasi;
 mod watch;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 pub use context::Context;
 pub use grants::{GrantError, Granted};
 pub use link::{LinkError, grant_for, link};
 use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
 pub use watch::{Stop, Unwatched, Watch};
+
+use crate::budget::{Budget, Charge};
 
 /// Handles of the host's resources that an instance may hold.
 pub const MAX_HANDLES: usize = 1000;
@@ -49,6 +54,11 @@ pub mod bindings {
 /// The interface that every component exports.
 pub const HANDLER: &str = "mb:service/handler@1.0.0";
 
+/// How long a call that waits for memory may go without being looked after.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Bytes that the handles of one instance may hold without taking any.
+const HANDLES_FREE: usize = 64 * 1024;
+
 /// What the host functions of one call work with.
 pub struct Host {
     context: Context,
@@ -64,6 +74,12 @@ pub struct Host {
     log: log::Meter,
     /// A host function waits: what a deadline that passes now interrupts.
     waiting: bool,
+    /// The server's; none where nothing is bounded by it.
+    memory: Option<Arc<Budget>>,
+    /// What handles hold beyond what every instance may.
+    handles: Option<Charge>,
+    /// Bytes that they hold.
+    handle_bytes: usize,
     /// Stands in between two calls.
     nobody: (Arc<context::Caller>, Arc<dyn Watch>),
 }
@@ -85,8 +101,40 @@ impl Host {
             asked: 0,
             log,
             waiting: false,
+            memory: None,
+            handles: None,
+            handle_bytes: 0,
             nobody,
         }
+    }
+
+    /// Takes from the server's memory what the host holds for the component.
+    #[must_use]
+    pub fn with_memory(mut self, memory: &Arc<Budget>) -> Self {
+        self.memory = Some(Arc::clone(memory));
+        self
+    }
+
+    /// Memory for what the component has handed over, once it is there; the
+    /// call is stopped if it is not in time.
+    fn reserve(&mut self, bytes: usize) -> wasmtime::Result<Option<Charge>> {
+        let mut held = self.memory.as_ref().map(Charge::none);
+        // Nobody could wait for more than there is.
+        let limit = self.memory.as_ref().map_or(0, |memory| memory.limit());
+        let bytes = bytes.min(limit);
+        if let Some(held) = &mut held
+            && !held.try_raise(bytes)
+        {
+            self.waits();
+            self.waiting = true;
+            while !held.raise_until(bytes, Instant::now() + LOOK_EVERY) {
+                if let Some(stop) = self.tick() {
+                    return Err(stop.into());
+                }
+            }
+            self.waiting = false;
+        }
+        Ok(held)
     }
 
     /// For the next call of the same instance. Handles stay: they are part of
@@ -123,6 +171,43 @@ impl Host {
     #[must_use]
     pub fn stderr(&self) -> Vec<String> {
         self.log.stderr()
+    }
+
+    /// A handle for the component, which holds so many bytes: those of an
+    /// instance beyond the first 64 KiB are taken from the server's memory.
+    fn hand_out_large<T: Send + 'static>(
+        &mut self,
+        resource: T,
+        bytes: usize,
+    ) -> wasmtime::Result<Resource<T>> {
+        let beyond = |bytes: usize| bytes.saturating_sub(HANDLES_FREE);
+        let sum = self.handle_bytes + bytes;
+        if beyond(sum) > 0 {
+            let more = self.reserve(beyond(sum) - beyond(self.handle_bytes))?;
+            if let Some(more) = more {
+                match &mut self.handles {
+                    Some(handles) => handles.join(more),
+                    none => *none = Some(more),
+                }
+            }
+        }
+        let handle = self.hand_out(resource)?;
+        self.handle_bytes = sum;
+        Ok(handle)
+    }
+
+    /// Such a handle that the component gives back.
+    fn take_back_large<T: Send + 'static>(
+        &mut self,
+        handle: Resource<T>,
+        bytes: impl Fn(&T) -> usize,
+    ) -> Result<T, ResourceTableError> {
+        let resource = self.take_back(handle)?;
+        self.handle_bytes -= bytes(&resource);
+        if let Some(handles) = &mut self.handles {
+            handles.set(self.handle_bytes.saturating_sub(HANDLES_FREE));
+        }
+        Ok(resource)
     }
 
     /// A handle for the component.
@@ -180,6 +265,12 @@ impl Host {
     #[must_use]
     pub fn context(&self) -> &Context {
         &self.context
+    }
+
+    /// Looks after the call.
+    #[must_use]
+    pub fn watch(&self) -> Arc<dyn Watch> {
+        Arc::clone(&self.watch)
     }
 
     /// Whether a host function waits.

@@ -18,6 +18,8 @@ const MAX_FAILED: usize = 512;
 /// Longest details that are kept whole, in bytes: a service chooses them, and
 /// they may be as large as an answer.
 const MAX_DETAILS: usize = 2048;
+/// Bytes of all that are kept, where nothing else is said.
+const MAX_BYTES: usize = 8 * 1024 * 1024;
 /// What takes longer is slow, however it ended.
 const SLOW: Duration = Duration::from_millis(10);
 
@@ -60,15 +62,67 @@ pub struct PastCall {
     pub stderr: Vec<String>,
 }
 
+impl PastCall {
+    /// About what it takes, in bytes.
+    fn size(&self) -> usize {
+        let lines = |lines: &[String]| {
+            lines
+                .iter()
+                .map(|line| size_of::<String>() + line.len())
+                .sum::<usize>()
+        };
+        let optional = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        size_of::<Self>()
+            + self.request_id.len()
+            + optional(&self.parent_request_id)
+            + self.connection.len()
+            + optional(&self.principal)
+            + self.service.len()
+            + optional(&self.version)
+            + self.action.len()
+            + self.ended.len()
+            + self.outcome.len()
+            + optional(&self.message)
+            + self.details.as_ref().map_or(0, |text| text.get().len())
+            + lines(&self.backtrace)
+            + lines(&self.stderr)
+    }
+}
+
 /// The newest that failed, of each service with each code, and the newest that
-/// were slow.
-#[derive(Debug, Default)]
+/// were slow; fewer where they are large.
+#[derive(Debug)]
 pub struct History {
     failed: Mutex<Failed>,
-    slow: Mutex<VecDeque<Arc<PastCall>>>,
+    slow: Mutex<Slow>,
+    /// Bytes of each of the two.
+    limit: usize,
+}
+
+/// Oldest first.
+#[derive(Debug, Default)]
+struct Slow {
+    calls: VecDeque<Arc<PastCall>>,
+    bytes: usize,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self::new(MAX_BYTES)
+    }
 }
 
 impl History {
+    /// Nothing kept yet, and about so many bytes at most.
+    #[must_use]
+    pub fn new(bytes: usize) -> Self {
+        Self {
+            failed: Mutex::default(),
+            slow: Mutex::default(),
+            limit: bytes / 2,
+        }
+    }
+
     /// Whether such a call is worth keeping.
     #[must_use]
     pub fn wants(failed: bool, elapsed: Duration) -> bool {
@@ -78,21 +132,25 @@ impl History {
     /// Keeps one.
     pub fn keep(&self, failed: bool, call: PastCall) {
         if failed {
-            lock(&self.failed).keep(Arc::new(call));
+            lock(&self.failed).keep(Arc::new(call), self.limit);
             return;
         }
         let mut slow = lock(&self.slow);
-        if slow.len() == MAX_SLOW {
-            slow.pop_front();
+        slow.bytes += call.size();
+        slow.calls.push_back(Arc::new(call));
+        while slow.calls.len() > MAX_SLOW || slow.bytes > self.limit {
+            let Some(oldest) = slow.calls.pop_front() else {
+                break;
+            };
+            slow.bytes -= oldest.size();
         }
-        slow.push_back(Arc::new(call));
     }
 
     /// Those that fit, newest first.
     #[must_use]
     pub fn find(&self, limit: usize, fits: impl Fn(&PastCall) -> bool) -> Vec<PastCall> {
         let mut found = lock(&self.failed).all();
-        found.extend(lock(&self.slow).iter().cloned());
+        found.extend(lock(&self.slow).calls.iter().cloned());
         found.retain(|call| fits(call));
         found.sort_by(|a, b| b.ended.cmp(&a.ended));
         found.truncate(limit);
@@ -105,13 +163,22 @@ impl History {
 struct Failed {
     services: BTreeMap<String, Kinds>,
     count: usize,
+    bytes: usize,
 }
 
 /// Those of one service, by code, oldest first.
 type Kinds = BTreeMap<String, VecDeque<Arc<PastCall>>>;
 
 impl Failed {
-    fn keep(&mut self, call: Arc<PastCall>) {
+    fn keep(&mut self, call: Arc<PastCall>, limit: usize) {
+        self.bytes += call.size();
+        self.insert(call);
+        while self.bytes > limit && self.count > 0 {
+            self.drop_one();
+        }
+    }
+
+    fn insert(&mut self, call: Arc<PastCall>) {
         // The caller chooses what it calls a service that is not there: they
         // are all one.
         let service = call.version.as_ref().map_or("", |_| &*call.service);
@@ -122,7 +189,7 @@ impl Failed {
         if let Some(kind) = kind
             && kind.len() == MAX_OF_A_KIND
         {
-            kind.pop_front();
+            self.bytes -= kind.pop_front().map_or(0, |oldest| oldest.size());
             kind.push_back(call);
             return;
         }
@@ -146,8 +213,10 @@ impl Failed {
             .values_mut()
             .filter(|kind| kind.len() == longest)
             .min_by(|a, b| ended(a).cmp(&ended(b)));
-        if let Some(kind) = oldest {
-            kind.pop_front();
+        if let Some(kind) = oldest
+            && let Some(oldest) = kind.pop_front()
+        {
+            self.bytes -= oldest.size();
             self.count -= 1;
         }
         kinds.retain(|_, kind| !kind.is_empty());
@@ -241,6 +310,30 @@ mod tests {
             History::wants(true, Duration::ZERO)
                 && !History::wants(false, Duration::from_millis(9))
         );
+    }
+
+    #[test]
+    fn of_large_calls_fewer_are_kept() {
+        const LIMIT: usize = 100_000;
+        let history = History::new(2 * LIMIT);
+        let held = || {
+            let bytes = |call: &PastCall| call.size();
+            let all = history.find(usize::MAX, |_| true);
+            (all.len(), all.iter().map(bytes).sum::<usize>())
+        };
+        for id in 0..1000 {
+            let stderr = vec!["x".repeat(5000)];
+            let call = call(id, "a", &format!("E{}", id % 7));
+            history.keep(id % 2 == 0, PastCall { stderr, ..call });
+        }
+        let (count, bytes) = held();
+        assert!((30..40).contains(&count), "{count}");
+        assert!(bytes <= 2 * LIMIT, "{bytes}");
+        assert_eq!(
+            lock(&history.failed).bytes + lock(&history.slow).bytes,
+            bytes
+        );
+        assert_eq!(history.find(1, |_| true)[0].request_id, "999");
     }
 
     #[test]

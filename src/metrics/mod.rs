@@ -211,6 +211,15 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// None counted yet; calls of the past take so many bytes at most.
+    #[must_use]
+    pub fn with_history(bytes: usize) -> Self {
+        Self {
+            history: History::new(bytes),
+            ..Self::default()
+        }
+    }
+
     /// Counts an ERROR: the server's by its code, the services' own together,
     /// because their codes are without number.
     pub fn count_error(&self, code: Option<Code>) {

@@ -12,6 +12,10 @@ use crate::wire::{
 /// six times as much.
 const MAX_FAILURE_MESSAGE: usize = 4096;
 
+/// An answer of so many bytes is small: it fits into what each connection has
+/// for what is to be sent, `max_in_flight` of them together.
+pub const SMALL_ANSWER: usize = 1024;
+
 /// Levels that an ERROR puts around its details.
 const DETAILS_DEPTH: usize = 1;
 
@@ -34,6 +38,19 @@ pub enum Answer {
 }
 
 impl Answer {
+    /// Bytes on the heap.
+    pub(super) fn size(&self) -> usize {
+        match self {
+            Self::Json(text) => text.len(),
+            Self::Binary(bytes) => bytes.len(),
+            Self::Failure {
+                code,
+                message,
+                details,
+            } => code.len() + message.len() + details.as_ref().map_or(0, String::len),
+        }
+    }
+
     /// Checks the grammar, and the size in bytes against a limit.
     pub(super) fn check(&self, limit: usize) -> Result<(), CallError> {
         let failed = |reason, message: String| Err(CallError::Failed { reason, message });
@@ -72,7 +89,7 @@ impl Answer {
                     );
                     return failed(Reason::AnswerSize, message);
                 }
-                sized(code.len() + message.len() + details.as_ref().map_or(0, String::len))?;
+                sized(self.size())?;
                 if !is_service_code(code) {
                     let message = "failure code breaks its grammar [A-Z][A-Z0-9_]{0,63}";
                     return failed(Reason::InvalidAnswer, message.into());

@@ -12,14 +12,14 @@ use wasmtime::{
 };
 
 use super::{
-    answer::Answer,
+    answer::{Answer, SMALL_ANSWER},
     component::Component,
     limits::Limits,
     pool::{Missed, Place, Waiter, Warm},
     reset::Resetter,
 };
 use crate::{
-    budget::Budget,
+    budget::{Budget, Charge},
     config::Isolation,
     host::{
         Context, HasHost, Host, MAX_HANDLES, Stop, Unwatched, Watch,
@@ -36,6 +36,9 @@ use crate::{
 /// some back, and each try gives up the idle instances of all services.
 const FIRST_RETRY: Duration = Duration::from_millis(2);
 const RETRY_EVERY: Duration = Duration::from_millis(100);
+/// How long a call that waits for the memory of its answer may go without being
+/// looked after.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Frames of a backtrace that are kept.
 const MAX_FRAMES: usize = 32;
 /// Longest name of a function in a backtrace, in bytes.
@@ -117,7 +120,7 @@ pub enum CallError {
 }
 
 /// How a call went.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct CallReport {
     /// The answer, which was checked, or why there is none.
     pub result: Result<Answer, CallError>,
@@ -134,6 +137,8 @@ pub struct CallReport {
     pub backtrace: Vec<String>,
     /// The newest lines that it printed to standard error, if it failed.
     pub stderr: Vec<String>,
+    /// Keeps the memory for the answer, unless that is small.
+    pub held: Option<Charge>,
 }
 
 /// What belongs to one store.
@@ -204,8 +209,12 @@ impl Component {
         let (mut waited, mut made) = (Duration::ZERO, false);
         let outcome = self.admit_and_run(call, begun, &mut waited, &mut made);
         let elapsed = begun.elapsed();
+        let mut held = None;
         let (result, peak_memory, backtrace, stderr) = match outcome {
-            Ok((answer, peak_memory)) => (Ok(answer), peak_memory, Vec::new(), Vec::new()),
+            Ok((answer, peak_memory, charge)) => {
+                held = charge;
+                (Ok(answer), peak_memory, Vec::new(), Vec::new())
+            }
             Err(Ended {
                 error,
                 peak_memory,
@@ -221,6 +230,7 @@ impl Component {
             elapsed,
             backtrace,
             stderr,
+            held,
         }
     }
 
@@ -230,7 +240,7 @@ impl Component {
         begun: Instant,
         waited: &mut Duration,
         made: &mut bool,
-    ) -> Result<(Answer, usize), Ended> {
+    ) -> Result<(Answer, usize, Option<Charge>), Ended> {
         let deadline = call.context.deadline;
         if begun >= deadline {
             return Err(CallError::NotBegun(Wanted::Time).into());
@@ -265,6 +275,15 @@ impl Component {
                 backtrace: Vec::new(),
                 stderr: live.store.data().host.stderr(),
             })?;
+        let mut held = None;
+        if answer.size() > SMALL_ANSWER {
+            let mut charge = Charge::none(&self.sandbox.memory);
+            if !charge.try_raise(answer.size()) {
+                wait_for_memory(&mut charge, answer.size(), live, deadline)?;
+                return Ok((answer, memory, Some(charge)));
+            }
+            held = Some(charge);
+        }
         if calls + 1 < self.terms.settings.max_calls && self.is_as_new(&mut live) {
             live.store.data_mut().host.rest();
             let resetter = live.resetter.as_mut();
@@ -282,7 +301,7 @@ impl Component {
                 self.idle.put(warm);
             }
         }
-        Ok((answer, memory))
+        Ok((answer, memory, held))
     }
 
     /// Whether an instance may serve another request; resets it where requests
@@ -474,7 +493,8 @@ impl Component {
     fn store(&self, context: Context, watch: Arc<dyn Watch>) -> Store<Guest> {
         let sandbox = &self.sandbox;
         sandbox.pulse.beat();
-        let host = Host::new(context, Arc::clone(&self.terms.granted), watch);
+        let host =
+            Host::new(context, Arc::clone(&self.terms.granted), watch).with_memory(&sandbox.memory);
         let aside = self
             .reset
             .as_ref()
@@ -578,6 +598,40 @@ impl Component {
             (None, _) => failed(Reason::InvalidAnswer, root),
         }
     }
+}
+
+/// Waits for the memory of an answer until the deadline. The instance is given
+/// up, since it holds some; its place is kept, so that there are never more
+/// answers without memory than places.
+fn wait_for_memory(
+    charge: &mut Charge,
+    size: usize,
+    live: Live,
+    deadline: Instant,
+) -> Result<(), CallError> {
+    let watch = live.store.data().host.watch();
+    let Live {
+        store,
+        service,
+        resetter,
+        size: _,
+        _place,
+    } = live;
+    drop((store, service, resetter));
+    watch.waits();
+    let stopped = |stop| CallError::Stopped {
+        stop,
+        phase: Phase::Call,
+    };
+    while !charge.raise_until(size, deadline.min(Instant::now() + LOOK_EVERY)) {
+        if Instant::now() >= deadline {
+            return Err(stopped(Stop::Deadline));
+        }
+        if let Some(stop) = watch.tick() {
+            return Err(stopped(stop));
+        }
+    }
+    Ok(())
 }
 
 /// Makes an instance that is used again ready for its next call.

@@ -22,7 +22,7 @@ mod verify;
 #[cfg(feature = "compiler")]
 mod worker;
 
-pub use answer::Answer;
+pub use answer::{Answer, SMALL_ANSWER};
 #[cfg(feature = "compiler")]
 pub use compile::{Ahead, Cpu, componentize};
 pub use component::{Code, Compiled, Component, LoadError, Terms, is_machine_code};

@@ -24,16 +24,29 @@ pub(crate) struct Outbox {
     parts: VecDeque<Vec<u8>>,
     /// Of the first part. Invariant: at most its length.
     sent: usize,
-    /// Memory of the parts beyond what every connection keeps. Answers are
-    /// there already: they are never refused for it, others wait.
+    /// Bytes that the connection has for it without taking any.
+    free: usize,
+    /// Memory of the parts beyond that. Answers are there already, and large
+    /// ones were reserved before: they are never refused for it, others wait.
     charge: Charge,
 }
 
 impl Outbox {
+    /// The one that a connection writes.
     pub(crate) fn new(memory: &Arc<Budget>) -> Self {
+        Self::with(KEPT_SIZE, memory)
+    }
+
+    /// One beside it: all that it holds is taken.
+    pub(crate) fn beside(memory: &Arc<Budget>) -> Self {
+        Self::with(0, memory)
+    }
+
+    fn with(free: usize, memory: &Arc<Budget>) -> Self {
         Self {
             parts: VecDeque::new(),
             sent: 0,
+            free,
             charge: Charge::none(memory),
         }
     }
@@ -160,7 +173,7 @@ impl Outbox {
     /// Counts the memory of what was put in.
     fn recharge(&mut self) {
         let held: usize = self.parts.iter().map(Vec::capacity).sum();
-        let beyond = held.saturating_sub(KEPT_SIZE);
+        let beyond = held.saturating_sub(self.free);
         if beyond != self.charge.held() {
             self.charge.set(beyond);
         }
@@ -170,6 +183,18 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_two_outboxes_one_is_free() {
+        let memory = Budget::new(0);
+        let (mut own, mut late) = (Outbox::new(&memory), Outbox::beside(&memory));
+        for outbox in [&mut own, &mut late] {
+            outbox.push_frame(&[7; 1000]);
+        }
+        assert!(memory.used() >= 1000, "{}", memory.used());
+        own.append(&mut late);
+        assert_eq!((own.len(), memory.used()), (2000, 0));
+    }
 
     #[test]
     fn what_goes_in_comes_out_in_order_and_is_paid_for_as_long_as_it_waits() {

@@ -115,7 +115,7 @@ impl Peer {
             farewell: OnceLock::new(),
             drain: Arc::clone(drain),
             left: AtomicU32::new(0),
-            late: Mutex::new(Outbox::new(memory)),
+            late: Mutex::new(Outbox::beside(memory)),
         }
     }
 

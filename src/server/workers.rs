@@ -256,6 +256,7 @@ impl Worker {
                         header,
                         outcome,
                         identity,
+                        held: _held,
                     } = reply;
                     if matches!(outcome, Outcome::Postponed) {
                         same.postpone(call.message);

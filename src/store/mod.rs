@@ -45,7 +45,7 @@ pub const MAX_BATCH: usize = 1000;
 /// Keys in one page of a listing.
 const MAX_PAGE: usize = 1000;
 /// What one batch reads or writes, and one page lists, in bytes.
-const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
+pub const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 /// Memory that an open store uses as cache, in bytes. A larger one is no faster:
 /// reads come from the page cache.

@@ -13,19 +13,29 @@ use threadpool::ThreadPool;
 
 use crate::log::Limiter;
 
+/// Threads beyond the first ones that are kept once they were started. Each
+/// keeps the deepest stack that it has touched, some hundred KiB, so more of
+/// them end with their job.
+const KEPT: usize = 16;
+
 /// How long the system is not asked for a thread after it has refused one.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A bounded number of threads, which are kept once they were started.
+/// A bounded number of threads, of which a few are kept.
 ///
 /// `threadpool` queues without bound, so nothing is given to it that it has no
-/// thread for.
+/// thread for. It ends no thread but with the whole pool, so those that are
+/// not kept are pools of one thread each.
 pub struct Pool {
     threads: Mutex<Threads>,
+    /// Threads that are kept, and all of them, at most.
+    kept: usize,
     limit: usize,
-    /// Threads that have a job. Rises under the lock.
+    stack: usize,
+    /// Jobs of kept threads, and of the others. They rise under the lock.
     busy: Arc<AtomicUsize>,
-    /// A copy of the pool's number, for whoever looks.
+    others: Arc<AtomicUsize>,
+    /// Kept threads, for whoever looks.
     count: AtomicUsize,
 }
 
@@ -42,44 +52,74 @@ impl Pool {
     /// So many threads at the start, and at most; with so much stack each.
     #[must_use]
     pub fn new(first: usize, limit: usize, stack: usize) -> Self {
-        let pool = threadpool::Builder::new()
-            .num_threads(first)
-            .thread_name("mb-worker".into())
-            .thread_stack_size(stack)
-            .build();
+        let limit = limit.max(first);
         Self {
             threads: Mutex::new(Threads {
-                pool,
+                pool: pool(first, stack),
                 is_short: false,
                 refused: None,
             }),
-            limit: limit.max(first),
+            kept: limit.min(first + KEPT),
+            limit,
+            stack,
             busy: Arc::default(),
+            others: Arc::default(),
             count: AtomicUsize::new(first),
         }
     }
 
     /// Threads that there are.
     pub fn threads(&self) -> usize {
-        self.count.load(Relaxed)
+        self.count.load(Relaxed) + self.others.load(Relaxed)
     }
 
     /// Gives a job to a thread that has none; false if there is none.
     #[must_use]
     pub fn execute(&self, job: impl FnOnce() + Send + 'static) -> bool {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.busy.load(SeqCst) >= threads.pool.max_count() && !threads.grow(self.limit) {
+        let count = threads.pool.max_count();
+        if self.busy.load(SeqCst) < count {
+            run(&threads.pool, &self.busy, job);
+            return true;
+        }
+        if count < self.kept {
+            let is_started = threads.start(self.threads(), |pool| pool.set_num_threads(count + 1));
+            if is_started.is_none() {
+                // It panics before it has one, and wants it none the less.
+                threads.pool.set_num_threads(count);
+                return false;
+            }
+            self.count.store(count + 1, Relaxed);
+            run(&threads.pool, &self.busy, job);
+            return true;
+        }
+        if count + self.others.load(SeqCst) >= self.limit {
             return false;
         }
-        self.count.store(threads.pool.max_count(), Relaxed);
-        self.busy.fetch_add(1, SeqCst);
-        let busy = Busy(Arc::clone(&self.busy));
-        threads.pool.execute(move || {
-            let _busy = busy;
-            job();
-        });
+        let Some(one) = threads.start(self.threads(), |_| pool(1, self.stack)) else {
+            return false;
+        };
+        // Its thread ends with the job: nobody can give it another one.
+        run(&one, &self.others, job);
         true
     }
+}
+
+fn pool(threads: usize, stack: usize) -> ThreadPool {
+    threadpool::Builder::new()
+        .num_threads(threads)
+        .thread_name("mb-worker".into())
+        .thread_stack_size(stack)
+        .build()
+}
+
+fn run(pool: &ThreadPool, count: &Arc<AtomicUsize>, job: impl FnOnce() + Send + 'static) {
+    count.fetch_add(1, SeqCst);
+    let busy = Busy(Arc::clone(count));
+    pool.execute(move || {
+        let _busy = busy;
+        job();
+    });
 }
 
 /// That a thread has a job, until this is dropped.
@@ -92,20 +132,17 @@ impl Drop for Busy {
 }
 
 impl Threads {
-    /// One thread more. `threadpool` panics where none can be started; then
-    /// it is told to want as many as it has.
-    fn grow(&mut self, limit: usize) -> bool {
-        let count = self.pool.max_count();
-        let refused = self.refused.is_some_and(|at| at.elapsed() < PAUSE);
-        if count >= limit || refused {
-            return false;
+    /// Has a thread started, of which `threadpool` panics where the system has
+    /// none; then this is none.
+    fn start<T>(&mut self, count: usize, start: impl FnOnce(&mut ThreadPool) -> T) -> Option<T> {
+        if self.refused.is_some_and(|at| at.elapsed() < PAUSE) {
+            return None;
         }
-        let more = || self.pool.set_num_threads(count + 1);
-        if catch_unwind(AssertUnwindSafe(more)).is_ok() {
+        let started = catch_unwind(AssertUnwindSafe(|| start(&mut self.pool)));
+        if let Ok(started) = started {
             (self.is_short, self.refused) = (false, None);
-            return true;
+            return Some(started);
         }
-        self.pool.set_num_threads(count);
         self.refused = Some(Instant::now());
         if !self.is_short {
             self.is_short = true;
@@ -117,7 +154,7 @@ impl Threads {
                 );
             }
         }
-        false
+        None
     }
 }
 
@@ -127,11 +164,12 @@ mod tests {
     use std::sync::mpsc;
 
     #[test]
-    fn no_job_waits_for_another() {
-        let pool = Pool::new(1, 2, 256 * 1024);
+    fn no_job_waits_for_another_and_few_threads_are_kept() {
+        let limit = 1 + KEPT + 2;
+        let pool = Pool::new(1, limit, 256 * 1024);
         let (done, is_done) = mpsc::channel();
         let mut ends = Vec::new();
-        for _ in 0..2 {
+        for _ in 0..limit {
             let (end, ended) = mpsc::channel::<()>();
             ends.push(end);
             let done = done.clone();
@@ -143,10 +181,10 @@ mod tests {
             is_done.recv().unwrap();
         }
         assert!(!pool.execute(|| {}));
-        assert_eq!(pool.threads(), 2);
+        assert_eq!(pool.threads(), limit);
         drop((ends, done));
-        assert!(is_done.recv().is_err(), "both have ended");
-        while !pool.execute(|| {}) {
+        assert!(is_done.recv().is_err(), "all have ended");
+        while pool.threads() > 1 + KEPT || !pool.execute(|| {}) {
             std::thread::yield_now();
         }
     }

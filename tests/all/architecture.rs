@@ -12,7 +12,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     ("metrics", &["wire"]),
     ("budget", &[]),
     ("store", &[]),
-    ("host", &["config", "store", "wire"]),
+    ("host", &["budget", "config", "store", "wire"]),
     ("access", &["budget", "config", "host"]),
     ("sandbox", &["budget", "config", "host", "wire"]),
     (

@@ -18,6 +18,7 @@ mod drain;
 mod hostile;
 mod languages;
 mod live_settings;
+mod memory;
 mod minimal;
 mod overtaking;
 mod projects;

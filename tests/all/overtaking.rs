@@ -159,3 +159,65 @@ fn the_drain_waits_for_those_left_behind() {
     drop(client);
     assert_eq!(server.wait().code(), Some(0));
 }
+
+/// Calls that wait until they may begin hold half of the threads at most;
+/// the others are read later, and others' calls go on.
+#[test]
+fn calls_that_wait_leave_threads_for_others() {
+    const WAITING: usize = 12;
+    let server = with_sleeper()
+        .set("max_threads = 8")
+        .set("services.greedy.concurrency = 1")
+        .start();
+    let mut clients: Vec<_> = (0..WAITING).map(|_| server.connect()).collect();
+    for (at, client) in clients.iter_mut().enumerate() {
+        sleep(client, &at.to_string(), 300 + 200 * at as u64);
+    }
+    server.until("half of the threads wait", |server| {
+        let calls = server.json("/calls");
+        let waits = |call: &&serde_json::Value| call["state"] == "waiting";
+        let calls = calls["calls"].as_array().unwrap();
+        calls.iter().filter(waits).count() >= 4
+    });
+    let mut other = server.connect();
+    for _ in 0..100 {
+        let answer = other.ask("echo.say", "1");
+        assert_eq!(answer.line, "RESPONSE:echo.say:1.0.0:ask");
+    }
+    assert!(server.json("/calls")["calls"].as_array().unwrap().len() <= 6);
+    for client in &mut clients {
+        let answer = client.message();
+        let code = answer.code();
+        assert!(
+            ["TIMEOUT", "SERVICE_UNAVAILABLE"].contains(&&*code),
+            "{}",
+            answer.text()
+        );
+    }
+    assert_eq!(other.ask("echo.say", "1").text(), "1");
+}
+
+/// Where all threads are in calls, connections are still read and ended.
+#[test]
+fn somebody_polls_when_all_threads_are_in_calls() {
+    let server = with_sleeper().set("max_threads = 8").start();
+    let mut clients: Vec<_> = (0..12).map(|_| server.connect()).collect();
+    for (at, client) in clients.iter_mut().enumerate() {
+        sleep(client, &at.to_string(), 1500);
+    }
+    server.until("all threads are in calls", |server| {
+        server.json("/calls")["calls"].as_array().unwrap().len() >= 7
+    });
+    let mut late = server.connect();
+    late.send(&KEEPALIVE);
+    assert_eq!(late.receive(), Received::KeepAlive);
+    late.stream.shutdown(Shutdown::Write).unwrap();
+    late.expect_end();
+    for client in &mut clients {
+        let code = client.message().code();
+        assert!(
+            ["TIMEOUT", "SERVICE_UNAVAILABLE"].contains(&&*code),
+            "{code}"
+        );
+    }
+}

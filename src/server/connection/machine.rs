@@ -5,7 +5,7 @@
 use std::{
     io,
     ops::Range,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -130,9 +130,20 @@ pub(crate) enum Late {
 pub(crate) struct Input {
     reassembly: Reassembly,
     charge: Charge,
+    /// Memory of the first size, once a call keeps it and the connection has
+    /// another one.
+    left: OnceLock<Charge>,
 }
 
 impl Input {
+    fn new(reassembly: Reassembly, charge: Charge) -> Self {
+        Self {
+            reassembly,
+            charge,
+            left: OnceLock::new(),
+        }
+    }
+
     /// A message that was taken.
     pub(crate) fn message(&self, body: Range<usize>) -> &[u8] {
         self.reassembly.message(body)
@@ -193,10 +204,7 @@ impl Machine {
     /// A new connection in one of the first three states.
     pub(crate) fn new(settings: &Arc<ServerSettings>, state: State, now: Instant) -> Self {
         let reassembly = Reassembly::new(settings.config.max_message_size.0, settings.buffers.read);
-        let input = Input {
-            reassembly,
-            charge: Charge::none(&settings.memory),
-        };
+        let input = Input::new(reassembly, Charge::none(&settings.memory));
         Self {
             settings: Arc::clone(settings),
             state,
@@ -606,7 +614,11 @@ impl Machine {
         let first = self.settings.buffers.read;
         charge.set(reassembly.capacity().saturating_sub(first));
         self.unread = reassembly.is_midway();
-        self.input = Arc::new(Input { reassembly, charge });
+        // Each connection has one buffer of the first size; this is a second.
+        let mut left = Charge::none(&self.settings.memory);
+        left.set(self.input.reassembly.capacity().min(first));
+        let _ = self.input.left.set(left);
+        self.input = Arc::new(Input::new(reassembly, charge));
     }
 
     /// Whether there is something to do although nothing is news: others have
@@ -640,7 +652,9 @@ impl Machine {
     /// comes.
     fn shrink(&mut self) {
         let first = self.settings.buffers.read;
-        let Input { reassembly, charge } = self.own_input();
+        let Input {
+            reassembly, charge, ..
+        } = self.own_input();
         let capacity = reassembly.next_capacity();
         if capacity < reassembly.capacity() {
             reassembly.spare();
@@ -973,6 +987,23 @@ mod tests {
         test.sends();
         assert_eq!(test.next(), Step::Wait);
         assert!(!test.machine.goes_on());
+    }
+
+    #[test]
+    fn buffers_that_calls_keep_are_paid_for() {
+        let mut test = Test::new(State::Idle, false, 1 << 20);
+        let memory = Arc::clone(&test.machine.settings.memory);
+        let step = test.arrives(&[frame("one"), frame("two"), frame("three")].concat());
+        assert!(matches!(step, Step::Message(_)));
+        let mut kept = Vec::new();
+        for count in 1..3 {
+            kept.push(Arc::clone(test.machine.input()));
+            test.machine.split_input();
+            assert_eq!(memory.used(), 64 * count, "of {count} calls");
+            assert!(matches!(test.next(), Step::Message(_)));
+        }
+        drop(kept);
+        assert_eq!(memory.used(), 0);
     }
 
     #[test]
