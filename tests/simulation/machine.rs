@@ -542,7 +542,7 @@ impl Machine {
             if ["idle", "handshake"].contains(&row.state) {
                 assert!(
                     !client.wire.is_unread(),
-                    "{row:?}: there is something to read, and nobody does"
+                    "there is something to read, and nobody does: {row:?}"
                 );
             }
         }

@@ -61,6 +61,8 @@ fn main() {
             return;
         }
         if let Err(panic) = std::panic::catch_unwind(|| machine::run(seed)) {
+            // The others begin no further one.
+            next.store(seeds.end, std::sync::atomic::Ordering::Relaxed);
             eprintln!("seed {seed} fails; MB_SEED={seed} runs it again");
             std::panic::resume_unwind(panic);
         }

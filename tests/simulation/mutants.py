@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+"""Deliberate defects of the server's core, each of which the simulation must find.
+
+    python3 tests/simulation/mutants.py [NUMBER ...]
+
+Copies the tree to `target/mutants/simulation`, gives the simulation a copy of
+`src/server` of its own, plants one defect at a time there, and runs 20,000
+seeds (or MB_SEEDS); without NUMBER none first. Prints a row for each: number, file, what it is, the
+message that found it, seed, seconds with compilation. Exits 1 where a defect
+is not found, or finds its place in the source no more. Some ten minutes; the
+first run compiles all that the server needs.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+COPY = ROOT / "target/mutants/simulation"
+SERVER = COPY / "tests/simulation/server"
+SEEDS = os.environ.get("MB_SEEDS", "20000")
+# Seconds for the seeds of one.
+TIMEOUT = 180
+
+# File, what it is, text, what stands in its place. Each text is there once.
+MUTANTS = [
+    # News.
+    ("poller.rs", "news of its owner's time are ignored when it is put back",
+     "let goes_on = goes_on || !inner.news.is_none();", "let goes_on = goes_on && true;"),
+    ("poller.rs", "news are dropped while somebody has the connection",
+     "        inner.news.add(news);\n        let mut connection = inner.connection.take()?;",
+     "        let mut connection = inner.connection.take()?;\n        inner.news.add(news);"),
+    ("poller.rs", "who brings news from elsewhere pokes nobody",
+     "            self.queue.push(slot);\n            self.epoll.poke();", "            self.queue.push(slot);"),
+    ("poller.rs", "who is put back with something to do is not queued",
+     "        if goes_on {\n            self.queue.push(slot);\n        }\n        if is_new",
+     "        if is_new"),
+    # Deadlines.
+    ("poller.rs", "the deadline is not laid",
+     "        place.due.store(due, SeqCst);\n", ""),
+    ("poller.rs", "a sooner deadline is not the earliest",
+     "due < self.earliest.load(SeqCst) && due < self.earliest.fetch_min(due, SeqCst)",
+     "due < self.earliest.load(SeqCst)"),
+    ("poller.rs", "a sweep loses the earliest of those that remain",
+     "                earliest = earliest.min(due);\n", ""),
+    ("poller.rs", "a sweep overwrites what was laid meanwhile",
+     "self.earliest.fetch_min(earliest, SeqCst);", "self.earliest.store(earliest, SeqCst);"),
+    ("poller.rs", "a sweep forgets to queue whom it has found",
+     "                drop(inner);\n                self.queue.push(slot);\n            }\n        }\n        self.earliest",
+     "            }\n        }\n        self.earliest"),
+    # What is postponed.
+    ("poller.rs", "what is postponed is not queued",
+     "            self.postponed.push(slot);\n", ""),
+    ("poller.rs", "what was postponed once is never queued again",
+     "            inner.is_postponed = false;\n", ""),
+    ("poller.rs", "room for a call is told to nobody",
+     "        if !self.postponed.is_empty() {\n            self.poke();\n        }", ""),
+    ("workers.rs", "a call that has begun counts as one that waits",
+     "            self.shared.waiting.fetch_sub(1, SeqCst);\n", ""),
+    ("connection/machine.rs", "a message that was postponed is begun twice",
+     "if let Some(message) = self.postponed.take()", "if let Some(message) = self.postponed.clone()"),
+    ("connection/machine.rs", "a postponed message is forgotten behind a write",
+     "        if self.postponed.is_some() {\n            self.state = State::Postponed;\n        } else if matches!",
+     "        if matches!"),
+    # Who polls.
+    ("poller.rs", "the reserve is not woken",
+     "            self.reserve.poke();\n", ""),
+    ("workers.rs", "a worker that is back counts as absent",
+     "            self.is_absent.store(false, Relaxed);\n            self.shared.poller.is_back();\n",
+     "            self.is_absent.store(false, Relaxed);\n"),
+    ("workers.rs", "who goes into a call passes no poke on",
+     "        if !is_replaced && (poke || polled) {\n            self.shared.poller.poke();\n        }",
+     "        let _ = (is_replaced, poke);"),
+    ("workers.rs", "who ends after putting back pokes nobody",
+     "self.shared.poller.put_back(connection) && !self.goes_on()",
+     "self.shared.poller.put_back(connection) && false"),
+    # Answers.
+    ("workers.rs", "the connection is not told of a late answer",
+     "return self.shared.poller.visit(peer.slot(), News::ANSWER);", "return None;"),
+    ("connection/mod.rs", "late answers are not collected",
+     "            self.machine.collect_late(&self.peer, now);\n", ""),
+    ("connection/machine.rs", "a late answer is dropped while the peer takes none",
+     "        peer.collect_late(&mut self.outbox);\n        self.active = now;",
+     "        peer.collect_late(&mut self.outbox);\n"
+     "        if matches!(self.state, State::Writing { .. }) {\n            self.outbox.clear();\n        }\n"
+     "        self.active = now;"),
+    ("peer.rs", "a call that has answered counts as left behind",
+     "        self.left.fetch_sub(1, SeqCst);\n", ""),
+    ("peer.rs", "a call is over before its answer is there",
+     "        let mut late = lock(&self.late);\n        late.answer(header, outcome, &self.traffic);\n"
+     "        // Under the lock: who sees no call left finds all answers.\n        self.left.fetch_sub(1, SeqCst);\n",
+     "        self.left.fetch_sub(1, SeqCst);\n        lock(&self.late).answer(header, outcome, &self.traffic);\n"),
+    ("connection/machine.rs", "the ERROR that closes does not wait for calls",
+     "if left == 0 && !self.closing_said {", "if !self.closing_said {"),
+    ("connection/machine.rs", "the last late answers are not collected before the ERROR that closes",
+     "        let left = peer.calls_left();\n        if self.end.as_ref()",
+     "        if self.end.as_ref()"),
+    ("connection/machine.rs", "it closes before the late answers",
+     "if left > 0 { Step::Wait } else { Step::Close }", "Step::Close"),
+    # What is read.
+    ("connection/machine.rs", "messages behind one that is in a call are left lying",
+     "self.unread = reassembly.is_midway();", "self.unread = false;"),
+    ("connection/machine.rs", "what others had their turn before is left lying",
+     "self.end.is_none() && (self.readable || self.unread)", "self.end.is_none() && self.unread"),
+    ("connection/machine.rs", "the end behind the last bytes is not read",
+     "self.readable = more || self.peer_ended;", "self.readable = more;"),
+    # What is given back.
+    ("workers.rs", "the permit of a connection that is over is kept",
+     "                    drop(held);\n                    drop(connection);\n",
+     "                    drop(held);\n                    std::mem::forget(connection);\n"),
+    ("outbox.rs", "the memory of answers that have left is kept",
+     "        self.sent = 0;\n        self.recharge();\n    }\n\n    /// Counts",
+     "        self.sent = 0;\n    }\n\n    /// Counts"),
+    ("connection/machine.rs", "the memory of a large message is kept",
+     "        if wanted < charge.held() {\n            charge.set(wanted);\n        }\n    }\n\n    /// When",
+     "        let _ = (wanted, charge);\n    }\n\n    /// When"),
+]
+
+# Some need more than one place.
+AND_ALSO = {
+    "the last late answers are not collected before the ERROR that closes": [
+        ("            peer.collect_late(&mut self.outbox);\n            if left == 0 &&",
+         "            peer.collect_late(&mut self.outbox);\n            let left = peer.calls_left();\n            if left == 0 &&"),
+        ("        self.state = State::Ending;\n        if left > 0 {",
+         "        self.state = State::Ending;\n        let left = peer.calls_left();\n        if left > 0 {"),
+    ],
+}
+
+ENVIRONMENT = {**os.environ, "CARGO_TARGET_DIR": str(ROOT / "target/mutants"), "RUST_BACKTRACE": "0",
+               "MB_SEEDS": SEEDS}
+ENVIRONMENT.pop("MB_SEED", None)
+RUN = ["cargo", "test", "--quiet", "--release", "--test", "simulation"]
+
+
+def copy():
+    """The tree as it is, with what git does not know yet."""
+    names = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
+                           check=True, capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, names):
+        to = COPY / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_file():
+            # With its time: what has not changed is not compiled again.
+            shutil.copy2(ROOT / name, to)
+    shutil.rmtree(SERVER, ignore_errors=True)
+    # With the time of now, because one before may have had a defect.
+    shutil.copytree(ROOT / "src/server", SERVER, copy_function=shutil.copyfile)
+    # The library keeps the server without a defect, and so is compiled once.
+    main_file = COPY / "tests/simulation/main.rs"
+    place = '#[path = "../../src/server/mod.rs"]'
+    text = main_file.read_text()
+    assert place in text
+    main_file.write_text(text.replace(place, '#[path = "server/mod.rs"]'))
+
+
+def run(command, timeout=None):
+    """Exit code (None after the timeout) and what it said."""
+    process = subprocess.Popen(command, cwd=COPY, env=ENVIRONMENT, text=True, errors="replace",
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        said, _ = process.communicate(timeout=timeout)
+        return process.returncode, said
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return None, process.communicate()[0]
+
+
+def found_by(said):
+    """The seed that fails, and the message of its panic."""
+    seed = re.search(r"^seed (\d+) fails", said, re.MULTILINE)
+    before = said[:seed.start()] if seed else said
+    messages = re.findall(r"panicked at [^\n]*:\n([^\n]*)", before)
+    return seed and seed[1], messages[-1] if messages else ""
+
+
+def plant(number):
+    file, what, text, instead = MUTANTS[number]
+    path = SERVER / file
+    original = changed = path.read_text()
+    for text, instead in [(text, instead), *AND_ALSO.get(what, [])]:
+        if changed.count(text) != 1:
+            sys.exit(f"{number}: {file} holds {changed.count(text)} times: {text!r}")
+        changed = changed.replace(text, instead)
+    path.write_text(changed)
+    return lambda: path.write_text(original)
+
+
+def examine(number):
+    """Whether the simulation finds it, and its row."""
+    begun = time.monotonic()
+    restore = plant(number) if number is not None else None
+    try:
+        code, said = run([*RUN, "--no-run"])
+        if code:
+            sys.exit(f"{number}: it does not compile, which is no find:\n{said[-3000:]}")
+        code, said = run(RUN, TIMEOUT)
+    finally:
+        if restore:
+            restore()
+    seconds = time.monotonic() - begun
+    if number is None:
+        if code != 0:
+            sys.exit(f"it fails without a defect:\n{said[-3000:]}")
+        return True, f"without a defect {SEEDS} seeds pass; {seconds:.0f} s"
+    seed, message = found_by(said)
+    if code is None:
+        message = f"no end within {TIMEOUT} s"
+    found = code is None or code != 0 and seed is not None
+    if code and seed is None:
+        sys.exit(f"{number}: it ends without a seed that fails:\n{said[-3000:]}")
+    file, what = MUTANTS[number][:2]
+    by = message[:90] if found else "SURVIVED"
+    return found, f"{number:2} | {file} | {what} | {by} | {seed or '-'} | {seconds:.0f} s"
+
+
+def main():
+    wanted = [int(number) for number in sys.argv[1:]] or list(range(len(MUTANTS)))
+    copy()
+    # Each has its place, before much is compiled.
+    for number in wanted:
+        plant(number)()
+    survived = []
+    if not sys.argv[1:]:
+        print(examine(None)[1], flush=True)
+    for number in wanted:
+        found, row = examine(number)
+        print(row, flush=True)
+        if not found:
+            survived.append(number)
+    print(f"{len(wanted) - len(survived)} of {len(wanted)} found")
+    sys.exit(1 if survived else 0)
+
+
+main()
