@@ -271,10 +271,10 @@ def store_writes(server):
     return flood(server.address, [asks] * CONNECTIONS, 8, enough=4)
 
 
-@route("greedy.wasm", settings='[services.greedy]\nisolation = "shared"\nhandles = 100000\n' + GREEDY)
+@route("greedy.wasm", settings='[services.greedy]\nisolation = "shared"\n' + GREEDY)
 def handles(server):
     """Handles that are never given back, in instances that go on."""
-    asks = b"".join(request("greedy.numbers", b'{"count":2000,"keep":true}', number) for number in range(8))
+    asks = b"".join(request("greedy.numbers", b'{"count":900,"keep":true}', number) for number in range(8))
     return flood(server.address, [asks] * 64, 6, enough=8)
 
 
