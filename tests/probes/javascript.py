@@ -101,7 +101,7 @@ class Server:
         run = subprocess.run(command + (["--timeout", str(timeout)] if timeout else []), capture_output=True, text=True, timeout=60)
         if run.returncode == 0:
             return run.stdout.strip(), ""
-        said = run.stderr
+        said = re.sub(r"(?m)^request id: .*\n", "", run.stderr)
         for line in said.splitlines():
             if line.startswith("{"):
                 details = json.loads(line)
