@@ -106,7 +106,7 @@ impl Commands for Operator {
         let request = Request {
             body: body.as_bytes(),
             binary: false,
-            again: false,
+            postponed: None,
             arrived: begun,
             identity: &identity,
             watch: Arc::new(Unwatched),
@@ -139,7 +139,7 @@ impl Commands for Operator {
                 answer["message"] = json!(error.message);
                 answer["details"] = json!(error.details);
             }
-            Outcome::Silence | Outcome::Postponed => {}
+            Outcome::Silence | Outcome::Postponed(_) => {}
         }
         Ok(answer)
     }

@@ -44,14 +44,63 @@ pub struct Request<'a> {
     pub body: &'a [u8],
     /// The payload is opaque bytes.
     pub binary: bool,
-    /// It was postponed before: rates have counted it.
-    pub again: bool,
+    /// What is known of it, where its call could not begin before.
+    pub postponed: Option<Postponed>,
     /// When its last byte was read; its timeout counts from here.
     pub arrived: Instant,
     /// Who asks.
     pub identity: &'a Arc<Identity>,
     /// Looks after a slow call.
     pub watch: Arc<dyn Watch>,
+}
+
+/// Until when a call must begin that a message asks for; none if it asks for
+/// none, or nobody may ask yet.
+#[must_use]
+pub fn must_begin(
+    body: &[u8],
+    identity: &Identity,
+    arrived: Instant,
+    default_timeout: Duration,
+) -> Option<Instant> {
+    let (header, _) = Header::parse(body).ok()?;
+    let calls = matches!(header.kind, Kind::Request | Kind::Publish)
+        && header.topic.service() != SYSTEM
+        && !identity.must_say();
+    calls.then(|| arrived + header.timeout.unwrap_or(default_timeout))
+}
+
+impl Request<'_> {
+    fn counted(&self) -> Counted {
+        self.postponed
+            .map_or(Counted::Nowhere, |postponed| postponed.counted)
+    }
+
+    /// Its call was postponed until it was too late.
+    fn is_overdue(&self) -> bool {
+        self.postponed
+            .is_some_and(|postponed| postponed.until <= Instant::now())
+    }
+}
+
+/// A call that could not begin, and is to be asked for again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Postponed {
+    /// Its deadline.
+    pub until: Instant,
+    /// Which rates need not count it again.
+    pub counted: Counted,
+}
+
+/// Which rates have counted a request, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Counted {
+    /// None.
+    Nowhere,
+    /// That of its principal.
+    ByPrincipal,
+    /// That of its service, too.
+    ByService,
 }
 
 /// What goes back.
@@ -90,7 +139,7 @@ pub enum Outcome {
     /// RESPONSE with bytes.
     Binary(Vec<u8>),
     /// Nothing yet: it is to be handled again, as [`Watch::queues`] has it.
-    Postponed,
+    Postponed(Postponed),
     /// ERROR; the code is the server's, or none if it is the service's.
     Error(Option<Code>, ErrorBody<'static>),
 }
@@ -287,10 +336,17 @@ impl Core {
             return Ok(Outcome::Json(text));
         }
         let timeout = header.timeout.unwrap_or(self.config.default_timeout.0);
-        let Some(_place) = self.permit(header, request, request.arrived + timeout)? else {
-            return Ok(Outcome::Postponed);
+        let deadline = request.arrived + timeout;
+        let postponed = |counted| {
+            Outcome::Postponed(Postponed {
+                until: deadline,
+                counted,
+            })
         };
-        let context = context(header, request.identity, request.arrived + timeout);
+        let Some(_place) = self.permit(header, request, deadline)? else {
+            return Ok(postponed(Counted::ByPrincipal));
+        };
+        let context = context(header, request.identity, deadline);
         let (answered, answer_held) = self.run(Task {
             topic: header.topic,
             version: header.version,
@@ -298,15 +354,14 @@ impl Core {
             context,
             watch: &request.watch,
             timeout,
-            client: true,
-            again: request.again,
+            counts: request.counted() < Counted::ByService,
         });
         *held = answer_held;
         // What was refused is kept already.
         Ok(match answered {
             Ok(Checked::Json(text)) => Outcome::Json(text),
             Ok(Checked::Binary(bytes)) => Outcome::Binary(bytes),
-            Ok(Checked::Postponed) => Outcome::Postponed,
+            Ok(Checked::Postponed) => postponed(Counted::ByService),
             Err(Refusal { code, body }) => Outcome::Error(code, body),
         })
     }
@@ -338,8 +393,12 @@ impl Core {
             );
             return Err(Refusal::new(Code::Forbidden, message));
         }
-        if !request.again {
+        if request.counted() < Counted::ByPrincipal {
             take_rate(principal)?;
+        }
+        if request.is_overdue() {
+            let message = "not begun within its timeout: too many calls waited";
+            return Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS));
         }
         let Some(calls) = &principal.calls else {
             return Ok(Some(None));
@@ -381,7 +440,7 @@ impl Core {
     /// What comes back of a PUBLISH: without an id nothing, whatever happened.
     fn published(&self, header: &Header<'_>, outcome: Outcome) -> Outcome {
         match (header.request_id, outcome) {
-            (_, Outcome::Postponed) => Outcome::Postponed,
+            (_, postponed @ Outcome::Postponed(_)) => postponed,
             (Some(_), Outcome::Error(code, body)) => Outcome::Error(code, body),
             (Some(_), _) => Outcome::Json(r#"{"delivered":1}"#.into()),
             (None, Outcome::Error(_, body)) => {
@@ -488,7 +547,7 @@ mod tests {
         let request = Request {
             body,
             binary,
-            again: false,
+            postponed: None,
             arrived: Instant::now(),
             identity,
             watch: Arc::new(Unwatched),
@@ -504,7 +563,7 @@ mod tests {
             .map(str::to_owned);
         let text = match outcome {
             Outcome::Silence => "silence".into(),
-            Outcome::Postponed => "postponed".into(),
+            Outcome::Postponed(_) => "postponed".into(),
             Outcome::Json(text) => text,
             Outcome::Binary(_) => "bytes".into(),
             Outcome::Error(code, body) => {

@@ -39,10 +39,9 @@ pub(super) struct Task<'a> {
     pub(super) watch: &'a Arc<dyn Watch>,
     /// As the caller gave it; the deadline is in the context.
     pub(super) timeout: Duration,
-    /// A client asks, not a service: its service's rate counts.
-    pub(super) client: bool,
-    /// The same, once more: the rate has counted it.
-    pub(super) again: bool,
+    /// The rate of its service has yet to count it: a client asks, not a
+    /// service, and for the first time.
+    pub(super) counts: bool,
 }
 
 /// An answer that was checked.
@@ -67,15 +66,14 @@ impl Core {
             mut context,
             watch,
             timeout,
-            client,
-            again,
+            counts,
         } = task;
         // Held until the call is over: counting the holders of the service
         // would have all processors write to one place.
         let catalog = self.catalog.load();
         let found = find(&catalog, &topic, version).map_err(|refusal| (None, refusal));
         let ready = found.and_then(|service| {
-            let taken = takes(service, &topic, client && !again)
+            let taken = takes(service, &topic, counts)
                 .and_then(|()| self.fits(service, &topic, payload, &**watch, context.deadline));
             match taken {
                 Ok(()) => Ok(service),
@@ -312,8 +310,7 @@ impl Calls for Arc<Core> {
             context,
             watch: &watch,
             timeout,
-            client: false,
-            again: false,
+            counts: false,
         };
         // The answer is copied to the calling service at once.
         let (answered, _held) = Core::run(self, task);

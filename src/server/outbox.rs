@@ -59,7 +59,7 @@ impl Outbox {
         traffic: &Traffic,
     ) {
         match (outcome, header) {
-            (Outcome::Silence | Outcome::Postponed, _)
+            (Outcome::Silence | Outcome::Postponed(_), _)
             | (Outcome::Json(_) | Outcome::Binary(_), None) => return,
             (Outcome::Json(text), Some(header)) => self.respond(header, text.into_bytes(), false),
             (Outcome::Binary(bytes), Some(header)) => self.respond(header, bytes, true),

@@ -82,6 +82,9 @@ pub(crate) struct Poller {
     over: AtomicBool,
 }
 
+/// A connection that is to be served, and what it has yet to learn.
+pub(crate) type Taken = (Box<Connection>, News);
+
 /// Slots, and how many there are without the lock.
 #[derive(Default)]
 struct Queue {
@@ -181,8 +184,8 @@ impl Poller {
         goes_on || is_postponed || is_sooner
     }
 
-    /// A call may begin, or an absent worker is back: those that were postponed
-    /// are tried again.
+    /// A call that waited has begun or ended: those that were postponed are
+    /// tried again.
     pub(crate) fn has_room(&self) {
         if !self.postponed.is_empty() {
             self.poke();
@@ -190,20 +193,17 @@ impl Poller {
     }
 
     /// One that was postponed, to be tried again.
-    fn retry(&self, now: Instant) -> Option<Box<Connection>> {
+    fn retry(&self) -> Option<Taken> {
         while let Some(slot) = self.postponed.pop() {
             let place = &self.places[slot];
             let mut inner = lock(&place.inner);
             inner.is_postponed = false;
-            if let Some(mut connection) = inner
+            if let Some(connection) = inner
                 .connection
                 .take_if(|connection| connection.is_postponed())
             {
-                let mut news = mem::take(&mut inner.news);
-                drop(inner);
-                news.add(News::RETRY);
-                connection.learns(news, now);
-                return Some(connection);
+                inner.news.add(News::RETRY);
+                return Some((connection, mem::take(&mut inner.news)));
             }
         }
         None
@@ -259,8 +259,8 @@ impl Poller {
     }
 
     /// The same; who brings them serves it, if it lies in its place.
-    pub(crate) fn visit(&self, slot: usize, news: News) -> Option<Box<Connection>> {
-        self.take(slot, news, system::now())
+    pub(crate) fn visit(&self, slot: usize, news: News) -> Option<Taken> {
+        self.take(slot, news)
     }
 
     /// Takes a connection away from its place, if it still is the one that is
@@ -279,24 +279,20 @@ impl Poller {
     }
 
     /// A connection that has something to do; none after a while.
-    pub(crate) fn next(
-        &self,
-        worker: &Worker,
-        ready: &mut Vec<Ready>,
-    ) -> Option<(Box<Connection>, Instant)> {
-        if !self.postponed.is_empty() && worker.may_begin() {
-            let now = system::now();
-            if let Some(connection) = self.retry(now) {
-                return Some((connection, now));
-            }
+    pub(crate) fn next(&self, worker: &Worker, ready: &mut Vec<Ready>) -> Option<(Taken, Instant)> {
+        if !self.postponed.is_empty()
+            && worker.may_begin()
+            && let Some(taken) = self.retry()
+        {
+            return Some((taken, system::now()));
         }
         let queued = !self.queue.is_empty();
         // In turns: those that go on, and those that have news.
-        if queued && worker.takes_queued() {
-            let now = system::now();
-            if let Some(connection) = self.dequeue(now) {
-                return Some((connection, now));
-            }
+        if queued
+            && worker.takes_queued()
+            && let Some(taken) = self.dequeue()
+        {
+            return Some((taken, system::now()));
         }
         let timeout = if queued {
             Duration::ZERO
@@ -319,7 +315,7 @@ impl Poller {
                 }
             }
             if first.is_none() {
-                first = self.take(ready.slot, news, now);
+                first = self.take(ready.slot, news);
             } else {
                 // Another worker that is done before takes it.
                 let mut inner = lock(&self.places[ready.slot].inner);
@@ -331,8 +327,8 @@ impl Poller {
                 }
             }
         }
-        let connection = first.or_else(|| self.dequeue(now))?;
-        Some((connection, now))
+        let taken = first.or_else(|| self.dequeue())?;
+        Some((taken, now))
     }
 
     fn timeout(&self) -> Duration {
@@ -341,24 +337,21 @@ impl Poller {
         Duration::from_millis(earliest.saturating_sub(now)).min(LONGEST_WAIT)
     }
 
-    fn dequeue(&self, now: Instant) -> Option<Box<Connection>> {
+    fn dequeue(&self) -> Option<Taken> {
         while let Some(slot) = self.queue.pop() {
             // Where somebody has it, its news are learnt when it is put back.
-            if let Some(connection) = self.take(slot, News::default(), now) {
-                return Some(connection);
+            if let Some(taken) = self.take(slot, News::default()) {
+                return Some(taken);
             }
         }
         None
     }
 
-    fn take(&self, slot: usize, news: News, now: Instant) -> Option<Box<Connection>> {
+    fn take(&self, slot: usize, news: News) -> Option<Taken> {
         let mut inner = lock(&self.places[slot].inner);
         inner.news.add(news);
-        let mut connection = inner.connection.take()?;
-        let news = mem::take(&mut inner.news);
-        drop(inner);
-        connection.learns(news, now);
-        Some(connection)
+        let connection = inner.connection.take()?;
+        Some((connection, mem::take(&mut inner.news)))
     }
 
     /// Has those whose deadline has passed served; by one worker at a time.

@@ -17,10 +17,11 @@ use super::{
     Shared,
     connection::{Advance, Call, Connection, End, Input, Message, News},
     peer::Peer,
+    poller::Taken,
     running::Listed,
 };
 use crate::{
-    dispatch::{Outcome, Reply, Request, internal_error},
+    dispatch::{self, Counted, Outcome, Postponed, Reply, Request, internal_error},
     host::{Stop, Watch},
     log::{Limiter, panic_text},
     system::{
@@ -123,6 +124,8 @@ impl Worker {
             while !poller.is_over() {
                 poller.wait_as_reserve();
                 worker.poll(|| poller.all_are_absent());
+                // Whoever is back takes what it has left.
+                poller.poke();
             }
         })
     }
@@ -164,11 +167,11 @@ impl Worker {
         let mut now = system::now();
         while goes_on() && !poller.is_over() {
             poller.sweep(now);
-            let Some((connection, begun)) = poller.next(self, &mut ready) else {
+            let Some((taken, begun)) = poller.next(self, &mut ready) else {
                 now = system::now();
                 continue;
             };
-            self.serve(connection, begun);
+            self.serve(taken, begun);
             now = system::now();
             let quick = if now.saturating_duration_since(begun) < LITTLE {
                 self.quick.load(Relaxed).saturating_add(1)
@@ -180,10 +183,10 @@ impl Worker {
     }
 
     /// Serves a connection as long as there is something to do.
-    fn serve(self: &Arc<Self>, connection: Box<Connection>, now: Instant) {
-        let (mut next, mut now) = (Some(connection), now);
-        while let Some(connection) = next {
-            let advance = AssertUnwindSafe(|| self.advance(connection, now));
+    fn serve(self: &Arc<Self>, taken: Taken, now: Instant) {
+        let (mut next, mut now) = (Some(taken), now);
+        while let Some(taken) = next {
+            let advance = AssertUnwindSafe(|| self.advance(taken, now));
             // A defect outside of a call ends this connection, not the thread.
             next = catch_unwind(advance).unwrap_or_else(|panic| {
                 let error_id = log_panic(&*panic);
@@ -192,20 +195,17 @@ impl Worker {
                 // One that fails at its end is not tried again.
                 let mut connection = connection.filter(|connection| !connection.has_ended())?;
                 connection.ends(End::Notice(Code::InternalError, text));
-                Some(connection)
+                Some((connection, News::default()))
             });
             now = system::now();
         }
     }
 
     /// The same; what comes back is to be served next.
-    fn advance(
-        self: &Arc<Self>,
-        connection: Box<Connection>,
-        mut now: Instant,
-    ) -> Option<Box<Connection>> {
+    fn advance(self: &Arc<Self>, (connection, news): Taken, mut now: Instant) -> Option<Taken> {
         let mut held = self.held();
         let mut connection = held.connection.insert(connection);
+        connection.learns(news, now);
         let mut ticks = 0;
         loop {
             let call = match connection.advance(now) {
@@ -231,8 +231,10 @@ impl Worker {
                     return None;
                 }
             };
-            if self.is_reserve {
-                connection.postpone(call.message);
+            if self.is_reserve
+                && let Some(postponed) = self.postpones(&call, now)
+            {
+                connection.postpone(call.message, postponed);
                 continue;
             }
             held.call = Some(Called {
@@ -258,8 +260,8 @@ impl Worker {
                         identity,
                         held: _held,
                     } = reply;
-                    if matches!(outcome, Outcome::Postponed) {
-                        same.postpone(call.message);
+                    if let Outcome::Postponed(postponed) = outcome {
+                        same.postpone(call.message, postponed);
                     } else {
                         same.answered(header.as_ref(), outcome);
                         // The buffer is the connection's alone again.
@@ -288,6 +290,24 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// What asks for a call is left to others, until it would be too late.
+    fn postpones(&self, call: &Call, now: Instant) -> Option<Postponed> {
+        let Call {
+            input,
+            message,
+            arrived,
+            identity,
+        } = call;
+        let body = input.message(message.body.clone());
+        let timeout = self.shared.settings.config.default_timeout.0;
+        let until = dispatch::must_begin(body, identity, *arrived, timeout)?;
+        let postponed = message.postponed.unwrap_or(Postponed {
+            until,
+            counted: Counted::Nowhere,
+        });
+        (now < postponed.until).then_some(postponed)
     }
 
     /// Whether it looks for the next connection itself.
@@ -333,13 +353,13 @@ impl Worker {
         let Message {
             body,
             binary,
-            again,
+            postponed,
         } = &call.message;
         let body = call.input.message(body.clone());
         let request = Request {
             body,
             binary: *binary,
-            again: *again,
+            postponed: *postponed,
             arrived: call.arrived,
             identity: &call.identity,
             watch: Arc::<Self>::clone(self),
@@ -380,7 +400,8 @@ impl Worker {
         let poke = left.is_some_and(|connection| self.shared.poller.put_back(connection));
         let polled = self.polls.load(Relaxed);
         let is_relieved = self.is_relieved();
-        if is_relieved == self.is_absent.load(Relaxed) {
+        let was_absent = self.is_absent.load(Relaxed);
+        if is_relieved == was_absent {
             self.is_absent.store(!is_relieved, Relaxed);
             if is_relieved {
                 self.shared.poller.is_back();
@@ -389,8 +410,9 @@ impl Worker {
             }
         }
         let is_replaced = is_relieved && polled;
+        let has_become_absent = !is_relieved && !was_absent;
         // Whoever has just begun to poll looks at all that there is.
-        if !is_replaced && (poke || polled) {
+        if !is_replaced && (poke || has_become_absent) {
             self.shared.poller.poke();
         }
         killed

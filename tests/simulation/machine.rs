@@ -13,7 +13,7 @@ use crate::{
     access::{Access, Terms},
     budget::Budget,
     config::{Auth, Bytes, Config, Millis, OneOrMore, Principals, access::Listener},
-    dispatch::{Handle, Outcome, Reply, Request},
+    dispatch::{Counted, Handle, Outcome, Postponed, Reply, Request},
     host::Stop,
     metrics::Metrics,
     server::{
@@ -37,6 +37,8 @@ const SLOTS: usize = 3;
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Until when a call that queues must begin, where it was postponed.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
 /// As the poller has it.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Steps of the scheduler until it is a circle.
@@ -100,8 +102,21 @@ impl Handle for Guests {
         };
         let text = std::str::from_utf8(payload).unwrap().trim();
         let queues = text.starts_with("queues");
+        let until = request.arrived + QUEUE_TIMEOUT;
+        if request
+            .postponed
+            .is_some_and(|postponed| postponed.until <= system::now())
+        {
+            let body = ErrorBody::server(Code::ServiceUnavailable, "not begun");
+            let outcome = Outcome::Error(Some(Code::ServiceUnavailable), body);
+            return Reply::new(Some(header), outcome);
+        }
         if queues && !self.take_place(&request) {
-            return Reply::new(Some(header), Outcome::Postponed);
+            let counted = Counted::ByService;
+            return Reply::new(
+                Some(header),
+                Outcome::Postponed(Postponed { until, counted }),
+            );
         }
         let id = header.request_id.unwrap().to_owned();
         assert!(self.begun.lock().unwrap().insert(id), "it runs twice");

@@ -12,7 +12,7 @@ use std::{
 use super::{End, end::RETRY_WHEN_BUSY_MS};
 use crate::{
     budget::Charge,
-    dispatch::Outcome,
+    dispatch::{Outcome, Postponed},
     server::{ServerSettings, outbox::Outbox, peer::Peer},
     system::{LINGER, Received},
     wire::{Code, ErrorBody, FrameError, Header, Kind, Reassembly, Taken, frame::KEEPALIVE_FRAME},
@@ -99,8 +99,8 @@ pub(crate) enum Step {
 pub(crate) struct Message {
     pub(crate) body: Range<usize>,
     pub(crate) binary: bool,
-    /// It was postponed before.
-    pub(crate) again: bool,
+    /// What is known of its call, where that could not begin before.
+    pub(crate) postponed: Option<Postponed>,
 }
 
 /// What is too late at a deadline.
@@ -118,6 +118,8 @@ pub(crate) enum Late {
     Memory,
     /// The peer's taking of answers.
     Writing,
+    /// The beginning of a postponed call. Its handler says so.
+    Postponed,
     /// Nothing; it is time to look for memory again.
     Retry,
     /// Nothing; it is time to give back the memory of a large message.
@@ -360,7 +362,7 @@ impl Machine {
                         Step::Message(Message {
                             body,
                             binary,
-                            again: false,
+                            postponed: None,
                         })
                     }
                 };
@@ -559,10 +561,10 @@ impl Machine {
     }
 
     /// The call of a message can't begin yet.
-    pub(crate) fn postpone(&mut self, message: Message) {
+    pub(crate) fn postpone(&mut self, message: Message, postponed: Postponed) {
         self.state = State::Postponed;
         self.postponed = Some(Message {
-            again: true,
+            postponed: Some(postponed),
             ..message
         });
     }
@@ -683,7 +685,14 @@ impl Machine {
                 return Some((until, Late::Writing));
             }
             State::Ending => return None,
-            State::Postponed => None,
+            State::Postponed if self.retries => return None,
+            State::Postponed => {
+                let postponed = self
+                    .postponed
+                    .as_ref()
+                    .and_then(|message| message.postponed);
+                return postponed.map(|postponed| (postponed.until, Late::Postponed));
+            }
             State::Memory { since } => {
                 let until = since + settings.config.read_timeout.0;
                 let next = self.active.max(since) + RETRY_MEMORY;
@@ -745,6 +754,7 @@ impl Machine {
                 ));
             }
             Late::Writing => self.ends(End::WriteTimeout),
+            Late::Postponed => self.retry(),
             // The next step tries.
             Late::Retry => self.active = now,
             Late::Shrink => {
@@ -795,6 +805,7 @@ mod tests {
         access::{Access, Terms},
         budget::Budget,
         config::{Auth, Bytes, Config, Millis, Principals},
+        dispatch::Counted,
         server::{Buffers, DrainFlags, connection::Farewell},
         wire::frame::FrameHeader,
     };
@@ -1180,21 +1191,39 @@ mod tests {
             panic!("no message");
         };
         test.machine.keep_alive(&test.peer);
-        test.machine.postpone(message.clone());
+        let postponed = Postponed {
+            until: test.now + Duration::from_secs(3),
+            counted: Counted::ByPrincipal,
+        };
+        test.machine.postpone(message.clone(), postponed);
         assert_eq!(test.next(), Step::Write, "what was answered leaves");
         test.sends();
         test.machine.readable = true;
         assert_eq!(test.next(), Step::Wait);
         assert_eq!(test.machine.state(), State::Postponed);
-        assert_eq!(test.machine.deadline(0), None);
         test.machine.retry();
         let Step::Message(again) = test.next() else {
             panic!("not tried again");
         };
-        assert!(again.again && !message.again && again.body == message.body);
+        assert_eq!(
+            (message.postponed, again.postponed),
+            (None, Some(postponed))
+        );
+        assert_eq!(again.body, message.body);
+
+        // Its handler has to say that it is too late.
+        test.machine.postpone(again, postponed);
+        assert_eq!(test.next(), Step::Wait);
+        let (until, late) = test.machine.deadline(0).unwrap();
+        assert_eq!((until, late), (postponed.until, Late::Postponed));
+        test.now = until;
+        test.machine.is_late();
+        let Step::Message(again) = test.next() else {
+            panic!("not tried when it is too late");
+        };
         assert!(matches!(test.next(), Step::Message(_)));
 
-        test.machine.postpone(again);
+        test.machine.postpone(again, postponed);
         test.peer.retire(Farewell::CLOSED);
         assert_eq!(test.next(), Step::Write, "it is not begun any more");
         assert!(test.sends().contains("SHUTTING_DOWN"));

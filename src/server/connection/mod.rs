@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     access::{Failure, Identity},
-    dispatch::Outcome,
+    dispatch::{Outcome, Postponed},
     log::{AUDIT, Limiter},
     system::{self, Channel},
     transport::{Proxied, TlsFault},
@@ -266,7 +266,7 @@ impl Connection {
                         continue;
                     }
                     self.peer.does(Doing::Calling);
-                    if !message.again {
+                    if message.postponed.is_none() {
                         self.peer.traffic().messages_in.add(1);
                     }
                     return Advance::Call(Call {
@@ -345,8 +345,8 @@ impl Connection {
     }
 
     /// The call of a message can't begin yet.
-    pub(crate) fn postpone(&mut self, message: Message) {
-        self.machine.postpone(message);
+    pub(crate) fn postpone(&mut self, message: Message, postponed: Postponed) {
+        self.machine.postpone(message, postponed);
     }
 
     /// Whether it waits until the call of a message may begin.
