@@ -221,3 +221,55 @@ fn somebody_polls_when_all_threads_are_in_calls() {
         );
     }
 }
+
+/// One that can't begin for want of threads is told so at its own deadline,
+/// however long those take that it waits for.
+#[test]
+fn a_call_that_was_put_off_ends_at_its_deadline() {
+    let server = with_sleeper()
+        .set("max_threads = 8")
+        .set("services.greedy.concurrency = 1")
+        .start();
+    let mut clients: Vec<_> = (0..6).map(|_| server.connect()).collect();
+    for (at, client) in clients.iter_mut().enumerate() {
+        sleep(client, &at.to_string(), 60_000);
+    }
+    let calls = |server: &TestServer| server.json("/calls")["calls"].as_array().unwrap().len();
+    server.until("one runs and half of the threads wait", |server| {
+        calls(server) >= 5
+    });
+    let mut short = server.connect();
+    sleep(&mut short, "short", 300);
+    let answer = short.message();
+    assert_eq!(answer.code(), "SERVICE_UNAVAILABLE", "{}", answer.text());
+    assert!(calls(&server) >= 5, "the others still wait");
+    assert_eq!(short.ask("echo.say", "1").text(), "1");
+}
+
+/// A request that was put off before anybody counted it is counted later.
+#[test]
+fn what_was_put_off_counts_for_the_rate() {
+    let server = with_sleeper()
+        .set("max_threads = 8")
+        .set("services.echo.rate = 1")
+        .start();
+    let mut clients: Vec<_> = (0..12).map(|_| server.connect()).collect();
+    for (at, client) in clients.iter_mut().enumerate() {
+        sleep(client, &at.to_string(), 1500);
+    }
+    server.until("all threads are in calls", |server| {
+        server.json("/calls")["calls"].as_array().unwrap().len() >= 7
+    });
+    let mut client = server.connect();
+    let asked = frame(0, b"REQUEST:echo.say:1.0.0:1::60000\n1");
+    client.send(&asked.repeat(5));
+    let first = client.message();
+    assert_eq!(first.line, "RESPONSE:echo.say:1.0.0:1", "{}", first.text());
+    let begun = std::time::Instant::now();
+    let rest: Vec<_> = (0..4).map(|_| client.message()).collect();
+    let served = rest
+        .iter()
+        .filter(|answer| !answer.line.starts_with("ERROR"));
+    let refilled = begun.elapsed().as_secs() as usize + 1;
+    assert!(served.count() < refilled, "one a second");
+}
