@@ -166,7 +166,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// Calls that may wait to begin, each with a thread: half of the threads.
-    fn most_waiting(&self) -> usize {
+    pub(crate) fn most_waiting(&self) -> usize {
         self.settings.config.max_threads / 2
     }
 }

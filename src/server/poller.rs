@@ -399,6 +399,20 @@ impl Poller {
         self.places.iter().filter_map(late).max()
     }
 
+    /// Whether one that lies here is queued.
+    #[allow(dead_code, reason = "the simulation asks")]
+    pub(crate) fn is_left_lying(&self) -> bool {
+        let slots = lock(&self.queue.slots);
+        let lies = |slot: &usize| lock(&self.places[*slot].inner).connection.is_some();
+        slots.iter().any(lies)
+    }
+
+    /// Whether one that is postponed lies here, while workers poll.
+    #[allow(dead_code, reason = "the simulation asks")]
+    pub(crate) fn is_kept_waiting(&self) -> bool {
+        !self.postponed.is_empty() && !self.all_are_absent()
+    }
+
     fn millis(&self, at: Instant) -> u64 {
         let millis = at.saturating_duration_since(self.started).as_millis();
         u64::try_from(millis).unwrap_or(NEVER)

@@ -572,6 +572,33 @@ impl Machine {
             self.wait_for_rest();
         }
         assert!(!is_late(), "a deadline has passed, and nobody looks");
+        assert!(
+            !self.shared.poller.is_left_lying(),
+            "a connection has something to do, and nobody serves it"
+        );
+        let waiting = self.shared.waiting.load(Ordering::SeqCst);
+        assert!(
+            waiting >= self.shared.most_waiting() || !self.shared.poller.is_kept_waiting(),
+            "a call may begin, and nobody tries"
+        );
+    }
+
+    /// Whoever is idle has answered all.
+    fn check_idle(&mut self) {
+        for peer in self.admission.peers().collect::<Vec<_>>() {
+            let row = peer.row();
+            let number = peer.number();
+            let at = self.clients.iter().position(|one| one.number == number);
+            if let Some(at) = at.filter(|_| row.state == "idle" && row.in_flight == 0) {
+                self.take(at, usize::MAX);
+                self.clients[at].check(&self.guests, self.cut_off());
+            }
+        }
+    }
+
+    /// Whether somebody was cut off who took no answers.
+    fn cut_off(&self) -> bool {
+        self.shared.metrics.write_timeouts.get() > 0
     }
 
     fn wait_for_rest(&self) {
@@ -593,12 +620,15 @@ impl Machine {
                 self.take(at, usize::MAX);
             }
             self.rest();
-            let all = |client: &Client| client.over || client.missing(&self.guests).is_empty();
+            let cut_off = self.cut_off();
+            let all =
+                |client: &Client| client.over || client.missing(&self.guests, cut_off).is_empty();
             if self.clients.iter().all(all) {
                 break;
             }
             self.world.pass(Duration::from_millis(3000));
             self.rest();
+            self.check_idle();
         }
         if std::env::var("MB_SEED").is_ok() {
             for peer in self.admission.peers() {
@@ -611,7 +641,7 @@ impl Machine {
             );
         }
         for client in &self.clients {
-            client.check(&self.guests);
+            client.check(&self.guests, self.cut_off());
         }
         self.drain();
         for _ in 0..40 {
@@ -625,7 +655,7 @@ impl Machine {
             self.take(at, usize::MAX);
         }
         for client in &self.clients {
-            client.check(&self.guests);
+            client.check(&self.guests, self.cut_off());
             assert!(
                 client.over || client.gone,
                 "connection {} was not ended",
@@ -649,6 +679,10 @@ impl Machine {
         );
         let threads = POLLERS + RESERVE;
         assert_eq!(self.world.threads(), threads, "a thread is not back");
+        assert!(
+            !self.shared.poller.all_are_absent(),
+            "nobody is in a call, and all count as absent"
+        );
         self.shared.poller.end();
         for look in 0.. {
             if self.world.threads() == 0 {
@@ -696,7 +730,7 @@ impl Client {
     }
 
     /// What was asked is answered, unless one of the two has ended it.
-    fn check(&self, guests: &Guests) {
+    fn check(&self, guests: &Guests, cut_off: bool) {
         let quick: Vec<_> = self
             .order
             .iter()
@@ -707,7 +741,7 @@ impl Client {
             "quick ones in another order: {:?}",
             self.quick_answers
         );
-        let missing = self.missing(guests);
+        let missing = self.missing(guests, cut_off);
         assert!(
             missing.is_empty(),
             "connection {}: not answered: {missing:?} of {:?}; {} unsent, {} unread, closing {:?}, {:?}",
@@ -721,8 +755,8 @@ impl Client {
     }
 
     /// Requests that have no answer and should have one.
-    fn missing(&self, guests: &Guests) -> Vec<String> {
-        if self.gone || self.over && self.closing.is_none() {
+    fn missing(&self, guests: &Guests, cut_off: bool) -> Vec<String> {
+        if self.gone || cut_off && self.over && self.closing.is_none() {
             return Vec::new();
         }
         let begun = guests.begun.lock().unwrap();
