@@ -114,7 +114,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         ),
         threads: arguments.threads as usize,
     };
-    crate::server::raise_open_files();
+    crate::system::raise_open_files();
     let links = arguments
         .connect
         .links(arguments.connections as usize, Duration::from_secs(5))?;

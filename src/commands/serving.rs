@@ -30,7 +30,7 @@ use crate::{
         snapshot::{Snapshot, StoreRow},
     },
     sandbox::{CompilerConfig, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
-    server::{Buffers, ListenerSettings, Server, ServerSettings, raise_open_files},
+    server::{Buffers, ListenerSettings, Server, ServerSettings},
     store::{CACHE, Store, StoreError},
     system::MAX_ENDING,
     transport::Inherited,
@@ -220,7 +220,10 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn of(config: &Config) -> Self {
-        Self::within(MemoryPlan::of(config).connections, raise_open_files())
+        Self::within(
+            MemoryPlan::of(config).connections,
+            crate::system::raise_open_files(),
+        )
     }
 
     fn within(connections: usize, files: Option<u64>) -> Self {

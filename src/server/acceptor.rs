@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -11,15 +11,19 @@ use std::{
     time::Duration,
 };
 
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
 use socket2::SockRef;
 
 use super::{
-    ListenerSettings, Listening, Shared,
     admission::{Admission, Refused},
-    connection::{Advance, Connection, Farewell, RETRY_WHEN_BUSY_MS, notice, tell_denied},
-    peer::Peer,
-    wait_for,
+    common::Common,
+    connection::{Advance, Connection, RETRY_WHEN_BUSY_MS, notice, tell_denied},
+    peer::{Farewell, Peer},
+    settings::ListenerSettings,
+    workers::Shared,
 };
 use crate::{
     access::Failure,
@@ -41,6 +45,15 @@ static ACCEPT_LINES: Limiter = Limiter::new();
 
 /// Numbers the connections of this process, from 1.
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
+
+/// A listener that is open.
+pub(crate) struct Listening {
+    pub(crate) listener: TcpListener,
+    /// It is another process's too: whoever comes after this server's end
+    /// waits there for the next.
+    pub(crate) outlives: bool,
+    pub(crate) place: Arc<ListenerSettings>,
+}
 
 /// Starts the thread that accepts from one listener until the server drains.
 pub(crate) fn start(
@@ -71,8 +84,12 @@ struct Acceptor {
 }
 
 impl Acceptor {
+    fn common(&self) -> &Common {
+        &self.shared.common
+    }
+
     fn run(mut self) {
-        while !self.shared.drain.draining() {
+        while !self.common().drain.draining() {
             match self.listening.listener.accept() {
                 Ok((stream, peer)) => {
                     self.recovered();
@@ -90,7 +107,7 @@ impl Acceptor {
     /// Waits for the drain, and for the next connection or a time.
     fn wait(&self, timeout: Option<Duration>) {
         let timespec = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let drain = PollFd::new(&self.shared.drain.wake, PollFlags::IN);
+        let drain = PollFd::new(&self.common().drain.wake, PollFlags::IN);
         let mut polled = [drain, PollFd::new(&self.listening.listener, PollFlags::IN)];
         let polled = if timeout.is_some() {
             &mut polled[..1]
@@ -104,11 +121,11 @@ impl Acceptor {
     /// would be reset when the listener closes. They are told instead.
     fn tell_the_backlog(&self) {
         // Bounded, because clients that come back at once would fill it for ever.
-        for _ in 0..self.shared.settings.config.backlog {
+        for _ in 0..self.common().settings.config.backlog {
             match self.listening.listener.accept() {
                 Ok((stream, _)) => {
                     let Farewell { code, message } = Farewell::SHUTDOWN;
-                    self.shared
+                    self.common()
                         .refuse(&self.settings, stream, code, message, None);
                 }
                 Err(error) if is_of_one_connection(&error) => {}
@@ -118,31 +135,35 @@ impl Acceptor {
     }
 
     fn admit(&self, stream: TcpStream, peer: SocketAddr) {
-        self.shared.metrics.accepted.add(1);
+        self.common().metrics.accepted.add(1);
         let proxied = self.settings.is_proxy(peer.ip());
         if !proxied && !self.settings.lets_in(peer.ip()) {
-            self.shared.metrics.denied.add(1);
+            self.common().metrics.denied.add(1);
             tell_denied(peer);
             return;
         }
         let address = (!proxied).then(|| peer.ip());
         // Who has guessed too often is not worth a thread; but where there are
         // certificates, it may be somebody else, who has a valid one.
-        let shut_out = |address| self.shared.access.is_shut_out(address, Failure::WrongToken);
+        let shut_out = |address| {
+            self.common()
+                .access
+                .is_shut_out(address, Failure::WrongToken)
+        };
         if self.settings.terms.auth == Auth::Required
             && !self.settings.takes_certificates()
             && let Some(wait) = address.and_then(shut_out)
         {
-            self.shared.metrics.auth_failures.add("too-many");
+            self.common().metrics.auth_failures.add("too-many");
             let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
             let wait = Some(wait.saturating_add(1));
             let (code, message) = (Code::Unauthorized, TOO_MANY_FAILURES);
-            self.shared
+            self.common()
                 .refuse(&self.settings, stream, code, message, wait);
             return;
         }
         // A peer that is gone already is found out by the first read.
-        let config = &self.shared.settings.config;
+        let config = &self.common().settings.config;
         let options = SocketOptions {
             keep_alive: config
                 .keep_alive
@@ -155,9 +176,9 @@ impl Acceptor {
         let listener = Arc::clone(&self.settings);
         let job = Box::new(move |permit| match permit {
             Ok(permit) => {
-                let poller = Arc::clone(&shared);
-                let new = Connection::new(number, stream, peer, listener, shared, permit);
-                if let Some(Err(error)) = new.map(|new| poller.poller.begin(Box::new(new))) {
+                let common = Arc::clone(&shared.common);
+                let new = Connection::new(number, stream, peer, listener, common, permit);
+                if let Some(Err(error)) = new.map(|new| shared.poller.begin(Box::new(new))) {
                     static LINES: Limiter = Limiter::new();
                     if LINES.allows("no room at the poller") {
                         tracing::error!(
@@ -166,11 +187,13 @@ impl Acceptor {
                     }
                 }
             }
-            Err(refused) => shared.refuse_newcomer(&listener, stream, peer, refused),
+            Err(refused) => shared
+                .common
+                .refuse_newcomer(&listener, stream, peer, refused),
         });
         self.admission.admit(address, job, |idle| {
             let evicted = self.shared.evict(idle);
-            self.shared.metrics.evicted.add(u64::from(evicted));
+            self.common().metrics.evicted.add(u64::from(evicted));
             evicted
         });
     }
@@ -187,7 +210,7 @@ impl Acceptor {
     /// No error ends the loop. Those of a single connection are passed over;
     /// for the others it pauses longer and longer, and says so once.
     fn survive(&mut self, error: &io::Error) {
-        self.shared.metrics.accept_errors.add(1);
+        self.common().metrics.accept_errors.add(1);
         if is_of_one_connection(error) {
             return;
         }
@@ -211,14 +234,16 @@ impl Shared {
             return false;
         };
         idle.retire(Farewell::EVICTED);
-        if matches!(connection.advance(system::now()), Advance::Wait)
-            && self.poller.put_back(connection)
-        {
-            self.poller.poke();
+        match connection.advance(system::now()) {
+            Advance::Wait if self.poller.put_back(connection) => self.poller.poke(),
+            Advance::Over(channel) => self.over(channel),
+            Advance::Wait | Advance::Call(_) => {}
         }
         true
     }
+}
 
+impl Common {
     fn refuse_newcomer(
         &self,
         listener: &ListenerSettings,
@@ -267,6 +292,15 @@ impl Shared {
         {
             self.linger.take(channel);
         }
+    }
+}
+
+/// Polls; where that fails, it takes a moment, so that who tries again does
+/// not keep a processor busy.
+fn wait_for(polled: &mut [PollFd<'_>], timeout: Option<&Timespec>) {
+    const MOMENT: Duration = Duration::from_millis(10);
+    if poll(polled, timeout).is_err_and(|error| error != Errno::INTR) {
+        thread::sleep(MOMENT);
     }
 }
 

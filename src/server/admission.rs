@@ -11,7 +11,6 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::peer::Peer;
 
@@ -275,25 +274,6 @@ pub(crate) fn whole_address(address: IpAddr) -> IpAddr {
         IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & (!0 << 64)).into(),
         v4 @ IpAddr::V4(_) => v4,
     }
-}
-
-/// Raises the soft limit of open files to the hard one, and returns it; none
-/// where there is no limit.
-pub fn raise_open_files() -> Option<u64> {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    if current == maximum
-        || setrlimit(
-            Resource::Nofile,
-            Rlimit {
-                current: maximum,
-                maximum,
-            },
-        )
-        .is_err()
-    {
-        return current;
-    }
-    maximum
 }
 
 #[cfg(test)]

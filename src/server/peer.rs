@@ -10,11 +10,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 
-use super::{
-    DrainFlags,
-    connection::{Farewell, State},
-    outbox::Outbox,
-};
+use super::{drain::DrainFlags, outbox::Outbox};
 use crate::{
     access::Identity,
     budget::Budget,
@@ -25,7 +21,7 @@ use crate::{
         Ordering::{Relaxed, SeqCst},
         lock,
     },
-    wire::Header,
+    wire::{Code, Header},
 };
 
 /// What is shared about one connection.
@@ -78,17 +74,35 @@ impl Doing {
     ];
 }
 
-impl From<State> for Doing {
-    fn from(state: State) -> Self {
-        match state {
-            State::ProxyHeader | State::Handshake => Self::Handshake,
-            State::Idle => Self::Idle,
-            State::Message { .. } | State::Memory { .. } => Self::Reading,
-            // Its answers are part of a call.
-            State::Writing { .. } | State::Postponed => Self::Calling,
-            State::Ending => Self::Closing,
-        }
-    }
+/// What a peer is told that is sent away in order: what it asked before is
+/// answered, and nothing is begun any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Farewell {
+    pub(crate) code: Code,
+    pub(crate) message: &'static str,
+}
+
+impl Farewell {
+    pub(crate) const SHUTDOWN: Self = Self {
+        code: Code::ShuttingDown,
+        message: "the server shuts down",
+    };
+    pub(crate) const CLOSED: Self = Self {
+        code: Code::ShuttingDown,
+        message: "the operator closes this connection",
+    };
+    pub(crate) const PRINCIPAL_CLOSED: Self = Self {
+        code: Code::Unauthorized,
+        message: "the operator closes the connections of this principal",
+    };
+    pub(crate) const TOO_OLD: Self = Self {
+        code: Code::ShuttingDown,
+        message: "this connection is as old as connection_max_age allows",
+    };
+    pub(crate) const EVICTED: Self = Self {
+        code: Code::ServerBusy,
+        message: "this connection makes room for others, as the one that was idle for longest",
+    };
 }
 
 impl Peer {

@@ -13,10 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    connection::{Connection, News},
-    workers::Worker,
-};
 use crate::system::{
     self, AtomicBool, AtomicU64, AtomicUsize, Channel, Epoll, Mutex,
     Ordering::{Relaxed, SeqCst},
@@ -43,17 +39,74 @@ const LONGEST_REST: Duration = Duration::from_secs(3600);
 /// No deadline.
 const NEVER: u64 = u64::MAX;
 
+/// News for the owner of a connection, as bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct News(u8);
+
+impl News {
+    /// There may be something to read.
+    pub(crate) const READABLE: Self = Self(1);
+    /// There may be room to write.
+    pub(crate) const WRITABLE: Self = Self(2);
+    /// The peer has ended the stream.
+    pub(crate) const ENDED: Self = Self(4);
+    /// A call that was left behind has answered.
+    pub(crate) const ANSWER: Self = Self(8);
+    /// It is to end: see [`Peer::farewell`].
+    pub(crate) const FAREWELL: Self = Self(16);
+    /// A deadline has passed.
+    pub(crate) const OVERDUE: Self = Self(32);
+    /// What was postponed may begin.
+    pub(crate) const RETRY: Self = Self(64);
+
+    pub(crate) fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(crate) fn add(&mut self, news: Self) {
+        self.0 |= news.0;
+    }
+
+    pub(crate) fn has(self, news: Self) -> bool {
+        self.0 & news.0 != 0
+    }
+}
+
+/// What lies in a place: a connection.
+pub(crate) trait Parked {
+    /// Its slot.
+    fn slot(&self) -> usize;
+    /// Its socket, until it has ended.
+    fn channel(&self) -> Option<&Channel>;
+    /// When it has to be looked after, whatever happens.
+    fn deadline(&self) -> Option<Instant>;
+    /// Whether there is something to do although nothing is news.
+    fn goes_on(&self) -> bool;
+    /// Whether it waits until the call of a message may begin.
+    fn is_postponed(&self) -> bool;
+}
+
+/// What a worker looks for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Look {
+    /// What was postponed may begin.
+    pub(crate) may_begin: bool,
+    /// What is queued comes before news.
+    pub(crate) takes_queued: bool,
+    /// Each of the last ones took little.
+    pub(crate) is_quick: bool,
+}
+
 /// The place of a slot.
-struct Place {
-    inner: Mutex<Inner>,
+struct Place<C> {
+    inner: Mutex<Inner<C>>,
     /// Milliseconds from the poller's start to the deadline of the connection
     /// that lies here.
     due: AtomicU64,
 }
 
-#[derive(Default)]
-struct Inner {
-    connection: Option<Box<Connection>>,
+struct Inner<C> {
+    connection: Option<Box<C>>,
     /// What its owner has yet to learn.
     news: News,
     /// Its slot is among those that are postponed.
@@ -61,9 +114,9 @@ struct Inner {
 }
 
 /// All places, and who has something to do.
-pub(crate) struct Poller {
+pub(crate) struct Poller<C> {
     epoll: Epoll,
-    places: Box<[Place]>,
+    places: Box<[Place<C>]>,
     /// Slots of connections that lie in their places and have something to do
     /// that the system does not tell.
     queue: Queue,
@@ -83,7 +136,7 @@ pub(crate) struct Poller {
 }
 
 /// A connection that is to be served, and what it has yet to learn.
-pub(crate) type Taken = (Box<Connection>, News);
+pub(crate) type Taken<C> = (Box<C>, News);
 
 /// Slots, and how many there are without the lock.
 #[derive(Default)]
@@ -114,14 +167,18 @@ impl Queue {
     }
 }
 
-impl Poller {
+impl<C: Parked> Poller<C> {
     /// For so many connections and workers.
     ///
     /// # Errors
     /// If the system has no epoll.
     pub(crate) fn new(slots: usize, workers: usize) -> io::Result<Self> {
         let place = |_| Place {
-            inner: Mutex::default(),
+            inner: Mutex::new(Inner {
+                connection: None,
+                news: News::default(),
+                is_postponed: false,
+            }),
             due: AtomicU64::new(NEVER),
         };
         Ok(Self {
@@ -143,8 +200,8 @@ impl Poller {
     ///
     /// # Errors
     /// If the system can't watch it; then it is closed.
-    pub(crate) fn begin(&self, connection: Box<Connection>) -> io::Result<()> {
-        let slot = connection.peer().slot();
+    pub(crate) fn begin(&self, connection: Box<C>) -> io::Result<()> {
+        let slot = connection.slot();
         let place = &self.places[slot];
         let mut inner = lock(&place.inner);
         // Those of a connection that had this slot before.
@@ -166,8 +223,8 @@ impl Poller {
     /// A worker is done with a connection for now. One that does not look for
     /// the next then pokes another, if so it says.
     #[must_use]
-    pub(crate) fn put_back(&self, connection: Box<Connection>) -> bool {
-        let slot = connection.peer().slot();
+    pub(crate) fn put_back(&self, connection: Box<C>) -> bool {
+        let slot = connection.slot();
         let place = &self.places[slot];
         let (goes_on, is_postponed) = (connection.goes_on(), connection.is_postponed());
         let mut inner = lock(&place.inner);
@@ -193,7 +250,7 @@ impl Poller {
     }
 
     /// One that was postponed, to be tried again.
-    fn retry(&self) -> Option<Taken> {
+    fn retry(&self) -> Option<Taken<C>> {
         while let Some(slot) = self.postponed.pop() {
             let place = &self.places[slot];
             let mut inner = lock(&place.inner);
@@ -234,7 +291,7 @@ impl Poller {
     }
 
     /// Says whether its deadline passes before all others.
-    fn lay(&self, place: &Place, inner: &mut Inner, connection: Box<Connection>) -> bool {
+    fn lay(&self, place: &Place<C>, inner: &mut Inner<C>, connection: Box<C>) -> bool {
         let due = connection.deadline().map_or(NEVER, |at| self.rounded(at));
         inner.connection = Some(connection);
         place.due.store(due, SeqCst);
@@ -259,7 +316,7 @@ impl Poller {
     }
 
     /// The same; who brings them serves it, if it lies in its place.
-    pub(crate) fn visit(&self, slot: usize, news: News) -> Option<Taken> {
+    pub(crate) fn visit(&self, slot: usize, news: News) -> Option<Taken<C>> {
         self.take(slot, news)
     }
 
@@ -268,8 +325,8 @@ impl Poller {
     pub(crate) fn take_if(
         &self,
         slot: usize,
-        may_leave: impl FnOnce(&Connection) -> bool,
-    ) -> Option<Box<Connection>> {
+        may_leave: impl FnOnce(&C) -> bool,
+    ) -> Option<Box<C>> {
         let mut inner = lock(&self.places[slot].inner);
         // What has come from it is looked at first.
         let has_news = !inner.news.is_none();
@@ -279,9 +336,9 @@ impl Poller {
     }
 
     /// A connection that has something to do; none after a while.
-    pub(crate) fn next(&self, worker: &Worker, ready: &mut Vec<Ready>) -> Option<(Taken, Instant)> {
+    pub(crate) fn next(&self, look: Look, ready: &mut Vec<Ready>) -> Option<(Taken<C>, Instant)> {
         if !self.postponed.is_empty()
-            && worker.may_begin()
+            && look.may_begin
             && let Some(taken) = self.retry()
         {
             return Some((taken, system::now()));
@@ -289,7 +346,7 @@ impl Poller {
         let queued = !self.queue.is_empty();
         // In turns: those that go on, and those that have news.
         if queued
-            && worker.takes_queued()
+            && look.takes_queued
             && let Some(taken) = self.dequeue()
         {
             return Some((taken, system::now()));
@@ -299,7 +356,7 @@ impl Poller {
         } else {
             self.timeout()
         };
-        let most = if worker.is_quick() { MOST_AT_ONCE } else { 1 };
+        let most = if look.is_quick { MOST_AT_ONCE } else { 1 };
         self.epoll.wait(ready, most, timeout);
         let now = system::now();
         let mut first = None;
@@ -337,7 +394,7 @@ impl Poller {
         Duration::from_millis(earliest.saturating_sub(now)).min(LONGEST_WAIT)
     }
 
-    fn dequeue(&self) -> Option<Taken> {
+    fn dequeue(&self) -> Option<Taken<C>> {
         while let Some(slot) = self.queue.pop() {
             // Where somebody has it, its news are learnt when it is put back.
             if let Some(taken) = self.take(slot, News::default()) {
@@ -347,7 +404,7 @@ impl Poller {
         None
     }
 
-    fn take(&self, slot: usize, news: News) -> Option<Taken> {
+    fn take(&self, slot: usize, news: News) -> Option<Taken<C>> {
         let mut inner = lock(&self.places[slot].inner);
         inner.news.add(news);
         let connection = inner.connection.take()?;
@@ -391,7 +448,7 @@ impl Poller {
     #[allow(dead_code, reason = "the simulation asks")]
     pub(crate) fn overdue_for(&self, now: Instant) -> Option<Duration> {
         let now = self.millis(now);
-        let late = |place: &Place| {
+        let late = |place: &Place<C>| {
             let lies = lock(&place.inner).connection.is_some();
             let due = place.due.load(SeqCst);
             (lies && due < now).then(|| Duration::from_millis(now - due))

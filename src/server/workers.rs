@@ -14,20 +14,20 @@ use std::{
 };
 
 use super::{
-    Shared,
-    connection::{Advance, Call, Connection, End, Input, Message, News},
+    common::Common,
+    connection::{Advance, Call, Connection, End, Input, Message},
     peer::Peer,
-    poller::Taken,
-    running::Listed,
+    poller::{Look, News, Parked, Poller, Taken},
+    running::{Listed, RunningCalls},
 };
 use crate::{
-    dispatch::{self, Counted, Outcome, Postponed, Reply, Request, internal_error},
+    dispatch::{self, Counted, Handle, Outcome, Postponed, Reply, Request, internal_error},
     host::{Stop, Watch},
     log::{Limiter, panic_text},
     system::{
-        self, AtomicBool, AtomicU32, Mutex, MutexGuard,
+        self, AtomicBool, AtomicU32, AtomicUsize, Channel, Mutex, MutexGuard,
         Ordering::{Relaxed, SeqCst},
-        lock,
+        Pool, lock,
     },
     wire::{Code, Header},
 };
@@ -57,6 +57,37 @@ const LAST_ONES: u32 = 100;
 pub(crate) fn pollers() -> usize {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     processors.max(FEWEST_POLLERS)
+}
+
+/// What all workers share.
+pub(crate) struct Shared {
+    pub(crate) common: Arc<Common>,
+    pub(crate) handle: Arc<dyn Handle>,
+    pub(crate) poller: Poller<Connection>,
+    pub(crate) threads: Pool,
+    /// Calls that wait until they may begin.
+    pub(crate) waiting: AtomicUsize,
+    /// Calls that take long.
+    pub(crate) running: Arc<RunningCalls>,
+}
+
+impl Shared {
+    /// Half of the threads at most wait for calls that may not begin.
+    pub(crate) fn may_wait(&self) -> bool {
+        self.waiting.load(SeqCst) < self.most_waiting()
+    }
+
+    fn most_waiting(&self) -> usize {
+        self.common.settings.config.max_threads / 2
+    }
+
+    /// A connection has ended; its peer shall read what was said last.
+    pub(crate) fn over(&self, channel: Option<Channel>) {
+        if let Some(channel) = channel {
+            self.poller.forget(&channel);
+            self.common.linger.take(channel);
+        }
+    }
 }
 
 /// What one thread does, from its job's beginning to its end.
@@ -144,21 +175,14 @@ impl Worker {
         }
     }
 
-    /// Whether it may begin a call that was postponed.
-    pub(crate) fn may_begin(&self) -> bool {
-        !self.is_reserve && self.shared.waiting.load(SeqCst) < self.shared.most_waiting()
-    }
-
-    /// Whether the last connections took little.
-    pub(crate) fn is_quick(&self) -> bool {
-        self.quick.load(Relaxed) >= LAST_ONES
-    }
-
-    /// Every other time.
-    pub(crate) fn takes_queued(&self) -> bool {
-        let takes = self.alternates.load(Relaxed);
-        self.alternates.store(!takes, Relaxed);
-        takes
+    fn look(&self) -> Look {
+        let alternates = self.alternates.load(Relaxed);
+        self.alternates.store(!alternates, Relaxed);
+        Look {
+            may_begin: !self.is_reserve && self.shared.may_wait(),
+            takes_queued: alternates,
+            is_quick: self.quick.load(Relaxed) >= LAST_ONES,
+        }
     }
 
     fn poll(self: &Arc<Self>, goes_on: impl Fn() -> bool) {
@@ -167,7 +191,7 @@ impl Worker {
         let mut now = system::now();
         while goes_on() && !poller.is_over() {
             poller.sweep(now);
-            let Some((taken, begun)) = poller.next(self, &mut ready) else {
+            let Some((taken, begun)) = poller.next(self.look(), &mut ready) else {
                 now = system::now();
                 continue;
             };
@@ -183,7 +207,7 @@ impl Worker {
     }
 
     /// Serves a connection as long as there is something to do.
-    fn serve(self: &Arc<Self>, taken: Taken, now: Instant) {
+    fn serve(self: &Arc<Self>, taken: Taken<Connection>, now: Instant) {
         let (mut next, mut now) = (Some(taken), now);
         while let Some(taken) = next {
             let advance = AssertUnwindSafe(|| self.advance(taken, now));
@@ -202,7 +226,11 @@ impl Worker {
     }
 
     /// The same; what comes back is to be served next.
-    fn advance(self: &Arc<Self>, (connection, news): Taken, mut now: Instant) -> Option<Taken> {
+    fn advance(
+        self: &Arc<Self>,
+        (connection, news): Taken<Connection>,
+        mut now: Instant,
+    ) -> Option<Taken<Connection>> {
         let mut held = self.held();
         let mut connection = held.connection.insert(connection);
         connection.learns(news, now);
@@ -224,9 +252,10 @@ impl Worker {
                     }
                     return None;
                 }
-                Advance::Over => {
+                Advance::Over(channel) => {
                     let connection = held.connection.take();
                     drop(held);
+                    self.shared.over(channel);
                     drop(connection);
                     return None;
                 }
@@ -283,6 +312,7 @@ impl Worker {
                     if let Outcome::Error(code, body) = &reply.outcome {
                         let header = reply.header.as_ref();
                         self.shared
+                            .common
                             .note_error(&peer, &call.identity, header, *code, body);
                     }
                     peer.answer_late(reply.header.as_ref(), reply.outcome);
@@ -301,7 +331,7 @@ impl Worker {
             identity,
         } = call;
         let body = input.message(message.body.clone());
-        let timeout = self.shared.settings.config.default_timeout.0;
+        let timeout = self.shared.common.settings.config.default_timeout.0;
         let until = dispatch::must_begin(body, identity, *arrived, timeout)?;
         let postponed = message.postponed.unwrap_or(Postponed {
             until,
@@ -331,7 +361,7 @@ impl Worker {
     /// Waits a moment for the same peer, where that is wanted, while another
     /// thread polls; says whether it has something to say.
     fn lingers(&self, connection: &Connection) -> bool {
-        let time = self.shared.settings.config.linger.0;
+        let time = self.shared.common.settings.config.linger.0;
         !time.is_zero()
             && !self.is_reserve
             && connection.may_linger()
@@ -427,7 +457,7 @@ impl Worker {
             header.as_ref(),
             connection.identity().caller.principal.clone(),
             call.arrived,
-            self.shared.settings.config.default_timeout.0,
+            self.shared.common.settings.config.default_timeout.0,
         )
     }
 }
@@ -439,7 +469,11 @@ impl Watch for Worker {
         if ticks >= TICKS_UNTIL_SLOW && self.is_slow(false) {
             return Some(Stop::Killed);
         }
-        self.shared.drain.calls_stopped().then_some(Stop::Shutdown)
+        self.shared
+            .common
+            .drain
+            .calls_stopped()
+            .then_some(Stop::Shutdown)
     }
 
     fn waits(&self) {

@@ -50,7 +50,7 @@ enum What {
 }
 
 pub fn run(Arguments { what }: &Arguments) -> ExitCode {
-    mb_server::server::raise_open_files();
+    mb_server::system::raise_open_files();
     match what {
         What::Overtaking => overtaking(),
         What::Idle { connections } => idle(*connections),

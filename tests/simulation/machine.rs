@@ -17,11 +17,14 @@ use crate::{
     host::Stop,
     metrics::Metrics,
     server::{
-        Buffers, DrainFlags, ListenerSettings, ServerSettings, Shared,
         admission::{Admission, Shares},
-        connection::{Connection, Farewell, News},
-        poller::Poller,
-        workers::{RESERVE, Worker},
+        common::Common,
+        connection::Connection,
+        drain::DrainFlags,
+        peer::Farewell,
+        poller::{News, Poller},
+        settings::{Buffers, ListenerSettings, ServerSettings},
+        workers::{RESERVE, Shared, Worker},
     },
     system::{self, AtomicUsize, Channel, Linger, Ordering, Pool, Wire, World},
     wire::{
@@ -277,17 +280,19 @@ impl Machine {
         guests.places.store(random.of(1..3), SeqCst);
         let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).unwrap();
         let shared = Arc::new(Shared {
-            drain: Arc::new(DrainFlags::new().unwrap()),
             poller: Poller::new(SLOTS, POLLERS).unwrap(),
             threads: Pool::new(POLLERS + RESERVE, settings.config.max_threads, 0),
             waiting: AtomicUsize::new(0),
-            settings: Arc::new(settings),
-            handle: Arc::<Guests>::clone(&guests),
-            metrics: Arc::<Metrics>::default(),
-            access,
-            linger: Linger,
-            handshakes: Arc::default(),
             running: Arc::default(),
+            handle: Arc::<Guests>::clone(&guests),
+            common: Arc::new(Common {
+                settings: Arc::new(settings),
+                metrics: Arc::<Metrics>::default(),
+                access,
+                drain: Arc::new(DrainFlags::new().unwrap()),
+                linger: Linger,
+                handshakes: Arc::default(),
+            }),
         });
         for _ in 0..POLLERS {
             assert!(Worker::start(&shared));
@@ -400,9 +405,9 @@ impl Machine {
         let job = Box::new(move |permit: Result<_, _>| {
             let Ok(permit) = permit else { return };
             is_taken.store(true, std::sync::atomic::Ordering::SeqCst);
-            let poller = Arc::clone(&shared);
-            let new = Connection::over(number, channel, from, listener, shared, permit);
-            poller.poller.begin(Box::new(new)).unwrap();
+            let common = Arc::clone(&shared.common);
+            let new = Connection::over(number, channel, from, listener, common, permit);
+            shared.poller.begin(Box::new(new)).unwrap();
         });
         self.admission.admit(None, job, |_| false);
         if taken.load(std::sync::atomic::Ordering::SeqCst) {
@@ -536,7 +541,7 @@ impl Machine {
 
     fn drain(&mut self) {
         self.draining = true;
-        self.shared.drain.begin();
+        self.shared.common.drain.begin();
         for peer in self.admission.peers() {
             self.shared.poller.tell(peer.slot(), News::FAREWELL);
         }
@@ -576,9 +581,8 @@ impl Machine {
             !self.shared.poller.is_left_lying(),
             "a connection has something to do, and nobody serves it"
         );
-        let waiting = self.shared.waiting.load(Ordering::SeqCst);
         assert!(
-            waiting >= self.shared.most_waiting() || !self.shared.poller.is_kept_waiting(),
+            !self.shared.may_wait() || !self.shared.poller.is_kept_waiting(),
             "a call may begin, and nobody tries"
         );
     }
@@ -598,7 +602,7 @@ impl Machine {
 
     /// Whether somebody was cut off who took no answers.
     fn cut_off(&self) -> bool {
-        self.shared.metrics.write_timeouts.get() > 0
+        self.shared.common.metrics.write_timeouts.get() > 0
     }
 
     fn wait_for_rest(&self) {
@@ -637,7 +641,7 @@ impl Machine {
             println!(
                 "{:?} {:?}",
                 self.shared.running.rows(),
-                self.shared.settings
+                self.shared.common.settings
             );
         }
         for client in &self.clients {
@@ -670,7 +674,11 @@ impl Machine {
                 .map(|peer| peer.row())
                 .collect::<Vec<_>>()
         );
-        assert_eq!(self.shared.settings.memory.used(), 0, "memory is not back");
+        assert_eq!(
+            self.shared.common.settings.memory.used(),
+            0,
+            "memory is not back"
+        );
         assert!(self.shared.running.rows().is_empty(), "a call is listed");
         assert_eq!(
             self.shared.waiting.load(Ordering::SeqCst),

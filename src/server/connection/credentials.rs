@@ -4,21 +4,16 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{Connection, End, Farewell};
+use super::{Certificate, Connection, end::End};
 use crate::{
     access::{Failure, Identity, log_refusal},
     dispatch::ENDED,
     log::Limiter,
-    transport::{ServerTls, TlsFault},
+    server::peer::Farewell,
+    system::Channel,
+    transport::TlsFault,
     wire::Code,
 };
-
-/// A certificate that was valid when it was last verified.
-pub(crate) struct Certificate {
-    /// The CAs and revocation lists that it was verified with.
-    by: Arc<ServerTls>,
-    expires: Option<Instant>,
-}
 
 impl Connection {
     /// The handshake is done: whom the certificate stands for. It was verified
@@ -35,7 +30,7 @@ impl Connection {
                 self.certificate = Some(Certificate { by, expires });
                 match valid.principal {
                     Some(principal) => {
-                        self.is_now(self.shared.access.certified(&self.identity, &principal));
+                        self.is_now(self.common.access.certified(&self.identity, &principal));
                     }
                     None if demanded => {}
                     None => self.log_unusable_certificate("no-name"),
@@ -47,10 +42,10 @@ impl Connection {
             }
             Err(fault) => {
                 let Self {
-                    shared, identity, ..
+                    common, identity, ..
                 } = self;
-                shared.metrics.handshake_failures.add(fault.as_str());
-                shared.access.failed(identity, Failure::Certificate);
+                common.metrics.handshake_failures.add(fault.as_str());
+                common.access.failed(identity, Failure::Certificate);
                 self.is_not_authenticated();
             }
         }
@@ -69,7 +64,7 @@ impl Connection {
     fn shown(&self) -> &[rustls::pki_types::CertificateDer<'static>] {
         let channel = self.channel.as_ref();
         channel
-            .and_then(super::Channel::peer_certificates)
+            .and_then(Channel::peer_certificates)
             .unwrap_or_default()
     }
 
@@ -87,7 +82,7 @@ impl Connection {
     /// whoever serves it sees whether the credentials have ended.
     #[inline]
     pub(crate) fn update_identity(&mut self) {
-        if let Some(current) = self.shared.access.current(&self.identity) {
+        if let Some(current) = self.common.access.current(&self.identity) {
             self.set_identity(current);
         }
         let now = self.machine.arrived();
@@ -138,13 +133,13 @@ impl Connection {
     }
 
     fn is_not_authenticated(&mut self) {
-        self.shared.metrics.auth_failures.add("ended");
+        self.common.metrics.auth_failures.add("ended");
         log_refusal(&self.identity, ENDED);
         self.ends(End::Notice(Code::Unauthorized, ENDED.into()));
     }
 
     fn is_too_old(&self, now: Instant) -> bool {
-        self.shared
+        self.common
             .settings
             .config
             .connection_max_age
@@ -157,7 +152,7 @@ impl Connection {
         if self.machine.end().is_some() {
             return None;
         }
-        let config = &self.shared.settings.config;
+        let config = &self.common.settings.config;
         let known = self.identity.is_known() || self.certificate.is_some();
         let credentials = known.then(|| self.checked + config.keep_alive_within());
         let most = config.connection_max_age.unless_zero();
@@ -171,7 +166,7 @@ impl Connection {
         if self.next_check().is_none_or(|at| at > now) {
             return;
         }
-        let within = self.shared.settings.config.keep_alive_within();
+        let within = self.common.settings.config.keep_alive_within();
         if now.saturating_duration_since(self.checked) >= within {
             self.checked = now;
             if self.certificate.is_some() {

@@ -2,7 +2,11 @@
 
 use std::{fmt, io, time::Duration};
 
-use crate::{dispatch::TOO_MANY_FAILURES, wire::Code};
+use crate::{
+    dispatch::TOO_MANY_FAILURES,
+    server::peer::Farewell,
+    wire::{Code, ErrorBody, message::write_error},
+};
 
 /// What a client that is sent away is told to wait, in milliseconds.
 pub(crate) const RETRY_WHEN_BUSY_MS: u64 = 1000;
@@ -31,37 +35,6 @@ pub(crate) enum End {
     Notice(Code, String),
     /// The same, for a reason that is known before the connection looks.
     Farewell(Farewell),
-}
-
-/// What a peer is told that is sent away in order: what it asked before is
-/// answered, and nothing is begun any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Farewell {
-    pub(crate) code: Code,
-    pub(crate) message: &'static str,
-}
-
-impl Farewell {
-    pub(crate) const SHUTDOWN: Self = Self {
-        code: Code::ShuttingDown,
-        message: "the server shuts down",
-    };
-    pub(crate) const CLOSED: Self = Self {
-        code: Code::ShuttingDown,
-        message: "the operator closes this connection",
-    };
-    pub(crate) const PRINCIPAL_CLOSED: Self = Self {
-        code: Code::Unauthorized,
-        message: "the operator closes the connections of this principal",
-    };
-    pub(crate) const TOO_OLD: Self = Self {
-        code: Code::ShuttingDown,
-        message: "this connection is as old as connection_max_age allows",
-    };
-    pub(crate) const EVICTED: Self = Self {
-        code: Code::ServerBusy,
-        message: "this connection makes room for others, as the one that was idle for longest",
-    };
 }
 
 /// The ERROR that closes a connection.
@@ -118,4 +91,15 @@ impl fmt::Display for End {
             Self::Farewell(Farewell { code, message }) => write!(f, "{code}: {message}"),
         }
     }
+}
+
+/// An ERROR that answers no request.
+pub(crate) fn notice(code: Code, message: &str, retry_after_ms: Option<u64>) -> Vec<u8> {
+    let mut body = ErrorBody::server(code, message.to_owned());
+    if let Some(millis) = retry_after_ms {
+        body = body.with_details(&serde_json::json!({"retryAfterMs": millis}));
+    }
+    let mut frame = Vec::new();
+    write_error(&mut frame, None, &body, std::time::SystemTime::now());
+    frame
 }

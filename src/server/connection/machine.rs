@@ -9,11 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{End, end::RETRY_WHEN_BUSY_MS};
+use super::end::{End, RETRY_WHEN_BUSY_MS, notice};
 use crate::{
     budget::Charge,
     dispatch::{Outcome, Postponed},
-    server::{ServerSettings, outbox::Outbox, peer::Peer},
+    server::{
+        outbox::Outbox,
+        peer::{Doing, Peer},
+        settings::ServerSettings,
+    },
     system::{LINGER, Received},
     wire::{Code, ErrorBody, FrameError, Header, Kind, Reassembly, Taken, frame::KEEPALIVE_FRAME},
 };
@@ -71,6 +75,19 @@ pub(crate) enum State {
     Postponed,
     /// Waits for calls in flight, to end after them. Nothing is read.
     Ending,
+}
+
+impl From<State> for Doing {
+    fn from(state: State) -> Self {
+        match state {
+            State::ProxyHeader | State::Handshake => Self::Handshake,
+            State::Idle => Self::Idle,
+            State::Message { .. } | State::Memory { .. } => Self::Reading,
+            // Its answers are part of a call.
+            State::Writing { .. } | State::Postponed => Self::Calling,
+            State::Ending => Self::Closing,
+        }
+    }
 }
 
 /// What is to be done next.
@@ -452,7 +469,7 @@ impl Machine {
 
     fn say_closing(&mut self, peer: &Peer) {
         if let Some(closing) = self.end.as_ref().and_then(End::closing) {
-            let frame = super::notice(closing.code, closing.message, closing.retry_after_ms);
+            let frame = notice(closing.code, closing.message, closing.retry_after_ms);
             self.outbox.push_frame(&frame);
             peer.traffic().messages_out.add(1);
             peer.traffic().errors.add(1);
@@ -806,7 +823,7 @@ mod tests {
         budget::Budget,
         config::{Auth, Bytes, Config, Millis, Principals},
         dispatch::Counted,
-        server::{Buffers, DrainFlags, connection::Farewell},
+        server::{drain::DrainFlags, peer::Farewell, settings::Buffers},
         wire::frame::FrameHeader,
     };
 

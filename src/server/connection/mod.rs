@@ -12,59 +12,26 @@ use std::{
     time::Instant,
 };
 
-use credentials::Certificate;
-pub(crate) use end::{End, Farewell, RETRY_WHEN_BUSY_MS};
-pub(crate) use machine::Message;
-pub(crate) use machine::{Input, State};
+pub(crate) use end::{End, RETRY_WHEN_BUSY_MS, notice};
+pub(crate) use machine::{Input, Message, State};
 use machine::{Machine, Step};
 
 use super::{
-    ListenerSettings, Shared,
     admission::Permit,
+    common::Common,
     handshakes::Handshake,
-    peer::{Doing, Peer},
+    peer::{Doing, Farewell, Peer},
+    poller::{News, Parked},
+    settings::ListenerSettings,
 };
 use crate::{
     access::{Failure, Identity},
     dispatch::{Outcome, Postponed},
     log::{AUDIT, Limiter},
     system::{self, Channel},
-    transport::{Proxied, TlsFault},
-    wire::{Code, ErrorBody, Header, message::write_error},
+    transport::{Proxied, ServerTls, TlsFault},
+    wire::{Code, Header},
 };
-
-/// News for the owner of a connection, as bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct News(u8);
-
-impl News {
-    /// There may be something to read.
-    pub(crate) const READABLE: Self = Self(1);
-    /// There may be room to write.
-    pub(crate) const WRITABLE: Self = Self(2);
-    /// The peer has ended the stream.
-    pub(crate) const ENDED: Self = Self(4);
-    /// A call that was left behind has answered.
-    pub(crate) const ANSWER: Self = Self(8);
-    /// It is to end: see [`Peer::farewell`].
-    pub(crate) const FAREWELL: Self = Self(16);
-    /// A deadline has passed.
-    pub(crate) const OVERDUE: Self = Self(32);
-    /// What was postponed may begin.
-    pub(crate) const RETRY: Self = Self(64);
-
-    pub(crate) fn is_none(self) -> bool {
-        self.0 == 0
-    }
-
-    pub(crate) fn add(&mut self, news: Self) {
-        self.0 |= news.0;
-    }
-
-    fn has(self, news: Self) -> bool {
-        self.0 & news.0 != 0
-    }
-}
 
 /// What has become of a connection.
 pub(crate) enum Advance {
@@ -72,8 +39,9 @@ pub(crate) enum Advance {
     Call(Call),
     /// There is nothing to do until there is news.
     Wait,
-    /// It has ended; only the value is left.
-    Over,
+    /// It has ended; only the value is left, and a socket whose peer shall
+    /// read what was said last.
+    Over(Option<Channel>),
 }
 
 /// A message that is to be answered, with all that this needs: the connection
@@ -85,12 +53,19 @@ pub(crate) struct Call {
     pub(crate) identity: Arc<Identity>,
 }
 
+/// A certificate that was valid when it was last verified.
+struct Certificate {
+    /// The CAs and revocation lists that it was verified with.
+    by: Arc<ServerTls>,
+    expires: Option<Instant>,
+}
+
 /// See the module.
 pub(crate) struct Connection {
     machine: Machine,
     channel: Option<Channel>,
     peer: Arc<Peer>,
-    shared: Arc<Shared>,
+    common: Arc<Common>,
     listener: Arc<ListenerSettings>,
     permit: Permit,
     /// Who the peer is, as `peer` also knows.
@@ -111,7 +86,7 @@ impl Connection {
         stream: TcpStream,
         from: SocketAddr,
         listener: Arc<ListenerSettings>,
-        shared: Arc<Shared>,
+        common: Arc<Common>,
         permit: Permit,
     ) -> Option<Self> {
         let session = listener.tls.as_ref().map(|tls| tls.load().session());
@@ -122,7 +97,7 @@ impl Connection {
         let channel = channel
             .inspect_err(|error| tracing::error!(connection = number, "not served: {error}"))
             .ok()?;
-        Some(Self::over(number, channel, from, listener, shared, permit))
+        Some(Self::over(number, channel, from, listener, common, permit))
     }
 
     /// The same over a socket that does not block.
@@ -131,12 +106,12 @@ impl Connection {
         channel: Channel,
         from: SocketAddr,
         listener: Arc<ListenerSettings>,
-        shared: Arc<Shared>,
+        common: Arc<Common>,
         permit: Permit,
     ) -> Self {
         tracing::debug!(connection = number, peer = %from, "connection accepted");
         let encrypted = channel.is_encrypted();
-        let identity = Arc::new(shared.access.stranger(
+        let identity = Arc::new(common.access.stranger(
             number.to_string(),
             from.ip(),
             encrypted,
@@ -147,8 +122,8 @@ impl Connection {
             (number, permit.slot()),
             (from, own),
             Arc::clone(&identity),
-            &shared.drain,
-            &shared.settings.memory,
+            &common.drain,
+            &common.settings.memory,
         ));
         permit.hold(Arc::clone(&peer));
         let now = system::now();
@@ -158,10 +133,10 @@ impl Connection {
             State::Handshake
         };
         let mut connection = Self {
-            machine: Machine::new(&shared.settings, state, now),
+            machine: Machine::new(&common.settings, state, now),
             channel: Some(channel),
             peer,
-            shared,
+            common,
             listener,
             permit,
             identity,
@@ -187,10 +162,6 @@ impl Connection {
         self.machine.input()
     }
 
-    pub(crate) fn channel(&self) -> Option<&Channel> {
-        self.channel.as_ref()
-    }
-
     /// Whether it is known why it ends.
     pub(crate) fn has_ended(&self) -> bool {
         self.machine.end().is_some()
@@ -201,24 +172,12 @@ impl Connection {
         self.machine.ends(end);
     }
 
-    /// When it has to be looked after, whatever happens.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        let own = self.machine.deadline(self.peer.calls_left());
-        let own = own.map(|(until, _)| until);
-        own.into_iter().chain(self.next_check()).min()
-    }
-
     /// Whether it only waits for what its peer says next.
     pub(crate) fn may_linger(&self) -> bool {
         self.machine.state() == State::Idle
             && !self.identity.must_say()
             && self.peer.calls_left() == 0
             && self.peer.farewell().is_none()
-    }
-
-    /// Whether there is something to do although nothing is news.
-    pub(crate) fn goes_on(&self) -> bool {
-        self.machine.goes_on()
     }
 
     /// Takes in what has happened.
@@ -247,7 +206,7 @@ impl Connection {
             match self.machine.next(&self.peer, now) {
                 Step::Read => {
                     let Some(channel) = &mut self.channel else {
-                        return Advance::Over;
+                        return Advance::Over(None);
                     };
                     let received = channel.read(self.machine.room());
                     let midway = channel.is_midway();
@@ -293,8 +252,7 @@ impl Connection {
                 Step::ProxyHeader => self.read_proxy_header(),
                 Step::Handshake => self.go_on_with_handshake(),
                 Step::Close => {
-                    self.close();
-                    return Advance::Over;
+                    return Advance::Over(self.close());
                 }
             }
         }
@@ -335,7 +293,7 @@ impl Connection {
         let mut unauthorized = false;
         if let Outcome::Error(code, body) = &outcome {
             unauthorized = *code == Some(Code::Unauthorized);
-            self.shared
+            self.common
                 .note_error(&self.peer, &self.identity, header, *code, body);
         }
         self.machine.answered(header, outcome, &self.peer);
@@ -349,11 +307,6 @@ impl Connection {
         self.machine.postpone(message, postponed);
     }
 
-    /// Whether it waits until the call of a message may begin.
-    pub(crate) fn is_postponed(&self) -> bool {
-        self.machine.state() == State::Postponed
-    }
-
     /// Its calls have taken so long that others are next.
     pub(crate) fn end_turn(&mut self) {
         self.machine.end_turn();
@@ -362,7 +315,7 @@ impl Connection {
     /// Goes on without the call at hand, if so many may be left behind; its
     /// answer comes later. What came before it leaves at once.
     pub(crate) fn leave_call(&mut self) -> bool {
-        let most = self.shared.settings.config.max_in_flight;
+        let most = self.common.settings.config.max_in_flight;
         // The one at hand counts as well.
         let leaves = self.peer.calls_left() as usize + 1 < most;
         if !self.machine.outbox.is_empty() {
@@ -411,7 +364,7 @@ impl Connection {
         let (id, encrypted) = (caller.connection_id.clone(), caller.encrypted);
         let terms = &self.listener.terms;
         let identity = self
-            .shared
+            .common
             .access
             .stranger(id, address.ip(), encrypted, terms);
         self.set_identity(identity);
@@ -439,8 +392,8 @@ impl Connection {
             return self.open();
         }
         let address = self.peer.address().ip();
-        if self.shared.access.is_throttled(address) {
-            self.handshake = self.shared.handshakes.begin(address);
+        if self.common.access.is_throttled(address) {
+            self.handshake = self.common.handshakes.begin(address);
             if self.handshake.is_none() {
                 // Nothing can be said before the handshake.
                 self.machine.ends(End::Handshake(
@@ -475,7 +428,7 @@ impl Connection {
                     .as_ref()
                     .is_some_and(|tls| tls.load().demands_certificate());
                 if demanded && fault.is_of_certificate() {
-                    self.shared
+                    self.common
                         .access
                         .failed(&self.identity, Failure::Certificate);
                 }
@@ -494,23 +447,18 @@ impl Connection {
             return;
         }
         let address = self.peer.address().ip();
-        let access = &self.shared.access;
+        let access = &self.common.access;
         if let Some(wait) = access.is_shut_out(address, Failure::WrongToken) {
             self.machine.ends(End::Throttled(wait));
         }
     }
 
-    /// Counts why it ends, and sees to it that what was said last is read.
-    fn close(&mut self) {
-        let Some(channel) = self.channel.take() else {
-            return;
-        };
-        self.shared.poller.forget(&channel);
-        let Some(end) = self.machine.end() else {
-            return;
-        };
+    /// Counts why it ends; what is returned has yet to be read.
+    fn close(&mut self) -> Option<Channel> {
+        let channel = self.channel.take()?;
+        let end = self.machine.end()?;
         let (number, peer) = (self.peer.number(), self.peer.address());
-        let (metrics, traffic) = (&self.shared.metrics, self.peer.traffic());
+        let (metrics, traffic) = (&self.common.metrics, self.peer.traffic());
         match end {
             End::Peer | End::Io(_) | End::Unauthorized => {}
             End::Denied => {
@@ -555,32 +503,43 @@ impl Connection {
                 "connection ended: {end}"
             );
         }
-        if !matches!(
+        // The peer shall read what was said last, or the alert, and not a reset.
+        let is_silent = matches!(
             end,
             End::Peer | End::Io(_) | End::Truncated | End::WriteTimeout | End::Denied
-        ) {
-            // The peer shall read what was said last, or the alert, and not a
-            // reset.
-            self.shared.linger.take(channel);
-        }
+        );
+        (!is_silent).then_some(channel)
+    }
+}
+
+impl Parked for Connection {
+    fn slot(&self) -> usize {
+        self.peer.slot()
+    }
+
+    fn channel(&self) -> Option<&Channel> {
+        self.channel.as_ref()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let own = self.machine.deadline(self.peer.calls_left());
+        let own = own.map(|(until, _)| until);
+        own.into_iter().chain(self.next_check()).min()
+    }
+
+    fn goes_on(&self) -> bool {
+        self.machine.goes_on()
+    }
+
+    fn is_postponed(&self) -> bool {
+        self.machine.state() == State::Postponed
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.peer.traffic().end(&self.shared.metrics.ended);
+        self.peer.traffic().end(&self.common.metrics.ended);
     }
-}
-
-/// An ERROR that answers no request.
-pub(crate) fn notice(code: Code, message: &str, retry_after_ms: Option<u64>) -> Vec<u8> {
-    let mut body = ErrorBody::server(code, message.to_owned());
-    if let Some(millis) = retry_after_ms {
-        body = body.with_details(&serde_json::json!({"retryAfterMs": millis}));
-    }
-    let mut frame = Vec::new();
-    write_error(&mut frame, None, &body, std::time::SystemTime::now());
-    frame
 }
 
 /// A peer whose address is not let in was closed without a word.
@@ -588,41 +547,5 @@ pub(crate) fn tell_denied(peer: SocketAddr) {
     static LINES: Limiter = Limiter::audit();
     if LINES.allows("address not let in") {
         tracing::warn!(target: AUDIT, security = "address", %peer, "address not let in");
-    }
-}
-
-impl Shared {
-    /// A request was answered with an ERROR.
-    pub(crate) fn note_error(
-        &self,
-        peer: &Peer,
-        identity: &Identity,
-        header: Option<&Header<'_>>,
-        code: Option<Code>,
-        body: &ErrorBody<'_>,
-    ) {
-        self.metrics.count_error(code);
-        let request_id = header.and_then(|header| header.request_id).unwrap_or("-");
-        static LINES: Limiter = Limiter::audit();
-        // Who asks for what its rights do not cover may be trying doors.
-        if code == Some(Code::Forbidden) && LINES.allows("forbidden") {
-            tracing::warn!(
-                target: AUDIT,
-                security = "rights",
-                connection = peer.number(),
-                peer = %peer.address(),
-                principal = &*identity.principal.name,
-                topic = header.map_or("-", |header| header.topic.as_str()),
-                request_id,
-                "forbidden: {}", body.message
-            );
-        }
-        tracing::debug!(
-            connection = peer.number(),
-            request_id,
-            code = %body.code,
-            "answered with an error: {}",
-            body.message
-        );
     }
 }

@@ -1,10 +1,55 @@
-//! An event that happens once, for whoever polls.
+//! How far the end of the server has come, for all who wait or serve.
 
 use std::{
     io::{self, PipeReader, PipeWriter, pipe},
     os::fd::{AsFd, BorrowedFd},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
 };
+
+/// How far the end of the server has come. Rises only.
+#[derive(Debug)]
+pub(crate) struct DrainFlags {
+    /// Readable from the moment that the server drains, for those who poll.
+    pub(crate) wake: ShutdownEvent,
+    /// No call is begun any more.
+    pub(crate) draining: AtomicBool,
+    /// Peers that were told and do not take it are cut off.
+    pub(crate) cuts_off: AtomicBool,
+    /// Calls that still run are stopped.
+    pub(crate) stop_calls: AtomicBool,
+}
+
+impl DrainFlags {
+    pub(crate) fn new() -> io::Result<Self> {
+        let wake = ShutdownEvent::new()?;
+        Ok(Self {
+            wake,
+            draining: AtomicBool::new(false),
+            cuts_off: AtomicBool::new(false),
+            stop_calls: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn begin(&self) {
+        self.draining.store(true, SeqCst);
+        self.wake.set();
+    }
+
+    pub(crate) fn draining(&self) -> bool {
+        self.draining.load(SeqCst)
+    }
+
+    pub(crate) fn is_cutting_off(&self) -> bool {
+        self.cuts_off.load(SeqCst)
+    }
+
+    pub(crate) fn calls_stopped(&self) -> bool {
+        self.stop_calls.load(SeqCst)
+    }
+}
 
 /// Is readable, for good, once it was [set](ShutdownEvent::set).
 ///

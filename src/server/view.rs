@@ -1,0 +1,128 @@
+//! What can be seen of a running server, and done to its connections and
+//! calls.
+
+use std::sync::{Arc, atomic::Ordering::SeqCst};
+
+use super::{
+    admission::Admission,
+    peer::{Farewell, Peer},
+    poller::News,
+    workers::Shared,
+};
+use crate::{
+    metrics::{
+        Traffic,
+        snapshot::{CallRow, ConnectionRow, Totals},
+    },
+    wire::Code,
+};
+
+/// What can be seen of a server, without a lock.
+#[derive(Clone)]
+pub struct View {
+    pub(super) shared: Arc<Shared>,
+    pub(super) admission: Arc<Admission>,
+}
+
+impl View {
+    /// Whether the server takes connections.
+    #[must_use]
+    pub fn accepting(&self) -> bool {
+        !self.shared.common.drain.draining.load(SeqCst)
+    }
+
+    /// Calls that take long, oldest first.
+    #[must_use]
+    pub fn calls(&self) -> Vec<CallRow> {
+        self.shared.running.rows()
+    }
+
+    /// Has a call stopped by its next tick; false if there is none of this
+    /// number.
+    #[must_use]
+    pub fn kill(&self, call: u64) -> bool {
+        self.shared.running.kill(call)
+    }
+
+    /// Closes a connection in order: what was begun is answered, and the peer
+    /// is told. False if there is none of this number.
+    #[must_use]
+    pub fn close(&self, connection: u64) -> bool {
+        let found = self
+            .admission
+            .peers()
+            .find(|peer| peer.number() == connection);
+        found.is_some_and(|peer| {
+            self.dismiss(&peer, Farewell::CLOSED);
+            true
+        })
+    }
+
+    /// Closes all connections of a principal in the same way; says how many.
+    #[must_use]
+    pub fn close_principal(&self, principal: &str) -> usize {
+        let of_it = self.admission.peers().filter(|peer| peer.is_of(principal));
+        of_it
+            .inspect(|peer| self.dismiss(peer, Farewell::PRINCIPAL_CLOSED))
+            .count()
+    }
+
+    fn dismiss(&self, peer: &Peer, why: Farewell) {
+        peer.retire(why);
+        self.shared.poller.tell(peer.slot(), News::FAREWELL);
+    }
+
+    /// Open connections, oldest first.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnectionRow> {
+        let mut open: Vec<_> = self.admission.peers().collect();
+        open.sort_by_key(|peer| peer.number());
+        open.iter().map(|peer| peer.row()).collect()
+    }
+
+    /// Sums over the whole server.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let metrics = &self.shared.common.metrics;
+        // In this order, and without those that are in it already: a
+        // connection that ends meanwhile is missed at worst, never counted
+        // twice. What is missed is made up for by what was published before.
+        let sum = Traffic::default();
+        sum.absorb(&metrics.ended);
+        let mut connections = 0;
+        for peer in self.admission.peers() {
+            peer.traffic().add_unless_ended(&sum);
+            connections += 1;
+        }
+        metrics.published.rise_to(&sum);
+        let sum = &metrics.published;
+        let name = |code: Option<Code>| code.map_or("SERVICE", Code::as_str);
+        Totals {
+            uptime_seconds: metrics.uptime().as_secs_f64(),
+            connections,
+            max_connections: self.shared.common.settings.max_connections as u64,
+            threads: self.shared.threads.threads() as u64,
+            memory: self.shared.common.settings.memory.used() as u64,
+            max_memory: self.shared.common.settings.memory.limit() as u64,
+            accepted: metrics.accepted.get(),
+            refused: metrics.refused.get(),
+            accept_errors: metrics.accept_errors.get(),
+            truncated: metrics.truncated.get(),
+            write_timeouts: metrics.write_timeouts.get(),
+            publish_failures: metrics.publish_failures.get(),
+            denied: metrics.denied.get(),
+            evicted: metrics.evicted.get(),
+            handshake_failures: metrics.handshake_failures.get(),
+            auth_failures: metrics.auth_failures.get(),
+            bytes_in: sum.bytes_in.get(),
+            bytes_out: sum.bytes_out.get(),
+            messages_in: sum.messages_in.get(),
+            messages_out: sum.messages_out.get(),
+            keep_alives: sum.keep_alives.get(),
+            errors: metrics
+                .errors()
+                .map(|(code, count)| (name(code), count))
+                .collect(),
+        }
+    }
+}
