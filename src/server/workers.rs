@@ -236,7 +236,7 @@ impl Worker {
         connection.learns(news, now);
         let mut ticks = 0;
         loop {
-            let call = match connection.advance(now) {
+            let mut call = match connection.advance(now) {
                 Advance::Call(call) => call,
                 Advance::Wait if self.lingers(connection) => {
                     now = system::now();
@@ -261,10 +261,14 @@ impl Worker {
                 }
             };
             if self.is_reserve
-                && let Some(postponed) = self.postpones(&call, now)
+                && let Some(postponed) = self.postponed(&call)
             {
-                connection.postpone(call.message, postponed);
-                continue;
+                if now < postponed.until {
+                    connection.postpone(call.message, postponed);
+                    continue;
+                }
+                // It is told that it is too late.
+                call.message.postponed = Some(postponed);
             }
             held.call = Some(Called {
                 message: call.message.body.clone(),
@@ -323,7 +327,7 @@ impl Worker {
     }
 
     /// What asks for a call is left to others, until it would be too late.
-    fn postpones(&self, call: &Call, now: Instant) -> Option<Postponed> {
+    fn postponed(&self, call: &Call) -> Option<Postponed> {
         let Call {
             input,
             message,
@@ -333,11 +337,8 @@ impl Worker {
         let body = input.message(message.body.clone());
         let timeout = self.shared.common.settings.config.default_timeout.0;
         let until = dispatch::must_begin(body, identity, *arrived, timeout)?;
-        let postponed = message.postponed.unwrap_or(Postponed {
-            until,
-            counted: Counted::Nowhere,
-        });
-        (now < postponed.until).then_some(postponed)
+        let counted = Counted::Nowhere;
+        Some(message.postponed.unwrap_or(Postponed { until, counted }))
     }
 
     /// Whether it looks for the next connection itself.

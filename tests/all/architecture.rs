@@ -1,6 +1,6 @@
 //! Who may use whom, held against the sources.
 
-use std::{fs, path::Path};
+use std::{collections::HashMap, fs, path::Path};
 
 /// Each module and the modules of the project that it may use.
 const MAY_USE: [(&str, &[&str]); 20] = [
@@ -143,6 +143,100 @@ fn used_modules(text: &str) -> Vec<String> {
         }
     }
     used
+}
+
+/// No file of the server's core needs another one that needs it.
+#[test]
+fn no_file_of_the_server_imports_in_a_circle() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/server");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let module = |file: &str| {
+        let path = Path::new(file).strip_prefix(&root).unwrap();
+        let path = path.with_extension("").to_string_lossy().replace('/', "::");
+        path.trim_end_matches("mod")
+            .trim_end_matches("::")
+            .to_owned()
+    };
+    let modules: Vec<_> = files.iter().map(|(file, _)| module(file)).collect();
+    let mut imports: HashMap<&str, Vec<&str>> = HashMap::new();
+    for ((_, text), own) in files.iter().zip(&modules) {
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for path in imported(code) {
+            let above = own.rsplit_once("::").map_or("", |(above, _)| above);
+            let absolute = if let Some(path) = path.strip_prefix("crate::server::") {
+                path.to_owned()
+            } else if let Some(path) = path.strip_prefix("super::") {
+                format!("{above}::{path}")
+            } else {
+                format!("{own}::{path}")
+            };
+            let absolute = absolute.trim_start_matches("::");
+            let names = |module: &&String| {
+                let rest = absolute.strip_prefix(&***module);
+                module.is_empty()
+                    || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+            };
+            let used = modules
+                .iter()
+                .filter(names)
+                .max_by_key(|module| module.len());
+            // What lies at the top is named by its path from there.
+            let is_here = path.starts_with("super::") || path.starts_with("crate::server::");
+            if let Some(used) = used.filter(|used| *used != own && (is_here || !used.is_empty())) {
+                imports.entry(own).or_default().push(used);
+            }
+        }
+    }
+    assert!(imports[""].contains(&"workers") && imports["workers"].contains(&"connection"));
+    for own in &modules {
+        let (mut next, mut seen) = (vec![&**own], Vec::new());
+        while let Some(module) = next.pop() {
+            for used in imports.get(module).into_iter().flatten() {
+                assert!(used != own, "{own} needs {module}, which needs {own}");
+                if !seen.contains(used) {
+                    seen.push(used);
+                    next.push(used);
+                }
+            }
+        }
+    }
+}
+
+/// All paths that the `use` items of a text name, without their braces.
+fn imported(text: &str) -> Vec<String> {
+    fn paths(tree: &str, before: &str, all: &mut Vec<String>) {
+        let Some((prefix, group)) = tree.split_once('{') else {
+            all.push(format!("{before}{}", tree.trim()));
+            return;
+        };
+        let group = group.trim_end();
+        let group = group.strip_suffix('}').unwrap_or(group);
+        let (mut depth, mut start) = (0, 0);
+        let before = format!("{before}{}", prefix.trim());
+        for (at, c) in group.char_indices().chain([(group.len(), ',')]) {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 0 => {
+                    if !group[start..at].trim().is_empty() {
+                        paths(&group[start..at], &before, all);
+                    }
+                    start = at + 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut all = Vec::new();
+    for (at, _) in text.match_indices("use ") {
+        let begins = text[..at].rsplit('\n').next().unwrap();
+        if begins.is_empty() || begins.starts_with("pub") {
+            let tree = text[at + 4..].split(';').next().unwrap();
+            paths(tree, "", &mut all);
+        }
+    }
+    all
 }
 
 #[test]

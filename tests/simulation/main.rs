@@ -45,12 +45,6 @@ fn main() {
         Some(seed) => seed..seed + 1,
         None => 0..number("MB_SEEDS").unwrap_or(SEEDS),
     };
-    let before = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        if panic.payload_as_str() != Some(machine::ON_PURPOSE) {
-            before(panic);
-        }
-    }));
     let begun = std::time::Instant::now();
     let count = seeds.end - seeds.start;
     let next = std::sync::atomic::AtomicU64::new(seeds.start);
