@@ -215,7 +215,8 @@ fn a_service_learns_about_its_call_by_asking() {
         "principal": null, "connectionId": connection, "encrypted": false, "remainingMs": remaining,
     });
     assert_eq!(seen, expected);
-    let seen = client.ask("hostile.context", "").json();
+    client.send(&frame(0, b"REQUEST:hostile.context:1.0.0:ask\n"));
+    let seen = client.message().json();
     assert_eq!(seen["parentRequestId"], Value::Null);
     assert!(
         (1..=7000).contains(&seen["remainingMs"].as_u64().unwrap()),

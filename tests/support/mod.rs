@@ -460,12 +460,9 @@ impl RawClient {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Sends a request of version 1.0.0.
+    /// Sends a request of version 1.0.0, with time enough on any machine.
     pub fn request(&mut self, topic: &str, id: &str, payload: &str) {
-        self.send(&frame(
-            0,
-            format!("REQUEST:{topic}:1.0.0:{id}\n{payload}").as_bytes(),
-        ));
+        self.request_within(topic, id, HOUR, payload);
     }
 
     /// Sends a request with its timeout.
