@@ -171,12 +171,12 @@ fn a_server_without_room_is_asked_again() {
 
 #[test]
 fn a_drained_server_is_followed_by_the_next_one() {
-    // Both on one port, which the first one leaves to the second.
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    // Both on one port, which the first one leaves to the second: below those
+    // that the system gives to other tests meanwhile.
+    let first = 20_000 + (std::process::id() % 10_000) as u16;
+    let port = (first..32_000)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .unwrap();
     let begin = || {
         let setup = setup();
         let mut command = setup.command_on(port);
