@@ -73,7 +73,7 @@ before(async () => {
   writeFileSync(join(services, `${hostile}.wasm`), 'no wasm');
   writeFileSync(join(dir, 'mb.toml'), `services_dir = "${services}"\nsandbox.cache_dir = "${join(root, 'target/page-cache')}"\n[services.counter.grants]\nkeyvalue = true\n[services.order.grants]\ncalls = ["calc.add", "counter.add"]\nconfig = { currency = "EUR" }\n`);
   server = await start();
-  browser = await puppeteer.launch({ executablePath: chromium, args: ['--no-sandbox', '--disable-gpu'] });
+  browser = await puppeteer.launch({ executablePath: chromium, args: ['--no-sandbox', '--disable-gpu'], timeout: PATIENCE });
   page = await browser.newPage();
   page.setDefaultTimeout(PATIENCE);
   const problems = [];
