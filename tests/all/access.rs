@@ -9,8 +9,12 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    BINARY, setup,
-    support::{KEEPALIVE, PATIENCE, RawClient, Received, Setup, TestServer, frame, most_resident},
+    BINARY,
+    admin::stop_calls,
+    setup,
+    support::{
+        HOUR, KEEPALIVE, PATIENCE, RawClient, Received, Setup, TestServer, frame, most_resident,
+    },
 };
 
 /// Makes a token as the operator does; its id and itself.
@@ -129,7 +133,7 @@ fn a_token_opens_the_door_and_its_end_closes_it() {
 
 #[test]
 fn nothing_comes_before_the_hello() {
-    let server = with_tokens(setup(), "auth = \"required\"\nhandshake_timeout = 300").start();
+    let server = with_tokens(setup(), "auth = \"required\"\nhandshake_timeout = \"60s\"").start();
     for (request, reason) in [
         ("REQUEST:calc.add:1.0.0:1\n{}", "missing"),
         ("REQUEST:system.ping:1.0.0:1\n", "missing"),
@@ -161,13 +165,27 @@ fn nothing_comes_before_the_hello() {
     large.send(&(16_u32 * 1024 + 1).to_be_bytes());
     large.send(&[0; 4]);
     assert_eq!(large.message().code(), "MESSAGE_TOO_LARGE");
-    // Keep-alives and pieces don't make the time longer.
+    assert_eq!(server.calls(), 0);
+}
+
+#[test]
+fn keep_alives_and_pieces_do_not_make_the_time_for_a_hello_longer() {
+    let server = with_tokens(setup(), "auth = \"required\"\nhandshake_timeout = 300").start();
     let mut slow = server.connect();
-    slow.send(&KEEPALIVE);
-    assert_eq!(slow.receive(), Received::KeepAlive);
-    slow.send(&[0, 0]);
-    assert_eq!(slow.message().code(), "READ_TIMEOUT");
+    let answer = loop {
+        slow.send(&KEEPALIVE);
+        match slow.receive() {
+            Received::KeepAlive => {}
+            Received::Message(answer) => break answer,
+            Received::End => panic!("closed without a word"),
+        }
+    };
+    assert_eq!(answer.code(), "READ_TIMEOUT");
     slow.expect_end();
+    let mut begun = server.connect();
+    begun.send(&[0, 0]);
+    assert_eq!(begun.message().code(), "READ_TIMEOUT");
+    begun.expect_end();
     assert_eq!(server.calls(), 0);
 }
 
@@ -212,29 +230,37 @@ fn rates_and_places_are_shared_by_all_connections_of_a_principal() {
         peer
     };
     let (mut one, mut two) = (connect(&tokens[0]), connect(&tokens[0]));
-    assert_eq!(one.ask("echo.say", "1").text(), "1");
-    assert_eq!(two.ask("echo.say", "1").text(), "1");
-    let refused = one.ask("echo.say", "1");
-    assert_eq!(refused.code(), "RATE_LIMITED");
-    assert!(
-        (1..=501).contains(&refused.json()["details"]["retryAfterMs"].as_u64().unwrap()),
-        "{refused:?}"
-    );
+    // Two at once and two a second, over both connections together: how many
+    // it may be at most depends on how long this takes.
+    let (begun, mut answered) = (Instant::now(), 0);
+    for _ in 0..20 {
+        for peer in [&mut one, &mut two] {
+            let answer = peer.ask("echo.say", "1");
+            if answer.line.starts_with("RESPONSE") {
+                answered += 1;
+                continue;
+            }
+            assert_eq!(answer.code(), "RATE_LIMITED");
+            let wait = answer.json()["details"]["retryAfterMs"].as_u64();
+            assert!((1..=501).contains(&wait.unwrap()), "{answer:?}");
+        }
+    }
+    let most = 2 + begun.elapsed().as_millis() / 500;
+    assert!((1..=most.min(39)).contains(&answered), "{answered}, {most}");
 
     let mut carl = connect(&tokens[2]);
     assert_eq!(
         carl.ask("calc.add", "{\"a\":1,\"b\":1}").text(),
         "{\"sum\":2}"
     );
-    assert_eq!(
-        carl.ask("calc.add", "{\"a\":1,\"b\":1}").code(),
-        "RATE_LIMITED",
-        "of the service"
-    );
+    let refused = (0..20)
+        .map(|_| carl.ask("calc.add", "{\"a\":1,\"b\":1}"))
+        .find(|answer| answer.line.starts_with("ERROR"));
+    assert_eq!(refused.unwrap().code(), "RATE_LIMITED", "of the service");
     assert_eq!(carl.ask("echo.say", "1").text(), "1");
 
     let (mut busy, mut waits) = (connect(&tokens[1]), connect(&tokens[1]));
-    busy.request_within("hostile.spin", "1", 3000, "{}");
+    busy.request_within("hostile.spin", "1", HOUR, "{}");
     server.until("it runs", |server| {
         server.json("/connections")["connections"]
             .as_array()
@@ -250,7 +276,7 @@ fn rates_and_places_are_shared_by_all_connections_of_a_principal() {
         .collect();
     waiting.push(waits);
     for peer in &mut waiting {
-        peer.request_within("echo.say", "2", 10_000, "1");
+        peer.request_within("echo.say", "2", HOUR, "1");
     }
     let waiting_calls = |server: &TestServer| {
         server.json("/calls")["calls"]
@@ -267,10 +293,18 @@ fn rates_and_places_are_shared_by_all_connections_of_a_principal() {
         waiting.len(),
         "nobody waits for them"
     );
+    let calls = server.json("/calls");
+    let running = calls["calls"].as_array().unwrap().iter();
+    let running: Vec<_> = running.filter(|call| call["state"] == "running").collect();
+    let [running] = running[..] else {
+        panic!("{calls}")
+    };
+    let path = format!("/calls/{}", running["id"]);
+    assert_eq!(crate::admin::change(&server, "DELETE", &path, "").0, 200);
     for mut peer in waiting {
         assert_eq!(peer.message().text(), "1", "when the other one has ended");
     }
-    assert_eq!(busy.message().code(), "TIMEOUT");
+    assert_eq!(busy.message().code(), "SERVICE_FAILED");
 }
 
 #[test]
@@ -287,11 +321,9 @@ fn the_longest_idle_stranger_makes_room() {
     assert!(first.ask("system.ping", "1").line.starts_with("RESPONSE"));
     // Who is still busy with the answer's end is not idle at all.
     server.until("both are idle", |server| {
-        server.json("/connections")["connections"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .all(|row| row["state"] == "idle")
+        let rows = server.json("/connections");
+        let rows = rows["connections"].as_array().unwrap();
+        rows.len() == 2 && rows.iter().all(|row| row["state"] == "idle")
     });
     // Two strangers may be in. The next ones get in when the idle ones are
     // no longer so new that they are left alone.
@@ -419,16 +451,15 @@ fn addresses_have_their_share_and_their_lists() {
     none.request("echo.say", "1", "1");
     assert_eq!(none.receive(), Received::End, "it must have one");
     drop(one);
-    server.until("there is room", |server| {
-        server.json("/connections")["connections"]
-            .as_array()
-            .unwrap()
-            .len()
-            < 5
-    });
-    let mut untrusted = server.connect();
-    untrusted.send(&header([203, 0, 113, 9]));
-    let code = untrusted.message().code();
+    // Those that were dropped keep their share until the server has seen it.
+    let code = loop {
+        let mut untrusted = server.connect();
+        untrusted.send(&header([203, 0, 113, 9]));
+        let code = untrusted.message().code();
+        if code != "SERVER_BUSY" {
+            break code;
+        }
+    };
     assert!(
         ["INVALID_FRAME", "MESSAGE_TOO_LARGE"].contains(&&*code),
         "nobody else may have one: {code}"
@@ -502,7 +533,7 @@ fn a_revoked_token_ends_silent_connections_and_those_that_keep_alive() {
     };
     let (mut silent, mut lively, mut calling) = (come(&secret), come(&secret), come(&secret));
     let mut valid = come(&other);
-    calling.request_within("hostile.spin", "1", 2000, "{}");
+    calling.request_within("hostile.spin", "1", HOUR, "{}");
     server.until("it runs", |server| {
         server.json("/calls")["calls"].as_array().unwrap().len() == 1
     });
@@ -523,7 +554,8 @@ fn a_revoked_token_ends_silent_connections_and_those_that_keep_alive() {
     assert_eq!(silent.message().code(), "UNAUTHORIZED");
     silent.expect_end();
     // What was begun is answered.
-    assert_eq!(calling.message().code(), "TIMEOUT");
+    stop_calls(&server);
+    assert_eq!(calling.message().code(), "SERVICE_FAILED");
     assert_eq!(calling.message().code(), "UNAUTHORIZED");
     assert_eq!(valid.ask("echo.say", "1").text(), "1");
     drop((lively, calling));
@@ -576,12 +608,12 @@ fn rights_and_rates_that_change_hold_for_open_connections() {
 
 #[test]
 fn connections_that_are_too_old_are_closed_in_order() {
-    let server = setup().set("connection_max_age = 1000").start();
+    let server = setup().set("connection_max_age = 3000").start();
     let begun = Instant::now();
     let (mut silent, mut lively, mut calling) =
         (server.connect(), server.connect(), server.connect());
     assert_eq!(silent.ask("echo.say", "1").text(), "1");
-    calling.request_within("hostile.spin", "1", 2500, "{}");
+    calling.request_within("hostile.spin", "1", HOUR, "{}");
     let mut answers = 0;
     let last = loop {
         let said = lively.ask("echo.say", "1");
@@ -590,7 +622,7 @@ fn connections_that_are_too_old_are_closed_in_order() {
         }
         answers += 1;
     };
-    assert!(answers > 0 && begun.elapsed().as_millis() >= 990);
+    assert!(answers > 0 && begun.elapsed().as_millis() >= 2970);
     assert_eq!(
         (&*last.line, &*last.code()),
         ("ERROR:system.error:1.0.0", "SHUTTING_DOWN")
@@ -598,7 +630,9 @@ fn connections_that_are_too_old_are_closed_in_order() {
     lively.expect_end();
     assert_eq!(silent.message().code(), "SHUTTING_DOWN");
     silent.expect_end();
-    assert_eq!(calling.message().code(), "TIMEOUT", "what was begun ends");
+    stop_calls(&server);
+    let ended = calling.message().code();
+    assert_eq!(ended, "SERVICE_FAILED", "what was begun ends");
     assert_eq!(calling.message().code(), "SHUTTING_DOWN");
     calling.expect_end();
     assert_eq!(server.connect().ask("echo.say", "1").text(), "1");
@@ -619,7 +653,7 @@ fn the_operator_closes_all_connections_of_a_principal() {
     };
     let (mut one, mut two, mut busy) = (come(&tokens[0]), come(&tokens[0]), come(&tokens[0]));
     let (mut bob, mut stranger) = (come(&tokens[1]), server.connect());
-    busy.request_within("hostile.spin", "1", 2000, "{}");
+    busy.request_within("hostile.spin", "1", HOUR, "{}");
     server.until("it runs", |server| {
         server.json("/calls")["calls"].as_array().unwrap().len() == 1
     });
@@ -637,7 +671,9 @@ fn the_operator_closes_all_connections_of_a_principal() {
         assert_eq!(peer.message().code(), "UNAUTHORIZED");
         peer.expect_end();
     }
-    assert_eq!(busy.message().code(), "TIMEOUT", "what was begun ends");
+    stop_calls(&server);
+    let ended = busy.message().code();
+    assert_eq!(ended, "SERVICE_FAILED", "what was begun ends");
     assert_eq!(busy.message().code(), "UNAUTHORIZED");
     busy.expect_end();
     assert_eq!(bob.ask("echo.say", "1").text(), "1");
@@ -704,8 +740,11 @@ fn system_topics_count_for_the_rate() {
 fn flood(peer: &mut RawClient, bytes: &[u8], goes_on: impl Fn() -> bool) -> Option<ErrorKind> {
     peer.stream.set_write_timeout(Some(PATIENCE)).unwrap();
     while goes_on() {
-        if let Err(error) = peer.stream.write(bytes) {
-            return Some(error.kind());
+        match peer.stream.write(bytes) {
+            // A machine that stops and goes on interrupts what has a timeout.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Some(error.kind()),
+            Ok(_) => {}
         }
     }
     None

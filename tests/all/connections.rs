@@ -1,10 +1,14 @@
 //! How connections come, wait and go.
 
-use std::{net::Shutdown, time::Instant};
+use std::{
+    net::Shutdown,
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::{
     setup, start,
-    support::{BINARY, KEEPALIVE, MORE, RawClient, Received, frame},
+    support::{BINARY, HOUR, KEEPALIVE, MORE, RawClient, Received, frame},
 };
 
 #[test]
@@ -33,13 +37,14 @@ fn one_too_many_is_told_and_the_next_is_served() {
 
 #[test]
 fn silence_ends_a_connection_and_a_keep_alive_breaks_it() {
-    let server = setup().set("idle_timeout = 400").start();
+    let server = setup().set("idle_timeout = 3000").start();
     let mut client = server.connect();
     let begun = Instant::now();
     // As long as something arrives the connection lives.
-    while begun.elapsed().as_millis() < 1000 {
+    while begun.elapsed().as_millis() < 4000 {
         client.send(&KEEPALIVE);
         assert_eq!(client.receive(), Received::KeepAlive);
+        thread::sleep(Duration::from_millis(20));
     }
     let answer = client.message();
     assert_eq!(
@@ -51,14 +56,10 @@ fn silence_ends_a_connection_and_a_keep_alive_breaks_it() {
 
 #[test]
 fn a_slow_call_is_no_silence() {
-    let server = setup().set("idle_timeout = 100").start();
+    let server = setup().set("idle_timeout = 2000").start();
     let mut client = server.connect();
-    assert!(
-        client
-            .ask("hostile.sleep-spin", "{\"ms\":300}")
-            .line
-            .starts_with("RESPONSE")
-    );
+    client.request_within("hostile.sleep-spin", "slow", HOUR, "{\"ms\":3000}");
+    assert!(client.message().line.starts_with("RESPONSE"));
     assert_eq!(client.message().code(), "IDLE_TIMEOUT");
 }
 
@@ -81,7 +82,7 @@ fn a_message_begun_must_be_finished() {
 
 #[test]
 fn dripping_does_not_extend_the_time_for_a_message() {
-    let server = setup().set("read_timeout = 300").start();
+    let server = setup().set("read_timeout = 2000").start();
     let mut client = server.connect();
     client.send(&frame(MORE, b"REQUEST:echo.say:1.0.0:1\n"));
     // Answered keep-alives between the pieces show that the server reads, and
@@ -110,12 +111,14 @@ fn the_end_of_a_stream_lets_what_was_read_be_answered() {
         client.request("echo.say", &format!("r{id}"), "1");
     }
     client.stream.shutdown(Shutdown::Write).unwrap();
-    for id in 0..20 {
-        assert_eq!(
-            client.message().line,
-            format!("RESPONSE:echo.say:1.0.0:r{id}")
-        );
-    }
+    // In any order: one that the machine makes slow is overtaken.
+    let mut answers: Vec<_> = (0..20).map(|_| client.message().line).collect();
+    answers.sort();
+    let mut expected: Vec<_> = (0..20)
+        .map(|id| format!("RESPONSE:echo.say:1.0.0:r{id}"))
+        .collect();
+    expected.sort();
+    assert_eq!(answers, expected);
     client.expect_end();
 
     let mut client = server.connect();
@@ -175,6 +178,12 @@ fn connections_are_shown_while_they_are_open() {
         client.ask("echo.say", "1");
         client.ask("none.x", "1");
     }
+    // What has left is counted after it has.
+    server.until("the answers are counted", |server| {
+        let rows = server.json("/connections");
+        let rows = rows["connections"].as_array().unwrap();
+        rows.iter().all(|row| row["bytesOut"].as_u64() > Some(150))
+    });
     let rows = server.json("/connections");
     let rows = rows["connections"].as_array().unwrap();
     assert_eq!(rows.len(), 3);
@@ -184,10 +193,7 @@ fn connections_are_shown_while_they_are_open() {
     assert_eq!(row["messagesOut"], 2);
     assert_eq!(row["errors"], 1);
     assert_eq!(row["inFlight"], 0);
-    assert!(
-        row["bytesIn"].as_u64().unwrap() > 50 && row["bytesOut"].as_u64().unwrap() > 50,
-        "{row}"
-    );
+    assert!(row["bytesIn"].as_u64().unwrap() > 50, "{row}");
     drop(clients);
     server.until("none is left", |server| {
         server.metric("mb_connections") == 0
@@ -203,7 +209,7 @@ fn connections_are_shown_while_they_are_open() {
 fn a_connection_in_a_call_is_shown_as_calling() {
     let server = start();
     let mut client = server.connect();
-    client.request_within("hostile.spin", "1", 3_600_000, "");
+    client.request_within("hostile.spin", "1", HOUR, "");
     server.until("it is calling", |server| {
         let rows = server.json("/connections");
         rows["connections"][0]["state"] == "calling" && rows["connections"][0]["inFlight"] == 1

@@ -1,25 +1,27 @@
 //! How the server ends.
 
 use std::{
+    io::ErrorKind,
     net::{Shutdown, TcpStream},
     os::unix::net::UnixDatagram,
 };
 
 use crate::{
+    admin::stop_calls,
     setup, start,
-    support::{PATIENCE, Received},
+    support::{HOUR, PATIENCE, Received},
 };
 
 #[test]
 fn every_connection_is_told_and_what_was_begun_is_answered() {
-    let mut server = start();
+    let mut server = setup().set("drain_timeout = \"60s\"").start();
     let mut idle = server.connect();
     idle.ask("echo.say", "1");
     let mut silent = server.connect();
     let mut midway = server.connect();
     midway.send(&[0, 0, 0, 50, 0, 0, 0, 0, b'R']);
     let mut busy = server.connect();
-    busy.request("hostile.sleep-spin", "begun", "{\"ms\":500}");
+    busy.request_within("hostile.sleep-spin", "begun", HOUR, "{\"ms\":4000}");
     server.until("all are there, and one is calling", |server| {
         let rows = server.json("/connections");
         let rows = rows["connections"].as_array().unwrap();
@@ -58,7 +60,7 @@ fn every_connection_is_told_and_what_was_begun_is_answered() {
 fn a_call_that_does_not_end_is_stopped_and_says_so() {
     let mut server = setup().set("drain_timeout = 1500").start();
     let mut client = server.connect();
-    client.request_within("hostile.spin", "mine", 3_600_000, "");
+    client.request_within("hostile.spin", "mine", HOUR, "");
     server.until("it is calling", |server| {
         server.json("/connections")["connections"][0]["state"] == "calling"
     });
@@ -82,7 +84,8 @@ fn a_call_that_does_not_end_is_stopped_and_says_so() {
         .and_then(|rest| rest.split(' ').next())
         .unwrap();
     assert!(
-        (1000..2000).contains(&millis.parse::<u64>().unwrap()),
+        // Two seconds more would be those of a peer that may close itself.
+        (1000..3000).contains(&millis.parse::<u64>().unwrap()),
         "{line}"
     );
     assert_eq!(server.wait().code(), Some(0));
@@ -90,14 +93,14 @@ fn a_call_that_does_not_end_is_stopped_and_says_so() {
 
 #[test]
 fn while_it_drains_it_is_not_ready() {
-    let mut server = start();
+    let mut server = setup().set("drain_timeout = \"60s\"").start();
     assert_eq!(server.get("/readyz").0, 200);
     let mut idle = server.connect();
     idle.ask("echo.say", "1");
     let mut client = server.connect();
-    client.request("hostile.sleep-spin", "begun", "{\"ms\":1500}");
+    client.request_within("hostile.spin", "begun", HOUR, "");
     server.until("it is calling", |server| {
-        server.json("/connections")["connections"][1]["state"] == "calling"
+        server.json("/calls")["calls"][0]["requestId"] == "begun"
     });
     server.signal("TERM");
     assert_eq!(idle.message().code(), "SHUTTING_DOWN");
@@ -106,6 +109,7 @@ fn while_it_drains_it_is_not_ready() {
     });
     server.until("it says so", |server| server.get("/readyz").0 == 503);
     assert_eq!(server.get("/healthz").0, 200);
+    stop_calls(&server);
     assert!(matches!(client.receive(), Received::Message(_)));
     drop(client);
     assert_eq!(server.wait().code(), Some(0));
@@ -115,7 +119,7 @@ fn while_it_drains_it_is_not_ready() {
 fn a_second_signal_ends_it_at_once() {
     let mut server = start();
     let mut client = server.connect();
-    client.request_within("hostile.spin", "1", 3_600_000, "");
+    client.request_within("hostile.spin", "1", HOUR, "");
     server.until("it is calling", |server| {
         server.json("/connections")["connections"][0]["state"] == "calling"
     });
@@ -134,11 +138,17 @@ fn systemd_is_told_what_it_asks_for() {
     let mut command = setup.command();
     command
         .env("NOTIFY_SOCKET", &socket)
-        .env("WATCHDOG_USEC", "20000");
+        .env("WATCHDOG_USEC", "400000");
     let mut server = setup.start_with(&mut command);
     let heard = || {
         let mut text = [0; 64];
-        let length = listener.recv(&mut text).unwrap();
+        let length = loop {
+            // A machine that stops and goes on interrupts what has a timeout.
+            match listener.recv(&mut text) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                received => break received.unwrap(),
+            }
+        };
         String::from_utf8_lossy(&text[..length]).into_owned()
     };
     assert_eq!(heard(), "READY=1");

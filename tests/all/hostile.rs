@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     BINARY,
-    support::{Setup, TestServer, wat},
+    support::{HOUR, Setup, TestServer, wat},
 };
 
 /// What the operator grants to `greedy`, whatever it does with it.
@@ -27,6 +27,11 @@ fn start() -> TestServer {
         .with("guests", "greedy.wasm")
         .set(GRANTS)
         .start()
+}
+
+/// Short where it has to pass, and else longer than any machine takes.
+fn timeout(code: &str) -> u64 {
+    if code == "TIMEOUT" { 1500 } else { HOUR }
 }
 
 /// Code and reason or phase of an ERROR.
@@ -54,7 +59,8 @@ fn whatever_a_guest_does_to_the_host_has_its_outcome() {
         ("handles", "SERVICE_FAILED", "host-data"),
     ] {
         let begun = Instant::now();
-        client.request_within(&format!("greedy.{action}"), "1", 1500, "");
+        let timeout = timeout(code);
+        client.request_within(&format!("greedy.{action}"), "1", timeout, "");
         let body = client.message().json();
         assert_eq!(
             told(&body),
@@ -62,7 +68,7 @@ fn whatever_a_guest_does_to_the_host_has_its_outcome() {
             "{action}: {body}"
         );
         assert!(
-            begun.elapsed().as_millis() < 10_000,
+            code != "TIMEOUT" || begun.elapsed().as_secs() < 30,
             "{action} took {:?}",
             begun.elapsed()
         );
@@ -131,7 +137,7 @@ fn guests_that_no_compiler_makes() {
     assert_eq!(server.json("/readyz")["failedServices"], json!([]));
     let mut client = server.connect();
     for (name, _, _, code, word) in guests {
-        client.request_within(&format!("{name}.run"), "1", 800, "");
+        client.request_within(&format!("{name}.run"), "1", timeout(code), "");
         let body = client.message().json();
         assert_eq!(
             told(&body),
@@ -219,11 +225,12 @@ fn calls_that_lead_nowhere_are_forbidden() {
     let server = start();
     let mut client = server.connect();
     let mut call = |topic: &str| {
+        let timeout = if topic == "hostile.spin" { 1000 } else { HOUR };
         client.request_within(
             "greedy.call",
             "1",
-            2000,
-            &json!({"topic": topic, "payload": {}, "timeout": 300}).to_string(),
+            HOUR,
+            &json!({"topic": topic, "payload": {}, "timeout": timeout}).to_string(),
         );
         client.message().json()
     };

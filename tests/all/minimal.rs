@@ -13,6 +13,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     thread,
+    time::Duration,
 };
 
 use mb_server::{
@@ -178,10 +179,12 @@ fn servers_follow_each_other_and_no_call_fails() {
     let last: Mutex<HashMap<usize, i64>> = Mutex::default();
     let add = |thread: usize| -> i64 {
         let payload = json!({"name": format!("n{thread}")}).to_string();
-        let request = Request::new(
-            Topic::parse("counter.add").unwrap(),
-            Payload::Json(&payload),
-        );
+        let topic = Topic::parse("counter.add").unwrap();
+        // Longer than a machine takes to start a server.
+        let request = Request {
+            timeout: Duration::from_secs(60),
+            ..Request::new(topic, Payload::Json(&payload))
+        };
         let mb_server::client::Answer::Json(text) = client.call(&request).expect("no call fails")
         else {
             panic!()

@@ -175,17 +175,32 @@ fn a_call_waits_for_the_first_build_and_says_so() {
     let parent = tempfile::tempdir().unwrap();
     let project = Played::new(parent.path(), "calc");
     project.takes(&component("services", "calc.wasm"));
+    // It takes until the call has said that it waits.
+    let go_on = parent.path().join("go-on");
     project.program(
         "python",
-        r#"sleep 2; echo '{"native":[],"warnings":["app.py:1 is played"]}'"#,
+        &format!(
+            r#"until [ -e '{}' ]; do sleep 0.1; done; echo '{{"native":[],"warnings":["app.py:1 is played"]}}'"#,
+            go_on.display()
+        ),
     );
     let dev = Dev::start(&project, &[]);
-    let (answer, error) = dev.call(SUM.0, SUM.1);
-    assert_eq!(answer, "{\"sum\":42}\n", "{error}");
+    let mut call = Command::new(BINARY)
+        .args(["call", SUM.0, SUM.1, "--server", &dev.address])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut errors = BufReader::new(call.stderr.take().unwrap());
+    errors.read_line(&mut said).unwrap();
+    fs::write(go_on, "").unwrap();
     assert!(
-        error.contains("service calc is being built by mb-server dev; waiting for it"),
-        "{error}"
+        said.contains("service calc is being built by mb-server dev; waiting for it"),
+        "{said}"
     );
+    let done = call.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&done.stdout), "{\"sum\":42}\n");
     dev.until("warning: app.py:1 is played");
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     BINARY,
-    support::{Setup, TestServer, component, http, wat},
+    support::{HOUR, Setup, TestServer, component, http, wat},
 };
 
 /// The folder that a running server follows.
@@ -22,8 +22,12 @@ struct Folder {
 }
 
 fn start(setup: Setup) -> Folder {
+    start_with(setup.set("reload_interval = 50"))
+}
+
+fn start_with(setup: Setup) -> Folder {
     let (services, state) = (setup.services(), setup.dir.path().join("state/mb-server"));
-    let server = setup.set("reload_interval = 50").start();
+    let server = setup.start();
     let token = fs::read_to_string(state.join("admin.token"))
         .unwrap()
         .trim()
@@ -193,7 +197,7 @@ fn a_file_that_can_not_be_looked_at_is_served_as_it_was() {
 fn calls_in_flight_end_on_the_component_they_began_with() {
     let folder = start(Setup::new(BINARY));
     let mut slow = folder.server.connect();
-    slow.request_within("hostile.sleep-spin", "1", 20_000, "{\"ms\":800}");
+    slow.request_within("hostile.sleep-spin", "1", HOUR, "{\"ms\":4000}");
     folder.server.until("it runs", |server| {
         server.json("/connections")["connections"][0]["inFlight"] == 1
     });
@@ -210,7 +214,7 @@ fn a_broken_file_keeps_the_old_one_serving_and_a_partial_one_is_waited_for() {
     let folder = start(Setup::new(BINARY));
     let path = folder.services.join("echo.wasm");
     let whole = fs::read(&path).unwrap();
-    fs::write(&path, b"garbage").unwrap();
+    write(&path, b"garbage");
     let row = folder.until_row("echo is broken", |row| row["error"].is_string());
     assert_eq!(
         (&row["state"], &row["source"]),
@@ -229,7 +233,7 @@ fn a_broken_file_keeps_the_old_one_serving_and_a_partial_one_is_waited_for() {
     );
     assert_eq!(folder.asks("echo.say"), "null");
     // Half of a file says nothing yet; the other half makes it whole.
-    fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    write(&path, &whole[..whole.len() / 2]);
     folder.copy("services", "calc.wasm", "calc2.wasm");
     folder.until_row("calc2 is looked at", |row| row["error"].is_string());
     assert!(
@@ -440,7 +444,8 @@ fn a_file_of_the_same_size_time_and_inode_is_seen_to_have_changed() {
 
 #[test]
 fn changing_takes_the_token_and_reading_does_not() {
-    let folder = start(Setup::new(BINARY));
+    // Nobody else looks at the folder.
+    let folder = start_with(Setup::new(BINARY).set("reload_interval = 0"));
     let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
     for path in [
         "/services/reload",

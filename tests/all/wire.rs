@@ -223,9 +223,13 @@ fn publish_is_one_way() {
     );
     client.send(&frame(0, b"PUBLISH:calc.add:1.0.0:2::5\n{}"));
     assert_eq!(client.message().code(), "MALFORMED_MESSAGE");
-    assert_eq!(server.metric("mb_publish_failures_total"), 2);
-    let calls = server.json("/services")["services"][0]["calls"].as_u64();
-    assert_eq!(calls, Some(4), "every one of them was a call");
+    // One that the machine makes slow is overtaken by those behind it.
+    server.until("the failures are counted", |server| {
+        server.metric("mb_publish_failures_total") == 2
+    });
+    server.until("every one of them was a call", |server| {
+        server.json("/services")["services"][0]["calls"] == 4
+    });
 }
 
 #[test]
@@ -323,10 +327,10 @@ fn no_bytes_bring_the_server_down() {
             Ok(())
         })
         .unwrap();
-    let mut client = server.connect();
-    assert_eq!(
-        client.ask("calc.add", "{\"a\":2,\"b\":40}").text(),
-        "{\"sum\":42}"
-    );
+    // It may be told that it was silent for too long before it has asked.
+    server.until("it is answered", |server| {
+        let sum = server.connect().ask("calc.add", "{\"a\":2,\"b\":40}");
+        sum.text() == "{\"sum\":42}"
+    });
     assert_eq!(server.metric("mb_errors_total{code=\"INTERNAL_ERROR\"}"), 0);
 }

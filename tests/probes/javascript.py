@@ -95,6 +95,13 @@ class Server:
             self.end()
             sys.exit(f"the server is not ready:\n{''.join(self.lines)}")
 
+    def logs(self, text):
+        """Whether it is in the log, which is written beside what the server does."""
+        until = time.monotonic() + 60
+        while text not in "".join(self.lines) and time.monotonic() < until:
+            time.sleep(0.05)
+        return text in "".join(self.lines)
+
     def call(self, number, timeout=None):
         """The answer as JSON text, or None; and what was said of a failure."""
         command = [program, "call", "probes.run", str(number), "--server", self.address]
@@ -157,10 +164,12 @@ def probe_all(parent):
     server = Server(parent, component)
     rows, calls = [], 0
     try:
-        early = "".join(server.lines)
-        check("console while the modules load", "while loading { a: [ 1 ] }" in early, early)
-        check("a random number at the top level of a module is warned of",
-              "Math.random() was called at the top level of a module" in early, early)
+        for title, text in [
+            ("console while the modules load", "while loading { a: [ 1 ] }"),
+            ("a random number at the top level of a module is warned of",
+             "Math.random() was called at the top level of a module"),
+        ]:
+            check(title, server.logs(text), "".join(server.lines))
         failed = 0
         for probe in probes:
             row, holds, seen = outcome(probe, server)
