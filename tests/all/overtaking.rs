@@ -256,7 +256,7 @@ fn a_call_that_was_put_off_ends_at_its_deadline() {
         .start();
     let mut clients: Vec<_> = (0..6).map(|_| server.connect()).collect();
     for (at, client) in clients.iter_mut().enumerate() {
-        sleep(client, &at.to_string(), 60_000);
+        sleep(client, &at.to_string(), HOUR);
     }
     let calls = |server: &TestServer| server.json("/calls")["calls"].as_array().unwrap().len();
     server.until("one runs and half of the threads wait", |server| {
@@ -279,14 +279,20 @@ fn what_was_put_off_counts_for_the_rate() {
         .start();
     let mut clients: Vec<_> = (0..12).map(|_| server.connect()).collect();
     for (at, client) in clients.iter_mut().enumerate() {
-        sleep(client, &at.to_string(), 1500);
+        sleep(client, &at.to_string(), HOUR);
     }
     server.until("all threads are in calls", |server| {
         server.json("/calls")["calls"].as_array().unwrap().len() >= 7
     });
     let mut client = server.connect();
-    let asked = frame(0, b"REQUEST:echo.say:1.0.0:1::60000\n1");
+    let asked = frame(0, b"REQUEST:echo.say:1.0.0:1::3600000\n1");
     client.send(&asked.repeat(5));
+    server.until("the first of them is put off", |server| {
+        let rows = server.json("/connections");
+        let row = rows["connections"].as_array().unwrap().last().unwrap();
+        row["messagesIn"] == 1 && row["messagesOut"] == 0
+    });
+    stop_calls(&server);
     let first = client.message();
     assert_eq!(first.line, "RESPONSE:echo.say:1.0.0:1", "{}", first.text());
     let begun = std::time::Instant::now();
