@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fs, path::Path};
 
 /// Each module and the modules of the project that it may use.
-const MAY_USE: [(&str, &[&str]); 20] = [
+const MAY_USE: [(&str, &[&str]); 21] = [
     ("wire", &[]),
     ("reset", &[]),
     ("log", &[]),
@@ -12,19 +12,38 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     ("metrics", &["wire"]),
     ("budget", &[]),
     ("store", &[]),
-    ("host", &["budget", "config", "store", "wire"]),
+    ("scheduler", &[]),
+    ("host", &["budget", "config", "scheduler", "store", "wire"]),
     ("access", &["budget", "config", "host"]),
-    ("sandbox", &["budget", "config", "host", "wire"]),
+    (
+        "sandbox",
+        &["budget", "config", "host", "scheduler", "wire"],
+    ),
     (
         "catalog",
         &[
-            "budget", "config", "host", "metrics", "sandbox", "store", "wire",
+            "budget",
+            "config",
+            "host",
+            "metrics",
+            "sandbox",
+            "scheduler",
+            "store",
+            "wire",
         ],
     ),
     (
         "dispatch",
         &[
-            "access", "budget", "catalog", "config", "host", "metrics", "sandbox", "wire",
+            "access",
+            "budget",
+            "catalog",
+            "config",
+            "host",
+            "metrics",
+            "sandbox",
+            "scheduler",
+            "wire",
         ],
     ),
     (
@@ -36,6 +55,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
             "dispatch",
             "host",
             "metrics",
+            "scheduler",
             "system",
             "transport",
             "wire",
@@ -61,6 +81,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
             "metrics",
             "project",
             "sandbox",
+            "scheduler",
             "server",
             "system",
             "transport",
