@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, nice, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -29,6 +29,9 @@ use crate::config::Bytes;
 
 /// The signal that ends what takes more processor time than it may.
 const SIGXCPU: i32 = 24;
+
+/// How much less urgent compiling is than serving: the least that there is.
+const NICE: i32 = 19;
 
 /// Stack of a worker's main thread, in bytes.
 const MAIN_STACK: u64 = 8 * 1024 * 1024;
@@ -127,6 +130,10 @@ impl CompileJob {
             if let Err(error) = setrlimit(resource, limit) {
                 eprintln!("compiles without a limit of {resource:?}: {error}");
             }
+        }
+        // Behind all that serves. What the process starts is so, too.
+        if let Err(error) = nice(NICE) {
+            eprintln!("compiles as urgently as the server serves: {error}");
         }
         confine()?;
         let mut bytes = Vec::new();
