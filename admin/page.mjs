@@ -118,10 +118,10 @@ async function overview() {
 
 function serviceTable(services) {
   return table('services, and files that are none',
-    [{ title: 'service' }, { title: 'version' }, { title: 'state' }, { title: 'calls', number: true }, { title: 'failures', number: true }, { title: 'errors', number: true }, { title: 'p50', number: true }, { title: 'p99', number: true }, { title: 'what is wrong', wide: true }],
+    [{ title: 'service' }, { title: 'version' }, { title: 'state' }, { title: 'calls', number: true }, { title: 'failures', number: true }, { title: 'errors', number: true }, { title: 'p50', number: true }, { title: 'p99', number: true }, { title: 'processor time', number: true }, { title: 'what is wrong', wide: true }],
     services.map((row) => ({
       bad: Boolean(row.error),
-      cells: [row.state === 'failed' ? row.name : h('a', { href: `#/services/${encodeURIComponent(row.name)}` }, row.name), row.version ?? '–', row.state, row.calls, row.failures, row.errors, duration(row.latency?.p50Ms), duration(row.latency?.p99Ms), row.error ?? ''],
+      cells: [row.state === 'failed' ? row.name : h('a', { href: `#/services/${encodeURIComponent(row.name)}` }, row.name), row.version ?? '–', row.state, row.calls, row.failures, row.errors, duration(row.latency?.p50Ms), duration(row.latency?.p99Ms), duration((row.cpuSeconds ?? 0) * 1000), row.error ?? ''],
     })), 'None; put a component into the services folder.');
 }
 
@@ -152,9 +152,9 @@ async function calls() {
 }
 
 function running(calls) {
-  return table('that take longer than a millisecond or two', [{ title: 'id' }, { title: 'topic' }, { title: 'request' }, { title: 'principal' }, { title: 'connection' }, { title: 'state' }, { title: 'age', number: true }, { title: 'time left', number: true }, { title: '' }],
+  return table('that take longer than a millisecond or two', [{ title: 'id' }, { title: 'topic' }, { title: 'request' }, { title: 'principal' }, { title: 'connection' }, { title: 'state' }, { title: 'age', number: true }, { title: 'ran', number: true }, { title: 'time left', number: true }, { title: '' }],
     calls.map((call) => ({
-      cells: [call.id, call.topic, request(call.requestId), call.principal ?? '–', call.connection, call.killed ? 'being stopped' : call.state, duration(call.ageMs), duration(call.remainingMs), button('Stop', `Stop call ${call.id}`, () => change('DELETE', `/calls/${call.id}`))],
+      cells: [call.id, call.topic, request(call.requestId), call.principal ?? '–', call.connection, call.killed ? 'being stopped' : call.state, duration(call.ageMs), duration(call.ranMs), duration(call.remainingMs), button('Stop', `Stop call ${call.id}`, () => change('DELETE', `/calls/${call.id}`))],
     })), 'None just now.');
 }
 

@@ -21,6 +21,9 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
         publish_failures,
         denied,
         evicted,
+        calls_reset,
+        calls_running,
+        calls_waiting,
         handshake_failures,
         auth_failures,
         bytes_in,
@@ -83,6 +86,22 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
         "Failures of PUBLISH that nobody was told of.",
         *publish_failures,
     );
+    text.counter(
+        "mb_calls_reset_total",
+        "Calls stopped because their client had reset its connection.",
+        *calls_reset,
+    );
+    text.gauge("mb_calls_running", "Long calls that run.", *calls_running);
+    text.gauge(
+        "mb_calls_waiting_to_run",
+        "Long calls that wait for their turn to run.",
+        *calls_waiting,
+    );
+    let name = "mb_principal_cpu_seconds_total";
+    text.head(name, "Processor time of calls by principal.", "counter");
+    for (principal, seconds) in &snapshot.principals {
+        text.line(name, &[("principal", principal)], *seconds);
+    }
     text.counter(
         "mb_connections_denied_total",
         "Peers from an address that is not let in.",
@@ -302,6 +321,19 @@ impl Text {
                     &[("service", &service), ("version", &version)],
                     value(row),
                 );
+            }
+        }
+        let name = "mb_cpu_seconds_total";
+        self.head(
+            name,
+            "Processor time of calls by the service that was called first.",
+            "counter",
+        );
+        let mut seen = "";
+        // All versions of a name are one, and follow each other.
+        for row in services.iter().filter(|row| row.version.is_some()) {
+            if std::mem::replace(&mut seen, &row.name) != row.name {
+                self.line(name, &[("service", &row.name)], row.cpu_seconds);
             }
         }
         let name = "mb_call_duration_seconds";

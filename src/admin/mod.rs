@@ -253,6 +253,7 @@ pub(super) mod tests {
             totals: Totals::default(),
             connections: vec![],
             calls: vec![],
+            principals: vec![],
             services: vec![],
             invalid_certificates: vec![],
             stale_files: vec![],

@@ -34,8 +34,11 @@ pub struct Budget {
     turn: Mutex<()>,
     given: Condvar,
     /// Gives back what nobody needs just now, before anyone waits.
-    reclaim: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    reclaim: OnceLock<Box<dyn Fn(bool) + Send + Sync>>,
 }
+
+/// How long a waiter waits until it has all given back that nobody needs.
+const FIRST_RECLAIM: Duration = Duration::from_millis(5);
 
 /// How often a waiter has what became idle meanwhile given back.
 const RECLAIM_EVERY: Duration = Duration::from_millis(100);
@@ -72,8 +75,10 @@ impl Budget {
         })
     }
 
-    /// Says who can give back what nobody needs just now. The first one counts.
-    pub fn reclaim_with(&self, reclaim: impl Fn() + Send + Sync + 'static) {
+    /// Says who can give back what nobody needs just now: what is easily done
+    /// without, and with `true`, for those who have waited, all of it. The
+    /// first one counts.
+    pub fn reclaim_with(&self, reclaim: impl Fn(bool) + Send + Sync + 'static) {
         let _ = self.reclaim.set(Box::new(reclaim));
     }
 
@@ -118,12 +123,19 @@ impl Budget {
         if amount > self.limit {
             return false;
         }
+        let mut has_waited = false;
         loop {
             let next = match self.reclaim.get() {
                 // Without the lock: it gives back here.
                 Some(reclaim) => {
-                    reclaim();
-                    deadline.min(Instant::now() + RECLAIM_EVERY)
+                    reclaim(has_waited);
+                    let pause = if has_waited {
+                        RECLAIM_EVERY
+                    } else {
+                        FIRST_RECLAIM
+                    };
+                    has_waited = true;
+                    deadline.min(Instant::now() + pause)
                 }
                 None => deadline,
             };
@@ -138,7 +150,7 @@ impl Budget {
     fn try_reclaim(&self, amount: usize) -> bool {
         amount <= self.limit
             && self.reclaim.get().is_some_and(|reclaim| {
-                reclaim();
+                reclaim(true);
                 self.try_take(amount)
             })
     }
@@ -347,7 +359,7 @@ mod tests {
         let budget = Budget::new(4);
         assert!(budget.try_take(4));
         let idle = Arc::downgrade(&budget);
-        budget.reclaim_with(move || {
+        budget.reclaim_with(move |_| {
             idle.upgrade()
                 .filter(|idle| idle.used() == 4)
                 .iter()

@@ -9,6 +9,7 @@ use crate::{
     },
     host::{GrantError, Granted},
     sandbox::Terms,
+    scheduler::Scheduler,
     store::Store,
     wire::Version,
 };
@@ -22,6 +23,7 @@ pub struct Policy {
     max_message_size: usize,
     /// Of durable values, where any service is granted them.
     store: Option<Arc<Store>>,
+    scheduler: Arc<Scheduler>,
     /// Components are only looked at: all imports are linked, none is served.
     inspects: bool,
 }
@@ -29,12 +31,13 @@ pub struct Policy {
 impl Policy {
     /// What the settings say.
     #[must_use]
-    pub fn new(config: &Config, store: Option<Arc<Store>>) -> Self {
+    pub fn new(config: &Config, store: Option<Arc<Store>>, scheduler: Arc<Scheduler>) -> Self {
         Self {
             services: config.services.clone(),
             default_memory: MemoryPlan::of(config).default_instance(),
             max_message_size: config.max_message_size.0,
             store,
+            scheduler,
             inspects: false,
         }
     }
@@ -109,7 +112,12 @@ impl Policy {
         let settings = self.settings(name);
         let granted = match self.inspects {
             true => Granted::for_inspection(name),
-            false => Granted::new(name, &settings, digest, self.store.as_ref())?,
+            false => {
+                let weight = f64::from(settings.weight);
+                let cpu = settings.cpu.bound();
+                let account = self.scheduler.service(name, weight, cpu);
+                Granted::new(name, &settings, digest, self.store.as_ref(), Some(account))?
+            }
         };
         Ok(Terms {
             memory: settings.memory.unwrap_or(self.default_memory).0,

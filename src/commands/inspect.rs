@@ -20,6 +20,7 @@ use crate::{
     sandbox::{
         Ahead, CompileWorker, Head, LoadError, Precompiled, Sandbox, Sections, is_machine_code,
     },
+    scheduler::Scheduler,
 };
 
 /// Print what a component says of itself, what it imports, its size and digest
@@ -74,7 +75,7 @@ impl Inspector {
             max_connections: 1,
             ..Config::default()
         };
-        let policy = Policy::new(&config, None).for_inspection();
+        let policy = Policy::new(&config, None, Scheduler::new(1)).for_inspection();
         let memory = Budget::new(MemoryPlan::of(&config).shared);
         let worker = serving::compile_worker(&config);
         let mut sandbox = serving::sandbox_config(&config, &policy, &memory);

@@ -11,11 +11,13 @@ use serde_json::{Value, json};
 use super::{
     edge::{self, Edge},
     operator::masked,
+    serving::bound_principals,
 };
 use crate::{
     catalog::LiveCatalog,
     config::{Loaded, Row},
     log,
+    scheduler::Scheduler,
 };
 
 /// Reads the settings from where they came from.
@@ -35,6 +37,7 @@ pub(super) struct LiveSettings {
     again: Box<ReadSettings>,
     catalog: Arc<LiveCatalog>,
     edge: Arc<Edge>,
+    scheduler: Arc<Scheduler>,
 }
 
 struct Current {
@@ -66,6 +69,7 @@ impl LiveSettings {
         again: Box<ReadSettings>,
         catalog: Arc<LiveCatalog>,
         edge: Arc<Edge>,
+        scheduler: Arc<Scheduler>,
     ) -> Self {
         let current = Mutex::new(Current {
             rows: loaded.rows,
@@ -77,6 +81,7 @@ impl LiveSettings {
             again,
             catalog,
             edge,
+            scheduler,
         }
     }
 
@@ -111,6 +116,7 @@ impl LiveSettings {
             false => Vec::new(),
         };
         if touches("principals.") {
+            bound_principals(&self.scheduler, &config.principals);
             self.edge.access.set_principals(config.principals);
         }
         if applied.iter().any(|key| key == "log") {

@@ -23,13 +23,17 @@ use crate::{
     admin::{Admin, Door, Running, token},
     budget::Budget,
     catalog::{LiveCatalog, LoadSettings, Policy},
-    config::{Config, Loaded, MemoryPlan, services::Overlay},
+    config::{
+        Config, DEFAULT_PRINCIPAL, Loaded, MemoryPlan, PrincipalSettings, Principals,
+        services::Overlay,
+    },
     dispatch::{Dispatcher, Handle},
     metrics::{
         Metrics,
-        snapshot::{Snapshot, StoreRow},
+        snapshot::{Snapshot, StoreRow, Totals},
     },
     sandbox::{CompilerConfig, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
+    scheduler::Scheduler,
     server::{Buffers, ListenerSettings, Server, ServerSettings},
     store::{CACHE, Store, StoreError},
     system::MAX_ENDING,
@@ -115,7 +119,9 @@ impl Serving {
             config.drain_timeout.0 + TAKE_OVER
         };
         let store = open_store(&config, always_store, patience);
-        let policy = Policy::new(&config, store.opened());
+        let scheduler = Scheduler::of_this_machine();
+        bound_principals(&scheduler, &config.principals);
+        let policy = Policy::new(&config, store.opened(), Arc::clone(&scheduler));
         #[cfg_attr(
             not(feature = "compiler"),
             allow(unused_mut, reason = "nothing compiles")
@@ -165,6 +171,7 @@ impl Serving {
             again,
             Arc::clone(&catalog),
             Arc::clone(&edge),
+            Arc::clone(&scheduler),
         ));
         let operator = Operator {
             catalog: catalog_of,
@@ -174,7 +181,8 @@ impl Serving {
             dispatcher: trying,
             settings: Arc::clone(&settings),
         };
-        let endpoint = start_admin(&config, doors, operator, metrics, store).map_err(failure)?;
+        let endpoint =
+            start_admin(&config, doors, operator, metrics, store, scheduler).map_err(failure)?;
         Ok(Self {
             server,
             catalog,
@@ -406,6 +414,20 @@ fn load_catalog(
     })
 }
 
+/// Tells the scheduler what principals may use of the processors.
+pub(super) fn bound_principals(scheduler: &Scheduler, principals: &Principals) {
+    let own = principals
+        .iter()
+        .filter(|(name, _)| *name != DEFAULT_PRINCIPAL);
+    let bound =
+        |(name, settings): (&String, &PrincipalSettings)| (name.clone(), settings.cpu.bound());
+    let others = principals.get(DEFAULT_PRINCIPAL);
+    scheduler.set_principals(
+        own.map(bound).collect(),
+        others.and_then(|settings| settings.cpu.bound()),
+    );
+}
+
 fn server_settings(
     config: &Arc<Config>,
     listeners: Vec<Arc<ListenerSettings>>,
@@ -430,12 +452,18 @@ fn server_settings(
     }
 }
 
+fn cpu_by_principal(scheduler: &Scheduler) -> Vec<(String, f64)> {
+    let all = scheduler.cpu_by_principal().into_iter();
+    all.map(|(name, time)| (name, time.as_secs_f64())).collect()
+}
+
 fn start_admin(
     config: &Config,
     doors: Vec<Door>,
     operator: Operator,
     metrics: Arc<Metrics>,
     store: StoreState,
+    scheduler: Arc<Scheduler>,
 ) -> io::Result<Running> {
     let file = config.token_file();
     let token = token::load_or_create(&file).inspect_err(|error| {
@@ -454,9 +482,14 @@ fn start_admin(
     let drained = view.clone();
     let snapshot = move || Snapshot {
         accepting: view.accepting(),
-        totals: view.totals(),
+        totals: Totals {
+            calls_running: scheduler.counts().0 as u64,
+            calls_waiting: scheduler.counts().1 as u64,
+            ..view.totals()
+        },
         connections: view.connections(),
         calls: view.calls(),
+        principals: cpu_by_principal(&scheduler),
         services: catalog.current().snapshot(),
         invalid_certificates: edge.invalid_certificates(),
         stale_files: edge.stale_files(),

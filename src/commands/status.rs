@@ -65,20 +65,21 @@ fn screen(endpoint: &Endpoint) -> std::result::Result<(String, bool), (Exit, Str
         out += &format!("{files} could not be read again: {error}\n\n");
     }
     out += &format!(
-        "{:30} {:10} {:>10} {:>9} {:>8} {:>10} {:>10}\n",
-        "service", "state", "calls", "failures", "errors", "p50 ms", "p99 ms"
+        "{:30} {:10} {:>10} {:>9} {:>8} {:>10} {:>10} {:>10}\n",
+        "service", "state", "calls", "failures", "errors", "p50 ms", "p99 ms", "cpu s"
     );
     for row in rows(&services["services"]).iter().take(ROWS) {
         let name = format!("{} {}", text(&row["name"]), text(&row["version"]));
         let latency = &row["latency"];
         out += &format!(
-            "{name:30} {:10} {:>10} {:>9} {:>8} {:>10} {:>10}\n",
+            "{name:30} {:10} {:>10} {:>9} {:>8} {:>10} {:>10} {:>10}\n",
             text(&row["state"]),
             text(&row["calls"]),
             text(&row["failures"]),
             text(&row["errors"]),
             text(&latency["p50Ms"]),
             text(&latency["p99Ms"]),
+            format!("{:.1}", row["cpuSeconds"].as_f64().unwrap_or_default()),
         );
         if !row["error"].is_null() {
             out += &format!("    {}\n", text(&row["error"]));
@@ -101,12 +102,13 @@ fn screen(endpoint: &Endpoint) -> std::result::Result<(String, bool), (Exit, Str
     out += &format!("\ncalls that take long: {}\n", running.len());
     for call in running.iter().take(ROWS) {
         out += &format!(
-            "  {:>6}  {:30} {:24} {:8} {:>8} ms, {} ms left\n",
+            "  {:>6}  {:30} {:24} {:8} {:>8} ms, ran {} ms, {} ms left\n",
             text(&call["id"]),
             text(&call["topic"]),
             text(&call["requestId"]),
             text(&call["state"]),
             text(&call["ageMs"]),
+            text(&call["ranMs"]),
             text(&call["remainingMs"]),
         );
     }

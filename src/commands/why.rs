@@ -46,8 +46,10 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     for call in &now {
         let (topic, state) = (text(&call["topic"]), text(&call["state"]));
         say!(
-            "{request_id} is {state} now: {topic}, for {} ms, {} ms left; number {} of /calls",
+            "{request_id} is {state} now: {topic}, for {} ms, of which it ran {} and waited {} for its turn, {} ms left; number {} of /calls",
             text(&call["ageMs"]),
+            text(&call["ranMs"]),
+            text(&call["turnWaitedMs"]),
             text(&call["remainingMs"]),
             text(&call["id"])
         );
@@ -104,6 +106,13 @@ fn tell(call: &Value) {
         text(&call["elapsedMs"]),
         text(&call["waitedMs"])
     );
+    if !call["ranMs"].is_null() {
+        say!(
+            "  ran        {} ms, and waited {} ms for its turn to run",
+            text(&call["ranMs"]),
+            text(&call["turnWaitedMs"])
+        );
+    }
     say!("  memory     {} bytes at most", text(&call["peakMemory"]));
     for (title, key) in [("because", "message"), ("details", "details")] {
         if !call[key].is_null() {

@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{
-    OneOrMore,
+    OneOrMore, Share,
     define::{Bounds, settings},
     given,
     services::is_pattern,
@@ -151,6 +151,9 @@ settings! {
         /// Calls at the same time over all its connections, 0 to 10,000; 0 for no
         /// bound. One more waits for its turn until its deadline.
         pub concurrency: usize = 0 => 0..=10_000,
+        /// Of the processors, what all its calls may use, 0 to 1,000 of them; 0
+        /// for no bound. A call beyond it waits for its turn.
+        pub cpu: Share = Share(0) => Share(0)..=Share(1_000_000),
     }
 }
 

@@ -20,13 +20,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::log::Format;
 
-pub use access::{Auth, PrincipalFrom, Principals, Right, Tls, TlsVersion};
+pub use access::{
+    Auth, DEFAULT_PRINCIPAL, PrincipalFrom, PrincipalSettings, Principals, Right, Tls, TlsVersion,
+};
 pub use define::OutOfBounds;
 use define::{Bounds, settings};
 pub use memory::MemoryPlan;
 pub use services::{Isolation, LogLevel, ServiceSettings, Services};
 pub use source::{ConfigError, Flags, Loaded, Row, load};
-pub use units::{Bytes, Millis};
+pub use units::{Bytes, Millis, Share};
 
 const LEAST: Millis = Millis::new(10);
 const HOUR: Millis = Millis::secs(3600);

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bytes, HOUR, Millis, define::Bounds};
+use super::{Bytes, HOUR, Millis, Share, define::Bounds};
 
 /// Quota of durable values where `grants.quota` names none.
 pub const DEFAULT_QUOTA: Bytes = Bytes::mib(64);
@@ -108,6 +108,15 @@ service_settings! {
     /// Calls of the service at the same time, 1 to 10,000; one more waits for
     /// its turn until its deadline.
     concurrency: usize = 64 => 1..=10_000,
+    /// Of the processors, what all calls of the service may use, 0 to 1,000 of
+    /// them; 0 for no bound. A call beyond it waits for its turn.
+    cpu: Share = Share(0) => Share(0)..=Share(1_000_000),
+    /// Where more calls take long than there are processors, services get
+    /// processor time in proportion to this, 1 to 1,000.
+    weight: u32 = 1 => 1..=1000,
+    /// A REQUEST is stopped when its client has reset the connection. A
+    /// PUBLISH never is.
+    cancel_on_reset: bool = true,
     /// `request`: every call finds a fresh instance. `shared`: instances are
     /// used again, so one call may see what another left behind.
     isolation: Isolation = Isolation::Request,

@@ -70,6 +70,71 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// A share of the processors: 1 is one of them, `0.5` half of one. Kept in
+/// thousandths.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Share(pub u32);
+
+impl Share {
+    /// In processors; none for no bound.
+    #[must_use]
+    pub fn bound(self) -> Option<f64> {
+        (self.0 > 0).then(|| f64::from(self.0) / 1000.0)
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", f64::from(self.0) / 1000.0)
+    }
+}
+
+fn parse_share(number: f64) -> Option<Share> {
+    let thousandths = (number * 1000.0).round();
+    let known = (0.0..=f64::from(u32::MAX)).contains(&thousandths);
+    // What is not nothing does not become no bound.
+    (known && (thousandths > 0.0 || number <= 0.0)).then_some(Share(thousandths as u32))
+}
+
+impl Serialize for Share {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(f64::from(self.0) / 1000.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Number;
+        impl de::Visitor<'_> for Number {
+            type Value = Share;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a share of the processors such as 0.5, in thousandths")
+            }
+
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<Share, E> {
+                parse_share(number)
+                    .ok_or_else(|| E::invalid_value(de::Unexpected::Float(number), &self))
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Share, E> {
+                self.visit_f64(number as f64)
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Share, E> {
+                self.visit_f64(number as f64)
+            }
+
+            // As environment variables have it.
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Share, E> {
+                let number = text.parse().ok().and_then(parse_share);
+                number.ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(Number)
+    }
+}
+
 fn parse_millis(text: &str) -> Option<Millis> {
     match text.parse() {
         Ok(millis) => Some(Millis::new(millis)),
@@ -171,6 +236,26 @@ mod tests {
             (Millis::secs(60).to_string(), Millis::new(250).to_string()),
             ("60s".into(), "250ms".into())
         );
+    }
+
+    #[test]
+    fn shares() {
+        let check = |json: &str, expected: Option<u32>| {
+            let share = serde_json::from_str(json).ok();
+            assert_eq!(share, expected.map(Share), "{json}");
+        };
+        check("0.5", Some(500));
+        check("2", Some(2000));
+        check("\"0.25\"", Some(250));
+        check("0", Some(0));
+        check("0.0001", None);
+        check("-1", None);
+        check("\"much\"", None);
+        assert_eq!(
+            (Share(500).to_string(), Share(2000).to_string()),
+            ("0.5".into(), "2".into())
+        );
+        assert_eq!((Share(500).bound(), Share(0).bound()), (Some(0.5), None));
     }
 
     #[test]

@@ -354,6 +354,7 @@ impl Core {
             context,
             watch: &request.watch,
             timeout,
+            outlives_reset: header.kind == Kind::Publish,
             counts: request.counted() < Counted::ByService,
         });
         *held = answer_held;
@@ -472,6 +473,7 @@ fn context(header: &Header<'_>, identity: &Identity, deadline: Instant) -> Conte
         requested_version: Some(header.version),
         caller: Arc::clone(&identity.caller),
         deadline,
+        began: deadline,
         calls: None,
         chain: None,
     }

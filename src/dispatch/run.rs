@@ -19,6 +19,7 @@ use crate::{
     },
     metrics::{self, History, PastCall},
     sandbox::{Answer, Call, CallError, CallReport, Phase, Wanted},
+    scheduler::{Cost, Ticket},
     wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::COMPILING},
 };
 
@@ -39,6 +40,8 @@ pub(super) struct Task<'a> {
     pub(super) watch: &'a Arc<dyn Watch>,
     /// As the caller gave it; the deadline is in the context.
     pub(super) timeout: Duration,
+    /// It goes on when the client resets its connection.
+    pub(super) outlives_reset: bool,
     /// The rate of its service has yet to count it: a client asks, not a
     /// service, and for the first time.
     pub(super) counts: bool,
@@ -66,6 +69,7 @@ impl Core {
             mut context,
             watch,
             timeout,
+            outlives_reset,
             counts,
         } = task;
         // Held until the call is over: counting the holders of the service
@@ -91,8 +95,14 @@ impl Core {
         if service.component.terms().granted.may_call() {
             context.calls = Some(Arc::new(Arc::clone(self)));
         }
+        let client = context.depth() == 0;
+        if outlives_reset || client && !service.component.terms().settings.cancel_on_reset {
+            watch.outlives_reset();
+        }
         let about = context.clone();
         let terms = service.component.terms();
+        // Nested calls count for the one that caused them.
+        let ticket = Finishes(client.then(|| watch.ticket()).flatten());
         let report = service.component.call(Call {
             action,
             payload,
@@ -112,6 +122,18 @@ impl Core {
         if matches!(result, Err(CallError::Postponed)) {
             return (Ok(Checked::Postponed), None);
         }
+        let cost = ticket.finish();
+        if client
+            && matches!(
+                result,
+                Err(CallError::Stopped {
+                    stop: Stop::Reset,
+                    ..
+                })
+            )
+        {
+            self.metrics.calls_reset.add(1);
+        }
         let begun = !matches!(result, Err(CallError::NotBegun(_)));
         let (frames, printed) = if terms.settings.expose_traps {
             (&*backtrace, &*stderr)
@@ -119,7 +141,7 @@ impl Core {
             (&[][..], &[][..])
         };
         let result = result
-            .map_err(|error| refuse(error, timeout.min(terms.settings.timeout.0)))
+            .map_err(|error| refuse(error, timeout.min(terms.settings.timeout.0), cost))
             .and_then(answered)
             .map_err(|refusal| explain(refusal, peak_memory, elapsed, frames, printed));
         if made {
@@ -141,7 +163,7 @@ impl Core {
                     action,
                     &about,
                     &result,
-                    (waited, elapsed),
+                    (waited, elapsed, cost),
                     peak_memory,
                     (&backtrace, &stderr),
                 ),
@@ -193,8 +215,8 @@ impl Core {
         if held.try_raise(bytes) {
             return Ok(held);
         }
-        watch.waits();
-        if held.raise_until(bytes, deadline) {
+        watch.begin_wait();
+        if held.raise_until(bytes, deadline) && watch.end_wait(deadline).is_none() {
             return Ok(held);
         }
         let message = "not begun within its timeout: no memory to check its payload with";
@@ -310,6 +332,7 @@ impl Calls for Arc<Core> {
             context,
             watch: &watch,
             timeout,
+            outlives_reset: false,
             counts: false,
         };
         // The answer is copied to the calling service at once.
@@ -353,7 +376,7 @@ fn answered(answer: Answer) -> Result<Checked, Refusal> {
 }
 
 /// From the sandbox's reasons to the protocol's codes.
-fn refuse(error: CallError, timeout: Duration) -> Refusal {
+fn refuse(error: CallError, timeout: Duration, cost: Option<Cost>) -> Refusal {
     let millis = timeout.as_millis();
     match error {
         CallError::NotBegun(wanted) => {
@@ -372,7 +395,7 @@ fn refuse(error: CallError, timeout: Duration) -> Refusal {
         CallError::Stopped {
             stop: Stop::Deadline,
             phase,
-        } => timed_out(millis, phase),
+        } => timed_out(millis, phase, cost),
         CallError::Stopped {
             stop: Stop::Shutdown,
             phase: _,
@@ -384,13 +407,38 @@ fn refuse(error: CallError, timeout: Duration) -> Refusal {
             stop: Stop::Killed,
             phase: _,
         } => Refusal::failed(Reason::Killed, "stopped by the operator"),
+        CallError::Stopped {
+            stop: stop @ Stop::Reset,
+            phase: _,
+        } => Refusal::failed(Reason::Reset, stop.to_string()),
         CallError::Failed { reason, message } => Refusal::failed(reason, message),
     }
 }
 
-fn timed_out(millis: u128, phase: Phase) -> Refusal {
+/// With what is known of where the time went, for a call that saw a tick.
+fn timed_out(millis: u128, phase: Phase, cost: Option<Cost>) -> Refusal {
     let message = format!("stopped at the timeout of {millis} ms");
-    Refusal::new(Code::Timeout, message).with(&json!({"phase": phase.as_str()}))
+    let mut details = json!({"phase": phase.as_str()});
+    if let Some(Cost { ran, waited }) = cost {
+        details["ranMs"] = json!(ran.as_millis() as u64);
+        details["waitedMs"] = json!(waited.as_millis() as u64);
+    }
+    Refusal::new(Code::Timeout, message).with(&details)
+}
+
+/// Tells the scheduler that a call is over, on every way out.
+struct Finishes<'a>(Option<&'a Ticket>);
+
+impl Finishes<'_> {
+    fn finish(&self) -> Option<Cost> {
+        self.0.and_then(Ticket::finish)
+    }
+}
+
+impl Drop for Finishes<'_> {
+    fn drop(&mut self) {
+        self.finish();
+    }
 }
 
 /// Adds to a failure of the sandbox what is known about it.
@@ -426,7 +474,7 @@ fn past(
     action: &str,
     context: &Context,
     result: &Result<Checked, Refusal>,
-    (waited, elapsed): (Duration, Duration),
+    (waited, elapsed, cost): (Duration, Duration, Option<Cost>),
     peak_memory: usize,
     (backtrace, stderr): (&[String], &[String]),
 ) -> PastCall {
@@ -437,6 +485,8 @@ fn past(
         action: action.to_owned(),
         elapsed_ms: millis(elapsed),
         waited_ms: millis(waited),
+        ran_ms: cost.map(|cost| millis(cost.ran)),
+        turn_waited_ms: cost.map(|cost| millis(cost.waited)),
         peak_memory,
         backtrace: backtrace.to_vec(),
         stderr: stderr.to_vec(),

@@ -16,7 +16,10 @@ use super::{
         types::PayloadResult as Payload,
     },
 };
-use crate::wire::{Code, Topic, Version};
+use crate::{
+    scheduler::Account,
+    wire::{Code, Topic, Version},
+};
 
 /// Numbers the calls between services of this process.
 static NEXT_CALL: AtomicU64 = AtomicU64::new(1);
@@ -27,9 +30,19 @@ pub struct Link {
     service: Box<str>,
     depth: usize,
     up: Option<Arc<Link>>,
+    account: Option<Arc<Account>>,
 }
 
 impl Link {
+    /// The service that was called first.
+    pub(super) fn first(&self) -> &Self {
+        self.up.as_ref().map_or(self, |up| up.first())
+    }
+
+    pub(super) fn account(&self) -> Option<&Arc<Account>> {
+        self.account.as_ref()
+    }
+
     pub(super) fn depth(&self) -> usize {
         self.depth
     }
@@ -154,6 +167,7 @@ impl Host {
             service: service.into(),
             depth,
             up: chain.clone(),
+            account: self.granted.account.clone(),
         };
         let longest =
             timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms.min(3_600_000)));
@@ -165,6 +179,7 @@ impl Host {
             deadline: longest.map_or(self.context.deadline, |longest| {
                 longest.min(self.context.deadline)
             }),
+            began: self.context.began,
             calls: Some(Arc::clone(&calls)),
             chain: Some(Arc::new(link)),
         };
@@ -189,7 +204,7 @@ impl calls::Host for Host {
         self.waiting = true;
         let answer = self.nested(&topic, &version, payload, timeout_ms);
         // A call that took all the time leaves none for its caller.
-        if let Some(stop) = self.tick() {
+        if let Some(stop) = self.tick().or_else(|| self.end_wait()) {
             return Err(stop.into());
         }
         self.waiting = false;
@@ -235,11 +250,13 @@ mod tests {
             service: "a".into(),
             depth: 1,
             up: None,
+            account: None,
         });
         let second = Link {
             service: "b".into(),
             depth: 2,
             up: Some(first),
+            account: None,
         };
         assert!(second.holds("a") && second.holds("b") && !second.holds("c"));
     }

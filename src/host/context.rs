@@ -34,6 +34,8 @@ pub struct Context {
     pub caller: Arc<Caller>,
     /// When the call is stopped.
     pub deadline: Instant,
+    /// When it began.
+    pub began: Instant,
     /// Who serves the calls that this one makes.
     pub calls: Option<Arc<dyn Calls>>,
     /// The services that this call came through.
@@ -54,6 +56,7 @@ impl Context {
             requested_version: None,
             caller,
             deadline,
+            began: deadline,
             calls: None,
             chain: None,
         }

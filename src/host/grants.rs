@@ -6,12 +6,14 @@ use std::{
     io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use super::log;
 use crate::{
     config::{LogLevel, ServiceSettings, services::DEFAULT_QUOTA},
     log::Limiter,
+    scheduler::Account,
     store::{Namespace, Store},
     trusted::{self, Purpose},
 };
@@ -22,6 +24,8 @@ const MAX_SECRET: u64 = 64 * 1024;
 /// The grants of one service, and the bounds of what it does with them.
 pub struct Granted {
     pub(super) service: Box<str>,
+    /// Who pays for its calls; none where nothing is scheduled.
+    pub(super) account: Option<Arc<Account>>,
     pub(super) log: LogLevel,
     pub(super) log_rate: log::Rate,
     /// Bounds the lines that say how much was dropped: there may be one a call.
@@ -36,6 +40,22 @@ pub struct Granted {
 }
 
 impl Granted {
+    /// Whether calls of the service wait for their turn before they begin.
+    #[inline]
+    #[must_use]
+    pub fn is_over_its_share(&self) -> bool {
+        self.account
+            .as_ref()
+            .is_some_and(|account| account.is_over())
+    }
+
+    /// Processor time of all calls of the service.
+    #[must_use]
+    pub fn cpu(&self) -> Duration {
+        let account = self.account.as_ref();
+        account.map_or(Duration::ZERO, |account| account.cpu())
+    }
+
     /// What the settings grant to the file with this digest.
     ///
     /// # Errors
@@ -45,6 +65,7 @@ impl Granted {
         settings: &ServiceSettings,
         digest: &str,
         store: Option<&Arc<Store>>,
+        account: Option<Arc<Account>>,
     ) -> Result<Arc<Self>, GrantError> {
         let grants = &settings.grants;
         if let Some(pinned) = grants
@@ -75,6 +96,7 @@ impl Granted {
         };
         Ok(Arc::new(Self {
             service: service.into(),
+            account,
             log: settings.log,
             log_rate: log::Rate::new(settings.log_lines),
             log_dropped: Limiter::new(),
@@ -91,6 +113,7 @@ impl Granted {
     pub fn for_inspection(service: &str) -> Arc<Self> {
         Arc::new(Self {
             service: service.into(),
+            account: None,
             log: LogLevel::Off,
             log_rate: log::Rate::new(0),
             log_dropped: Limiter::new(),
@@ -177,9 +200,9 @@ mod tests {
     fn a_pinned_digest_and_a_missing_secret_are_refused() {
         let mut settings = settings_of(&Config::default().services, "x");
         settings.grants.digest = Some("sha256:aa".into());
-        assert!(Granted::new("x", &settings, "sha256:AA", None).is_ok());
+        assert!(Granted::new("x", &settings, "sha256:AA", None, None).is_ok());
         assert!(matches!(
-            Granted::new("x", &settings, "sha256:ab", None),
+            Granted::new("x", &settings, "sha256:ab", None, None),
             Err(GrantError::Digest { .. })
         ));
         settings.grants.digest = None;
@@ -187,19 +210,19 @@ mod tests {
         let file = dir.path().join("key");
         settings.grants.secrets.insert("key".into(), file.clone());
         assert!(matches!(
-            Granted::new("x", &settings, "", None),
+            Granted::new("x", &settings, "", None, None),
             Err(GrantError::Secret { .. })
         ));
         fs::write(&file, "s3cret\n").unwrap();
-        let granted = Granted::new("x", &settings, "", None).unwrap();
+        let granted = Granted::new("x", &settings, "", None, None).unwrap();
         assert_eq!(granted.settings.as_ref().unwrap()["key"], "s3cret");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o707)).unwrap();
-        let error = Granted::new("x", &settings, "", None).err().unwrap();
+        let error = Granted::new("x", &settings, "", None, None).err().unwrap();
         assert!(error.to_string().contains("others"), "{error}");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         fs::write(&file, vec![b'x'; 70_000]).unwrap();
         assert!(matches!(
-            Granted::new("x", &settings, "", None),
+            Granted::new("x", &settings, "", None, None),
             Err(GrantError::Secret { .. })
         ));
     }

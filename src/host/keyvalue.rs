@@ -51,7 +51,7 @@ impl Host {
         };
         self.waiting = true;
         let result = work(&namespace);
-        if let Some(stop) = self.tick() {
+        if let Some(stop) = self.tick().or_else(|| self.end_wait()) {
             return Err(stop.into());
         }
         self.waiting = false;
@@ -71,7 +71,7 @@ impl Host {
             ..SMALL | MAX_BATCH_BYTES.. => None,
             bytes => self.reserve(COPIES * bytes)?,
         };
-        self.waits();
+        self.begin_wait();
         self.stored(|namespace| work(namespace, deadline))
     }
 
@@ -252,7 +252,7 @@ mod tests {
     fn host(store: &Arc<Store>) -> Host {
         let mut settings = settings_of(&Config::default().services, "x");
         settings.grants.keyvalue = Some(true);
-        let granted = Granted::new("x", &settings, "", Some(store)).unwrap();
+        let granted = Granted::new("x", &settings, "", Some(store), None).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         let context = Context::of_nobody(Arc::new(Caller::default()), deadline);
         Host::new(context, granted, Arc::new(Unwatched))

@@ -242,7 +242,7 @@ mod tests {
         let engine = Engine::default();
         let component = Component::new(&engine, wat::parse_str(text).unwrap()).unwrap();
         let settings = settings_of(&Config::default().services, "x");
-        let granted = Granted::new("x", &settings, "", None).unwrap();
+        let granted = Granted::new("x", &settings, "", None, None).unwrap();
         let context = Context::of_loading(Instant::now() + Duration::from_secs(10));
         let host = Host::new(context, Arc::clone(&granted), Arc::new(Unwatched));
         let mut store = Store::new(&engine, Guest(host));

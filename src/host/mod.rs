@@ -25,7 +25,10 @@ pub use link::{LinkError, grant_for, link};
 use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
 pub use watch::{Stop, Unwatched, Watch};
 
-use crate::budget::{Budget, Charge};
+use crate::{
+    budget::{Budget, Charge},
+    scheduler::{Payer, Ticket},
+};
 
 /// Handles of the host's resources that an instance may hold.
 pub const MAX_HANDLES: usize = 1000;
@@ -125,12 +128,15 @@ impl Host {
         if let Some(held) = &mut held
             && !held.try_raise(bytes)
         {
-            self.waits();
+            self.begin_wait();
             self.waiting = true;
             while !held.raise_until(bytes, Instant::now() + LOOK_EVERY) {
                 if let Some(stop) = self.tick() {
                     return Err(stop.into());
                 }
+            }
+            if let Some(stop) = self.end_wait() {
+                return Err(stop.into());
             }
             self.waiting = false;
         }
@@ -287,9 +293,50 @@ impl Host {
             .or_else(|| self.watch.tick())
     }
 
+    /// The call has seen a tick, so long after the one before, and waits here
+    /// for its turn if it needs one.
+    ///
+    /// # Errors
+    /// If it shall end instead.
+    pub fn take_turn(&self, since_last_tick: Duration) -> Result<(), Stop> {
+        let (Some(ticket), Some(payer)) = (self.watch.ticket(), self.payer()) else {
+            return Ok(());
+        };
+        let attends = watch::Attends(&*self.watch);
+        let cost = ticket.tick(&payer, since_last_tick, self.context.deadline, &attends);
+        self.watch.costs(cost.map_err(watch::stop)?);
+        Ok(())
+    }
+
+    /// Who pays for the call: the service that was called first.
+    fn payer(&self) -> Option<Payer<'_>> {
+        let own = self.granted.account.as_ref();
+        let account = match &self.context.chain {
+            Some(link) => link.first().account(),
+            None => own,
+        };
+        Some(Payer {
+            account: account?,
+            principal: self.context.caller.principal.as_deref(),
+            began: self.context.began,
+        })
+    }
+
+    /// Whether the call was stopped while it waited for its turn.
+    #[must_use]
+    pub fn was_scheduled_out(&self) -> bool {
+        self.watch.ticket().is_some_and(Ticket::was_waiting)
+    }
+
     /// The call is about to wait.
-    pub fn waits(&self) {
-        self.watch.waits();
+    pub fn begin_wait(&self) {
+        self.watch.begin_wait();
+    }
+
+    /// The call has waited; says whether it shall end instead of going on.
+    #[must_use]
+    pub fn end_wait(&self) -> Option<Stop> {
+        self.watch.end_wait(self.context.deadline)
     }
 
     /// Sleeps; the call ends if its time is over before.
@@ -299,6 +346,26 @@ impl Host {
         self.waiting = false;
         Ok(())
     }
+}
+
+/// A call of a service that is over its share waits for its turn before it
+/// begins. False if it shall not wait, but be handed back.
+///
+/// # Errors
+/// If it shall end instead.
+#[cold]
+pub fn enter(granted: &Granted, context: &Context, watch: &dyn Watch) -> Result<bool, Stop> {
+    let (Some(ticket), Some(account)) = (watch.ticket(), &granted.account) else {
+        return Ok(true);
+    };
+    let payer = Payer {
+        account,
+        principal: context.caller.principal.as_deref(),
+        began: context.began,
+    };
+    let entered = ticket.enter(&payer, context.deadline, &watch::Attends(watch));
+    watch.begins();
+    entered.map_err(watch::stop)
 }
 
 /// Host functions exist for whatever store holds a [`Host`].

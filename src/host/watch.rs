@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::scheduler::{Attendant, Cost, NoTurn, Ticket};
+
 /// How long a waiting call may go without being looked after.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
@@ -31,6 +33,65 @@ pub trait Watch: Send + Sync {
 
     /// It has what it waited for.
     fn begins(&self) {}
+
+    /// The call goes on when its client resets the connection.
+    fn outlives_reset(&self) {}
+
+    /// What the scheduler knows of the call; none where nothing is scheduled.
+    fn ticket(&self) -> Option<&Ticket> {
+        None
+    }
+
+    /// What the call has cost so far, at a tick.
+    fn costs(&self, _cost: Cost) {}
+}
+
+impl dyn Watch + '_ {
+    /// The call begins to wait: others are served meanwhile, and run.
+    pub fn begin_wait(&self) {
+        self.pause();
+        self.waits();
+    }
+
+    /// The call gives its run permit back: others run meanwhile.
+    pub fn pause(&self) {
+        if let Some(ticket) = self.ticket() {
+            ticket.pause();
+        }
+    }
+
+    /// The call has waited; says whether it shall end instead of going on.
+    pub fn end_wait(&self, deadline: Instant) -> Option<Stop> {
+        let ticket = self.ticket()?;
+        ticket.resume(deadline, &Attends(self)).err().map(stop)
+    }
+}
+
+/// The scheduler's way to ask.
+pub(super) struct Attends<'a>(pub(super) &'a dyn Watch);
+
+impl Attendant for Attends<'_> {
+    type Stop = Stop;
+
+    fn look(&self) -> Option<Stop> {
+        self.0.tick()
+    }
+
+    fn waits(&self) {
+        self.0.waits();
+    }
+
+    fn queues(&self) -> bool {
+        self.0.queues()
+    }
+}
+
+/// Why a call ends that did not get its turn.
+pub(super) fn stop(ended: NoTurn<Stop>) -> Stop {
+    match ended {
+        NoTurn::Deadline => Stop::Deadline,
+        NoTurn::Stopped(stop) => stop,
+    }
 }
 
 /// Nobody looks.
@@ -52,6 +113,8 @@ pub enum Stop {
     Shutdown,
     /// The operator wants it.
     Killed,
+    /// Its client has reset the connection.
+    Reset,
 }
 
 impl fmt::Display for Stop {
@@ -60,6 +123,7 @@ impl fmt::Display for Stop {
             Self::Deadline => "stopped at its deadline",
             Self::Shutdown => "stopped because the server shuts down",
             Self::Killed => "stopped by the operator",
+            Self::Reset => "stopped because its client has reset the connection",
         })
     }
 }
@@ -69,12 +133,14 @@ impl std::error::Error for Stop {}
 /// Sleeps until an instant, or says why the call must end before.
 pub(super) fn sleep(watch: &dyn Watch, until: Instant, deadline: Instant) -> Result<(), Stop> {
     if until.saturating_duration_since(Instant::now()) >= LONG_ENOUGH {
-        watch.waits();
+        watch.begin_wait();
+    } else {
+        watch.pause();
     }
     loop {
         let now = Instant::now();
         if now >= until {
-            return Ok(());
+            return watch.end_wait(deadline).map_or(Ok(()), Err);
         }
         if now >= deadline {
             return Err(Stop::Deadline);

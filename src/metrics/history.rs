@@ -48,6 +48,11 @@ pub struct PastCall {
     /// Milliseconds of them until an instance was there: turn, place, memory
     /// and instantiation.
     pub waited_ms: f64,
+    /// Milliseconds of processor time, with the calls that it made; none where
+    /// it was over before its first tick, or was made by another service.
+    pub ran_ms: Option<f64>,
+    /// Milliseconds that it waited for its turn to run; likewise.
+    pub turn_waited_ms: Option<f64>,
     /// Most memory that it held, in bytes.
     pub peak_memory: usize,
     /// `OK`, a code of the protocol, or the service's own.
@@ -282,6 +287,8 @@ mod tests {
             ended: format!("{id:09}"),
             elapsed_ms: 1.0,
             waited_ms: 0.0,
+            ran_ms: None,
+            turn_waited_ms: None,
             peak_memory: 0,
             outcome: outcome.into(),
             message: None,

@@ -168,6 +168,8 @@ pub struct Metrics {
     pub write_timeouts: Counter,
     /// Failures of PUBLISH that nobody was told of.
     pub publish_failures: Counter,
+    /// Calls stopped because their client had reset its connection.
+    pub calls_reset: Counter,
     /// Peers from an address that is not let in.
     pub denied: Counter,
     /// Strangers that were sent away for others.
@@ -197,6 +199,7 @@ impl Default for Metrics {
             truncated: Counter::default(),
             write_timeouts: Counter::default(),
             publish_failures: Counter::default(),
+            calls_reset: Counter::default(),
             denied: Counter::default(),
             evicted: Counter::default(),
             handshake_failures: Labelled::default(),

@@ -61,6 +61,10 @@ pub struct CallRow {
     pub age_ms: u64,
     /// Milliseconds until its caller's deadline.
     pub remaining_ms: u64,
+    /// Milliseconds of processor time so far.
+    pub ran_ms: f64,
+    /// Milliseconds that it has waited for its turn to run.
+    pub turn_waited_ms: f64,
     /// The operator has asked for its end.
     pub killed: bool,
 }
@@ -91,6 +95,9 @@ pub struct ServiceRow {
     pub passed_over: Option<String>,
     /// Calls begun.
     pub calls: u64,
+    /// Seconds of processor time of all versions of this name, with the calls
+    /// to other services that they made.
+    pub cpu_seconds: f64,
     /// Calls that ended with the service's own failure.
     pub failures: u64,
     /// Calls that the server ended.
@@ -178,6 +185,12 @@ pub struct Totals {
     pub handshake_failures: Vec<(&'static str, u64)>,
     /// Peers that failed to show who they are, by reason.
     pub auth_failures: Vec<(&'static str, u64)>,
+    /// Calls stopped because their client had reset its connection.
+    pub calls_reset: u64,
+    /// Calls that run and hold a run permit.
+    pub calls_running: u64,
+    /// Calls that wait for a run permit.
+    pub calls_waiting: u64,
     /// Bytes read.
     pub bytes_in: u64,
     /// Bytes written.
@@ -242,6 +255,8 @@ pub struct Snapshot {
     pub connections: Vec<ConnectionRow>,
     /// Calls that take long, oldest first.
     pub calls: Vec<CallRow>,
+    /// Seconds of processor time by principal; `-` for all without a name.
+    pub principals: Vec<(String, f64)>,
     /// Services and files that are none, by name and version.
     pub services: Vec<ServiceRow>,
     /// Certificates of the server's own that are not valid now.

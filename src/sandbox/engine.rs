@@ -2,10 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use rustix::{
@@ -19,7 +16,8 @@ use super::{cache::Cache, compile, worker::CompileWorker};
 
 use super::{
     limits::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLES},
-    pool::{Idle, Missed, Place, Waiter},
+    pool::{AnyIdle, GiveUp, Idle, Missed, Waiter},
+    slots::{Found, Slots},
     ticker::{Pulse, Ticker},
     verify::Verifier,
 };
@@ -76,10 +74,10 @@ pub struct Sandbox {
     /// Places for instances by the depth of their calls. A call that waits for
     /// another one holds its place: without places that only deeper calls can
     /// take, many such calls at once would wait for each other.
-    places: Vec<Arc<Budget>>,
+    slots: Vec<Arc<Slots>>,
     pub(super) verifier: Verifier,
     /// There may be idle instances.
-    pub(super) any_idle: Arc<AtomicBool>,
+    pub(super) any_idle: Arc<AnyIdle>,
     /// Of all components that keep instances.
     idle: Mutex<Vec<Weak<Idle>>>,
     /// Held while something new is compiled: one at a time, as its memory is
@@ -136,14 +134,14 @@ impl Sandbox {
         let cache = compile::open_cache(&config.settings);
         let ticker = Ticker::start(&engine)?;
         let settings = &config.settings;
-        let places = places(config.instances, settings.call_depth);
+        let slots = slots(config.instances, settings.call_depth);
         let stack = settings.stack.0 + super::HOST_STACK;
         let verifier = Verifier::start(settings.verify_resets, stack);
         let sandbox = Arc::new(Self {
             engine,
             pulse: ticker.pulse(),
             memory: Arc::clone(&config.memory),
-            places: places.clone(),
+            slots,
             config,
             verifier,
             any_idle: Arc::default(),
@@ -155,17 +153,15 @@ impl Sandbox {
             pooled,
             _ticker: ticker,
         });
-        // Instances that nobody uses are given up before anyone waits for a
-        // place or for memory.
-        for budget in places.iter().chain([&sandbox.memory]) {
-            let sandbox = Arc::downgrade(&sandbox);
-            budget.reclaim_with(move || {
-                sandbox
-                    .upgrade()
-                    .iter()
-                    .for_each(|sandbox| sandbox.reclaim())
+        // Instances that nobody uses are given up before anyone waits for
+        // memory.
+        let reclaiming = Arc::downgrade(&sandbox);
+        sandbox.memory.reclaim_with(move |all| {
+            let sandbox = reclaiming.upgrade();
+            sandbox.iter().for_each(|sandbox| {
+                sandbox.reclaim(if all { GiveUp::Memory } else { GiveUp::Surplus })
             });
-        }
+        });
         Ok(sandbox)
     }
 
@@ -188,12 +184,21 @@ impl Sandbox {
         Ok(())
     }
 
-    /// A place for one more instance, until the deadline.
-    pub(super) fn place(&self, depth: usize, waiter: Waiter<'_>) -> Result<Place, Missed> {
-        let places = self.places.get(depth).or(self.places.last());
-        let places = places.ok_or(Missed::Late)?;
-        waiter.take(places)?;
-        Ok(Place(Arc::clone(places)))
+    /// A slot for one more instance of a component, or an idle one.
+    pub(super) fn slot(
+        &self,
+        of: &Arc<Idle>,
+        depth: usize,
+        waiter: Waiter<'_>,
+    ) -> Result<Found, Missed> {
+        let slots = self.slots.get(depth).or(self.slots.last());
+        let slots = slots.ok_or(Missed::Late)?;
+        slots.take(of, waiter, |which| self.reclaim(which))
+    }
+
+    /// Whether calls wait for a slot.
+    pub(super) fn lacks_slots(&self) -> bool {
+        self.slots.iter().any(|slots| slots.has_waiters())
     }
 
     /// Remembers where a component keeps instances, to take them back.
@@ -203,17 +208,20 @@ impl Sandbox {
         all.push(Arc::downgrade(idle));
     }
 
-    /// Gives up all instances that nobody uses just now.
-    pub(super) fn reclaim(&self) {
-        // Asked by everyone who waits, most often for nothing.
-        if !self.any_idle.swap(false, Relaxed) {
+    /// Gives up instances that nobody uses just now.
+    pub(super) fn reclaim(&self, which: GiveUp) {
+        if !self.any_idle.take(which) {
             return;
         }
-        let all: Vec<_> = {
+        let idle: Vec<_> = {
             let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             idle.iter().filter_map(Weak::upgrade).collect()
         };
-        all.iter().for_each(|idle| idle.clear());
+        for idle in &idle {
+            if idle.give_up(which) && which == GiveUp::One {
+                return;
+            }
+        }
     }
 }
 
@@ -228,11 +236,11 @@ fn try_memory_file() -> rustix::io::Result<()> {
 
 /// Divides the places: one in sixteen for each depth beyond the first, at
 /// least one.
-fn places(instances: usize, call_depth: usize) -> Vec<Arc<Budget>> {
+fn slots(instances: usize, call_depth: usize) -> Vec<Arc<Slots>> {
     let deeper = (instances / 16).max(1);
     let first = instances.saturating_sub(deeper * call_depth).max(1);
     let sizes = std::iter::once(first).chain(std::iter::repeat_n(deeper, call_depth));
-    sizes.map(Budget::places).collect()
+    sizes.map(Slots::new).collect()
 }
 
 /// What both allocators have in common.

@@ -15,14 +15,15 @@ use super::{
     answer::{Answer, SMALL_ANSWER},
     component::Component,
     limits::Limits,
-    pool::{Missed, Place, Waiter, Warm},
+    pool::{GiveUp, Missed, Waiter, Warm},
     reset::Resetter,
+    slots::{Found, Slot},
 };
 use crate::{
     budget::{Budget, Charge},
     config::Isolation,
     host::{
-        Context, HasHost, Host, MAX_HANDLES, Stop, Unwatched, Watch,
+        self, Context, HasHost, Host, MAX_HANDLES, Stop, Unwatched, Watch,
         bindings::{
             Full,
             exports::mb::service::handler::{PayloadParam, PayloadResult},
@@ -68,6 +69,8 @@ pub enum Phase {
     /// The service waited for a host function: a sleep, another service, the
     /// store.
     HostCall,
+    /// The call waited for its turn to run.
+    Scheduling,
 }
 
 impl Phase {
@@ -78,6 +81,7 @@ impl Phase {
             Self::Start => "start",
             Self::Call => "call",
             Self::HostCall => "host-call",
+            Self::Scheduling => "scheduling",
         }
     }
 }
@@ -161,11 +165,16 @@ pub(super) struct Live {
     resetter: Option<Resetter>,
     /// Its size when it was new.
     size: (usize, usize),
-    /// Its place among the instances of the server.
-    _place: Place,
+    /// Its slot among those of the server.
+    _slot: Slot,
 }
 
 impl Live {
+    /// Whether it holds memory that all share.
+    pub(super) fn holds_memory(&self) -> bool {
+        self.store.data().limits.holds_shared()
+    }
+
     /// Whether it is not what it was at its checkpoint.
     pub(super) fn differs(&mut self) -> wasmtime::Result<bool> {
         let Self {
@@ -202,6 +211,7 @@ impl Component {
     #[must_use]
     pub fn call(&self, mut call: Call<'_>) -> CallReport {
         let begun = Instant::now();
+        call.context.began = begun;
         call.context.deadline = call
             .context
             .deadline
@@ -247,18 +257,23 @@ impl Component {
         }
         let waiter = Waiter::of(&*call.watch, &call.context);
         let _turn = Turn::take(&self.turns, waiter).map_err(|missed| missed.of(Wanted::Turn))?;
-        // One that was reset may have come back just when a defect was found.
-        let idle = self
-            .idle
-            .take()
-            .filter(|warm| warm.live.resetter.is_none() || self.record.defects() == 0);
+        if waiter.is_outermost && self.terms.granted.is_over_its_share() {
+            self.enter(&call)?;
+        }
+        let idle = match self.take_idle() {
+            Some(warm) => Ok(warm),
+            None => match self.slot(call.context.depth(), waiter)? {
+                Found::Idle(warm) => Ok(*warm),
+                Found::Slot(slot) => Err(slot),
+            },
+        };
         let Warm { mut live, calls } = match idle {
-            Some(mut warm) => {
+            Ok(mut warm) => {
                 renew(&mut warm.live.store, call.context, call.watch);
                 warm
             }
-            None => {
-                let live = self.fresh(call.context, call.watch)?;
+            Err(slot) => {
+                let live = self.fresh(call.context, call.watch, slot)?;
                 *made = true;
                 Warm { live, calls: 0 }
             }
@@ -293,15 +308,40 @@ impl Component {
             if verify {
                 let Self { digest, record, .. } = self;
                 let memory = &self.sandbox.memory;
-                let has_memory =
-                    memory.limit().saturating_sub(memory.used()) >= self.first_charge();
+                let has_room = memory.limit().saturating_sub(memory.used()) >= self.first_charge()
+                    && !self.sandbox.lacks_slots();
                 let verifier = &self.sandbox.verifier;
-                verifier.verify(warm, &self.idle, digest, record, has_memory);
+                verifier.verify(warm, &self.idle, digest, record, has_room);
             } else {
                 self.idle.put(warm);
             }
         }
         Ok((answer, memory, held))
+    }
+
+    #[inline]
+    fn take_idle(&self) -> Option<Warm> {
+        // One that was reset may have come back just when a defect was found.
+        self.idle
+            .take()
+            .filter(|warm| warm.live.resetter.is_none() || self.record.defects() == 0)
+    }
+
+    /// Its service has used more than its share: it waits for its turn to run.
+    #[cold]
+    fn enter(&self, call: &Call<'_>) -> Result<(), CallError> {
+        let entered = host::enter(&self.terms.granted, &call.context, &*call.watch);
+        let missed = match entered {
+            Ok(true) => return Ok(()),
+            Ok(false) => Missed::Postponed,
+            Err(stop) => Missed::Stopped(stop),
+        };
+        Err(missed.of(Wanted::Turn))
+    }
+
+    fn slot(&self, depth: usize, waiter: Waiter<'_>) -> Result<Found, CallError> {
+        let found = self.sandbox.slot(&self.idle, depth, waiter);
+        found.map_err(|missed| missed.of(Wanted::Instance))
     }
 
     /// Whether an instance may serve another request; resets it where requests
@@ -328,20 +368,19 @@ impl Component {
         }
     }
 
-    /// A new instance, once there is a slot and memory for it. One that will
+    /// A new instance in a slot, once there is memory for it. One that will
     /// be reset is started as nobody: what it keeps of its start is there for
     /// every caller.
-    fn fresh(&self, context: Context, watch: Arc<dyn Watch>) -> Result<Live, Ended> {
+    fn fresh(&self, context: Context, watch: Arc<dyn Watch>, slot: Slot) -> Result<Live, Ended> {
         let deadline = context.deadline;
         let looks = Arc::clone(&watch);
         let waiter = Waiter::of(&*looks, &context);
-        let place = self
-            .sandbox
-            .place(context.depth(), waiter)
-            .map_err(|missed| missed.of(Wanted::Instance))?;
         let reset = self.reset.as_ref().ok().filter(|reset| reset.wanted());
         if let Some(reset) = reset.filter(|_| !self.gave_up_resetting()) {
-            let nobody = Context::of_loading(deadline);
+            let nobody = Context {
+                began: context.began,
+                ..Context::of_loading(deadline)
+            };
             let (mut store, service, made) = self.started(nobody, &watch, waiter)?;
             if store.data().host.was_asked() {
                 self.note_that_it_asks();
@@ -369,7 +408,7 @@ impl Component {
                     service,
                     resetter,
                     size,
-                    _place: place,
+                    _slot: slot,
                 });
             }
         }
@@ -380,7 +419,7 @@ impl Component {
             service,
             resetter: None,
             size,
-            _place: place,
+            _slot: slot,
         })
     }
 
@@ -407,12 +446,18 @@ impl Component {
             if !no_slot || Instant::now() >= deadline || watch.tick().is_some() {
                 return started;
             }
-            let began = waiter.begins_to_wait();
-            began.map_err(|missed| missed.of(Wanted::Instance))?;
-            self.sandbox.reclaim();
-            thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
+            let is_first = pause == FIRST_RETRY;
+            let waited = waiter.wait(|| {
+                self.sandbox.reclaim(if is_first {
+                    GiveUp::Surplus
+                } else {
+                    GiveUp::All
+                });
+                thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
+                Some(())
+            });
+            waited.map_err(|missed| missed.of(Wanted::Instance))?;
             pause = (2 * pause).min(RETRY_EVERY);
-            waiter.ends_to_wait();
         }
     }
 
@@ -425,15 +470,10 @@ impl Component {
         let deadline = context.deadline;
         let mut store = self.store(context, Arc::clone(watch));
         let memory = self.first_charge();
-        let mut has_memory = store.data_mut().limits.reserve(memory, Instant::now());
-        if !has_memory {
-            let began = waiter.begins_to_wait();
-            began.map_err(|missed| missed.of(Wanted::Memory))?;
-            has_memory = store.data_mut().limits.reserve(memory, deadline);
-            waiter.ends_to_wait();
-        }
-        if !has_memory {
-            return Err(CallError::NotBegun(Wanted::Memory).into());
+        let limits = &mut store.data_mut().limits;
+        if !limits.reserve(memory, Instant::now()) {
+            let reserved = waiter.wait(|| limits.reserve(memory, deadline).then_some(()));
+            reserved.map_err(|missed| missed.of(Wanted::Memory))?;
         }
         if Instant::now() >= deadline {
             return Err(CallError::NotBegun(Wanted::Instance).into());
@@ -477,7 +517,13 @@ impl Component {
     /// If it does not answer before the deadline, or not at all.
     pub fn described(&self, deadline: Instant) -> Result<String, CallError> {
         let asked = || {
-            let mut live = self.fresh(Context::of_loading(deadline), Arc::new(Unwatched))?;
+            let context = Context::of_loading(deadline);
+            let waiter = Waiter::of(&Unwatched, &context);
+            let mut live = match self.slot(context.depth(), waiter)? {
+                Found::Slot(slot) => self.fresh(context, Arc::new(Unwatched), slot)?,
+                // Nobody has called it yet.
+                Found::Idle(warm) => warm.live,
+            };
             let kept = live.resetter.as_ref().map_or(0, |resetter| resetter.kept);
             self.note_first_memory(live.store.data().limits.memory(), kept);
             let text = live
@@ -510,10 +556,12 @@ impl Component {
         let pulse = sandbox.pulse.clone();
         store.epoch_deadline_callback(move |store| {
             pulse.beat();
-            match store.data().host.tick() {
-                None => Ok(UpdateDeadline::Continue(1)),
-                Some(stop) => Err(stop.into()),
+            let host = &store.data().host;
+            if let Some(stop) = host.tick() {
+                return Err(stop.into());
             }
+            host.take_turn(pulse.interval())?;
+            Ok(UpdateDeadline::Continue(1))
         });
         store
     }
@@ -521,7 +569,9 @@ impl Component {
     /// From wasmtime's error to what the caller is told.
     fn explain(&self, store: &Store<Guest>, phase: Phase, error: &wasmtime::Error) -> Ended {
         let Guest { host, limits } = store.data();
-        let phase = if host.waiting() {
+        let phase = if host.was_scheduled_out() {
+            Phase::Scheduling
+        } else if host.waiting() {
             Phase::HostCall
         } else {
             phase
@@ -601,8 +651,8 @@ impl Component {
 }
 
 /// Waits for the memory of an answer until the deadline. The instance is given
-/// up, since it holds some; its place is kept, so that there are never more
-/// answers without memory than places.
+/// up, since it holds some; its slot is kept, so that there are never more
+/// answers without memory than slots.
 fn wait_for_memory(
     charge: &mut Charge,
     size: usize,
@@ -615,10 +665,10 @@ fn wait_for_memory(
         service,
         resetter,
         size: _,
-        _place,
+        _slot,
     } = live;
     drop((store, service, resetter));
-    watch.waits();
+    watch.begin_wait();
     let stopped = |stop| CallError::Stopped {
         stop,
         phase: Phase::Call,
@@ -665,8 +715,10 @@ struct Turn<'a>(&'a Budget);
 impl<'a> Turn<'a> {
     #[inline]
     fn take(turns: &'a Budget, waiter: Waiter<'_>) -> Result<Self, Missed> {
-        waiter.take(turns)?;
-        Ok(Self(turns))
+        if turns.try_take(1) {
+            return Ok(Self(turns));
+        }
+        waiter.wait(|| waiter.take_later(turns).then(|| Self(turns)))
     }
 }
 

@@ -89,6 +89,11 @@ impl Limits {
         self.memory.saturating_sub(self.aside)
     }
 
+    /// Whether anything is taken from the server's memory.
+    pub(super) fn holds_shared(&self) -> bool {
+        self.charge.held() > 0
+    }
+
     /// Bytes of memory and elements of tables that the instance has.
     pub(super) fn size(&self) -> (usize, usize) {
         (self.memory, self.table_elements)
@@ -179,13 +184,16 @@ impl ResourceLimiter for Guest {
         };
         let needed = beyond_kept(sum.saturating_sub(limits.aside) + limits.kept);
         if !limits.charge.raise_until(needed, Instant::now()) {
-            host.waits();
-        }
-        while !limits
-            .charge
-            .raise_until(needed, Instant::now() + LOOK_EVERY)
-        {
-            if let Some(stop) = host.tick() {
+            host.begin_wait();
+            while !limits
+                .charge
+                .raise_until(needed, Instant::now() + LOOK_EVERY)
+            {
+                if let Some(stop) = host.tick() {
+                    return Err(stop.into());
+                }
+            }
+            if let Some(stop) = host.end_wait() {
                 return Err(stop.into());
             }
         }

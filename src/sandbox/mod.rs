@@ -17,6 +17,7 @@ mod limits;
 mod pool;
 mod precompiled;
 mod reset;
+mod slots;
 mod ticker;
 mod verify;
 #[cfg(feature = "compiler")]

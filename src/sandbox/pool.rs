@@ -1,28 +1,23 @@
-//! Places for instances, and instances that wait to be used again.
+//! Instances that wait to be used again.
 
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{
+            AtomicU8, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
+    thread::{self, Thread},
     time::{Duration, Instant},
 };
 
-use super::instance::{CallError, Live, Wanted};
+use super::instance::{CallError, Live, Phase, Wanted};
 use crate::{
     budget::Budget,
-    host::{Context, Watch},
+    host::{Context, Stop, Watch},
     stripes::Stripes,
 };
-
-/// A place among the instances of the server, given back when dropped.
-pub(super) struct Place(pub(super) Arc<Budget>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.give(1);
-    }
-}
 
 /// An instance between two calls: of a service with `isolation = "shared"`, or
 /// reset.
@@ -51,6 +46,8 @@ pub(super) struct Waiter<'a> {
 pub(super) enum Missed {
     /// Not until the deadline, or the end of the server.
     Late,
+    /// It ended while it waited for its turn to run.
+    Stopped(Stop),
     /// The call is to be handed back.
     Postponed,
 }
@@ -60,6 +57,10 @@ impl Missed {
     pub(super) fn of(self, wanted: Wanted) -> CallError {
         match self {
             Self::Late => CallError::NotBegun(wanted),
+            Self::Stopped(stop) => CallError::Stopped {
+                stop,
+                phase: Phase::Scheduling,
+            },
             Self::Postponed => CallError::Postponed,
         }
     }
@@ -76,45 +77,36 @@ impl<'a> Waiter<'a> {
         }
     }
 
-    /// It is about to wait.
-    pub(super) fn begins_to_wait(self) -> Result<(), Missed> {
+    /// Waits until something is found, without a run permit. What was found is
+    /// released if the call shall end.
+    pub(super) fn wait<T>(self, find: impl FnOnce() -> Option<T>) -> Result<T, Missed> {
+        self.watch.pause();
         if !self.is_outermost {
             self.watch.waits();
         } else if !self.watch.queues() {
             return Err(Missed::Postponed);
         }
-        Ok(())
-    }
-
-    /// It waits no more.
-    pub(super) fn ends_to_wait(self) {
+        let found = find().ok_or(Missed::Late).and_then(|found| {
+            let stop = self.watch.end_wait(self.deadline);
+            stop.map_or(Ok(found), |stop| Err(Missed::Stopped(stop)))
+        });
         if self.is_outermost {
             self.watch.begins();
         }
+        found
     }
 
-    /// Takes one of something.
-    #[inline]
-    pub(super) fn take(self, places: &Budget) -> Result<(), Missed> {
-        if places.try_take(1) {
-            return Ok(());
-        }
-        self.begins_to_wait()?;
-        let taken = self.take_later(places);
-        self.ends_to_wait();
-        taken
-    }
-
-    fn take_later(self, places: &Budget) -> Result<(), Missed> {
+    /// Takes one of something; false at the deadline or if the call shall end.
+    pub(super) fn take_later(self, turns: &Budget) -> bool {
         let mut look = FIRST_LOOK;
         loop {
             let now = Instant::now();
-            if places.take_until(1, self.deadline.min(now + look)) {
-                return Ok(());
+            if turns.take_until(1, self.deadline.min(now + look)) {
+                return true;
             }
             look = LOOK_EVERY;
             if self.watch.tick().is_some() || Instant::now() >= self.deadline {
-                return Err(Missed::Late);
+                return false;
             }
         }
     }
@@ -124,15 +116,72 @@ impl<'a> Waiter<'a> {
 /// `concurrency`, since each was made for a call.
 pub(super) struct Idle {
     instances: Stripes<Mutex<Vec<Warm>>>,
-    /// Of all components together: there may be one.
-    any: Arc<AtomicBool>,
+    /// Of all components together.
+    any: Arc<AnyIdle>,
+    /// Slots that instances of the component have, idle or not.
+    pub(super) slots: AtomicUsize,
+    /// How many of its calls wait for a slot, and their threads.
+    waiting: AtomicUsize,
+    waiters: Mutex<Vec<Thread>>,
+}
+
+/// Whether there may be idle instances.
+#[derive(Default)]
+pub(super) struct AnyIdle(AtomicU8);
+
+/// Which idle instances are given up because others need what they hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum GiveUp {
+    /// Those that are not the last of their component.
+    Surplus,
+    /// Also the last ones that hold memory which all share.
+    Memory,
+    /// All.
+    All,
+    /// One, whichever.
+    One,
+}
+
+/// Nothing was looked for since the last one came.
+const UNSEEN: u8 = 0b111;
+
+impl GiveUp {
+    fn bits(self) -> u8 {
+        match self {
+            Self::Surplus => 0b001,
+            Self::Memory => 0b011,
+            Self::All => 0b111,
+            Self::One => 0,
+        }
+    }
+}
+
+impl AnyIdle {
+    /// Whether it is worth to look for instances to give up. It is not, until
+    /// there are others.
+    pub(super) fn take(&self, which: GiveUp) -> bool {
+        let bits = which.bits();
+        // Asked by everyone who waits, most often for nothing.
+        bits == 0
+            || self.0.load(Relaxed) & bits != 0 && self.0.fetch_and(!bits, Relaxed) & bits != 0
+    }
+
+    #[inline]
+    fn set(&self) {
+        if self.0.load(Relaxed) != UNSEEN {
+            self.0.store(UNSEEN, Relaxed);
+        }
+    }
 }
 
 impl Idle {
-    pub(super) fn new(any: &Arc<AtomicBool>) -> Self {
+    pub(super) fn new(any: &Arc<AnyIdle>) -> Self {
         Self {
             instances: Stripes::default(),
             any: Arc::clone(any),
+            slots: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            waiters: Mutex::default(),
         }
     }
 
@@ -150,21 +199,64 @@ impl Idle {
         idle.push(warm);
         // Within the lock: who clears the mark then sees this instance, or
         // this sees that the mark was cleared.
-        if !self.any.load(Relaxed) {
-            self.any.store(true, Relaxed);
+        self.any.set();
+        drop(idle);
+        // One that counts itself just now looks after that.
+        if self.waiting.load(SeqCst) > 0 {
+            self.wake_one();
         }
     }
 
-    /// Gives up all of them, because others need their places and memory.
-    pub(super) fn clear(&self) {
+    #[cold]
+    fn wake_one(&self) {
+        if let Some(thread) = lock(&self.waiters).first() {
+            thread.unpark();
+        }
+    }
+
+    /// This thread waits for an instance to become idle, until it says so.
+    pub(super) fn begin_wait(&self) {
+        lock(&self.waiters).push(thread::current());
+        self.waiting.fetch_add(1, SeqCst);
+    }
+
+    pub(super) fn end_wait(&self) {
+        self.waiting.fetch_sub(1, SeqCst);
+        let own = thread::current().id();
+        let mut waiters = lock(&self.waiters);
+        if let Some(index) = waiters.iter().position(|thread| thread.id() == own) {
+            waiters.remove(index);
+        }
+        drop(waiters);
+        // What this one was woken for may be there for another one.
+        self.wake_one();
+    }
+
+    /// Gives instances up, because others need their slots and memory; says
+    /// whether there were any.
+    pub(super) fn give_up(&self, which: GiveUp) -> bool {
+        if which == GiveUp::One {
+            return self.take().is_some();
+        }
+        let mut keeps = which != GiveUp::All;
+        let mut any = false;
         for stripe in self.instances.iter() {
-            let idle = std::mem::take(&mut *lock(stripe));
+            let mut stripe = lock(stripe);
+            let mut idle = std::mem::take(&mut *stripe);
+            let may_stay = |warm: &Warm| which == GiveUp::Surplus || !warm.live.holds_memory();
+            if keeps && idle.last().is_some_and(may_stay) {
+                stripe.extend(idle.pop());
+                keeps = false;
+            }
+            drop(stripe);
+            any |= !idle.is_empty();
             // Outside of the lock: ending an instance takes its time.
             drop(idle);
         }
+        any
     }
 }
 
-fn lock(stripe: &Mutex<Vec<Warm>>) -> MutexGuard<'_, Vec<Warm>> {
-    stripe.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
+    list.lock().unwrap_or_else(PoisonError::into_inner)
 }

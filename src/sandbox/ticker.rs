@@ -3,16 +3,22 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     thread::{self, JoinHandle, Thread},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use wasmtime::Engine;
 
 /// Time between two ticks: how much later than its deadline a call may end.
 pub const TICK: Duration = Duration::from_millis(1);
+
+/// What a tick stands for at most, however late it is.
+const LONGEST_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Ticks without a sign of use after which the thread sleeps: one second.
 const TICKS_TO_SLEEP: u32 = 1000;
@@ -32,6 +38,9 @@ struct Shared {
     used: AtomicBool,
     asleep: AtomicBool,
     stop: AtomicBool,
+    /// Nanoseconds from the tick before to the last one: the system wakes the
+    /// thread late where all processors are busy.
+    interval: AtomicU64,
 }
 
 /// Keeps the ticker awake; held by whoever runs calls.
@@ -88,6 +97,12 @@ impl Drop for Ticker {
 }
 
 impl Pulse {
+    /// Time from the tick before to the last one.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        Duration::from_nanos(self.shared.interval.load(Relaxed))
+    }
+
     /// A call begins or goes on. Costs two reads as long as calls come often.
     pub fn beat(&self) {
         if !self.shared.used.load(SeqCst) {
@@ -101,12 +116,17 @@ impl Pulse {
 
 impl Shared {
     fn run(&self, engine: &Engine) {
+        let mut last = Instant::now();
         while !self.stop.load(SeqCst) {
             for _ in 0..TICKS_TO_SLEEP {
                 if self.stop.load(SeqCst) {
                     return;
                 }
                 thread::park_timeout(TICK);
+                let now = Instant::now();
+                let nanos = (now - last).min(LONGEST_INTERVAL).as_nanos();
+                self.interval.store(nanos as u64, Relaxed);
+                last = now;
                 engine.increment_epoch();
             }
             if !self.used.swap(false, SeqCst) {
@@ -117,6 +137,7 @@ impl Shared {
                     thread::park();
                 }
                 self.asleep.store(false, SeqCst);
+                last = Instant::now();
             }
         }
     }

@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     instance::renew,
-    pool::{Idle, Warm},
+    pool::{GiveUp, Idle, Warm},
 };
 use crate::host::{Context, Unwatched};
 
@@ -127,19 +127,20 @@ impl Verifier {
     }
 
     /// Has an instance compared and put back among the idle ones. Where too
-    /// many wait, enough was compared lately, or there is no memory for
-    /// another instance meanwhile, it is only put back.
+    /// many wait, enough was compared lately, or there is no memory or slot
+    /// for another instance meanwhile, it is only put back.
     pub(super) fn verify(
         &self,
         warm: Warm,
         idle: &Arc<Idle>,
         digest: &Arc<str>,
         record: &Arc<ResetRecord>,
-        has_memory: bool,
+        has_room: bool,
     ) {
-        let can = self.pause.is_over() && has_memory;
+        let can = self.pause.is_over() && has_room;
         let Some(queue) = self.queue.as_ref().filter(|_| can) else {
-            return idle.put(warm);
+            idle.put(warm);
+            return;
         };
         let job = Job {
             warm,
@@ -179,7 +180,7 @@ fn run(jobs: &Receiver<Job>, pause: &Pause) {
                          had been. Its calls get fresh instances from now on; please report it with that file"
                     );
                 }
-                idle.clear();
+                idle.give_up(GiveUp::All);
             }
             Err(error) => {
                 tracing::warn!("a reset of the component {digest} was not verified: {error:#}")

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{drain::DrainFlags, handshakes::Handshakes, peer::Peer, settings::ServerSettings};
+use super::{
+    drain::DrainFlags, handshakes::Handshakes, peer::Peer, running::RunningCalls,
+    settings::ServerSettings,
+};
 use crate::{
     access::{Access, Identity},
     log::{AUDIT, Limiter},
@@ -19,6 +22,8 @@ pub(crate) struct Common {
     pub(crate) drain: Arc<DrainFlags>,
     pub(crate) linger: Linger,
     pub(crate) handshakes: Arc<Handshakes>,
+    /// Calls that take long.
+    pub(crate) running: Arc<RunningCalls>,
 }
 
 impl Common {

@@ -172,7 +172,6 @@ impl Server {
                 settings.thread_stack,
             ),
             waiting: AtomicUsize::new(0),
-            running: Arc::default(),
             handle,
             common: Arc::new(Common {
                 settings: Arc::new(settings),
@@ -181,6 +180,7 @@ impl Server {
                 drain: Arc::new(DrainFlags::new().map_err(error)?),
                 linger,
                 handshakes: Arc::default(),
+                running: Arc::default(),
             }),
         });
         let start = |_| Worker::start(&shared);
@@ -255,6 +255,7 @@ impl Server {
         }
         if !admission.wait_until_empty(stop) {
             common.drain.stop_calls.store(true, SeqCst);
+            common.running.wake();
             admission.wait_until_empty(deadline);
         }
         common

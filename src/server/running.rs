@@ -11,10 +11,11 @@ use std::{
             Ordering::{Relaxed, SeqCst},
         },
     },
+    thread::{self, Thread},
     time::{Duration, Instant},
 };
 
-use crate::{metrics::snapshot::CallRow, wire::Header};
+use crate::{host::Stop, metrics::snapshot::CallRow, scheduler::Cost, wire::Header};
 
 /// One slow call.
 pub(crate) struct Running {
@@ -28,11 +29,31 @@ pub(crate) struct Running {
     /// It waits for something, and does not compute.
     waits: AtomicBool,
     killed: AtomicBool,
+    /// Its client has reset the connection.
+    reset: AtomicBool,
+    /// Microseconds that it has run, and that it has waited for its turn.
+    ran: AtomicU64,
+    turn: AtomicU64,
+    /// That of the call, which may wait for its turn.
+    thread: Thread,
 }
 
 impl Running {
+    /// What it has cost so far.
+    pub(crate) fn costs(&self, cost: Cost) {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.ran.store(micros(cost.ran), Relaxed);
+        self.turn.store(micros(cost.waited), Relaxed);
+    }
+
     pub(crate) fn waits(&self, waits: bool) {
         self.waits.store(waits, Relaxed);
+    }
+
+    /// Why it shall be stopped, if it shall.
+    pub(crate) fn stop(&self) -> Option<Stop> {
+        let reset = self.reset.load(SeqCst).then_some(Stop::Reset);
+        self.is_killed().then_some(Stop::Killed).or(reset)
     }
 
     /// Whether the operator wants it stopped.
@@ -76,6 +97,10 @@ impl RunningCalls {
                 .unwrap_or(default_timeout),
             waits: AtomicBool::new(false),
             killed: AtomicBool::new(false),
+            reset: AtomicBool::new(false),
+            ran: AtomicU64::new(0),
+            turn: AtomicU64::new(0),
+            thread: thread::current(),
         });
         self.lock().insert(id, Arc::clone(&call));
         Listed {
@@ -101,17 +126,36 @@ impl RunningCalls {
             },
             age_ms: millis(now.saturating_duration_since(call.arrived)),
             remaining_ms: millis((call.arrived + call.timeout).saturating_duration_since(now)),
+            ran_ms: call.ran.load(Relaxed) as f64 / 1e3,
+            turn_waited_ms: call.turn.load(Relaxed) as f64 / 1e3,
             killed: call.is_killed(),
         };
         self.lock().values().map(row).collect()
     }
 
-    /// Has a call stopped by its next tick; false if there is none.
+    /// Has a call stopped by its next tick, or at once if it waits for its turn;
+    /// false if there is none.
     pub(crate) fn kill(&self, id: u64) -> bool {
-        self.lock()
-            .get(&id)
-            .map(|call| call.killed.store(true, SeqCst))
-            .is_some()
+        let call = self.lock().get(&id).cloned();
+        call.map(|call| {
+            call.killed.store(true, SeqCst);
+            call.thread.unpark();
+        })
+        .is_some()
+    }
+
+    /// A client has reset its connection: its calls end likewise.
+    pub(crate) fn reset(&self, connection: u64) {
+        let calls = self.lock();
+        for call in calls.values().filter(|call| call.connection == connection) {
+            call.reset.store(true, SeqCst);
+            call.thread.unpark();
+        }
+    }
+
+    /// Has all that wait for their turn look whether they shall end.
+    pub(crate) fn wake(&self) {
+        self.lock().values().for_each(|call| call.thread.unpark());
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Running>>> {

@@ -34,14 +34,14 @@ impl View {
     /// Calls that take long, oldest first.
     #[must_use]
     pub fn calls(&self) -> Vec<CallRow> {
-        self.shared.running.rows()
+        self.shared.common.running.rows()
     }
 
     /// Has a call stopped by its next tick; false if there is none of this
     /// number.
     #[must_use]
     pub fn kill(&self, call: u64) -> bool {
-        self.shared.running.kill(call)
+        self.shared.common.running.kill(call)
     }
 
     /// Closes a connection in order: what was begun is answered, and the peer
@@ -112,6 +112,10 @@ impl View {
             publish_failures: metrics.publish_failures.get(),
             denied: metrics.denied.get(),
             evicted: metrics.evicted.get(),
+            calls_reset: metrics.calls_reset.get(),
+            // Who shows it knows.
+            calls_running: 0,
+            calls_waiting: 0,
             handshake_failures: metrics.handshake_failures.get(),
             auth_failures: metrics.auth_failures.get(),
             bytes_in: sum.bytes_in.get(),

@@ -18,12 +18,13 @@ use super::{
     connection::{Advance, Call, Connection, End, Input, Message},
     peer::Peer,
     poller::{Look, News, Parked, Poller, Taken},
-    running::{Listed, RunningCalls},
+    running::Listed,
 };
 use crate::{
     dispatch::{self, Counted, Handle, Outcome, Postponed, Reply, Request, internal_error},
     host::{Stop, Watch},
     log::{Limiter, panic_text},
+    scheduler::{Cost, Ticket},
     system::{
         self, AtomicBool, AtomicU32, AtomicUsize, Channel, Mutex, MutexGuard,
         Ordering::{Relaxed, SeqCst},
@@ -67,8 +68,6 @@ pub(crate) struct Shared {
     pub(crate) threads: Pool,
     /// Calls that wait until they may begin.
     pub(crate) waiting: AtomicUsize,
-    /// Calls that take long.
-    pub(crate) running: Arc<RunningCalls>,
 }
 
 impl Shared {
@@ -102,6 +101,10 @@ pub(crate) struct Worker {
     quick: AtomicU32,
     /// Whether the next one is taken from the queue.
     alternates: AtomicBool,
+    /// What the scheduler knows of the call at hand.
+    ticket: Ticket,
+    /// The call at hand goes on when its client resets the connection.
+    outlives_reset: AtomicBool,
     /// It polls while all others are absent, and begins no call itself.
     is_reserve: bool,
     /// It should poll, is in a call, and nobody polls in its stead.
@@ -169,6 +172,8 @@ impl Worker {
             ticks: AtomicU32::new(0),
             quick: AtomicU32::new(0),
             alternates: AtomicBool::new(false),
+            ticket: Ticket::default(),
+            outlives_reset: AtomicBool::new(false),
             is_reserve,
             is_absent: AtomicBool::new(false),
             queues: AtomicBool::new(false),
@@ -275,6 +280,7 @@ impl Worker {
                 arrived: call.arrived,
             });
             self.ticks.store(0, Relaxed);
+            self.outlives_reset.store(false, Relaxed);
             drop(held);
             let reply = self.call(&call);
             self.ended();
@@ -405,9 +411,9 @@ impl Worker {
 
     /// The call at hand takes long, or is about to wait: neither the answers
     /// before it nor the requests after it, nor other connections, shall wait
-    /// for it. And it is shown to whoever looks; says whether the operator
-    /// wants it stopped.
-    fn is_slow(&self, waits: bool) -> bool {
+    /// for it. And it is shown to whoever looks; says why it shall be
+    /// stopped, if it shall.
+    fn is_slow(&self, waits: bool) -> Option<Stop> {
         let mut held = self.held();
         let Held {
             connection,
@@ -423,9 +429,9 @@ impl Worker {
             });
         }
         let left = connection.take_if(|connection| connection.leave_call());
-        let killed = slow.as_ref().is_some_and(|slow| {
+        let stop = slow.as_ref().and_then(|slow| {
             slow.listed.call.waits(waits);
-            slow.listed.call.is_killed()
+            slow.listed.call.stop()
         });
         drop(held);
         let poke = left.is_some_and(|connection| self.shared.poller.put_back(connection));
@@ -446,14 +452,14 @@ impl Worker {
         if !is_replaced && (poke || has_become_absent) {
             self.shared.poller.poke();
         }
-        killed
+        stop.filter(|stop| *stop != Stop::Reset || !self.outlives_reset.load(Relaxed))
     }
 
     fn list(&self, connection: &Connection, call: &Called) -> Listed {
         let input: &Input = connection.input();
         let header = Header::parse(input.message(call.message.clone()));
         let header = header.ok().map(|(header, _)| header);
-        self.shared.running.list(
+        self.shared.common.running.list(
             connection.peer().number(),
             header.as_ref(),
             connection.identity().caller.principal.clone(),
@@ -467,8 +473,9 @@ impl Watch for Worker {
     fn tick(&self) -> Option<Stop> {
         let ticks = self.ticks.load(Relaxed) + 1;
         self.ticks.store(ticks, Relaxed);
-        if ticks >= TICKS_UNTIL_SLOW && self.is_slow(false) {
-            return Some(Stop::Killed);
+        let stop = (ticks >= TICKS_UNTIL_SLOW).then(|| self.is_slow(false));
+        if let Some(stop) = stop.flatten() {
+            return Some(stop);
         }
         self.shared
             .common
@@ -505,6 +512,20 @@ impl Watch for Worker {
             self.queues.store(false, Relaxed);
             self.shared.waiting.fetch_sub(1, SeqCst);
             self.shared.poller.has_room();
+        }
+    }
+
+    fn outlives_reset(&self) {
+        self.outlives_reset.store(true, Relaxed);
+    }
+
+    fn ticket(&self) -> Option<&Ticket> {
+        Some(&self.ticket)
+    }
+
+    fn costs(&self, cost: Cost) {
+        if let Some(slow) = &self.held().slow {
+            slow.listed.call.costs(cost);
         }
     }
 }

@@ -140,6 +140,8 @@ pub enum Reason {
     Start,
     /// The operator stopped the call.
     Killed,
+    /// Its client has reset the connection; nobody is told.
+    Reset,
 }
 
 impl Reason {
@@ -155,6 +157,7 @@ impl Reason {
             Self::HostData => "host-data",
             Self::Start => "start",
             Self::Killed => "killed",
+            Self::Reset => "reset",
         }
     }
 }

@@ -12,6 +12,7 @@ use mb_server::{
     config::{Config, Isolation, MemoryPlan, services::Overlay},
     host::{Context, Unwatched},
     sandbox::{Answer, Call, CompilerConfig, Sandbox, SandboxConfig},
+    scheduler::Scheduler,
     wire::Payload,
 };
 
@@ -34,7 +35,7 @@ impl Echo {
         config.services.insert("echo".into(), overlay);
         config.sandbox.call_depth = 1;
         config.sandbox.cache_dir = cache_dir.unwrap_or_default();
-        let policy = Policy::new(&config, None);
+        let policy = Policy::new(&config, None, Scheduler::of_this_machine());
         let plan = MemoryPlan::of(&config);
         let sandbox = Sandbox::new(SandboxConfig {
             largest_instance: policy.largest_instance(),

@@ -284,7 +284,6 @@ impl Machine {
             poller: Poller::new(SLOTS, POLLERS).unwrap(),
             threads: Pool::new(POLLERS + RESERVE, settings.config.max_threads, 0),
             waiting: AtomicUsize::new(0),
-            running: Arc::default(),
             handle: Arc::<Guests>::clone(&guests),
             common: Arc::new(Common {
                 settings: Arc::new(settings),
@@ -293,6 +292,7 @@ impl Machine {
                 drain: Arc::new(DrainFlags::new().unwrap()),
                 linger: Linger,
                 handshakes: Arc::default(),
+                running: Arc::default(),
             }),
         });
         for _ in 0..POLLERS {
@@ -385,9 +385,9 @@ impl Machine {
                 self.shared.threads.give(given);
             }
             _ => {
-                let calls = self.shared.running.rows();
+                let calls = self.shared.common.running.rows();
                 if let Some(call) = calls.first() {
-                    self.shared.running.kill(call.id);
+                    self.shared.common.running.kill(call.id);
                 }
             }
         }
@@ -641,7 +641,7 @@ impl Machine {
             }
             println!(
                 "{:?} {:?}",
-                self.shared.running.rows(),
+                self.shared.common.running.rows(),
                 self.shared.common.settings
             );
         }
@@ -680,7 +680,10 @@ impl Machine {
             0,
             "memory is not back"
         );
-        assert!(self.shared.running.rows().is_empty(), "a call is listed");
+        assert!(
+            self.shared.common.running.rows().is_empty(),
+            "a call is listed"
+        );
         assert_eq!(
             self.shared.waiting.load(Ordering::SeqCst),
             0,

@@ -210,6 +210,10 @@ impl Connection {
                     };
                     let received = channel.read(self.machine.room());
                     let midway = channel.is_midway();
+                    if matches!(&received, Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset)
+                    {
+                        self.common.running.reset(self.peer.number());
+                    }
                     // Calls may have taken their time since the first read.
                     let now = if self.machine.has_read_before() {
                         system::now()

@@ -1,0 +1,198 @@
+//! Slots for instances, shared among services: while calls wait for one, the
+//! next that is released goes to the service that holds fewest.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicBool, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
+    thread::{self, Thread},
+    time::{Duration, Instant},
+};
+
+use super::pool::{GiveUp, Idle, Missed, Waiter, Warm};
+use crate::budget::Budget;
+
+/// A call that waits is looked after this soon, because answers from before it
+/// may wait with it, and then this often.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// One slot in so many is kept for services that hold few.
+const RESERVE: usize = 16;
+/// So many are few.
+const FEW: usize = 4;
+
+/// Slots, and who waits for one.
+pub(super) struct Slots {
+    free: Arc<Budget>,
+    waiting: AtomicUsize,
+    queue: Mutex<Vec<Arc<Queued>>>,
+}
+
+struct Queued {
+    idle: Arc<Idle>,
+    thread: Thread,
+    has_slot: AtomicBool,
+}
+
+/// A slot of a service, released when dropped.
+pub(super) struct Slot {
+    slots: Arc<Slots>,
+    of: Arc<Idle>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.of.slots.fetch_sub(1, Relaxed);
+        self.slots.free.give(1);
+        self.slots.pass_on();
+    }
+}
+
+/// What a call runs in.
+pub(super) enum Found {
+    /// An instance that has become idle meanwhile.
+    Idle(Box<Warm>),
+    /// A slot for a new one.
+    Slot(Slot),
+}
+
+impl Slots {
+    pub(super) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            free: Budget::places(limit),
+            waiting: AtomicUsize::new(0),
+            queue: Mutex::default(),
+        })
+    }
+
+    fn try_take(self: &Arc<Self>, of: &Arc<Idle>) -> Option<Slot> {
+        // Nobody overtakes those who wait.
+        let is_free =
+            self.waiting.load(SeqCst) == 0 && self.has_one_for(of) && self.free.try_take(1);
+        is_free.then(|| self.slot(of))
+    }
+
+    /// The last slots are for services that hold few: one that needs a second
+    /// instance for a moment would wait for others to end, however long they
+    /// run.
+    fn has_one_for(&self, of: &Idle) -> bool {
+        let reserve = self.free.limit() / RESERVE;
+        reserve == 0
+            || of.slots.load(Relaxed) < FEW
+            || self.free.limit().saturating_sub(self.free.used()) > reserve
+    }
+
+    fn slot(self: &Arc<Self>, of: &Arc<Idle>) -> Slot {
+        of.slots.fetch_add(1, Relaxed);
+        Slot {
+            slots: Arc::clone(self),
+            of: Arc::clone(of),
+        }
+    }
+
+    /// A slot for a service, or an instance of its that has become idle.
+    /// `reclaim` gives up idle instances: the last one of a service only for
+    /// one that holds no slot.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        of: &Arc<Idle>,
+        waiter: Waiter<'_>,
+        reclaim: impl Fn(GiveUp),
+    ) -> Result<Found, Missed> {
+        if let Some(slot) = self.try_take(of) {
+            return Ok(Found::Slot(slot));
+        }
+        waiter.wait(|| self.wait(of, waiter, reclaim))
+    }
+
+    /// None at the deadline or if the call shall end.
+    fn wait(
+        self: &Arc<Self>,
+        of: &Arc<Idle>,
+        waiter: Waiter<'_>,
+        reclaim: impl Fn(GiveUp),
+    ) -> Option<Found> {
+        let Waiter {
+            watch, deadline, ..
+        } = waiter;
+        let queued = Arc::new(Queued {
+            idle: Arc::clone(of),
+            thread: thread::current(),
+            has_slot: AtomicBool::new(false),
+        });
+        // A waiter counts itself before it looks again, a slot is given back
+        // before its giver looks for waiters: one of the two sees the other.
+        self.lock().push(Arc::clone(&queued));
+        self.waiting.fetch_add(1, SeqCst);
+        queued.idle.begin_wait();
+        let mut look = FIRST_LOOK;
+        let mut warm = None;
+        loop {
+            reclaim(GiveUp::Surplus);
+            self.pass_on();
+            if !queued.has_slot.load(SeqCst) && queued.idle.slots.load(Relaxed) == 0 {
+                reclaim(GiveUp::One);
+                self.pass_on();
+            }
+            if queued.has_slot.load(SeqCst) {
+                break;
+            }
+            warm = queued.idle.take();
+            let now = Instant::now();
+            if warm.is_some() || now >= deadline || watch.tick().is_some() {
+                break;
+            }
+            watch.waits();
+            thread::park_timeout(look.min(deadline - now));
+            look = LOOK_EVERY;
+        }
+        queued.idle.end_wait();
+        self.lock().retain(|other| !Arc::ptr_eq(other, &queued));
+        self.waiting.fetch_sub(1, SeqCst);
+        // Nobody gives it one from here on.
+        let slot = queued.has_slot.load(SeqCst).then(|| Slot {
+            slots: Arc::clone(self),
+            of: Arc::clone(&queued.idle),
+        });
+        self.pass_on();
+        match warm {
+            // A slot that came at the same time is released.
+            Some(warm) => Some(Found::Idle(Box::new(warm))),
+            None => slot.map(Found::Slot),
+        }
+    }
+
+    /// Gives free slots to those that wait: first to the service that holds
+    /// fewest, of its calls to the one that waits longest.
+    fn pass_on(&self) {
+        if self.waiting.load(SeqCst) == 0 {
+            return;
+        }
+        let queue = self.lock();
+        loop {
+            let without = queue.iter().filter(|one| !one.has_slot.load(SeqCst));
+            let Some(next) = without.min_by_key(|one| one.idle.slots.load(Relaxed)) else {
+                return;
+            };
+            if !self.has_one_for(&next.idle) || !self.free.try_take(1) {
+                return;
+            }
+            next.idle.slots.fetch_add(1, Relaxed);
+            next.has_slot.store(true, SeqCst);
+            next.thread.unpark();
+        }
+    }
+
+    pub(super) fn has_waiters(&self) -> bool {
+        self.waiting.load(Relaxed) > 0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Queued>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
