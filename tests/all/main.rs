@@ -15,6 +15,7 @@ mod clients;
 mod connections;
 mod contract;
 mod drain;
+mod fairness;
 mod hostile;
 mod languages;
 mod live_settings;
