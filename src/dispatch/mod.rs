@@ -11,7 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use run::{Checked, RETRY_WHEN_FULL_MS, Task};
+use run::{Checked, RETRY_WHEN_FULL_MS, Task, stopped};
 use serde_json::json;
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     budget::{Budget, Charge},
     catalog::{Catalog, SYSTEM},
     config::Config,
-    host::{Context, Watch},
+    host::{Context, Missed, Waiter, Watch},
     log::Limiter,
     metrics::Metrics,
     sandbox::SMALL_ANSWER,
@@ -408,20 +408,20 @@ impl Core {
         if place.raise_until(1, Instant::now()) {
             return Ok(Some(Some(place)));
         }
-        if !watch.queues() {
-            return Ok(None);
+        let waiter = Waiter::of_client(&**watch, deadline);
+        match waiter.take(|until| place.raise_until(1, until)) {
+            Ok(()) => Ok(Some(Some(place))),
+            Err(Missed::Postponed) => Ok(None),
+            Err(Missed::Stopped(stop)) => Err(stopped(stop)),
+            Err(Missed::Late) => {
+                let message = format!(
+                    "not begun within its timeout: {} has {} calls already",
+                    principal.name,
+                    calls.limit()
+                );
+                Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS))
+            }
         }
-        let has_place = place.raise_until(1, deadline);
-        watch.begins();
-        if has_place {
-            return Ok(Some(Some(place)));
-        }
-        let message = format!(
-            "not begun within its timeout: {} has {} calls already",
-            principal.name,
-            calls.limit()
-        );
-        Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS))
     }
 
     /// Memory for an answer of so many bytes, if it is there: system topics wait

@@ -13,7 +13,7 @@ use crate::{
     budget::Charge,
     catalog::{Catalog, Found, Misfit, Service},
     host::{
-        Context, Stop, Watch,
+        Context, Missed, Stop, Waiter, Watch,
         bindings::mb::service::types::PayloadResult,
         calls::{self, Calls, Nested},
     },
@@ -30,6 +30,9 @@ pub(super) const RETRY_WHEN_FULL_MS: u64 = 100;
 const RETRY_WHEN_COMPILING_MS: u64 = 500;
 /// The same when a service did not load: someone has to mend it first.
 const RETRY_WHEN_FAILED_MS: u64 = 10_000;
+
+/// Only calls of clients are handed back; nobody sees this of another one.
+const POSTPONED: &str = "the call could not begin";
 
 /// A call on its way to a service.
 pub(super) struct Task<'a> {
@@ -75,18 +78,18 @@ impl Core {
         // Held until the call is over: counting the holders of the service
         // would have all processors write to one place.
         let catalog = self.catalog.load();
-        let found = find(&catalog, &topic, version).map_err(|refusal| (None, refusal));
+        let found = find(&catalog, &topic, version);
+        let found = found.map_err(|refusal| (None, Unbegun::Refused(refusal)));
         let ready = found.and_then(|service| {
             let taken = takes(service, &topic, counts)
-                .and_then(|()| self.fits(service, &topic, payload, &**watch, context.deadline));
-            match taken {
-                Ok(()) => Ok(service),
-                Err(refusal) => Err((Some(service), refusal)),
-            }
+                .and_then(|()| self.fits(service, &topic, payload, Waiter::of(&**watch, &context)));
+            taken.map_err(|refusal| (Some(service), refusal))?;
+            Ok(service)
         });
         let service = match ready {
             Ok(service) => service,
-            Err((service, refusal)) => {
+            Err((_, Unbegun::Postponed)) => return (Ok(Checked::Postponed), None),
+            Err((service, Unbegun::Refused(refusal))) => {
                 self.keep_refused(&topic, service, &context, &refusal);
                 return (Err(refusal), None);
             }
@@ -188,9 +191,8 @@ impl Core {
         service: &Service,
         topic: &Topic<'_>,
         payload: Payload<'_>,
-        watch: &dyn Watch,
-        deadline: Instant,
-    ) -> Result<(), Refusal> {
+        waiter: Waiter<'_>,
+    ) -> Result<(), Unbegun> {
         let Some(inputs) = &service.inputs else {
             return Ok(());
         };
@@ -198,29 +200,33 @@ impl Core {
             Refusal::new(Code::InvalidPayload, problem).with(&json!({"path": path}))
         };
         let needed = inputs.memory(topic.action(), payload).map_err(misfit)?;
-        let _held = self.hold(needed, watch, deadline)?;
-        inputs.check(topic.action(), payload).map_err(misfit)
+        let _held = self.hold(needed, waiter)?;
+        Ok(inputs.check(topic.action(), payload).map_err(misfit)?)
     }
 
     /// Memory to check a payload with.
-    fn hold(&self, bytes: usize, watch: &dyn Watch, deadline: Instant) -> Result<Charge, Refusal> {
+    fn hold(&self, bytes: usize, waiter: Waiter<'_>) -> Result<Charge, Unbegun> {
         let limit = self.memory.limit();
         if bytes > limit {
             let message = format!(
                 "payload: as values it takes up to {bytes} bytes of memory, and the server has {limit} for all"
             );
-            return Err(Refusal::new(Code::InvalidPayload, message).with(&json!({"path": ""})));
+            let refusal = Refusal::new(Code::InvalidPayload, message).with(&json!({"path": ""}));
+            return Err(refusal.into());
         }
         let mut held = Charge::none(&self.memory);
         if held.try_raise(bytes) {
             return Ok(held);
         }
-        watch.begin_wait();
-        if held.raise_until(bytes, deadline) && watch.end_wait(deadline).is_none() {
-            return Ok(held);
+        match waiter.take(|until| held.raise_until(bytes, until)) {
+            Ok(()) => Ok(held),
+            Err(Missed::Postponed) => Err(Unbegun::Postponed),
+            Err(Missed::Stopped(stop)) => Err(stopped(stop).into()),
+            Err(Missed::Late) => {
+                let message = "not begun within its timeout: no memory to check its payload with";
+                Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS).into())
+            }
         }
-        let message = "not begun within its timeout: no memory to check its payload with";
-        Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS))
     }
 
     /// Keeps a call that was refused before an instance was wanted.
@@ -243,8 +249,21 @@ impl Core {
     }
 }
 
+/// Why a call does not come as far as an instance.
+enum Unbegun {
+    Refused(Refusal),
+    /// It is to be run again.
+    Postponed,
+}
+
+impl From<Refusal> for Unbegun {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
 /// Whether a service takes a call, before an instance is wanted.
-fn takes(service: &Service, topic: &Topic<'_>, counts: bool) -> Result<(), Refusal> {
+fn takes(service: &Service, topic: &Topic<'_>, counts: bool) -> Result<(), Unbegun> {
     let name = &service.description.name;
     if let Some(rate) = service.rate.as_ref().filter(|_| counts) {
         rate.take()
@@ -253,7 +272,7 @@ fn takes(service: &Service, topic: &Topic<'_>, counts: bool) -> Result<(), Refus
     let action = topic.action();
     if !service.description.has_action(action) {
         let message = format!("service {name} has no action {action}");
-        return Err(Refusal::new(Code::TopicNotSupported, message));
+        return Err(Refusal::new(Code::TopicNotSupported, message).into());
     }
     Ok(())
 }
@@ -340,10 +359,7 @@ impl Calls for Arc<Core> {
         match answered.map_err(refuse)? {
             Checked::Json(text) => Ok(PayloadResult::Json(text)),
             Checked::Binary(bytes) => Ok(PayloadResult::Binary(bytes)),
-            Checked::Postponed => Err(refuse(Refusal::unavailable(
-                "the call could not begin",
-                RETRY_WHEN_FULL_MS,
-            ))),
+            Checked::Postponed => Err(refuse(Refusal::unavailable(POSTPONED, RETRY_WHEN_FULL_MS))),
         }
     }
 
@@ -389,29 +405,26 @@ fn refuse(error: CallError, timeout: Duration, cost: Option<Cost>) -> Refusal {
             let message = format!("not begun within the timeout of {millis} ms: {waited}");
             Refusal::unavailable(message, RETRY_WHEN_FULL_MS)
         }
-        CallError::Postponed => {
-            Refusal::unavailable("the call could not begin", RETRY_WHEN_FULL_MS)
-        }
+        CallError::Postponed => Refusal::unavailable(POSTPONED, RETRY_WHEN_FULL_MS),
         CallError::Stopped {
             stop: Stop::Deadline,
             phase,
         } => timed_out(millis, phase, cost),
-        CallError::Stopped {
-            stop: Stop::Shutdown,
-            phase: _,
-        } => Refusal::new(
+        CallError::Stopped { stop, phase: _ } => stopped(stop),
+        CallError::Failed { reason, message } => Refusal::failed(reason, message),
+    }
+}
+
+/// A call that was stopped before its deadline.
+pub(super) fn stopped(stop: Stop) -> Refusal {
+    match stop {
+        Stop::Killed => Refusal::failed(Reason::Killed, stop.to_string()),
+        Stop::Reset => Refusal::failed(Reason::Reset, stop.to_string()),
+        Stop::Shutdown => Refusal::new(
             Code::ShuttingDown,
             "stopped, because the server shuts down and its time for that is over",
         ),
-        CallError::Stopped {
-            stop: Stop::Killed,
-            phase: _,
-        } => Refusal::failed(Reason::Killed, "stopped by the operator"),
-        CallError::Stopped {
-            stop: stop @ Stop::Reset,
-            phase: _,
-        } => Refusal::failed(Reason::Reset, stop.to_string()),
-        CallError::Failed { reason, message } => Refusal::failed(reason, message),
+        Stop::Deadline => Refusal::new(Code::Timeout, stop.to_string()),
     }
 }
 

@@ -11,6 +11,7 @@ mod keyvalue;
 mod link;
 mod log;
 mod settings;
+mod waiter;
 mod wasi;
 mod watch;
 
@@ -22,6 +23,7 @@ use std::{
 pub use context::Context;
 pub use grants::{GrantError, Granted};
 pub use link::{LinkError, grant_for, link};
+pub use waiter::{Missed, Waiter};
 use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
 pub use watch::{Stop, Unwatched, Watch};
 
@@ -349,14 +351,14 @@ impl Host {
 }
 
 /// A call of a service that is over its share waits for its turn before it
-/// begins. False if it shall not wait, but be handed back.
+/// begins.
 ///
 /// # Errors
-/// If it shall end instead.
+/// If it shall end or be handed back instead.
 #[cold]
-pub fn enter(granted: &Granted, context: &Context, watch: &dyn Watch) -> Result<bool, Stop> {
+pub fn enter(granted: &Granted, context: &Context, watch: &dyn Watch) -> Result<(), Missed> {
     let (Some(ticket), Some(account)) = (watch.ticket(), &granted.account) else {
-        return Ok(true);
+        return Ok(());
     };
     let payer = Payer {
         account,
@@ -365,7 +367,11 @@ pub fn enter(granted: &Granted, context: &Context, watch: &dyn Watch) -> Result<
     };
     let entered = ticket.enter(&payer, context.deadline, &watch::Attends(watch));
     watch.begins();
-    entered.map_err(watch::stop)
+    match entered {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Missed::Postponed),
+        Err(ended) => Err(Missed::Stopped(watch::stop(ended))),
+    }
 }
 
 /// Host functions exist for whatever store holds a [`Host`].

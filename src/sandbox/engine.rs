@@ -16,7 +16,7 @@ use super::{cache::Cache, compile, worker::CompileWorker};
 
 use super::{
     limits::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLES},
-    pool::{AnyIdle, GiveUp, Idle, Missed, Waiter},
+    pool::{AnyIdle, GiveUp, Idle},
     slots::{Found, Slots},
     ticker::{Pulse, Ticker},
     verify::Verifier,
@@ -27,6 +27,7 @@ use crate::{
         Sandbox as Settings, given,
         memory::{KEPT_MEMORY, KEPT_TABLES},
     },
+    host::{Missed, Waiter},
 };
 
 /// Address space of a memory where the host refuses the reservation of 4 GiB.

@@ -15,7 +15,7 @@ use super::{
     answer::{Answer, SMALL_ANSWER},
     component::Component,
     limits::Limits,
-    pool::{GiveUp, Missed, Waiter, Warm},
+    pool::{GiveUp, Warm},
     reset::Resetter,
     slots::{Found, Slot},
 };
@@ -23,7 +23,7 @@ use crate::{
     budget::{Budget, Charge},
     config::Isolation,
     host::{
-        self, Context, HasHost, Host, MAX_HANDLES, Stop, Unwatched, Watch,
+        self, Context, HasHost, Host, MAX_HANDLES, Missed, Stop, Unwatched, Waiter, Watch,
         bindings::{
             Full,
             exports::mb::service::handler::{PayloadParam, PayloadResult},
@@ -121,6 +121,20 @@ pub enum CallError {
         /// The fact and the limit.
         message: String,
     },
+}
+
+impl CallError {
+    /// Of a call that has waited in vain for what it wanted.
+    fn missed(missed: Missed, wanted: Wanted) -> Self {
+        match missed {
+            Missed::Late => Self::NotBegun(wanted),
+            Missed::Stopped(stop) => Self::Stopped {
+                stop,
+                phase: Phase::Scheduling,
+            },
+            Missed::Postponed => Self::Postponed,
+        }
+    }
 }
 
 /// How a call went.
@@ -256,7 +270,8 @@ impl Component {
             return Err(CallError::NotBegun(Wanted::Time).into());
         }
         let waiter = Waiter::of(&*call.watch, &call.context);
-        let _turn = Turn::take(&self.turns, waiter).map_err(|missed| missed.of(Wanted::Turn))?;
+        let _turn = Turn::take(&self.turns, waiter)
+            .map_err(|missed| CallError::missed(missed, Wanted::Turn))?;
         if waiter.is_outermost && self.terms.granted.is_over_its_share() {
             self.enter(&call)?;
         }
@@ -331,17 +346,12 @@ impl Component {
     #[cold]
     fn enter(&self, call: &Call<'_>) -> Result<(), CallError> {
         let entered = host::enter(&self.terms.granted, &call.context, &*call.watch);
-        let missed = match entered {
-            Ok(true) => return Ok(()),
-            Ok(false) => Missed::Postponed,
-            Err(stop) => Missed::Stopped(stop),
-        };
-        Err(missed.of(Wanted::Turn))
+        entered.map_err(|missed| CallError::missed(missed, Wanted::Turn))
     }
 
     fn slot(&self, depth: usize, waiter: Waiter<'_>) -> Result<Found, CallError> {
         let found = self.sandbox.slot(&self.idle, depth, waiter);
-        found.map_err(|missed| missed.of(Wanted::Instance))
+        found.map_err(|missed| CallError::missed(missed, Wanted::Instance))
     }
 
     /// Whether an instance may serve another request; resets it where requests
@@ -454,9 +464,9 @@ impl Component {
                     GiveUp::All
                 });
                 thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
-                Some(())
+                Ok(())
             });
-            waited.map_err(|missed| missed.of(Wanted::Instance))?;
+            waited.map_err(|missed| CallError::missed(missed, Wanted::Instance))?;
             pause = (2 * pause).min(RETRY_EVERY);
         }
     }
@@ -472,8 +482,8 @@ impl Component {
         let memory = self.first_charge();
         let limits = &mut store.data_mut().limits;
         if !limits.reserve(memory, Instant::now()) {
-            let reserved = waiter.wait(|| limits.reserve(memory, deadline).then_some(()));
-            reserved.map_err(|missed| missed.of(Wanted::Memory))?;
+            let reserved = waiter.take(|until| limits.reserve(memory, until));
+            reserved.map_err(|missed| CallError::missed(missed, Wanted::Memory))?;
         }
         if Instant::now() >= deadline {
             return Err(CallError::NotBegun(Wanted::Instance).into());
@@ -718,7 +728,8 @@ impl<'a> Turn<'a> {
         if turns.try_take(1) {
             return Ok(Self(turns));
         }
-        waiter.wait(|| waiter.take_later(turns).then(|| Self(turns)))
+        waiter.take(|until| turns.take_until(1, until))?;
+        Ok(Self(turns))
     }
 }
 

@@ -9,15 +9,10 @@ use std::{
         },
     },
     thread::{self, Thread},
-    time::{Duration, Instant},
 };
 
-use super::instance::{CallError, Live, Phase, Wanted};
-use crate::{
-    budget::Budget,
-    host::{Context, Stop, Watch},
-    stripes::Stripes,
-};
+use super::instance::Live;
+use crate::stripes::Stripes;
 
 /// An instance between two calls: of a service with `isolation = "shared"`, or
 /// reset.
@@ -25,91 +20,6 @@ pub(super) struct Warm {
     pub(super) live: Live,
     /// Calls that it has served.
     pub(super) calls: u64,
-}
-
-/// A call that waits for its turn is looked after this soon, because answers
-/// from before it may wait with it, and then this often.
-const FIRST_LOOK: Duration = Duration::from_millis(5);
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-
-/// Who waits for something, until when.
-#[derive(Clone, Copy)]
-pub(super) struct Waiter<'a> {
-    pub(super) watch: &'a dyn Watch,
-    pub(super) deadline: Instant,
-    /// It is the call of a client, which may be handed back before it begins.
-    pub(super) is_outermost: bool,
-}
-
-/// Why something was not had.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Missed {
-    /// Not until the deadline, or the end of the server.
-    Late,
-    /// It ended while it waited for its turn to run.
-    Stopped(Stop),
-    /// The call is to be handed back.
-    Postponed,
-}
-
-impl Missed {
-    /// For a call that wanted something.
-    pub(super) fn of(self, wanted: Wanted) -> CallError {
-        match self {
-            Self::Late => CallError::NotBegun(wanted),
-            Self::Stopped(stop) => CallError::Stopped {
-                stop,
-                phase: Phase::Scheduling,
-            },
-            Self::Postponed => CallError::Postponed,
-        }
-    }
-}
-
-impl<'a> Waiter<'a> {
-    /// The call of a context.
-    #[inline]
-    pub(super) fn of(watch: &'a dyn Watch, context: &Context) -> Self {
-        Self {
-            watch,
-            deadline: context.deadline,
-            is_outermost: context.depth() == 0,
-        }
-    }
-
-    /// Waits until something is found, without a run permit. What was found is
-    /// released if the call shall end.
-    pub(super) fn wait<T>(self, find: impl FnOnce() -> Option<T>) -> Result<T, Missed> {
-        self.watch.pause();
-        if !self.is_outermost {
-            self.watch.waits();
-        } else if !self.watch.queues() {
-            return Err(Missed::Postponed);
-        }
-        let found = find().ok_or(Missed::Late).and_then(|found| {
-            let stop = self.watch.end_wait(self.deadline);
-            stop.map_or(Ok(found), |stop| Err(Missed::Stopped(stop)))
-        });
-        if self.is_outermost {
-            self.watch.begins();
-        }
-        found
-    }
-
-    /// Takes one of something; false at the deadline or if the call shall end.
-    pub(super) fn take_later(self, turns: &Budget) -> bool {
-        let mut look = FIRST_LOOK;
-        loop {
-            let now = Instant::now();
-            if turns.take_until(1, self.deadline.min(now + look)) {
-                return true;
-            }
-            look = LOOK_EVERY;
-            if self.watch.tick().is_some() || Instant::now() >= self.deadline {
-                return false;
-            }
-        }
-    }
 }
 
 /// The idle instances of one component. There are never more than its

@@ -10,16 +10,14 @@ use std::{
         },
     },
     thread::{self, Thread},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use super::pool::{GiveUp, Idle, Missed, Waiter, Warm};
-use crate::budget::Budget;
-
-/// A call that waits is looked after this soon, because answers from before it
-/// may wait with it, and then this often.
-const FIRST_LOOK: Duration = Duration::from_millis(5);
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+use super::pool::{GiveUp, Idle, Warm};
+use crate::{
+    budget::Budget,
+    host::{Missed, Waiter},
+};
 
 /// One slot in so many is kept for services that hold few.
 const RESERVE: usize = 16;
@@ -110,16 +108,12 @@ impl Slots {
         waiter.wait(|| self.wait(of, waiter, reclaim))
     }
 
-    /// None at the deadline or if the call shall end.
     fn wait(
         self: &Arc<Self>,
         of: &Arc<Idle>,
         waiter: Waiter<'_>,
         reclaim: impl Fn(GiveUp),
-    ) -> Option<Found> {
-        let Waiter {
-            watch, deadline, ..
-        } = waiter;
+    ) -> Result<Found, Missed> {
         let queued = Arc::new(Queued {
             idle: Arc::clone(of),
             thread: thread::current(),
@@ -130,7 +124,8 @@ impl Slots {
         self.lock().push(Arc::clone(&queued));
         self.waiting.fetch_add(1, SeqCst);
         queued.idle.begin_wait();
-        let mut look = FIRST_LOOK;
+        let mut looks = waiter.looks();
+        let mut missed = Missed::Late;
         let mut warm = None;
         loop {
             reclaim(GiveUp::Surplus);
@@ -143,13 +138,14 @@ impl Slots {
                 break;
             }
             warm = queued.idle.take();
-            let now = Instant::now();
-            if warm.is_some() || now >= deadline || watch.tick().is_some() {
+            if warm.is_some() {
                 break;
             }
-            watch.waits();
-            thread::park_timeout(look.min(deadline - now));
-            look = LOOK_EVERY;
+            thread::park_timeout(looks.next.saturating_duration_since(Instant::now()));
+            if let Err(why) = looks.look() {
+                missed = why;
+                break;
+            }
         }
         queued.idle.end_wait();
         self.lock().retain(|other| !Arc::ptr_eq(other, &queued));
@@ -162,8 +158,8 @@ impl Slots {
         self.pass_on();
         match warm {
             // A slot that came at the same time is released.
-            Some(warm) => Some(Found::Idle(Box::new(warm))),
-            None => slot.map(Found::Slot),
+            Some(warm) => Ok(Found::Idle(Box::new(warm))),
+            None => slot.map(Found::Slot).ok_or(missed),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::net::Shutdown;
 
 use crate::{
-    admin::stop_calls,
+    admin::{change, stop_calls},
     setup,
     support::{HOUR, KEEPALIVE, RawClient, Received, Setup, TestServer, frame},
 };
@@ -302,4 +302,41 @@ fn what_was_put_off_counts_for_the_rate() {
         .filter(|answer| !answer.line.starts_with("ERROR"));
     let refilled = begun.elapsed().as_secs() as usize + 1;
     assert!(served.count() < refilled, "one a second");
+}
+
+/// The operator stops a call that waits to begin, whatever it waits for.
+#[test]
+fn a_call_that_waits_to_begin_can_be_stopped() {
+    for limit in [
+        "services.greedy.concurrency = 1",
+        "principals.anonymous = { concurrency = 1, rights = [\"*\"] }",
+    ] {
+        let server = with_sleeper().set(limit).start();
+        let mut first = server.connect();
+        sleep(&mut first, "first", HOUR);
+        server.until("the first one runs", |server| {
+            server.json("/calls")["calls"].as_array().unwrap().len() == 1
+        });
+        let mut second = server.connect();
+        sleep(&mut second, "second", HOUR);
+        let waiting = |server: &TestServer| {
+            let calls = server.json("/calls");
+            let calls = calls["calls"].as_array().unwrap();
+            let second = calls.iter().find(|call| call["requestId"] == "second");
+            second.map(|call| call["id"].clone())
+        };
+        server.until("the second one waits", |server| waiting(server).is_some());
+        let path = format!("/calls/{}", waiting(&server).unwrap());
+        assert_eq!(change(&server, "DELETE", &path, "").0, 200);
+        let answer = second.message();
+        assert_eq!(
+            answer.code(),
+            "SERVICE_FAILED",
+            "{limit}: {}",
+            answer.text()
+        );
+        assert_eq!(answer.json()["details"]["reason"], "killed");
+        stop_calls(&server);
+        assert_eq!(first.message().code(), "SERVICE_FAILED");
+    }
 }
