@@ -38,7 +38,13 @@ fn rows(page: &mut String, prefix: &str, entries: &[Entry]) {
         true => "| key | default | allowed | meaning |\n| --- | --- | --- | --- |\n",
         false => "| key | meaning |\n| --- | --- |\n",
     });
-    for Entry { name, default, bounds, text } in entries {
+    for Entry {
+        name,
+        default,
+        bounds,
+        text,
+    } in entries
+    {
         let key = format!("{prefix}{name}");
         let live = match is_live(&key) && !key.contains("NAME") {
             true => " Applies without a restart.",
@@ -75,7 +81,14 @@ fn the_reference_of_settings_is_generated() {
         rows(&mut page, prefix, entries);
     };
     let mut server = Config::reference();
-    let tables = ["admin", "sandbox", "tls", "principals", "listeners", "services"];
+    let tables = [
+        "admin",
+        "sandbox",
+        "tls",
+        "principals",
+        "listeners",
+        "services",
+    ];
     server.retain(|entry| !tables.contains(&entry.name));
     table("The server", "At the top of the file.", "", &server);
     table(
@@ -138,7 +151,10 @@ fn the_reference_of_commands_is_generated() {
     page.push_str("\n| command | does |\n| --- | --- |\n");
     for command in shown(&root) {
         let name = command.get_name();
-        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+        let about = command
+            .get_about()
+            .map(ToString::to_string)
+            .unwrap_or_default();
         let _ = writeln!(page, "| [`{name}`](#mb-server-{name}) | {about} |");
     }
     for command in shown(&root) {
@@ -190,8 +206,16 @@ fn describe(page: &mut String, parent: &str, command: &Command) {
 
 fn spelled(arg: &Arg) -> String {
     let names = arg.get_value_names().unwrap_or_default();
-    let value = names.iter().map(|name| format!("{name}")).collect::<Vec<_>>().join(" ");
-    let value = if arg.get_action().takes_values() { value } else { String::new() };
+    let value = names
+        .iter()
+        .map(|name| format!("{name}"))
+        .collect::<Vec<_>>()
+        .join(" ");
+    let value = if arg.get_action().takes_values() {
+        value
+    } else {
+        String::new()
+    };
     let flags = [
         arg.get_short().map(|short| format!("-{short}")),
         arg.get_long().map(|long| format!("--{long}")),
@@ -207,10 +231,17 @@ fn meaning(arg: &Arg) -> String {
     let mut text = plain(&help.split_whitespace().collect::<Vec<_>>().join(" "));
     let values = arg.get_possible_values();
     if !values.is_empty() && arg.get_action().takes_values() {
-        let names: Vec<_> = values.iter().map(|value| format!("`{}`", value.get_name())).collect();
+        let names: Vec<_> = values
+            .iter()
+            .map(|value| format!("`{}`", value.get_name()))
+            .collect();
         let _ = write!(text, ": {}", names.join(", "));
     }
-    let defaults: Vec<_> = arg.get_default_values().iter().map(|value| value.to_string_lossy()).collect();
+    let defaults: Vec<_> = arg
+        .get_default_values()
+        .iter()
+        .map(|value| value.to_string_lossy())
+        .collect();
     if !defaults.is_empty() && arg.get_action().takes_values() {
         let _ = write!(text, " [default: {}]", defaults.join(" "));
     }

@@ -118,13 +118,23 @@ impl Entry {
 fn readable(value: &str) -> String {
     if value.bytes().all(|byte| byte.is_ascii_digit()) {
         let digits: Vec<_> = value.bytes().rev().map(char::from).collect();
-        let groups: Vec<String> = digits.chunks(3).map(|group| group.iter().collect()).collect();
+        let groups: Vec<String> = digits
+            .chunks(3)
+            .map(|group| group.iter().collect())
+            .collect();
         return groups.join(",").chars().rev().collect();
     }
-    if let Some(mebibytes) = value.strip_suffix("MiB").and_then(|n| n.parse::<u64>().ok()) {
+    if let Some(mebibytes) = value
+        .strip_suffix("MiB")
+        .and_then(|n| n.parse::<u64>().ok())
+    {
         let units = [(1024 * 1024, "TiB"), (1024, "GiB"), (1, "MiB")];
-        let unit = units.into_iter().find(|(size, _)| mebibytes >= *size && mebibytes % size == 0);
-        return unit.map_or(value.into(), |(size, unit)| format!("{}{unit}", mebibytes / size));
+        let unit = units
+            .into_iter()
+            .find(|(size, _)| mebibytes >= *size && mebibytes % size == 0);
+        return unit.map_or(value.into(), |(size, unit)| {
+            format!("{}{unit}", mebibytes / size)
+        });
     }
     match value.strip_suffix('s').and_then(|n| n.parse().ok()) {
         Some(seconds @ 1..) => {

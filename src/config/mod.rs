@@ -21,9 +21,9 @@ use serde::{Deserialize, Serialize};
 use crate::log::Format;
 
 pub use access::{Auth, PrincipalFrom, Principals, Right, Tls, TlsVersion};
-pub use define::OutOfBounds;
 #[cfg(test)]
 pub(crate) use define::Entry;
+pub use define::OutOfBounds;
 use define::{Bounds, settings};
 pub use memory::MemoryPlan;
 pub use services::{Isolation, LogLevel, ServiceSettings, Services};
