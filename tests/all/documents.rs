@@ -229,7 +229,7 @@ fn check_command(place: &str, line: &str, root: &Command) {
     if command.get_name() == root.get_name() {
         let name = words.peek().copied().unwrap_or("--help");
         assert!(
-            name.starts_with('-') || name == "COMMAND",
+            name.starts_with(['-', '/', '.']) || name == "COMMAND",
             "{place}: {line}: there is no command {name}"
         );
         return;
@@ -345,7 +345,9 @@ fn settings_that_are_named_exist() {
                     .strip_prefix("MB_")
                     .map(|name| name.split('=').next().unwrap())
                 {
-                    Some("CONFIG") | None => true,
+                    Some("" | "CONFIG") | None => true,
+                    // The random tests of mb-reset.
+                    Some(name) if name.starts_with("RESET_") => true,
                     Some(name) => {
                         let key = name.to_lowercase().replace("__", ".");
                         let (table, name) = key.split_once('.').unwrap_or(("The server", &key));
@@ -452,10 +454,6 @@ fn fields_are_those_of_the_endpoint() {
                 there.remove(plain);
             }
         }
-        let documented: BTreeSet<_> = documented
-            .into_iter()
-            .filter(|name| there.contains(name) || !name.contains('`'))
-            .collect();
         assert_eq!(documented, there, "{route}");
     }
     let ready = server.json("/readyz");
