@@ -10,7 +10,7 @@ use std::{
 use clap::{Command, CommandFactory as _};
 use mb_server::{
     commands::Arguments,
-    config::{self, Flags},
+    config::{self, Flags, MemoryPlan},
     wire::Code,
 };
 use serde_json::Value;
@@ -358,6 +358,73 @@ fn settings_that_are_named_exist() {
             assert!(known, "{}: there is no setting {span}", document.name);
         }
     }
+}
+
+#[test]
+fn the_division_of_memory_is_the_documented_one() {
+    let page = Document::read("admin/README.md");
+    let settings = |toml: &str| {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, toml.as_bytes()).unwrap();
+        config::load(Some(file.path()), Flags::default())
+            .unwrap()
+            .config
+    };
+    let plan = MemoryPlan::of(&settings(""));
+    for line in &plan.lines()[1..5] {
+        let start = line.split([':']).next().unwrap();
+        let start = start.split(" by what").next().unwrap();
+        let start = start.split(" the operator").next().unwrap();
+        assert!(page.text.contains(&format!("`{start}")), "{start}");
+    }
+    let tls = settings("[tls]\ncert = \"a\"\nkey = \"b\"");
+    let kib = MemoryPlan::of(&tls).per_connection / 1024;
+    assert!(page.text.contains(&format!("{kib} KiB with TLS")), "{kib}");
+    let reference = Document::read("admin/SETTINGS.md");
+    assert!(
+        reference.text.contains(&format!("{kib} KiB with TLS")),
+        "{kib}"
+    );
+}
+
+#[test]
+fn limits_of_services_are_the_defaults() {
+    let reference = Document::read("admin/SETTINGS.md");
+    let row = |name: &str| {
+        let start = format!("| `{name}` | `");
+        let row = reference
+            .text
+            .lines()
+            .find_map(|line| line.strip_prefix(&start));
+        row.map(|row| row.split('`').next().unwrap().trim_matches('"').to_owned())
+    };
+    let plain = |text: &str| text.replace([' ', ','], "");
+    let page = Document::read("services/LIMITS.md");
+    let mut seen = 0;
+    for line in page
+        .section("## Limits")
+        .iter()
+        .filter(|line| line.starts_with("| "))
+    {
+        let cells: Vec<_> = line.trim_matches(['|', ' ']).split(" | ").collect();
+        for name in cells.get(2).map_or(Vec::new(), |cell| spans(cell)) {
+            let name = name.rsplit('.').next().unwrap();
+            // Only sizes and numbers, and none that stands for no limit.
+            let numbers = |default: &String| {
+                default != "0"
+                    && default != "1h"
+                    && default.starts_with(|c: char| c.is_ascii_digit())
+            };
+            if let Some(default) = row(name).filter(numbers) {
+                assert!(
+                    plain(cells[1]).contains(&plain(&default)),
+                    "{name} is {default}: {line}"
+                );
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 7, "{seen}");
 }
 
 /// A server that has everything to show.
