@@ -390,13 +390,13 @@ fn the_division_of_memory_is_the_documented_one() {
 #[test]
 fn limits_of_services_are_the_defaults() {
     let reference = Document::read("admin/SETTINGS.md");
+    // The settings of services come last, so theirs are found first.
     let row = |name: &str| {
-        let start = format!("| `{name}` | `");
-        let row = reference
-            .text
-            .lines()
-            .find_map(|line| line.strip_prefix(&start));
-        row.map(|row| row.split('`').next().unwrap().trim_matches('"').to_owned())
+        let start = format!("| `{name}` | ");
+        let mut lines = reference.text.lines().rev();
+        let row = lines.find_map(|line| line.strip_prefix(&start))?;
+        let default = row.strip_prefix('`')?.split('`').next()?;
+        Some(default.trim_matches('"').to_owned())
     };
     let plain = |text: &str| text.replace([' ', ','], "");
     let page = Document::read("services/LIMITS.md");
