@@ -1,18 +1,19 @@
-"""Runs the commands of services/README.md, services/PYTHON.md and services/JAVASCRIPT.md as they stand there.
+"""Runs the commands of the guides (PAGES below) as they stand there.
 
-    cargo build --release && python3 tests/guide.py [SECTION ...]
+    cargo build --release && python3 tests/guide.py [PAGE | SECTION ...]
 
 Blocks marked `sh` are run line by line in an empty folder, all blocks of one
 at a time; those marked `sh repository` in the repository, with OUT naming a folder
 for what they make. What ends with & goes on until the block ends, and the next
 line runs when its server answers. `#=> TEXT` must be in what the line before
 it printed. SERVICES is the folder of the example services. Needs what the guide asks for: npm, Python, clang, a Rust compiler
-for WebAssembly; and port 8081.
+for WebAssembly; and ports 8081, 8444 and 9090.
 """
 
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,12 +22,16 @@ import time
 root = pathlib.Path(__file__).resolve().parents[1]
 program = root / "target/release/mb-server"
 PATIENCE = 600
+PAGES = [
+    "README.md", "services/README.md", "services/CAPABILITIES.md", "services/LANGUAGES.md", "services/PYTHON.md",
+    "services/JAVASCRIPT.md", "admin/README.md",
+]
 
 
 def blocks(text):
     """Pairs of a section and the lines of one block, and whether it is run in the repository."""
     section = ""
-    for match in re.finditer(r"^## ([^\n]+)$|^```sh( repository)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+    for match in re.finditer(r"^##+ ([^\n]+)$|^```sh( repository)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         if match.group(1):
             section = match.group(1)
         else:
@@ -41,6 +46,14 @@ def joined(text):
 
 def fail(section, line, said):
     sys.exit(f"{section}: {line}\n{said}")
+
+
+def serves():
+    """Whether a server answers without TLS, or listens with it."""
+    if subprocess.run([program, "ping", "-c", "1"], capture_output=True).returncode == 0:
+        return True
+    with socket.socket() as peer:
+        return peer.connect_ex(("127.0.0.1", 8444)) == 0
 
 
 class Block:
@@ -69,9 +82,9 @@ class Block:
                                    stdin=subprocess.DEVNULL)
         self.running.append(process)
         until = time.monotonic() + PATIENCE
-        while subprocess.run([program, "ping", "-c", "1"], capture_output=True).returncode:
+        while not serves():
             if process.poll() is not None or time.monotonic() > until:
-                fail(self.section, line, "its server does not answer on port 8081")
+                fail(self.section, line, "its server answers neither on port 8081 nor, with TLS, on 8444")
             time.sleep(0.1)
 
     def end(self):
@@ -102,9 +115,9 @@ def run_block(section, lines, in_repository):
 if not program.is_file():
     sys.exit(f"{program} is missing: cargo build --release")
 wanted = sys.argv[1:]
-found = [block for page in ["README.md", "PYTHON.md", "JAVASCRIPT.md"] for block in blocks((root / "services" / page).read_text())]
-if len(found) < 10:
-    sys.exit(f"only {len(found)} blocks found in the guide")
-for section, lines, in_repository in found:
-    if not wanted or section in wanted:
-        run_block(section, lines, in_repository)
+found = [(page, *block) for page in PAGES for block in blocks((root / page).read_text())]
+if len(found) < 20:
+    sys.exit(f"only {len(found)} blocks found in the guides")
+for page, section, lines, in_repository in found:
+    if not wanted or page in wanted or section in wanted:
+        run_block(f"{page}, {section}", lines, in_repository)

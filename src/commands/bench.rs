@@ -28,9 +28,9 @@ const QUANTILES: [(f64, &str); 6] = [
     (1.0, "max"),
 ];
 
-/// Make load on a server and measure how fast it answers
+/// Send load to a server and measure how fast it answers
 ///
-/// Without --rate in a closed loop: each answer makes room for the next
+/// Without --rate in a closed loop: each answer is followed by the next
 /// request. With --rate in an open loop: requests are due at that rate
 /// whatever the server does, and times count from when a request was due.
 /// Exit codes: 0 all answered, 1 some were refused, 2 wrong usage, 3 the
@@ -46,7 +46,7 @@ pub(super) struct Arguments {
     /// JSON to send, or @FILE [default: a text of --size bytes]
     #[arg(allow_hyphen_values = true)]
     payload: Option<String>,
-    /// Bytes of the payload that is made up
+    /// Bytes of the generated payload
     #[arg(long, value_name = "BYTES", default_value_t = 64, conflicts_with = "payload",
           value_parser = clap::value_parser!(u32).range(2..=67_000_000))]
     size: u32,

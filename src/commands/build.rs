@@ -7,9 +7,9 @@ use crate::project::{Kind, Project, ProjectError, build};
 
 /// Build the component of a project with the tools of its language
 ///
-/// Leaves DIR/dist/NAME.wasm. Tools of npm and pip are installed into the
-/// project, once. Exit codes: 0 built, 1 the tool says what is wrong, 2 there
-/// is no project, or a tool is missing: then it is said how to get it.
+/// Writes DIR/dist/NAME.wasm, and touches no other file there. Tools of npm and pip are installed into the
+/// project, once. Exit codes: 0 built, 1 the tool reports what is wrong, 2
+/// there is no project, or a tool is missing; the message says how to get it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The project's folder

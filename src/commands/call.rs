@@ -43,7 +43,9 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 ///
 /// The payload of the answer goes to standard output, an error as
 /// CODE: message to standard error, with the request id, which mb-server why
-/// takes. Waits for a service that is being built or compiled, and says so.
+/// takes. Waits for a service that is being built or compiled, 10 minutes at
+/// most, and says so. Connecting may take --timeout, 1 s at least and 5 s at
+/// most.
 /// Exit codes: 0 answered, 1 the service or
 /// the server answered an error, 2 wrong usage, 3 the server could not be
 /// reached or did not answer.

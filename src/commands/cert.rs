@@ -15,7 +15,7 @@ use rcgen::{
 
 use super::{Exit, Result, failure};
 
-/// Make certificates to develop with
+/// Create certificates for development
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -26,10 +26,10 @@ pub(super) struct Arguments {
 enum Command {
     /// A CA, and a server's and a client's certificate of it
     ///
-    /// The CA's key is thrown away: what it has signed can't be added to.
+    /// The CA's key is not kept, so it can sign nothing else.
     /// Not for production: nothing here expires before the year 2040.
     Dev {
-        /// Folder that they are written to; made if it is not there
+        /// Folder that they are written to; created if it does not exist
         #[arg(default_value = "certs", value_name = "DIR")]
         dir: PathBuf,
         /// Name or address of the server, besides localhost, 127.0.0.1 and ::1; may be repeated
@@ -38,7 +38,7 @@ enum Command {
         /// Principal that the client's certificate names
         #[arg(long, default_value = "dev", value_name = "PRINCIPAL")]
         client: String,
-        /// Write over files that are there
+        /// Overwrite existing files
         #[arg(long)]
         force: bool,
     },

@@ -5,8 +5,8 @@ use crate::{catalog::component_files, config::MemoryPlan};
 
 /// Print the effective configuration and where each setting comes from
 ///
-/// Says too whether the services folder can be read and the system allows as
-/// many open files as needed. Takes the same flags as serve. Exit codes: 0 the server could start with
+/// Also checks that the services folder can be read and that the system allows
+/// enough open files; not the components, the ports or the store. Takes the same flags as serve. Exit codes: 0 the server could start with
 /// these settings, 2 it could not.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {

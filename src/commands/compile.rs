@@ -12,23 +12,23 @@ use crate::{
 
 /// Compile a component ahead of time, for hosts that have no compiler
 ///
-/// The file fits a server of this very version on this architecture. It is
-/// loaded from the services folder like a .wasm, but only if nobody besides
-/// the server's user and root can write there: loading it is as trusting as
-/// starting a program. Exit codes: 0 compiled, 1 it is no service or does not
+/// The file fits a server of the same version on the same architecture. The
+/// server loads it from the services folder like a .wasm, but only if users
+/// other than its own and root cannot write there: loading it needs as much
+/// trust as starting a program. Exit codes: 0 compiled, 1 it is no service or does not
 /// compile.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The component
     #[arg(value_name = "FILE.wasm")]
     file: PathBuf,
-    /// Where to [default: beside it, as FILE.cwasm]
+    /// File to write [default: FILE.cwasm, in the folder of the component]
     #[arg(long, short, value_name = "FILE.cwasm")]
     output: Option<PathBuf>,
-    /// Use all that this machine's processor can do; others may not take it
+    /// Use all features of this machine's processor; others may not load the file
     #[arg(long)]
     native: bool,
-    /// For a server that says that it has no pool of instances
+    /// For a server whose log says that instances are allocated on demand
     #[arg(long)]
     on_demand: bool,
 }

@@ -49,7 +49,7 @@ pub(super) struct Connect {
     /// File that holds the token to show
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Send the token also without TLS to another machine, where everybody on the way can read it
+    /// Send the token also without TLS to another machine, where everybody on the network path can read it
     #[arg(long)]
     pub(super) allow_unsecure: bool,
     /// Try again so many times: connecting, and requests that were lost, which may then run twice

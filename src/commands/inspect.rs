@@ -25,16 +25,17 @@ use crate::{
 
 /// Print what a component says of itself, what it imports, its size and digest
 ///
-/// Of a .cwasm, what its head says: nothing of it is run. Exit codes: 0 the
-/// server would serve it, grants apart; 1 it would not: then file, size and
-/// digest, and why; or, with --against, it would break callers without saying
-/// so by its version.
+/// Shows schemas, the grants that imports need, sizes by section, and the time
+/// to compile. Of a .cwasm it prints the header and runs nothing. Exit codes: 0
+/// the server would serve it, grants apart; 1 it would not, with size, digest
+/// and the reason; or, with --against, it would break callers and its version
+/// does not say so.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The component
     #[arg(value_name = "FILE.wasm")]
     file: PathBuf,
-    /// An older version: tell what would break those who call it
+    /// An older version: report what would break its callers
     #[arg(long, value_name = "OLD.wasm")]
     against: Option<PathBuf>,
 }

@@ -154,7 +154,7 @@ impl LiveSettings {
     }
 }
 
-fn is_live(key: &str) -> bool {
+pub(super) fn is_live(key: &str) -> bool {
     LIVE.iter().any(|live| {
         if live.ends_with('.') {
             key.starts_with(live)

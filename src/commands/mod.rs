@@ -50,6 +50,8 @@ mod new;
 mod notify;
 mod operator;
 mod ping;
+#[cfg(all(test, feature = "compiler"))]
+mod reference;
 mod rollback;
 mod serve;
 mod serving;

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use super::{Exit, Result, usage};
 use crate::project::{Language, create};
 
-/// Make a project for a new service
+/// Create a project for a new service
 ///
-/// Writes a folder with a service that works, its test, its README and all
-/// that it needs of this project. Overwrites nothing. Exit codes: 0 made, 2
-/// the name or the folder is not to be had.
+/// Writes a folder with a service that works, its test, its README and the
+/// SDK. Overwrites nothing. Exit codes: 0 created, 2 the name or the folder is
+/// not available.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The service's name, and the folder's unless --dir names another
@@ -17,7 +17,7 @@ pub(super) struct Arguments {
     /// What it is written in
     #[arg(long, value_enum)]
     lang: Language,
-    /// The folder to make
+    /// The folder to create
     #[arg(long)]
     dir: Option<PathBuf>,
 }

@@ -23,7 +23,7 @@ pub(super) struct Arguments {
     /// Which version, where there are several
     #[arg(long)]
     version: Option<String>,
-    /// Serve the file in the services folder again, which was gone back from
+    /// Serve the file in the services folder again
     #[arg(long)]
     undo: bool,
     #[command(flatten)]

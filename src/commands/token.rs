@@ -11,7 +11,7 @@ use crate::{
     config::{self, Flags, Right},
 };
 
-/// Make, list and revoke the tokens of clients
+/// Create, list and revoke the tokens of clients
 ///
 /// The file holds a digest of each token, never the token itself. A running
 /// server picks changes up by itself.
@@ -29,21 +29,21 @@ pub(super) struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Make a token and print it: the only time that it is shown
+    /// Create a token and print it, the only time that it is shown
     New {
-        /// For whom it stands
+        /// The principal that it authenticates
         principal: String,
-        /// When it ends, as 30days or 12h [default: never]
+        /// When it expires, such as 30days or 12h [default: never]
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
         expires: Option<Duration>,
-        /// What may be called with it, as math.* or orders.create@1; may be repeated [default: what
+        /// What may be called with it, such as math.* or orders.create@1; may be repeated [default: what
         /// `[principals.NAME]` of the settings allows]
         #[arg(long = "right", value_name = "RIGHT")]
         rights: Vec<Right>,
     },
     /// List the tokens
     List,
-    /// End a token; connections that were opened with it end at their next request
+    /// Revoke a token; connections that were opened with it are closed at their next request
     Revoke {
         /// Its id, as `list` shows it
         id: String,

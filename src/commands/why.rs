@@ -9,9 +9,9 @@ use super::{
 };
 use crate::wire::header::is_request_id;
 
-/// Tell what happened to one request that failed, or was slow
+/// Say what happened to one request that failed or was slow
 ///
-/// Asks the admin endpoint of a running server. It keeps of calls that failed
+/// Asks the admin endpoint of a running server. Of failed calls it keeps
 /// the newest 64 of each service and code, 512 in all; the newest 256 that
 /// took more than 10 ms; and the newest 1,000 lines of its log. Exit codes: 0 found, 1 not kept, 3 the server
 /// could not be reached.

@@ -7,11 +7,11 @@ use crate::project::{CONTRACT, ProjectError, write_contract};
 
 /// Print the contract between a service and the server, as WIT
 ///
-/// With --dir it is written with all that it builds upon, as the tools of any
-/// language want it.
+/// With --dir it is written with the interfaces that it builds upon, as the
+/// tools of any language take it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// A folder to write it to; must not be there yet
+    /// A folder to write it to, which must not exist
     #[arg(long)]
     dir: Option<PathBuf>,
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{
     OneOrMore, Share,
-    define::{Bounds, settings},
+    define::{Bounds, documented, settings},
     given,
     services::is_pattern,
 };
@@ -139,17 +139,19 @@ pub type Principals = BTreeMap<String, PrincipalSettings>;
 
 settings! {
     /// What one principal may do. `[principals.default]` holds for those that
-    /// have no table, `[principals.anonymous]` for peers that have shown nothing.
+    /// have no table, `[principals.anonymous]` for peers without authentication.
     pub struct PrincipalSettings {
-        /// What it may call, at most 256 rights; nothing if left out. A token may
-        /// carry rights of its own, which then hold instead.
+        /// What it may call, at most 256 rights: `*`, `math.*`, `orders.create`, and
+        /// after an `@` the versions that the caller asks for, `orders.create@1.2`. A
+        /// token that carries rights of its own has those instead.
         #[serde(skip_serializing_if = "Vec::is_empty")]
         pub rights: Vec<Right> = Vec::new(),
-        /// Requests in a second over all its connections, those of `system` topics
-        /// among them, 0 to 10,000,000; 0 for no bound. A second's worth may come at once.
+        /// Requests a second over all its connections, those of `system` topics among
+        /// them; the requests of one second may come at once. More get `RATE_LIMITED`.
+        /// 0: no limit.
         pub rate: u32 = 0 => 0..=10_000_000,
-        /// Calls at the same time over all its connections, 0 to 10,000; 0 for no
-        /// bound. One more waits for its turn until its deadline.
+        /// Calls that run at the same time over all its connections. A further call
+        /// waits until its deadline. 0: no limit.
         pub concurrency: usize = 0 => 0..=10_000,
         /// Of the processors, what all its calls may use, 0 to 1,000 of them; 0
         /// for no bound. A call beyond it waits for its turn.
@@ -182,29 +184,30 @@ settings! {
     /// TLS of the listener on `tls.port`, and of those of `[[listeners]]` that
     /// have `tls = true`. Switched on by `cert`.
     pub struct Tls {
-        /// TCP port of the listener with TLS, on the addresses of `host`; 0 lets
-        /// the system choose.
+        /// TCP port of the listener with TLS, on the addresses of `host`. 0: the
+        /// system chooses a free one.
         pub port: u16 = 8444,
-        /// PEM file of the certificate chain, the server's own first; empty for
+        /// PEM file of the certificate chain, the server's own certificate first. Empty:
         /// no TLS.
         pub cert: PathBuf = PathBuf::new(),
-        /// PEM file of its key.
+        /// PEM file of the key of `cert`.
         pub key: PathBuf = PathBuf::new(),
-        /// PEM file of the CAs of clients; empty to ask no client for a
+        /// PEM file of the CAs of clients. Empty: the server asks no client for a
         /// certificate.
         pub ca: PathBuf = PathBuf::new(),
-        /// PEM file of revocation lists for certificates of clients; may be empty.
+        /// PEM file of revocation lists for certificates of clients. Empty: none. The
+        /// log warns of a CA without a list, and of a list past its next update.
         pub crl: PathBuf = PathBuf::new(),
-        /// With `crl`: a client is refused unless the list of its CA is there and
-        /// not past its next update. If false, the server warns of both.
+        /// With `crl`: clients of a CA without a list, or with a list past its next
+        /// update, are refused.
         pub crl_strict: bool = false,
-        /// With `ca`: a client must show a valid certificate. If false, one
-        /// without stays anonymous.
+        /// With `ca`: a client must show a valid certificate. `false`: a client without
+        /// one stays anonymous.
         pub reject_unauthorized: bool = true,
-        /// Least version that is spoken: `1.2` or `1.3`.
+        /// Least version that is spoken: `1.2` or `1.3`, or `TLSv1.2`, `TLSv1.3`.
         pub min_version: TlsVersion = TlsVersion::V12,
-        /// What of a client's certificate names its principal: `san`, the first
-        /// DNS name, mail address or URI, or `cn`.
+        /// What names the principal of a client certificate: `san`, the first DNS name,
+        /// mail address or URI of its alternative names, or `cn`, its common name.
         pub principal: PrincipalFrom = PrincipalFrom::San,
     }
 }
@@ -229,35 +232,39 @@ impl Tls {
     }
 }
 
-/// A further listener.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Listener {
-    /// Addresses or names, one or a list.
-    #[serde(default = "loopback")]
-    pub host: OneOrMore,
-    /// TCP port; 0 lets the system choose.
-    pub port: u16,
-    /// TLS with the files of `[tls]`.
-    #[serde(default)]
-    pub tls: bool,
-    /// As the setting `auth`; left out, that one holds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub auth: Option<Auth>,
-    /// The most that anybody may call over it, whatever their own rights;
-    /// left out, everything.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rights: Option<Vec<Right>>,
-    /// Networks whose peers are let in, such as `10.0.0.0/8`; none for all.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub allow: Vec<ipnet::IpNet>,
-    /// Networks whose peers are not; stronger than `allow`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub deny: Vec<ipnet::IpNet>,
-    /// Networks of load balancers: their connections must begin with a PROXY
-    /// header of version 1 or 2, and nobody else's may.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub proxy_from: Vec<ipnet::IpNet>,
+documented! {
+    /// A further listener.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct Listener {
+        /// Addresses or names, one or a list of at most 64. Left out: `127.0.0.1`.
+        #[serde(default = "loopback")]
+        pub host: OneOrMore,
+        /// TCP port, which must be given. 0: the system chooses a free one.
+        pub port: u16,
+        /// `true`: TLS with the files of `[tls]`.
+        #[serde(default)]
+        pub tls: bool,
+        /// As the setting `auth`. Left out: that one holds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub auth: Option<Auth>,
+        /// The most that any peer may call over this listener, whatever its own rights,
+        /// at most 256 rights. Left out: everything.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub rights: Option<Vec<Right>>,
+        /// Networks whose peers are let in, such as `10.0.0.0/8`, at most 1,024. Left
+        /// out: all.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub allow: Vec<ipnet::IpNet>,
+        /// Networks whose peers are refused, at most 1,024. It takes precedence over
+        /// `allow`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub deny: Vec<ipnet::IpNet>,
+        /// Networks of load balancers, at most 1,024. Their connections must begin with
+        /// a PROXY header of version 1 or 2; connections of others must not.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        pub proxy_from: Vec<ipnet::IpNet>,
+    }
 }
 
 impl Listener {

@@ -23,6 +23,8 @@ use crate::log::Format;
 pub use access::{
     Auth, DEFAULT_PRINCIPAL, PrincipalFrom, PrincipalSettings, Principals, Right, Tls, TlsVersion,
 };
+#[cfg(test)]
+pub(crate) use define::Entry;
 pub use define::OutOfBounds;
 use define::{Bounds, settings};
 pub use memory::MemoryPlan;
@@ -37,97 +39,106 @@ const DAY: Millis = Millis::secs(24 * 3600);
 settings! {
     /// All settings of the server. `mb-server check` prints the effective ones.
     pub struct Config {
-        /// Addresses or names to listen on, one or a list. The one default that
-        /// differs from the protocol's first document, which has 0.0.0.0: a
-        /// server that nobody has configured is not reachable from outside.
+        /// Address or name to listen on, IPv4 or IPv6, or a list of at most 64. An
+        /// address that is not loopback needs `auth`, a required client certificate, or
+        /// `allow_unsecure`.
+        // The protocol's first document has 0.0.0.0: a server that nobody has
+        // configured is not to be reachable from outside.
         pub host: OneOrMore = OneOrMore::One("127.0.0.1".into()),
-        /// TCP port of the wire; 0 lets the system choose.
+        /// TCP port on each address of `host`. 0: the system chooses a free one for
+        /// each.
         pub port: u16 = 8081,
-        /// Listen on `port` without TLS. Off where only `[tls]` or `[[listeners]]`
-        /// are wanted.
+        /// Listen on `port` without TLS.
         pub plain: bool = true,
-        /// Whether peers are asked who they are: `none`, `optional` or `required`.
+        /// Whether peers authenticate: `none`, `optional` or `required`.
         pub auth: Auth = Auth::None,
-        /// File of the tokens, as `mb-server token` writes it; empty for
-        /// `tokens.json` in the state folder.
+        /// File of the tokens of clients, as `mb-server token` writes it. Empty:
+        /// `tokens.json` in `state_dir`.
         pub tokens: PathBuf = PathBuf::new(),
-        /// How often in a minute one address may fail to authenticate, in each way
-        /// of its own, 1 to 6,000; after that it is refused for a while.
+        /// Times in a minute that one address (of IPv6, one /64) may fail to
+        /// authenticate, in each of three ways: without a token, with a wrong token,
+        /// without a valid certificate. Beyond, the server refuses the address for a
+        /// while.
         pub auth_failures: u32 = 10 => 1..=6000,
-        /// Connections that the kernel holds until they are accepted, 1 to 65,535.
+        /// Connections that the kernel holds until the server accepts them.
         pub backlog: u32 = 1024 => 1..=65_535,
-        /// TCP keep-alive probes on quiet connections.
+        /// TCP keep-alive probes on idle connections.
         pub keep_alive: bool = true,
-        /// Quiet time before the first probe, 1 s to 2 h.
+        /// Idle time before the first of these probes.
         pub keep_alive_initial_delay: Millis = Millis::secs(60) => Millis::secs(1)..=Millis::secs(7200),
-        /// TCP_NODELAY: answers leave at once, not when the segment is full.
+        /// TCP_NODELAY: small answers leave at once.
         pub no_delay: bool = true,
-        /// Memory that the whole server may take, 32 MiB to 1 TiB, for guests,
-        /// frames and threads; the rest is derived from it (see [`MemoryPlan`]).
+        /// Memory for connections, services and messages together. Other sizes follow
+        /// from it (see [`MemoryPlan`]).
         pub memory: Bytes = Bytes::mib(256) => Bytes::mib(32)..=Bytes::mib(1024 * 1024),
-        /// Connections served at the same time, 1 to 100,000. One more is told
-        /// SERVER_BUSY. 0: as many as `memory` has room for, 1,024 at most.
+        /// Connections at the same time; a further one gets `SERVER_BUSY`. A quarter of
+        /// `memory` must hold them, at 64 KiB each, 104 KiB with TLS. 0: as many as
+        /// that, 1,024 at most.
         pub max_connections: usize = 0 => 0..=100_000,
-        /// Threads that serve connections, 8 to 16,384: a few that poll, and one
-        /// for each call that waits or takes more than two milliseconds.
+        /// Threads that serve connections: a few that poll, and one for each call that
+        /// waits or takes longer than about two milliseconds. Calls that wait to begin
+        /// hold half of them at most; further requests stay unread until one begins.
         pub max_threads: usize = 1280 => 8..=16_384,
-        /// How long a thread waits for the next request of a peer that it has
-        /// answered before it serves others, 0 to 100 ms. Worth something where
-        /// many clients that block run on the same processors: 50 ms give each of
-        /// them a thread. What others want of such a connection waits as long.
+        /// Time that a thread waits for the next request of a peer that it has answered
+        /// before it serves others. 50 ms help where many clients that block run on the
+        /// same processors.
         pub linger: Millis = Millis::new(0) => Millis::new(0)..=Millis::new(100),
-        /// Connections of one address (of IPv6, one /64), 0 to 10,000; 0 for no
-        /// bound.
+        /// Connections of one address (of IPv6, one /64). 0: no limit.
         pub max_connections_per_address: usize = 0 => 0..=10_000,
-        /// Per cent of the connections that are kept for peers who have shown who
-        /// they are, 0 to 90. Counts only where peers can.
+        /// Per cent of the connections that are reserved for authenticated peers. It
+        /// has an effect only where peers can authenticate.
         pub reserved_connections: usize = 12 => 0..=90,
-        /// Header line and payload of one message, 1 KiB to 64 MiB; an answer's
-        /// payload may be as large.
+        /// Size of one message with its header line, and of the payload of an answer.
+        /// Half of the shared memory must hold it.
         pub max_message_size: Bytes = Bytes::mib(1) => Bytes::kib(1)..=Bytes::mib(64),
-        /// Answers of one connection that may wait to leave together, 1 to 4,096.
+        /// Answers of one connection that the server collects before it writes them,
+        /// and slow calls of one connection that run side by side.
         pub max_in_flight: usize = 64 => 1..=4096,
-        /// From the first byte of a message to its last, 10 ms to 1 h.
+        /// Time from the first byte of a message to its last.
         pub read_timeout: Millis = Millis::secs(10) => LEAST..=HOUR,
-        /// For a PROXY header, a TLS handshake and, where it is demanded, the hello
-        /// together, 10 ms to 1 min.
+        /// Time for a PROXY header, the TLS handshake and, where authentication is
+        /// required, the hello together.
         pub handshake_timeout: Millis = Millis::secs(5) => LEAST..=Millis::secs(60),
-        /// For a write to be taken by the peer's system, 10 ms to 1 h.
+        /// Time for a client to take an answer; then the server closes the connection.
         pub write_timeout: Millis = Millis::secs(10) => LEAST..=HOUR,
-        /// Silence after which a connection is closed, 10 ms to 24 h.
+        /// Time without a byte from the client, and without a call, after which the
+        /// server closes the connection.
         pub idle_timeout: Millis = Millis::secs(60) => LEAST..=DAY,
-        /// Silence after which clients are asked to send a keep-alive, 10 ms to
-        /// 24 h; where half of `idle_timeout` is less, they are asked for that.
+        /// Time after which clients are asked to send a keep-alive; half of
+        /// `idle_timeout` where that is less. The server checks the credentials of
+        /// silent peers as often.
         pub keep_alive_interval: Millis = Millis::secs(30) => LEAST..=DAY,
-        /// Age at which a connection is closed in order, 1 s to 30 days; 0 for no
-        /// bound.
+        /// Age at which the server closes a connection: what was begun is answered, and
+        /// the peer gets `SHUTTING_DOWN`. 1 s to 30 days, or 0 for no limit.
         pub connection_max_age: Millis = Millis::new(0),
-        /// For a request whose header names no timeout, 1 ms to 1 h.
+        /// Deadline of a request whose header names no timeout.
         pub default_timeout: Millis = Millis::secs(5) => Millis::new(1)..=HOUR,
-        /// For the whole end of the server, 0 to 10 min. Calls are stopped half a
-        /// second before, or at half of it if that is later.
+        /// Time for the whole drain of the server. Calls that still run half a second
+        /// before its end are stopped, or at half of it where it is shorter than a
+        /// second.
         pub drain_timeout: Millis = Millis::secs(10) => Millis::new(0)..=Millis::secs(600),
         /// Folder of the components.
         pub services_dir: PathBuf = "services/dist".into(),
-        /// Folder of what outlives the process: the store of durable values, the
-        /// last good components, the token of the admin endpoint. Made with mode
-        /// 0700; empty for the user's state folder.
+        /// Folder of what outlives the process: the store, the last-known-good
+        /// components, the token of the admin endpoint. The server creates it with mode
+        /// 0700, and refuses one that users other than root and its own can change.
+        /// Empty: `$XDG_STATE_HOME/mb-server`, else `~/.local/state/mb-server`, else
+        /// `/var/lib/mb-server`.
         pub state_dir: PathBuf = PathBuf::new(),
-        /// How often the folder of the components is looked at for changes, 50 ms
-        /// to 1 h; 0 for never.
+        /// Time between two looks at the services folder and at the files of tokens and
+        /// TLS, 50 ms to 1 h, or 0 for never.
         pub reload_interval: Millis = Millis::new(500),
-        /// Allow what is not safe where strangers can reach the server: a listener
-        /// without authentication on an address that is not loopback, and tokens
-        /// over connections that are not encrypted.
+        /// Allow listeners without authentication on addresses that are not loopback,
+        /// and tokens over connections that are not encrypted.
         pub allow_unsecure: bool = false,
-        /// The process may write into its own folders only (Landlock), and start no
-        /// program (seccomp), where the kernel can hold it to that.
+        /// The process may write to its own folders only (Landlock) and start no program
+        /// (seccomp), where the kernel has these.
         pub landlock: bool = true,
-        /// What is logged: `error`, `warn`, `info`, `debug`, `trace` or `off`, for
-        /// all or by target (`info,mb_server::server=debug`).
+        /// What is logged: `error`, `warn`, `info`, `debug`, `trace` or `off`, for all
+        /// or by target, such as `info,mb_server::server=debug`.
         pub log: String = "info".into(),
-        /// How lines are written: `text`, `json`, or `auto`: text to a terminal,
-        /// JSON to anything else.
+        /// Form of the log: `text`, `json` (one object a line), or `auto`: text to a
+        /// terminal, JSON to anything else.
         pub log_format: Format = Format::Auto,
         /// The admin endpoint.
         pub admin: Admin = Admin::default(),
@@ -148,12 +159,13 @@ settings! {
 settings! {
     /// Settings of the admin endpoint.
     pub struct Admin {
-        /// Address or name to listen on; another than a loopback one takes
-        /// `allow_unsecure`. Empty for none, where there is a socket.
+        /// Address or name to listen on. An address that is not loopback needs
+        /// `allow_unsecure`. Empty: none, if there is `admin.socket`.
         pub host: String = "127.0.0.1".into(),
-        /// TCP port; 0 lets the system choose.
+        /// TCP port. 0: the system chooses a free one.
         pub port: u16 = 9090,
-        /// File of a Unix socket to listen on, made with mode 0600; empty for none.
+        /// File of a Unix socket to listen on, at most 107 bytes long, created with mode
+        /// 0600. Empty: none.
         pub socket: PathBuf = PathBuf::new(),
         /// Host headers that are answered besides loopback names, at most 16.
         pub allowed_hosts: Vec<String> = Vec::new(),
@@ -163,29 +175,28 @@ settings! {
 settings! {
     /// Settings of the sandbox.
     pub struct Sandbox {
-        /// Call stack of a component, 64 KiB to 2 MiB; each connection's thread
-        /// has as much and 128 KiB more for every call that may be nested and the
-        /// first, and 512 KiB beside.
+        /// Call stack of a component. The threads that serve connections reserve as
+        /// much, and 128 KiB, for each call that may be nested and for the first.
         pub stack: Bytes = Bytes::kib(512) => Bytes::kib(64)..=Bytes::mib(2),
-        /// Folder of the compiled code, made with mode 0700; empty for the
-        /// user's cache folder.
+        /// Folder of the compiled code, created with mode 0700. Empty:
+        /// `$XDG_CACHE_HOME/mb-server`, else `~/.cache/mb-server`.
         pub cache_dir: PathBuf = PathBuf::new(),
-        /// All compiled code in that folder, 1 MiB to 1 TiB; beyond it, what was
-        /// not used for the longest time is removed.
+        /// Size of all compiled code in that folder. Beyond it, the server removes
+        /// what was not used for the longest time.
         pub cache_size: Bytes = Bytes::mib(1024) => Bytes::mib(1)..=Bytes::mib(1024 * 1024),
-        /// Memory that compiling one component may take, 64 MiB to 64 GiB. It
-        /// happens in a process of its own and is not counted in `memory`.
+        /// Memory of the process that compiles one component. It is not counted in
+        /// `memory`.
         pub compile_memory: Bytes = Bytes::mib(1024) => Bytes::mib(64)..=Bytes::mib(64 * 1024),
-        /// How long compiling one component may take, 100 ms to 1 h.
+        /// Time for compiling one component.
         pub compile_timeout: Millis = Millis::secs(60) => Millis::new(100)..=HOUR,
-        /// How deep services may call each other, 0 to 16; each level adds a call
-        /// stack to the threads.
+        /// Depth to which services may call each other. Each level reserves one more
+        /// call stack in each thread.
         pub call_depth: usize = 4 => 0..=16,
-        /// Of so many resets of instances one is verified, at random and beside
-        /// the calls, 0 to 1,000,000,000; zero for none.
+        /// One of so many resets of instances is verified, at random and beside the
+        /// calls. At most a hundredth of one processor's time is spent on it. 0: none.
         pub verify_resets: u32 = 1000 => 0..=1_000_000_000,
-        /// Every grant of values, secrets, durable values and calls must name the
-        /// digest of the file that it is for.
+        /// Each service with `config`, `secrets`, `keyvalue` or `calls` among its grants
+        /// must have a `digest`, or the server does not start.
         pub require_digest: bool = false,
     }
 }

@@ -1,10 +1,13 @@
 //! Settings of single services: `[services.NAME]` over `[services.default]`.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, ops::RangeInclusive, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bytes, HOUR, Millis, Share, define::Bounds};
+use super::{
+    Bytes, HOUR, Millis, Share,
+    define::{Bounds, documented},
+};
 
 /// Quota of durable values where `grants.quota` names none.
 pub const DEFAULT_QUOTA: Bytes = Bytes::mib(64);
@@ -15,23 +18,28 @@ pub const DEFAULT: &str = "default";
 /// `grants.log` where nobody sets it.
 const DEFAULT_LOG: LogLevel = LogLevel::Info;
 
+/// Range of the memory of one instance.
+const MEMORY: RangeInclusive<Bytes> = Bytes::kib(64)..=Bytes::mib(4096);
+
 /// All `[services.…]` tables by name.
 pub type Services = BTreeMap<String, Overlay>;
 
 /// Defines the settings of services, each as [`super::define::settings`] does:
 /// as what a table may set, and as what holds for a service.
 macro_rules! service_settings {
-    ($($(#[$doc:meta])* $field:ident: $type:ty = $default:expr $(=> $range:expr)?,)*) => {
+    (
+        $(#[doc = $memory:literal])* memory;
+        $($(#[doc = $doc:literal])* $field:ident: $type:ty = $default:expr $(=> $range:expr)?,)*
+    ) => {
         /// Settings of one service, each of which may be left out: then the one of
         /// `[services.default]` holds.
         #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields, default)]
         pub struct Overlay {
-            $($(#[$doc])*
+            $($(#[doc = $doc])*
             #[serde(skip_serializing_if = "Option::is_none")]
             pub $field: Option<$type>,)*
-            /// Linear memory of one instance, all memories together, 64 KiB to 4 GiB;
-            /// left out, 64 MiB or two thirds of what all calls share, if that is less.
+            $(#[doc = $memory])*
             #[serde(skip_serializing_if = "Option::is_none")]
             pub memory: Option<Bytes>,
             /// What the service may use beside processor and memory.
@@ -42,7 +50,7 @@ macro_rules! service_settings {
         /// Settings of one service, none left out.
         #[derive(Debug, Clone, PartialEq)]
         pub struct ServiceSettings {
-            $($(#[$doc])* pub $field: $type,)*
+            $($(#[doc = $doc])* pub $field: $type,)*
             /// None if it follows from what all calls share.
             pub memory: Option<Bytes>,
             /// Least level that reaches the log.
@@ -86,85 +94,122 @@ macro_rules! service_settings {
                     bounds.range(format!("{table}{}", stringify!($field)), value, $range);
                 })?)*
                 if let Some(memory) = self.memory {
-                    let range = Bytes::kib(64)..=Bytes::mib(4096);
-                    bounds.range(format!("{table}memory"), memory, range);
+                    bounds.range(format!("{table}memory"), memory, MEMORY);
                 }
+            }
+
+            /// Returns what the reference says of each setting.
+            #[cfg(test)]
+            pub(crate) fn reference() -> Vec<super::Entry> {
+                use super::Entry;
+                vec![
+                    Entry::new(
+                        "memory",
+                        concat!($($memory, "\n"),*),
+                        Ok(serde_json::Value::Null),
+                        Entry::bounds(&MEMORY),
+                    ),
+                    $(Entry::new(
+                        stringify!($field),
+                        concat!($($doc, "\n"),*),
+                        serde_json::to_value({ let default: $type = $default; default }),
+                        String::new() $(+ &Entry::bounds(&$range))?,
+                    ),)*
+                ]
             }
         }
     };
 }
 
 service_settings! {
-    /// Longest a call may take, whatever its caller allows, 1 ms to 1 h.
+    /// Linear memory of one instance, all of its memories together. Left out:
+    /// 64 MiB, or two thirds of the memory that all calls share where that is less.
+    memory;
+    /// Longest time that a call may take, whatever timeout its caller asks for.
+    /// Waiting to begin counts. `describe`, when the file is loaded, may take
+    /// as long, and 10 s at most.
     timeout: Millis = HOUR => Millis::new(1)..=HOUR,
-    /// Elements of all tables of an instance, 0 to 1,000,000.
+    /// Elements of all tables of one instance together.
     table_elements: usize = 40_000 => 0..=1_000_000,
-    /// Lines that the service may write to the log in a second, all calls
-    /// together, 0 to 1,000,000.
+    /// Lines a second that the service may write to the log, all calls together.
+    /// Further lines are dropped and counted.
     log_lines: usize = 1000 => 0..=1_000_000,
-    /// Requests of clients to the service in a second, 0 to 10,000,000; 0 for
-    /// no bound. A second's worth may come at once.
+    /// Requests of clients a second; the requests of one second may come at once.
+    /// More get `RATE_LIMITED`. 0: no limit.
     rate: u32 = 0 => 0..=10_000_000,
-    /// Calls of the service at the same time, 1 to 10,000; one more waits for
-    /// its turn until its deadline.
+    /// Calls of the service that run at the same time. A further call waits until
+    /// one ends, and gets `SERVICE_UNAVAILABLE` at its deadline.
     concurrency: usize = 64 => 1..=10_000,
-    /// Of the processors, what all calls of the service may use, 0 to 1,000 of
-    /// them; 0 for no bound. A call beyond it waits for its turn.
+    /// Processors that all calls of the service together may use on average
+    /// (`0.5` is half of one, in thousandths); 0 sets no bound. A call beyond
+    /// it waits, and ends with `TIMEOUT`, phase `scheduling`, at its deadline.
+    /// A tenth of a second's worth may be used at once.
     cpu: Share = Share(0) => Share(0)..=Share(1_000_000),
-    /// Where more calls take long than there are processors, services get
-    /// processor time in proportion to this, 1 to 1,000.
+    /// Where more calls compute than there are processors, services get
+    /// processor time in proportion to their weights.
     weight: u32 = 1 => 1..=1000,
-    /// A REQUEST is stopped when its client has reset the connection. A
-    /// PUBLISH never is.
+    /// A REQUEST is stopped when its client resets the connection. A PUBLISH
+    /// never is.
     cancel_on_reset: bool = true,
-    /// `request`: every call finds a fresh instance. `shared`: instances are
-    /// used again, so one call may see what another left behind.
+    /// `request`: every call finds an instance in its initial state. `shared`:
+    /// an instance serves several calls one after another, and a call can see what
+    /// an earlier one left behind.
     isolation: Isolation = Isolation::Request,
-    /// With `isolation = "request"`: an instance that has answered is reset to
-    /// what it was when it was made, and serves the next call, where that is
-    /// possible. Without, every call gets a fresh instance.
+    /// With `isolation = "request"`: after a call the server resets the instance to
+    /// its initial state, and it serves another call, where its code allows that.
+    /// `false`: every call gets a fresh instance.
     reset: bool = true,
-    /// Calls that an instance serves before it is replaced, 1 to
-    /// 1,000,000,000.
+    /// Calls that an instance serves before the server replaces it.
     max_calls: u64 = 10_000 => 1..=1_000_000_000,
-    /// Tell callers the WebAssembly backtrace of a failed call.
+    /// Callers of a failed call get its WebAssembly backtrace and the newest 2 KiB
+    /// that it printed to standard error. The log has both always.
     expose_traps: bool = false,
-    /// Hold payloads against the input schema of their action before the call.
+    /// The server checks each payload against the `input` schema of its action
+    /// before the call; one that does not fit gets `INVALID_PAYLOAD`.
     validate: bool = false,
-    /// `true`, or a list of versions: not served.
+    /// `true`, or a list of versions such as `["2.0.0"]`: these are not served.
     disabled: Disabled = Disabled::All(false),
 }
 
-/// What the operator allows one service. Nothing is allowed but the log,
-/// clocks and random numbers, until it stands here.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Grants {
-    /// Least level that reaches the log: `trace`, `debug`, `info`, `warn`,
-    /// `error`, or `off`, which also refuses a component that imports it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log: Option<LogLevel>,
-    /// Values that the service reads through `wasi:config`, at most 256.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub config: BTreeMap<String, String>,
-    /// The same, each read from a file of at most 64 KiB when the service is
-    /// loaded; never shown.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub secrets: BTreeMap<String, PathBuf>,
-    /// Durable values through `wasi:keyvalue`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub keyvalue: Option<bool>,
-    /// Keys and values of this service together, 4 KiB to 1 TiB; left out,
-    /// 64 MiB.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub quota: Option<Bytes>,
-    /// Topics of other services that it may call, as `calc.add` or `calc.*`,
-    /// at most 256.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub calls: Vec<String>,
-    /// `sha256:…` of the only file that gets these grants.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub digest: Option<String>,
+documented! {
+    /// What the operator allows one service. Nothing is allowed but the log,
+    /// clocks and random numbers, until it stands here.
+    #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub struct Grants {
+        /// Least level of the lines that reach the log: `trace`, `debug`, `info`,
+        /// `warn`, `error`, or `off`, with which a component that imports
+        /// `wasi:logging` is not loaded. Left out: `info`. The only grant that
+        /// `[services.default]` may hold.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub log: Option<LogLevel>,
+        /// Texts that the service reads through `wasi:config`, at most 256.
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        pub config: BTreeMap<String, String>,
+        /// Names of at most 256 files of at most 64 KiB. The service reads their
+        /// contents as it reads `config`; line feeds at the end are cut off. A file is
+        /// read when the service is loaded, and refused if users other than root and
+        /// the server's can change it.
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        pub secrets: BTreeMap<String, PathBuf>,
+        /// `true`: durable values through `wasi:keyvalue`. Each service has its own;
+        /// no service sees those of another.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub keyvalue: Option<bool>,
+        /// Size of all durable values of the service, 4 KiB to 1 TiB. An entry counts
+        /// its key, its value, the names of its service and bucket, and 32 bytes. The
+        /// file takes two to four times as much. Left out: 64 MiB.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub quota: Option<Bytes>,
+        /// Topics of other services that it may call, such as `calc.add` or `calc.*`,
+        /// at most 256.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        pub calls: Vec<String>,
+        /// `sha256:…` of the only file that gets these grants; another file of this
+        /// name is not loaded. `mb-server inspect` prints it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub digest: Option<String>,
+    }
 }
 
 /// Whether instances are used again.

@@ -370,35 +370,4 @@ mod tests {
             Config::default()
         );
     }
-
-    /// The tables of README.md, as a file of settings, are the defaults.
-    #[test]
-    fn the_documented_settings_and_defaults_are_those_of_the_server() {
-        let readme = include_str!("../../README.md");
-        let (_, settings) = readme.split_once("\n## Settings\n").unwrap();
-        let (server, settings) = settings.split_once("[services.NAME]").unwrap();
-        let (services, _) = settings.split_once("\n## ").unwrap();
-        let (mut toml, mut documented) = (String::new(), Vec::new());
-        for (table, rows) in [("", server), ("services.default.", services)] {
-            for row in rows.lines().filter(|line| line.starts_with("| `")) {
-                let cells: Vec<_> = row.split('|').map(str::trim).collect();
-                let default = cells[2].trim_matches('`');
-                let keys = cells[1].split('`').skip(1).step_by(2);
-                for key in keys.filter(|key| !default.is_empty() && !key.contains("NAME")) {
-                    toml += &format!("{table}{key} = {default}\n");
-                    documented.push(format!("{table}{key}"));
-                }
-            }
-        }
-        let loaded = try_load(&toml, &[], Flags::default()).unwrap();
-        assert_eq!(loaded.config, Config::default());
-        let undocumented = loaded.rows.iter().map(|row| &row.key);
-        // Its table is that of the grants.
-        let undocumented = undocumented.filter(|key| *key != "services.default.grants.log");
-        documented.sort();
-        assert_eq!(
-            undocumented.collect::<Vec<_>>(),
-            documented.iter().collect::<Vec<_>>()
-        );
-    }
 }

@@ -475,10 +475,10 @@ fn dashboard_and_alerts_ask_for_metrics_that_there_are() {
     let there = names(&server.get("/metrics").1);
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap();
-    let (dashboard, alerts, readme) = (
+    let (dashboard, alerts, runbook) = (
         read("admin/deploy/grafana.json"),
         read("admin/deploy/alerts.yml"),
-        read("admin/README.md"),
+        read("admin/RUNBOOK.md"),
     );
     for name in names(&dashboard).union(&names(&alerts)) {
         assert!(there.contains(name), "{name} is no metric");
@@ -495,7 +495,7 @@ fn dashboard_and_alerts_ask_for_metrics_that_there_are() {
         .filter_map(|line| line.trim().strip_prefix("- alert: "))
     {
         assert!(
-            readme.contains(&format!("### {alert}\n")),
+            runbook.contains(&format!("### {alert}\n")),
             "{alert} is not explained"
         );
     }

@@ -14,6 +14,7 @@ mod client;
 mod clients;
 mod connections;
 mod contract;
+mod documents;
 mod drain;
 mod fairness;
 mod hostile;
