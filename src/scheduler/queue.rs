@@ -340,6 +340,14 @@ impl RunQueue {
         {
             return false;
         }
+        // One of its own service may be next, although another service comes
+        // first that has received as much.
+        if let Some((_, next_principal, _)) =
+            Self::least(&self.services[&service], &self.principals)
+            && self.is_before(service, next_principal, service, principal)
+        {
+            return false;
+        }
         self.starts_slice(id, service, principal);
         true
     }
@@ -375,7 +383,6 @@ impl RunQueue {
         for bucket in self.principals.values_mut() {
             bucket.fill(now);
         }
-        let has = |bucket: Option<&Bucket>| bucket.is_none_or(|bucket| bucket.tokens > 0.0);
         let mut best: Option<(f64, ServiceId, CallId, PrincipalId)> = None;
         for (id, service) in &mut self.services {
             if service.waiting == 0 || best.is_some_and(|(least, ..)| least <= service.received) {
@@ -384,20 +391,31 @@ impl RunQueue {
             if let Some(bucket) = &mut service.bucket {
                 bucket.fill(now);
             }
-            if !has(service.bucket.as_ref()) {
-                continue;
-            }
-            let lines = service.principals.iter();
-            let waiting = lines.filter_map(|(principal, line)| {
-                let call = *line.waiting.front()?;
-                has(self.principals.get(principal)).then_some((line.received, *principal, call))
-            });
-            let least = waiting.min_by(|(a, ..), (b, ..)| a.total_cmp(b));
+            let least = Self::least(service, &self.principals);
             if let Some((_, principal, call)) = least {
                 best = Some((service.received, *id, call, principal));
             }
         }
         best.map(|(_, service, call, principal)| (service, call, principal))
+    }
+
+    /// Of a service, the call that is to run next, with what its principal has
+    /// received; none where all are over their `cpu`, as far as buckets are
+    /// filled.
+    fn least(
+        service: &Service,
+        principals: &BTreeMap<PrincipalId, Bucket>,
+    ) -> Option<(f64, PrincipalId, CallId)> {
+        let has = |bucket: Option<&Bucket>| bucket.is_none_or(|bucket| bucket.tokens > 0.0);
+        if !has(service.bucket.as_ref()) {
+            return None;
+        }
+        let lines = service.principals.iter();
+        let waiting = lines.filter_map(|(principal, line)| {
+            let call = *line.waiting.front()?;
+            has(principals.get(principal)).then_some((line.received, *principal, call))
+        });
+        waiting.min_by(|(a, ..), (b, ..)| a.total_cmp(b))
     }
 
     /// Gives permits that nobody holds to those that wait.

@@ -240,6 +240,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
     /// Calls come and go, waiting or running: permits return, none is idle
     /// while somebody may have it, and nobody waits longer than all others
     /// take for their slices.
@@ -276,5 +278,26 @@ proptest! {
         let all: Vec<_> = machine.loops.keys().copied().collect();
         all.into_iter().for_each(|id| machine.end(id));
         prop_assert_eq!(machine.queue.counts(), (0, 0));
+    }
+}
+
+#[test]
+fn calls_of_a_service_that_has_a_processor_take_turns() {
+    let mut machine = Machine::new(2);
+    // The last one's half is a processor, while the others take turns.
+    for (id, weight) in [(0, 2.0), (1, 2.0), (3, 4.0)] {
+        machine.service(id, weight, None);
+    }
+    let first = machine.begin(0, 0);
+    machine.run(14 * TICK);
+    let own = [machine.begin(3, 0), machine.begin(3, 0)];
+    machine.end(first);
+    for service in [0, 0, 1] {
+        machine.begin(service, 0);
+    }
+    machine.run(Duration::from_secs(1));
+    for call in own {
+        let ran = machine.ran[&call];
+        assert!(ran > Duration::from_millis(400), "{call}: {ran:?}");
     }
 }
