@@ -322,7 +322,10 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        self.0.inner.lock().unwrap().closed = true;
+        let mut ends = self.0.inner.lock().unwrap();
+        ends.closed = true;
+        // Closing a socket takes it out of epoll: its slot has another one.
+        ends.watched = None;
     }
 }
 
