@@ -118,10 +118,10 @@ async function overview() {
 
 function serviceTable(services) {
   return table('services, and files that are none',
-    [{ title: 'service' }, { title: 'version' }, { title: 'state' }, { title: 'calls', number: true }, { title: 'failures', number: true }, { title: 'errors', number: true }, { title: 'p50', number: true }, { title: 'p99', number: true }, { title: 'processor time', number: true }, { title: 'what is wrong', wide: true }],
+    [{ title: 'service' }, { title: 'version' }, { title: 'state' }, { title: 'calls', number: true }, { title: 'failures', number: true }, { title: 'errors', number: true }, { title: 'p50', number: true }, { title: 'p99', number: true }, { title: 'processor time', number: true }, { title: 'bytes in', number: true }, { title: 'bytes out', number: true }, { title: 'host calls', number: true }, { title: 'most memory', number: true }, { title: 'what is wrong', wide: true }],
     services.map((row) => ({
       bad: Boolean(row.error),
-      cells: [row.state === 'failed' ? row.name : h('a', { href: `#/services/${encodeURIComponent(row.name)}` }, row.name), row.version ?? '–', row.state, row.calls, row.failures, row.errors, duration(row.latency?.p50Ms), duration(row.latency?.p99Ms), duration((row.cpuSeconds ?? 0) * 1000), row.error ?? ''],
+      cells: [row.state === 'failed' ? row.name : h('a', { href: `#/services/${encodeURIComponent(row.name)}` }, row.name), row.version ?? '–', row.state, row.calls, row.failures, row.errors, duration(row.latency?.p50Ms), duration(row.latency?.p99Ms), duration((row.cpuSeconds ?? 0) * 1000), bytes(row.bytesIn ?? 0), bytes(row.bytesOut ?? 0), row.hostCalls, bytes(row.peakMemory ?? 0), row.error ?? ''],
     })), 'None; put a component into the services folder.');
 }
 

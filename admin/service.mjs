@@ -1,5 +1,5 @@
 // One service: its versions, what it may, how it does, and a form to try an action.
-import { bytes, h, histogram, pastCalls } from './draw.mjs';
+import { bytes, duration, h, histogram, pastCalls } from './draw.mjs';
 
 export async function service(name, { read, change, mayChange, keep }) {
   const { versions, lastCalls } = await read(`/services/${encodeURIComponent(name)}`);
@@ -27,6 +27,7 @@ function card(name, version, { change, mayChange }) {
       ...definition('file', `${row.file}, ${bytes(row.size ?? 0)}`),
       ...definition('digest', row.digest ?? '–'),
       ...definition('calls', `${row.calls ?? 0}, own failures ${row.failures ?? 0}, ended by the server ${row.errors ?? 0}`),
+      ...definition('cost', `processor time ${duration((row.cpuSeconds ?? 0) * 1000)} of all versions, ${bytes(row.bytesIn ?? 0)} in, ${bytes(row.bytesOut ?? 0)} out, ${row.hostCalls ?? 0} host calls, at most ${bytes(row.peakMemory ?? 0)} of memory`),
       ...definition('isolation', version.isolation),
       ...definition('limits', Object.entries(version.limits).map(([key, value]) => `${key} ${value}`).join(', ')),
       ...definition('imports', version.imports.join(', ') || 'nothing'),

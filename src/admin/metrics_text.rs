@@ -2,7 +2,10 @@
 
 use std::{fmt::Write as _, fs};
 
-use crate::metrics::snapshot::{Distribution, ServiceRow, Snapshot, StoreRow, Totals};
+use crate::metrics::{
+    Usage,
+    snapshot::{Distribution, PrincipalRow, ServiceRow, Snapshot, StoreRow, Totals},
+};
 
 /// Every metric, with its help and type.
 pub(super) fn render(snapshot: &Snapshot) -> String {
@@ -99,9 +102,10 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     );
     let name = "mb_principal_cpu_seconds_total";
     text.head(name, "Processor time of calls by principal.", "counter");
-    for (principal, seconds) in &snapshot.principals {
-        text.line(name, &[("principal", principal)], *seconds);
+    for row in &snapshot.principals {
+        text.line(name, &[("principal", &row.name)], row.cpu_seconds);
     }
+    text.usages(&snapshot.principals);
     text.counter(
         "mb_connections_denied_total",
         "Peers from an address that is not let in.",
@@ -214,6 +218,34 @@ impl Text {
         };
     }
 
+    /// What connections have used, by principal.
+    fn usages(&mut self, principals: &[PrincipalRow]) {
+        let name = "mb_principal_requests_total";
+        self.head(name, "Whole messages read, by principal.", "counter");
+        for row in principals {
+            self.line(name, &[("principal", &row.name)], row.usage.requests);
+        }
+        let name = "mb_principal_bytes_total";
+        self.head(name, "Bytes read and written, by principal.", "counter");
+        for row in principals {
+            let Usage {
+                bytes_in,
+                bytes_out,
+                ..
+            } = row.usage;
+            for (direction, bytes) in [("in", bytes_in), ("out", bytes_out)] {
+                let labels = [("principal", &*row.name), ("direction", direction)];
+                self.line(name, &labels, bytes);
+            }
+        }
+        let name = "mb_principal_host_calls_total";
+        let help = "Host functions that calls have called, by principal.";
+        self.head(name, help, "counter");
+        for row in principals {
+            self.line(name, &[("principal", &row.name)], row.usage.host_calls);
+        }
+    }
+
     /// What every program should tell of itself, under the names that all use;
     /// see proc(5).
     fn process(&mut self) {
@@ -284,7 +316,7 @@ impl Text {
 
     fn services(&mut self, services: &[&ServiceRow]) {
         let labels = |row: &ServiceRow| (row.name.clone(), row.version.clone().unwrap_or_default());
-        let counters: [ServiceCounter; 6] = [
+        let counters: [ServiceCounter; 7] = [
             ("mb_calls_total", "Calls begun.", |row| row.calls),
             (
                 "mb_call_failures_total",
@@ -300,6 +332,11 @@ impl Text {
                 "mb_instances_made_total",
                 "Instances that were made for calls.",
                 |row| row.instances,
+            ),
+            (
+                "mb_host_calls_total",
+                "Host functions that calls have called.",
+                |row| row.host_calls,
             ),
             (
                 "mb_resets_verified_total",
@@ -322,6 +359,28 @@ impl Text {
                     value(row),
                 );
             }
+        }
+        let name = "mb_service_bytes_total";
+        let help = "Bytes of the payloads and of the answers of calls.";
+        self.head(name, help, "counter");
+        for row in services {
+            let (service, version) = labels(row);
+            for (direction, bytes) in [("in", row.bytes_in), ("out", row.bytes_out)] {
+                let labels = [
+                    ("service", &*service),
+                    ("version", &*version),
+                    ("direction", direction),
+                ];
+                self.line(name, &labels, bytes);
+            }
+        }
+        let name = "mb_peak_memory_bytes";
+        let help = "Most linear memory that a call has held.";
+        self.head(name, help, "gauge");
+        for row in services {
+            let (service, version) = labels(row);
+            let labels = [("service", &*service), ("version", &*version)];
+            self.line(name, &labels, row.peak_memory);
         }
         let name = "mb_cpu_seconds_total";
         self.head(

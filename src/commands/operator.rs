@@ -116,6 +116,7 @@ impl Commands for Operator {
             outcome,
             identity: _,
             held: _held,
+            used: _,
         } = self.dispatcher.handle(request);
         let elapsed = begun.elapsed().as_secs_f64() * 1e3;
         if header.is_none() {

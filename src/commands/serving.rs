@@ -1,6 +1,7 @@
 //! A whole server from its settings: everything wired together.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::SocketAddr,
     sync::{Arc, mpsc},
@@ -28,13 +29,14 @@ use crate::{
         services::Overlay,
     },
     dispatch::{Dispatcher, Handle},
+    log::AUDIT,
     metrics::{
-        Metrics,
-        snapshot::{Snapshot, StoreRow, Totals},
+        Due, Metrics,
+        snapshot::{PrincipalRow, Snapshot, StoreRow, Totals},
     },
     sandbox::{CompilerConfig, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
     scheduler::Scheduler,
-    server::{Buffers, ListenerSettings, Server, ServerSettings},
+    server::{Buffers, ListenerSettings, Server, ServerSettings, View},
     store::{CACHE, Store, StoreError},
     system::MAX_ENDING,
     transport::Inherited,
@@ -49,6 +51,9 @@ const TAKE_OVER: Duration = Duration::from_secs(5);
 
 /// How often the store is tried that another process has open.
 const STORE_RETRY: Duration = Duration::from_millis(20);
+
+/// How often the audit trail says what principals have used.
+const USAGE_EVERY: Duration = Duration::from_secs(60);
 
 /// A start compacts a store whose file takes at least so many bytes ...
 const COMPACT_FROM: u64 = 64 * 1024 * 1024;
@@ -77,6 +82,7 @@ pub(super) struct Plan {
 /// A server that was wired together and runs.
 pub(super) struct Serving {
     server: Server,
+    scheduler: Arc<Scheduler>,
     pub(super) catalog: Arc<LiveCatalog>,
     pub(super) edge: Arc<Edge>,
     pub(super) config: Arc<Config>,
@@ -181,10 +187,19 @@ impl Serving {
             dispatcher: trying,
             settings: Arc::clone(&settings),
         };
-        let endpoint =
-            start_admin(&config, doors, operator, metrics, store, scheduler).map_err(failure)?;
+        let endpoint = start_admin(
+            &config,
+            doors,
+            operator,
+            metrics,
+            store,
+            Arc::clone(&scheduler),
+        )
+        .map_err(failure)?;
+        report_usages(Arc::clone(&scheduler), server.view()).map_err(failure)?;
         Ok(Self {
             server,
+            scheduler,
             catalog,
             edge,
             config,
@@ -205,7 +220,9 @@ impl Serving {
             "draining: begun requests are answered, within {}",
             self.config.drain_timeout
         );
+        let view = self.server.view();
         let drained = self.server.drain();
+        report_usage(&self.scheduler, &view);
         tracing::info!(
             "drained in {} ms: {} connections, {} of them cut off",
             drained.elapsed.as_millis(),
@@ -452,9 +469,52 @@ fn server_settings(
     }
 }
 
-fn cpu_by_principal(scheduler: &Scheduler) -> Vec<(String, f64)> {
-    let all = scheduler.cpu_by_principal().into_iter();
-    all.map(|(name, time)| (name, time.as_secs_f64())).collect()
+fn principal_rows(scheduler: &Scheduler, view: &View) -> Vec<PrincipalRow> {
+    let mut rows = BTreeMap::<_, PrincipalRow>::new();
+    for (name, time) in scheduler.cpu_by_principal() {
+        rows.entry(name).or_default().cpu_seconds = time.as_secs_f64();
+    }
+    for (name, usage) in view.usages().all() {
+        rows.entry(name).or_default().usage = usage;
+    }
+    let named = |(name, row)| PrincipalRow { name, ..row };
+    rows.into_iter().map(named).collect()
+}
+
+/// Reports in the audit trail what each principal has used since the last
+/// time: the sums of its lines are what it has used.
+fn report_usage(scheduler: &Scheduler, view: &View) {
+    for Due {
+        principal,
+        usage,
+        cpu,
+    } in view.usages().due(&scheduler.cpu_by_principal())
+    {
+        tracing::info!(
+            target: AUDIT,
+            security = "usage",
+            principal,
+            requests = usage.requests,
+            bytes_in = usage.bytes_in,
+            bytes_out = usage.bytes_out,
+            host_calls = usage.host_calls,
+            cpu_us = cpu.as_micros() as u64,
+            peak_memory = usage.peak_memory,
+            "used"
+        );
+    }
+}
+
+/// Does so every minute, until the process ends.
+fn report_usages(scheduler: Arc<Scheduler>, view: View) -> io::Result<()> {
+    let report = move || {
+        loop {
+            thread::sleep(USAGE_EVERY);
+            report_usage(&scheduler, &view);
+        }
+    };
+    let named = thread::Builder::new().name("mb-usage".into());
+    named.spawn(report).map(drop)
 }
 
 fn start_admin(
@@ -489,7 +549,7 @@ fn start_admin(
         },
         connections: view.connections(),
         calls: view.calls(),
-        principals: cpu_by_principal(&scheduler),
+        principals: principal_rows(&scheduler, &view),
         services: catalog.current().snapshot(),
         invalid_certificates: edge.invalid_certificates(),
         stale_files: edge.stale_files(),

@@ -21,7 +21,7 @@ use crate::{
     config::Config,
     host::{Context, Missed, Waiter, Watch},
     log::Limiter,
-    metrics::Metrics,
+    metrics::{Metrics, Used},
     sandbox::SMALL_ANSWER,
     wire::{Code, ErrorBody, Header, Kind, Payload, Reason, Version, json as wire_json},
 };
@@ -114,6 +114,8 @@ pub struct Reply<'a> {
     pub identity: Option<Identity>,
     /// Memory that is reserved for the answer until whoever sends it counts it.
     pub held: Option<Charge>,
+    /// What the call has used, but for those that its service made.
+    pub used: Used,
 }
 
 impl<'a> Reply<'a> {
@@ -125,6 +127,7 @@ impl<'a> Reply<'a> {
             outcome,
             identity: None,
             held: None,
+            used: Used::default(),
         }
     }
 }
@@ -160,6 +163,14 @@ struct Core {
     metrics: Arc<Metrics>,
     access: Arc<Access>,
     memory: Arc<Budget>,
+}
+
+/// What comes out beside an answer; see [`Reply`].
+#[derive(Default)]
+struct Found {
+    identity: Option<Identity>,
+    held: Option<Charge>,
+    used: Used,
 }
 
 /// A refusal, before it is joined with the header that it answers.
@@ -227,18 +238,24 @@ impl Handle for Dispatcher {
             let refusal = Refusal::new(Code::InvalidRequestId, message);
             return Reply::new(None, Outcome::Error(refusal.code, refusal.body));
         }
-        let (mut identity, mut held) = (None, None);
-        let outcome = core.serve(&header, payload, &request, &mut identity, &mut held);
+        let mut found = Found::default();
+        let outcome = core.serve(&header, payload, &request, &mut found);
         let outcome = if header.kind == Kind::Publish {
             core.published(&header, outcome)
         } else {
             outcome
         };
+        let Found {
+            identity,
+            held,
+            used,
+        } = found;
         Reply {
             header: Some(header),
             outcome,
             identity,
             held,
+            used,
         }
     }
 }
@@ -290,10 +307,9 @@ impl Core {
         header: &Header<'_>,
         payload: &[u8],
         request: &Request<'_>,
-        known: &mut Option<Identity>,
-        held: &mut Option<Charge>,
+        found: &mut Found,
     ) -> Outcome {
-        match self.route(header, payload, request, known, held) {
+        match self.route(header, payload, request, found) {
             Ok(outcome) => outcome,
             Err(refusal) => {
                 self.keep_unrouted(header, request.identity, &refusal);
@@ -315,8 +331,7 @@ impl Core {
         header: &Header<'_>,
         payload: &[u8],
         request: &Request<'_>,
-        known: &mut Option<Identity>,
-        held: &mut Option<Charge>,
+        found: &mut Found,
     ) -> Result<Outcome, Refusal> {
         if matches!(header.kind, Kind::Response | Kind::Error) {
             let message = format!(
@@ -331,8 +346,8 @@ impl Core {
             Payload::Json(check_json(payload)?)
         };
         if header.topic.service() == SYSTEM {
-            let text = self.system(header, payload, request.identity, known)?;
-            *held = self.hold_now(text.len())?;
+            let text = self.system(header, payload, request.identity, &mut found.identity)?;
+            found.held = self.hold_now(text.len())?;
             return Ok(Outcome::Json(text));
         }
         let timeout = header.timeout.unwrap_or(self.config.default_timeout.0);
@@ -347,7 +362,7 @@ impl Core {
             return Ok(postponed(Counted::ByPrincipal));
         };
         let context = context(header, request.identity, deadline);
-        let (answered, answer_held) = self.run(Task {
+        let (answered, held, used) = self.run(Task {
             topic: header.topic,
             version: header.version,
             payload,
@@ -357,7 +372,7 @@ impl Core {
             outlives_reset: header.kind == Kind::Publish,
             counts: request.counted() < Counted::ByService,
         });
-        *held = answer_held;
+        (found.held, found.used) = (held, used);
         // What was refused is kept already.
         Ok(match answered {
             Ok(Checked::Json(text)) => Outcome::Json(text),
@@ -559,6 +574,7 @@ mod tests {
             outcome,
             identity: _,
             held: _,
+            used: _,
         } = dispatcher.handle(request);
         let id = header
             .and_then(|header| header.request_id)

@@ -17,7 +17,7 @@ use crate::{
         bindings::mb::service::types::PayloadResult,
         calls::{self, Calls, Nested},
     },
-    metrics::{self, History, PastCall},
+    metrics::{self, History, PastCall, Used},
     sandbox::{Answer, Call, CallError, CallReport, Phase, Wanted},
     scheduler::{Cost, Ticket},
     wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::COMPILING},
@@ -58,13 +58,24 @@ pub(super) enum Checked {
     Postponed,
 }
 
+impl Checked {
+    /// Bytes of its payload.
+    fn size(&self) -> usize {
+        match self {
+            Self::Json(text) => text.len(),
+            Self::Binary(bytes) => bytes.len(),
+            Self::Postponed => 0,
+        }
+    }
+}
+
 impl Core {
     /// Runs a call to its end. What is returned beside the answer keeps the
-    /// memory for it.
+    /// memory for it, and says what the call has used.
     pub(super) fn run(
         self: &Arc<Self>,
         task: Task<'_>,
-    ) -> (Result<Checked, Refusal>, Option<Charge>) {
+    ) -> (Result<Checked, Refusal>, Option<Charge>, Used) {
         let Task {
             topic,
             version,
@@ -88,10 +99,10 @@ impl Core {
         });
         let service = match ready {
             Ok(service) => service,
-            Err((_, Unbegun::Postponed)) => return (Ok(Checked::Postponed), None),
+            Err((_, Unbegun::Postponed)) => return (Ok(Checked::Postponed), None, Used::default()),
             Err((service, Unbegun::Refused(refusal))) => {
                 self.keep_refused(&topic, service, &context, &refusal);
-                return (Err(refusal), None);
+                return (Err(refusal), None, Used::default());
             }
         };
         let action = topic.action();
@@ -115,6 +126,7 @@ impl Core {
         let CallReport {
             result,
             peak_memory,
+            host_calls,
             made,
             waited,
             elapsed,
@@ -123,7 +135,7 @@ impl Core {
             held,
         } = report;
         if matches!(result, Err(CallError::Postponed)) {
-            return (Ok(Checked::Postponed), None);
+            return (Ok(Checked::Postponed), None, Used::default());
         }
         let cost = ticket.finish();
         if client
@@ -147,6 +159,12 @@ impl Core {
             .map_err(|error| refuse(error, timeout.min(terms.settings.timeout.0), cost))
             .and_then(answered)
             .map_err(|refusal| explain(refusal, peak_memory, elapsed, frames, printed));
+        let used = Used {
+            bytes_in: payload.as_bytes().len() as u64,
+            bytes_out: result.as_ref().map_or(0, Checked::size) as u64,
+            host_calls,
+            peak_memory: peak_memory as u64,
+        };
         if made {
             service.stats.own().instances.add(1);
         }
@@ -156,7 +174,7 @@ impl Core {
                 Err(Refusal { code: None, .. }) => metrics::Outcome::Failed,
                 Err(Refusal { code: Some(_), .. }) => metrics::Outcome::Ended,
             };
-            service.stats.own().record(outcome, waited, elapsed);
+            service.stats.own().record(outcome, waited, elapsed, used);
         }
         if History::wants(result.is_err(), elapsed) {
             self.metrics.history.keep(
@@ -181,7 +199,7 @@ impl Core {
             backtrace: &backtrace,
         };
         ended.tell(result.as_ref().err());
-        (result, held)
+        (result, held, used)
     }
 
     /// Whether a payload fits its schema, where that is asked for; within the
@@ -334,10 +352,7 @@ impl Calls for Arc<Core> {
             }
             PayloadResult::Binary(bytes) => Payload::Binary(bytes),
         };
-        let size = match payload {
-            Payload::Json(text) => text.len(),
-            Payload::Binary(bytes) => bytes.len(),
-        };
+        let size = payload.as_bytes().len();
         if size > self.config.max_message_size.0 {
             let limit = self.config.max_message_size.0;
             let message = format!("message of {size} bytes exceeds the limit of {limit}");
@@ -355,7 +370,7 @@ impl Calls for Arc<Core> {
             counts: false,
         };
         // The answer is copied to the calling service at once.
-        let (answered, _held) = Core::run(self, task);
+        let (answered, _held, _used) = Core::run(self, task);
         match answered.map_err(refuse)? {
             Checked::Json(text) => Ok(PayloadResult::Json(text)),
             Checked::Binary(bytes) => Ok(PayloadResult::Binary(bytes)),

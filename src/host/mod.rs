@@ -74,7 +74,8 @@ pub struct Host {
     /// order the component's own table gives them out again. Both tables count
     /// alike: each handle that the one gets, the other gets too.
     free: Vec<u32>,
-    /// How often the component has asked for more than constants.
+    /// How often the call, or the start before it, has asked for more than
+    /// constants.
     asked: u64,
     log: log::Meter,
     /// A host function waits: what a deadline that passes now interrupts.
@@ -152,6 +153,7 @@ impl Host {
         self.finish();
         self.log = log::Meter::new(MAX_LOG);
         (self.context, self.watch, self.waiting) = (context, watch, false);
+        self.asked = 0;
     }
 
     /// The instance waits for its next call, and holds nothing of the one
@@ -254,6 +256,13 @@ impl Host {
     #[must_use]
     pub fn was_asked(&self) -> bool {
         self.asked > 0
+    }
+
+    /// Host functions that the call has called, but for those that give
+    /// constants.
+    #[must_use]
+    pub fn host_calls(&self) -> u64 {
+        self.asked
     }
 
     /// Counts a host function. Each one is taken for one that tells something,

@@ -4,6 +4,7 @@
 mod histogram;
 mod history;
 pub mod snapshot;
+mod usage;
 
 use std::{
     collections::BTreeMap,
@@ -20,6 +21,7 @@ use std::{
 
 pub use histogram::Histogram;
 pub use history::{History, PastCall, brief};
+pub use usage::{Due, Usage, Usages};
 
 use snapshot::Distribution;
 
@@ -41,8 +43,24 @@ impl Counter {
         self.0.load(Relaxed)
     }
 
-    fn rise_to(&self, count: u64) {
-        self.0.fetch_max(count, Relaxed);
+    /// The same for what is most often nothing.
+    #[inline]
+    pub fn add_some(&self, count: u64) {
+        if count > 0 {
+            self.add(count);
+        }
+    }
+
+    /// Raises it to what it is below only seldom.
+    #[inline]
+    pub fn rise_to(&self, count: u64) {
+        if self.get() < count {
+            self.0.fetch_max(count, Relaxed);
+        }
+    }
+
+    fn take(&self) -> u64 {
+        self.0.swap(0, Relaxed)
     }
 }
 
@@ -89,6 +107,11 @@ pub struct Traffic {
     pub keep_alives: Counter,
     /// ERRORs written.
     pub errors: Counter,
+    /// Host functions that its calls have called.
+    pub host_calls: Counter,
+    /// Most bytes of linear memory that a call held, since [`Traffic::usage`]
+    /// was asked last.
+    pub peak_memory: Counter,
     /// All of this was, or is being, added to the sum of those that ended.
     ended: AtomicBool,
 }
@@ -103,6 +126,8 @@ impl Traffic {
             messages_out,
             keep_alives,
             errors,
+            host_calls: _,
+            peak_memory: _,
             ended: _,
         } = other;
         self.bytes_in.add(bytes_in.get());
@@ -111,6 +136,17 @@ impl Traffic {
         self.messages_out.add(messages_out.get());
         self.keep_alives.add(keep_alives.get());
         self.errors.add(errors.get());
+    }
+
+    /// So far, but for the peak of memory, which begins anew.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            requests: self.messages_in.get(),
+            bytes_in: self.bytes_in.get(),
+            bytes_out: self.bytes_out.get(),
+            host_calls: self.host_calls.get(),
+            peak_memory: self.peak_memory.take(),
+        }
     }
 
     /// Adds all of it to the sum of those that ended, once and for all.
@@ -139,6 +175,8 @@ impl Traffic {
             messages_out,
             keep_alives,
             errors,
+            host_calls: _,
+            peak_memory: _,
             ended: _,
         } = other;
         self.bytes_in.rise_to(bytes_in.get());
@@ -182,6 +220,8 @@ pub struct Metrics {
     pub history: History,
     /// Traffic of the connections that have ended.
     pub ended: Traffic,
+    /// What principals have used.
+    pub usages: Usages,
     /// The highest sums that were shown: a sum is taken while connections
     /// end, and may lack one of them; what is shown never falls.
     pub published: Traffic,
@@ -206,6 +246,7 @@ impl Default for Metrics {
             auth_failures: Labelled::default(),
             history: History::default(),
             ended: Traffic::default(),
+            usages: Usages::default(),
             published: Traffic::default(),
             errors: Default::default(),
             service_errors: Counter::default(),
@@ -269,11 +310,19 @@ impl ServiceStats {
                 answered,
                 rest,
                 waits,
+                bytes_in,
+                bytes_out,
+                host_calls,
+                peak_memory,
             } = stats;
             sum.calls.add(calls.get());
             sum.failures.add(failures.get());
             sum.errors.add(errors.get());
             sum.instances.add(instances.get());
+            sum.bytes_in.add(bytes_in.get());
+            sum.bytes_out.add(bytes_out.get());
+            sum.host_calls.add(host_calls.get());
+            sum.peak_memory.rise_to(peak_memory.get());
             sum.answered.absorb(answered);
             for (sum, part) in sum
                 .rest
@@ -301,6 +350,14 @@ pub struct CallStats {
     pub errors: Counter,
     /// Instances that were made for them.
     pub instances: Counter,
+    /// Bytes of their payloads.
+    pub bytes_in: Counter,
+    /// Bytes of their answers.
+    pub bytes_out: Counter,
+    /// Host functions that they called.
+    pub host_calls: Counter,
+    /// Most bytes of linear memory that one of them held.
+    pub peak_memory: Counter,
     /// How long calls took that were answered, from when they came to the
     /// service, waiting for a turn, a place and memory included.
     pub answered: Histogram,
@@ -309,6 +366,19 @@ pub struct CallStats {
     /// What of that was waiting, and making an instance; not where it took
     /// less than [`SHORT_WAIT`], which is most often.
     waits: OnceLock<Box<Histogram>>,
+}
+
+/// What a call used besides time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Bytes of its payload.
+    pub bytes_in: u64,
+    /// Bytes of its answer.
+    pub bytes_out: u64,
+    /// Host functions that it called.
+    pub host_calls: u64,
+    /// Most bytes of linear memory that its instance held.
+    pub peak_memory: u64,
 }
 
 /// How a call ended.
@@ -327,8 +397,18 @@ const SHORT_WAIT: Duration = Duration::from_nanos(1 << 13);
 
 impl CallStats {
     /// One more call.
-    pub fn record(&self, outcome: Outcome, waited: Duration, elapsed: Duration) {
+    pub fn record(&self, outcome: Outcome, waited: Duration, elapsed: Duration, used: Used) {
+        let Used {
+            bytes_in,
+            bytes_out,
+            host_calls,
+            peak_memory,
+        } = used;
         self.calls.add(1);
+        self.bytes_in.add(bytes_in);
+        self.bytes_out.add(bytes_out);
+        self.host_calls.add_some(host_calls);
+        self.peak_memory.rise_to(peak_memory);
         match outcome {
             Outcome::Answered => self.answered.record(elapsed),
             Outcome::Failed => {

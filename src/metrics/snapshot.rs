@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
+use super::Usage;
+
 /// One connection.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -69,6 +71,17 @@ pub struct CallRow {
     pub killed: bool,
 }
 
+/// What a principal has used.
+#[derive(Debug, Clone, Default)]
+pub struct PrincipalRow {
+    /// Who; `-` for all without a name.
+    pub name: String,
+    /// Seconds of processor time of its calls.
+    pub cpu_seconds: f64,
+    /// By its connections.
+    pub usage: Usage,
+}
+
 /// One version of a service, or a file that is none.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -93,6 +106,14 @@ pub struct ServiceRow {
     /// SHA-256 of the file, where it is passed over because the operator went
     /// back from it.
     pub passed_over: Option<String>,
+    /// Bytes of the payloads of calls.
+    pub bytes_in: u64,
+    /// Bytes of their answers.
+    pub bytes_out: u64,
+    /// Host functions that they called, but for those that give constants.
+    pub host_calls: u64,
+    /// Most bytes of linear memory that one of them held.
+    pub peak_memory: u64,
     /// Calls begun.
     pub calls: u64,
     /// Seconds of processor time of all versions of this name, with the calls
@@ -255,8 +276,8 @@ pub struct Snapshot {
     pub connections: Vec<ConnectionRow>,
     /// Calls that take long, oldest first.
     pub calls: Vec<CallRow>,
-    /// Seconds of processor time by principal; `-` for all without a name.
-    pub principals: Vec<(String, f64)>,
+    /// What principals have used; `-` for all without a name.
+    pub principals: Vec<PrincipalRow>,
     /// Services and files that are none, by name and version.
     pub services: Vec<ServiceRow>,
     /// Certificates of the server's own that are not valid now.

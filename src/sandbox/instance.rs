@@ -144,6 +144,8 @@ pub struct CallReport {
     pub result: Result<Answer, CallError>,
     /// Most linear memory that the instance held, in bytes.
     pub peak_memory: usize,
+    /// Host functions that it called, but for those that give constants.
+    pub host_calls: u64,
     /// An instance was made for it.
     pub made: bool,
     /// From when it came until there was an instance for it: turn, place,
@@ -200,6 +202,14 @@ impl Live {
     }
 }
 
+/// What is known of a call however it ends.
+#[derive(Default)]
+struct Seen {
+    waited: Duration,
+    host_calls: u64,
+    made: bool,
+}
+
 /// Why a call did not come to an end, with what was found out about it.
 struct Ended {
     error: CallError,
@@ -230,8 +240,13 @@ impl Component {
             .context
             .deadline
             .min(begun + self.terms.settings.timeout.0);
-        let (mut waited, mut made) = (Duration::ZERO, false);
-        let outcome = self.admit_and_run(call, begun, &mut waited, &mut made);
+        let mut seen = Seen::default();
+        let outcome = self.admit_and_run(call, begun, &mut seen);
+        let Seen {
+            waited,
+            host_calls,
+            made,
+        } = seen;
         let elapsed = begun.elapsed();
         let mut held = None;
         let (result, peak_memory, backtrace, stderr) = match outcome {
@@ -249,6 +264,7 @@ impl Component {
         CallReport {
             result,
             peak_memory,
+            host_calls,
             made,
             waited,
             elapsed,
@@ -262,8 +278,7 @@ impl Component {
         &self,
         call: Call<'_>,
         begun: Instant,
-        waited: &mut Duration,
-        made: &mut bool,
+        seen: &mut Seen,
     ) -> Result<(Answer, usize, Option<Charge>), Ended> {
         let deadline = call.context.deadline;
         if begun >= deadline {
@@ -289,13 +304,15 @@ impl Component {
             }
             Err(slot) => {
                 let live = self.fresh(call.context, call.watch, slot)?;
-                *made = true;
+                seen.made = true;
                 Warm { live, calls: 0 }
             }
         };
-        *waited = begun.elapsed();
+        seen.waited = begun.elapsed();
+        let asked = self.ask(&mut live, call.action, call.payload);
+        seen.host_calls = live.store.data().host.host_calls();
         // One that failed is dropped here.
-        let answer = self.ask(&mut live, call.action, call.payload)?;
+        let answer = asked?;
         let memory = live.store.data().limits.memory();
         answer
             .check(self.terms.answer_size)

@@ -14,16 +14,15 @@ mod tests;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
-    thread::{self, Thread},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use queue::{CallId, PrincipalId, RunQueue, ServiceId};
-use rustix::time::{ClockId, clock_gettime};
+
+use crate::system::{
+    self, AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering::Relaxed, Thread, lock,
+};
 
 /// The tick from which on a call needs a permit.
 const LONG: u32 = 2;
@@ -129,7 +128,7 @@ impl Scheduler {
     /// As many permits as the process may use processors.
     #[must_use]
     pub fn of_this_machine() -> Arc<Self> {
-        Self::new(thread::available_parallelism().map_or(1, usize::from))
+        Self::new(std::thread::available_parallelism().map_or(1, usize::from))
     }
 
     /// With so many permits.
@@ -145,7 +144,7 @@ impl Scheduler {
                 cpu_of: BTreeMap::new(),
                 cpu_of_others: None,
             }),
-            started: Instant::now(),
+            started: system::now(),
             others: Arc::default(),
         })
     }
@@ -238,11 +237,11 @@ impl Scheduler {
     }
 
     fn now(&self) -> Duration {
-        self.started.elapsed()
+        system::now().saturating_duration_since(self.started)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 
@@ -268,6 +267,13 @@ pub struct Payer<'a> {
     pub principal: Option<&'a str>,
     /// When the call began.
     pub began: Instant,
+}
+
+impl Payer<'_> {
+    /// For how long the call has run.
+    fn ran(&self) -> Duration {
+        system::now().saturating_duration_since(self.began)
+    }
 }
 
 /// Who looks after a call while it waits for its turn.
@@ -341,7 +347,7 @@ impl Ticket {
         let mut slot = self.lock();
         let first = slot.is_none();
         self.is_active.store(true, Relaxed);
-        let run = slot.get_or_insert_with(|| Run::of(payer, payer.began.elapsed().min(since_last)));
+        let run = slot.get_or_insert_with(|| Run::of(payer, payer.ran().min(since_last)));
         let counts = !first || run.cost.ran >= NOT_SHORT;
         run.settle(if first { since_last } else { Duration::ZERO }, counts);
         run.takes_part |= ticks >= LONG;
@@ -440,7 +446,7 @@ impl Ticket {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Run>> {
-        self.run.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.run)
     }
 }
 
@@ -456,7 +462,7 @@ impl Run {
             permit: None,
             takes_part: false,
             was_waiting: false,
-            clock: thread_time(),
+            clock: system::thread_time(),
             cost: Cost {
                 ran,
                 waited: Duration::ZERO,
@@ -467,7 +473,7 @@ impl Run {
 
     /// Charges what the call has run, and at least so much.
     fn settle(&mut self, least: Duration, counts: bool) {
-        let clock = thread_time();
+        let clock = system::thread_time();
         self.cost.ran += clock.saturating_sub(self.clock);
         self.clock = clock;
         // A sample: whoever is seen at a tick stands for all since the last one,
@@ -533,11 +539,11 @@ impl Run {
             self.permit = Some(id);
             return Ok(());
         }
-        inner.waiting.0.insert(id, thread::current());
+        inner.waiting.0.insert(id, system::current());
         drop(inner);
-        let begun = Instant::now();
+        let begun = system::now();
         let ended = wait(&scheduler, id, deadline, attendant);
-        self.cost.waited += begun.elapsed();
+        self.cost.waited += system::now().saturating_duration_since(begun);
         self.was_waiting = ended.is_err();
         if ended.is_ok() {
             self.permit = Some(id);
@@ -579,7 +585,7 @@ fn wait<A: Attendant>(
     let ended = loop {
         let stop = attendant.look().map(NoTurn::Stopped);
         attendant.waits();
-        let now = Instant::now();
+        let now = system::now();
         let stop = stop.or_else(|| (now >= deadline).then_some(NoTurn::Deadline));
         let mut inner = scheduler.lock();
         let at = scheduler.now();
@@ -597,7 +603,7 @@ fn wait<A: Attendant>(
         drop(inner);
         let pause = deadline.saturating_duration_since(now);
         let until_alarm = alarm.map(|alarm| alarm.saturating_sub(at));
-        thread::park_timeout(until_alarm.map_or(pause, |alarm| alarm.min(pause)));
+        system::park_timeout(until_alarm.map_or(pause, |alarm| alarm.min(pause)));
     };
     let mut inner = scheduler.lock();
     inner.waiting.0.remove(&id);
@@ -610,13 +616,4 @@ fn wait<A: Attendant>(
     // It may have been the one that waited for the moment of others.
     inner.pass_on(&granted);
     ended
-}
-
-/// Processor time of this thread.
-fn thread_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(
-        u64::try_from(time.tv_sec).unwrap_or_default(),
-        u32::try_from(time.tv_nsec).unwrap_or_default(),
-    )
 }

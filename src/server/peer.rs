@@ -15,7 +15,7 @@ use crate::{
     access::Identity,
     budget::Budget,
     dispatch::Outcome,
-    metrics::{Traffic, snapshot::ConnectionRow},
+    metrics::{Traffic, Usage, Usages, Used, snapshot::ConnectionRow},
     system::{
         self, AtomicU8, AtomicU32, AtomicU64, Mutex,
         Ordering::{Relaxed, SeqCst},
@@ -44,6 +44,8 @@ pub(crate) struct Peer {
     /// Milliseconds from `since` to the last byte that arrived.
     last_activity: AtomicU64,
     traffic: Traffic,
+    /// What of it principals have been charged with.
+    charged: Mutex<Usage>,
     /// Why this one is to end, although the server goes on.
     farewell: OnceLock<Farewell>,
     drain: Arc<DrainFlags>,
@@ -126,6 +128,7 @@ impl Peer {
             last_request: AtomicU64::new(0),
             last_activity: AtomicU64::new(0),
             traffic: Traffic::default(),
+            charged: Mutex::default(),
             farewell: OnceLock::new(),
             drain: Arc::clone(drain),
             left: AtomicU32::new(0),
@@ -166,6 +169,22 @@ impl Peer {
 
     pub(crate) fn traffic(&self) -> &Traffic {
         &self.traffic
+    }
+
+    /// A call has used so much.
+    #[inline]
+    pub(crate) fn used(&self, used: Used) {
+        self.traffic.host_calls.add_some(used.host_calls);
+        self.traffic.peak_memory.rise_to(used.peak_memory);
+    }
+
+    /// Charges the present principal with what was used since the last time.
+    pub(crate) fn settle(&self, usages: &Usages) {
+        let mut charged = lock(&self.charged);
+        let usage = self.traffic.usage();
+        let due = usage.since(*charged);
+        *charged = usage;
+        usages.add(self.identity.load().caller.principal.as_deref(), due);
     }
 
     /// The principal that it speaks for.

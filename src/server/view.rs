@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     metrics::{
-        Traffic,
+        Traffic, Usages,
         snapshot::{CallRow, ConnectionRow, Totals},
     },
     wire::Code,
@@ -78,6 +78,14 @@ impl View {
         let mut open: Vec<_> = self.admission.peers().collect();
         open.sort_by_key(|peer| peer.number());
         open.iter().map(|peer| peer.row()).collect()
+    }
+
+    /// What principals have used so far.
+    #[must_use]
+    pub fn usages(&self) -> &Usages {
+        let usages = &self.shared.common.metrics.usages;
+        self.admission.peers().for_each(|peer| peer.settle(usages));
+        usages
     }
 
     /// Sums over the whole server.

@@ -298,7 +298,9 @@ impl Worker {
                         outcome,
                         identity,
                         held: _held,
+                        used,
                     } = reply;
+                    same.peer().used(used);
                     if let Outcome::Postponed(postponed) = outcome {
                         same.postpone(call.message, postponed);
                     } else {
@@ -319,6 +321,9 @@ impl Worker {
                     drop(held);
                     let Slow { peer, listed } = slow?;
                     drop(listed);
+                    peer.used(reply.used);
+                    // Its connection may have ended, and has been charged then.
+                    peer.settle(&self.shared.common.metrics.usages);
                     if let Outcome::Error(code, body) = &reply.outcome {
                         let header = reply.header.as_ref();
                         self.shared

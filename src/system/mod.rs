@@ -6,14 +6,19 @@ mod epoll;
 mod linger;
 mod pool;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::{
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    time::{ClockId, clock_gettime},
+};
 
 pub use std::sync::{
     Mutex, MutexGuard, PoisonError,
     atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
+
+pub use std::thread::{Thread, current, park_timeout};
 
 pub use epoll::{Epoll, Ready};
 pub use linger::{LINGER, Linger, MAX_ENDING};
@@ -25,6 +30,16 @@ pub use crate::transport::{Channel, Received};
 #[must_use]
 pub fn now() -> Instant {
     Instant::now()
+}
+
+/// Processor time of this thread.
+#[must_use]
+pub fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(
+        u64::try_from(time.tv_sec).unwrap_or_default(),
+        u32::try_from(time.tv_nsec).unwrap_or_default(),
+    )
 }
 
 /// Takes a lock. None of those of the server guards anything that a panic

@@ -840,3 +840,31 @@ fn what_strangers_could_reach_is_refused_at_the_start() {
         Some("is no right"),
     );
 }
+
+#[test]
+fn the_audit_trail_says_what_a_principal_has_used() {
+    let settings = "auth = \"required\"\n[principals.ann]\nrights = [\"*\"]";
+    let setup = with_tokens(setup(), settings);
+    let (_, secret) = token(&setup, &["ann"]);
+    let server = setup.start();
+    let mut peer = server.connect();
+    hello(&mut peer, &secret);
+    let request = format!("REQUEST:echo.say:1.0.0:ask::{HOUR}\n[1,2,3]");
+    let request = frame(0, request.as_bytes());
+    for _ in 0..3 {
+        assert_eq!(peer.ask("echo.say", "[1,2,3]").text(), "[1,2,3]");
+    }
+    let count = |name: &str| server.count(&format!("mb_principal_{name}"));
+    assert_eq!(count("requests_total{principal=\"ann\"}"), 3);
+    let bytes = count("bytes_total{principal=\"ann\",direction=\"in\"}");
+    assert_eq!(bytes, 3 * request.len() as u64);
+    // That of who has yet to authenticate.
+    assert_eq!(count("requests_total{principal=\"-\"}"), 1);
+    drop(peer);
+    server.signal("TERM");
+    let line = server.wait_for_log("security=\"usage\"");
+    let has = |text: &str| assert!(line.contains(text), "{line}");
+    has("principal=\"ann\" requests=3 ");
+    has(&format!(" bytes_in={bytes} "));
+    assert!(!line.contains("peak_memory=0"), "{line}");
+}

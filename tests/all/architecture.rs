@@ -12,7 +12,7 @@ const MAY_USE: [(&str, &[&str]); 21] = [
     ("metrics", &["wire"]),
     ("budget", &[]),
     ("store", &[]),
-    ("scheduler", &[]),
+    ("scheduler", &["system"]),
     ("host", &["budget", "config", "scheduler", "store", "wire"]),
     ("access", &["budget", "config", "host"]),
     (

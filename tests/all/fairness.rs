@@ -79,6 +79,40 @@ fn a_timeout_says_how_long_the_call_ran_and_waited() {
 }
 
 #[test]
+fn what_a_service_has_used_is_counted() {
+    let grants = "services.counter.grants = { keyvalue = true }";
+    let server = setup()
+        .with_as("services", "granted/counter.wasm", "counter.wasm")
+        .set(grants)
+        .start();
+    let mut client = server.connect();
+    assert_eq!(client.ask("echo.say", "[1,2,3]").text(), "[1,2,3]");
+    let answer = client.ask("counter.add", "{\"name\":\"n\"}");
+    assert!(answer.line.starts_with("RESPONSE"), "{}", answer.text());
+    let (size, answered) = ("{\"name\":\"n\"}".len(), answer.text().len());
+    let services = server.json("/services")["services"].clone();
+    let row = |name: &str| {
+        let mut rows = services.as_array().unwrap().iter();
+        rows.find(|row| row["name"] == name).unwrap().clone()
+    };
+    let number = |row: &serde_json::Value, key: &str| row[key].as_u64().unwrap();
+    let (echo, counter) = (row("echo"), row("counter"));
+    assert_eq!(
+        (&echo["bytesIn"], &echo["bytesOut"], &echo["hostCalls"]),
+        (&7.into(), &7.into(), &0.into())
+    );
+    assert_eq!(number(&counter, "bytesIn"), size as u64);
+    assert_eq!(number(&counter, "bytesOut"), answered as u64);
+    assert!(number(&counter, "hostCalls") >= 2, "{counter}");
+    assert!(number(&counter, "peakMemory") >= 64 * 1024, "{counter}");
+    let labels = "service=\"counter\",version=\"1.0.0\"";
+    let bytes = format!("mb_service_bytes_total{{{labels},direction=\"in\"}}");
+    assert_eq!(server.count(&bytes), size as u64);
+    let calls = server.count(&format!("mb_host_calls_total{{{labels}}}"));
+    assert_eq!(calls, number(&counter, "hostCalls"));
+}
+
+#[test]
 fn a_call_that_waits_for_its_turn_is_killed_at_once() {
     let server = with_loops().start();
     let mut others = loops(&server, "loop", 16);

@@ -55,19 +55,28 @@ const ON_PURPOSE: &str = "a defect, on purpose";
 
 /// Runs a seed, or panics.
 pub fn run(seed: u64) {
+    runner(seed).run(move || Machine::new(seed).run());
+}
+
+/// Runs threads in an order that follows from a seed.
+pub fn runner(seed: u64) -> Runner<RandomScheduler> {
     let mut config = shuttle::Config::new();
     config.max_steps = shuttle::MaxSteps::FailAfter(MAX_STEPS);
     config.failure_persistence = FailurePersistence::None;
     config.stack_size = 256 * 1024;
     config.silence_warnings = true;
     let scheduler = RandomScheduler::new_from_seed(seed, 1);
-    Runner::new(scheduler, config).run(move || Machine::new(seed).run());
+    Runner::new(scheduler, config)
 }
 
 /// Numbers that follow from a seed (SplitMix64; Steele, Lea, Flood 2014).
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -77,12 +86,12 @@ impl Random {
     }
 
     /// One of a range.
-    fn of(&mut self, range: std::ops::Range<usize>) -> usize {
+    pub fn of(&mut self, range: std::ops::Range<usize>) -> usize {
         range.start + (self.next() % (range.end - range.start) as u64) as usize
     }
 
     /// So often in a hundred times.
-    fn happens(&mut self, percent: u64) -> bool {
+    pub fn happens(&mut self, percent: u64) -> bool {
         self.next() % 100 < percent
     }
 }

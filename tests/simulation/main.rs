@@ -15,6 +15,8 @@
 //! exactly one if the peer stayed; quick ones in their order; nothing behind the
 //! ERROR that closes. At the end: nobody is left, and all permits, memory and
 //! threads are back.
+//!
+//! Each seed is also one of calls that take turns; see `turns`.
 
 #![allow(
     dead_code,
@@ -30,6 +32,7 @@ mod machine;
 #[path = "../../src/server/mod.rs"]
 mod server;
 mod system;
+mod turns;
 
 use std::env;
 
@@ -54,7 +57,10 @@ fn main() {
         if seed >= seeds.end {
             return;
         }
-        if let Err(panic) = std::panic::catch_unwind(|| machine::run(seed)) {
+        if let Err(panic) = std::panic::catch_unwind(|| {
+            machine::run(seed);
+            turns::run(seed);
+        }) {
             // The others begin no further one.
             next.store(seeds.end, std::sync::atomic::Ordering::Relaxed);
             eprintln!("seed {seed} fails; MB_SEED={seed} runs it again");

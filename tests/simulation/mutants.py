@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Deliberate defects of the server's core, each of which the simulation must find.
+"""Deliberate defects of the server's core and of the scheduler, each of which the simulation must find.
 
     python3 tests/simulation/mutants.py [NUMBER ...]
 
-Copies the tree to `target/mutants/simulation`, gives the simulation a copy of
-`src/server` of its own, plants one defect at a time there, and runs 20,000
+Copies the tree to `target/mutants/simulation`, gives the simulation copies of
+`src/server` and `src/scheduler` of its own, plants one defect at a time there, and runs 20,000
 seeds (or MB_SEEDS); without NUMBER none first. Prints a row for each: number, file, what it is, the
 message that found it, seed, seconds with compilation. Exits 1 where a defect
 is not found, or finds its place in the source no more. Some ten minutes; the
@@ -113,6 +113,24 @@ MUTANTS = [
      "self.end.is_none() && (self.readable || self.unread)", "self.end.is_none() && self.unread"),
     ("connection/machine.rs", "the end behind the last bytes is not read",
      "self.readable = more || self.peer_ended;", "self.readable = more;"),
+    # Turns.
+    ("../scheduler/mod.rs", "who gives its permit back wakes nobody",
+     "            let granted = inner.queue.leave(now, id);\n            inner.pass_on(&granted);\n        }\n    }",
+     "            inner.queue.leave(now, id);\n        }\n    }"),
+    ("../scheduler/mod.rs", "whose slice is over wakes nobody",
+     "        inner.pass_on(&granted);\n        if inner.queue.holds(id) {", "        if inner.queue.holds(id) {"),
+    ("../scheduler/mod.rs", "a call that ends while it waits keeps its place",
+     "        let now = scheduler.now();\n        inner.queue.leave(now, id)\n", "        Vec::new()\n"),
+    ("../scheduler/mod.rs", "nobody can wake a call that waits",
+     "        inner.waiting.0.insert(id, system::current());\n", ""),
+    ("../scheduler/mod.rs", "a call that waits is not stopped",
+     "attendant.look().map(NoTurn::Stopped)", "attendant.look().filter(|_| false).map(NoTurn::Stopped)"),
+    ("../scheduler/mod.rs", "the deadline of a call that waits is not looked at",
+     "stop.or_else(|| (now >= deadline).then_some(NoTurn::Deadline))", "stop.or_else(|| None)"),
+    ("../scheduler/queue.rs", "who has received least is not next",
+     "best.is_some_and(|(least, ..)| least <= service.received)", "best.is_some()"),
+    ("../scheduler/queue.rs", "nobody's slice is over",
+     "        if slice < SLICE {\n            return true;\n        }", "        if slice < SLICE || true {\n            return true;\n        }"),
     # What is given back.
     ("workers.rs", "the permit of a connection that is over is kept",
      "                    drop(held);\n                    drop(connection);\n",
@@ -145,15 +163,17 @@ def copy():
         if (ROOT / name).is_file():
             # With its time: what has not changed is not compiled again.
             shutil.copy2(ROOT / name, to)
-    shutil.rmtree(SERVER, ignore_errors=True)
-    # With the time of now, because one before may have had a defect.
-    shutil.copytree(ROOT / "src/server", SERVER, copy_function=shutil.copyfile)
-    # The library keeps the server without a defect, and so is compiled once.
-    main_file = COPY / "tests/simulation/main.rs"
-    place = '#[path = "../../src/server/mod.rs"]'
-    text = main_file.read_text()
-    assert place in text
-    main_file.write_text(text.replace(place, '#[path = "server/mod.rs"]'))
+    for part, user in (("server", "main.rs"), ("scheduler", "turns.rs")):
+        own = SERVER.parent / part
+        shutil.rmtree(own, ignore_errors=True)
+        # With the time of now, because one before may have had a defect.
+        shutil.copytree(ROOT / "src" / part, own, copy_function=shutil.copyfile)
+        # The library keeps the parts without a defect, and so is compiled once.
+        place = f'#[path = "../../src/{part}/mod.rs"]'
+        file = SERVER.parent / user
+        text = file.read_text()
+        assert place in text
+        file.write_text(text.replace(place, f'#[path = "{part}/mod.rs"]'))
 
 
 def run(command, timeout=None):

@@ -119,6 +119,7 @@ impl Connection {
     }
 
     pub(crate) fn set_identity(&mut self, identity: Identity) {
+        self.peer.settle(&self.common.metrics.usages);
         self.identity = Arc::new(identity);
         self.peer.is_now(Arc::clone(&self.identity));
     }

@@ -542,6 +542,7 @@ impl Parked for Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        self.peer.settle(&self.common.metrics.usages);
         self.peer.traffic().end(&self.common.metrics.ended);
     }
 }

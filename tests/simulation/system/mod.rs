@@ -5,7 +5,7 @@
 
 use std::{
     cell::RefCell,
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     io,
     net::{Ipv4Addr, SocketAddr, TcpStream},
     sync::Arc,
@@ -19,7 +19,10 @@ pub use shuttle::sync::{
     Mutex, MutexGuard,
     atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
-use shuttle::{sync::Condvar, thread};
+use shuttle::{
+    sync::Condvar,
+    thread::{self, ThreadId},
+};
 
 /// As the server has it.
 pub const LINGER: Duration = Duration::from_secs(2);
@@ -42,6 +45,8 @@ struct Inner {
     threads: usize,
     epolls: Vec<Arc<Events>>,
     clock: Arc<Gate>,
+    /// Those that were asked for.
+    known: HashMap<ThreadId, Thread>,
 }
 
 impl World {
@@ -105,6 +110,70 @@ impl World {
 /// The time.
 pub fn now() -> Instant {
     World::here().now()
+}
+
+/// A thread that others may wake.
+#[derive(Clone, Default)]
+pub struct Thread(Arc<Parking>);
+
+#[derive(Default)]
+struct Parking {
+    is_woken: std::sync::atomic::AtomicBool,
+    /// Nanoseconds that it has computed.
+    ran: std::sync::atomic::AtomicU64,
+}
+
+impl Thread {
+    pub fn unpark(&self) {
+        self.0
+            .is_woken
+            .store(true, std::sync::atomic::Ordering::SeqCst);
+        World::here().pass(Duration::ZERO);
+    }
+}
+
+/// The thread that asks.
+pub fn current() -> Thread {
+    let id = thread::current().id();
+    let world = World::here();
+    let mut inner = world.inner.lock().unwrap();
+    inner.known.entry(id).or_default().clone()
+}
+
+/// Waits until somebody wakes this thread, or so long.
+pub fn park_timeout(timeout: Duration) {
+    let (world, own) = (World::here(), current());
+    let until = world.now() + timeout;
+    thread::yield_now();
+    loop {
+        let clock = Arc::clone(&world.inner.lock().unwrap().clock);
+        let turn = clock.turn();
+        let is_woken = &own.0.is_woken;
+        if is_woken.swap(false, std::sync::atomic::Ordering::SeqCst) || world.now() >= until {
+            return;
+        }
+        clock.wait(turn);
+    }
+}
+
+/// How long this thread has computed.
+pub fn thread_time() -> Duration {
+    let ran = current().0.ran.load(std::sync::atomic::Ordering::SeqCst);
+    Duration::from_nanos(ran)
+}
+
+/// This thread computes for so long, while the clock moves on.
+pub fn compute(time: Duration) {
+    let world = World::here();
+    let until = world.now() + time;
+    while world.now() < until {
+        world.wait_for_clock();
+    }
+    let nanos = u64::try_from(time.as_nanos()).unwrap();
+    let own = current();
+    own.0
+        .ran
+        .fetch_add(nanos, std::sync::atomic::Ordering::SeqCst);
 }
 
 /// Takes a lock.
