@@ -123,7 +123,7 @@ fn a_fatal_error_and_the_log_before_it_are_written_to_the_end() {
 #[test]
 fn readers_that_take_nothing_of_a_large_page() {
     let mut setup = setup();
-    for number in 0..2000 {
+    for number in 0..1500 {
         setup = setup.with_bytes(&format!("broken{number}.wasm"), b"no component");
     }
     let admin = setup.dir.path().join("admin.sock");

@@ -156,6 +156,20 @@ test('an action is tried by its form', async () => {
   await until('The payload is no JSON');
 });
 
+test('what services cost is shown', async () => {
+  await go('#/services');
+  const order = send('order.create', 'o-2', { customer: 'ann', items: [{ name: 'tea', price: 1, quantity: 1 }] });
+  await page.waitForFunction(() => {
+    const heads = [...document.querySelectorAll('main thead th')].map((head) => head.textContent);
+    const row = [...document.querySelectorAll('main tbody tr')].find((found) => found.cells[0].textContent === 'order');
+    const cell = (head) => row?.cells[heads.indexOf(head)]?.textContent ?? '0';
+    return ['bytes in', 'bytes out', 'host calls', 'most memory'].every((head) => parseFloat(cell(head)) > 0);
+  }, { timeout: PATIENCE });
+  order.destroy();
+  await go('#/services/calc');
+  await until('of memory');
+});
+
 test('a rollback is shown and undone', async () => {
   const path = join(dir, 'services/calc.wasm');
   const bytes = readFileSync(path);
