@@ -108,7 +108,7 @@ impl Admin {
         let Some(token) = &self.token else {
             return Err(refuse(
                 403,
-                "changing is switched off, because there is no token; the log says why",
+                "changes are switched off, because there is no token; the log says why",
             ));
         };
         let bearer = request.header("Authorization");
@@ -124,7 +124,7 @@ impl Admin {
                 peer = request.peer,
                 method = request.method,
                 path = shown(&request.url),
-                "a change was asked for without the token"
+                "a change was requested without the token"
             );
         }
         let error = "this takes the header Authorization: Bearer TOKEN; the token is in state_dir/admin.token";
@@ -216,7 +216,7 @@ impl Admin {
             }
             ("POST", "/drain") => {
                 self.commands.drain();
-                done("the server ends in order")
+                done("the server drains")
             }
             ("DELETE", "/calls/{id}") => match number().is_some_and(|id| self.commands.kill(id)) {
                 true => done("it is stopped by its next tick"),

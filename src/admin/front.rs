@@ -199,7 +199,7 @@ impl Front {
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => {
                         if LINES.allows("admin endpoint, accepting") {
-                            tracing::warn!("admin endpoint can't accept, trying on: {error}");
+                            tracing::warn!("admin endpoint can't accept, trying again: {error}");
                         }
                         thread::sleep(PAUSE);
                     }
@@ -207,7 +207,7 @@ impl Front {
             }
         };
         thread::Builder::new()
-            .name("mb-admin-door".into())
+            .name("mb-admin-listen".into())
             .spawn(stand)
             .map(drop)
     }
@@ -249,7 +249,7 @@ impl Front {
             front.serve(&socket, &place);
         };
         if let Err(error) = thread::Builder::new()
-            .name("mb-admin-guest".into())
+            .name("mb-admin-client".into())
             .spawn(serve)
         {
             self.guests().here.remove(&number);
@@ -321,7 +321,7 @@ impl Front {
         if body.len() > MAX_ANSWER.min(self.held.limit()) {
             return Err((
                 400,
-                "the answer is over 32 MiB, or a sixteenth of memory; ask for less with limit=NUMBER",
+                "the answer exceeds 32 MiB, or a sixteenth of memory; ask for less with limit=NUMBER",
             ));
         }
         let counted = if body.len() > SMALL_ANSWER {
@@ -358,7 +358,7 @@ impl Front {
             Some(building.ok_or((503, "too many pages are asked for; try again"))?)
         } else {
             let change = hold(&self.changes, 1, now);
-            Some(change.ok_or((503, "other changes are being made; try again"))?)
+            Some(change.ok_or((503, "other changes are in progress; try again"))?)
         };
         // A panic is logged by its hook.
         catch_unwind(AssertUnwindSafe(|| self.admin.route(request)))
@@ -400,7 +400,7 @@ impl Front {
             match end.map(|at| at + 4) {
                 Some(end) if end <= MAX_HEAD => break end,
                 None if bytes.len() < MAX_HEAD => {}
-                _ => return Err((431, "the header is over 16 KiB")),
+                _ => return Err((431, "the header exceeds 16 KiB")),
             }
         };
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
@@ -409,7 +409,7 @@ impl Front {
         let mut body = match request.parse(&bytes) {
             Ok(status) if status.is_complete() => body,
             Err(httparse::Error::TooManyHeaders) => {
-                return Err((431, "there are over 64 header lines"));
+                return Err((431, "there are more than 64 header lines"));
             }
             _ => return Err((400, "this is no HTTP/1.1 request")),
         };
@@ -433,7 +433,7 @@ impl Front {
                     target: AUDIT,
                     security = "admin-token",
                     peer = asked.peer,
-                    "another machine asked without the token"
+                    "another machine requested without the token"
                 );
             }
             return Err((
@@ -552,7 +552,7 @@ fn framing(headers: &[httparse::Header<'_>]) -> Result<(usize, bool), Refused> {
         (Some(_), Some(_)) => return Err((400, "Content-Length is there twice")),
     };
     if length > MAX_BODY {
-        return Err((413, "the body is over 1 MiB"));
+        return Err((413, "the body exceeds 1 MiB"));
     }
     Ok((length, named("expect").next().is_some()))
 }

@@ -99,7 +99,7 @@ impl Admin {
                     security = "admin-host",
                     peer = request.peer,
                     path = shown(&request.url),
-                    "asked under a name that is not answered"
+                    "requested under a Host that is not answered"
                 );
             }
             return refuse(

@@ -50,7 +50,7 @@ impl LiveCatalog {
     }
 
     /// Why the last look at the folder gave nothing, so that what was loaded
-    /// before is served on; none where it did.
+    /// before is still served; none where it did.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
         self.trouble.load().as_deref().cloned()
@@ -155,7 +155,7 @@ impl LiveCatalog {
         if let Some(trouble) = &trouble
             && self.trouble.load().as_deref() != Some(trouble)
         {
-            tracing::warn!("the services folder: {trouble}; what was loaded is served on");
+            tracing::warn!("the services folder: {trouble}; what was loaded is still served");
         }
         if trouble.is_none() && self.trouble.load().is_some() {
             tracing::info!("the services folder can be read again");

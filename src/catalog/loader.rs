@@ -76,7 +76,7 @@ pub(super) struct Entry {
     pub(super) error: Option<String>,
     /// Digest of the file, where it is passed over because the operator went
     /// back from it.
-    pub(super) passed_over: Option<String>,
+    pub(super) rolled_back_from: Option<String>,
 }
 
 /// Which file a service came from.
@@ -96,7 +96,7 @@ impl Source {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::File => "file",
-            Self::Kept => "lastGood",
+            Self::Kept => "lastKnownGood",
             Self::RolledBack => "rolledBack",
         }
     }
@@ -152,7 +152,7 @@ impl Loader {
     pub(super) fn new(sandbox: &Arc<Sandbox>, settings: LoadSettings, state_dir: &Path) -> Self {
         let kept = Kept::open(state_dir, &settings.dir).inspect_err(|error| {
             tracing::warn!(
-                "good components are not kept, because the folder {} can't be used: {error}; set state_dir to another",
+                "last-known-good files are not kept, because the folder {} can't be used: {error}; set state_dir to another",
                 state_dir.display()
             );
         });
@@ -233,7 +233,7 @@ impl Loader {
                 generation: 0,
                 source: Source::File,
                 error: None,
-                passed_over: None,
+                rolled_back_from: None,
             };
             let known = self.files.contains_key(&path);
             let mut entry = self.files.remove(&path).unwrap_or_else(fresh);
@@ -380,7 +380,7 @@ impl Loader {
             generation: self.generation,
             source,
             error: None,
-            passed_over: None,
+            rolled_back_from: None,
         };
         tracing::info!("{what}");
         what
@@ -391,7 +391,7 @@ impl Loader {
     fn refuse(&self, path: &Path, entry: &mut Entry, error: &FileError) -> String {
         let error = error.to_string();
         let stem = stem(path);
-        entry.passed_over = None;
+        entry.rolled_back_from = None;
         // Where the operator had gone back, that is the last good one.
         let last = |kept: &Kept| {
             let (mut files, rollback) = (kept.files(&stem), kept.rollback(&stem));
@@ -408,14 +408,16 @@ impl Loader {
             match self.load_kept(path, &last.path, &last.digest) {
                 Ok(service) => drop(self.serve(path, entry, service, Source::Kept)),
                 Err(error) => {
-                    tracing::warn!("the last good file of {stem} can't be served either: {error}")
+                    tracing::warn!(
+                        "the last-known-good file of {stem} can't be served either: {error}"
+                    )
                 }
             }
         }
         let instead = match (&entry.service, entry.source) {
             (None, _) => "",
-            (Some(_), Source::Kept) => "; the last good file is served instead",
-            (Some(_), _) => "; what was loaded before is served on",
+            (Some(_), Source::Kept) => "; the last-known-good file is served instead",
+            (Some(_), _) => "; what was loaded before is still served",
         };
         let what = format!("{} is not served: {error}{instead}", path.display());
         tracing::error!("{what}");
@@ -437,10 +439,9 @@ impl Loader {
         name: &str,
         version: Option<Version>,
     ) -> Result<String, Refused> {
-        let kept = self
-            .kept
-            .clone()
-            .ok_or("good components are not kept; set state_dir to a folder that can be written")?;
+        let kept = self.kept.clone().ok_or(
+            "last-known-good files are not kept; set state_dir to a folder that can be written",
+        )?;
         let path = self.path_of(name, version)?;
         let stem = stem(&path);
         let current = self
@@ -457,7 +458,7 @@ impl Loader {
             .unwrap_or(files.len());
         let back = files[..before]
             .last()
-            .ok_or_else(|| format!("no file of {name} is kept from before the present one"))?;
+            .ok_or_else(|| format!("no earlier file of {name} is kept"))?;
         let rollback = Rollback {
             refused: in_place,
             served: back.digest.clone(),
@@ -522,7 +523,7 @@ impl Loader {
         let done = self.settle(&path, &mut entry);
         let failed = entry.source != Source::File || entry.error.is_some();
         if failed {
-            entry.passed_over = Some(rollback.refused.clone());
+            entry.rolled_back_from = Some(rollback.refused.clone());
         }
         let entry_error = entry.error.clone();
         self.files.insert(path, entry);
@@ -547,16 +548,14 @@ impl Loader {
             .find(|file| file.digest == rollback.served);
         let loaded = match found {
             Some(file) => self.load_kept(path, &file.path, &file.digest),
-            None => Err(FileError::Read(
-                "the file that was gone back to is not kept any more".into(),
-            )),
+            None => Err(FileError::Read("the earlier file is no longer kept".into())),
         };
         match loaded {
             Ok(service) => {
                 let what = self.serve(path, entry, service, Source::RolledBack);
-                entry.passed_over = Some(rollback.refused.clone());
+                entry.rolled_back_from = Some(rollback.refused.clone());
                 tracing::warn!(
-                    "{} is passed over, the operator went back from it; mb-server rollback --undo serves it",
+                    "{} is not served, because the operator rolled it back; mb-server rollback --undo serves it",
                     path.display()
                 );
                 format!("{what}, as it was before the present file")

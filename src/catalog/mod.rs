@@ -98,7 +98,7 @@ struct Listed {
     /// Why the file, as it is now, is not what is served.
     error: Option<String>,
     /// Digest of the file as it is now, where the operator went back from it.
-    passed_over: Option<String>,
+    rolled_back_from: Option<String>,
     disabled: bool,
 }
 
@@ -147,7 +147,7 @@ impl Catalog {
                         service: Arc::clone(service),
                         source: entry.source,
                         error: error.clone().map(capped),
-                        passed_over: entry.passed_over.clone(),
+                        rolled_back_from: entry.rolled_back_from.clone(),
                         disabled: is_disabled(service),
                     };
                     catalog
@@ -333,7 +333,7 @@ fn service_row(listed: &Listed) -> snapshot::ServiceRow {
         service,
         source,
         error,
-        passed_over,
+        rolled_back_from,
         disabled,
     } = listed;
     let Service {
@@ -362,7 +362,7 @@ fn service_row(listed: &Listed) -> snapshot::ServiceRow {
         digest: Some(digest.clone()),
         size: Some(*size),
         error: error.clone(),
-        passed_over: passed_over.clone(),
+        rolled_back_from: rolled_back_from.clone(),
         calls: stats.calls.get(),
         cpu_seconds: component.terms().granted.cpu().as_secs_f64(),
         failures: stats.failures.get(),
@@ -399,7 +399,7 @@ fn failure_row(failure: &Failure) -> snapshot::ServiceRow {
         digest: None,
         size: None,
         error: Some(error.clone()),
-        passed_over: None,
+        rolled_back_from: None,
         calls: 0,
         cpu_seconds: 0.0,
         failures: 0,

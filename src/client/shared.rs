@@ -345,7 +345,7 @@ fn read_some(
             Ok(())
         }
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-            Err(Some("the server says nothing any more".into()))
+            Err(Some("the server no longer answers".into()))
         }
         Err(error) => Err(Some(error.to_string())),
     }

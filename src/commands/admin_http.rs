@@ -263,7 +263,9 @@ fn converse(connection: &mut Connection, request: &str) -> io::Result<(u16, Stri
         .take(MAX_READ as u64 + 1)
         .read_to_string(&mut answer)?;
     if answer.len() > MAX_READ {
-        return Err(io::Error::other(format!("it sent over {MAX_READ} bytes")));
+        return Err(io::Error::other(format!(
+            "it sent more than {MAX_READ} bytes"
+        )));
     }
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head

@@ -72,7 +72,7 @@ pub(super) struct Arguments {
     /// Seconds before anything counts [default: 1, with --count 0]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(0..=3_600))]
     warm_up: Option<u64>,
-    /// Threads that make the load
+    /// Threads that create the load
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     threads: u32,
     /// Print the result as JSON

@@ -218,7 +218,7 @@ fn attempt(project: &Project, state: &State, serving: &Serving, address: SocketA
             complain!(
                 "{}; save a change to try again",
                 if state.failed(&error.to_string()) {
-                    "the last good build goes on"
+                    "the last successful build stays in service"
                 } else {
                     "calls are refused until it is"
                 }

@@ -58,7 +58,7 @@ impl Doors {
             opened.names.push(format!(
                 "http://{}/",
                 listener.local_addr().map_err(|error| failure(format!(
-                    "the address of the admin endpoint can't be told: {error}"
+                    "the address of the admin endpoint is unknown: {error}"
                 )))?
             ));
             opened.doors.push(Door::Tcp(listener));

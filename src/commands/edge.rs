@@ -272,7 +272,7 @@ impl Edge {
         static LINES: Limiter = Limiter::new();
         if !is_known && LINES.allows("certificates and tokens that failed") {
             tracing::warn!(
-                "{} stay as they were: {error}; they are read again until that succeeds",
+                "{} stay as they were: {error}; the server tries again until that succeeds",
                 files.as_str()
             );
         }
@@ -344,8 +344,7 @@ pub(super) fn check_exposure(config: &Config) -> Result<(), (super::Exit, String
                 continue;
             };
             return Err(usage(format!(
-                "`host` = {host:?} port {} is {}, which others can reach, and nothing asks them who they are; set \
-                 auth = \"required\" (MB_AUTH=required), make a token (mb-server token new) and set tls.cert and \
+                "`host` = {host:?} port {} is {}, which others can reach without authentication; set auth = \"required\" (MB_AUTH=required), create a token (mb-server token new) and set tls.cert and \
                  tls.key, without which a token is taken from this machine only, or set allow_unsecure = true \
                  (MB_ALLOW_UNSECURE=true) if you mean it",
                 listener.port,

@@ -157,7 +157,7 @@ impl Inspector {
         let kib = code.size / 1024;
         let compiled = match code.took {
             Some(took) => format!(
-                "to {kib} KiB, in {} ms; kept for the next start",
+                "to {kib} KiB, in {} ms; cached for the next start",
                 took.as_millis()
             ),
             None => format!("to {kib} KiB, taken from the cache"),

@@ -100,7 +100,7 @@ impl From<Exit> for ExitCode {
     after_help = if cfg!(feature = "compiler") {
         "Start with: mb-server serve, or write a service: mb-server new NAME --lang rust|js|ts|python"
     } else {
-        "Built without a compiler: serves what mb-server compile made elsewhere. Start with: mb-server serve"
+        "Built without a compiler: serves what mb-server compile wrote elsewhere. Start with: mb-server serve"
     }
 )]
 pub struct Arguments {

@@ -17,7 +17,7 @@ const TAKE_WITHIN: Duration = Duration::from_secs(1);
 /// Says something, such as `READY=1`, if somebody listens.
 pub(super) fn notify(said: &str) {
     if let Err(error) = send(said) {
-        tracing::warn!("systemd was not told {said}: {error}");
+        tracing::warn!("systemd was not notified of {said}: {error}");
     }
 }
 

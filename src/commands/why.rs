@@ -46,10 +46,10 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     for call in &now {
         let (topic, state) = (text(&call["topic"]), text(&call["state"]));
         say!(
-            "{request_id} is {state} now: {topic}, for {} ms, of which it ran {} and waited {} for its turn, {} ms left; number {} of /calls",
+            "{request_id} is {state} now: {topic}, for {} ms, of which it ran {} and waited {} for a processor, {} ms left; number {} of /calls",
             text(&call["ageMs"]),
             text(&call["ranMs"]),
-            text(&call["turnWaitedMs"]),
+            text(&call["cpuWaitedMs"]),
             text(&call["remainingMs"]),
             text(&call["id"])
         );
@@ -74,7 +74,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     }
     if now.is_empty() && own.is_empty() && children.is_empty() && lines.is_empty() {
         return Err(failure(format!(
-            "nothing is kept of {request_id}: it was answered within 10 ms, or newer calls displaced it, or the \
+            "nothing is recorded of {request_id}: it was answered within 10 ms, or newer calls displaced it, or the \
              server did not get it; with the log filter `debug` every call leaves a line"
         )));
     }
@@ -83,7 +83,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
 
 fn tell(call: &Value) {
     let who = match &call["principal"] {
-        Value::Null => "somebody who has not shown who they are".to_owned(),
+        Value::Null => "an unauthenticated peer".to_owned(),
         principal => text(principal),
     };
     say!("{}  {}", text(&call["requestId"]), text(&call["outcome"]));
@@ -108,9 +108,9 @@ fn tell(call: &Value) {
     );
     if !call["ranMs"].is_null() {
         say!(
-            "  ran        {} ms, and waited {} ms for its turn to run",
+            "  ran        {} ms, and waited {} ms for a processor",
             text(&call["ranMs"]),
-            text(&call["turnWaitedMs"])
+            text(&call["cpuWaitedMs"])
         );
     }
     say!("  memory     {} bytes at most", text(&call["peakMemory"]));

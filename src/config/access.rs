@@ -154,7 +154,7 @@ settings! {
         /// waits until its deadline. 0: no limit.
         pub concurrency: usize = 0 => 0..=10_000,
         /// Of the processors, what all its calls may use, 0 to 1,000 of them; 0
-        /// for no bound. A call beyond it waits for its turn.
+        /// for no bound. A call beyond it waits.
         pub cpu: Share = Share(0) => Share(0)..=Share(1_000_000),
     }
 }

@@ -117,7 +117,7 @@ impl MemoryPlan {
                 per_instance / 1024
             ),
             format!("{} for the operator: who looks, and the calls of the past", mib(admin + history)),
-            format!("{} shared by what grows: memory of services, large messages and answers", mib(shared)),
+            format!("{} shared by services, large messages and answers", mib(shared)),
             "not counted: the program and compiled code, the kernel's stacks, socket buffers and page cache".into(),
         ]
     }

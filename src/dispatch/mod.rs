@@ -275,7 +275,7 @@ impl Core {
         } else if identity.must_say() && !says {
             (
                 "missing",
-                "say first who you are: system.hello with a token",
+                "authenticate first: send system.hello with a token",
             )
         } else {
             return Ok(());

@@ -422,7 +422,7 @@ pub(super) fn stopped(stop: Stop) -> Refusal {
         Stop::Reset => Refusal::failed(Reason::Reset, stop.to_string()),
         Stop::Shutdown => Refusal::new(
             Code::ShuttingDown,
-            "stopped, because the server shuts down and its time for that is over",
+            "stopped, because the server shuts down and drain_timeout has passed",
         ),
         Stop::Deadline => Refusal::new(Code::Timeout, stop.to_string()),
     }
@@ -499,7 +499,7 @@ fn past(
         elapsed_ms: millis(elapsed),
         waited_ms: millis(waited),
         ran_ms: cost.map(|cost| millis(cost.ran)),
-        turn_waited_ms: cost.map(|cost| millis(cost.waited)),
+        cpu_waited_ms: cost.map(|cost| millis(cost.waited)),
         peak_memory,
         backtrace: backtrace.to_vec(),
         stderr: stderr.to_vec(),

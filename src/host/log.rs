@@ -157,7 +157,7 @@ impl Meter {
         }
         if self.dropped > 0 && granted.log_dropped.allows("service log") {
             let text = format!(
-                "{} lines dropped, over 64 KiB in a call or log_lines",
+                "{} lines dropped, beyond 64 KiB in a call or log_lines",
                 self.dropped
             );
             emit(granted, context, LogLevel::Warn, "mb-server", &text);

@@ -52,7 +52,7 @@ pub struct PastCall {
     /// it was over before its first tick, or was made by another service.
     pub ran_ms: Option<f64>,
     /// Milliseconds that it waited for its turn to run; likewise.
-    pub turn_waited_ms: Option<f64>,
+    pub cpu_waited_ms: Option<f64>,
     /// Most memory that it held, in bytes.
     pub peak_memory: usize,
     /// `OK`, a code of the protocol, or the service's own.
@@ -288,7 +288,7 @@ mod tests {
             elapsed_ms: 1.0,
             waited_ms: 0.0,
             ran_ms: None,
-            turn_waited_ms: None,
+            cpu_waited_ms: None,
             peak_memory: 0,
             outcome: outcome.into(),
             message: None,

@@ -158,7 +158,7 @@ pub struct Metrics {
     started: Instant,
     /// Connections accepted.
     pub accepted: Counter,
-    /// Connections told SERVER_BUSY.
+    /// Connections refused with SERVER_BUSY.
     pub refused: Counter,
     /// Errors of the accept call.
     pub accept_errors: Counter,
@@ -166,17 +166,17 @@ pub struct Metrics {
     pub truncated: Counter,
     /// Connections that ended because the peer took no answer in time.
     pub write_timeouts: Counter,
-    /// Failures of PUBLISH that nobody was told of.
+    /// Failed PUBLISH messages that no client was notified of.
     pub publish_failures: Counter,
     /// Calls stopped because their client had reset its connection.
     pub calls_reset: Counter,
-    /// Peers from an address that is not let in.
+    /// Connections from an address that is denied.
     pub denied: Counter,
     /// Strangers that were sent away for others.
     pub evicted: Counter,
     /// Handshakes of TLS and PROXY headers that came to nothing, by reason.
     pub handshake_failures: Labelled,
-    /// Peers that failed to show who they are, by reason.
+    /// Peers that failed to authenticate, by reason.
     pub auth_failures: Labelled,
     /// Calls that failed or were slow.
     pub history: History,

@@ -64,7 +64,7 @@ pub struct CallRow {
     /// Milliseconds of processor time so far.
     pub ran_ms: f64,
     /// Milliseconds that it has waited for its turn to run.
-    pub turn_waited_ms: f64,
+    pub cpu_waited_ms: f64,
     /// The operator has asked for its end.
     pub killed: bool,
 }
@@ -79,8 +79,8 @@ pub struct ServiceRow {
     pub version: Option<String>,
     /// `loaded`, `disabled` or `failed`.
     pub state: &'static str,
-    /// `file`, `lastGood` or `rolledBack`: what is served of it; none if it
-    /// failed.
+    /// `file`, `lastKnownGood` or `rolledBack`: what is served of it; none if
+    /// it failed.
     pub source: Option<&'static str>,
     /// Where it came from.
     pub file: String,
@@ -92,7 +92,7 @@ pub struct ServiceRow {
     pub error: Option<String>,
     /// SHA-256 of the file, where it is passed over because the operator went
     /// back from it.
-    pub passed_over: Option<String>,
+    pub rolled_back_from: Option<String>,
     /// Calls begun.
     pub calls: u64,
     /// Seconds of processor time of all versions of this name, with the calls
@@ -102,7 +102,7 @@ pub struct ServiceRow {
     pub failures: u64,
     /// Calls that the server ended.
     pub errors: u64,
-    /// Instances that were made for calls.
+    /// Instances created for calls.
     pub instances: u64,
     /// Why every call gets an instance that is made for it; none if instances
     /// serve one call after another, reset or shared.
@@ -167,7 +167,7 @@ pub struct Totals {
     pub max_memory: u64,
     /// Connections accepted.
     pub accepted: u64,
-    /// Connections told SERVER_BUSY.
+    /// Connections refused with SERVER_BUSY.
     pub refused: u64,
     /// Errors of the accept call.
     pub accept_errors: u64,
@@ -175,15 +175,15 @@ pub struct Totals {
     pub truncated: u64,
     /// Peers that took no answer in time.
     pub write_timeouts: u64,
-    /// Failures of PUBLISH that nobody was told of.
+    /// Failed PUBLISH messages that no client was notified of.
     pub publish_failures: u64,
-    /// Peers from an address that is not let in.
+    /// Connections from an address that is denied.
     pub denied: u64,
     /// Strangers that were sent away for others.
     pub evicted: u64,
-    /// Handshakes that came to nothing, by reason.
+    /// Failed handshakes, by reason.
     pub handshake_failures: Vec<(&'static str, u64)>,
-    /// Peers that failed to show who they are, by reason.
+    /// Peers that failed to authenticate, by reason.
     pub auth_failures: Vec<(&'static str, u64)>,
     /// Calls stopped because their client had reset its connection.
     pub calls_reset: u64,

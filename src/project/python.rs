@@ -49,13 +49,13 @@ pub(super) fn pack(dir: &Path, say: &dyn Fn(&str)) -> Result<Packed, ProjectErro
         .output()
         .map_err(|error| {
             ProjectError::Failed(format!(
-                ".venv/bin/python: {error}; remove .venv, the next build makes it anew"
+                ".venv/bin/python: {error}; remove .venv, the next build creates it again"
             ))
         })?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stdout);
         return Err(ProjectError::Failed(match said.trim() {
-            "" => "the packages of .venv could not be read; remove .venv, the next build makes it anew".into(),
+            "" => "the packages of .venv could not be read; remove .venv, the next build creates it again".into(),
             said => said.to_owned(),
         }));
     }

@@ -140,8 +140,7 @@ pub(super) fn build_js(dir: &Path, say: &dyn Fn(&str)) -> Result<Command, Projec
     }
     let modules = modules().ok_or_else(|| {
         ProjectError::Failed(
-            "package.json lacks the dependency mb-service: \"mb-service\": \"file:./sdk\", with the folder sdk of \
-             a project that mb-server new has made"
+            "package.json lacks the dependency mb-service: \"mb-service\": \"file:./sdk\", with the folder sdk of a project that mb-server new has created"
                 .into(),
         )
     })?;

@@ -108,8 +108,7 @@ impl Sandbox {
     pub fn new(mut config: SandboxConfig) -> wasmtime::Result<Arc<Self>> {
         if let Err(error) = try_memory_file() {
             tracing::warn!(
-                "the first memory of instances is copied, which is slower, because no file in memory can be \
-                 made: {error}"
+                "the first memory of instances is copied, which is slower, because no file in memory can be created: {error}"
             );
             config.compiler.copy_memory = true;
         }
@@ -124,7 +123,7 @@ impl Sandbox {
             Ok(engine) => (engine, true),
             Err(error) => {
                 tracing::warn!(
-                    "there is no pool of {} instances to be had, they are allocated on demand, which is \
+                    "no pool of {} instances is available, they are allocated on demand, which is \
                      slower: {error:#}",
                     config.instances
                 );
@@ -178,8 +177,7 @@ impl Sandbox {
         } = self.config;
         if self.pooled && (instance > largest_instance || table > largest_table) {
             return Err(format!(
-                "memory of {instance} bytes and tables of {table} elements are more than the pool of instances was \
-                 made for, {largest_instance} and {largest_table}: restart"
+                "memory of {instance} bytes and tables of {table} elements are more than the pool of instances was sized for, {largest_instance} and {largest_table}: restart"
             ));
         }
         Ok(())

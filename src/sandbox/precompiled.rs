@@ -210,8 +210,7 @@ impl fmt::Display for PrecompiledError {
         match self {
             Self::OpenToOthers(path) => write!(
                 f,
-                "compiled code is loaded only from where nobody but this server's user and root can write, and {} is \
-                 open to others: chown and chmod go-w it, or serve the .wasm",
+                "compiled code is loaded only from where only this server's user and root can write, and others can write to {}: chown and chmod go-w it, or serve the .wasm",
                 path.display()
             ),
             Self::MadeFor { server, arch } => write!(
@@ -228,7 +227,7 @@ impl fmt::Display for PrecompiledError {
             ),
             Self::Broken(what) => write!(
                 f,
-                "a broken file of compiled code, {what}: copy it again, or compile anew"
+                "a broken file of compiled code, {what}: copy it again, or compile it again"
             ),
             Self::Engine(error) => {
                 write!(

@@ -180,7 +180,7 @@ impl Acceptor {
                 let new = Connection::new(number, stream, peer, listener, common, permit);
                 if let Some(Err(error)) = new.map(|new| shared.poller.begin(Box::new(new))) {
                     static LINES: Limiter = Limiter::new();
-                    if LINES.allows("no room at the poller") {
+                    if LINES.allows("no slot at the poller") {
                         tracing::error!(
                             "a connection is closed, the poller can't watch it: {error}; is fs.epoll.max_user_watches too low?"
                         );
@@ -215,7 +215,7 @@ impl Acceptor {
             return;
         }
         if self.pause.is_zero() && ACCEPT_LINES.allows("accepting connections") {
-            tracing::error!("can't accept connections, trying on: {error}");
+            tracing::error!("can't accept connections, trying again: {error}");
         }
         self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
         self.wait(Some(self.pause));
@@ -254,11 +254,11 @@ impl Common {
         let limits = &self.settings;
         let message = match refused {
             Refused::Full => format!(
-                "no room for another connection, the limit is {}",
+                "too many connections, the limit is {}",
                 limits.max_connections
             ),
             Refused::TooMany => format!(
-                "no room for another connection of {}, the limit is {}",
+                "too many connections of {}, the limit is {}",
                 peer.ip(),
                 limits.config.max_connections_per_address
             ),

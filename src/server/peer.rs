@@ -101,7 +101,7 @@ impl Farewell {
     };
     pub(crate) const EVICTED: Self = Self {
         code: Code::ServerBusy,
-        message: "this connection makes room for others, as the one that was idle for longest",
+        message: "evicted to free capacity: this unauthenticated connection was idle for longest",
     };
 }
 

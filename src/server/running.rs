@@ -127,7 +127,7 @@ impl RunningCalls {
             age_ms: millis(now.saturating_duration_since(call.arrived)),
             remaining_ms: millis((call.arrived + call.timeout).saturating_duration_since(now)),
             ran_ms: call.ran.load(Relaxed) as f64 / 1e3,
-            turn_waited_ms: call.turn.load(Relaxed) as f64 / 1e3,
+            cpu_waited_ms: call.turn.load(Relaxed) as f64 / 1e3,
             killed: call.is_killed(),
         };
         self.lock().values().map(row).collect()

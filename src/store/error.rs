@@ -98,7 +98,9 @@ impl fmt::Display for StoreError {
             Self::NotANumber => {
                 f.write_str("the value is not a decimal number, or the sum is too large for one")
             }
-            Self::Busy => f.write_str("no turn to write before the deadline; nothing was written"),
+            Self::Busy => {
+                f.write_str("the write did not begin before the deadline; nothing was written")
+            }
             Self::Full => f.write_str("the disk is full"),
             Self::Locked => f.write_str(
                 "another process has the store open, a running server most likely; stop it first",
@@ -117,7 +119,7 @@ impl fmt::Display for StoreError {
             ),
             Self::Damaged(place) => write!(
                 f,
-                "the value of {place} is damaged on the disk; write it anew, or see mb-server store check"
+                "the value of {place} is damaged on the disk; write it again, or see mb-server store check"
             ),
             Self::Broken(error) => write!(
                 f,

@@ -150,7 +150,7 @@ impl Threads {
             static LINES: Limiter = Limiter::new();
             if LINES.allows("no further threads") {
                 tracing::error!(
-                    "the system refuses more than {count} threads; slow calls keep others waiting"
+                    "the system refuses more than {count} threads; further calls wait for slow ones"
                 );
             }
         }

@@ -361,7 +361,7 @@ impl Reassembly {
         assert!(self.parsed <= self.filled, "only what arrived is parsed");
         assert!(
             self.filled <= self.buf.len(),
-            "more arrived than there was room for"
+            "more arrived than the buffer holds"
         );
     }
 }

@@ -804,7 +804,7 @@ fn a_peer_that_must_authenticate_is_ended_whatever_it_sends_and_reads() {
 }
 
 #[test]
-fn what_strangers_could_reach_is_refused_at_the_start() {
+fn listeners_without_authentication_are_refused_at_the_start() {
     let check = |settings: &str, expected: Option<&str>| {
         let output = setup().set("host = \"0.0.0.0\"").set(settings);
         let mut command = Command::new(BINARY);
@@ -825,7 +825,7 @@ fn what_strangers_could_reach_is_refused_at_the_start() {
             ),
         }
     };
-    check("", Some("nothing asks them who they are"));
+    check("", Some("reach without authentication"));
     check("auth = \"required\"", None);
     check("allow_unsecure = true", None);
     check("plain = false", Some("`plain` must be"));

@@ -153,7 +153,7 @@ fn inspect_tells_what_a_component_takes_and_needs() {
     }
     // Compiled once, and kept.
     let cache = tempfile::tempdir().unwrap();
-    for part in [" ms; kept for the next start", ", taken from the cache"] {
+    for part in [" ms; cached for the next start", ", taken from the cache"] {
         let (_, said, _) = run_with(
             Command::new(BINARY)
                 .arg("inspect")

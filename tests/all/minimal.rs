@@ -115,7 +115,7 @@ fn compiled_code_that_others_could_have_written_is_refused() {
             .unwrap()
             .to_owned()
     };
-    assert!(refused(&good, 0o777).contains("open to others"));
+    assert!(refused(&good, 0o777).contains("others can write to"));
     let mut changed = good.clone();
     *changed.last_mut().unwrap() ^= 1;
     assert!(refused(&changed, 0o755).contains("digest is not the recorded one"));

@@ -163,7 +163,7 @@ fn dev_does_not_pass_off_an_old_build_for_one_that_failed() {
     dev.until("ready: calc");
     assert_eq!(dev.call(SUM.0, SUM.1).0, "{\"sum\":42}\n");
     project.takes(Path::new("/nowhere.wasm"));
-    dev.until("the last good build goes on");
+    dev.until("the last successful build stays in service");
     assert_eq!(dev.call(SUM.0, SUM.1).0, "{\"sum\":42}\n");
     for file in ["dist/calc.wasm", "dist/other.wasm"] {
         assert!(project.dir.join(file).is_file(), "{file}");

@@ -284,7 +284,7 @@ fn a_start_with_a_broken_file_serves_the_last_good_one() {
         .unwrap();
     assert_eq!(
         (&row["state"], &row["source"]),
-        (&json!("loaded"), &json!("lastGood"))
+        (&json!("loaded"), &json!("lastKnownGood"))
     );
 }
 
@@ -336,7 +336,7 @@ fn the_operator_goes_back_and_the_next_file_lifts_it() {
     assert_eq!(folder.row("versions").unwrap()["source"], "rolledBack");
     let (code, text) = rollback(&folder, "versions");
     assert!(
-        code == 1 && text.contains("no file of versions is kept"),
+        code == 1 && text.contains("no earlier file of versions is kept"),
         "{code} {text}"
     );
     drop(folder);
@@ -371,21 +371,21 @@ fn a_rollback_is_shown_and_undone() {
     folder.copy("guests", "versions@1.2.0.wasm", "versions.wasm");
     let row = folder.until_row("versions is 1.2.0", |row| row["version"] == "1.2.0");
     let digest = row["digest"].clone();
-    assert!(row["passedOver"].is_null());
+    assert!(row["rolledBackFrom"].is_null());
     assert_eq!(folder.post("/services/versions/rollback", "").0, 200);
     let row = folder.row("versions").unwrap();
     assert_eq!(
-        (&row["version"], &row["passedOver"]),
+        (&row["version"], &row["rolledBackFrom"]),
         (&json!("1.0.0"), &digest)
     );
-    // The same file put back is passed over, and that is to be seen.
+    // The same file copied there again is not served, and the report says so.
     fs::remove_file(folder.services.join("versions.wasm")).unwrap();
     folder
         .server
         .until("it is gone", |_| folder.row("versions").is_none());
     folder.copy("guests", "versions@1.2.0.wasm", "versions.wasm");
     folder.until_row("versions is back", |row| {
-        row["version"] == "1.0.0" && row["passedOver"] == digest
+        row["version"] == "1.0.0" && row["rolledBackFrom"] == digest
     });
     let (status, answer) = undo(&folder);
     assert!(
@@ -394,7 +394,7 @@ fn a_rollback_is_shown_and_undone() {
     );
     let row = folder.row("versions").unwrap();
     assert_eq!(
-        (&row["version"], &row["source"], &row["passedOver"]),
+        (&row["version"], &row["source"], &row["rolledBackFrom"]),
         (&json!("1.2.0"), &json!("file"), &Value::Null)
     );
     assert_eq!(folder.asks("versions.which"), "{\"version\":\"1.2.0\"}");

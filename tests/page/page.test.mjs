@@ -166,9 +166,9 @@ test('a rollback is shown and undone', async () => {
   await page.waitForFunction(async (old) => (await (await fetch('/services/calc')).json()).versions[0].row.digest !== old, { timeout: PATIENCE, polling: 200 }, before);
   await go('#/services/calc');
   await press('main button', 'Roll back');
-  await until('is passed over until it changes');
+  await until('is not served until it changes');
   await press('main button', 'Undo the rollback');
-  await without('is passed over until it changes');
+  await without('is not served until it changes');
 });
 
 test('it is readable in both widths and themes, and axe finds nothing serious', async () => {

@@ -784,7 +784,7 @@ impl Machine {
 
     fn said_nothing(&self) -> End {
         let millis = self.settings.config.handshake_timeout.0.as_millis();
-        let message = format!("nobody said hello with a token within {millis} ms");
+        let message = format!("no system.hello with a token arrived within {millis} ms");
         End::Notice(Code::ReadTimeout, message)
     }
 

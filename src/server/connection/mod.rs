@@ -495,7 +495,7 @@ impl Connection {
             }
         }
         static LINES: Limiter = Limiter::new();
-        if LINES.allows("connection ended") {
+        if LINES.allows("connection closed") {
             tracing::info!(
                 connection = number,
                 %peer,
@@ -504,7 +504,7 @@ impl Connection {
                 requests = traffic.messages_in.get(),
                 bytes_in = traffic.bytes_in.get(),
                 bytes_out = traffic.bytes_out.get(),
-                "connection ended: {end}"
+                "connection closed: {end}"
             );
         }
         // The peer shall read what was said last, or the alert, and not a reset.

@@ -53,7 +53,8 @@ pub struct Arguments {
     /// Everything on one core, and 512 MiB of data for each server, as on a small host
     #[arg(long)]
     one_core: bool,
-    /// Threads that make the load: 1 is cheapest, 32 is as many clients that block
+    /// Threads that create the load: 1 is cheapest, 32 is as many clients that
+    /// block
     #[arg(long, default_value_t = 1)]
     threads: usize,
     /// Leave out the open loop
