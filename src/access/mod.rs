@@ -1,7 +1,7 @@
 //! Who is asking, and what they may do: principals, tokens, rights, rates,
 //! and a bound on how often one may guess.
 
-mod guesses;
+mod throttle;
 pub mod tokens;
 
 use std::{
@@ -19,8 +19,8 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-pub use guesses::Failure;
-use guesses::Guesses;
+use throttle::AuthThrottle;
+pub use throttle::Failure;
 use tokens::{Tokens, TokensError};
 
 use crate::{
@@ -52,7 +52,7 @@ pub struct Principal {
 
 /// What a listener asks of its peers.
 #[derive(Debug, Clone)]
-pub struct Terms {
+pub struct ListenerPolicy {
     /// Whether they have to say who they are.
     pub auth: Auth,
     /// The most that anybody may call; none for everything.
@@ -72,7 +72,7 @@ pub struct Identity {
     pub principal: Arc<Principal>,
     /// Of a token, instead of the principal's.
     rights: Option<Arc<[Right]>>,
-    terms: Arc<Terms>,
+    policy: Arc<ListenerPolicy>,
     token: Option<Arc<tokens::Token>>,
     /// Their certificate is not valid any more.
     is_ended: bool,
@@ -104,7 +104,7 @@ pub struct Access {
     tokens: ArcSwap<Tokens>,
     settings: ArcSwap<Principals>,
     principals: Mutex<HashMap<String, Arc<Principal>>>,
-    guesses: Guesses,
+    throttle: AuthThrottle,
     everything: ArcSwap<Principal>,
 }
 
@@ -126,7 +126,7 @@ impl Access {
             everything: ArcSwap::from_pointee(everything(&settings)),
             settings: ArcSwap::from_pointee(settings),
             principals: Mutex::default(),
-            guesses: Guesses::new(failures_per_minute),
+            throttle: AuthThrottle::new(failures_per_minute),
         }))
     }
 
@@ -172,7 +172,7 @@ impl Access {
             let principal = if identity.is_known() {
                 self.principal(&identity.principal.name)
             } else {
-                self.of_strangers(identity.terms.auth)
+                self.of_unauthenticated(identity.policy.auth)
             };
             Identity {
                 principal,
@@ -182,7 +182,7 @@ impl Access {
         })
     }
 
-    fn of_strangers(&self, auth: Auth) -> Arc<Principal> {
+    fn of_unauthenticated(&self, auth: Auth) -> Arc<Principal> {
         match auth {
             Auth::None => self.everything.load_full(),
             Auth::Optional | Auth::Required => self.principal(ANONYMOUS),
@@ -197,15 +197,15 @@ impl Access {
 
     /// Whoever has just connected.
     #[must_use]
-    pub fn stranger(
+    pub fn unauthenticated(
         &self,
         connection_id: String,
         address: IpAddr,
         encrypted: bool,
-        terms: &Arc<Terms>,
+        policy: &Arc<ListenerPolicy>,
     ) -> Identity {
         let generation = self.generation.load(Acquire);
-        let principal = self.of_strangers(terms.auth);
+        let principal = self.of_unauthenticated(policy.auth);
         let caller = Arc::new(Caller {
             connection_id,
             principal: None,
@@ -216,7 +216,7 @@ impl Access {
             caller,
             principal,
             rights: None,
-            terms: Arc::clone(terms),
+            policy: Arc::clone(policy),
             token: None,
             is_ended: false,
             generation,
@@ -237,7 +237,7 @@ impl Access {
     /// another chance.
     #[must_use]
     pub fn is_shut_out(&self, address: IpAddr, way: Failure) -> Option<Duration> {
-        self.guesses.wait(address, way, Instant::now())
+        self.throttle.wait(address, way, Instant::now())
     }
 
     /// Whether an address has failed too often in any way.
@@ -294,7 +294,7 @@ impl Access {
 
     /// Somebody failed to show who they are: counted against their address.
     pub fn failed(&self, identity: &Identity, way: Failure) {
-        self.guesses.failed(identity.address, way, Instant::now());
+        self.throttle.failed(identity.address, way, Instant::now());
         let reason = match way {
             Failure::NoToken => "no token",
             Failure::WrongToken => "wrong token",
@@ -401,7 +401,7 @@ impl Identity {
     /// Whether they have to say who they are before anything else.
     #[must_use]
     pub fn must_say(&self) -> bool {
-        self.terms.auth == Auth::Required && !self.is_known()
+        self.policy.auth == Auth::Required && !self.is_known()
     }
 
     /// Whether their token has expired or was revoked since they showed it,
@@ -425,21 +425,21 @@ impl Identity {
     #[must_use]
     pub fn may_call(&self, topic: &str, version: [u64; 3]) -> bool {
         let allow = |rights: &[Right]| rights.iter().any(|right| right.covers(topic, version));
-        allow(self.rights()) && self.terms.rights.as_deref().is_none_or(allow)
+        allow(self.rights()) && self.policy.rights.as_deref().is_none_or(allow)
     }
 
     /// Whether they may call anything of a service.
     #[must_use]
     pub fn may_see(&self, service: &str) -> bool {
         let allow = |rights: &[Right]| rights.iter().any(|right| right.concerns(service));
-        allow(self.rights()) && self.terms.rights.as_deref().is_none_or(allow)
+        allow(self.rights()) && self.policy.rights.as_deref().is_none_or(allow)
     }
 
     fn rights(&self) -> &[Right] {
         match &self.rights {
             Some(rights) => rights,
             // Where nobody is asked, a name alone takes nothing away.
-            None if self.terms.auth == Auth::None && self.principal.rights.is_empty() => {
+            None if self.policy.auth == Auth::None && self.principal.rights.is_empty() => {
                 &self.everything
             }
             None => &self.principal.rights,
@@ -447,7 +447,7 @@ impl Identity {
     }
 
     fn may_show_token(&self) -> bool {
-        self.caller.encrypted || self.address.is_loopback() || self.terms.allow_unsecure
+        self.caller.encrypted || self.address.is_loopback() || self.policy.allow_unsecure
     }
 }
 
@@ -483,8 +483,8 @@ mod tests {
         Access::new(settings, dir.join("tokens.json"), 3).unwrap()
     }
 
-    fn terms(auth: Auth, cap: Option<&[&str]>) -> Arc<Terms> {
-        Arc::new(Terms {
+    fn policy(auth: Auth, cap: Option<&[&str]>) -> Arc<ListenerPolicy> {
+        Arc::new(ListenerPolicy {
             auth,
             rights: cap.map(|cap| rights(cap).into()),
             allow_unsecure: false,
@@ -497,8 +497,11 @@ mod tests {
         let access = access(dir.path());
         let local: IpAddr = "127.0.0.1".parse().unwrap();
         let identity = |auth, cap: Option<&[&str]>, name: Option<&str>| {
-            let stranger = access.stranger("1".into(), local, true, &terms(auth, cap));
-            name.map_or(stranger.clone(), |name| access.certified(&stranger, name))
+            let unauthenticated =
+                access.unauthenticated("1".into(), local, true, &policy(auth, cap));
+            name.map_or(unauthenticated.clone(), |name| {
+                access.certified(&unauthenticated, name)
+            })
         };
         let v1 = [1, 0, 0];
         let v2 = [2, 0, 0];
@@ -553,13 +556,14 @@ mod tests {
         let (id, token) = tokens::create(&file, "ann", None, Some(rights(&["math.add"]))).unwrap();
         let access = access(dir.path());
         let peer: IpAddr = "192.0.2.1".parse().unwrap();
-        let plain = access.stranger("1".into(), peer, false, &terms(Auth::Required, None));
+        let plain = access.unauthenticated("1".into(), peer, false, &policy(Auth::Required, None));
         assert_eq!(
             access.authenticate(&plain, &token).unwrap_err(),
             Denied::Exposed
         );
-        let stranger = access.stranger("2".into(), peer, true, &terms(Auth::Required, None));
-        let ann = access.authenticate(&stranger, &token).unwrap();
+        let unauthenticated =
+            access.unauthenticated("2".into(), peer, true, &policy(Auth::Required, None));
+        let ann = access.authenticate(&unauthenticated, &token).unwrap();
         assert_eq!(ann.caller.principal.as_deref(), Some("ann"));
         assert!(
             ann.may_call("math.add", [1, 0, 0]) && !ann.may_call("math.sub", [1, 0, 0]),
@@ -571,12 +575,12 @@ mod tests {
         assert!(ann.has_ended());
         for _ in 0..3 {
             assert_eq!(
-                access.authenticate(&stranger, &token).unwrap_err(),
+                access.authenticate(&unauthenticated, &token).unwrap_err(),
                 Denied::Token
             );
         }
         assert!(matches!(
-            access.authenticate(&stranger, &token),
+            access.authenticate(&unauthenticated, &token),
             Err(Denied::TooMany(_))
         ));
         assert!(
@@ -592,9 +596,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let access = access(dir.path());
         let local: IpAddr = "127.0.0.1".parse().unwrap();
-        let stranger = access.stranger("1".into(), local, true, &terms(Auth::Optional, None));
-        let ann = access.certified(&stranger, "ann");
-        assert!(access.current(&ann).is_none() && access.current(&stranger).is_none());
+        let unauthenticated =
+            access.unauthenticated("1".into(), local, true, &policy(Auth::Optional, None));
+        let ann = access.certified(&unauthenticated, "ann");
+        assert!(access.current(&ann).is_none() && access.current(&unauthenticated).is_none());
         let mut settings = Principals::clone(&access.settings.load());
         settings.get_mut("ann").unwrap().rights = rights(&["math.add"]);
         access.set_principals(settings);
@@ -603,9 +608,9 @@ mod tests {
             ann.may_call("math.add", [1, 0, 0]) && !ann.may_call("orders.create", [1, 0, 0]),
             "{ann:?}"
         );
-        let same = access.current(&stranger).unwrap();
+        let same = access.current(&unauthenticated).unwrap();
         assert!(
-            Arc::ptr_eq(&same.principal, &stranger.principal),
+            Arc::ptr_eq(&same.principal, &unauthenticated.principal),
             "what has not changed goes on counting"
         );
         assert!(access.current(&ann).is_none() && access.current(&same).is_none());

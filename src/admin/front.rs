@@ -22,7 +22,7 @@ use tiny_http::{HTTPVersion, Header, StatusCode};
 
 use super::{Admin, JSON_UTF8, LINES, Page, routes, token};
 use crate::{
-    budget::{Budget, Charge},
+    budget::{Budget, Reservation},
     log::{AUDIT, Limiter},
 };
 
@@ -128,7 +128,7 @@ pub(super) struct Request {
     headers: Vec<(String, Vec<u8>)>,
     pub(super) body: Vec<u8>,
     /// Keeps the memory for the body, unless that is small.
-    _held: Option<Charge>,
+    _held: Option<Reservation>,
 }
 
 impl Request {
@@ -510,8 +510,8 @@ fn peer_of(socket: &Socket) -> String {
 }
 
 /// Takes so much of a semaphore, if it is there by the deadline.
-fn hold(budget: &Arc<Budget>, amount: usize, deadline: Instant) -> Option<Charge> {
-    let mut held = Charge::none(budget);
+fn hold(budget: &Arc<Budget>, amount: usize, deadline: Instant) -> Option<Reservation> {
+    let mut held = Reservation::empty(budget);
     held.raise_until(amount, deadline).then_some(held)
 }
 

@@ -173,7 +173,7 @@ impl Admin {
     }
 }
 
-/// A path for the log, in which a stranger's may be long.
+/// A path for the log, which a peer can make long.
 fn shown(url: &str) -> &str {
     const MAX_SHOWN: usize = 200;
     &url[..url.floor_char_boundary(MAX_SHOWN)]

@@ -16,7 +16,7 @@ use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use super::{
     Catalog, LoadSettings,
-    loader::{Loader, Look, Refused},
+    loader::{ChangeError, Loader, Look},
 };
 use crate::{config::Config, sandbox::Sandbox, wire::Version};
 
@@ -99,7 +99,7 @@ impl LiveCatalog {
     ///
     /// # Errors
     /// Says why there is none.
-    pub fn rollback(&self, name: &str, version: Option<Version>) -> Result<String, Refused> {
+    pub fn rollback(&self, name: &str, version: Option<Version>) -> Result<String, ChangeError> {
         let mut loader = self.lock();
         let done = loader.rollback(name, version)?;
         self.swap(&loader);
@@ -111,7 +111,11 @@ impl LiveCatalog {
     ///
     /// # Errors
     /// Says why not; nothing has changed then.
-    pub fn undo_rollback(&self, name: &str, version: Option<Version>) -> Result<String, Refused> {
+    pub fn undo_rollback(
+        &self,
+        name: &str,
+        version: Option<Version>,
+    ) -> Result<String, ChangeError> {
         let mut loader = self.lock();
         let done = loader.undo_rollback(name, version)?;
         self.swap(&loader);
@@ -127,7 +131,7 @@ impl LiveCatalog {
         name: &str,
         version: Option<Version>,
         on: bool,
-    ) -> Result<String, Refused> {
+    ) -> Result<String, ChangeError> {
         let mut loader = self.lock();
         let done = loader.switch(name, version, on)?;
         self.swap(&loader);
@@ -140,7 +144,7 @@ impl LiveCatalog {
     ///
     /// # Errors
     /// If they want what is settled at the start; nothing has changed then.
-    pub fn set_policy(&self, config: &Config) -> Result<Vec<String>, Refused> {
+    pub fn set_policy(&self, config: &Config) -> Result<Vec<String>, ChangeError> {
         let mut loader = self.lock();
         let changes = loader.set_policy(config)?;
         self.swap(&loader);

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     Catalog, FileError, FileName, LoadSettings, Loading, Service,
-    kept::{Kept, Rollback},
+    last_known_good::{LastKnownGood, Rollback},
     load::{component_files, digest_of, load_code, read_bounded, read_code},
     truncated::is_truncated,
 };
@@ -31,7 +31,7 @@ pub(super) struct Loader {
     sandbox: Arc<Sandbox>,
     settings: LoadSettings,
     /// None where there is no folder for them.
-    kept: Option<Kept>,
+    last_known_good: Option<LastKnownGood>,
     files: BTreeMap<PathBuf, Entry>,
     /// What callers are told to wait for.
     loading: Arc<Loading>,
@@ -85,7 +85,7 @@ pub enum Source {
     /// The one in the folder, as it is or as it was.
     File,
     /// The last good one, because the one in the folder is broken.
-    Kept,
+    LastKnownGood,
     /// An earlier one, because the operator went back to it.
     RolledBack,
 }
@@ -96,7 +96,7 @@ impl Source {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::File => "file",
-            Self::Kept => "lastKnownGood",
+            Self::LastKnownGood => "lastKnownGood",
             Self::RolledBack => "rolledBack",
         }
     }
@@ -144,13 +144,13 @@ impl Doubt {
 }
 
 /// Why something that the operator asked for can't be done.
-pub type Refused = String;
+pub type ChangeError = String;
 
 impl Loader {
     /// Of a folder that was not looked at yet; keeps good files under
     /// `state_dir`, if it can.
     pub(super) fn new(sandbox: &Arc<Sandbox>, settings: LoadSettings, state_dir: &Path) -> Self {
-        let kept = Kept::open(state_dir, &settings.dir).inspect_err(|error| {
+        let kept = LastKnownGood::open(state_dir, &settings.dir).inspect_err(|error| {
             tracing::warn!(
                 "last-known-good files are not kept, because the folder {} can't be used: {error}; set state_dir to another",
                 state_dir.display()
@@ -159,7 +159,7 @@ impl Loader {
         Self {
             sandbox: Arc::clone(sandbox),
             settings,
-            kept: kept.ok(),
+            last_known_good: kept.ok(),
             files: BTreeMap::new(),
             loading: Arc::default(),
             doubt: Doubt::default(),
@@ -322,7 +322,10 @@ impl Loader {
                 .map(|_| format!("{} is as it was", path.display()));
         }
         let stem = stem(path);
-        let rollback = self.kept.as_ref().and_then(|kept| kept.rollback(&stem));
+        let rollback = self
+            .last_known_good
+            .as_ref()
+            .and_then(|kept| kept.rollback(&stem));
         if let Some(rollback) = rollback
             .as_ref()
             .filter(|rollback| rollback.refused == digest)
@@ -334,7 +337,7 @@ impl Loader {
                 if rollback.is_some() {
                     self.forget_rollback(&stem);
                 }
-                if let Some(kept) = &self.kept
+                if let Some(kept) = &self.last_known_good
                     && let Err(error) = kept.keep(&stem, &digest, &code)
                 {
                     tracing::warn!("{} is not kept: {error}", path.display());
@@ -393,7 +396,7 @@ impl Loader {
         let stem = stem(path);
         entry.rolled_back_from = None;
         // Where the operator had gone back, that is the last good one.
-        let last = |kept: &Kept| {
+        let last = |kept: &LastKnownGood| {
             let (mut files, rollback) = (kept.files(&stem), kept.rollback(&stem));
             files.retain(|file| {
                 rollback
@@ -403,10 +406,10 @@ impl Loader {
             files.pop()
         };
         if entry.service.is_none()
-            && let Some(last) = self.kept.as_ref().and_then(last)
+            && let Some(last) = self.last_known_good.as_ref().and_then(last)
         {
-            match self.load_kept(path, &last.path, &last.digest) {
-                Ok(service) => drop(self.serve(path, entry, service, Source::Kept)),
+            match self.load_last_known_good(path, &last.path, &last.digest) {
+                Ok(service) => drop(self.serve(path, entry, service, Source::LastKnownGood)),
                 Err(error) => {
                     tracing::warn!(
                         "the last-known-good file of {stem} can't be served either: {error}"
@@ -416,7 +419,7 @@ impl Loader {
         }
         let instead = match (&entry.service, entry.source) {
             (None, _) => "",
-            (Some(_), Source::Kept) => "; the last-known-good file is served instead",
+            (Some(_), Source::LastKnownGood) => "; the last-known-good file is served instead",
             (Some(_), _) => "; what was loaded before is still served",
         };
         let what = format!("{} is not served: {error}{instead}", path.display());
@@ -426,7 +429,12 @@ impl Loader {
     }
 
     /// Loads a kept file under the name of the one in the folder.
-    fn load_kept(&self, path: &Path, kept: &Path, digest: &str) -> Result<Service, FileError> {
+    fn load_last_known_good(
+        &self,
+        path: &Path,
+        kept: &Path,
+        digest: &str,
+    ) -> Result<Service, FileError> {
         let code = read_code(kept)?;
         if digest_of(code.bytes()) != digest {
             return Err(FileError::Read(format!("{} was changed", kept.display())));
@@ -438,8 +446,8 @@ impl Loader {
         &mut self,
         name: &str,
         version: Option<Version>,
-    ) -> Result<String, Refused> {
-        let kept = self.kept.clone().ok_or(
+    ) -> Result<String, ChangeError> {
+        let kept = self.last_known_good.clone().ok_or(
             "last-known-good files are not kept; set state_dir to a folder that can be written",
         )?;
         let path = self.path_of(name, version)?;
@@ -474,7 +482,7 @@ impl Loader {
     }
 
     /// The one file that is called so, or serves so.
-    fn path_of(&self, name: &str, version: Option<Version>) -> Result<PathBuf, Refused> {
+    fn path_of(&self, name: &str, version: Option<Version>) -> Result<PathBuf, ChangeError> {
         let wanted = FileName {
             name: name.to_owned(),
             version,
@@ -509,10 +517,10 @@ impl Loader {
         &mut self,
         name: &str,
         version: Option<Version>,
-    ) -> Result<String, Refused> {
+    ) -> Result<String, ChangeError> {
         let path = self.path_of(name, version)?;
         let stem = stem(&path);
-        let kept = self.kept.clone();
+        let kept = self.last_known_good.clone();
         let (kept, rollback) = kept
             .and_then(|kept| kept.rollback(&stem).map(|rollback| (kept, rollback)))
             .ok_or_else(|| format!("{name} was not rolled back, so there is nothing to undo"))?;
@@ -542,12 +550,15 @@ impl Loader {
     /// Serves the file that a rollback names.
     fn go_back(&self, path: &Path, entry: &mut Entry, rollback: &Rollback) -> String {
         let stem = stem(path);
-        let files = self.kept.iter().flat_map(|kept| kept.files(&stem));
+        let files = self
+            .last_known_good
+            .iter()
+            .flat_map(|kept| kept.files(&stem));
         let found = files
             .into_iter()
             .find(|file| file.digest == rollback.served);
         let loaded = match found {
-            Some(file) => self.load_kept(path, &file.path, &file.digest),
+            Some(file) => self.load_last_known_good(path, &file.path, &file.digest),
             None => Err(FileError::Read("the earlier file is no longer kept".into())),
         };
         match loaded {
@@ -568,7 +579,7 @@ impl Loader {
     }
 
     fn forget_rollback(&self, stem: &str) {
-        if let Some(kept) = &self.kept
+        if let Some(kept) = &self.last_known_good
             && let Err(error) = kept.set_rollback(stem, None)
         {
             tracing::warn!("the rollback of {stem} can't be forgotten: {error}");
@@ -582,7 +593,7 @@ impl Loader {
         name: &str,
         version: Option<Version>,
         on: bool,
-    ) -> Result<String, Refused> {
+    ) -> Result<String, ChangeError> {
         let known = self
             .files
             .values()
@@ -611,7 +622,7 @@ impl Loader {
     }
 
     /// Takes other settings, and loads anew what they concern.
-    pub(super) fn set_policy(&mut self, config: &Config) -> Result<Vec<String>, Refused> {
+    pub(super) fn set_policy(&mut self, config: &Config) -> Result<Vec<String>, ChangeError> {
         let policy = self.settings.policy.renewed(config)?;
         self.sandbox
             .has_room_for(policy.largest_instance(), policy.largest_table())?;

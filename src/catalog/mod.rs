@@ -3,7 +3,7 @@
 mod compat;
 mod description;
 mod inputs;
-mod kept;
+mod last_known_good;
 mod live;
 mod load;
 mod loader;
@@ -19,14 +19,14 @@ use std::{
 
 pub use compat::{breaks, may_break};
 pub use description::{Action, Description, DescriptionError, SYSTEM, is_name};
-pub use inputs::{Inputs, Misfit};
+pub use inputs::{Inputs, ValidationError};
 pub use live::LiveCatalog;
 #[cfg(feature = "compiler")]
 pub(crate) use load::digest_of;
 pub use load::{FileError, FileName, LoadSettings, component_files, fingerprint, load_file};
 use loader::Entry;
 pub use loader::Source;
-pub use policy::Policy;
+pub use policy::ServicePolicies;
 
 use crate::{
     budget::Rate,
@@ -161,7 +161,7 @@ impl Catalog {
                 (None, None) => {}
             }
         }
-        catalog.refuse_twins(&generations);
+        catalog.refuse_duplicates(&generations);
         catalog.services.retain(|_, versions| !versions.is_empty());
         catalog
     }
@@ -273,7 +273,7 @@ impl Catalog {
     /// Two files that claim the same name and version: the one that was
     /// served before the other came stays; where they came together it can't
     /// be known which one the operator means, so neither serves.
-    fn refuse_twins(&mut self, generations: &BTreeMap<PathBuf, u64>) {
+    fn refuse_duplicates(&mut self, generations: &BTreeMap<PathBuf, u64>) {
         let mut refused = Vec::new();
         for versions in self.services.values_mut() {
             versions.sort_by_key(|listed| std::cmp::Reverse(listed.service.description.version));
@@ -319,7 +319,7 @@ impl Catalog {
     }
 }
 
-/// Cuts a text that holds what a stranger's file says.
+/// Cuts a text that holds what an untrusted file says.
 fn capped(mut text: String) -> String {
     if text.len() > MAX_ERROR_SIZE {
         text.truncate(text.floor_char_boundary(MAX_ERROR_SIZE - ELLIPSIS.len()));
@@ -364,7 +364,7 @@ fn service_row(listed: &Listed) -> snapshot::ServiceRow {
         error: error.clone(),
         rolled_back_from: rolled_back_from.clone(),
         calls: stats.calls.get(),
-        cpu_seconds: component.terms().granted.cpu().as_secs_f64(),
+        cpu_seconds: component.policy().granted.cpu().as_secs_f64(),
         failures: stats.failures.get(),
         errors: stats.errors.get(),
         instances: stats.instances.get(),

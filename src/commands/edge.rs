@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 
 use super::usage;
 use crate::{
-    access::{Access, Terms},
+    access::{Access, ListenerPolicy},
     admin::is_loopback,
     config::{Auth, Config, Tls, access::Listener, given},
     log::Limiter,
@@ -108,7 +108,7 @@ impl Edge {
     /// The listeners that the settings name.
     pub(super) fn listeners(&self, config: &Config) -> Vec<Arc<ListenerSettings>> {
         let build = |listener: Listener| {
-            let terms = Terms {
+            let policy = ListenerPolicy {
                 auth: listener.auth.unwrap_or(config.auth),
                 rights: listener.rights.clone().map(Into::into),
                 allow_unsecure: config.allow_unsecure,
@@ -116,7 +116,7 @@ impl Edge {
             let tls = self.tls.as_ref().filter(|_| listener.tls);
             Arc::new(ListenerSettings {
                 tls: tls.map(|(_, tls)| Arc::clone(tls)),
-                terms: Arc::new(terms),
+                policy: Arc::new(policy),
                 config: listener,
             })
         };
@@ -369,20 +369,20 @@ mod tests {
             ..Config::default()
         };
         let edge = Edge::load(&config).unwrap_or_else(|(_, error)| panic!("{error}"));
-        let terms = Terms {
+        let policy = ListenerPolicy {
             auth: Auth::Required,
             rights: None,
             allow_unsecure: false,
         };
-        let stranger = edge.access.stranger(
+        let unauthenticated = edge.access.unauthenticated(
             "1".into(),
             Ipv4Addr::LOCALHOST.into(),
             false,
-            &Arc::new(terms),
+            &Arc::new(policy),
         );
         let access = Arc::clone(&edge.access);
         (edge, move |token: &str| {
-            access.authenticate(&stranger, token).is_ok()
+            access.authenticate(&unauthenticated, token).is_ok()
         })
     }
 

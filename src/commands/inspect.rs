@@ -11,8 +11,8 @@ use super::{Exit, Result, failure, printable, serve, serving, usage};
 use crate::{
     budget::Budget,
     catalog::{
-        FileError, LoadSettings, Policy, Service, breaks, digest_of, fingerprint, load_file,
-        may_break,
+        FileError, LoadSettings, Service, ServicePolicies, breaks, digest_of, fingerprint,
+        load_file, may_break,
     },
     config::{Config, MemoryPlan},
     host::grant_for,
@@ -76,7 +76,7 @@ impl Inspector {
             max_connections: 1,
             ..Config::default()
         };
-        let policy = Policy::new(&config, None, Scheduler::new(1)).for_inspection();
+        let policy = ServicePolicies::new(&config, None, Scheduler::new(1)).for_inspection();
         let memory = Budget::new(MemoryPlan::of(&config).shared);
         let worker = serving::compile_worker(&config);
         let mut sandbox = serving::sandbox_config(&config, &policy, &memory);

@@ -210,7 +210,7 @@ fn failure(message: impl std::fmt::Display) -> (Exit, String) {
     (Exit::Failure, message.to_string())
 }
 
-/// A stranger's text for a terminal, on one line: what would move the cursor,
+/// Untrusted text for a terminal, on one line: what would move the cursor,
 /// change colours or turn the direction of writing is shown as an escape.
 fn printable(text: &str) -> String {
     escaped(text, &[])
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_of_strangers() {
+    fn texts_of_untrusted_peers() {
         assert_eq!(
             printable("Zählt, \u{1f600} \"all\" \\ of it"),
             "Zählt, \u{1f600} \"all\" \\ of it"

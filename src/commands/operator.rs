@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{edge::Edge, live_settings::LiveSettings};
 use crate::{
-    access::Terms,
+    access::ListenerPolicy,
     admin::{Attempt, Commands},
     catalog::{Catalog, LiveCatalog, Service},
     config::{Auth, Isolation, Row},
@@ -91,17 +91,18 @@ impl Commands for Operator {
         let id = format!("try-{}", NEXT.fetch_add(1, Relaxed));
         let body = format!("REQUEST:{service}.{action}:{version}:{id}::{timeout}\n{payload}");
         // Whoever has the token of this endpoint may call everything.
-        let terms = Arc::new(Terms {
+        let policy = Arc::new(ListenerPolicy {
             auth: Auth::None,
             rights: None,
             allow_unsecure: false,
         });
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let identity = Arc::new(
-            self.edge
-                .access
-                .stranger("admin".into(), loopback, false, &terms),
-        );
+        let identity = Arc::new(self.edge.access.unauthenticated(
+            "admin".into(),
+            loopback,
+            false,
+            &policy,
+        ));
         let begun = Instant::now();
         let request = Request {
             body: body.as_bytes(),
@@ -152,8 +153,8 @@ pub(super) fn described(catalog: &Catalog, name: &str) -> Vec<Value> {
 
 fn version(service: &Service) -> Value {
     let said = &service.description;
-    let terms = service.component.terms();
-    let settings = &terms.settings;
+    let policy = service.component.policy();
+    let settings = &policy.settings;
     let imports = service.component.imports();
     let grants: Vec<_> = imports
         .iter()
@@ -166,8 +167,8 @@ fn version(service: &Service) -> Value {
         "isolation": match settings.isolation { Isolation::Request => "request", Isolation::Shared => "shared" },
         "limits": {
             "timeout": settings.timeout.to_string(),
-            "memory": terms.memory,
-            "answerSize": terms.answer_size,
+            "memory": policy.memory,
+            "answerSize": policy.answer_size,
             "concurrency": settings.concurrency,
             "rate": settings.rate,
             "tableElements": settings.table_elements,

@@ -22,7 +22,7 @@ use crate::sandbox::CompileWorker;
 use crate::{
     admin::{Admin, Door, Running, token},
     budget::Budget,
-    catalog::{LiveCatalog, LoadSettings, Policy},
+    catalog::{LiveCatalog, LoadSettings, ServicePolicies},
     config::{
         Config, DEFAULT_PRINCIPAL, Loaded, MemoryPlan, PrincipalSettings, Principals,
         services::Overlay,
@@ -121,7 +121,7 @@ impl Serving {
         let store = open_store(&config, always_store, patience);
         let scheduler = Scheduler::of_this_machine();
         bound_principals(&scheduler, &config.principals);
-        let policy = Policy::new(&config, store.opened(), Arc::clone(&scheduler));
+        let policy = ServicePolicies::new(&config, store.opened(), Arc::clone(&scheduler));
         #[cfg_attr(
             not(feature = "compiler"),
             allow(unused_mut, reason = "nothing compiles")
@@ -276,7 +276,7 @@ impl Room {
 
 pub(super) fn sandbox_config(
     config: &Config,
-    policy: &Policy,
+    policy: &ServicePolicies,
     memory: &Arc<Budget>,
 ) -> SandboxConfig {
     SandboxConfig {
@@ -398,7 +398,7 @@ pub(super) fn compile_worker(config: &Config) -> CompileWorker {
 
 fn load_catalog(
     config: &Config,
-    policy: Policy,
+    policy: ServicePolicies,
     sandbox: &Arc<Sandbox>,
 ) -> std::result::Result<Arc<LiveCatalog>, (Exit, String)> {
     let settings = LoadSettings {

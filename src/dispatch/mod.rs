@@ -16,10 +16,10 @@ use serde_json::json;
 
 use crate::{
     access::{Access, Identity, Principal, log_refusal},
-    budget::{Budget, Charge},
+    budget::{Budget, Reservation},
     catalog::{Catalog, SYSTEM},
     config::Config,
-    host::{Context, Missed, Waiter, Watch},
+    host::{Context, WaitError, Waiter, Watch},
     log::Limiter,
     metrics::Metrics,
     sandbox::SMALL_ANSWER,
@@ -113,7 +113,7 @@ pub struct Reply<'a> {
     /// Who asks, if that has just come out.
     pub identity: Option<Identity>,
     /// Memory that is reserved for the answer until whoever sends it counts it.
-    pub held: Option<Charge>,
+    pub held: Option<Reservation>,
 }
 
 impl<'a> Reply<'a> {
@@ -291,7 +291,7 @@ impl Core {
         payload: &[u8],
         request: &Request<'_>,
         known: &mut Option<Identity>,
-        held: &mut Option<Charge>,
+        held: &mut Option<Reservation>,
     ) -> Outcome {
         match self.route(header, payload, request, known, held) {
             Ok(outcome) => outcome,
@@ -316,7 +316,7 @@ impl Core {
         payload: &[u8],
         request: &Request<'_>,
         known: &mut Option<Identity>,
-        held: &mut Option<Charge>,
+        held: &mut Option<Reservation>,
     ) -> Result<Outcome, Refusal> {
         if matches!(header.kind, Kind::Response | Kind::Error) {
             let message = format!(
@@ -375,7 +375,7 @@ impl Core {
         header: &Header<'_>,
         request: &Request<'_>,
         deadline: Instant,
-    ) -> Result<Option<Option<Charge>>, Refusal> {
+    ) -> Result<Option<Option<Reservation>>, Refusal> {
         let Request {
             identity, watch, ..
         } = request;
@@ -404,16 +404,16 @@ impl Core {
         let Some(calls) = &principal.calls else {
             return Ok(Some(None));
         };
-        let mut place = Charge::none(calls);
+        let mut place = Reservation::empty(calls);
         if place.raise_until(1, Instant::now()) {
             return Ok(Some(Some(place)));
         }
         let waiter = Waiter::of_client(&**watch, deadline);
         match waiter.take(|until| place.raise_until(1, until)) {
             Ok(()) => Ok(Some(Some(place))),
-            Err(Missed::Postponed) => Ok(None),
-            Err(Missed::Stopped(stop)) => Err(stopped(stop)),
-            Err(Missed::Late) => {
+            Err(WaitError::Postponed) => Ok(None),
+            Err(WaitError::Stopped(stop)) => Err(stopped(stop)),
+            Err(WaitError::Late) => {
                 let message = format!(
                     "not begun within its timeout: {} has {} calls already",
                     principal.name,
@@ -426,11 +426,11 @@ impl Core {
 
     /// Memory for an answer of so many bytes, if it is there: system topics wait
     /// for nothing. None for a small one.
-    fn hold_now(&self, bytes: usize) -> Result<Option<Charge>, Refusal> {
+    fn hold_now(&self, bytes: usize) -> Result<Option<Reservation>, Refusal> {
         if bytes <= SMALL_ANSWER {
             return Ok(None);
         }
-        let mut held = Charge::none(&self.memory);
+        let mut held = Reservation::empty(&self.memory);
         if held.try_raise(bytes) {
             return Ok(Some(held));
         }
@@ -506,7 +506,7 @@ pub fn internal_error<'a>(body: &'a [u8], error_id: &str) -> Reply<'a> {
 mod tests {
     use super::*;
     use crate::{
-        access::Terms,
+        access::ListenerPolicy,
         config::{Auth, Bytes, Principals},
         host::Unwatched,
     };
@@ -535,7 +535,7 @@ mod tests {
     /// The same of a server that has so much memory.
     fn ask_within(memory: usize, body: &[u8], binary: bool) -> (String, Option<String>) {
         let dispatcher = dispatcher(memory);
-        let terms = Arc::new(Terms {
+        let policy = Arc::new(ListenerPolicy {
             auth: Auth::None,
             rights: None,
             allow_unsecure: false,
@@ -544,7 +544,7 @@ mod tests {
             dispatcher
                 .0
                 .access
-                .stranger("7".into(), [127, 0, 0, 1].into(), false, &terms);
+                .unauthenticated("7".into(), [127, 0, 0, 1].into(), false, &policy);
         let identity = &Arc::new(identity);
         let request = Request {
             body,

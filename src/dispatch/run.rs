@@ -10,15 +10,15 @@ use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{Core, Refusal, check_json};
 use crate::{
-    budget::Charge,
-    catalog::{Catalog, Found, Misfit, Service},
+    budget::Reservation,
+    catalog::{Catalog, Found, Service, ValidationError},
     host::{
-        Context, Missed, Stop, Waiter, Watch,
+        Context, Stop, WaitError, Waiter, Watch,
         bindings::mb::service::types::PayloadResult,
         calls::{self, Calls, Nested},
     },
     metrics::{self, History, PastCall},
-    sandbox::{Answer, Call, CallError, CallReport, Phase, Wanted},
+    sandbox::{Call, CallError, CallReport, Phase, ServiceAnswer, Wanted},
     scheduler::{Cost, Ticket},
     wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::COMPILING},
 };
@@ -64,7 +64,7 @@ impl Core {
     pub(super) fn run(
         self: &Arc<Self>,
         task: Task<'_>,
-    ) -> (Result<Checked, Refusal>, Option<Charge>) {
+    ) -> (Result<Checked, Refusal>, Option<Reservation>) {
         let Task {
             topic,
             version,
@@ -95,15 +95,15 @@ impl Core {
             }
         };
         let action = topic.action();
-        if service.component.terms().granted.may_call() {
+        if service.component.policy().granted.may_call() {
             context.calls = Some(Arc::new(Arc::clone(self)));
         }
         let client = context.depth() == 0;
-        if outlives_reset || client && !service.component.terms().settings.cancel_on_reset {
+        if outlives_reset || client && !service.component.policy().settings.cancel_on_reset {
             watch.outlives_reset();
         }
         let about = context.clone();
-        let terms = service.component.terms();
+        let policy = service.component.policy();
         // Nested calls count for the one that caused them.
         let ticket = Finishes(client.then(|| watch.ticket()).flatten());
         let report = service.component.call(Call {
@@ -138,13 +138,13 @@ impl Core {
             self.metrics.calls_reset.add(1);
         }
         let begun = !matches!(result, Err(CallError::NotBegun(_)));
-        let (frames, printed) = if terms.settings.expose_traps {
+        let (frames, printed) = if policy.settings.expose_traps {
             (&*backtrace, &*stderr)
         } else {
             (&[][..], &[][..])
         };
         let result = result
-            .map_err(|error| refuse(error, timeout.min(terms.settings.timeout.0), cost))
+            .map_err(|error| refuse(error, timeout.min(policy.settings.timeout.0), cost))
             .and_then(answered)
             .map_err(|refusal| explain(refusal, peak_memory, elapsed, frames, printed));
         if made {
@@ -196,16 +196,20 @@ impl Core {
         let Some(inputs) = &service.inputs else {
             return Ok(());
         };
-        let misfit = |Misfit { path, problem }| {
+        let validation_error = |ValidationError { path, problem }| {
             Refusal::new(Code::InvalidPayload, problem).with(&json!({"path": path}))
         };
-        let needed = inputs.memory(topic.action(), payload).map_err(misfit)?;
+        let needed = inputs
+            .memory(topic.action(), payload)
+            .map_err(validation_error)?;
         let _held = self.hold(needed, waiter)?;
-        Ok(inputs.check(topic.action(), payload).map_err(misfit)?)
+        Ok(inputs
+            .check(topic.action(), payload)
+            .map_err(validation_error)?)
     }
 
     /// Memory to check a payload with.
-    fn hold(&self, bytes: usize, waiter: Waiter<'_>) -> Result<Charge, Unbegun> {
+    fn hold(&self, bytes: usize, waiter: Waiter<'_>) -> Result<Reservation, Unbegun> {
         let limit = self.memory.limit();
         if bytes > limit {
             let message = format!(
@@ -214,15 +218,15 @@ impl Core {
             let refusal = Refusal::new(Code::InvalidPayload, message).with(&json!({"path": ""}));
             return Err(refusal.into());
         }
-        let mut held = Charge::none(&self.memory);
+        let mut held = Reservation::empty(&self.memory);
         if held.try_raise(bytes) {
             return Ok(held);
         }
         match waiter.take(|until| held.raise_until(bytes, until)) {
             Ok(()) => Ok(held),
-            Err(Missed::Postponed) => Err(Unbegun::Postponed),
-            Err(Missed::Stopped(stop)) => Err(stopped(stop).into()),
-            Err(Missed::Late) => {
+            Err(WaitError::Postponed) => Err(Unbegun::Postponed),
+            Err(WaitError::Stopped(stop)) => Err(stopped(stop).into()),
+            Err(WaitError::Late) => {
                 let message = "not begun within its timeout: no memory to check its payload with";
                 Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS).into())
             }
@@ -370,11 +374,11 @@ impl Calls for Arc<Core> {
 
 /// From what a service said, which the sandbox has checked, to the caller's
 /// answer.
-fn answered(answer: Answer) -> Result<Checked, Refusal> {
+fn answered(answer: ServiceAnswer) -> Result<Checked, Refusal> {
     match answer {
-        Answer::Json(text) => Ok(Checked::Json(text)),
-        Answer::Binary(bytes) => Ok(Checked::Binary(bytes)),
-        Answer::Failure {
+        ServiceAnswer::Json(text) => Ok(Checked::Json(text)),
+        ServiceAnswer::Binary(bytes) => Ok(Checked::Binary(bytes)),
+        ServiceAnswer::Failure {
             code,
             message,
             details,
@@ -398,7 +402,7 @@ fn refuse(error: CallError, timeout: Duration, cost: Option<Cost>) -> Refusal {
         CallError::NotBegun(wanted) => {
             let waited = match wanted {
                 Wanted::Time => "the call came too late",
-                Wanted::Turn => "its concurrency was used up",
+                Wanted::Permit => "its concurrency was used up",
                 Wanted::Instance => "all instances were taken",
                 Wanted::Memory => "the server's memory was used up",
             };

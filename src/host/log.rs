@@ -244,7 +244,7 @@ fn emit(granted: &Granted, context: &Context, level: LogLevel, source: &str, tex
     }
 }
 
-/// A stranger's text, cut to a length, in which nothing moves the cursor,
+/// Untrusted text, cut to a length, in which nothing moves the cursor,
 /// ends the line or turns the direction of writing.
 fn escape(text: &str, limit: usize) -> String {
     let cut = &text[..text.floor_char_boundary(limit)];

@@ -23,12 +23,12 @@ use std::{
 pub use context::Context;
 pub use grants::{GrantError, Granted};
 pub use link::{LinkError, grant_for, link};
-pub use waiter::{Missed, Waiter};
+pub use waiter::{WaitError, Waiter};
 use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
 pub use watch::{Stop, Unwatched, Watch};
 
 use crate::{
-    budget::{Budget, Charge},
+    budget::{Budget, Reservation},
     scheduler::{Payer, Ticket},
 };
 
@@ -82,7 +82,7 @@ pub struct Host {
     /// The server's; none where nothing is bounded by it.
     memory: Option<Arc<Budget>>,
     /// What handles hold beyond what every instance may.
-    handles: Option<Charge>,
+    handles: Option<Reservation>,
     /// Bytes that they hold.
     handle_bytes: usize,
     /// Stands in between two calls.
@@ -122,8 +122,8 @@ impl Host {
 
     /// Memory for what the component has handed over, once it is there; the
     /// call is stopped if it is not in time.
-    fn reserve(&mut self, bytes: usize) -> wasmtime::Result<Option<Charge>> {
-        let mut held = self.memory.as_ref().map(Charge::none);
+    fn reserve(&mut self, bytes: usize) -> wasmtime::Result<Option<Reservation>> {
+        let mut held = self.memory.as_ref().map(Reservation::empty);
         // Nobody could wait for more than there is.
         let limit = self.memory.as_ref().map_or(0, |memory| memory.limit());
         let bytes = bytes.min(limit);
@@ -300,7 +300,7 @@ impl Host {
     ///
     /// # Errors
     /// If it shall end instead.
-    pub fn take_turn(&self, since_last_tick: Duration) -> Result<(), Stop> {
+    pub fn take_run_permit(&self, since_last_tick: Duration) -> Result<(), Stop> {
         let (Some(ticket), Some(payer)) = (self.watch.ticket(), self.payer()) else {
             return Ok(());
         };
@@ -356,7 +356,7 @@ impl Host {
 /// # Errors
 /// If it shall end or be handed back instead.
 #[cold]
-pub fn enter(granted: &Granted, context: &Context, watch: &dyn Watch) -> Result<(), Missed> {
+pub fn enter(granted: &Granted, context: &Context, watch: &dyn Watch) -> Result<(), WaitError> {
     let (Some(ticket), Some(account)) = (watch.ticket(), &granted.account) else {
         return Ok(());
     };
@@ -369,8 +369,8 @@ pub fn enter(granted: &Granted, context: &Context, watch: &dyn Watch) -> Result<
     watch.begins();
     match entered {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Missed::Postponed),
-        Err(ended) => Err(Missed::Stopped(watch::stop(ended))),
+        Ok(false) => Err(WaitError::Postponed),
+        Err(ended) => Err(WaitError::Stopped(watch::stop(ended))),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the process that compiles a stranger's file may still do: read its
+//! What the process that compiles an untrusted file may still do: read its
 //! input, write its output, take memory, start threads. It opens nothing,
 //! reaches nobody, starts no program.
 

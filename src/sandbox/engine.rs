@@ -16,9 +16,9 @@ use super::{cache::Cache, compile, worker::CompileWorker};
 
 use super::{
     limits::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLES},
-    pool::{AnyIdle, GiveUp, Idle},
+    pool::{AnyIdle, GiveUp, IdleInstances},
     slots::{Found, Slots},
-    ticker::{Pulse, Ticker},
+    ticker::{KeepAwake, Ticker},
     verify::Verifier,
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
         Sandbox as Settings, given,
         memory::{KEPT_MEMORY, KEPT_TABLES},
     },
-    host::{Missed, Waiter},
+    host::{WaitError, Waiter},
 };
 
 /// Address space of a memory where the host refuses the reservation of 4 GiB.
@@ -69,7 +69,7 @@ pub struct CompilerConfig {
 /// The engine with its clock, and the places for instances.
 pub struct Sandbox {
     pub(super) engine: Engine,
-    pub(super) pulse: Pulse,
+    pub(super) keep_awake: KeepAwake,
     pub(super) config: SandboxConfig,
     pub(super) memory: Arc<Budget>,
     /// Places for instances by the depth of their calls. A call that waits for
@@ -80,7 +80,7 @@ pub struct Sandbox {
     /// There may be idle instances.
     pub(super) any_idle: Arc<AnyIdle>,
     /// Of all components that keep instances.
-    idle: Mutex<Vec<Weak<Idle>>>,
+    idle: Mutex<Vec<Weak<IdleInstances>>>,
     /// Held while something new is compiled: one at a time, as its memory is
     /// not the server's to plan.
     #[cfg(feature = "compiler")]
@@ -139,7 +139,7 @@ impl Sandbox {
         let verifier = Verifier::start(settings.verify_resets, stack);
         let sandbox = Arc::new(Self {
             engine,
-            pulse: ticker.pulse(),
+            keep_awake: ticker.keep_awake(),
             memory: Arc::clone(&config.memory),
             slots,
             config,
@@ -186,12 +186,12 @@ impl Sandbox {
     /// A slot for one more instance of a component, or an idle one.
     pub(super) fn slot(
         &self,
-        of: &Arc<Idle>,
+        of: &Arc<IdleInstances>,
         depth: usize,
         waiter: Waiter<'_>,
-    ) -> Result<Found, Missed> {
+    ) -> Result<Found, WaitError> {
         let slots = self.slots.get(depth).or(self.slots.last());
-        let slots = slots.ok_or(Missed::Late)?;
+        let slots = slots.ok_or(WaitError::Late)?;
         slots.take(of, waiter, |which| self.reclaim(which))
     }
 
@@ -201,7 +201,7 @@ impl Sandbox {
     }
 
     /// Remembers where a component keeps instances, to take them back.
-    pub(super) fn remember(&self, idle: &Arc<Idle>) {
+    pub(super) fn remember(&self, idle: &Arc<IdleInstances>) {
         let mut all = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|known| known.strong_count() > 0);
         all.push(Arc::downgrade(idle));

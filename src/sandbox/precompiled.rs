@@ -22,9 +22,9 @@ use super::{
 };
 
 /// What such a file begins with.
-pub(super) const MARK: &[u8] = b"MB-COMPILED/3 ";
+pub(super) const MAGIC: &[u8] = b"MB-COMPILED/3 ";
 /// The same, of every version.
-const ANY_MARK: &[u8] = b"MB-COMPILED/";
+const ANY_MAGIC: &[u8] = b"MB-COMPILED/";
 /// Longest first line, in bytes: a reason may be 300 bytes, each an escape.
 const MAX_LINE: usize = 4096;
 /// What such a file is for, beside the architecture.
@@ -70,8 +70,8 @@ impl Head {
     /// The file has none.
     pub fn read(bytes: &[u8]) -> Result<(Self, &[u8]), PrecompiledError> {
         let broken = |what: &str| PrecompiledError::Broken(what.into());
-        let Some(rest) = bytes.strip_prefix(MARK) else {
-            return Err(if bytes.starts_with(ANY_MARK) {
+        let Some(rest) = bytes.strip_prefix(MAGIC) else {
+            return Err(if bytes.starts_with(ANY_MAGIC) {
                 PrecompiledError::OtherFormat
             } else if bytes.starts_with(b"\0asm") {
                 PrecompiledError::Wasm
@@ -97,7 +97,7 @@ impl<'a> Precompiled<'a> {
     /// Whether these bytes are meant to be such a file.
     #[must_use]
     pub fn is_one(bytes: &[u8]) -> bool {
-        bytes.starts_with(ANY_MARK)
+        bytes.starts_with(ANY_MAGIC)
     }
 
     /// Checks the bytes of a file. Who could have written it is not seen in
@@ -141,11 +141,11 @@ impl<'a> Precompiled<'a> {
     )]
     fn deserialize(&self, engine: &Engine) -> Result<Component, PrecompiledError> {
         // SAFETY: the bytes must be what a compiler of wasmtime wrote. Their
-        // digest is the one that `file` recorded. They come from the compiler of
-        // this program, from its private cache, or by `Code::read` from a file
-        // that only those can have changed who can replace this program as
-        // well. wasmtime itself refuses what was made for another version
-        // of it, other settings, or a processor that can do more.
+        // digest is the one that `file` recorded. They come from the compiler
+        // of this program, from its private cache, or by `ComponentFile::read`
+        // from a file that only those can have changed who can replace this
+        // program as well. wasmtime itself refuses what was made for another
+        // version of it, other settings, or a processor that can do more.
         let loaded = unsafe { Component::deserialize(engine, self.code) };
         loaded.map_err(|error| PrecompiledError::Engine(format!("{error:#}")))
     }
@@ -171,7 +171,7 @@ pub(super) fn file(
         reset,
     };
     let line = serde_json::json!(head).to_string();
-    [MARK, line.as_bytes(), b"\n", code].concat()
+    [MAGIC, line.as_bytes(), b"\n", code].concat()
 }
 
 /// SHA-256, hexadecimal.
@@ -292,7 +292,7 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Precompiled::of(&bytes);
-            let _ = Precompiled::of(&[MARK, &bytes].concat());
+            let _ = Precompiled::of(&[MAGIC, &bytes].concat());
         }
     }
 }

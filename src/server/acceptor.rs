@@ -150,7 +150,7 @@ impl Acceptor {
                 .access
                 .is_shut_out(address, Failure::WrongToken)
         };
-        if self.settings.terms.auth == Auth::Required
+        if self.settings.policy.auth == Auth::Required
             && !self.settings.takes_certificates()
             && let Some(wait) = address.and_then(shut_out)
         {
@@ -223,12 +223,12 @@ impl Acceptor {
 }
 
 impl Shared {
-    /// Sends away a stranger who waits, for somebody else; says whether that
+    /// Evicts an idle unauthenticated peer for another one; says whether that
     /// was to be.
     fn evict(&self, idle: &Peer) -> bool {
         let may_leave = |connection: &Connection| {
             let peer = connection.peer();
-            peer.number() == idle.number() && peer.idle_as_stranger().is_some()
+            peer.number() == idle.number() && peer.idle_unauthenticated().is_some()
         };
         let Some(mut connection) = self.poller.take_if(idle.slot(), may_leave) else {
             return false;

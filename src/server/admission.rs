@@ -44,7 +44,7 @@ pub(crate) struct Shares {
     /// Connections at the same time.
     pub(crate) connections: usize,
     /// Of them, those of peers who have not shown who they are.
-    pub(crate) strangers: usize,
+    pub(crate) unauthenticated: usize,
     /// Of them, those of one address.
     pub(crate) per_address: usize,
 }
@@ -63,10 +63,10 @@ struct Inner {
     /// memory is used again.
     free: Vec<usize>,
     /// Slots taken by peers that have not shown who they are.
-    strangers: usize,
+    unauthenticated: usize,
     /// Connections by address, where that is bounded.
     addresses: HashMap<IpAddr, usize>,
-    /// Peers for whom a stranger was told to leave.
+    /// Peers for whom an unauthenticated one is being evicted.
     waiting: VecDeque<(Job, Option<IpAddr>)>,
 }
 
@@ -74,7 +74,7 @@ struct Inner {
 pub(crate) struct Permit {
     admission: Arc<Admission>,
     slot: usize,
-    stranger: AtomicBool,
+    unauthenticated: AtomicBool,
     address: OnceLock<IpAddr>,
 }
 
@@ -86,7 +86,7 @@ impl Admission {
             shares,
             inner: Mutex::new(Inner {
                 free: (0..connections).rev().collect(),
-                strangers: 0,
+                unauthenticated: 0,
                 addresses: HashMap::new(),
                 waiting: VecDeque::new(),
             }),
@@ -94,9 +94,10 @@ impl Admission {
         })
     }
 
-    /// Does a stranger's job, now or once there is a slot for it. `address` is
-    /// none while it is not known for whom the peer speaks. Where strangers
-    /// make room for others, `evict` sends one away, if it still may be.
+    /// Runs the job of an unauthenticated peer, now or once there is a slot for
+    /// it. `address` is none while it is not known for whom the peer speaks.
+    /// Where unauthenticated peers make room for others, `evict` sends one
+    /// away, if it still may be.
     pub(crate) fn admit(
         self: &Arc<Self>,
         address: Option<IpAddr>,
@@ -110,10 +111,13 @@ impl Admission {
             return job(Err(Refused::TooMany));
         }
         let is_crowded = inner.waiting.len() >= MAX_WAITING;
-        if is_crowded || inner.strangers >= self.shares.strangers || inner.free.is_empty() {
+        if is_crowded
+            || inner.unauthenticated >= self.shares.unauthenticated
+            || inner.free.is_empty()
+        {
             drop(inner);
             // Who has just come back to life is not sent away; the next one is.
-            let idle = self.longest_idle_stranger().filter(|_| !is_crowded);
+            let idle = self.longest_idle_unauthenticated().filter(|_| !is_crowded);
             if !idle.is_some_and(|idle| evict(&idle)) {
                 return job(Err(Refused::Full));
             }
@@ -132,12 +136,12 @@ impl Admission {
     /// One of those that wait, if there is room now.
     #[must_use]
     fn seat_one(self: &Arc<Self>, inner: &mut Inner) -> Option<Begun> {
-        if inner.strangers >= self.shares.strangers || inner.waiting.is_empty() {
+        if inner.unauthenticated >= self.shares.unauthenticated || inner.waiting.is_empty() {
             return None;
         }
         let slot = inner.free.pop()?;
         let (job, address) = inner.waiting.pop_front()?;
-        inner.strangers += 1;
+        inner.unauthenticated += 1;
         if let Some(address) = address.filter(|_| self.shares.per_address > 0) {
             *inner.addresses.entry(address).or_default() += 1;
         }
@@ -145,19 +149,19 @@ impl Admission {
         let permit = Permit {
             admission: Arc::clone(self),
             slot,
-            stranger: AtomicBool::new(true),
+            unauthenticated: AtomicBool::new(true),
             address,
         };
         Some((job, permit))
     }
 
-    /// The stranger who has asked nothing for the longest time, where peers
+    /// The longest-idle unauthenticated peer, where peers
     /// can show who they are.
-    fn longest_idle_stranger(&self) -> Option<Arc<Peer>> {
-        if self.shares.strangers == self.shares.connections {
+    fn longest_idle_unauthenticated(&self) -> Option<Arc<Peer>> {
+        if self.shares.unauthenticated == self.shares.connections {
             return None;
         }
-        let idle = |peer: &Arc<Peer>| peer.idle_as_stranger().filter(|idle| *idle >= GRACE);
+        let idle = |peer: &Arc<Peer>| peer.idle_unauthenticated().filter(|idle| *idle >= GRACE);
         let all = self.peers().filter_map(|peer| Some((idle(&peer)?, peer)));
         all.max_by_key(|(idle, _)| *idle).map(|(_, peer)| peer)
     }
@@ -229,11 +233,12 @@ impl Permit {
         true
     }
 
-    /// The peer has shown who it is: a place for strangers is free again.
+    /// The peer has authenticated: a slot for unauthenticated peers is free
+    /// again.
     pub(crate) fn is_known(&self) {
-        if self.stranger.swap(false, Relaxed) {
+        if self.unauthenticated.swap(false, Relaxed) {
             let mut inner = self.admission.lock();
-            inner.strangers -= 1;
+            inner.unauthenticated -= 1;
             let next = self.admission.seat_one(&mut inner);
             drop(inner);
             if let Some((job, permit)) = next {
@@ -247,7 +252,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.admission.slots[self.slot].store(None);
         let mut inner = self.admission.lock();
-        inner.strangers -= usize::from(*self.stranger.get_mut());
+        inner.unauthenticated -= usize::from(*self.unauthenticated.get_mut());
         if let Some(address) = self.address.get()
             && let Some(count) = inner.addresses.get_mut(address)
         {
@@ -281,10 +286,10 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    fn shares(connections: usize, strangers: usize, per_address: usize) -> Shares {
+    fn shares(connections: usize, unauthenticated: usize, per_address: usize) -> Shares {
         Shares {
             connections,
-            strangers,
+            unauthenticated,
             per_address,
         }
     }
@@ -319,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_and_single_addresses_have_their_share() {
+    fn unauthenticated_peers_and_single_addresses_have_their_share() {
         let admission = Admission::new(shares(4, 2, 3));
         let one: IpAddr = "192.0.2.1".parse().unwrap();
         let other: IpAddr = "192.0.2.2".parse().unwrap();

@@ -161,7 +161,7 @@ impl Server {
         let linger = Linger::start(settings.max_ending).map_err(error)?;
         let admission = Admission::new(Shares {
             connections: settings.max_connections,
-            strangers: settings.max_connections - settings.reserved,
+            unauthenticated: settings.max_connections - settings.reserved,
             per_address: settings.config.max_connections_per_address,
         });
         let shared = Arc::new(Shared {

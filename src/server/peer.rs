@@ -175,7 +175,7 @@ impl Peer {
 
     /// How long a peer that has not shown who it is has asked nothing, while
     /// it waits.
-    pub(crate) fn idle_as_stranger(&self) -> Option<Duration> {
+    pub(crate) fn idle_unauthenticated(&self) -> Option<Duration> {
         let doing = self.doing.load(Relaxed);
         let quiet = doing != Doing::Calling as u8 && doing != Doing::Closing as u8;
         let idle = quiet && self.calls_left() == 0 && !self.identity.load().is_known();

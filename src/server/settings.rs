@@ -1,4 +1,4 @@
-//! What the server is started with, and on what terms it listens.
+//! What the server is started with, and on what policy it listens.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
 use crate::{
-    access::Terms,
+    access::ListenerPolicy,
     budget::Budget,
     config::{Config, access::Listener, memory::READ_BUFFER},
     transport::ServerTls,
@@ -17,7 +17,7 @@ use crate::{
 pub struct ServerSettings {
     /// The settings, within their bounds.
     pub config: Arc<Config>,
-    /// Where to listen, and on what terms.
+    /// Where to listen, and on what policy.
     pub listeners: Vec<Arc<ListenerSettings>>,
     /// Connections at the same time: no more than memory and the system's open
     /// files allow.
@@ -53,7 +53,7 @@ impl Default for Buffers {
     }
 }
 
-/// One listener: where, and on what terms.
+/// One listener: where, and on what policy.
 #[derive(Debug)]
 pub struct ListenerSettings {
     /// Its settings.
@@ -61,7 +61,7 @@ pub struct ListenerSettings {
     /// TLS is spoken, with what is there when a connection comes.
     pub tls: Option<Arc<ArcSwap<ServerTls>>>,
     /// What is asked of peers.
-    pub terms: Arc<Terms>,
+    pub policy: Arc<ListenerPolicy>,
 }
 
 impl ListenerSettings {

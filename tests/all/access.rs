@@ -325,8 +325,8 @@ fn the_longest_idle_stranger_makes_room() {
         let rows = rows["connections"].as_array().unwrap();
         rows.len() == 2 && rows.iter().all(|row| row["state"] == "idle")
     });
-    // Two strangers may be in. The next ones get in when the idle ones are
-    // no longer so new that they are left alone.
+    // Two unauthenticated peers fit. The next ones get in when the idle ones
+    // are no longer so new that they are left alone.
     let mut ann = loop {
         let mut peer = server.connect();
         let answer = hello(&mut peer, &secret);
@@ -341,13 +341,13 @@ fn the_longest_idle_stranger_makes_room() {
         "it was idle for longer"
     );
     assert_eq!(ann.ask("echo.say", "1").text(), "1");
-    let mut stranger = server.connect();
+    let mut unauthenticated = server.connect();
     assert!(
-        stranger
+        unauthenticated
             .ask("system.ping", "1")
             .line
             .starts_with("RESPONSE"),
-        "a known peer takes no stranger's place"
+        "an authenticated peer takes no slot of unauthenticated ones"
     );
     assert!(first.ask("system.ping", "1").line.starts_with("RESPONSE"));
     assert_eq!(server.count("mb_connections_evicted_total"), 1);
@@ -652,7 +652,7 @@ fn the_operator_closes_all_connections_of_a_principal() {
         peer
     };
     let (mut one, mut two, mut busy) = (come(&tokens[0]), come(&tokens[0]), come(&tokens[0]));
-    let (mut bob, mut stranger) = (come(&tokens[1]), server.connect());
+    let (mut bob, mut unauthenticated) = (come(&tokens[1]), server.connect());
     busy.request_within("hostile.spin", "1", HOUR, "{}");
     server.until("it runs", |server| {
         server.json("/calls")["calls"].as_array().unwrap().len() == 1
@@ -678,7 +678,7 @@ fn the_operator_closes_all_connections_of_a_principal() {
     busy.expect_end();
     assert_eq!(bob.ask("echo.say", "1").text(), "1");
     assert!(
-        stranger
+        unauthenticated
             .ask("system.ping", "1")
             .line
             .starts_with("RESPONSE")
@@ -720,7 +720,7 @@ fn system_topics_count_for_the_rate() {
             .inspect(|answer| assert_eq!(answer.code(), "RATE_LIMITED", "{topic}"))
             .count()
     };
-    let mut stranger = server.connect();
+    let mut unauthenticated = server.connect();
     let mut ann = server.connect();
     let again = json!({"token": secret}).to_string();
     for (topic, payload) in [
@@ -728,8 +728,12 @@ fn system_topics_count_for_the_rate() {
         ("system.services", ""),
         ("system.hello", "{}"),
     ] {
-        assert!(refused(&mut stranger, topic, payload) > 80, "{topic}");
-        // That strangers ask too often keeps nobody from authenticating.
+        assert!(
+            refused(&mut unauthenticated, topic, payload) > 80,
+            "{topic}"
+        );
+        // Unauthenticated peers over their rate keep nobody from
+        // authenticating.
         assert!(hello(&mut ann, &secret).line.starts_with("RESPONSE") || topic != "system.ping");
         assert!(refused(&mut ann, topic, payload) > 60, "{topic}");
     }

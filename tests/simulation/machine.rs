@@ -10,7 +10,7 @@ use std::{
 use shuttle::{FailurePersistence, Runner, scheduler::RandomScheduler, thread};
 
 use crate::{
-    access::{Access, Terms},
+    access::{Access, ListenerPolicy},
     budget::Budget,
     config::{Auth, Bytes, Config, Millis, OneOrMore, Principals, access::Listener},
     dispatch::{Counted, Handle, Outcome, Postponed, Reply, Request},
@@ -242,7 +242,7 @@ impl Machine {
     fn new(seed: u64) -> Self {
         let world = World::begin();
         let mut random = Random(seed);
-        let terms = Arc::new(Terms {
+        let policy = Arc::new(ListenerPolicy {
             auth: Auth::None,
             rights: None,
             allow_unsecure: false,
@@ -306,13 +306,13 @@ impl Machine {
             shared,
             admission: Admission::new(Shares {
                 connections: SLOTS,
-                strangers: SLOTS,
+                unauthenticated: SLOTS,
                 per_address: 0,
             }),
             listener: Arc::new(ListenerSettings {
                 config: Listener::new(OneOrMore::More(Vec::new()), 0, false),
                 tls: None,
-                terms,
+                policy,
             }),
             clients: Vec::new(),
             next: 1,

@@ -11,7 +11,7 @@ use std::{
 
 use super::end::{End, RETRY_WHEN_BUSY_MS, notice};
 use crate::{
-    budget::Charge,
+    budget::Reservation,
     dispatch::{Outcome, Postponed},
     server::{
         outbox::Outbox,
@@ -148,17 +148,17 @@ pub(crate) enum Late {
 #[derive(Debug)]
 pub(crate) struct Input {
     reassembly: Reassembly,
-    charge: Charge,
+    reservation: Reservation,
     /// Memory of the first size, once a call keeps it and the connection has
     /// another one.
-    left: OnceLock<Charge>,
+    left: OnceLock<Reservation>,
 }
 
 impl Input {
-    fn new(reassembly: Reassembly, charge: Charge) -> Self {
+    fn new(reassembly: Reassembly, reservation: Reservation) -> Self {
         Self {
             reassembly,
-            charge,
+            reservation,
             left: OnceLock::new(),
         }
     }
@@ -223,7 +223,7 @@ impl Machine {
     /// A new connection in one of the first three states.
     pub(crate) fn new(settings: &Arc<ServerSettings>, state: State, now: Instant) -> Self {
         let reassembly = Reassembly::new(settings.config.max_message_size.0, settings.buffers.read);
-        let input = Input::new(reassembly, Charge::none(&settings.memory));
+        let input = Input::new(reassembly, Reservation::empty(&settings.memory));
         Self {
             settings: Arc::clone(settings),
             state,
@@ -521,11 +521,11 @@ impl Machine {
         let first = self.settings.buffers.read;
         let input = self.own_input();
         let wanted = input.reassembly.next_capacity().saturating_sub(first);
-        if wanted <= input.charge.held() {
-            if wanted < input.charge.held() {
-                input.charge.set(wanted);
+        if wanted <= input.reservation.held() {
+            if wanted < input.reservation.held() {
+                input.reservation.set(wanted);
             }
-        } else if !input.charge.try_raise(wanted) {
+        } else if !input.reservation.try_raise(wanted) {
             if !matches!(self.state, State::Memory { .. }) {
                 self.state = State::Memory { since: now };
             }
@@ -629,15 +629,15 @@ impl Machine {
     /// copied to a new one.
     pub(crate) fn split_input(&mut self) {
         let reassembly = self.input.reassembly.split();
-        let mut charge = Charge::none(&self.settings.memory);
+        let mut reservation = Reservation::empty(&self.settings.memory);
         let first = self.settings.buffers.read;
-        charge.set(reassembly.capacity().saturating_sub(first));
+        reservation.set(reassembly.capacity().saturating_sub(first));
         self.unread = reassembly.is_midway();
         // Each connection has one buffer of the first size; this is a second.
-        let mut left = Charge::none(&self.settings.memory);
+        let mut left = Reservation::empty(&self.settings.memory);
         left.set(self.input.reassembly.capacity().min(first));
         let _ = self.input.left.set(left);
-        self.input = Arc::new(Input::new(reassembly, charge));
+        self.input = Arc::new(Input::new(reassembly, reservation));
     }
 
     /// Whether there is something to do although nothing is news: others have
@@ -672,15 +672,17 @@ impl Machine {
     fn shrink(&mut self) {
         let first = self.settings.buffers.read;
         let Input {
-            reassembly, charge, ..
+            reassembly,
+            reservation,
+            ..
         } = self.own_input();
         let capacity = reassembly.next_capacity();
         if capacity < reassembly.capacity() {
             reassembly.spare();
         }
         let wanted = capacity.saturating_sub(first);
-        if wanted < charge.held() {
-            charge.set(wanted);
+        if wanted < reservation.held() {
+            reservation.set(wanted);
         }
     }
 
@@ -819,7 +821,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        access::{Access, Terms},
+        access::{Access, ListenerPolicy},
         budget::Budget,
         config::{Auth, Bytes, Config, Millis, Principals},
         dispatch::Counted,
@@ -861,19 +863,20 @@ mod tests {
     impl Test {
         fn new(state: State, must_say: bool, memory: usize) -> Self {
             let access = Access::new(Principals::new(), "/nowhere".into(), 1).unwrap();
-            let terms = Arc::new(Terms {
+            let policy = Arc::new(ListenerPolicy {
                 auth: Auth::None,
                 rights: None,
                 allow_unsecure: false,
             });
-            let stranger = access.stranger("1".into(), Ipv4Addr::LOCALHOST.into(), false, &terms);
+            let unauthenticated =
+                access.unauthenticated("1".into(), Ipv4Addr::LOCALHOST.into(), false, &policy);
             let drain = Arc::new(DrainFlags::new().unwrap());
             let settings = settings(memory);
             let from = (Ipv4Addr::LOCALHOST, 1).into();
             let peer = Peer::new(
                 (1, 0),
                 (from, None),
-                Arc::new(stranger),
+                Arc::new(unauthenticated),
                 &drain,
                 &settings.memory,
             );

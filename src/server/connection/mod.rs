@@ -111,11 +111,11 @@ impl Connection {
     ) -> Self {
         tracing::debug!(connection = number, peer = %from, "connection accepted");
         let encrypted = channel.is_encrypted();
-        let identity = Arc::new(common.access.stranger(
+        let identity = Arc::new(common.access.unauthenticated(
             number.to_string(),
             from.ip(),
             encrypted,
-            &listener.terms,
+            &listener.policy,
         ));
         let own = channel.local_addr();
         let peer = Arc::new(Peer::new(
@@ -366,11 +366,11 @@ impl Connection {
         self.peer.speaks_for(address);
         let caller = &self.identity.caller;
         let (id, encrypted) = (caller.connection_id.clone(), caller.encrypted);
-        let terms = &self.listener.terms;
+        let policy = &self.listener.policy;
         let identity = self
             .common
             .access
-            .stranger(id, address.ip(), encrypted, terms);
+            .unauthenticated(id, address.ip(), encrypted, policy);
         self.set_identity(identity);
         if self.permit.claim(address.ip()) {
             return;

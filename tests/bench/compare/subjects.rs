@@ -99,7 +99,7 @@ impl Subject {
     }
 }
 
-/// Starts programs, all on the same terms.
+/// Starts programs, all on the same policy.
 pub struct Starter {
     pub dir: PathBuf,
     /// Ours.

@@ -26,12 +26,12 @@ pub enum Failure {
 /// Failures by address. For each, one instant is kept: when all its failures
 /// will be forgotten, of which one is in each sixtieth, third or whatever
 /// part of a minute.
-pub(super) struct Guesses {
+pub(super) struct AuthThrottle {
     per_minute: u32,
     forgotten: Mutex<HashMap<(IpAddr, Failure), Instant>>,
 }
 
-impl Guesses {
+impl AuthThrottle {
     pub(super) fn new(per_minute: u32) -> Self {
         Self {
             per_minute: per_minute.max(1),
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn failures_are_forgotten_one_by_one() {
-        let guesses = Guesses::new(3);
+        let guesses = AuthThrottle::new(3);
         let now = Instant::now();
         let one: IpAddr = "2001:db8::1".parse().unwrap();
         let same_network: IpAddr = "2001:db8::ffff:1".parse().unwrap();
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn so_many_addresses_are_remembered() {
-        let guesses = Guesses::new(1);
+        let guesses = AuthThrottle::new(1);
         let now = Instant::now();
         for number in 0..u32::try_from(MAX_ADDRESSES).unwrap() + 10 {
             guesses.failed(IpAddr::from(number.to_be_bytes()), Failure::NoToken, now);
