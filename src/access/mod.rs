@@ -75,7 +75,7 @@ pub struct Identity {
     policy: Arc<ListenerPolicy>,
     token: Option<Arc<tokens::Token>>,
     /// Their certificate is not valid any more.
-    is_ended: bool,
+    certificate_invalid: bool,
     /// Of the settings that rights and rates are from.
     generation: u64,
     /// The right to everything.
@@ -169,7 +169,7 @@ impl Access {
         // Read first: what changes meanwhile is found the next time.
         let generation = self.generation.load(Acquire);
         (generation != identity.generation).then(|| {
-            let principal = if identity.is_known() {
+            let principal = if identity.is_authenticated() {
                 self.principal(&identity.principal.name)
             } else {
                 self.of_unauthenticated(identity.policy.auth)
@@ -218,7 +218,7 @@ impl Access {
             rights: None,
             policy: Arc::clone(policy),
             token: None,
-            is_ended: false,
+            certificate_invalid: false,
             generation,
             everything,
             address,
@@ -394,29 +394,29 @@ impl Identity {
 
     /// Whether they have shown who they are.
     #[must_use]
-    pub fn is_known(&self) -> bool {
+    pub fn is_authenticated(&self) -> bool {
         self.caller.principal.is_some()
     }
 
     /// Whether they have to say who they are before anything else.
     #[must_use]
-    pub fn must_say(&self) -> bool {
-        self.policy.auth == Auth::Required && !self.is_known()
+    pub fn must_authenticate(&self) -> bool {
+        self.policy.auth == Auth::Required && !self.is_authenticated()
     }
 
     /// Whether their token has expired or was revoked since they showed it,
     /// or their certificate.
     #[must_use]
-    pub fn has_ended(&self) -> bool {
-        let token_ended = |token: &Arc<tokens::Token>| token.has_ended(Instant::now());
-        self.is_ended || self.token.as_ref().is_some_and(token_ended)
+    pub fn is_invalid(&self) -> bool {
+        let token_invalid = |token: &Arc<tokens::Token>| token.is_invalid(Instant::now());
+        self.certificate_invalid || self.token.as_ref().is_some_and(token_invalid)
     }
 
     /// The same peer, whose certificate is not valid any more.
     #[must_use]
-    pub fn ended(&self) -> Self {
+    pub fn with_invalid_certificate(&self) -> Self {
         Self {
-            is_ended: true,
+            certificate_invalid: true,
             ..self.clone()
         }
     }
@@ -538,8 +538,8 @@ mod tests {
             &identity(Auth::Required, Some(&["math.add@2"]), Some("ann")),
             [false, true, false, false, false],
         );
-        assert!(identity(Auth::Required, None, None).must_say());
-        assert!(!identity(Auth::Required, None, Some("ann")).must_say());
+        assert!(identity(Auth::Required, None, None).must_authenticate());
+        assert!(!identity(Auth::Required, None, Some("ann")).must_authenticate());
         let ann = identity(Auth::Required, None, Some("ann"));
         assert!(
             ann.may_see("math")
@@ -569,10 +569,10 @@ mod tests {
             ann.may_call("math.add", [1, 0, 0]) && !ann.may_call("math.sub", [1, 0, 0]),
             "the token's rights"
         );
-        assert!(!ann.has_ended());
+        assert!(!ann.is_invalid());
         tokens::revoke(&file, &id).unwrap();
         assert_eq!(access.reload().unwrap(), 0);
-        assert!(ann.has_ended());
+        assert!(ann.is_invalid());
         for _ in 0..3 {
             assert_eq!(
                 access.authenticate(&unauthenticated, &token).unwrap_err(),
@@ -614,6 +614,6 @@ mod tests {
             "what has not changed goes on counting"
         );
         assert!(access.current(&ann).is_none() && access.current(&same).is_none());
-        assert!(!ann.has_ended() && ann.ended().has_ended());
+        assert!(!ann.is_invalid() && ann.with_invalid_certificate().is_invalid());
     }
 }

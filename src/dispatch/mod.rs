@@ -66,7 +66,7 @@ pub fn must_begin(
     let (header, _) = Header::parse(body).ok()?;
     let calls = matches!(header.kind, Kind::Request | Kind::Publish)
         && header.topic.service() != SYSTEM
-        && !identity.must_say();
+        && !identity.must_authenticate();
     calls.then(|| arrived + header.timeout.unwrap_or(default_timeout))
 }
 
@@ -270,9 +270,9 @@ impl Core {
         let says = header.kind == Kind::Request && header.topic.as_str() == HELLO;
         let (reason, message) = if matches!(header.kind, Kind::Response | Kind::Error) {
             return Ok(());
-        } else if identity.has_ended() {
+        } else if identity.is_invalid() {
             ("ended", ENDED)
-        } else if identity.must_say() && !says {
+        } else if identity.must_authenticate() && !says {
             (
                 "missing",
                 "authenticate first: send system.hello with a token",

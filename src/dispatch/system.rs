@@ -33,12 +33,12 @@ impl Core {
     ) -> Result<String, Refusal> {
         // A peer authenticates once on a connection. That does not count for
         // the rate that all share who have not: they could keep it out.
-        let may_authenticate = header.topic.action() == "hello" && !identity.is_known();
+        let may_authenticate = header.topic.action() == "hello" && !identity.is_authenticated();
         if !may_authenticate {
             take_rate(&identity.principal)?;
         }
         let answer = self.system_answer(header, payload, identity, known);
-        if may_authenticate && known.is_none() && !identity.must_say() {
+        if may_authenticate && known.is_none() && !identity.must_authenticate() {
             take_rate(&identity.principal)?;
         }
         answer
@@ -108,7 +108,7 @@ impl Core {
         if let Some(token) = token {
             let shown = self.access.authenticate(identity, &token);
             *known = Some(shown.map_err(|denied| self.denied(&denied))?);
-        } else if identity.must_say() {
+        } else if identity.must_authenticate() {
             return Err(self.denied(&self.access.without_token(identity)));
         }
         let caller = &known.as_ref().unwrap_or(identity).caller;

@@ -18,12 +18,12 @@ use rustix::{
 use socket2::SockRef;
 
 use super::{
-    admission::{Admission, Refused},
+    admission::{Admission, AdmissionError},
     common::Common,
-    connection::{Advance, Connection, RETRY_WHEN_BUSY_MS, notice, tell_denied},
-    peer::{Farewell, Peer},
+    connection::{Advance, Connection, RETRY_WHEN_BUSY_MS, log_denied, notice},
+    peer::{CloseRequest, Peer},
     settings::ListenerSettings,
-    workers::Shared,
+    workers::Workers,
 };
 use crate::{
     access::Failure,
@@ -47,24 +47,24 @@ static ACCEPT_LINES: Limiter = Limiter::new();
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
 /// A listener that is open.
-pub(crate) struct Listening {
+pub(crate) struct OpenListener {
     pub(crate) listener: TcpListener,
     /// It is another process's too: whoever comes after this server's end
     /// waits there for the next.
     pub(crate) outlives: bool,
-    pub(crate) place: Arc<ListenerSettings>,
+    pub(crate) settings: Arc<ListenerSettings>,
 }
 
 /// Starts the thread that accepts from one listener until the server drains.
 pub(crate) fn start(
-    listening: &Arc<Listening>,
-    shared: &Arc<Shared>,
+    listening: &Arc<OpenListener>,
+    shared: &Arc<Workers>,
     admission: &Arc<Admission>,
 ) -> io::Result<JoinHandle<()>> {
     SockRef::from(&listening.listener).set_nonblocking(true)?;
     let acceptor = Acceptor {
         listening: Arc::clone(listening),
-        settings: Arc::clone(&listening.place),
+        settings: Arc::clone(&listening.settings),
         shared: Arc::clone(shared),
         admission: Arc::clone(admission),
         pause: Duration::ZERO,
@@ -75,9 +75,9 @@ pub(crate) fn start(
 }
 
 struct Acceptor {
-    listening: Arc<Listening>,
+    listening: Arc<OpenListener>,
     settings: Arc<ListenerSettings>,
-    shared: Arc<Shared>,
+    shared: Arc<Workers>,
     admission: Arc<Admission>,
     /// Zero as long as accepting works.
     pause: Duration,
@@ -96,11 +96,11 @@ impl Acceptor {
                     self.admit(stream, peer);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(None),
-                Err(error) => self.survive(&error),
+                Err(error) => self.pause_after(&error),
             }
         }
         if !self.listening.outlives {
-            self.tell_the_backlog();
+            self.refuse_backlog();
         }
     }
 
@@ -119,12 +119,12 @@ impl Acceptor {
 
     /// Connections that the kernel has completed and nobody has accepted
     /// would be reset when the listener closes. They are told instead.
-    fn tell_the_backlog(&self) {
+    fn refuse_backlog(&self) {
         // Bounded, because clients that come back at once would fill it for ever.
         for _ in 0..self.common().settings.config.backlog {
             match self.listening.listener.accept() {
                 Ok((stream, _)) => {
-                    let Farewell { code, message } = Farewell::SHUTDOWN;
+                    let CloseRequest { code, message } = CloseRequest::SHUTDOWN;
                     self.common()
                         .refuse(&self.settings, stream, code, message, None);
                 }
@@ -139,7 +139,7 @@ impl Acceptor {
         let proxied = self.settings.is_proxy(peer.ip());
         if !proxied && !self.settings.lets_in(peer.ip()) {
             self.common().metrics.denied.add(1);
-            tell_denied(peer);
+            log_denied(peer);
             return;
         }
         let address = (!proxied).then(|| peer.ip());
@@ -209,7 +209,7 @@ impl Acceptor {
 
     /// No error ends the loop. Those of a single connection are passed over;
     /// for the others it pauses longer and longer, and says so once.
-    fn survive(&mut self, error: &io::Error) {
+    fn pause_after(&mut self, error: &io::Error) {
         self.common().metrics.accept_errors.add(1);
         if is_of_one_connection(error) {
             return;
@@ -222,7 +222,7 @@ impl Acceptor {
     }
 }
 
-impl Shared {
+impl Workers {
     /// Evicts an idle unauthenticated peer for another one; says whether that
     /// was to be.
     fn evict(&self, idle: &Peer) -> bool {
@@ -233,10 +233,10 @@ impl Shared {
         let Some(mut connection) = self.poller.take_if(idle.slot(), may_leave) else {
             return false;
         };
-        idle.retire(Farewell::EVICTED);
+        idle.request_close(CloseRequest::EVICTED);
         match connection.advance(system::now()) {
-            Advance::Wait if self.poller.put_back(connection) => self.poller.poke(),
-            Advance::Over(channel) => self.over(channel),
+            Advance::Wait if self.poller.park(connection) => self.poller.wake(),
+            Advance::Closed(channel) => self.linger(channel),
             Advance::Wait | Advance::Call(_) => {}
         }
         true
@@ -249,15 +249,15 @@ impl Common {
         listener: &ListenerSettings,
         stream: TcpStream,
         peer: SocketAddr,
-        refused: Refused,
+        refused: AdmissionError,
     ) {
         let limits = &self.settings;
         let message = match refused {
-            Refused::Full => format!(
+            AdmissionError::Full => format!(
                 "too many connections, the limit is {}",
                 limits.max_connections
             ),
-            Refused::TooMany => format!(
+            AdmissionError::TooMany => format!(
                 "too many connections of {}, the limit is {}",
                 peer.ip(),
                 limits.config.max_connections_per_address

@@ -25,7 +25,7 @@ pub(crate) struct Admission {
 }
 
 /// What is done with a peer once it is known whether it gets a permit.
-type Job = Box<dyn FnOnce(Result<Permit, Refused>) + Send>;
+type Job = Box<dyn FnOnce(Result<Permit, AdmissionError>) + Send>;
 
 /// One that may begin, outside of the lock.
 type Begun = (Job, Permit);
@@ -51,7 +51,7 @@ pub(crate) struct Shares {
 
 /// Why a peer does not get in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refused {
+pub(crate) enum AdmissionError {
     /// There is no room.
     Full,
     /// Its address has as many connections as it may.
@@ -108,7 +108,7 @@ impl Admission {
         let mut inner = self.lock();
         if address.is_some_and(|address| inner.has_enough(address, self.shares.per_address)) {
             drop(inner);
-            return job(Err(Refused::TooMany));
+            return job(Err(AdmissionError::TooMany));
         }
         let is_crowded = inner.waiting.len() >= MAX_WAITING;
         if is_crowded
@@ -119,14 +119,14 @@ impl Admission {
             // Who has just come back to life is not sent away; the next one is.
             let idle = self.longest_idle_unauthenticated().filter(|_| !is_crowded);
             if !idle.is_some_and(|idle| evict(&idle)) {
-                return job(Err(Refused::Full));
+                return job(Err(AdmissionError::Full));
             }
             inner = self.lock();
         }
         // Another may have been quicker, or who was sent away has not left:
         // then this one waits for the next slot.
         inner.waiting.push_back((job, address));
-        let next = self.seat_one(&mut inner);
+        let next = self.admit_next(&mut inner);
         drop(inner);
         if let Some((job, permit)) = next {
             job(Ok(permit));
@@ -135,7 +135,7 @@ impl Admission {
 
     /// One of those that wait, if there is room now.
     #[must_use]
-    fn seat_one(self: &Arc<Self>, inner: &mut Inner) -> Option<Begun> {
+    fn admit_next(self: &Arc<Self>, inner: &mut Inner) -> Option<Begun> {
         if inner.unauthenticated >= self.shares.unauthenticated || inner.waiting.is_empty() {
             return None;
         }
@@ -235,11 +235,11 @@ impl Permit {
 
     /// The peer has authenticated: a slot for unauthenticated peers is free
     /// again.
-    pub(crate) fn is_known(&self) {
+    pub(crate) fn authenticated(&self) {
         if self.unauthenticated.swap(false, Relaxed) {
             let mut inner = self.admission.lock();
             inner.unauthenticated -= 1;
-            let next = self.admission.seat_one(&mut inner);
+            let next = self.admission.admit_next(&mut inner);
             drop(inner);
             if let Some((job, permit)) = next {
                 job(Ok(permit));
@@ -262,7 +262,7 @@ impl Drop for Permit {
             }
         }
         inner.free.push(self.slot);
-        let next = self.admission.seat_one(&mut inner);
+        let next = self.admission.admit_next(&mut inner);
         if inner.free.len() == self.admission.slots.len() {
             self.admission.empty.notify_all();
         }
@@ -299,11 +299,11 @@ mod tests {
         admission: &Arc<Admission>,
         address: Option<IpAddr>,
         known: bool,
-    ) -> Result<Permit, Refused> {
+    ) -> Result<Permit, AdmissionError> {
         let (give, given) = mpsc::channel();
-        let job = Box::new(move |permit: Result<Permit, Refused>| {
+        let job = Box::new(move |permit: Result<Permit, AdmissionError>| {
             if let (Ok(permit), true) = (&permit, known) {
-                permit.is_known();
+                permit.authenticated();
             }
             give.send(permit).unwrap();
         });
@@ -316,7 +316,10 @@ mod tests {
         let admission = Admission::new(shares(6, 6, 0));
         let peers: Vec<_> = (0..6).map(|_| stay(&admission, None, false)).collect();
         assert!(peers.iter().all(Result::is_ok));
-        assert_eq!(stay(&admission, None, false).err(), Some(Refused::Full));
+        assert_eq!(
+            stay(&admission, None, false).err(),
+            Some(AdmissionError::Full)
+        );
         assert!(!admission.wait_until_empty(Instant::now()));
         drop(peers);
         assert!(admission.wait_until_empty(Instant::now()));
@@ -331,9 +334,9 @@ mod tests {
         let known: Vec<_> = (0..2).map(|_| stay(&admission, Some(one), true)).collect();
         let refused = |address| stay(&admission, Some(address), false).err();
         let _stranger = stay(&admission, Some(one), false).ok().unwrap();
-        assert_eq!(refused(one), Some(Refused::TooMany));
+        assert_eq!(refused(one), Some(AdmissionError::TooMany));
         let _another = stay(&admission, Some(other), false).ok().unwrap();
-        assert_eq!(refused(other), Some(Refused::Full));
+        assert_eq!(refused(other), Some(AdmissionError::Full));
         drop(known);
     }
 }

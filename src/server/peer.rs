@@ -38,14 +38,14 @@ pub(crate) struct Peer {
     tls: OnceLock<&'static str>,
     identity: ArcSwap<Identity>,
     /// What the owner does, as [`Doing`] has it.
-    doing: AtomicU8,
+    activity: AtomicU8,
     /// Microseconds from `since` to the end of the last request.
     last_request: AtomicU64,
     /// Milliseconds from `since` to the last byte that arrived.
     last_activity: AtomicU64,
     traffic: Traffic,
     /// Why this one is to end, although the server goes on.
-    farewell: OnceLock<Farewell>,
+    close_request: OnceLock<CloseRequest>,
     drain: Arc<DrainFlags>,
     /// Calls whose connection has gone on without them.
     left: AtomicU32,
@@ -56,7 +56,7 @@ pub(crate) struct Peer {
 /// What `/connections` shows that an owner does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Doing {
+pub(crate) enum Activity {
     Handshake,
     Idle,
     Reading,
@@ -64,7 +64,7 @@ pub(crate) enum Doing {
     Closing,
 }
 
-impl Doing {
+impl Activity {
     const ALL: [(Self, &'static str); 5] = [
         (Self::Handshake, "handshake"),
         (Self::Idle, "idle"),
@@ -77,12 +77,12 @@ impl Doing {
 /// What a peer is told that is sent away in order: what it asked before is
 /// answered, and nothing is begun any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Farewell {
+pub(crate) struct CloseRequest {
     pub(crate) code: Code,
     pub(crate) message: &'static str,
 }
 
-impl Farewell {
+impl CloseRequest {
     pub(crate) const SHUTDOWN: Self = Self {
         code: Code::ShuttingDown,
         message: "the server shuts down",
@@ -122,11 +122,11 @@ impl Peer {
             since: (system::now(), SystemTime::now()),
             tls: OnceLock::new(),
             identity: ArcSwap::new(identity),
-            doing: AtomicU8::new(Doing::Handshake as u8),
+            activity: AtomicU8::new(Activity::Handshake as u8),
             last_request: AtomicU64::new(0),
             last_activity: AtomicU64::new(0),
             traffic: Traffic::default(),
-            farewell: OnceLock::new(),
+            close_request: OnceLock::new(),
             drain: Arc::clone(drain),
             left: AtomicU32::new(0),
             late: Mutex::new(Outbox::beside(memory)),
@@ -151,7 +151,7 @@ impl Peer {
         let _ = self.speaks_for.set(address);
     }
 
-    pub(crate) fn is_now(&self, identity: Arc<Identity>) {
+    pub(crate) fn set_identity(&self, identity: Arc<Identity>) {
         self.identity.store(identity);
     }
 
@@ -176,9 +176,9 @@ impl Peer {
     /// How long a peer that has not shown who it is has asked nothing, while
     /// it waits.
     pub(crate) fn idle_unauthenticated(&self) -> Option<Duration> {
-        let doing = self.doing.load(Relaxed);
-        let quiet = doing != Doing::Calling as u8 && doing != Doing::Closing as u8;
-        let idle = quiet && self.calls_left() == 0 && !self.identity.load().is_known();
+        let activity = self.activity.load(Relaxed);
+        let quiet = activity != Activity::Calling as u8 && activity != Activity::Closing as u8;
+        let idle = quiet && self.calls_left() == 0 && !self.identity.load().is_authenticated();
         idle.then(|| system::now().saturating_duration_since(self.last_answer()))
     }
 
@@ -188,13 +188,13 @@ impl Peer {
     }
 
     #[inline]
-    pub(crate) fn does(&self, doing: Doing) {
-        self.doing.store(doing as u8, Relaxed);
+    pub(crate) fn set_activity(&self, activity: Activity) {
+        self.activity.store(activity as u8, Relaxed);
     }
 
     /// Bytes arrived.
     #[inline]
-    pub(crate) fn heard(&self, count: usize, now: Instant) {
+    pub(crate) fn bytes_arrived(&self, count: usize, now: Instant) {
         self.traffic.bytes_in.add(count as u64);
         let millis = now.saturating_duration_since(self.since.0).as_millis();
         self.last_activity.store(as_u64(millis), Relaxed);
@@ -210,15 +210,15 @@ impl Peer {
 
     /// What the peer is told, once no further call shall be begun.
     #[inline]
-    pub(crate) fn farewell(&self) -> Option<Farewell> {
-        let own = self.farewell.get().copied();
-        own.or_else(|| self.drain.draining().then_some(Farewell::SHUTDOWN))
+    pub(crate) fn close_request(&self) -> Option<CloseRequest> {
+        let own = self.close_request.get().copied();
+        own.or_else(|| self.drain.draining().then_some(CloseRequest::SHUTDOWN))
     }
 
     /// No further call shall be begun; the owner says why, the first reason
     /// counts.
-    pub(crate) fn retire(&self, why: Farewell) {
-        let _ = self.farewell.set(why);
+    pub(crate) fn request_close(&self, why: CloseRequest) {
+        let _ = self.close_request.set(why);
     }
 
     /// Those who are told and do not take it are cut off.
@@ -260,9 +260,12 @@ impl Peer {
             errors,
             ..
         } = &self.traffic;
-        let (doing, left) = (self.doing.load(Relaxed), u64::from(self.calls_left()));
-        let calling = doing == Doing::Calling as u8;
-        let state = match Doing::ALL.iter().find(|(known, _)| *known as u8 == doing) {
+        let (activity, left) = (self.activity.load(Relaxed), u64::from(self.calls_left()));
+        let calling = activity == Activity::Calling as u8;
+        let state = match Activity::ALL
+            .iter()
+            .find(|(known, _)| *known as u8 == activity)
+        {
             Some(_) if left > 0 => "calling",
             Some((_, name)) => name,
             None => "-",

@@ -41,19 +41,19 @@ const NEVER: u64 = u64::MAX;
 
 /// News for the owner of a connection, as bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct News(u8);
+pub(crate) struct Events(u8);
 
-impl News {
+impl Events {
     /// There may be something to read.
     pub(crate) const READABLE: Self = Self(1);
     /// There may be room to write.
     pub(crate) const WRITABLE: Self = Self(2);
     /// The peer has ended the stream.
-    pub(crate) const ENDED: Self = Self(4);
+    pub(crate) const PEER_CLOSED: Self = Self(4);
     /// A call that was left behind has answered.
     pub(crate) const ANSWER: Self = Self(8);
     /// It is to end: see [`Peer::farewell`].
-    pub(crate) const FAREWELL: Self = Self(16);
+    pub(crate) const CLOSE: Self = Self(16);
     /// A deadline has passed.
     pub(crate) const OVERDUE: Self = Self(32);
     /// What was postponed may begin.
@@ -63,12 +63,12 @@ impl News {
         self.0 == 0
     }
 
-    pub(crate) fn add(&mut self, news: Self) {
-        self.0 |= news.0;
+    pub(crate) fn add(&mut self, events: Self) {
+        self.0 |= events.0;
     }
 
-    pub(crate) fn has(self, news: Self) -> bool {
-        self.0 & news.0 != 0
+    pub(crate) fn has(self, events: Self) -> bool {
+        self.0 & events.0 != 0
     }
 }
 
@@ -98,7 +98,7 @@ pub(crate) struct Look {
 }
 
 /// The place of a slot.
-struct Place<C> {
+struct ParkingSlot<C> {
     inner: Mutex<Inner<C>>,
     /// Milliseconds from the poller's start to the deadline of the connection
     /// that lies here.
@@ -108,7 +108,7 @@ struct Place<C> {
 struct Inner<C> {
     connection: Option<Box<C>>,
     /// What its owner has yet to learn.
-    news: News,
+    events: Events,
     /// Its slot is among those that are postponed.
     is_postponed: bool,
 }
@@ -116,7 +116,7 @@ struct Inner<C> {
 /// All places, and who has something to do.
 pub(crate) struct Poller<C> {
     epoll: Epoll,
-    places: Box<[Place<C>]>,
+    parking: Box<[ParkingSlot<C>]>,
     /// Slots of connections that lie in their places and have something to do
     /// that the system does not tell.
     queue: Queue,
@@ -132,11 +132,11 @@ pub(crate) struct Poller<C> {
     /// No deadline passes before.
     earliest: AtomicU64,
     sweeps: AtomicBool,
-    over: AtomicBool,
+    shut_down: AtomicBool,
 }
 
 /// A connection that is to be served, and what it has yet to learn.
-pub(crate) type Taken<C> = (Box<C>, News);
+pub(crate) type Taken<C> = (Box<C>, Events);
 
 /// Slots, and how many there are without the lock.
 #[derive(Default)]
@@ -173,17 +173,17 @@ impl<C: Parked> Poller<C> {
     /// # Errors
     /// If the system has no epoll.
     pub(crate) fn new(slots: usize, workers: usize) -> io::Result<Self> {
-        let place = |_| Place {
+        let parking_slot = |_| ParkingSlot {
             inner: Mutex::new(Inner {
                 connection: None,
-                news: News::default(),
+                events: Events::default(),
                 is_postponed: false,
             }),
             due: AtomicU64::new(NEVER),
         };
         Ok(Self {
             epoll: Epoll::new()?,
-            places: (0..slots).map(place).collect(),
+            parking: (0..slots).map(parking_slot).collect(),
             queue: Queue::default(),
             postponed: Queue::default(),
             workers,
@@ -192,7 +192,7 @@ impl<C: Parked> Poller<C> {
             started: system::now(),
             earliest: AtomicU64::new(NEVER),
             sweeps: AtomicBool::new(false),
-            over: AtomicBool::new(false),
+            shut_down: AtomicBool::new(false),
         })
     }
 
@@ -202,15 +202,15 @@ impl<C: Parked> Poller<C> {
     /// If the system can't watch it; then it is closed.
     pub(crate) fn begin(&self, connection: Box<C>) -> io::Result<()> {
         let slot = connection.slot();
-        let place = &self.places[slot];
-        let mut inner = lock(&place.inner);
+        let parking_slot = &self.parking[slot];
+        let mut inner = lock(&parking_slot.inner);
         // Those of a connection that had this slot before.
-        inner.news = News::default();
+        inner.events = Events::default();
         if let Some(channel) = connection.channel() {
             self.epoll.add(channel, slot)?;
         }
-        if self.lay(place, &mut inner, connection) {
-            self.poke();
+        if self.park_locked(parking_slot, &mut inner, connection) {
+            self.wake();
         }
         Ok(())
     }
@@ -223,13 +223,13 @@ impl<C: Parked> Poller<C> {
     /// A worker is done with a connection for now. One that does not look for
     /// the next then pokes another, if so it says.
     #[must_use]
-    pub(crate) fn put_back(&self, connection: Box<C>) -> bool {
+    pub(crate) fn park(&self, connection: Box<C>) -> bool {
         let slot = connection.slot();
-        let place = &self.places[slot];
+        let parking_slot = &self.parking[slot];
         let (goes_on, is_postponed) = (connection.goes_on(), connection.is_postponed());
-        let mut inner = lock(&place.inner);
-        let goes_on = goes_on || !inner.news.is_none();
-        let is_sooner = self.lay(place, &mut inner, connection);
+        let mut inner = lock(&parking_slot.inner);
+        let goes_on = goes_on || !inner.events.is_none();
+        let is_sooner = self.park_locked(parking_slot, &mut inner, connection);
         let is_new = is_postponed && !mem::replace(&mut inner.is_postponed, true);
         drop(inner);
         if goes_on {
@@ -243,24 +243,24 @@ impl<C: Parked> Poller<C> {
 
     /// A call that waited has begun or ended: those that were postponed are
     /// tried again.
-    pub(crate) fn has_room(&self) {
+    pub(crate) fn retry_postponed(&self) {
         if !self.postponed.is_empty() {
-            self.poke();
+            self.wake();
         }
     }
 
     /// One that was postponed, to be tried again.
     fn retry(&self) -> Option<Taken<C>> {
         while let Some(slot) = self.postponed.pop() {
-            let place = &self.places[slot];
-            let mut inner = lock(&place.inner);
+            let parking_slot = &self.parking[slot];
+            let mut inner = lock(&parking_slot.inner);
             inner.is_postponed = false;
             if let Some(connection) = inner
                 .connection
                 .take_if(|connection| connection.is_postponed())
             {
-                inner.news.add(News::RETRY);
-                return Some((connection, mem::take(&mut inner.news)));
+                inner.events.add(Events::RETRY);
+                return Some((connection, mem::take(&mut inner.events)));
             }
         }
         None
@@ -269,7 +269,7 @@ impl<C: Parked> Poller<C> {
     /// A worker is in a call, and nobody polls in its stead.
     pub(crate) fn is_absent(&self) {
         if self.absent.fetch_add(1, SeqCst) + 1 >= self.workers {
-            self.reserve.poke();
+            self.reserve.wake();
         }
     }
 
@@ -285,39 +285,44 @@ impl<C: Parked> Poller<C> {
 
     /// The reserve waits until all others are absent, or the end.
     pub(crate) fn wait_as_reserve(&self) {
-        while !self.all_are_absent() && !self.is_over() {
+        while !self.all_are_absent() && !self.is_shut_down() {
             self.reserve.wait(&mut Vec::new(), 1, LONGEST_REST);
         }
     }
 
     /// Says whether its deadline passes before all others.
-    fn lay(&self, place: &Place<C>, inner: &mut Inner<C>, connection: Box<C>) -> bool {
+    fn park_locked(
+        &self,
+        parking_slot: &ParkingSlot<C>,
+        inner: &mut Inner<C>,
+        connection: Box<C>,
+    ) -> bool {
         let due = connection.deadline().map_or(NEVER, |at| self.rounded(at));
         inner.connection = Some(connection);
-        place.due.store(due, SeqCst);
+        parking_slot.due.store(due, SeqCst);
         due < self.earliest.load(SeqCst) && due < self.earliest.fetch_min(due, SeqCst)
     }
 
     /// One of those who wait looks what there is to do.
-    pub(crate) fn poke(&self) {
-        self.epoll.poke();
+    pub(crate) fn wake(&self) {
+        self.epoll.wake();
     }
 
     /// News for the connection of a slot, to be served by whoever is free.
-    pub(crate) fn tell(&self, slot: usize, news: News) {
-        let mut inner = lock(&self.places[slot].inner);
-        inner.news.add(news);
+    pub(crate) fn deliver(&self, slot: usize, events: Events) {
+        let mut inner = lock(&self.parking[slot].inner);
+        inner.events.add(events);
         let lies = inner.connection.is_some();
         drop(inner);
         if lies {
             self.queue.push(slot);
-            self.epoll.poke();
+            self.epoll.wake();
         }
     }
 
     /// The same; who brings them serves it, if it lies in its place.
-    pub(crate) fn visit(&self, slot: usize, news: News) -> Option<Taken<C>> {
-        self.take(slot, news)
+    pub(crate) fn take_with(&self, slot: usize, events: Events) -> Option<Taken<C>> {
+        self.take(slot, events)
     }
 
     /// Takes a connection away from its place, if it still is the one that is
@@ -327,12 +332,12 @@ impl<C: Parked> Poller<C> {
         slot: usize,
         may_leave: impl FnOnce(&C) -> bool,
     ) -> Option<Box<C>> {
-        let mut inner = lock(&self.places[slot].inner);
+        let mut inner = lock(&self.parking[slot].inner);
         // What has come from it is looked at first.
-        let has_news = !inner.news.is_none();
+        let has_events = !inner.events.is_none();
         inner
             .connection
-            .take_if(|connection| !has_news && may_leave(connection))
+            .take_if(|connection| !has_events && may_leave(connection))
     }
 
     /// A connection that has something to do; none after a while.
@@ -361,22 +366,22 @@ impl<C: Parked> Poller<C> {
         let now = system::now();
         let mut first = None;
         for ready in ready.drain(..) {
-            let mut news = News::default();
+            let mut events = Events::default();
             for (is_so, one) in [
-                (ready.readable, News::READABLE),
-                (ready.writable, News::WRITABLE),
-                (ready.ended, News::ENDED),
+                (ready.readable, Events::READABLE),
+                (ready.writable, Events::WRITABLE),
+                (ready.ended, Events::PEER_CLOSED),
             ] {
                 if is_so {
-                    news.add(one);
+                    events.add(one);
                 }
             }
             if first.is_none() {
-                first = self.take(ready.slot, news);
+                first = self.take(ready.slot, events);
             } else {
                 // Another worker that is done before takes it.
-                let mut inner = lock(&self.places[ready.slot].inner);
-                inner.news.add(news);
+                let mut inner = lock(&self.parking[ready.slot].inner);
+                inner.events.add(events);
                 let lies = inner.connection.is_some();
                 drop(inner);
                 if lies {
@@ -397,18 +402,18 @@ impl<C: Parked> Poller<C> {
     fn dequeue(&self) -> Option<Taken<C>> {
         while let Some(slot) = self.queue.pop() {
             // Where somebody has it, its news are learnt when it is put back.
-            if let Some(taken) = self.take(slot, News::default()) {
+            if let Some(taken) = self.take(slot, Events::default()) {
                 return Some(taken);
             }
         }
         None
     }
 
-    fn take(&self, slot: usize, news: News) -> Option<Taken<C>> {
-        let mut inner = lock(&self.places[slot].inner);
-        inner.news.add(news);
+    fn take(&self, slot: usize, events: Events) -> Option<Taken<C>> {
+        let mut inner = lock(&self.parking[slot].inner);
+        inner.events.add(events);
         let connection = inner.connection.take()?;
-        Some((connection, mem::take(&mut inner.news)))
+        Some((connection, mem::take(&mut inner.events)))
     }
 
     /// Has those whose deadline has passed served; by one worker at a time.
@@ -426,17 +431,17 @@ impl<C: Parked> Poller<C> {
         // Who puts one back from now on counts on its own.
         self.earliest.store(NEVER, SeqCst);
         let mut earliest = NEVER;
-        for (slot, place) in self.places.iter().enumerate() {
-            let due = place.due.load(SeqCst);
+        for (slot, parking_slot) in self.parking.iter().enumerate() {
+            let due = parking_slot.due.load(SeqCst);
             if due > now {
                 earliest = earliest.min(due);
                 continue;
             }
-            let mut inner = lock(&place.inner);
+            let mut inner = lock(&parking_slot.inner);
             // It may have been put back with another one since.
-            if inner.connection.is_some() && place.due.load(SeqCst) <= now {
-                place.due.store(NEVER, SeqCst);
-                inner.news.add(News::OVERDUE);
+            if inner.connection.is_some() && parking_slot.due.load(SeqCst) <= now {
+                parking_slot.due.store(NEVER, SeqCst);
+                inner.events.add(Events::OVERDUE);
                 drop(inner);
                 self.queue.push(slot);
             }
@@ -448,19 +453,19 @@ impl<C: Parked> Poller<C> {
     #[allow(dead_code, reason = "the simulation asks")]
     pub(crate) fn overdue_for(&self, now: Instant) -> Option<Duration> {
         let now = self.millis(now);
-        let late = |place: &Place<C>| {
-            let lies = lock(&place.inner).connection.is_some();
-            let due = place.due.load(SeqCst);
+        let late = |parking_slot: &ParkingSlot<C>| {
+            let lies = lock(&parking_slot.inner).connection.is_some();
+            let due = parking_slot.due.load(SeqCst);
             (lies && due < now).then(|| Duration::from_millis(now - due))
         };
-        self.places.iter().filter_map(late).max()
+        self.parking.iter().filter_map(late).max()
     }
 
     /// Whether one that lies here is queued.
     #[allow(dead_code, reason = "the simulation asks")]
-    pub(crate) fn is_left_lying(&self) -> bool {
+    pub(crate) fn has_queued(&self) -> bool {
         let slots = lock(&self.queue.slots);
-        let lies = |slot: &usize| lock(&self.places[*slot].inner).connection.is_some();
+        let lies = |slot: &usize| lock(&self.parking[*slot].inner).connection.is_some();
         slots.iter().any(lies)
     }
 
@@ -484,19 +489,19 @@ impl<C: Parked> Poller<C> {
     }
 
     /// Nobody is served any more.
-    pub(crate) fn end(&self) {
-        self.over.store(true, SeqCst);
+    pub(crate) fn shut_down(&self) {
+        self.shut_down.store(true, SeqCst);
         // Who is poked passes it on.
-        self.epoll.poke();
-        self.reserve.poke();
+        self.epoll.wake();
+        self.reserve.wake();
     }
 
     /// Whether workers stop.
-    pub(crate) fn is_over(&self) -> bool {
-        let over = self.over.load(Relaxed);
-        if over {
-            self.epoll.poke();
+    pub(crate) fn is_shut_down(&self) -> bool {
+        let shut_down = self.shut_down.load(Relaxed);
+        if shut_down {
+            self.epoll.wake();
         }
-        over
+        shut_down
     }
 }

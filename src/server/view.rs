@@ -5,9 +5,9 @@ use std::sync::{Arc, atomic::Ordering::SeqCst};
 
 use super::{
     admission::Admission,
-    peer::{Farewell, Peer},
-    poller::News,
-    workers::Shared,
+    peer::{CloseRequest, Peer},
+    poller::Events,
+    workers::Workers,
 };
 use crate::{
     metrics::{
@@ -20,7 +20,7 @@ use crate::{
 /// What can be seen of a server, without a lock.
 #[derive(Clone)]
 pub struct View {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<Workers>,
     pub(super) admission: Arc<Admission>,
 }
 
@@ -53,7 +53,7 @@ impl View {
             .peers()
             .find(|peer| peer.number() == connection);
         found.is_some_and(|peer| {
-            self.dismiss(&peer, Farewell::CLOSED);
+            self.request_close(&peer, CloseRequest::CLOSED);
             true
         })
     }
@@ -63,13 +63,13 @@ impl View {
     pub fn close_principal(&self, principal: &str) -> usize {
         let of_it = self.admission.peers().filter(|peer| peer.is_of(principal));
         of_it
-            .inspect(|peer| self.dismiss(peer, Farewell::PRINCIPAL_CLOSED))
+            .inspect(|peer| self.request_close(peer, CloseRequest::PRINCIPAL_CLOSED))
             .count()
     }
 
-    fn dismiss(&self, peer: &Peer, why: Farewell) {
-        peer.retire(why);
-        self.shared.poller.tell(peer.slot(), News::FAREWELL);
+    fn request_close(&self, peer: &Peer, why: CloseRequest) {
+        peer.request_close(why);
+        self.shared.poller.deliver(peer.slot(), Events::CLOSE);
     }
 
     /// Open connections, oldest first.

@@ -15,9 +15,9 @@ use std::{
 
 use super::{
     common::Common,
-    connection::{Advance, Call, Connection, End, Input, Message},
+    connection::{Advance, Call, CloseReason, Connection, Input, Message},
     peer::Peer,
-    poller::{Look, News, Parked, Poller, Taken},
+    poller::{Events, Look, Parked, Poller, Taken},
     running::Listed,
 };
 use crate::{
@@ -45,14 +45,14 @@ pub(crate) const RESERVE: usize = 1;
 const TICKS_UNTIL_SLOW: u32 = 2;
 
 /// The same of all calls of a connection, until others are next.
-const TICKS_OF_TURN: u32 = 4;
+const TICKS_PER_QUANTUM: u32 = 4;
 
 /// Less than this is little: a few times what waking a thread costs.
-const LITTLE: Duration = Duration::from_micros(100);
+const QUICK: Duration = Duration::from_micros(100);
 /// So many have to have taken little: where more than a few calls in a hundred
 /// take long, nobody waits for them. A thousand gave next to nothing, because
 /// the system interrupts some of any thousand.
-const LAST_ONES: u32 = 100;
+const QUICK_BEFORE_BATCH: u32 = 100;
 
 /// Threads that poll.
 pub(crate) fn pollers() -> usize {
@@ -61,7 +61,7 @@ pub(crate) fn pollers() -> usize {
 }
 
 /// What all workers share.
-pub(crate) struct Shared {
+pub(crate) struct Workers {
     pub(crate) common: Arc<Common>,
     pub(crate) handle: Arc<dyn Handle>,
     pub(crate) poller: Poller<Connection>,
@@ -70,7 +70,7 @@ pub(crate) struct Shared {
     pub(crate) waiting: AtomicUsize,
 }
 
-impl Shared {
+impl Workers {
     /// Half of the threads at most wait for calls that may not begin.
     pub(crate) fn may_wait(&self) -> bool {
         self.waiting.load(SeqCst) < self.most_waiting()
@@ -81,7 +81,7 @@ impl Shared {
     }
 
     /// A connection has ended; its peer shall read what was said last.
-    pub(crate) fn over(&self, channel: Option<Channel>) {
+    pub(crate) fn linger(&self, channel: Option<Channel>) {
         if let Some(channel) = channel {
             self.poller.forget(&channel);
             self.common.linger.take(channel);
@@ -91,10 +91,10 @@ impl Shared {
 
 /// What one thread does, from its job's beginning to its end.
 pub(crate) struct Worker {
-    shared: Arc<Shared>,
+    shared: Arc<Workers>,
     /// Other connections wait for this thread.
     polls: AtomicBool,
-    held: Mutex<Held>,
+    held: Mutex<Work>,
     /// Ticks that the call at hand has seen.
     ticks: AtomicU32,
     /// How many connections took little, one after the other.
@@ -116,23 +116,23 @@ pub(crate) struct Worker {
 /// What a worker works on. Only its own thread takes the lock: inside a call,
 /// the worker is found through [`Watch`] alone.
 #[derive(Default)]
-struct Held {
+struct Work {
     /// None once it has gone on.
     connection: Option<Box<Connection>>,
     /// What is served, while that is a call.
-    call: Option<Called>,
+    call: Option<CurrentCall>,
     /// The call, once it takes long.
-    slow: Option<Slow>,
+    slow: Option<SlowCall>,
 }
 
 /// Where the message of the call at hand lies.
-struct Called {
+struct CurrentCall {
     message: std::ops::Range<usize>,
     arrived: Instant,
 }
 
 /// A call that takes long: what is left to it when its connection goes on.
-struct Slow {
+struct SlowCall {
     peer: Arc<Peer>,
     listed: Listed,
 }
@@ -141,7 +141,7 @@ impl Worker {
     /// One thread more that polls, until the poller's end; false if there is
     /// none.
     #[must_use]
-    pub(crate) fn start(shared: &Arc<Shared>) -> bool {
+    pub(crate) fn start(shared: &Arc<Workers>) -> bool {
         let worker = Arc::new(Self::new(shared, false));
         shared
             .threads
@@ -151,20 +151,20 @@ impl Worker {
     /// The thread that polls while all others are in calls and there is no
     /// further one: so somebody always does. False if there is none.
     #[must_use]
-    pub(crate) fn start_reserve(shared: &Arc<Shared>) -> bool {
+    pub(crate) fn start_reserve(shared: &Arc<Workers>) -> bool {
         let worker = Arc::new(Self::new(shared, true));
         shared.threads.execute(move || {
             let poller = &worker.shared.poller;
-            while !poller.is_over() {
+            while !poller.is_shut_down() {
                 poller.wait_as_reserve();
                 worker.poll(|| poller.all_are_absent());
                 // Whoever is back takes what it has left.
-                poller.poke();
+                poller.wake();
             }
         })
     }
 
-    fn new(shared: &Arc<Shared>, is_reserve: bool) -> Self {
+    fn new(shared: &Arc<Workers>, is_reserve: bool) -> Self {
         Self {
             shared: Arc::clone(shared),
             polls: AtomicBool::new(true),
@@ -186,7 +186,7 @@ impl Worker {
         Look {
             may_begin: !self.is_reserve && self.shared.may_wait(),
             takes_queued: alternates,
-            is_quick: self.quick.load(Relaxed) >= LAST_ONES,
+            is_quick: self.quick.load(Relaxed) >= QUICK_BEFORE_BATCH,
         }
     }
 
@@ -194,7 +194,7 @@ impl Worker {
         let poller = &self.shared.poller;
         let mut ready = Vec::new();
         let mut now = system::now();
-        while goes_on() && !poller.is_over() {
+        while goes_on() && !poller.is_shut_down() {
             poller.sweep(now);
             let Some((taken, begun)) = poller.next(self.look(), &mut ready) else {
                 now = system::now();
@@ -202,7 +202,7 @@ impl Worker {
             };
             self.serve(taken, begun);
             now = system::now();
-            let quick = if now.saturating_duration_since(begun) < LITTLE {
+            let quick = if now.saturating_duration_since(begun) < QUICK {
                 self.quick.load(Relaxed).saturating_add(1)
             } else {
                 0
@@ -220,11 +220,11 @@ impl Worker {
             next = catch_unwind(advance).unwrap_or_else(|panic| {
                 let error_id = log_panic(&*panic);
                 let text = format!("defect of the server, error id {error_id}");
-                let Held { connection, .. } = std::mem::take(&mut *self.held());
+                let Work { connection, .. } = std::mem::take(&mut *self.held());
                 // One that fails at its end is not tried again.
-                let mut connection = connection.filter(|connection| !connection.has_ended())?;
-                connection.ends(End::Notice(Code::InternalError, text));
-                Some((connection, News::default()))
+                let mut connection = connection.filter(|connection| !connection.is_closing())?;
+                connection.close_with(CloseReason::Notice(Code::InternalError, text));
+                Some((connection, Events::default()))
             });
             now = system::now();
         }
@@ -233,34 +233,34 @@ impl Worker {
     /// The same; what comes back is to be served next.
     fn advance(
         self: &Arc<Self>,
-        (connection, news): Taken<Connection>,
+        (connection, events): Taken<Connection>,
         mut now: Instant,
     ) -> Option<Taken<Connection>> {
         let mut held = self.held();
         let mut connection = held.connection.insert(connection);
-        connection.learns(news, now);
+        connection.take_events(events, now);
         let mut ticks = 0;
         loop {
             let mut call = match connection.advance(now) {
                 Advance::Call(call) => call,
                 Advance::Wait if self.lingers(connection) => {
                     now = system::now();
-                    connection.learns(News::READABLE, now);
+                    connection.take_events(Events::READABLE, now);
                     continue;
                 }
                 Advance::Wait => {
                     let connection = held.connection.take();
                     drop(held);
                     let connection = connection?;
-                    if self.shared.poller.put_back(connection) && !self.goes_on() {
-                        self.shared.poller.poke();
+                    if self.shared.poller.park(connection) && !self.goes_on() {
+                        self.shared.poller.wake();
                     }
                     return None;
                 }
-                Advance::Over(channel) => {
+                Advance::Closed(channel) => {
                     let connection = held.connection.take();
                     drop(held);
-                    self.shared.over(channel);
+                    self.shared.linger(channel);
                     drop(connection);
                     return None;
                 }
@@ -275,7 +275,7 @@ impl Worker {
                 // It is told that it is too late.
                 call.message.postponed = Some(postponed);
             }
-            held.call = Some(Called {
+            held.call = Some(CurrentCall {
                 message: call.message.body.clone(),
                 arrived: call.arrived,
             });
@@ -283,7 +283,7 @@ impl Worker {
             self.outlives_reset.store(false, Relaxed);
             drop(held);
             let reply = self.call(&call);
-            self.ended();
+            self.call_finished();
             held = self.held();
             // Whoever looks may hold it for a moment longer.
             let slow = held.slow.take();
@@ -308,16 +308,16 @@ impl Worker {
                     }
                     connection = held.connection.as_mut()?;
                     ticks += self.ticks.load(Relaxed);
-                    if ticks >= TICKS_OF_TURN {
-                        connection.end_turn();
+                    if ticks >= TICKS_PER_QUANTUM {
+                        connection.end_quantum();
                     }
                     if let Some(identity) = identity {
-                        connection.is_now(identity);
+                        connection.authenticate_as(identity);
                     }
                 }
                 None => {
                     drop(held);
-                    let Slow { peer, listed } = slow?;
+                    let SlowCall { peer, listed } = slow?;
                     drop(listed);
                     if let Outcome::Error(code, body) = &reply.outcome {
                         let header = reply.header.as_ref();
@@ -326,7 +326,7 @@ impl Worker {
                             .note_error(&peer, &call.identity, header, *code, body);
                     }
                     peer.answer_late(reply.header.as_ref(), reply.outcome);
-                    return self.shared.poller.visit(peer.slot(), News::ANSWER);
+                    return self.shared.poller.take_with(peer.slot(), Events::ANSWER);
                 }
             }
         }
@@ -357,7 +357,7 @@ impl Worker {
     }
 
     /// The call at hand is over: what it held of others is free again.
-    fn ended(&self) {
+    fn call_finished(&self) {
         self.begins();
         if self.is_absent.load(Relaxed) {
             self.is_absent.store(false, Relaxed);
@@ -372,14 +372,14 @@ impl Worker {
         !time.is_zero()
             && !self.is_reserve
             && connection.may_linger()
-            && self.is_relieved()
+            && self.compensate()
             && connection
                 .channel()
                 .is_some_and(|channel| channel.wait(time))
     }
 
     /// Another thread polls in this one's stead.
-    fn is_relieved(&self) -> bool {
+    fn compensate(&self) -> bool {
         if self.polls.load(Relaxed) && Self::start(&self.shared) {
             self.polls.store(false, Relaxed);
         }
@@ -405,7 +405,7 @@ impl Worker {
             .unwrap_or_else(|panic| internal_error(body, &log_panic(&*panic)))
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, Work> {
         lock(&self.held)
     }
 
@@ -415,7 +415,7 @@ impl Worker {
     /// stopped, if it shall.
     fn is_slow(&self, waits: bool) -> Option<Stop> {
         let mut held = self.held();
-        let Held {
+        let Work {
             connection,
             call,
             slow,
@@ -423,7 +423,7 @@ impl Worker {
         if slow.is_none()
             && let (Some(connection), Some(call)) = (connection.as_ref(), call.as_ref())
         {
-            *slow = Some(Slow {
+            *slow = Some(SlowCall {
                 peer: Arc::clone(connection.peer()),
                 listed: self.list(connection, call),
             });
@@ -434,28 +434,28 @@ impl Worker {
             slow.listed.call.stop()
         });
         drop(held);
-        let poke = left.is_some_and(|connection| self.shared.poller.put_back(connection));
+        let wake = left.is_some_and(|connection| self.shared.poller.park(connection));
         let polled = self.polls.load(Relaxed);
-        let is_relieved = self.is_relieved();
+        let is_compensated = self.compensate();
         let was_absent = self.is_absent.load(Relaxed);
-        if is_relieved == was_absent {
-            self.is_absent.store(!is_relieved, Relaxed);
-            if is_relieved {
+        if is_compensated == was_absent {
+            self.is_absent.store(!is_compensated, Relaxed);
+            if is_compensated {
                 self.shared.poller.is_back();
             } else {
                 self.shared.poller.is_absent();
             }
         }
-        let is_replaced = is_relieved && polled;
-        let has_become_absent = !is_relieved && !was_absent;
+        let is_replaced = is_compensated && polled;
+        let has_become_absent = !is_compensated && !was_absent;
         // Whoever has just begun to poll looks at all that there is.
-        if !is_replaced && (poke || has_become_absent) {
-            self.shared.poller.poke();
+        if !is_replaced && (wake || has_become_absent) {
+            self.shared.poller.wake();
         }
         stop.filter(|stop| *stop != Stop::Reset || !self.outlives_reset.load(Relaxed))
     }
 
-    fn list(&self, connection: &Connection, call: &Called) -> Listed {
+    fn list(&self, connection: &Connection, call: &CurrentCall) -> Listed {
         let input: &Input = connection.input();
         let header = Header::parse(input.message(call.message.clone()));
         let header = header.ok().map(|(header, _)| header);
@@ -493,12 +493,12 @@ impl Watch for Worker {
             let most = self.shared.most_waiting();
             let one_more = |waiting: usize| (waiting < most).then_some(waiting + 1);
             let waiting = &self.shared.waiting;
-            let has_room = waiting.fetch_update(SeqCst, SeqCst, one_more).is_ok();
+            let is_below_limit = waiting.fetch_update(SeqCst, SeqCst, one_more).is_ok();
             // Nobody would ask again whose connection has gone on without it.
-            if !has_room && self.held().connection.is_some() {
+            if !is_below_limit && self.held().connection.is_some() {
                 return false;
             }
-            if !has_room {
+            if !is_below_limit {
                 waiting.fetch_add(1, SeqCst);
             }
             self.queues.store(true, Relaxed);
@@ -511,7 +511,7 @@ impl Watch for Worker {
         if self.queues.load(Relaxed) {
             self.queues.store(false, Relaxed);
             self.shared.waiting.fetch_sub(1, SeqCst);
-            self.shared.poller.has_room();
+            self.shared.poller.retry_postponed();
         }
     }
 

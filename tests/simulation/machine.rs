@@ -21,10 +21,10 @@ use crate::{
         common::Common,
         connection::Connection,
         drain::DrainFlags,
-        peer::Farewell,
-        poller::{News, Poller},
+        peer::CloseRequest,
+        poller::{Events, Poller},
         settings::{Buffers, ListenerSettings, ServerSettings},
-        workers::{RESERVE, Shared, Worker},
+        workers::{RESERVE, Worker, Workers},
     },
     system::{self, AtomicUsize, Channel, Linger, Ordering, Pool, Wire, World},
     wire::{
@@ -209,7 +209,7 @@ struct Client {
     asked: HashMap<String, bool>,
     order: Vec<String>,
     /// With the place in the stream where each ends.
-    ends: Vec<(usize, String, bool)>,
+    close_with: Vec<(usize, String, bool)>,
     sent: usize,
     received: Reassembly,
     answered: HashSet<String>,
@@ -229,7 +229,7 @@ struct Machine {
     world: Arc<World>,
     random: Random,
     guests: Arc<Guests>,
-    shared: Arc<Shared>,
+    shared: Arc<Workers>,
     admission: Arc<Admission>,
     listener: Arc<ListenerSettings>,
     clients: Vec<Client>,
@@ -280,7 +280,7 @@ impl Machine {
         let guests = Arc::<Guests>::default();
         guests.places.store(random.of(1..3), SeqCst);
         let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).unwrap();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Workers {
             poller: Poller::new(SLOTS, POLLERS).unwrap(),
             threads: Pool::new(POLLERS + RESERVE, settings.config.max_threads, 0),
             waiting: AtomicUsize::new(0),
@@ -368,8 +368,8 @@ impl Machine {
                 let number = self.clients[at].number;
                 let all = self.admission.peers().collect::<Vec<_>>();
                 if let Some(peer) = all.iter().find(|peer| peer.number() == number) {
-                    peer.retire(Farewell::CLOSED);
-                    self.shared.poller.tell(peer.slot(), News::FAREWELL);
+                    peer.request_close(CloseRequest::CLOSED);
+                    self.shared.poller.deliver(peer.slot(), Events::CLOSE);
                 }
             }
             95..97 => {
@@ -418,7 +418,7 @@ impl Machine {
                 unsent: Vec::new(),
                 asked: HashMap::new(),
                 order: Vec::new(),
-                ends: Vec::new(),
+                close_with: Vec::new(),
                 sent: 0,
                 received: Reassembly::new(1 << 20, 64),
                 answered: HashSet::new(),
@@ -476,7 +476,7 @@ impl Machine {
                 client.unsent.extend(chunk);
             }
             let end = client.sent + client.unsent.len();
-            client.ends.push((end, id, quick));
+            client.close_with.push((end, id, quick));
         }
     }
 
@@ -499,10 +499,10 @@ impl Machine {
         }
         let bytes: Vec<u8> = client.unsent.drain(..count).collect();
         client.sent += bytes.len();
-        while let Some((end, _, _)) = client.ends.first()
+        while let Some((end, _, _)) = client.close_with.first()
             && *end <= client.sent
         {
-            let (_, id, quick) = client.ends.remove(0);
+            let (_, id, quick) = client.close_with.remove(0);
             client.asked.insert(id.clone(), quick);
             client.order.push(id);
         }
@@ -544,7 +544,7 @@ impl Machine {
         self.draining = true;
         self.shared.common.drain.begin();
         for peer in self.admission.peers() {
-            self.shared.poller.tell(peer.slot(), News::FAREWELL);
+            self.shared.poller.deliver(peer.slot(), Events::CLOSE);
         }
     }
 
@@ -579,7 +579,7 @@ impl Machine {
         }
         assert!(!is_late(), "a deadline has passed, and nobody looks");
         assert!(
-            !self.shared.poller.is_left_lying(),
+            !self.shared.poller.has_queued(),
             "a connection has something to do, and nobody serves it"
         );
         assert!(
@@ -695,7 +695,7 @@ impl Machine {
             !self.shared.poller.all_are_absent(),
             "nobody is in a call, and all count as absent"
         );
-        self.shared.poller.end();
+        self.shared.poller.shut_down();
         for look in 0.. {
             if self.world.threads() == 0 {
                 break;
@@ -729,7 +729,7 @@ impl Client {
                 Some(quick) => *quick,
                 // There was no memory for the rest of it.
                 None => {
-                    assert!(self.ends.iter().any(|(_, asked, _)| *asked == id));
+                    assert!(self.close_with.iter().any(|(_, asked, _)| *asked == id));
                     assert!(String::from_utf8_lossy(payload).contains("nothing ran"));
                     continue;
                 }

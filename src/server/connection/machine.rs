@@ -9,13 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::end::{End, RETRY_WHEN_BUSY_MS, notice};
+use super::close_reason::{CloseReason, RETRY_WHEN_BUSY_MS, notice};
 use crate::{
     budget::Reservation,
     dispatch::{Outcome, Postponed},
     server::{
         outbox::Outbox,
-        peer::{Doing, Peer},
+        peer::{Activity, Peer},
         settings::ServerSettings,
     },
     system::{LINGER, Received},
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Largest message of a peer that has to say who it is and has not, in bytes.
-const MAX_MESSAGE_OF_STRANGERS: usize = 16 * 1024;
+const MAX_UNAUTHENTICATED_MESSAGE: usize = 16 * 1024;
 
 /// Reads that one connection gets before others have their turn: requests that
 /// came together are answered together, and so their client sends the next
@@ -37,7 +37,7 @@ const MAX_WRITTEN: usize = 1024 * 1024;
 /// Turns after a deadline until it is judged although there still is something
 /// to read: after a pause of the whole process, what came in time lies in the
 /// buffers of the system.
-const TURNS_WHEN_LATE: u8 = 8;
+const QUANTA_WHEN_LATE: u8 = 8;
 
 /// How long a connection that waits keeps the memory of a large message for
 /// the next one of the kind.
@@ -77,7 +77,7 @@ pub(crate) enum State {
     Ending,
 }
 
-impl From<State> for Doing {
+impl From<State> for Activity {
     fn from(state: State) -> Self {
         match state {
             State::ProxyHeader | State::Handshake => Self::Handshake,
@@ -171,7 +171,7 @@ impl Input {
 
 /// What was done since others had their turn.
 #[derive(Default)]
-struct Turn {
+struct Quantum {
     reads: usize,
     messages: usize,
     written: usize,
@@ -186,7 +186,7 @@ pub(crate) struct Machine {
     input: Arc<Input>,
     pub(crate) outbox: Outbox,
     /// Why it ends, as was found out first.
-    end: Option<End>,
+    closing: Option<CloseReason>,
     /// The ERROR that closes is in the outbox.
     closing_said: bool,
     /// There may be something to read.
@@ -197,7 +197,7 @@ pub(crate) struct Machine {
     pub(crate) peer_ended: bool,
     /// Whole messages may lie in the buffer that nobody has looked for.
     unread: bool,
-    turn: Turn,
+    quantum: Quantum,
     /// A deadline has passed, and is judged once nothing is left to read; after
     /// so many turns at the latest. 0 if none has.
     late_for: u8,
@@ -229,13 +229,13 @@ impl Machine {
             state,
             input: Arc::new(input),
             outbox: Outbox::new(&settings.memory),
-            end: None,
+            closing: None,
             closing_said: false,
             readable: false,
             writable: false,
             peer_ended: false,
             unread: false,
-            turn: Turn::default(),
+            quantum: Quantum::default(),
             late_for: 0,
             postponed: None,
             retries: false,
@@ -252,8 +252,8 @@ impl Machine {
         self.state
     }
 
-    pub(crate) fn end(&self) -> Option<&End> {
-        self.end.as_ref()
+    pub(crate) fn close_reason(&self) -> Option<&CloseReason> {
+        self.closing.as_ref()
     }
 
     /// When the last byte arrived.
@@ -277,10 +277,10 @@ impl Machine {
     }
 
     /// The protocol begins; whether the peer has to say who it is first.
-    pub(crate) fn open(&mut self, must_say: bool) {
+    pub(crate) fn open(&mut self, must_authenticate: bool) {
         self.state = State::Idle;
-        if must_say {
-            let most = MAX_MESSAGE_OF_STRANGERS.min(self.settings.config.max_message_size.0);
+        if must_authenticate {
+            let most = MAX_UNAUTHENTICATED_MESSAGE.min(self.settings.config.max_message_size.0);
             self.own_input().reassembly.set_max_message_size(most);
         } else {
             self.hello_until = None;
@@ -288,15 +288,15 @@ impl Machine {
     }
 
     /// The peer has shown who it is.
-    pub(crate) fn is_known(&mut self) {
+    pub(crate) fn authenticated(&mut self) {
         self.hello_until = None;
         let most = self.settings.config.max_message_size.0;
         self.own_input().reassembly.set_max_message_size(most);
     }
 
     /// Why it ends; the first one counts.
-    pub(crate) fn ends(&mut self, end: End) {
-        if self.end.is_some() && !end.is_silent() {
+    pub(crate) fn close_with(&mut self, end: CloseReason) {
+        if self.closing.is_some() && !end.is_silent() {
             return;
         }
         if end.is_silent() {
@@ -305,8 +305,8 @@ impl Machine {
             self.leaves = false;
         }
         let is_silent = end.is_silent();
-        match &mut self.end {
-            None => self.end = Some(end),
+        match &mut self.closing {
+            None => self.closing = Some(end),
             // It could not be told why: that is what ended it.
             Some(before) if is_silent => *before = end,
             Some(_) => {}
@@ -319,14 +319,16 @@ impl Machine {
     /// What is to be done next.
     #[inline]
     pub(crate) fn next(&mut self, peer: &Peer, now: Instant) -> Step {
-        if self.end.is_some() {
+        if self.closing.is_some() {
             return self.finish(peer, now);
         }
         match self.state {
             // Nothing can be said before the protocol begins.
-            State::ProxyHeader | State::Handshake if let Some(farewell) = peer.farewell() => {
+            State::ProxyHeader | State::Handshake
+                if let Some(close_request) = peer.close_request() =>
+            {
                 self.closing_said = true;
-                self.ends(End::Farewell(farewell));
+                self.close_with(CloseReason::Requested(close_request));
                 return self.finish(peer, now);
             }
             State::ProxyHeader | State::Handshake if !self.readable && !self.writable => {
@@ -336,8 +338,10 @@ impl Machine {
             State::Handshake => return Step::Handshake,
             State::Writing { .. } if self.may_write() => return Step::Write,
             // What was begun is answered; then it is told.
-            State::Writing { .. } | State::Postponed if let Some(farewell) = peer.farewell() => {
-                self.ends(End::Farewell(farewell));
+            State::Writing { .. } | State::Postponed
+                if let Some(close_request) = peer.close_request() =>
+            {
+                self.close_with(CloseReason::Requested(close_request));
                 return self.finish(peer, now);
             }
             State::Writing { .. } => return self.wait(peer, now),
@@ -355,8 +359,8 @@ impl Machine {
         if self.leaves {
             return Step::Write;
         }
-        let is_over = self.turn.was_long || self.turn.messages >= MAX_MESSAGES;
-        if is_over && !matches!(self.state, State::Memory { .. }) {
+        let is_spent = self.quantum.was_long || self.quantum.messages >= MAX_MESSAGES;
+        if is_spent && !matches!(self.state, State::Memory { .. }) {
             self.unread = true;
             if !self.outbox.is_empty() {
                 return Step::Write;
@@ -370,12 +374,12 @@ impl Machine {
                 // keep-alive between two pieces gives no more time.
                 return match taken {
                     Taken::KeepAlive => {
-                        self.turn.messages += 1;
+                        self.quantum.messages += 1;
                         Step::KeepAlive
                     }
                     Taken::Message { body, binary } => {
                         self.state = State::Idle;
-                        self.turn.messages += 1;
+                        self.quantum.messages += 1;
                         Step::Message(Message {
                             body,
                             binary,
@@ -393,20 +397,20 @@ impl Machine {
                     | FrameError::KeepAliveLength { .. }
                     | FrameError::MixedPayload => Code::InvalidFrame,
                 };
-                self.ends(End::Notice(code, error.to_string()));
+                self.close_with(CloseReason::Notice(code, error.to_string()));
                 return self.finish(peer, now);
             }
         }
-        if self.readable && self.turn.reads < MAX_READS && self.has_room(now) {
-            self.turn.reads += 1;
+        if self.readable && self.quantum.reads < MAX_READS && self.has_memory(now) {
+            self.quantum.reads += 1;
             return Step::Read;
         }
         if !self.outbox.is_empty() {
             return Step::Write;
         }
-        if let Some(farewell) = peer.farewell() {
+        if let Some(close_request) = peer.close_request() {
             self.answer_unread(peer);
-            self.ends(End::Farewell(farewell));
+            self.close_with(CloseReason::Requested(close_request));
             return self.finish(peer, now);
         }
         self.settle(now);
@@ -439,13 +443,13 @@ impl Machine {
     }
 
     fn may_write(&self) -> bool {
-        self.writable && self.turn.written < MAX_WRITTEN
+        self.writable && self.quantum.written < MAX_WRITTEN
     }
 
     /// What is to be done at the end: all answers, then the ERROR that closes.
     fn finish(&mut self, peer: &Peer, now: Instant) -> Step {
         let left = peer.calls_left();
-        if self.end.as_ref().is_some_and(End::is_silent) {
+        if self.closing.as_ref().is_some_and(CloseReason::is_silent) {
             self.outbox.clear();
         } else {
             peer.collect_late(&mut self.outbox);
@@ -468,7 +472,7 @@ impl Machine {
     }
 
     fn say_closing(&mut self, peer: &Peer) {
-        if let Some(closing) = self.end.as_ref().and_then(End::closing) {
+        if let Some(closing) = self.closing.as_ref().and_then(CloseReason::closing) {
             let frame = notice(closing.code, closing.message, closing.retry_after_ms);
             self.outbox.push_frame(&frame);
             peer.traffic().messages_out.add(1);
@@ -479,7 +483,7 @@ impl Machine {
     /// Whether the read at hand is not the first of this turn.
     #[inline]
     pub(crate) fn has_read_before(&self) -> bool {
-        self.turn.reads > 1
+        self.quantum.reads > 1
     }
 
     /// Room for the next read.
@@ -503,21 +507,25 @@ impl Machine {
                 self.readable = more || self.peer_ended;
                 self.own_input().reassembly.advance(count);
                 (self.arrived, self.active) = (now, now);
-                peer.heard(count, now);
+                peer.bytes_arrived(count, now);
             }
             // Told of somebody else who had this slot before, or not yet here.
             Ok(Received::Nothing) => (self.readable, self.peer_ended) = (false, false),
             Ok(Received::End) => {
                 let midway = self.input.reassembly.is_midway();
-                self.ends(if midway { End::Truncated } else { End::Peer });
+                self.close_with(if midway {
+                    CloseReason::Truncated
+                } else {
+                    CloseReason::Peer
+                });
             }
-            Err(error) => self.ends(End::Io(error)),
+            Err(error) => self.close_with(CloseReason::Io(error)),
         }
     }
 
     /// Whether there is memory for the next read. While there is none nothing
     /// is read, so no deadline for the message runs.
-    fn has_room(&mut self, now: Instant) -> bool {
+    fn has_memory(&mut self, now: Instant) -> bool {
         let first = self.settings.buffers.read;
         let input = self.own_input();
         let wanted = input.reassembly.next_capacity().saturating_sub(first);
@@ -560,19 +568,19 @@ impl Machine {
 
     /// It is its turn to read again.
     #[inline]
-    pub(crate) fn begin_turn(&mut self) {
-        self.turn = Turn::default();
+    pub(crate) fn begin_quantum(&mut self) {
+        self.quantum = Quantum::default();
     }
 
     /// Its calls have taken so long that others are next.
-    pub(crate) fn end_turn(&mut self) {
-        self.turn.was_long = true;
+    pub(crate) fn end_quantum(&mut self) {
+        self.quantum.was_long = true;
     }
 
     /// A deadline has passed. What has come in time may have yet to be read.
     pub(crate) fn is_late(&mut self) {
         if self.late_for == 0 {
-            self.late_for = TURNS_WHEN_LATE;
+            self.late_for = QUANTA_WHEN_LATE;
         }
         (self.readable, self.writable) = (true, true);
     }
@@ -613,13 +621,13 @@ impl Machine {
     #[inline]
     pub(crate) fn wrote(&mut self, count: usize) -> bool {
         self.outbox.advance(count);
-        self.turn.written += count;
-        self.turn.written < MAX_WRITTEN
+        self.quantum.written += count;
+        self.quantum.written < MAX_WRITTEN
     }
 
     /// The peer's system takes no more for now, or others are next.
     pub(crate) fn blocked(&mut self, now: Instant) {
-        self.writable = self.turn.written >= MAX_WRITTEN;
+        self.writable = self.quantum.written >= MAX_WRITTEN;
         if !matches!(self.state, State::Writing { .. }) {
             self.state = State::Writing { since: now };
         }
@@ -645,7 +653,7 @@ impl Machine {
     pub(crate) fn goes_on(&self) -> bool {
         match self.state {
             State::Idle | State::Message { .. } => {
-                self.end.is_none() && (self.readable || self.unread)
+                self.closing.is_none() && (self.readable || self.unread)
             }
             State::Writing { .. } => self.writable,
             State::Postponed => self.retries,
@@ -746,14 +754,14 @@ impl Machine {
                 } else {
                     "timeout"
                 };
-                self.ends(End::Handshake(reason, "timed out".into()));
+                self.close_with(CloseReason::Handshake(reason, "timed out".into()));
             }
-            Late::Hello => self.ends(self.said_nothing()),
-            Late::Silence => self.ends(End::Notice(
+            Late::Hello => self.close_with(self.hello_timed_out()),
+            Late::Silence => self.close_with(CloseReason::Notice(
                 Code::IdleTimeout,
                 within("nothing arrived", settings.config.idle_timeout.0),
             )),
-            Late::Message => self.ends(End::Notice(
+            Late::Message => self.close_with(CloseReason::Notice(
                 Code::ReadTimeout,
                 within(
                     "a message was begun but not finished",
@@ -767,12 +775,12 @@ impl Machine {
                     settings.config.read_timeout.0,
                 );
                 let (used, limit) = (settings.memory.used(), settings.memory.limit());
-                self.ends(End::Notice(
+                self.close_with(CloseReason::Notice(
                     Code::ServerBusy,
                     format!("{message}; {used} bytes of {limit} are taken"),
                 ));
             }
-            Late::Writing => self.ends(End::WriteTimeout),
+            Late::Writing => self.close_with(CloseReason::WriteTimeout),
             Late::Postponed => self.retry(),
             // The next step tries.
             Late::Retry => self.active = now,
@@ -784,10 +792,10 @@ impl Machine {
         }
     }
 
-    fn said_nothing(&self) -> End {
+    fn hello_timed_out(&self) -> CloseReason {
         let millis = self.settings.config.handshake_timeout.0.as_millis();
         let message = format!("no system.hello with a token arrived within {millis} ms");
-        End::Notice(Code::ReadTimeout, message)
+        CloseReason::Notice(Code::ReadTimeout, message)
     }
 
     /// The request whose end could not be read for want of memory was not
@@ -825,7 +833,7 @@ mod tests {
         budget::Budget,
         config::{Auth, Bytes, Config, Millis, Principals},
         dispatch::Counted,
-        server::{drain::DrainFlags, peer::Farewell, settings::Buffers},
+        server::{drain::DrainFlags, peer::CloseRequest, settings::Buffers},
         wire::frame::FrameHeader,
     };
 
@@ -861,7 +869,7 @@ mod tests {
     }
 
     impl Test {
-        fn new(state: State, must_say: bool, memory: usize) -> Self {
+        fn new(state: State, must_authenticate: bool, memory: usize) -> Self {
             let access = Access::new(Principals::new(), "/nowhere".into(), 1).unwrap();
             let policy = Arc::new(ListenerPolicy {
                 auth: Auth::None,
@@ -883,7 +891,7 @@ mod tests {
             let now = Instant::now();
             let mut machine = Machine::new(&settings, state, now);
             if state == State::Idle {
-                machine.open(must_say);
+                machine.open(must_authenticate);
             }
             Self { machine, peer, now }
         }
@@ -931,7 +939,7 @@ mod tests {
             self.machine.is_late();
             // There is nothing to read, and no room to write.
             let mut step = self.arrives(b"");
-            while self.machine.end().is_none() {
+            while self.machine.close_reason().is_none() {
                 match step {
                     Step::Write => self.machine.blocked(until),
                     Step::ProxyHeader | Step::Handshake => {
@@ -945,7 +953,9 @@ mod tests {
         }
 
         fn ends_with(&self) -> String {
-            self.machine.end().map_or("-".into(), ToString::to_string)
+            self.machine
+                .close_reason()
+                .map_or("-".into(), ToString::to_string)
         }
 
         fn sends(&mut self) -> String {
@@ -972,8 +982,8 @@ mod tests {
 
     #[test]
     fn each_state_has_its_deadline() {
-        let wait = |state: State, must_say: bool, bytes: &[u8]| {
-            let mut test = Test::new(state, must_say, 1 << 20);
+        let wait = |state: State, must_authenticate: bool, bytes: &[u8]| {
+            let mut test = Test::new(state, must_authenticate, 1 << 20);
             assert_eq!(test.arrives(bytes), Step::Wait);
             let (late, after) = test.too_late();
             (late, after, test.ends_with())
@@ -1054,14 +1064,14 @@ mod tests {
         assert_eq!(test.next(), Step::Close);
 
         let mut told = Test::new(State::Idle, false, 1 << 20);
-        told.peer.retire(Farewell::CLOSED);
+        told.peer.request_close(CloseRequest::CLOSED);
         assert_eq!(told.next(), Step::Write);
         assert!(told.sends().contains("SHUTTING_DOWN"));
         assert_eq!(told.next(), Step::Close);
 
         // Before the protocol begins nothing can be said.
         let mut early = Test::new(State::Handshake, true, 1 << 20);
-        early.peer.retire(Farewell::CLOSED);
+        early.peer.request_close(CloseRequest::CLOSED);
         assert_eq!(early.next(), Step::Close);
 
         let mut gone = Test::new(State::Idle, false, 1 << 20);
@@ -1072,13 +1082,13 @@ mod tests {
     }
 
     #[test]
-    fn a_message_waits_for_memory_and_its_request_is_told() {
+    fn a_message_waits_for_memory_and_its_request_gets_an_error() {
         let mut test = Test::new(State::Idle, false, 1000);
         let large = frame(&format!("REQUEST:a.b:1.0.0:7\n{}", "x".repeat(5000)));
         assert_eq!(test.arrives(&large), Step::Wait);
         assert!(matches!(test.machine.state(), State::Memory { .. }));
         assert_eq!(test.too_late(), (Late::Retry, 0));
-        while test.machine.end().is_none() {
+        while test.machine.close_reason().is_none() {
             assert_eq!(test.next(), Step::Wait);
             test.too_late();
         }
@@ -1090,7 +1100,7 @@ mod tests {
     }
 
     #[test]
-    fn others_have_their_turn_after_so_many_reads() {
+    fn others_are_served_after_so_many_reads() {
         let mut test = Test::new(State::Idle, false, 1 << 20);
         test.machine.readable = true;
         for _ in 0..MAX_READS {
@@ -1101,18 +1111,18 @@ mod tests {
             let received = Ok(Received::Bytes { count, more: true });
             test.machine.received(received, false, &test.peer, test.now);
             while matches!(test.next(), Step::Message(_)) {}
-            if test.machine.turn.reads == MAX_READS {
+            if test.machine.quantum.reads == MAX_READS {
                 break;
             }
         }
         assert_eq!(test.next(), Step::Wait);
         assert!(test.machine.goes_on());
-        test.machine.begin_turn();
+        test.machine.begin_quantum();
         assert_eq!(test.next(), Step::Read);
     }
 
     #[test]
-    fn others_have_their_turn_after_so_many_messages_and_long_calls() {
+    fn others_are_served_after_so_many_messages_and_long_calls() {
         let mut test = Test::new(State::Idle, false, 1 << 20);
         let settings = ServerSettings {
             buffers: Buffers {
@@ -1123,7 +1133,7 @@ mod tests {
         };
         test.machine = Machine::new(&Arc::new(settings), State::Idle, test.now);
         test.machine.open(false);
-        let (mut messages, mut turn, mut longest) = (0, 0, 0);
+        let (mut messages, mut quantum, mut longest) = (0, 0, 0);
         // The buffer grows with what it is filled by.
         let all = frame("").repeat(30 * MAX_MESSAGES);
         let mut rest = &all[..];
@@ -1135,13 +1145,13 @@ mod tests {
                     assert!(count > 0);
                 }
                 Step::Message(_) => {
-                    (messages, turn) = (messages + 1, turn + 1);
-                    longest = longest.max(turn);
+                    (messages, quantum) = (messages + 1, quantum + 1);
+                    longest = longest.max(quantum);
                 }
                 Step::Wait => {
                     assert!(test.machine.goes_on());
-                    test.machine.begin_turn();
-                    turn = 0;
+                    test.machine.begin_quantum();
+                    quantum = 0;
                 }
                 step => panic!("{step:?}"),
             }
@@ -1150,15 +1160,15 @@ mod tests {
         let mut test = Test::new(State::Idle, false, 1 << 20);
         let step = test.arrives(&frame("x").repeat(2));
         assert!(matches!(step, Step::Message(_)));
-        test.machine.end_turn();
+        test.machine.end_quantum();
         assert_eq!(test.next(), Step::Wait);
         assert!(test.machine.goes_on());
-        test.machine.begin_turn();
+        test.machine.begin_quantum();
         assert!(matches!(test.next(), Step::Message(_)));
     }
 
     #[test]
-    fn others_have_their_turn_after_so_many_bytes() {
+    fn others_are_served_after_so_many_bytes() {
         let mut test = Test::new(State::Idle, false, 1 << 24);
         let large = Outcome::Binary(vec![7; 3 * MAX_WRITTEN / 2]);
         let (header, _) = Header::parse(b"REQUEST:a.b:1.0.0:7\n").unwrap();
@@ -1171,7 +1181,7 @@ mod tests {
                 test.machine.blocked(test.now);
                 assert_eq!(test.next(), Step::Wait);
                 assert!(test.machine.goes_on());
-                test.machine.begin_turn();
+                test.machine.begin_quantum();
                 assert_eq!(test.next(), Step::Write);
                 turns += 1;
             }
@@ -1195,7 +1205,7 @@ mod tests {
         test.machine.is_late();
         assert!(matches!(test.arrives(&all[5..]), Step::Message(_)));
         assert_eq!(test.next(), Step::Wait);
-        assert!(test.machine.end().is_none());
+        assert!(test.machine.close_reason().is_none());
         // A message that comes in drops has no more time than that.
         assert_eq!(test.arrives(&all[..5]), Step::Wait);
         test.now += Duration::from_secs(5);
@@ -1244,7 +1254,7 @@ mod tests {
         assert!(matches!(test.next(), Step::Message(_)));
 
         test.machine.postpone(again, postponed);
-        test.peer.retire(Farewell::CLOSED);
+        test.peer.request_close(CloseRequest::CLOSED);
         assert_eq!(test.next(), Step::Write, "it is not begun any more");
         assert!(test.sends().contains("SHUTTING_DOWN"));
         assert_eq!(test.next(), Step::Close);

@@ -4,7 +4,7 @@ use std::{fmt, io, time::Duration};
 
 use crate::{
     dispatch::TOO_MANY_FAILURES,
-    server::peer::Farewell,
+    server::peer::CloseRequest,
     wire::{Code, ErrorBody, message::write_error},
 };
 
@@ -13,7 +13,7 @@ pub(crate) const RETRY_WHEN_BUSY_MS: u64 = 1000;
 
 /// Why a connection ends.
 #[derive(Debug)]
-pub(crate) enum End {
+pub(crate) enum CloseReason {
     /// The peer ended the stream, between two messages.
     Peer,
     /// The peer ended the stream inside a message.
@@ -34,7 +34,7 @@ pub(crate) enum End {
     /// The server says why and closes.
     Notice(Code, String),
     /// The same, for a reason that is known before the connection looks.
-    Farewell(Farewell),
+    Requested(CloseRequest),
 }
 
 /// The ERROR that closes a connection.
@@ -44,7 +44,7 @@ pub(crate) struct Closing<'a> {
     pub(crate) retry_after_ms: Option<u64>,
 }
 
-impl End {
+impl CloseReason {
     /// The peer is gone, or takes nothing: nothing can be sent any more.
     pub(crate) fn is_silent(&self) -> bool {
         matches!(
@@ -57,7 +57,7 @@ impl End {
     pub(crate) fn closing(&self) -> Option<Closing<'_>> {
         let (code, message) = match self {
             Self::Notice(code, message) => (*code, &**message),
-            Self::Farewell(Farewell { code, message }) => (*code, *message),
+            Self::Requested(CloseRequest { code, message }) => (*code, *message),
             Self::Throttled(wait) => {
                 let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
                 return Some(Closing {
@@ -76,7 +76,7 @@ impl End {
     }
 }
 
-impl fmt::Display for End {
+impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Peer => f.write_str("by the peer"),
@@ -88,7 +88,7 @@ impl fmt::Display for End {
             Self::WriteTimeout => f.write_str("the peer took no answer"),
             Self::Throttled(_) => f.write_str(TOO_MANY_FAILURES),
             Self::Notice(code, message) => write!(f, "{code}: {message}"),
-            Self::Farewell(Farewell { code, message }) => write!(f, "{code}: {message}"),
+            Self::Requested(CloseRequest { code, message }) => write!(f, "{code}: {message}"),
         }
     }
 }
