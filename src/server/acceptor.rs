@@ -1,4 +1,4 @@
-//! Takes connections in, whatever happens.
+//! Accepts connections, whatever happens.
 
 use std::{
     io,
@@ -40,7 +40,7 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Errors and successes may come in turns.
+/// Errors and successes may alternate.
 static ACCEPT_LINES: Limiter = Limiter::new();
 
 /// Numbers the connections of this process, from 1.
@@ -49,8 +49,8 @@ static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 /// A listener that is open.
 pub(crate) struct OpenListener {
     pub(crate) listener: TcpListener,
-    /// It is another process's too: whoever comes after this server's end
-    /// waits there for the next.
+    /// Another process has it too: connections that arrive after the shutdown
+    /// wait there for the next server.
     pub(crate) outlives: bool,
     pub(crate) settings: Arc<ListenerSettings>,
 }
@@ -117,10 +117,11 @@ impl Acceptor {
         wait_for(polled, timespec.as_ref());
     }
 
-    /// Connections that the kernel has completed and nobody has accepted
-    /// would be reset when the listener closes. They are told instead.
+    /// Refuses the connections that the kernel has completed and nobody has
+    /// accepted: they would be reset when the listener closes.
     fn refuse_backlog(&self) {
-        // Bounded, because clients that come back at once would fill it for ever.
+        // Bounded, because clients that reconnect at once would fill it for
+        // ever.
         for _ in 0..self.common().settings.config.backlog {
             match self.listening.listener.accept() {
                 Ok((stream, _)) => {
@@ -143,8 +144,8 @@ impl Acceptor {
             return;
         }
         let address = (!proxied).then(|| peer.ip());
-        // Who has guessed too often is not worth a thread; but where there are
-        // certificates, it may be somebody else, who has a valid one.
+        // An address that has failed too often is refused here, unless the peer
+        // may have a valid certificate.
         let shut_out = |address| {
             self.common()
                 .access
@@ -162,7 +163,7 @@ impl Acceptor {
                 .refuse(&self.settings, stream, code, message, wait);
             return;
         }
-        // A peer that is gone already is found out by the first read.
+        // The first read detects a peer that is gone already.
         let config = &self.common().settings.config;
         let options = SocketOptions {
             keep_alive: config
@@ -207,8 +208,8 @@ impl Acceptor {
         }
     }
 
-    /// No error ends the loop. Those of a single connection are passed over;
-    /// for the others it pauses longer and longer, and says so once.
+    /// Pauses after an error, longer each time, and logs that once. An error of
+    /// a single connection is skipped. No error ends the loop.
     fn pause_after(&mut self, error: &io::Error) {
         self.common().metrics.accept_errors.add(1);
         if is_of_one_connection(error) {
@@ -223,8 +224,8 @@ impl Acceptor {
 }
 
 impl Workers {
-    /// Evicts an idle unauthenticated peer for another one; says whether that
-    /// was to be.
+    /// Evicts an idle unauthenticated peer for another one. Returns whether it
+    /// could.
     fn evict(&self, idle: &Peer) -> bool {
         let may_leave = |connection: &Connection| {
             let peer = connection.peer();
@@ -268,9 +269,9 @@ impl Common {
         self.refuse(listener, stream, Code::ServerBusy, &message, wait);
     }
 
-    /// Sends a few bytes without waiting, and leaves the rest to `linger`. A
-    /// socket that was just accepted has room for them. Where TLS is spoken,
-    /// nothing can be said yet.
+    /// Sends an ERROR without waiting, and leaves the closing to `linger`. A
+    /// socket that was just accepted takes a few bytes. With TLS, nothing can
+    /// be sent yet.
     fn refuse(
         &self,
         listener: &ListenerSettings,
@@ -295,7 +296,7 @@ impl Common {
     }
 }
 
-/// Polls; where that fails, it takes a moment, so that who tries again does
+/// Polls. Where that fails it sleeps for a moment, so that the next try does
 /// not keep a processor busy.
 fn wait_for(polled: &mut [PollFd<'_>], timeout: Option<&Timespec>) {
     const MOMENT: Duration = Duration::from_millis(10);

@@ -20,7 +20,7 @@ pub(crate) struct Admission {
     slots: Box<[ArcSwapOption<Peer>]>,
     shares: Shares,
     inner: Mutex<Inner>,
-    /// Told when the last permit is given back.
+    /// Notified when the last permit is released.
     empty: Condvar,
 }
 
@@ -30,12 +30,12 @@ type Job = Box<dyn FnOnce(Result<Permit, AdmissionError>) + Send>;
 /// One that may begin, outside of the lock.
 type Begun = (Job, Permit);
 
-/// Peers that wait for the place of another that was sent away; those leave
-/// within milliseconds.
+/// Peers that wait for the slot of one that is being evicted, which takes
+/// milliseconds.
 const MAX_WAITING: usize = 64;
 
-/// Strangers that came within this time are not sent away for others: they
-/// may be about to say who they are.
+/// Unauthenticated peers that connected within this time are not evicted: they
+/// may be about to authenticate.
 const GRACE: Duration = Duration::from_millis(100);
 
 /// How the slots are shared.
@@ -43,16 +43,16 @@ const GRACE: Duration = Duration::from_millis(100);
 pub(crate) struct Shares {
     /// Connections at the same time.
     pub(crate) connections: usize,
-    /// Of them, those of peers who have not shown who they are.
+    /// Of them, those of unauthenticated peers.
     pub(crate) unauthenticated: usize,
     /// Of them, those of one address.
     pub(crate) per_address: usize,
 }
 
-/// Why a peer does not get in.
+/// Why a peer gets no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AdmissionError {
-    /// There is no room.
+    /// All slots are taken.
     Full,
     /// Its address has as many connections as it may.
     TooMany,
@@ -62,7 +62,7 @@ struct Inner {
     /// Free slots; the one that was freed last is taken first, so that its
     /// memory is used again.
     free: Vec<usize>,
-    /// Slots taken by peers that have not shown who they are.
+    /// Slots taken by unauthenticated peers.
     unauthenticated: usize,
     /// Connections by address, where that is bounded.
     addresses: HashMap<IpAddr, usize>,
@@ -70,7 +70,7 @@ struct Inner {
     waiting: VecDeque<(Job, Option<IpAddr>)>,
 }
 
-/// The right to serve one connection. Given back when dropped.
+/// The right to serve one connection. Released when dropped.
 pub(crate) struct Permit {
     admission: Arc<Admission>,
     slot: usize,
@@ -96,8 +96,8 @@ impl Admission {
 
     /// Runs the job of an unauthenticated peer, now or once there is a slot for
     /// it. `address` is none while it is not known for whom the peer speaks.
-    /// Where unauthenticated peers make room for others, `evict` sends one
-    /// away, if it still may be.
+    /// Where unauthenticated peers can be evicted for others, `evict` does
+    /// that, if the peer is still idle.
     pub(crate) fn admit(
         self: &Arc<Self>,
         address: Option<IpAddr>,
@@ -116,15 +116,16 @@ impl Admission {
             || inner.free.is_empty()
         {
             drop(inner);
-            // Who has just come back to life is not sent away; the next one is.
+            // A peer that has just become active is not evicted; the next one
+            // is.
             let idle = self.longest_idle_unauthenticated().filter(|_| !is_crowded);
             if !idle.is_some_and(|idle| evict(&idle)) {
                 return job(Err(AdmissionError::Full));
             }
             inner = self.lock();
         }
-        // Another may have been quicker, or who was sent away has not left:
-        // then this one waits for the next slot.
+        // Another may have been quicker, or the evicted one has not left: then
+        // this one waits for the next slot.
         inner.waiting.push_back((job, address));
         let next = self.admit_next(&mut inner);
         drop(inner);
@@ -133,7 +134,7 @@ impl Admission {
         }
     }
 
-    /// One of those that wait, if there is room now.
+    /// Admits one of those that wait, if there is a slot now.
     #[must_use]
     fn admit_next(self: &Arc<Self>, inner: &mut Inner) -> Option<Begun> {
         if inner.unauthenticated >= self.shares.unauthenticated || inner.waiting.is_empty() {
@@ -155,8 +156,8 @@ impl Admission {
         Some((job, permit))
     }
 
-    /// The longest-idle unauthenticated peer, where peers
-    /// can show who they are.
+    /// Returns the longest-idle unauthenticated peer, where peers can
+    /// authenticate.
     fn longest_idle_unauthenticated(&self) -> Option<Arc<Peer>> {
         if self.shares.unauthenticated == self.shares.connections {
             return None;
@@ -166,12 +167,12 @@ impl Admission {
         all.max_by_key(|(idle, _)| *idle).map(|(_, peer)| peer)
     }
 
-    /// Those who are connected.
+    /// Connected peers.
     pub(crate) fn peers(&self) -> impl Iterator<Item = Arc<Peer>> {
         self.slots.iter().filter_map(ArcSwapOption::load_full)
     }
 
-    /// Waits for all permits to come back; says whether they did.
+    /// Waits until all permits are released. Returns whether they were.
     pub(crate) fn wait_until_empty(&self, deadline: Instant) -> bool {
         let mut inner = self.lock();
         while inner.free.len() < self.slots.len() || !inner.waiting.is_empty() {
@@ -210,13 +211,13 @@ impl Permit {
         self.slot
     }
 
-    /// Shows the connection to whoever looks.
+    /// Lists the connection.
     pub(crate) fn hold(&self, peer: Arc<Peer>) {
         self.admission.slots[self.slot].store(Some(peer));
     }
 
-    /// It has come out for whom the peer speaks. False if that address has as
-    /// many connections as it may.
+    /// Counts the connection for an address that is known only now. Returns
+    /// false if that address has as many connections as it may.
     #[must_use]
     pub(crate) fn claim(&self, address: IpAddr) -> bool {
         let address = whole_address(address);

@@ -1,6 +1,6 @@
 //! What others see of a connection, and what they leave for its owner: the
-//! acceptor that looks for room, the drain, the operator, and calls whose
-//! connection has gone on without them. They never touch the socket.
+//! acceptor that looks for one to evict, the drain, the operator, and calls
+//! whose connection has gone on without them. They never touch the socket.
 
 use std::{
     net::SocketAddr,
@@ -28,11 +28,11 @@ use crate::{
 pub(crate) struct Peer {
     number: u64,
     slot: usize,
-    /// Who connected; a load balancer may speak for somebody else.
+    /// The other end of the socket, which may be a load balancer.
     from: SocketAddr,
-    /// For whom that one speaks.
+    /// The address that the load balancer names.
     speaks_for: OnceLock<SocketAddr>,
-    /// Own address and that of who connected.
+    /// Own address and that of the other end.
     ends: Option<(SocketAddr, SocketAddr)>,
     since: (Instant, SystemTime),
     tls: OnceLock<&'static str>,
@@ -44,7 +44,7 @@ pub(crate) struct Peer {
     /// Milliseconds from `since` to the last byte that arrived.
     last_activity: AtomicU64,
     traffic: Traffic,
-    /// Why this one is to end, although the server goes on.
+    /// Why this one is to close, although the server goes on.
     close_request: OnceLock<CloseRequest>,
     drain: Arc<DrainFlags>,
     /// Calls whose connection has gone on without them.
@@ -53,7 +53,7 @@ pub(crate) struct Peer {
     late: Mutex<Outbox>,
 }
 
-/// What `/connections` shows that an owner does.
+/// What an owner does, as `/connections` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Activity {
@@ -74,8 +74,8 @@ impl Activity {
     ];
 }
 
-/// What a peer is told that is sent away in order: what it asked before is
-/// answered, and nothing is begun any more.
+/// The ERROR for a peer whose connection is closed gracefully: its earlier
+/// requests are answered, and nothing further is begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CloseRequest {
     pub(crate) code: Code,
@@ -141,12 +141,12 @@ impl Peer {
         self.slot
     }
 
-    /// For whom the connection speaks, as far as it is known.
+    /// The peer's address, behind a load balancer once its header was read.
     pub(crate) fn address(&self) -> SocketAddr {
         *self.speaks_for.get().unwrap_or(&self.from)
     }
 
-    /// A load balancer has said for whom it speaks.
+    /// Sets the address that a load balancer names.
     pub(crate) fn speaks_for(&self, address: SocketAddr) {
         let _ = self.speaks_for.set(address);
     }
@@ -168,13 +168,13 @@ impl Peer {
         &self.traffic
     }
 
-    /// The principal that it speaks for.
+    /// Whether this principal has authenticated here.
     pub(crate) fn is_of(&self, principal: &str) -> bool {
         self.identity.load().principal.name == principal
     }
 
-    /// How long a peer that has not shown who it is has asked nothing, while
-    /// it waits.
+    /// How long an unauthenticated peer has sent no request; none while it is
+    /// served.
     pub(crate) fn idle_unauthenticated(&self) -> Option<Duration> {
         let activity = self.activity.load(Relaxed);
         let quiet = activity != Activity::Calling as u8 && activity != Activity::Closing as u8;
@@ -182,7 +182,7 @@ impl Peer {
         idle.then(|| system::now().saturating_duration_since(self.last_answer()))
     }
 
-    /// When the last request was answered; when it came, before.
+    /// When the last request was answered; before that, when it was accepted.
     fn last_answer(&self) -> Instant {
         self.since.0 + Duration::from_micros(self.last_request.load(Relaxed))
     }
@@ -192,7 +192,7 @@ impl Peer {
         self.activity.store(activity as u8, Relaxed);
     }
 
-    /// Bytes arrived.
+    /// Counts bytes that arrived.
     #[inline]
     pub(crate) fn bytes_arrived(&self, count: usize, now: Instant) {
         self.traffic.bytes_in.add(count as u64);
@@ -200,28 +200,28 @@ impl Peer {
         self.last_activity.store(as_u64(millis), Relaxed);
     }
 
-    /// All that there was is answered, and the answers are about to leave: the
-    /// peer's idle time begins before it can have seen them.
+    /// Notes that all requests are answered and the answers are about to leave:
+    /// the peer's idle time begins before it can have read them.
     #[inline]
     pub(crate) fn answered(&self, now: Instant) {
         let micros = now.saturating_duration_since(self.since.0).as_micros();
         self.last_request.store(as_u64(micros), Relaxed);
     }
 
-    /// What the peer is told, once no further call shall be begun.
+    /// Why no further call is begun, once that is so.
     #[inline]
     pub(crate) fn close_request(&self) -> Option<CloseRequest> {
         let own = self.close_request.get().copied();
         own.or_else(|| self.drain.draining().then_some(CloseRequest::SHUTDOWN))
     }
 
-    /// No further call shall be begun; the owner says why, the first reason
-    /// counts.
+    /// Has the owner close the connection and begin no further call. The first
+    /// reason counts.
     pub(crate) fn request_close(&self, why: CloseRequest) {
         let _ = self.close_request.set(why);
     }
 
-    /// Those who are told and do not take it are cut off.
+    /// Whether a peer that does not take the closing ERROR is cut off.
     pub(crate) fn is_cut_off(&self) -> bool {
         self.drain.is_cutting_off()
     }
@@ -231,25 +231,25 @@ impl Peer {
         self.left.fetch_add(1, SeqCst);
     }
 
-    /// Calls that were left behind and have not answered.
+    /// Calls whose connection has gone on, and that have not answered.
     pub(crate) fn calls_left(&self) -> u32 {
         self.left.load(SeqCst)
     }
 
-    /// Such a call has its answer. The owner has yet to be told.
+    /// Stores the answer of such a call. The owner has yet to be notified.
     pub(crate) fn answer_late(&self, header: Option<&Header<'_>>, outcome: Outcome) {
         let mut late = lock(&self.late);
         late.answer(header, outcome, &self.traffic);
-        // Under the lock: who sees no call left finds all answers.
+        // Under the lock: whoever sees no call left finds all answers.
         self.left.fetch_sub(1, SeqCst);
     }
 
-    /// What such calls have answered goes to the owner.
+    /// Moves the answers of such calls to the owner's outbox.
     pub(crate) fn collect_late(&self, outbox: &mut Outbox) {
         outbox.append(&mut lock(&self.late));
     }
 
-    /// A copy for whoever looks.
+    /// Returns a copy for the admin side.
     pub(crate) fn row(&self) -> ConnectionRow {
         let Traffic {
             bytes_in,

@@ -1,11 +1,10 @@
-//! Where connections wait without a thread, and how workers get those that
-//! have something to do.
-//!
-//! Each slot has a place. A connection lies there, or some worker has it;
-//! which of the two, and the news that come meanwhile, change under the lock
-//! of the place. So news are never lost: who brings them finds the connection
-//! in its place and has it served, or leaves them for the worker that puts it
-//! back. The system tells each arrival once, to one worker.
+//! Where connections wait without a thread, and how workers get those that have
+//! something to do. Each connection slot has a parking slot. The connection is
+//! parked there, or a worker owns it; which of the two, and the events that
+//! arrive meanwhile, change under the lock of the parking slot. So no event is
+//! lost: whoever delivers one finds the connection parked and has it served, or
+//! leaves the event for the worker that parks it. epoll reports each arrival
+//! once, to one worker.
 
 use std::{
     collections::VecDeque,
@@ -19,40 +18,40 @@ use crate::system::{
     Ready, lock,
 };
 
-/// Connections that a worker takes at once where each of the last ones took
-/// little; else one, so that none waits for another one while a worker is
-/// idle. Four save three of four waits.
+/// Connections that a worker takes at once where the last ones were quick; else
+/// one, so that none waits for another while a worker is idle. Four save three
+/// of four waits.
 const MOST_AT_ONCE: usize = 4;
 
-/// Deadlines are rounded up to so much of the time that remains, and no more
-/// than the longest step: so those of many connections pass together.
+/// Deadlines are rounded up to this fraction of the remaining time, at most by
+/// the longest step, so that those of many connections pass together.
 const STEPS: u32 = 32;
 const SHORTEST_STEP: Duration = Duration::from_millis(1);
 const LONGEST_STEP: Duration = Duration::from_secs(1);
 
-/// Longest wait for news.
+/// Longest wait for events.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// The same where it takes news of the end for something to do.
+/// Longest wait of the reserve, which only the shutdown ends.
 const LONGEST_REST: Duration = Duration::from_secs(3600);
 
 /// No deadline.
 const NEVER: u64 = u64::MAX;
 
-/// News for the owner of a connection, as bits.
+/// Events for the owner of a connection, as bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Events(u8);
 
 impl Events {
     /// There may be something to read.
     pub(crate) const READABLE: Self = Self(1);
-    /// There may be room to write.
+    /// The socket may take bytes again.
     pub(crate) const WRITABLE: Self = Self(2);
-    /// The peer has ended the stream.
+    /// The peer has closed its end of the stream.
     pub(crate) const PEER_CLOSED: Self = Self(4);
     /// A call that was left behind has answered.
     pub(crate) const ANSWER: Self = Self(8);
-    /// It is to end: see [`Peer::farewell`].
+    /// It is to close: see [`Peer::close_request`].
     pub(crate) const CLOSE: Self = Self(16);
     /// A deadline has passed.
     pub(crate) const OVERDUE: Self = Self(32);
@@ -72,15 +71,15 @@ impl Events {
     }
 }
 
-/// What lies in a place: a connection.
+/// What can be parked: a connection.
 pub(crate) trait Parked {
     /// Its slot.
     fn slot(&self) -> usize;
-    /// Its socket, until it has ended.
+    /// Its socket, until it is closed.
     fn channel(&self) -> Option<&Channel>;
-    /// When it has to be looked after, whatever happens.
+    /// When it has to be served, whatever happens.
     fn deadline(&self) -> Option<Instant>;
-    /// Whether there is something to do although nothing is news.
+    /// Whether there is something to do without an event.
     fn goes_on(&self) -> bool;
     /// Whether it waits until the call of a message may begin.
     fn is_postponed(&self) -> bool;
@@ -91,51 +90,51 @@ pub(crate) trait Parked {
 pub(crate) struct Look {
     /// What was postponed may begin.
     pub(crate) may_begin: bool,
-    /// What is queued comes before news.
+    /// Queued connections come before events.
     pub(crate) takes_queued: bool,
-    /// Each of the last ones took little.
+    /// The last connections were quick.
     pub(crate) is_quick: bool,
 }
 
-/// The place of a slot.
+/// Where the connection of a slot is parked.
 struct ParkingSlot<C> {
     inner: Mutex<Inner<C>>,
     /// Milliseconds from the poller's start to the deadline of the connection
-    /// that lies here.
+    /// that is parked here.
     due: AtomicU64,
 }
 
 struct Inner<C> {
     connection: Option<Box<C>>,
-    /// What its owner has yet to learn.
+    /// Events that its owner has yet to take.
     events: Events,
     /// Its slot is among those that are postponed.
     is_postponed: bool,
 }
 
-/// All places, and who has something to do.
+/// All parked connections, and which of them have something to do.
 pub(crate) struct Poller<C> {
     epoll: Epoll,
     parking: Box<[ParkingSlot<C>]>,
-    /// Slots of connections that lie in their places and have something to do
-    /// that the system does not tell.
+    /// Slots of parked connections that have something to do that epoll does
+    /// not report.
     queue: Queue,
-    /// The same of those that have a message whose call could not begin.
+    /// Slots of parked connections whose call could not begin.
     postponed: Queue,
-    /// Workers that poll, and those of them that are in a call and have found
-    /// nobody to do so in their stead.
+    /// Polling workers, and those of them that are in a call without a
+    /// replacement.
     workers: usize,
     absent: AtomicUsize,
     /// Where the reserve waits until all are absent. No socket is watched.
     reserve: Epoll,
     started: Instant,
-    /// No deadline passes before.
+    /// No deadline passes before this.
     earliest: AtomicU64,
     sweeps: AtomicBool,
     shut_down: AtomicBool,
 }
 
-/// A connection that is to be served, and what it has yet to learn.
+/// A connection that is to be served, and the events that it has yet to take.
 pub(crate) type Taken<C> = (Box<C>, Events);
 
 /// Slots, and how many there are without the lock.
@@ -168,7 +167,7 @@ impl Queue {
 }
 
 impl<C: Parked> Poller<C> {
-    /// For so many connections and workers.
+    /// Creates a poller for so many connections and workers.
     ///
     /// # Errors
     /// If the system has no epoll.
@@ -196,7 +195,7 @@ impl<C: Parked> Poller<C> {
         })
     }
 
-    /// A new connection waits for its first bytes.
+    /// Parks a new connection until its first bytes arrive.
     ///
     /// # Errors
     /// If the system can't watch it; then it is closed.
@@ -204,7 +203,7 @@ impl<C: Parked> Poller<C> {
         let slot = connection.slot();
         let parking_slot = &self.parking[slot];
         let mut inner = lock(&parking_slot.inner);
-        // Those of a connection that had this slot before.
+        // Events of a connection that had this slot before.
         inner.events = Events::default();
         if let Some(channel) = connection.channel() {
             self.epoll.add(channel, slot)?;
@@ -215,13 +214,13 @@ impl<C: Parked> Poller<C> {
         Ok(())
     }
 
-    /// Nothing is told any more of a socket that somebody else goes on with.
+    /// Stops watching a socket that another thread takes over.
     pub(crate) fn forget(&self, channel: &Channel) {
         self.epoll.forget(channel);
     }
 
-    /// A worker is done with a connection for now. One that does not look for
-    /// the next then pokes another, if so it says.
+    /// Parks a connection that a worker is done with for now. Returns whether a
+    /// worker must look for the next one: the caller, or one that it wakes.
     #[must_use]
     pub(crate) fn park(&self, connection: Box<C>) -> bool {
         let slot = connection.slot();
@@ -241,15 +240,15 @@ impl<C: Parked> Poller<C> {
         goes_on || is_postponed || is_sooner
     }
 
-    /// A call that waited has begun or ended: those that were postponed are
-    /// tried again.
+    /// Has postponed connections tried again, because a call that waited has
+    /// begun or ended.
     pub(crate) fn retry_postponed(&self) {
         if !self.postponed.is_empty() {
             self.wake();
         }
     }
 
-    /// One that was postponed, to be tried again.
+    /// Takes a postponed connection, to try it again.
     fn retry(&self) -> Option<Taken<C>> {
         while let Some(slot) = self.postponed.pop() {
             let parking_slot = &self.parking[slot];
@@ -266,31 +265,33 @@ impl<C: Parked> Poller<C> {
         None
     }
 
-    /// A worker is in a call, and nobody polls in its stead.
+    /// Counts a worker that is in a call without a replacement.
     pub(crate) fn is_absent(&self) {
         if self.absent.fetch_add(1, SeqCst) + 1 >= self.workers {
             self.reserve.wake();
         }
     }
 
-    /// It is back, or somebody else is there.
+    /// Counts that worker no longer: it is back, or it has a replacement.
     pub(crate) fn is_back(&self) {
         self.absent.fetch_sub(1, SeqCst);
     }
 
-    /// Nobody polls but the reserve.
+    /// Whether no worker polls but the reserve.
     pub(crate) fn all_are_absent(&self) -> bool {
         self.absent.load(SeqCst) >= self.workers
     }
 
-    /// The reserve waits until all others are absent, or the end.
+    /// Waits, as the reserve, until all others are absent or the server shuts
+    /// down.
     pub(crate) fn wait_as_reserve(&self) {
         while !self.all_are_absent() && !self.is_shut_down() {
             self.reserve.wait(&mut Vec::new(), 1, LONGEST_REST);
         }
     }
 
-    /// Says whether its deadline passes before all others.
+    /// Parks it under the lock. Returns whether its deadline passes before all
+    /// others.
     fn park_locked(
         &self,
         parking_slot: &ParkingSlot<C>,
@@ -303,12 +304,13 @@ impl<C: Parked> Poller<C> {
         due < self.earliest.load(SeqCst) && due < self.earliest.fetch_min(due, SeqCst)
     }
 
-    /// One of those who wait looks what there is to do.
+    /// Wakes one waiting worker.
     pub(crate) fn wake(&self) {
         self.epoll.wake();
     }
 
-    /// News for the connection of a slot, to be served by whoever is free.
+    /// Delivers events to the connection of a slot, which any free worker then
+    /// serves.
     pub(crate) fn deliver(&self, slot: usize, events: Events) {
         let mut inner = lock(&self.parking[slot].inner);
         inner.events.add(events);
@@ -320,27 +322,28 @@ impl<C: Parked> Poller<C> {
         }
     }
 
-    /// The same; who brings them serves it, if it lies in its place.
+    /// Delivers events and takes the connection, if it is parked, for the
+    /// caller to serve.
     pub(crate) fn take_with(&self, slot: usize, events: Events) -> Option<Taken<C>> {
         self.take(slot, events)
     }
 
-    /// Takes a connection away from its place, if it still is the one that is
-    /// meant and may leave.
+    /// Takes a parked connection without events, if it satisfies a condition.
     pub(crate) fn take_if(
         &self,
         slot: usize,
         may_leave: impl FnOnce(&C) -> bool,
     ) -> Option<Box<C>> {
         let mut inner = lock(&self.parking[slot].inner);
-        // What has come from it is looked at first.
+        // Its own events are served first.
         let has_events = !inner.events.is_none();
         inner
             .connection
             .take_if(|connection| !has_events && may_leave(connection))
     }
 
-    /// A connection that has something to do; none after a while.
+    /// Waits for a connection that has something to do. Returns none after a
+    /// while.
     pub(crate) fn next(&self, look: Look, ready: &mut Vec<Ready>) -> Option<(Taken<C>, Instant)> {
         if !self.postponed.is_empty()
             && look.may_begin
@@ -349,7 +352,7 @@ impl<C: Parked> Poller<C> {
             return Some((taken, system::now()));
         }
         let queued = !self.queue.is_empty();
-        // In turns: those that go on, and those that have news.
+        // Alternately: those that go on, and those that have events.
         if queued
             && look.takes_queued
             && let Some(taken) = self.dequeue()
@@ -379,7 +382,7 @@ impl<C: Parked> Poller<C> {
             if first.is_none() {
                 first = self.take(ready.slot, events);
             } else {
-                // Another worker that is done before takes it.
+                // The first worker that is free takes it.
                 let mut inner = lock(&self.parking[ready.slot].inner);
                 inner.events.add(events);
                 let lies = inner.connection.is_some();
@@ -401,7 +404,7 @@ impl<C: Parked> Poller<C> {
 
     fn dequeue(&self) -> Option<Taken<C>> {
         while let Some(slot) = self.queue.pop() {
-            // Where somebody has it, its news are learnt when it is put back.
+            // Where a worker owns it, its events are taken when it is parked.
             if let Some(taken) = self.take(slot, Events::default()) {
                 return Some(taken);
             }
@@ -416,10 +419,10 @@ impl<C: Parked> Poller<C> {
         Some((connection, mem::take(&mut inner.events)))
     }
 
-    /// Has those whose deadline has passed served; by one worker at a time.
+    /// Queues the connections whose deadline has passed; one worker at a time.
     pub(crate) fn sweep(&self, now: Instant) {
         let mut now = self.millis(now);
-        // Who has come meanwhile has gone on without one.
+        // A worker that came meanwhile has gone on without a sweep.
         while self.earliest.load(Relaxed) <= now && !self.sweeps.swap(true, SeqCst) {
             self.sweep_once(now);
             self.sweeps.store(false, SeqCst);
@@ -428,7 +431,7 @@ impl<C: Parked> Poller<C> {
     }
 
     fn sweep_once(&self, now: u64) {
-        // Who puts one back from now on counts on its own.
+        // A connection that is parked from now on counts by itself.
         self.earliest.store(NEVER, SeqCst);
         let mut earliest = NEVER;
         for (slot, parking_slot) in self.parking.iter().enumerate() {
@@ -438,7 +441,7 @@ impl<C: Parked> Poller<C> {
                 continue;
             }
             let mut inner = lock(&parking_slot.inner);
-            // It may have been put back with another one since.
+            // It may have been parked with another deadline since.
             if inner.connection.is_some() && parking_slot.due.load(SeqCst) <= now {
                 parking_slot.due.store(NEVER, SeqCst);
                 inner.events.add(Events::OVERDUE);
@@ -449,7 +452,7 @@ impl<C: Parked> Poller<C> {
         self.earliest.fetch_min(earliest, SeqCst);
     }
 
-    /// How late the latest of those is who lie here.
+    /// How late the latest parked connection is.
     #[allow(dead_code, reason = "the simulation asks")]
     pub(crate) fn overdue_for(&self, now: Instant) -> Option<Duration> {
         let now = self.millis(now);
@@ -461,7 +464,7 @@ impl<C: Parked> Poller<C> {
         self.parking.iter().filter_map(late).max()
     }
 
-    /// Whether one that lies here is queued.
+    /// Whether a parked connection is queued.
     #[allow(dead_code, reason = "the simulation asks")]
     pub(crate) fn has_queued(&self) -> bool {
         let slots = lock(&self.queue.slots);
@@ -469,7 +472,7 @@ impl<C: Parked> Poller<C> {
         slots.iter().any(lies)
     }
 
-    /// Whether one that is postponed lies here, while workers poll.
+    /// Whether a postponed connection is parked while workers poll.
     #[allow(dead_code, reason = "the simulation asks")]
     pub(crate) fn is_kept_waiting(&self) -> bool {
         !self.postponed.is_empty() && !self.all_are_absent()
@@ -488,10 +491,10 @@ impl<C: Parked> Poller<C> {
         (self.millis(at) + 1).next_multiple_of(step)
     }
 
-    /// Nobody is served any more.
+    /// Stops all workers.
     pub(crate) fn shut_down(&self) {
         self.shut_down.store(true, SeqCst);
-        // Who is poked passes it on.
+        // Each worker that is woken wakes the next.
         self.epoll.wake();
         self.reserve.wake();
     }

@@ -17,7 +17,7 @@ use crate::{
     wire::Code,
 };
 
-/// What can be seen of a server, without a lock.
+/// What the admin side sees of a server, without a lock.
 #[derive(Clone)]
 pub struct View {
     pub(super) shared: Arc<Workers>,
@@ -37,15 +37,15 @@ impl View {
         self.shared.common.running.rows()
     }
 
-    /// Has a call stopped by its next tick; false if there is none of this
+    /// Stops a call by its next tick. Returns false if there is none of this
     /// number.
     #[must_use]
     pub fn kill(&self, call: u64) -> bool {
         self.shared.common.running.kill(call)
     }
 
-    /// Closes a connection in order: what was begun is answered, and the peer
-    /// is told. False if there is none of this number.
+    /// Closes a connection gracefully: what was begun is answered, then the
+    /// peer gets an ERROR. Returns false if there is none of this number.
     #[must_use]
     pub fn close(&self, connection: u64) -> bool {
         let found = self
@@ -58,7 +58,7 @@ impl View {
         })
     }
 
-    /// Closes all connections of a principal in the same way; says how many.
+    /// Closes all connections of a principal in the same way. Returns how many.
     #[must_use]
     pub fn close_principal(&self, principal: &str) -> usize {
         let of_it = self.admission.peers().filter(|peer| peer.is_of(principal));
@@ -113,7 +113,7 @@ impl View {
             denied: metrics.denied.get(),
             evicted: metrics.evicted.get(),
             calls_reset: metrics.calls_reset.get(),
-            // Who shows it knows.
+            // The admin side fills them in.
             calls_running: 0,
             calls_waiting: 0,
             handshake_failures: metrics.handshake_failures.get(),

@@ -80,7 +80,7 @@ impl Workers {
         self.common.settings.config.max_threads / 2
     }
 
-    /// A connection has ended; its peer shall read what was said last.
+    /// Closes a connection such that its peer can read what was sent last.
     pub(crate) fn linger(&self, channel: Option<Channel>) {
         if let Some(channel) = channel {
             self.poller.forget(&channel);
@@ -89,57 +89,57 @@ impl Workers {
     }
 }
 
-/// What one thread does, from its job's beginning to its end.
+/// One thread of the pool, for one job.
 pub(crate) struct Worker {
     shared: Arc<Workers>,
     /// Other connections wait for this thread.
     polls: AtomicBool,
     held: Mutex<Work>,
-    /// Ticks that the call at hand has seen.
+    /// Ticks that the current call has seen.
     ticks: AtomicU32,
-    /// How many connections took little, one after the other.
+    /// Quick connections in a row.
     quick: AtomicU32,
     /// Whether the next one is taken from the queue.
     alternates: AtomicBool,
-    /// What the scheduler knows of the call at hand.
+    /// What the scheduler knows of the current call.
     ticket: Ticket,
-    /// The call at hand goes on when its client resets the connection.
+    /// The current call goes on when its client resets the connection.
     outlives_reset: AtomicBool,
     /// It polls while all others are absent, and begins no call itself.
     is_reserve: bool,
-    /// It should poll, is in a call, and nobody polls in its stead.
+    /// It should poll, but is in a call without a replacement.
     is_absent: AtomicBool,
     /// Its call is among those that wait to begin.
     queues: AtomicBool,
 }
 
 /// What a worker works on. Only its own thread takes the lock: inside a call,
-/// the worker is found through [`Watch`] alone.
+/// the worker is reached through [`Watch`] alone.
 #[derive(Default)]
 struct Work {
     /// None once it has gone on.
     connection: Option<Box<Connection>>,
-    /// What is served, while that is a call.
+    /// The call that runs, if any.
     call: Option<CurrentCall>,
     /// The call, once it takes long.
     slow: Option<SlowCall>,
 }
 
-/// Where the message of the call at hand lies.
+/// Where the message of the current call lies.
 struct CurrentCall {
     message: std::ops::Range<usize>,
     arrived: Instant,
 }
 
-/// A call that takes long: what is left to it when its connection goes on.
+/// A long call: what it keeps when its connection goes on without it.
 struct SlowCall {
     peer: Arc<Peer>,
     listed: Listed,
 }
 
 impl Worker {
-    /// One thread more that polls, until the poller's end; false if there is
-    /// none.
+    /// Starts one more polling worker, which runs until the shutdown. Returns
+    /// false if there is no thread for it.
     #[must_use]
     pub(crate) fn start(shared: &Arc<Workers>) -> bool {
         let worker = Arc::new(Self::new(shared, false));
@@ -148,8 +148,9 @@ impl Worker {
             .execute(move || worker.poll(|| worker.polls.load(Relaxed)))
     }
 
-    /// The thread that polls while all others are in calls and there is no
-    /// further one: so somebody always does. False if there is none.
+    /// Starts the reserve, which polls while all others are in calls and no
+    /// replacement can be started, so that some thread always polls. Returns
+    /// false if there is no thread for it.
     #[must_use]
     pub(crate) fn start_reserve(shared: &Arc<Workers>) -> bool {
         let worker = Arc::new(Self::new(shared, true));
@@ -158,7 +159,7 @@ impl Worker {
             while !poller.is_shut_down() {
                 poller.wait_as_reserve();
                 worker.poll(|| poller.all_are_absent());
-                // Whoever is back takes what it has left.
+                // A worker that is back takes what the reserve has left.
                 poller.wake();
             }
         })
@@ -211,7 +212,8 @@ impl Worker {
         }
     }
 
-    /// Serves a connection as long as there is something to do.
+    /// Serves a connection, and those that it leads to, while there is
+    /// something to do.
     fn serve(self: &Arc<Self>, taken: Taken<Connection>, now: Instant) {
         let (mut next, mut now) = (Some(taken), now);
         while let Some(taken) = next {
@@ -221,7 +223,7 @@ impl Worker {
                 let error_id = log_panic(&*panic);
                 let text = format!("defect of the server, error id {error_id}");
                 let Work { connection, .. } = std::mem::take(&mut *self.held());
-                // One that fails at its end is not tried again.
+                // One that fails while it closes is not tried again.
                 let mut connection = connection.filter(|connection| !connection.is_closing())?;
                 connection.close_with(CloseReason::Notice(Code::InternalError, text));
                 Some((connection, Events::default()))
@@ -230,7 +232,7 @@ impl Worker {
         }
     }
 
-    /// The same; what comes back is to be served next.
+    /// Serves one connection. Returns the one to serve next, if any.
     fn advance(
         self: &Arc<Self>,
         (connection, events): Taken<Connection>,
@@ -272,7 +274,7 @@ impl Worker {
                     connection.postpone(call.message, postponed);
                     continue;
                 }
-                // It is told that it is too late.
+                // The handler answers that it is too late.
                 call.message.postponed = Some(postponed);
             }
             held.call = Some(CurrentCall {
@@ -332,7 +334,8 @@ impl Worker {
         }
     }
 
-    /// What asks for a call is left to others, until it would be too late.
+    /// Leaves a message that needs a call to other workers, until it would be
+    /// too late.
     fn postponed(&self, call: &Call) -> Option<Postponed> {
         let Call {
             input,
@@ -356,7 +359,7 @@ impl Worker {
         }
     }
 
-    /// The call at hand is over: what it held of others is free again.
+    /// Releases what the finished call held of what workers share.
     fn call_finished(&self) {
         self.begins();
         if self.is_absent.load(Relaxed) {
@@ -365,8 +368,8 @@ impl Worker {
         }
     }
 
-    /// Waits a moment for the same peer, where that is wanted, while another
-    /// thread polls; says whether it has something to say.
+    /// Waits `linger` for the same peer while another thread polls. Returns
+    /// whether bytes have arrived.
     fn lingers(&self, connection: &Connection) -> bool {
         let time = self.shared.common.settings.config.linger.0;
         !time.is_zero()
@@ -378,7 +381,8 @@ impl Worker {
                 .is_some_and(|channel| channel.wait(time))
     }
 
-    /// Another thread polls in this one's stead.
+    /// Starts a replacement that polls, unless there is one. Returns whether
+    /// there is.
     fn compensate(&self) -> bool {
         if self.polls.load(Relaxed) && Self::start(&self.shared) {
             self.polls.store(false, Relaxed);
@@ -409,10 +413,10 @@ impl Worker {
         lock(&self.held)
     }
 
-    /// The call at hand takes long, or is about to wait: neither the answers
-    /// before it nor the requests after it, nor other connections, shall wait
-    /// for it. And it is shown to whoever looks; says why it shall be
-    /// stopped, if it shall.
+    /// Treats the current call as long: it runs longer than two ticks, or is
+    /// about to wait. Neither the answers before it nor later requests nor
+    /// other connections wait for it, and it is listed. Returns why it must be
+    /// stopped, if it must.
     fn is_slow(&self, waits: bool) -> Option<Stop> {
         let mut held = self.held();
         let Work {
@@ -448,7 +452,7 @@ impl Worker {
         }
         let is_replaced = is_compensated && polled;
         let has_become_absent = !is_compensated && !was_absent;
-        // Whoever has just begun to poll looks at all that there is.
+        // A replacement that has just started looks at everything by itself.
         if !is_replaced && (wake || has_become_absent) {
             self.shared.poller.wake();
         }
@@ -494,7 +498,8 @@ impl Watch for Worker {
             let one_more = |waiting: usize| (waiting < most).then_some(waiting + 1);
             let waiting = &self.shared.waiting;
             let is_below_limit = waiting.fetch_update(SeqCst, SeqCst, one_more).is_ok();
-            // Nobody would ask again whose connection has gone on without it.
+            // A call whose connection has gone on without it can't be
+            // postponed.
             if !is_below_limit && self.held().connection.is_some() {
                 return false;
             }

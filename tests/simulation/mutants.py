@@ -79,7 +79,7 @@ MUTANTS = [
      "        if !is_replaced && (wake || has_become_absent) {\n            self.shared.poller.wake();\n        }",
      "        let _ = (is_replaced, wake, has_become_absent);"),
     ("workers.rs", "the reserve leaves behind what it has queued",
-     "                // Whoever is back takes what it has left.\n                poller.wake();\n", ""),
+     "                // A worker that is back takes what the reserve has left.\n                poller.wake();\n", ""),
     ("workers.rs", "who ends after parking wakes nobody",
      "self.shared.poller.park(connection) && !self.goes_on()",
      "self.shared.poller.park(connection) && false"),
@@ -97,7 +97,7 @@ MUTANTS = [
      "        self.left.fetch_sub(1, SeqCst);\n", ""),
     ("peer.rs", "a call is over before its answer is there",
      "        let mut late = lock(&self.late);\n        late.answer(header, outcome, &self.traffic);\n"
-     "        // Under the lock: who sees no call left finds all answers.\n        self.left.fetch_sub(1, SeqCst);\n",
+     "        // Under the lock: whoever sees no call left finds all answers.\n        self.left.fetch_sub(1, SeqCst);\n",
      "        self.left.fetch_sub(1, SeqCst);\n        lock(&self.late).answer(header, outcome, &self.traffic);\n"),
     ("connection/machine.rs", "the ERROR that closes does not wait for calls",
      "if left == 0 && !self.closing_said {", "if !self.closing_said {"),

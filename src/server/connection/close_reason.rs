@@ -1,4 +1,4 @@
-//! Why a connection ends, and what its peer is told.
+//! Why a connection closes, and the ERROR that its peer gets.
 
 use std::{fmt, io, time::Duration};
 
@@ -8,10 +8,10 @@ use crate::{
     wire::{Code, ErrorBody, message::write_error},
 };
 
-/// What a client that is sent away is told to wait, in milliseconds.
+/// `retryAfterMs` of a refused client.
 pub(crate) const RETRY_WHEN_BUSY_MS: u64 = 1000;
 
-/// Why a connection ends.
+/// Why a connection closes.
 #[derive(Debug)]
 pub(crate) enum CloseReason {
     /// The peer ended the stream, between two messages.
@@ -20,20 +20,20 @@ pub(crate) enum CloseReason {
     Truncated,
     /// Reading or writing failed.
     Io(io::Error),
-    /// A PROXY header or a TLS handshake came to nothing.
+    /// A PROXY header or a TLS handshake failed.
     Handshake(&'static str, String),
-    /// The peer's address is not let in.
+    /// The peer's address is denied.
     Denied,
-    /// The peer was told UNAUTHORIZED in answer to a request.
+    /// The peer got UNAUTHORIZED in answer to a request.
     Unauthorized,
     /// The peer took no answer within `write_timeout`.
     WriteTimeout,
-    /// The peer's address has failed to authenticate too often; when there
-    /// will be another chance.
+    /// The peer's address has failed to authenticate too often; the time until
+    /// it may try again.
     Throttled(Duration),
-    /// The server says why and closes.
+    /// The server sends this ERROR and closes.
     Notice(Code, String),
-    /// The same, for a reason that is known before the connection looks.
+    /// The drain, the operator or an eviction closes it.
     Requested(CloseRequest),
 }
 
@@ -45,7 +45,8 @@ pub(crate) struct Closing<'a> {
 }
 
 impl CloseReason {
-    /// The peer is gone, or takes nothing: nothing can be sent any more.
+    /// Whether nothing can be sent any more, because the peer is gone or takes
+    /// nothing.
     pub(crate) fn is_silent(&self) -> bool {
         matches!(
             self,
@@ -53,7 +54,7 @@ impl CloseReason {
         )
     }
 
-    /// What the peer is told last, if anything.
+    /// Returns the closing ERROR, if the peer gets one.
     pub(crate) fn closing(&self) -> Option<Closing<'_>> {
         let (code, message) = match self {
             Self::Notice(code, message) => (*code, &**message),
@@ -93,7 +94,7 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// An ERROR that answers no request.
+/// Encodes an ERROR that answers no request.
 pub(crate) fn notice(code: Code, message: &str, retry_after_ms: Option<u64>) -> Vec<u8> {
     let mut body = ErrorBody::server(code, message.to_owned());
     if let Some(millis) = retry_after_ms {

@@ -1,6 +1,6 @@
-//! What a connection does next, without doing it: bytes come in, messages go
-//! to a handler, bytes go out, and each step is given the time. No I/O, no
-//! clock, no lock but that of what calls have answered late.
+//! What a connection does next, without doing it: bytes come in, messages go to
+//! a handler, bytes go out, and each step is given the time. No I/O, no clock,
+//! no lock but that of late answers.
 
 use std::{
     io,
@@ -22,20 +22,20 @@ use crate::{
     wire::{Code, ErrorBody, FrameError, Header, Kind, Reassembly, Taken, frame::KEEPALIVE_FRAME},
 };
 
-/// Largest message of a peer that has to say who it is and has not, in bytes.
+/// Largest message of a peer that must authenticate and has not, in bytes.
 const MAX_UNAUTHENTICATED_MESSAGE: usize = 16 * 1024;
 
-/// Reads that one connection gets before others have their turn: requests that
-/// came together are answered together, and so their client sends the next
-/// ones together.
+/// Reads of one connection before others are served: requests that came
+/// together are answered together, so their client sends the next ones
+/// together.
 const MAX_READS: usize = 5;
 
-/// Messages, and bytes that are written, in one turn.
+/// Messages, and bytes that are written, in one quantum.
 const MAX_MESSAGES: usize = 1000;
 const MAX_WRITTEN: usize = 1024 * 1024;
 
-/// Turns after a deadline until it is judged although there still is something
-/// to read: after a pause of the whole process, what came in time lies in the
+/// Quanta after a deadline until it expires although there is something to
+/// read: after a pause of the whole process, what came in time lies in the
 /// buffers of the system.
 const QUANTA_WHEN_LATE: u8 = 8;
 
@@ -73,7 +73,7 @@ pub(crate) enum State {
     },
     /// Has a message whose call can't begin yet. Nothing is read.
     Postponed,
-    /// Waits for calls in flight, to end after them. Nothing is read.
+    /// Waits for calls in flight, to close after them. Nothing is read.
     Ending,
 }
 
@@ -105,7 +105,7 @@ pub(crate) enum Step {
     KeepAlive,
     /// Have a message answered.
     Message(Message),
-    /// Nothing, until there is news or the deadline.
+    /// Nothing, until the next event or the deadline.
     Wait,
     /// Close; all that was to be sent has left.
     Close,
@@ -125,7 +125,7 @@ pub(crate) struct Message {
 pub(crate) enum Late {
     /// PROXY header or TLS handshake.
     Handshake,
-    /// The peer's word who it is.
+    /// Authentication of the peer.
     Hello,
     /// Anything from the peer.
     Silence,
@@ -133,13 +133,13 @@ pub(crate) enum Late {
     Message,
     /// Memory for it.
     Memory,
-    /// The peer's taking of answers.
+    /// The peer taking answers.
     Writing,
-    /// The beginning of a postponed call. Its handler says so.
+    /// The beginning of a postponed call. Its handler answers that.
     Postponed,
-    /// Nothing; it is time to look for memory again.
+    /// Nothing; it is time to try for memory again.
     Retry,
-    /// Nothing; it is time to give back the memory of a large message.
+    /// Nothing; it is time to release the memory of a large message.
     Shrink,
 }
 
@@ -169,13 +169,13 @@ impl Input {
     }
 }
 
-/// What was done since others had their turn.
+/// What was done since others were served.
 #[derive(Default)]
 struct Quantum {
     reads: usize,
     messages: usize,
     written: usize,
-    /// Its calls took so long that others are next.
+    /// Its calls took so long that others are served next.
     was_long: bool,
 }
 
@@ -185,28 +185,28 @@ pub(crate) struct Machine {
     state: State,
     input: Arc<Input>,
     pub(crate) outbox: Outbox,
-    /// Why it ends, as was found out first.
+    /// Why it closes: the first reason.
     closing: Option<CloseReason>,
     /// The ERROR that closes is in the outbox.
     closing_said: bool,
     /// There may be something to read.
     pub(crate) readable: bool,
-    /// There may be room to write again.
+    /// The socket may take bytes again.
     pub(crate) writable: bool,
     /// The peer has ended the stream behind what there is to read.
     pub(crate) peer_ended: bool,
-    /// Whole messages may lie in the buffer that nobody has looked for.
+    /// Whole messages may lie in the buffer unread.
     unread: bool,
     quantum: Quantum,
-    /// A deadline has passed, and is judged once nothing is left to read; after
-    /// so many turns at the latest. 0 if none has.
+    /// Quanta until a deadline that has passed expires, or until nothing is
+    /// left to read. 0 if none has passed.
     late_for: u8,
-    /// What can't begin yet, and whether to try again.
+    /// The message whose call can't begin yet, and whether to try again.
     postponed: Option<Message>,
     retries: bool,
-    /// Answers in the outbox that may be too many.
+    /// Answers in the outbox, of which `max_in_flight` leave together.
     batch: usize,
-    /// What is in the outbox leaves before anything else.
+    /// The outbox is written before anything else.
     leaves: bool,
     /// Part of a TLS record has come.
     record_begun: bool,
@@ -215,12 +215,13 @@ pub(crate) struct Machine {
     /// When the last byte arrived, or the last answer left: silence counts
     /// from here.
     active: Instant,
-    /// When a peer that has to say who it is must have done so.
+    /// Deadline for a peer that must authenticate.
     hello_until: Option<Instant>,
 }
 
 impl Machine {
-    /// A new connection in one of the first three states.
+    /// Creates the machine of a new connection, in one of the first three
+    /// states.
     pub(crate) fn new(settings: &Arc<ServerSettings>, state: State, now: Instant) -> Self {
         let reassembly = Reassembly::new(settings.config.max_message_size.0, settings.buffers.read);
         let input = Input::new(reassembly, Reservation::empty(&settings.memory));
@@ -266,7 +267,7 @@ impl Machine {
         &self.input
     }
 
-    /// Alone again, after calls that shared it.
+    /// Its input, which no call shares any more.
     fn own_input(&mut self) -> &mut Input {
         Arc::get_mut(&mut self.input).expect("no call reads a message of it any more")
     }
@@ -276,7 +277,7 @@ impl Machine {
         self.state = state;
     }
 
-    /// The protocol begins; whether the peer has to say who it is first.
+    /// Begins the protocol.
     pub(crate) fn open(&mut self, must_authenticate: bool) {
         self.state = State::Idle;
         if must_authenticate {
@@ -287,14 +288,14 @@ impl Machine {
         }
     }
 
-    /// The peer has shown who it is.
+    /// Notes that the peer has authenticated.
     pub(crate) fn authenticated(&mut self) {
         self.hello_until = None;
         let most = self.settings.config.max_message_size.0;
         self.own_input().reassembly.set_max_message_size(most);
     }
 
-    /// Why it ends; the first one counts.
+    /// Closes it after what was begun. The first reason counts.
     pub(crate) fn close_with(&mut self, end: CloseReason) {
         if self.closing.is_some() && !end.is_silent() {
             return;
@@ -307,7 +308,7 @@ impl Machine {
         let is_silent = end.is_silent();
         match &mut self.closing {
             None => self.closing = Some(end),
-            // It could not be told why: that is what ended it.
+            // It could not be sent why: that is the reason now.
             Some(before) if is_silent => *before = end,
             Some(_) => {}
         }
@@ -323,7 +324,7 @@ impl Machine {
             return self.finish(peer, now);
         }
         match self.state {
-            // Nothing can be said before the protocol begins.
+            // Nothing can be sent before the protocol begins.
             State::ProxyHeader | State::Handshake
                 if let Some(close_request) = peer.close_request() =>
             {
@@ -337,7 +338,7 @@ impl Machine {
             State::ProxyHeader => return Step::ProxyHeader,
             State::Handshake => return Step::Handshake,
             State::Writing { .. } if self.may_write() => return Step::Write,
-            // What was begun is answered; then it is told.
+            // What was begun is answered; then the peer gets the ERROR.
             State::Writing { .. } | State::Postponed
                 if let Some(close_request) = peer.close_request() =>
             {
@@ -417,7 +418,7 @@ impl Machine {
         self.wait(peer, now)
     }
 
-    /// There is nothing to do, unless it is too late for what it waits for.
+    /// Waits, unless it is too late for what it waits for.
     #[inline]
     fn wait(&mut self, peer: &Peer, now: Instant) -> Step {
         if self.late_for == 0 {
@@ -446,7 +447,8 @@ impl Machine {
         self.writable && self.quantum.written < MAX_WRITTEN
     }
 
-    /// What is to be done at the end: all answers, then the ERROR that closes.
+    /// What is to be done before it closes: all answers, then the closing
+    /// ERROR.
     fn finish(&mut self, peer: &Peer, now: Instant) -> Step {
         let left = peer.calls_left();
         if self.closing.as_ref().is_some_and(CloseReason::is_silent) {
@@ -480,19 +482,19 @@ impl Machine {
         }
     }
 
-    /// Whether the read at hand is not the first of this turn.
+    /// Whether this read is not the first of the quantum.
     #[inline]
     pub(crate) fn has_read_before(&self) -> bool {
         self.quantum.reads > 1
     }
 
-    /// Room for the next read.
+    /// Returns the buffer for the next read.
     #[inline]
     pub(crate) fn room(&mut self) -> &mut [u8] {
         self.own_input().reassembly.spare()
     }
 
-    /// A read has brought this.
+    /// Takes the result of a read.
     #[inline]
     pub(crate) fn received(
         &mut self,
@@ -509,7 +511,8 @@ impl Machine {
                 (self.arrived, self.active) = (now, now);
                 peer.bytes_arrived(count, now);
             }
-            // Told of somebody else who had this slot before, or not yet here.
+            // The event was for a connection that had this slot before, or the
+            // bytes are not here yet.
             Ok(Received::Nothing) => (self.readable, self.peer_ended) = (false, false),
             Ok(Received::End) => {
                 let midway = self.input.reassembly.is_midway();
@@ -545,14 +548,14 @@ impl Machine {
         true
     }
 
-    /// A keep-alive goes back.
+    /// Answers a keep-alive.
     pub(crate) fn keep_alive(&mut self, peer: &Peer) {
         peer.traffic().keep_alives.add(1);
         self.outbox.push_frame(&KEEPALIVE_FRAME);
         self.batched();
     }
 
-    /// A message has its answer.
+    /// Takes the answer to a message.
     #[inline]
     pub(crate) fn answered(&mut self, header: Option<&Header<'_>>, outcome: Outcome, peer: &Peer) {
         self.outbox.answer(header, outcome, peer.traffic());
@@ -566,18 +569,20 @@ impl Machine {
             || self.outbox.len() >= settings.buffers.write;
     }
 
-    /// It is its turn to read again.
+    /// Begins a quantum.
     #[inline]
     pub(crate) fn begin_quantum(&mut self) {
         self.quantum = Quantum::default();
     }
 
-    /// Its calls have taken so long that others are next.
+    /// Ends the quantum, because its calls have taken so long that others are
+    /// next.
     pub(crate) fn end_quantum(&mut self) {
         self.quantum.was_long = true;
     }
 
-    /// A deadline has passed. What has come in time may have yet to be read.
+    /// Notes that a deadline has passed. What arrived in time may have yet to
+    /// be read.
     pub(crate) fn is_late(&mut self) {
         if self.late_for == 0 {
             self.late_for = QUANTA_WHEN_LATE;
@@ -585,7 +590,7 @@ impl Machine {
         (self.readable, self.writable) = (true, true);
     }
 
-    /// The call of a message can't begin yet.
+    /// Postpones a message whose call can't begin yet.
     pub(crate) fn postpone(&mut self, message: Message, postponed: Postponed) {
         self.state = State::Postponed;
         self.postponed = Some(Message {
@@ -594,18 +599,18 @@ impl Machine {
         });
     }
 
-    /// What was postponed may begin.
+    /// Tries the postponed message again at the next step.
     pub(crate) fn retry(&mut self) {
         self.retries = self.postponed.is_some();
     }
 
-    /// Calls that were left behind have answered; silence counts from there.
+    /// Collects late answers; silence counts from there.
     pub(crate) fn collect_late(&mut self, peer: &Peer, now: Instant) {
         peer.collect_late(&mut self.outbox);
         self.active = now;
     }
 
-    /// All that was in the outbox has left.
+    /// Notes that the outbox is empty.
     #[inline]
     pub(crate) fn written(&mut self, now: Instant) {
         (self.batch, self.leaves) = (0, false);
@@ -617,7 +622,8 @@ impl Machine {
         }
     }
 
-    /// So many bytes were written; says whether this turn has room for more.
+    /// Takes note of written bytes. Returns whether this quantum may write
+    /// more.
     #[inline]
     pub(crate) fn wrote(&mut self, count: usize) -> bool {
         self.outbox.advance(count);
@@ -625,7 +631,8 @@ impl Machine {
         self.quantum.written < MAX_WRITTEN
     }
 
-    /// The peer's system takes no more for now, or others are next.
+    /// Waits to write: the peer's system takes no more, or others are served
+    /// next.
     pub(crate) fn blocked(&mut self, now: Instant) {
         self.writable = self.quantum.written >= MAX_WRITTEN;
         if !matches!(self.state, State::Writing { .. }) {
@@ -633,8 +640,8 @@ impl Machine {
         }
     }
 
-    /// The call at hand keeps the buffer; what lies behind its message is
-    /// copied to a new one.
+    /// Leaves the buffer to the current call, and copies what lies behind its
+    /// message to a new one.
     pub(crate) fn split_input(&mut self) {
         let reassembly = self.input.reassembly.split();
         let mut reservation = Reservation::empty(&self.settings.memory);
@@ -648,8 +655,8 @@ impl Machine {
         self.input = Arc::new(Input::new(reassembly, reservation));
     }
 
-    /// Whether there is something to do although nothing is news: others have
-    /// had their turn.
+    /// Whether there is something to do without an event, after others were
+    /// served.
     pub(crate) fn goes_on(&self) -> bool {
         match self.state {
             State::Idle | State::Message { .. } => {
@@ -661,7 +668,8 @@ impl Machine {
         }
     }
 
-    /// About to wait: for the rest of a message, or for a new one.
+    /// Chooses the state to wait in: for the rest of a message, or for a new
+    /// one.
     fn settle(&mut self, now: Instant) {
         let midway = self.input.reassembly.is_midway() || self.record_begun;
         match self.state {
@@ -675,8 +683,7 @@ impl Machine {
         }
     }
 
-    /// What a large message needed is given back now, not when the next one
-    /// comes.
+    /// Releases what a large message needed.
     fn shrink(&mut self) {
         let first = self.settings.buffers.read;
         let Input {
@@ -694,8 +701,8 @@ impl Machine {
         }
     }
 
-    /// When what it waits for must have come, and what it would be; none for
-    /// as long as it takes.
+    /// Returns the deadline of what it waits for, and what is late then; none
+    /// without a deadline.
     pub(crate) fn deadline(&self, calls_left: u32) -> Option<(Instant, Late)> {
         let settings = &self.settings;
         let own = match self.state {
@@ -704,8 +711,8 @@ impl Machine {
             }
             State::Writing { since } => {
                 let mut until = since + settings.config.write_timeout.0;
-                // A peer that has to authenticate gets no longer for it than
-                // for that; or than for reading why it is sent away.
+                // A peer that must authenticate gets no longer than for that,
+                // or than to read the closing ERROR.
                 if let Some(hello) = self.hello_until {
                     until = until.min(hello.max(since + LINGER));
                 }
@@ -742,7 +749,7 @@ impl Machine {
         own.into_iter().chain(hello).min_by_key(|(until, _)| *until)
     }
 
-    /// What it waited for has not come.
+    /// Acts on a deadline that has passed.
     fn expires(&mut self, late: Late, peer: &Peer, now: Instant) {
         let settings = Arc::clone(&self.settings);
         let within =
@@ -785,7 +792,7 @@ impl Machine {
             // The next step tries.
             Late::Retry => self.active = now,
             Late::Shrink => {
-                // It is kept for one more read, which has not come.
+                // The buffer is kept for one more read, which has not come.
                 self.room();
                 self.shrink();
             }
@@ -798,8 +805,8 @@ impl Machine {
         CloseReason::Notice(Code::ReadTimeout, message)
     }
 
-    /// The request whose end could not be read for want of memory was not
-    /// begun, and is told so if its header line is there.
+    /// Answers the request whose rest could not be read for want of memory, if
+    /// its header line has arrived: nothing ran.
     fn answer_unread(&mut self, peer: &Peer) {
         if !matches!(self.state, State::Memory { .. }) {
             return;

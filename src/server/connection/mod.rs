@@ -1,6 +1,7 @@
-//! One connection: a value that moves. A worker has it while there is
-//! something to do, its slot at the poller while there is not. What it does
-//! next is `machine`'s decision; here that is done, without ever waiting.
+//! One connection, a value that moves: a worker owns it while there is
+//! something to do, and it is parked at the poller while there is not.
+//! `machine` decides what it does next; here that is done, without ever
+//! waiting.
 
 mod close_reason;
 mod credentials;
@@ -37,10 +38,10 @@ use crate::{
 pub(crate) enum Advance {
     /// It has a message to be answered.
     Call(Call),
-    /// There is nothing to do until there is news.
+    /// There is nothing to do until the next event.
     Wait,
-    /// It has ended; only the value is left, and a socket whose peer shall
-    /// read what was said last.
+    /// It is closed; what is left is the value, and a socket whose peer must be
+    /// able to read what was sent last.
     Closed(Option<Channel>),
 }
 
@@ -68,9 +69,9 @@ pub(crate) struct Connection {
     common: Arc<Common>,
     listener: Arc<ListenerSettings>,
     permit: Permit,
-    /// Who the peer is, as `peer` also knows.
+    /// The peer's identity, of which `peer` has a copy.
     identity: Arc<Identity>,
-    /// Its certificate, where it has shown one.
+    /// Its certificate, if any.
     certificate: Option<Certificate>,
     /// When its credentials were last checked as a whole.
     checked: Instant,
@@ -79,8 +80,8 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// One that was just accepted; none where the system or the TLS library
-    /// refuses it.
+    /// Creates the connection of an accepted socket. Returns none where the
+    /// system or the TLS library refuses it.
     pub(crate) fn new(
         number: u64,
         stream: TcpStream,
@@ -100,7 +101,7 @@ impl Connection {
         Some(Self::over(number, channel, from, listener, common, permit))
     }
 
-    /// The same over a socket that does not block.
+    /// Creates a connection over a socket that does not block.
     pub(crate) fn over(
         number: u64,
         channel: Channel,
@@ -162,17 +163,17 @@ impl Connection {
         self.machine.input()
     }
 
-    /// Whether it is known why it ends.
+    /// Whether it is about to close.
     pub(crate) fn is_closing(&self) -> bool {
         self.machine.close_reason().is_some()
     }
 
-    /// It ends, whatever it does.
+    /// Closes it, whatever it does.
     pub(crate) fn close_with(&mut self, end: CloseReason) {
         self.machine.close_with(end);
     }
 
-    /// Whether it only waits for what its peer says next.
+    /// Whether it only waits for its peer's next request.
     pub(crate) fn may_linger(&self) -> bool {
         self.machine.state() == State::Idle
             && !self.identity.must_authenticate()
@@ -180,7 +181,7 @@ impl Connection {
             && self.peer.close_request().is_none()
     }
 
-    /// Takes in what has happened.
+    /// Takes events that have been delivered.
     #[inline]
     pub(crate) fn take_events(&mut self, events: Events, now: Instant) {
         self.machine.begin_quantum();
@@ -199,7 +200,7 @@ impl Connection {
         }
     }
 
-    /// Does all that can be done without waiting, up to the next call.
+    /// Does everything that can be done without waiting, up to the next call.
     #[inline]
     pub(crate) fn advance(&mut self, now: Instant) -> Advance {
         loop {
@@ -459,7 +460,8 @@ impl Connection {
         }
     }
 
-    /// Counts why it ends; what is returned has yet to be read.
+    /// Closes it and counts why. The peer has yet to read what is on the
+    /// returned socket.
     fn close(&mut self) -> Option<Channel> {
         let channel = self.channel.take()?;
         let end = self.machine.close_reason()?;
@@ -509,7 +511,8 @@ impl Connection {
                 "connection closed: {end}"
             );
         }
-        // The peer shall read what was said last, or the alert, and not a reset.
+        // The peer must be able to read what was sent last, or the alert: no
+        // reset.
         let is_silent = matches!(
             end,
             CloseReason::Peer
@@ -552,7 +555,7 @@ impl Drop for Connection {
     }
 }
 
-/// A peer whose address is not let in was closed without a word.
+/// Logs a peer whose address is denied.
 pub(crate) fn log_denied(peer: SocketAddr) {
     static LINES: Limiter = Limiter::audit();
     if LINES.allows("address not let in") {
