@@ -93,62 +93,62 @@ mod tests {
 
     #[test]
     fn failures_are_forgotten_one_by_one() {
-        let guesses = AuthThrottle::new(3);
+        let throttle = AuthThrottle::new(3);
         let now = Instant::now();
         let one: IpAddr = "2001:db8::1".parse().unwrap();
         let same_network: IpAddr = "2001:db8::ffff:1".parse().unwrap();
         let other: IpAddr = "2001:db8:0:1::1".parse().unwrap();
         for _ in 0..3 {
-            assert_eq!(guesses.wait(one, Failure::WrongToken, now), None);
-            guesses.failed(one, Failure::WrongToken, now);
+            assert_eq!(throttle.wait(one, Failure::WrongToken, now), None);
+            throttle.failed(one, Failure::WrongToken, now);
         }
         assert_eq!(
-            guesses.wait(one, Failure::WrongToken, now),
+            throttle.wait(one, Failure::WrongToken, now),
             Some(Duration::from_secs(20))
         );
         assert_eq!(
-            guesses.wait(same_network, Failure::WrongToken, now),
+            throttle.wait(same_network, Failure::WrongToken, now),
             Some(Duration::from_secs(20))
         );
         assert_eq!(
-            guesses.wait(one, Failure::NoToken, now),
+            throttle.wait(one, Failure::NoToken, now),
             None,
             "each way has a throttle of its own"
         );
-        assert_eq!(guesses.wait(other, Failure::WrongToken, now), None);
-        guesses.failed(one, Failure::WrongToken, now);
+        assert_eq!(throttle.wait(other, Failure::WrongToken, now), None);
+        throttle.failed(one, Failure::WrongToken, now);
         assert_eq!(
-            guesses.wait(one, Failure::WrongToken, now + Duration::from_secs(20)),
+            throttle.wait(one, Failure::WrongToken, now + Duration::from_secs(20)),
             None,
             "more failures don't wait for longer"
         );
-        guesses.failed(one, Failure::WrongToken, now + Duration::from_secs(20));
+        throttle.failed(one, Failure::WrongToken, now + Duration::from_secs(20));
         assert!(
-            guesses
+            throttle
                 .wait(one, Failure::WrongToken, now + Duration::from_secs(20))
                 .is_some()
         );
         assert_eq!(
-            guesses.wait(one, Failure::WrongToken, now + Duration::from_secs(81)),
+            throttle.wait(one, Failure::WrongToken, now + Duration::from_secs(81)),
             None
         );
     }
 
     #[test]
     fn so_many_addresses_are_remembered() {
-        let guesses = AuthThrottle::new(1);
+        let throttle = AuthThrottle::new(1);
         let now = Instant::now();
         for number in 0..u32::try_from(MAX_ADDRESSES).unwrap() + 10 {
-            guesses.failed(IpAddr::from(number.to_be_bytes()), Failure::NoToken, now);
+            throttle.failed(IpAddr::from(number.to_be_bytes()), Failure::NoToken, now);
         }
-        assert_eq!(guesses.forgotten.lock().unwrap().len(), MAX_ADDRESSES);
-        guesses.failed(
+        assert_eq!(throttle.forgotten.lock().unwrap().len(), MAX_ADDRESSES);
+        throttle.failed(
             "9.9.9.9".parse().unwrap(),
             Failure::NoToken,
             now + Duration::from_secs(61),
         );
         assert_eq!(
-            guesses.forgotten.lock().unwrap().len(),
+            throttle.forgotten.lock().unwrap().len(),
             1,
             "what is forgotten makes room"
         );

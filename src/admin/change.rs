@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, JSON_UTF8, Page, front::Request, pages::decode, routes::Route, shown, token};
+use super::{Admin, JSON_UTF8, Page, gateway::Request, pages::decode, routes::Route, shown, token};
 use crate::log::{AUDIT, Limiter};
 
 /// How long an action that is tried may take, in milliseconds, if nobody says.

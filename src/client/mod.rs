@@ -28,12 +28,12 @@ use std::{
 };
 
 pub use builder::Builder;
-pub use error::{ClientError, Refusal};
+pub use error::{ClientError, ServerError};
 #[cfg(feature = "compiler")]
 pub(crate) use link::check_token_path;
 use queue::{Entry, Sent, Slot};
 use serde::{Serialize, de::DeserializeOwned};
-use shared::Shared;
+use shared::ClientCore;
 
 use crate::wire::{DEFAULT_TIMEOUT, Payload, Topic, Version};
 
@@ -44,13 +44,13 @@ const GRACE: Duration = Duration::from_secs(2);
 /// A connection to a server, shared by all clones of it. Ends with the last.
 #[derive(Clone)]
 pub struct Client {
-    shared: Arc<Shared>,
+    shared: Arc<ClientCore>,
     /// Tells the threads when the last clone is gone.
     _end: Arc<End>,
 }
 
 /// Ends the threads when dropped.
-struct End(Arc<Shared>);
+struct End(Arc<ClientCore>);
 
 impl Drop for End {
     fn drop(&mut self) {
@@ -111,7 +111,7 @@ pub enum Answer {
 /// An answer that has not come yet. Dropped, the request goes on, and its
 /// answer is dropped as well.
 pub struct Pending {
-    shared: Arc<Shared>,
+    shared: Arc<ClientCore>,
     id: Arc<str>,
     slot: Arc<Slot>,
     deadline: Instant,

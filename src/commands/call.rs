@@ -13,7 +13,7 @@ use serde_json::{json, value::RawValue};
 
 use super::{Exit, Result, connect::Connect, failure, printable, printable_lines, usage};
 use crate::{
-    client::{Answer, Client, ClientError, Pending, Refusal, Request},
+    client::{Answer, Client, ClientError, Pending, Request, ServerError},
     wire::{
         Code, DEFAULT_TIMEOUT, Payload, Topic, Version,
         codes::{BUILDING, COMPILING},
@@ -143,7 +143,7 @@ fn run_one(arguments: &Arguments, topic: &str) -> Result {
     match answer {
         Ok(Answer::Json(text)) => print(text.as_bytes(), b"\n"),
         Ok(Answer::Binary(bytes)) => print(&bytes, b""),
-        Err(ClientError::Answered(Refusal {
+        Err(ClientError::Answered(ServerError {
             code,
             message,
             origin: _,
@@ -201,7 +201,7 @@ fn call_once_ready(
 }
 
 /// Whether the server will have the service without anybody's doing.
-fn is_preparing(refusal: &Refusal) -> bool {
+fn is_preparing(refusal: &ServerError) -> bool {
     #[derive(Deserialize)]
     struct Details {
         state: String,
@@ -341,7 +341,7 @@ fn take(
             tally.answered += 1;
             format!("{}\n", json!({"line": number, "bytes": bytes.len()}))
         }
-        Err(ClientError::Answered(Refusal {
+        Err(ClientError::Answered(ServerError {
             code,
             message,
             origin,

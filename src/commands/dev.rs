@@ -23,7 +23,7 @@ use super::{
     live_settings::Applied,
     printable,
     serve::{listen_for_signals, start_log, write_log_in_background},
-    serving::{Plan, Serving, compile_worker},
+    serving::{Serving, ServingPlan, compile_worker},
     usage,
 };
 use crate::{
@@ -111,7 +111,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         let again = Box::new(move || settings(&own, port).map_err(|(_, error)| error));
         // First of all, so that no process inherits these.
         let inherited = Inherited::from_env().map_err(failure)?;
-        let plan = Plan {
+        let plan = ServingPlan {
             worker: compile_worker(&loaded.config),
             loaded,
             again,

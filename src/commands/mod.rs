@@ -19,6 +19,7 @@ macro_rules! complain {
 }
 
 mod admin_http;
+mod admin_listeners;
 #[cfg(feature = "compiler")]
 mod bench;
 #[cfg(feature = "compiler")]
@@ -38,13 +39,12 @@ mod confine;
 mod connect;
 #[cfg(feature = "compiler")]
 mod dev;
-mod doors;
 mod edge;
 #[cfg(feature = "compiler")]
 mod inspect;
-#[cfg(feature = "compiler")]
-mod links;
 mod live_settings;
+#[cfg(feature = "compiler")]
+mod load_streams;
 #[cfg(feature = "compiler")]
 mod new;
 mod notify;

@@ -24,7 +24,7 @@ use super::{
     confine::confine,
     connect::DEFAULT_SERVER,
     edge, failure, notify, printable,
-    serving::{Plan, Serving},
+    serving::{Serving, ServingPlan},
     usage,
 };
 use crate::{
@@ -110,7 +110,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
     signal_hook::flag::register(SIGTERM, Arc::clone(&terminated))
         .map_err(|error| no_signals(error.to_string()))?;
     let again = Box::new(move || arguments.load().map_err(|error| error.to_string()));
-    let plan = Plan {
+    let plan = ServingPlan {
         loaded,
         again,
         #[cfg(feature = "compiler")]

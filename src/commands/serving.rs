@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Exit,
-    doors::Doors,
+    admin_listeners::AdminListeners,
     edge::{Edge, peers_can_say},
     failure,
     live_settings::{LiveSettings, ReadSettings},
@@ -20,7 +20,7 @@ use super::{
 #[cfg(feature = "compiler")]
 use crate::sandbox::CompileWorker;
 use crate::{
-    admin::{Admin, Door, Running, token},
+    admin::{Admin, AdminListener, Running, token},
     budget::Budget,
     catalog::{LiveCatalog, LoadSettings, ServicePolicies},
     config::{
@@ -56,7 +56,7 @@ const COMPACT_FROM: u64 = 64 * 1024 * 1024;
 const COMPACT_SHARE: u64 = 8;
 
 /// What a server is started with.
-pub(super) struct Plan {
+pub(super) struct ServingPlan {
     pub(super) loaded: Loaded,
     /// Reads the settings once more.
     pub(super) again: Box<ReadSettings>,
@@ -89,10 +89,10 @@ pub(super) struct Serving {
 impl Serving {
     /// Starts a server; `handle` may put something in front of the dispatcher.
     pub(super) fn start(
-        plan: Plan,
+        plan: ServingPlan,
         handle: impl FnOnce(Dispatcher) -> Arc<dyn Handle>,
     ) -> std::result::Result<Self, (Exit, String)> {
-        let Plan {
+        let ServingPlan {
             loaded,
             again,
             #[cfg(feature = "compiler")]
@@ -105,7 +105,7 @@ impl Serving {
         } = plan;
         let config = Arc::new(loaded.config.clone());
         let edge = Edge::load(&config)?;
-        let room = Room::of(&config);
+        let room = Capacity::of(&config);
         if let Some(warning) = room.warning() {
             tracing::warn!("{warning}");
         }
@@ -143,10 +143,10 @@ impl Serving {
             Arc::clone(&memory),
         );
         // The admin endpoint first: what can't listen shall not have served.
-        let Doors {
-            doors,
+        let AdminListeners {
+            listeners,
             names: admin,
-        } = Doors::open(&config, &mut inherited)?;
+        } = AdminListeners::open(&config, &mut inherited)?;
         let settings = server_settings(&config, edge.listeners(&config), memory, room);
         let access = Arc::clone(&edge.access);
         let trying = dispatcher.clone();
@@ -181,8 +181,8 @@ impl Serving {
             dispatcher: trying,
             settings: Arc::clone(&settings),
         };
-        let endpoint =
-            start_admin(&config, doors, operator, metrics, store, scheduler).map_err(failure)?;
+        let endpoint = start_admin(&config, listeners, operator, metrics, store, scheduler)
+            .map_err(failure)?;
         Ok(Self {
             server,
             catalog,
@@ -219,14 +219,14 @@ impl Serving {
 /// How many connections there can be, and how many more that are ending: as
 /// many as memory and the system's open files allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Room {
+pub(super) struct Capacity {
     connections: usize,
     ending: usize,
     /// Open files, where they allow less than the memory does.
     short_of_files: Option<u64>,
 }
 
-impl Room {
+impl Capacity {
     pub(super) fn of(config: &Config) -> Self {
         Self::within(
             MemoryPlan::of(config).connections,
@@ -432,7 +432,7 @@ fn server_settings(
     config: &Arc<Config>,
     listeners: Vec<Arc<ListenerSettings>>,
     memory: Arc<Budget>,
-    room: Room,
+    room: Capacity,
 ) -> ServerSettings {
     let reserved = if peers_can_say(config) {
         room.connections * config.reserved_connections / 100
@@ -459,7 +459,7 @@ fn cpu_by_principal(scheduler: &Scheduler) -> Vec<(String, f64)> {
 
 fn start_admin(
     config: &Config,
-    doors: Vec<Door>,
+    listeners: Vec<AdminListener>,
     operator: Operator,
     metrics: Arc<Metrics>,
     store: StoreState,
@@ -507,7 +507,7 @@ fn start_admin(
         allowed_hosts: config.admin.allowed_hosts.clone(),
         memory: MemoryPlan::of(config).admin,
     }
-    .start(doors)
+    .start(listeners)
 }
 
 #[cfg(test)]
@@ -517,11 +517,11 @@ mod tests {
     #[test]
     fn connections_follow_open_files() {
         let room = |connections, files| {
-            let Room {
+            let Capacity {
                 connections,
                 ending,
                 short_of_files,
-            } = Room::within(connections, files);
+            } = Capacity::within(connections, files);
             (connections, ending, short_of_files.is_some())
         };
         assert_eq!(room(1024, None), (1024, MAX_ENDING, false));

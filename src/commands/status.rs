@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     Exit, Result,
-    admin_http::{Endpoint, Place, text},
+    admin_http::{AdminTarget, Endpoint, text},
 };
 
 /// Between two looks.
@@ -24,11 +24,11 @@ pub(super) struct Arguments {
     #[arg(long, short)]
     watch: bool,
     #[command(flatten)]
-    place: Place,
+    target: AdminTarget,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result {
-    let endpoint = arguments.place.endpoint()?;
+    let endpoint = arguments.target.endpoint()?;
     loop {
         let (screen, ready) = screen(&endpoint)?;
         if !arguments.watch {

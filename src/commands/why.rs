@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{
     Exit, Result,
-    admin_http::{Place, text},
+    admin_http::{AdminTarget, text},
     failure, usage,
 };
 use crate::wire::header::is_request_id;
@@ -20,17 +20,17 @@ pub(super) struct Arguments {
     /// The id that the caller gave the request
     request_id: String,
     #[command(flatten)]
-    place: Place,
+    target: AdminTarget,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result {
-    let Arguments { request_id, place } = arguments;
+    let Arguments { request_id, target } = arguments;
     if !is_request_id(request_id) {
         return Err(usage(format!(
             "{request_id:?} is no request id: 1 to 64 letters, digits, dots, dashes, underscores"
         )));
     }
-    let endpoint = place.endpoint()?;
+    let endpoint = target.endpoint()?;
     let past = endpoint.get(&format!("/calls/past?requestId={request_id}"))?;
     let running = endpoint.get("/calls")?;
     let log = endpoint.get(&format!("/log?requestId={request_id}"))?;
@@ -55,11 +55,11 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         );
     }
     for call in &own {
-        tell(call);
+        print_call(call);
     }
     for child in &children {
         say!("\nit caused");
-        tell(child);
+        print_call(child);
     }
     if !lines.is_empty() {
         say!("\nlog");
@@ -81,7 +81,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     Ok(Exit::Success)
 }
 
-fn tell(call: &Value) {
+fn print_call(call: &Value) {
     let who = match &call["principal"] {
         Value::Null => "an unauthenticated peer".to_owned(),
         principal => text(principal),

@@ -152,9 +152,9 @@ impl Core {
         }
         if begun {
             let outcome = match &result {
-                Ok(_) => metrics::Outcome::Answered,
-                Err(Refusal { code: None, .. }) => metrics::Outcome::Failed,
-                Err(Refusal { code: Some(_), .. }) => metrics::Outcome::Ended,
+                Ok(_) => metrics::CallOutcome::Answered,
+                Err(Refusal { code: None, .. }) => metrics::CallOutcome::Failed,
+                Err(Refusal { code: Some(_), .. }) => metrics::CallOutcome::Ended,
             };
             service.stats.own().record(outcome, waited, elapsed);
         }
@@ -172,7 +172,7 @@ impl Core {
                 ),
             );
         }
-        let ended = Ended {
+        let ended = CallLog {
             service,
             action,
             context: &about,
@@ -180,7 +180,7 @@ impl Core {
             elapsed,
             backtrace: &backtrace,
         };
-        ended.tell(result.as_ref().err());
+        ended.log(result.as_ref().err());
         (result, held)
     }
 
@@ -247,7 +247,7 @@ impl Core {
                 service: topic.service().to_owned(),
                 version: service.map(|service| service.description.version.to_string()),
                 action: topic.action().to_owned(),
-                ..kept(context, Some(refusal))
+                ..base_of_past_call(context, Some(refusal))
             },
         );
     }
@@ -318,7 +318,7 @@ fn find<'a>(
 
 /// Calls that services make.
 impl Calls for Arc<Core> {
-    fn call(&self, call: Nested<'_>) -> Result<PayloadResult, calls::Refusal> {
+    fn call(&self, call: Nested<'_>) -> Result<PayloadResult, calls::CallRefusal> {
         let Nested {
             topic,
             version,
@@ -326,7 +326,7 @@ impl Calls for Arc<Core> {
             context,
             watch,
         } = call;
-        let refuse = |Refusal { code, body }: Refusal| calls::Refusal {
+        let refuse = |Refusal { code, body }: Refusal| calls::CallRefusal {
             code: body.code.into_owned(),
             message: body.message.into_owned(),
             from_service: code.is_none(),
@@ -507,12 +507,12 @@ fn past(
         peak_memory,
         backtrace: backtrace.to_vec(),
         stderr: stderr.to_vec(),
-        ..kept(context, result.as_ref().err())
+        ..base_of_past_call(context, result.as_ref().err())
     }
 }
 
 /// What is kept of any call; the rest is empty.
-fn kept(context: &Context, refusal: Option<&Refusal>) -> PastCall {
+fn base_of_past_call(context: &Context, refusal: Option<&Refusal>) -> PastCall {
     PastCall {
         request_id: context.request_id.as_deref().unwrap_or("-").to_owned(),
         parent_request_id: context.parent_request_id.as_deref().map(str::to_owned),
@@ -529,7 +529,7 @@ fn kept(context: &Context, refusal: Option<&Refusal>) -> PastCall {
 }
 
 /// What the log says of a call.
-struct Ended<'a> {
+struct CallLog<'a> {
     service: &'a Service,
     action: &'a str,
     context: &'a Context,
@@ -538,10 +538,10 @@ struct Ended<'a> {
     backtrace: &'a [String],
 }
 
-impl Ended<'_> {
+impl CallLog<'_> {
     /// One line at debug for every call, and one at warn for each that the
     /// server ended.
-    fn tell(&self, refusal: Option<&Refusal>) {
+    fn log(&self, refusal: Option<&Refusal>) {
         let Self {
             service,
             action,

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use super::{
     Host,
     bindings::mb::service::{context, types},
-    calls::{Calls, Link},
+    calls::{CallChain, Calls},
 };
 use crate::wire::Version;
 
@@ -39,7 +39,7 @@ pub struct Context {
     /// Who serves the calls that this one makes.
     pub calls: Option<Arc<dyn Calls>>,
     /// The services that this call came through.
-    pub chain: Option<Arc<Link>>,
+    pub chain: Option<Arc<CallChain>>,
 }
 
 impl Context {

@@ -313,7 +313,7 @@ pub struct CallStats {
 
 /// How a call ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CallOutcome {
     /// With an answer.
     Answered,
     /// With the service's own failure.
@@ -327,15 +327,15 @@ const SHORT_WAIT: Duration = Duration::from_nanos(1 << 13);
 
 impl CallStats {
     /// One more call.
-    pub fn record(&self, outcome: Outcome, waited: Duration, elapsed: Duration) {
+    pub fn record(&self, outcome: CallOutcome, waited: Duration, elapsed: Duration) {
         self.calls.add(1);
         match outcome {
-            Outcome::Answered => self.answered.record(elapsed),
-            Outcome::Failed => {
+            CallOutcome::Answered => self.answered.record(elapsed),
+            CallOutcome::Failed => {
                 self.failures.add(1);
                 self.rest[0].get_or_init(Box::default).record(elapsed);
             }
-            Outcome::Ended => {
+            CallOutcome::Ended => {
                 self.errors.add(1);
                 self.rest[1].get_or_init(Box::default).record(elapsed);
             }

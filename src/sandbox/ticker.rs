@@ -27,12 +27,12 @@ const TICKS_TO_SLEEP: u32 = 1000;
 /// so that an idle server does not wake the machine.
 #[derive(Debug)]
 pub struct Ticker {
-    shared: Arc<Shared>,
+    shared: Arc<TickerState>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct TickerState {
     /// Someone needs ticks. Set by every call and by every tick that a call
     /// sees, cleared by the thread once a second.
     used: AtomicBool,
@@ -46,7 +46,7 @@ struct Shared {
 /// Keeps the ticker awake; held by whoever runs calls.
 #[derive(Debug, Clone)]
 pub struct KeepAwake {
-    shared: Arc<Shared>,
+    shared: Arc<TickerState>,
     thread: Thread,
 }
 
@@ -56,7 +56,7 @@ impl Ticker {
     /// # Errors
     /// If the system refuses another thread.
     pub fn start(engine: &Engine) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(TickerState::default());
         let (engine, ticking) = (engine.clone(), Arc::clone(&shared));
         let thread = thread::Builder::new()
             .name("mb-ticker".into())
@@ -114,7 +114,7 @@ impl KeepAwake {
     }
 }
 
-impl Shared {
+impl TickerState {
     fn run(&self, engine: &Engine) {
         let mut last = Instant::now();
         while !self.stop.load(SeqCst) {

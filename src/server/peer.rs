@@ -37,7 +37,7 @@ pub(crate) struct Peer {
     since: (Instant, SystemTime),
     tls: OnceLock<&'static str>,
     identity: ArcSwap<Identity>,
-    /// What the owner does, as [`Doing`] has it.
+    /// What the owner does, as [`Activity`] has it.
     activity: AtomicU8,
     /// Microseconds from `since` to the end of the last request.
     last_request: AtomicU64,

@@ -1,5 +1,7 @@
 //! Where connections wait without a thread, and how workers get those that have
-//! something to do. Each connection slot has a parking slot. The connection is
+//! something to do.
+//!
+//! Each connection slot has a parking slot. The connection is
 //! parked there, or a worker owns it; which of the two, and the events that
 //! arrive meanwhile, change under the lock of the parking slot. So no event is
 //! lost: whoever delivers one finds the connection parked and has it served, or

@@ -12,7 +12,7 @@ use redb::{Database, Durability, ReadableTable as _, Table};
 
 use super::{
     Digest, StoreError, USED, VALUES, digest,
-    entry::{Place, counted, seal, unseal, value_size},
+    entry::{EntryKey, counted, seal, unseal, value_size},
 };
 
 /// Writes that are committed together at most.
@@ -50,7 +50,7 @@ pub(super) enum Done {
     Swapped(bool),
 }
 
-type Outcome = Result<Done, StoreError>;
+type OpResult = Result<Done, StoreError>;
 
 /// Writes that wait. Each belongs to a thread that waits with it, so there
 /// are never more than threads.
@@ -69,7 +69,7 @@ struct State {
 
 struct Ticket {
     op: Op,
-    outcome: Mutex<Option<Outcome>>,
+    outcome: Mutex<Option<OpResult>>,
 }
 
 impl Queue {
@@ -79,8 +79,8 @@ impl Queue {
         &self,
         op: Op,
         deadline: Instant,
-        commit: impl Fn(&[&Op]) -> Result<Vec<Outcome>, StoreError>,
-    ) -> Outcome {
+        commit: impl Fn(&[&Op]) -> Result<Vec<OpResult>, StoreError>,
+    ) -> OpResult {
         let ticket = Arc::new(Ticket {
             op,
             outcome: Mutex::default(),
@@ -140,7 +140,7 @@ impl Queue {
 }
 
 /// Commits a group and hands each its outcome, whatever happens.
-fn lead(group: &[Arc<Ticket>], commit: impl Fn(&[&Op]) -> Result<Vec<Outcome>, StoreError>) {
+fn lead(group: &[Arc<Ticket>], commit: impl Fn(&[&Op]) -> Result<Vec<OpResult>, StoreError>) {
     let ops: Vec<_> = group.iter().map(|ticket| &ticket.op).collect();
     let outcomes = catch_unwind(AssertUnwindSafe(|| commit(&ops)))
         .unwrap_or_else(|_| Err(StoreError::Io("defect while writing".into())));
@@ -155,7 +155,7 @@ fn lead(group: &[Arc<Ticket>], commit: impl Fn(&[&Op]) -> Result<Vec<Outcome>, S
 
 /// Writes a group in one transaction. One that fails by its own fault leaves
 /// the others alone; an error of the disk is everybody's.
-pub(super) fn apply(database: &Database, ops: &[&Op]) -> Result<Vec<Outcome>, StoreError> {
+pub(super) fn apply(database: &Database, ops: &[&Op]) -> Result<Vec<OpResult>, StoreError> {
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
     // Services choose what is written: with two phases a commit that a crash
@@ -183,7 +183,7 @@ type Used<'txn> = Table<'txn, &'static str, u64>;
 
 impl Op {
     /// Checks first and writes then, so that it has its whole effect or none.
-    fn apply(&self, values: &mut Values<'_>, used: &mut Used<'_>) -> Outcome {
+    fn apply(&self, values: &mut Values<'_>, used: &mut Used<'_>) -> OpResult {
         match &self.change {
             Change::Put(pairs) => {
                 let pairs: Vec<_> = pairs
@@ -218,7 +218,7 @@ impl Op {
         }
     }
 
-    fn place<'a>(&'a self, key: &'a str) -> Place<'a> {
+    fn place<'a>(&'a self, key: &'a str) -> EntryKey<'a> {
         (&self.service, &self.bucket, key)
     }
 

@@ -13,10 +13,10 @@ const SEAL: usize = 8;
 pub(super) const OVERHEAD: u64 = 32;
 
 /// Service, bucket and key.
-pub(super) type Place<'a> = (&'a str, &'a str, &'a str);
+pub(super) type EntryKey<'a> = (&'a str, &'a str, &'a str);
 
 /// What an entry counts towards its service's quota, in bytes.
-pub(super) fn counted((service, bucket, key): Place<'_>, value: usize) -> u64 {
+pub(super) fn counted((service, bucket, key): EntryKey<'_>, value: usize) -> u64 {
     (service.len() + bucket.len() + key.len() + value) as u64 + OVERHEAD
 }
 
@@ -26,7 +26,7 @@ pub(super) fn value_size(stored: &[u8]) -> usize {
 }
 
 /// What is stored for a value.
-pub(super) fn seal(place: Place<'_>, value: &[u8]) -> Vec<u8> {
+pub(super) fn seal(place: EntryKey<'_>, value: &[u8]) -> Vec<u8> {
     [&checksum(place, value), value].concat()
 }
 
@@ -34,7 +34,7 @@ pub(super) fn seal(place: Place<'_>, value: &[u8]) -> Vec<u8> {
 ///
 /// # Errors
 /// It is not what was stored at this place.
-pub(super) fn unseal<'a>(place: Place<'_>, stored: &'a [u8]) -> Result<&'a [u8], StoreError> {
+pub(super) fn unseal<'a>(place: EntryKey<'_>, stored: &'a [u8]) -> Result<&'a [u8], StoreError> {
     match stored.split_first_chunk::<SEAL>() {
         Some((seal, value)) if *seal == checksum(place, value) => Ok(value),
         _ => Err(StoreError::Damaged(named(place))),
@@ -42,11 +42,11 @@ pub(super) fn unseal<'a>(place: Place<'_>, stored: &'a [u8]) -> Result<&'a [u8],
 }
 
 /// A place, for people.
-pub(super) fn named((service, bucket, key): Place<'_>) -> String {
+pub(super) fn named((service, bucket, key): EntryKey<'_>) -> String {
     format!("key {key:?} in bucket {bucket:?} of service {service:?}")
 }
 
-fn checksum((service, bucket, key): Place<'_>, value: &[u8]) -> [u8; SEAL] {
+fn checksum((service, bucket, key): EntryKey<'_>, value: &[u8]) -> [u8; SEAL] {
     let mut hash = Sha256::new();
     for part in [service, bucket, key] {
         hash.update((part.len() as u64).to_le_bytes());

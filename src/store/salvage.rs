@@ -17,7 +17,7 @@ use redb::{
 
 use super::{
     FORMAT, META, StoreError, USED, VALUES, Values, contain,
-    entry::{Place, counted, named, unseal, value_size},
+    entry::{EntryKey, counted, named, unseal, value_size},
     file::{self, State},
 };
 
@@ -54,7 +54,7 @@ pub struct Checked {
 
 /// What reading everything meets.
 pub(super) enum Met<'a> {
-    Entry(Place<'a>, &'a [u8]),
+    Entry(EntryKey<'a>, &'a [u8]),
     /// What is lost, and where.
     Lost(String),
 }
@@ -253,7 +253,7 @@ struct Gap {
 /// where there are several, what is between them by halving.
 fn read_around(
     values: &Values,
-    each: &mut dyn FnMut(Place<'_>, &[u8]) -> io::Result<()>,
+    each: &mut dyn FnMut(EntryKey<'_>, &[u8]) -> io::Result<()>,
 ) -> io::Result<Vec<Lost>> {
     let mut queue = VecDeque::from([Gap {
         from: Bound::Unbounded,
@@ -348,11 +348,11 @@ fn stretch(
     from: &Bound<String>,
     to: &Bound<String>,
     backwards: bool,
-    each: &mut dyn FnMut(Place<'_>, &[u8]) -> io::Result<()>,
+    each: &mut dyn FnMut(EntryKey<'_>, &[u8]) -> io::Result<()>,
 ) -> (Option<String>, Result<(), Stop>) {
     let mut last: Option<String> = None;
     let read = contain(|| {
-        let range: (Bound<Place<'_>>, Bound<Place<'_>>) = (
+        let range: (Bound<EntryKey<'_>>, Bound<EntryKey<'_>>) = (
             from.as_ref().map(|place| parts(place)),
             to.as_ref().map(|place| parts(place)),
         );
@@ -403,11 +403,11 @@ fn in_range(place: &str, from: &Bound<String>, to: &Bound<String>) -> bool {
 }
 
 /// A place as one text. Names hold no NUL, so texts are in the order of places.
-fn joined((service, bucket, key): Place<'_>) -> String {
+fn joined((service, bucket, key): EntryKey<'_>) -> String {
     [service, bucket, key].join("\0")
 }
 
-fn parts(place: &str) -> Place<'_> {
+fn parts(place: &str) -> EntryKey<'_> {
     let mut parts = place.splitn(3, '\0');
     let mut next = || parts.next().unwrap_or_default();
     (next(), next(), next())

@@ -51,7 +51,7 @@ fn failures(server: &TestServer, reason: &str) -> u64 {
 }
 
 #[test]
-fn a_token_opens_the_door_and_its_end_closes_it() {
+fn a_token_admits_until_it_is_revoked() {
     let setup = with_tokens(
         setup(),
         "auth = \"required\"\n[principals.ann]\nrights = [\"calc.*\", \"echo.say@2\"]",
@@ -190,7 +190,7 @@ fn keep_alives_and_pieces_do_not_make_the_time_for_a_hello_longer() {
 }
 
 #[test]
-fn who_guesses_too_often_waits() {
+fn an_address_that_fails_too_often_waits() {
     let setup = with_tokens(setup(), "auth = \"required\"\nauth_failures = 3");
     let (_, secret) = token(&setup, &["ann"]);
     let server = setup.start();

@@ -5,7 +5,7 @@ mod support;
 
 mod access;
 mod admin;
-mod admin_front;
+mod admin_gateway;
 mod architecture;
 mod authors;
 mod capabilities;
