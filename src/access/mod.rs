@@ -236,7 +236,7 @@ impl Access {
     /// Whether an address has failed too often in one way; when there will be
     /// another chance.
     #[must_use]
-    pub fn is_shut_out(&self, address: IpAddr, way: Failure) -> Option<Duration> {
+    pub fn throttled_for(&self, address: IpAddr, way: Failure) -> Option<Duration> {
         self.throttle.wait(address, way, Instant::now())
     }
 
@@ -245,7 +245,7 @@ impl Access {
     pub fn is_throttled(&self, address: IpAddr) -> bool {
         [Failure::NoToken, Failure::WrongToken, Failure::Certificate]
             .into_iter()
-            .any(|way| self.is_shut_out(address, way).is_some())
+            .any(|way| self.throttled_for(address, way).is_some())
     }
 
     /// The same peer under the principal of its token.
@@ -253,7 +253,7 @@ impl Access {
     /// # Errors
     /// Why not. A wrong token counts as a failure of its address.
     pub fn authenticate(&self, identity: &Identity, token: &str) -> Result<Identity, Denied> {
-        if let Some(wait) = self.is_shut_out(identity.address, Failure::WrongToken) {
+        if let Some(wait) = self.throttled_for(identity.address, Failure::WrongToken) {
             log_refusal(identity, "too many failures");
             return Err(Denied::TooMany(wait));
         }
@@ -284,7 +284,7 @@ impl Access {
     /// which counts as a failure of its address.
     #[must_use]
     pub fn without_token(&self, identity: &Identity) -> Denied {
-        if let Some(wait) = self.is_shut_out(identity.address, Failure::NoToken) {
+        if let Some(wait) = self.throttled_for(identity.address, Failure::NoToken) {
             log_refusal(identity, "too many failures");
             return Denied::TooMany(wait);
         }
@@ -321,7 +321,7 @@ impl Access {
             name: name.to_owned(),
             rights: settings.rights.into(),
             rate: Rate::per_second(settings.rate),
-            calls: places(settings.concurrency),
+            calls: semaphore(settings.concurrency),
         });
         principals.insert(name.to_owned(), Arc::clone(&principal));
         principal
@@ -364,11 +364,11 @@ fn everything(settings: &Principals) -> Principal {
         name: ANONYMOUS.into(),
         rights: [Right::everything()].into(),
         rate: own.and_then(|own| Rate::per_second(own.rate)),
-        calls: own.and_then(|own| places(own.concurrency)),
+        calls: own.and_then(|own| semaphore(own.concurrency)),
     }
 }
 
-fn places(concurrency: usize) -> Option<Arc<Budget>> {
+fn semaphore(concurrency: usize) -> Option<Arc<Budget>> {
     (concurrency > 0).then(|| Budget::new(concurrency))
 }
 
@@ -584,8 +584,8 @@ mod tests {
             Err(Denied::TooMany(_))
         ));
         assert!(
-            access.is_shut_out(peer, Failure::WrongToken).is_some()
-                && access.is_shut_out(peer, Failure::NoToken).is_none()
+            access.throttled_for(peer, Failure::WrongToken).is_some()
+                && access.throttled_for(peer, Failure::NoToken).is_none()
                 && access.is_throttled(peer)
                 && !access.is_throttled("192.0.2.2".parse().unwrap())
         );

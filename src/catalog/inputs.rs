@@ -109,13 +109,13 @@ impl Inputs {
 }
 
 fn validation_error(path: String, why: &str) -> ValidationError {
-    let place = if path.is_empty() {
+    let location = if path.is_empty() {
         "payload".into()
     } else {
         format!("payload at {path}")
     };
     ValidationError {
-        problem: cut(format!("{place}: {why}")),
+        problem: cut(format!("{location}: {why}")),
         path: cut(path),
     }
 }

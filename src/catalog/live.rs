@@ -16,7 +16,7 @@ use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use super::{
     Catalog, LoadSettings,
-    loader::{ChangeError, Loader, Look},
+    loader::{ChangeError, Loader, ScanMode},
 };
 use crate::{config::Config, sandbox::Sandbox, wire::Version};
 
@@ -25,7 +25,7 @@ pub struct LiveCatalog {
     current: Arc<ArcSwap<Catalog>>,
     loader: Mutex<Loader>,
     /// Why the last look at the folder gave nothing.
-    trouble: ArcSwapOption<String>,
+    folder_error: ArcSwapOption<String>,
 }
 
 impl LiveCatalog {
@@ -39,21 +39,21 @@ impl LiveCatalog {
         state_dir: &Path,
     ) -> io::Result<Arc<Self>> {
         let mut loader = Loader::new(sandbox, settings, state_dir);
-        loader.scan(Look::Now)?;
+        loader.scan(ScanMode::Now)?;
         let current = Arc::new(ArcSwap::from_pointee(loader.assemble()));
         loader.loaded();
         Ok(Arc::new(Self {
             current,
             loader: Mutex::new(loader),
-            trouble: ArcSwapOption::empty(),
+            folder_error: ArcSwapOption::empty(),
         }))
     }
 
     /// Why the last look at the folder gave nothing, so that what was loaded
     /// before is still served; none where it did.
     #[must_use]
-    pub fn trouble(&self) -> Option<String> {
-        self.trouble.load().as_deref().cloned()
+    pub fn folder_error(&self) -> Option<String> {
+        self.folder_error.load().as_deref().cloned()
     }
 
     /// For whoever reads it request by request.
@@ -72,7 +72,7 @@ impl LiveCatalog {
     /// # Errors
     /// If the folder can't be read, or all its files are gone at once.
     pub fn reload(&self) -> io::Result<Vec<String>> {
-        self.look(Look::Reread)
+        self.look(ScanMode::Reread)
     }
 
     /// Looks for changes from a thread of its own, until the process ends.
@@ -86,7 +86,7 @@ impl LiveCatalog {
                 thread::sleep(interval);
                 let Some(live) = live.upgrade() else { return };
                 // It is logged when it begins.
-                let _ = live.look(Look::Watch);
+                let _ = live.look(ScanMode::Watch);
             }
         };
         thread::Builder::new()
@@ -152,19 +152,19 @@ impl LiveCatalog {
         Ok(changes)
     }
 
-    fn look(&self, how: Look) -> io::Result<Vec<String>> {
+    fn look(&self, how: ScanMode) -> io::Result<Vec<String>> {
         let mut loader = self.lock();
         let scanned = loader.scan(how);
-        let trouble = scanned.as_ref().err().map(ToString::to_string);
-        if let Some(trouble) = &trouble
-            && self.trouble.load().as_deref() != Some(trouble)
+        let folder_error = scanned.as_ref().err().map(ToString::to_string);
+        if let Some(folder_error) = &folder_error
+            && self.folder_error.load().as_deref() != Some(folder_error)
         {
-            tracing::warn!("the services folder: {trouble}; what was loaded is still served");
+            tracing::warn!("the services folder: {folder_error}; what was loaded is still served");
         }
-        if trouble.is_none() && self.trouble.load().is_some() {
+        if folder_error.is_none() && self.folder_error.load().is_some() {
             tracing::info!("the services folder can be read again");
         }
-        self.trouble.store(trouble.map(Arc::new));
+        self.folder_error.store(folder_error.map(Arc::new));
         let changes = scanned?;
         if !changes.is_empty() {
             self.swap(&loader);

@@ -24,7 +24,7 @@ const COPYING: Duration = Duration::from_secs(10);
 
 /// How long the files that were served may be gone, all of them, until that is
 /// taken for what somebody wants.
-const DOUBT: Duration = Duration::from_secs(10);
+const EMPTY_FOR: Duration = Duration::from_secs(10);
 
 /// What is known about the files of the folder.
 pub(super) struct Loader {
@@ -35,7 +35,7 @@ pub(super) struct Loader {
     files: BTreeMap<PathBuf, Entry>,
     /// What callers are told to wait for.
     loading: Arc<Loading>,
-    doubt: Doubt,
+    empty_folder: EmptyFolder,
     /// What the operator switched on or off since the start: a version, or
     /// all of a service.
     switched: BTreeMap<(String, Option<Version>), bool>,
@@ -45,7 +45,7 @@ pub(super) struct Loader {
 
 /// How the folder is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum ScanMode {
     /// A changed file counts once it stays as it is from one look to the next.
     Watch,
     /// It counts at once.
@@ -127,19 +127,19 @@ impl Stamp {
 /// Whether an empty folder is to be believed: one that is unmounted for a
 /// moment, or is just being replaced, looks the same.
 #[derive(Debug, Default)]
-struct Doubt {
+struct EmptyFolder {
     /// When it was first seen empty.
     since: Option<Instant>,
 }
 
-impl Doubt {
+impl EmptyFolder {
     /// Takes note of a look; whether what it found is not yet to be believed.
     fn applies(&mut self, is_empty: bool, now: Instant) -> bool {
         if !is_empty {
             self.since = None;
             return false;
         }
-        now.saturating_duration_since(*self.since.get_or_insert(now)) < DOUBT
+        now.saturating_duration_since(*self.since.get_or_insert(now)) < EMPTY_FOR
     }
 }
 
@@ -162,7 +162,7 @@ impl Loader {
             last_known_good: kept.ok(),
             files: BTreeMap::new(),
             loading: Arc::default(),
-            doubt: Doubt::default(),
+            empty_folder: EmptyFolder::default(),
             switched: BTreeMap::new(),
             generation: 0,
         }
@@ -173,9 +173,9 @@ impl Loader {
     /// # Errors
     /// If the folder can't be read, or what it shows is doubted; nothing has
     /// changed then.
-    pub(super) fn scan(&mut self, look: Look) -> io::Result<Vec<String>> {
+    pub(super) fn scan(&mut self, mode: ScanMode) -> io::Result<Vec<String>> {
         let paths = self.list()?;
-        Ok(self.take_in(paths, look))
+        Ok(self.take_in(paths, mode))
     }
 
     /// The component files of the folder.
@@ -185,19 +185,19 @@ impl Loader {
         let loaded = self.files.values().filter(|entry| entry.service.is_some());
         let loaded = loaded.count();
         if self
-            .doubt
+            .empty_folder
             .applies(paths.is_empty() && loaded > 0, Instant::now())
         {
             return Err(io::Error::other(format!(
                 "all its files are gone at once, as where it was unmounted; if that is meant, the {loaded} that \
                  are served end at the first look after {} s",
-                DOUBT.as_secs()
+                EMPTY_FOR.as_secs()
             )));
         }
         Ok(paths)
     }
 
-    fn take_in(&mut self, paths: Vec<PathBuf>, look: Look) -> Vec<String> {
+    fn take_in(&mut self, paths: Vec<PathBuf>, mode: ScanMode) -> Vec<String> {
         self.generation += 1;
         let mut changes = Vec::new();
         let present: BTreeSet<_> = paths.iter().cloned().collect();
@@ -239,14 +239,14 @@ impl Loader {
             let mut entry = self.files.remove(&path).unwrap_or_else(fresh);
             let still = known
                 && entry.stamp == stamp
-                && (look != Look::Reread || !entry.settled || self.is_as_read(&path, &entry));
+                && (mode != ScanMode::Reread || !entry.settled || self.is_as_read(&path, &entry));
             if !still {
                 (entry.stamp, entry.since, entry.settled) = (stamp, Instant::now(), false);
             }
             if !entry.settled && (entry.error.is_none() || !still) {
                 loading.extend(FileName::parse(&path));
             }
-            if !entry.settled && (still || look != Look::Watch) {
+            if !entry.settled && (still || mode != ScanMode::Watch) {
                 unsettled.push((path, entry));
             } else {
                 self.files.insert(path, entry);
@@ -625,7 +625,7 @@ impl Loader {
     pub(super) fn set_policy(&mut self, config: &Config) -> Result<Vec<String>, ChangeError> {
         let policy = self.settings.policy.renewed(config)?;
         self.sandbox
-            .has_room_for(policy.largest_instance(), policy.largest_table())?;
+            .fits_pool(policy.largest_instance(), policy.largest_table())?;
         // What can't be read now would leave nothing to serve.
         let paths = self
             .list()
@@ -643,7 +643,7 @@ impl Loader {
                 entry.counted = counted.or(entry.counted.take());
             }
         }
-        Ok(self.take_in(paths, Look::Now))
+        Ok(self.take_in(paths, ScanMode::Now))
     }
 
     /// Leaves those that are not loaded yet, once the others are served.
@@ -682,9 +682,10 @@ mod tests {
 
     #[test]
     fn an_empty_folder_is_doubted_for_a_while() {
-        let (mut doubt, begun) = (Doubt::default(), Instant::now());
-        let mut look =
-            |is_empty, seconds| doubt.applies(is_empty, begun + Duration::from_secs_f64(seconds));
+        let (mut empty_folder, begun) = (EmptyFolder::default(), Instant::now());
+        let mut look = |is_empty, seconds| {
+            empty_folder.applies(is_empty, begun + Duration::from_secs_f64(seconds))
+        };
         assert!(!look(false, 0.0));
         assert!(look(true, 100.0), "the first look never counts");
         assert!(look(true, 109.9));

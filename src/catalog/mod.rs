@@ -88,7 +88,7 @@ pub enum Found<'a> {
     /// Only these versions, none of them compatible.
     OtherVersions(Vec<Version>),
     /// Nobody of this name.
-    Nobody,
+    NoService,
 }
 
 /// A version of a service, and what the operator should know of it.
@@ -188,7 +188,7 @@ impl Catalog {
         match self.failures.iter().find(might_serve) {
             Some(failure) => Found::Failed(failure),
             None if versions.is_empty() && !self.failures.iter().any(|f| f.name == name) => {
-                Found::Nobody
+                Found::NoService
             }
             None => Found::OtherVersions(
                 versions

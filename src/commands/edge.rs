@@ -44,8 +44,8 @@ pub(super) struct Edge {
 /// after, so that what changes meanwhile is read once more and not missed.
 #[derive(Default)]
 struct Seen {
-    tls: Vec<Look>,
-    tokens: Look,
+    tls: Vec<FileStamp>,
+    tokens: FileStamp,
 }
 
 /// Files that are read together.
@@ -284,9 +284,9 @@ impl Edge {
 }
 
 /// What of a file changes when it is replaced or written.
-type Look = Option<(Option<SystemTime>, (i64, i64), u64, u64)>;
+type FileStamp = Option<(Option<SystemTime>, (i64, i64), u64, u64)>;
 
-fn look_at(file: &Path) -> Look {
+fn look_at(file: &Path) -> FileStamp {
     let metadata = fs::metadata(file).ok()?;
     // The second one nobody can set back, as `cp -p` does with the first.
     let changed = (metadata.ctime(), metadata.ctime_nsec());
@@ -298,7 +298,7 @@ fn look_at(file: &Path) -> Look {
     ))
 }
 
-fn look_at_all(tls: &Tls) -> Vec<Look> {
+fn look_at_all(tls: &Tls) -> Vec<FileStamp> {
     tls.files().map(look_at).collect()
 }
 
@@ -389,17 +389,17 @@ mod tests {
     #[test]
     fn what_changes_after_it_was_read_is_read_at_the_first_look() {
         let folder = tempfile::tempdir().unwrap();
-        let (edge, comes_in) = edge_with_tokens(folder.path());
+        let (edge, is_admitted) = edge_with_tokens(folder.path());
         let (_, token) = tokens::create(edge.access.file(), "ann", None, None).unwrap();
-        assert!(!comes_in(&token), "nobody has looked yet");
+        assert!(!is_admitted(&token), "nobody has looked yet");
         edge.look(Instant::now());
-        assert!(comes_in(&token));
+        assert!(is_admitted(&token));
     }
 
     #[test]
     fn what_could_not_be_read_is_tried_again_though_it_looks_the_same() {
         let folder = tempfile::tempdir().unwrap();
-        let (edge, comes_in) = edge_with_tokens(folder.path());
+        let (edge, is_admitted) = edge_with_tokens(folder.path());
         let file = edge.access.file().to_owned();
         let (_, token) = tokens::create(&file, "ann", None, None).unwrap();
         let looks = look_at(&file);
@@ -418,7 +418,7 @@ mod tests {
         assert!(*files == "tokens" && error.contains("chmod"), "{error}");
         mode(0o700);
         look_after(0);
-        assert!(comes_in(&token), "the next look tries");
+        assert!(is_admitted(&token), "the next look tries");
         assert!(edge.stale_files().is_empty() && look_at(&file) == looks);
 
         let (_, other) = tokens::create(&file, "bob", None, None).unwrap();
@@ -428,11 +428,11 @@ mod tests {
         mode(0o700);
         look_after(999);
         assert!(
-            !comes_in(&other),
+            !is_admitted(&other),
             "the second try was the last for a second"
         );
         look_after(1000);
-        assert!(comes_in(&other));
+        assert!(is_admitted(&other));
 
         mode(0o707);
         edge.reload();

@@ -214,15 +214,15 @@ pub(super) fn listen_for_signals()
     let (sender, receiver) = mpsc::channel();
     let end = sender.clone();
     let again = Arc::new(AtomicBool::new(false));
-    let heard = move || {
+    let on_signal = move || {
         if again.swap(true, SeqCst) {
             log::flush();
             std::process::exit(INTERRUPTED);
         }
         let _ = sender.send(());
     };
-    follow(SIGTERM, "mb-signals", heard.clone()).map_err(|error| error.to_string())?;
-    ctrlc::set_handler(heard).map_err(|error| error.to_string())?;
+    follow(SIGTERM, "mb-signals", on_signal.clone()).map_err(|error| error.to_string())?;
+    ctrlc::set_handler(on_signal).map_err(|error| error.to_string())?;
     Ok((end, receiver))
 }
 

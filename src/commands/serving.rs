@@ -493,7 +493,7 @@ fn start_admin(
         services: catalog.current().snapshot(),
         invalid_certificates: edge.invalid_certificates(),
         stale_files: edge.stale_files(),
-        services_folder: catalog.trouble(),
+        services_folder: catalog.folder_error(),
         store: store.row(),
     };
     Admin {

@@ -32,7 +32,7 @@ const HELLO: &str = "system.hello";
 /// What peers are told of whose address there were too many.
 pub const TOO_MANY_FAILURES: &str = "too many failures from this address";
 /// What peers are told whose credentials do not hold any more.
-pub const ENDED: &str =
+pub const EXPIRED: &str =
     "the token or the certificate of this connection has expired or was revoked";
 
 /// Of a peer's own text, an error repeats at most this many characters.
@@ -271,7 +271,7 @@ impl Core {
         let (reason, message) = if matches!(header.kind, Kind::Response | Kind::Error) {
             return Ok(());
         } else if identity.is_invalid() {
-            ("ended", ENDED)
+            ("expired", EXPIRED)
         } else if identity.must_authenticate() && !says {
             (
                 "missing",
@@ -332,7 +332,7 @@ impl Core {
         };
         if header.topic.service() == SYSTEM {
             let text = self.system(header, payload, request.identity, known)?;
-            *held = self.hold_now(text.len())?;
+            *held = self.reserve_now(text.len())?;
             return Ok(Outcome::Json(text));
         }
         let timeout = header.timeout.unwrap_or(self.config.default_timeout.0);
@@ -404,13 +404,13 @@ impl Core {
         let Some(calls) = &principal.calls else {
             return Ok(Some(None));
         };
-        let mut place = Reservation::empty(calls);
-        if place.raise_until(1, Instant::now()) {
-            return Ok(Some(Some(place)));
+        let mut permit = Reservation::empty(calls);
+        if permit.raise_until(1, Instant::now()) {
+            return Ok(Some(Some(permit)));
         }
         let waiter = Waiter::of_client(&**watch, deadline);
-        match waiter.take(|until| place.raise_until(1, until)) {
-            Ok(()) => Ok(Some(Some(place))),
+        match waiter.take(|until| permit.raise_until(1, until)) {
+            Ok(()) => Ok(Some(Some(permit))),
             Err(WaitError::Postponed) => Ok(None),
             Err(WaitError::Stopped(stop)) => Err(stopped(stop)),
             Err(WaitError::Late) => {
@@ -426,7 +426,7 @@ impl Core {
 
     /// Memory for an answer of so many bytes, if it is there: system topics wait
     /// for nothing. None for a small one.
-    fn hold_now(&self, bytes: usize) -> Result<Option<Reservation>, Refusal> {
+    fn reserve_now(&self, bytes: usize) -> Result<Option<Reservation>, Refusal> {
         if bytes <= SMALL_ANSWER {
             return Ok(None);
         }

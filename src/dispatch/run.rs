@@ -115,7 +115,7 @@ impl Core {
         let CallReport {
             result,
             peak_memory,
-            made,
+            created,
             waited,
             elapsed,
             backtrace,
@@ -147,7 +147,7 @@ impl Core {
             .map_err(|error| refuse(error, timeout.min(policy.settings.timeout.0), cost))
             .and_then(answered)
             .map_err(|refusal| explain(refusal, peak_memory, elapsed, frames, printed));
-        if made {
+        if created {
             service.stats.own().instances.add(1);
         }
         if begun {
@@ -309,7 +309,7 @@ fn find<'a>(
             Err(Refusal::new(Code::VersionNotSupported, message)
                 .with(&json!({"available": available})))
         }
-        Found::Nobody => Err(Refusal::new(
+        Found::NoService => Err(Refusal::new(
             Code::NoRouteFound,
             format!("no service {name}"),
         )),

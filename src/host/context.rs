@@ -46,10 +46,10 @@ impl Context {
     /// For a component that is loaded: nobody calls.
     #[must_use]
     pub fn of_loading(deadline: Instant) -> Self {
-        Self::of_nobody(Arc::default(), deadline)
+        Self::without_caller(Arc::default(), deadline)
     }
 
-    pub(super) fn of_nobody(caller: Arc<Caller>, deadline: Instant) -> Self {
+    pub(super) fn without_caller(caller: Arc<Caller>, deadline: Instant) -> Self {
         Self {
             request_id: None,
             parent_request_id: None,

@@ -46,7 +46,7 @@ impl Granted {
     pub fn is_over_its_share(&self) -> bool {
         self.account
             .as_ref()
-            .is_some_and(|account| account.is_over())
+            .is_some_and(|account| account.is_over_share())
     }
 
     /// Processor time of all calls of the service.

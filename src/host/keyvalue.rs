@@ -88,7 +88,7 @@ impl store::Host for Host {
         if let Err(error) = self.stored(|namespace| namespace.open(&identifier))? {
             return Ok(Err(error));
         }
-        Ok(Ok(self.hand_out(Bucket(identifier.into()))?))
+        Ok(Ok(self.create_handle(Bucket(identifier.into()))?))
     }
 }
 
@@ -132,7 +132,7 @@ impl store::HostBucket for Host {
     }
 
     fn drop(&mut self, bucket: Resource<Bucket>) -> wasmtime::Result<()> {
-        self.take_back(bucket)?;
+        self.drop_handle(bucket)?;
         Ok(())
     }
 }
@@ -152,7 +152,7 @@ impl atomics::Host for Host {
         cas: Resource<Cas>,
         value: Vec<u8>,
     ) -> wasmtime::Result<Result<(), atomics::CasError>> {
-        let Cas { bucket, key, seen } = self.take_back_large(cas, Cas::bytes)?;
+        let Cas { bucket, key, seen } = self.drop_large_handle(cas, Cas::bytes)?;
         let swapped = self.written(key.len() + value.len(), |namespace, deadline| {
             namespace.swap(&bucket, key.clone(), seen, value, deadline)
         })?;
@@ -173,7 +173,7 @@ impl Host {
             Ok(seen) => {
                 let cas = Cas { bucket, key, seen };
                 let bytes = cas.bytes();
-                Ok(Ok(self.hand_out_large(cas, bytes)?))
+                Ok(Ok(self.create_large_handle(cas, bytes)?))
             }
             Err(error) => Ok(Err(error)),
         }
@@ -199,7 +199,7 @@ impl atomics::HostCas for Host {
     }
 
     fn drop(&mut self, cas: Resource<Cas>) -> wasmtime::Result<()> {
-        self.take_back_large(cas, Cas::bytes)?;
+        self.drop_large_handle(cas, Cas::bytes)?;
         Ok(())
     }
 }
@@ -261,7 +261,7 @@ mod tests {
         settings.grants.keyvalue = Some(true);
         let granted = Granted::new("x", &settings, "", Some(store), None).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
-        let context = Context::of_nobody(Arc::new(Caller::default()), deadline);
+        let context = Context::without_caller(Arc::new(Caller::default()), deadline);
         Host::new(context, granted, Arc::new(Unwatched))
     }
 

@@ -80,8 +80,8 @@ impl Meter {
     /// The newest lines that were printed to standard error.
     pub(super) fn stderr(&self) -> Vec<String> {
         // Rust's panics end with advice that a service can't follow.
-        let tells = |line: &&str| !line.is_empty() && !line.contains("`RUST_BACKTRACE=1`");
-        let lines = self.stderr.lines().filter(tells);
+        let has_content = |line: &&str| !line.is_empty() && !line.contains("`RUST_BACKTRACE=1`");
+        let lines = self.stderr.lines().filter(has_content);
         lines.map(|line| escape(line, MAX_STDERR)).collect()
     }
 

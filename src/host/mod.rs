@@ -86,7 +86,7 @@ pub struct Host {
     /// Bytes that they hold.
     handle_bytes: usize,
     /// Stands in between two calls.
-    nobody: (Arc<context::Caller>, Arc<dyn Watch>),
+    no_caller: (Arc<context::Caller>, Arc<dyn Watch>),
 }
 
 impl Host {
@@ -96,7 +96,7 @@ impl Host {
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_HANDLES);
         let log = log::Meter::new(MAX_LOG);
-        let nobody = (Arc::default(), Arc::new(Unwatched) as Arc<dyn Watch>);
+        let no_caller = (Arc::default(), Arc::new(Unwatched) as Arc<dyn Watch>);
         Self {
             context,
             granted,
@@ -109,7 +109,7 @@ impl Host {
             memory: None,
             handles: None,
             handle_bytes: 0,
-            nobody,
+            no_caller,
         }
     }
 
@@ -158,8 +158,8 @@ impl Host {
     /// before: a connection is closed when nobody holds it any more.
     #[inline]
     pub fn rest(&mut self) {
-        let (caller, watch) = &self.nobody;
-        self.context = Context::of_nobody(Arc::clone(caller), self.context.deadline);
+        let (caller, watch) = &self.no_caller;
+        self.context = Context::without_caller(Arc::clone(caller), self.context.deadline);
         self.watch = Arc::clone(watch);
     }
 
@@ -183,7 +183,7 @@ impl Host {
 
     /// A handle for the component, which holds so many bytes: those of an
     /// instance beyond the first 64 KiB are taken from the server's memory.
-    fn hand_out_large<T: Send + 'static>(
+    fn create_large_handle<T: Send + 'static>(
         &mut self,
         resource: T,
         bytes: usize,
@@ -199,18 +199,18 @@ impl Host {
                 }
             }
         }
-        let handle = self.hand_out(resource)?;
+        let handle = self.create_handle(resource)?;
         self.handle_bytes = sum;
         Ok(handle)
     }
 
     /// Such a handle that the component gives back.
-    fn take_back_large<T: Send + 'static>(
+    fn drop_large_handle<T: Send + 'static>(
         &mut self,
         handle: Resource<T>,
         bytes: impl Fn(&T) -> usize,
     ) -> Result<T, ResourceTableError> {
-        let resource = self.take_back(handle)?;
+        let resource = self.drop_handle(handle)?;
         self.handle_bytes -= bytes(&resource);
         if let Some(handles) = &mut self.handles {
             handles.set(self.handle_bytes.saturating_sub(HANDLES_FREE));
@@ -219,7 +219,7 @@ impl Host {
     }
 
     /// A handle for the component.
-    fn hand_out<T: Send + 'static>(
+    fn create_handle<T: Send + 'static>(
         &mut self,
         resource: T,
     ) -> Result<Resource<T>, ResourceTableError> {
@@ -230,7 +230,7 @@ impl Host {
     }
 
     /// A handle that the component gives back.
-    fn take_back<T: Send + 'static>(
+    fn drop_handle<T: Send + 'static>(
         &mut self,
         handle: Resource<T>,
     ) -> Result<T, ResourceTableError> {

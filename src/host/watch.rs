@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::scheduler::{Attendant, Cost, NoTurn, Ticket};
+use crate::scheduler::{Attendant, Cost, PermitError, Ticket};
 
 /// How long a waiting call may go without being looked after.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -87,10 +87,10 @@ impl Attendant for Attends<'_> {
 }
 
 /// Why a call ends that did not get its turn.
-pub(super) fn stop(ended: NoTurn<Stop>) -> Stop {
+pub(super) fn stop(ended: PermitError<Stop>) -> Stop {
     match ended {
-        NoTurn::Deadline => Stop::Deadline,
-        NoTurn::Stopped(stop) => stop,
+        PermitError::Deadline => Stop::Deadline,
+        PermitError::Stopped(stop) => stop,
     }
 }
 

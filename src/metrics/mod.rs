@@ -117,13 +117,13 @@ impl Traffic {
     pub fn end(&self, sum: &Self) {
         self.ended.store(true, Relaxed);
         // Who sees the sum below has seen the mark above, if it then passes
-        // the fence in `add_unless_ended`.
+        // the fence in `add_unless_closed`.
         fence(Release);
         sum.absorb(self);
     }
 
     /// Adds it to a sum that began with that of those that ended.
-    pub fn add_unless_ended(&self, sum: &Self) {
+    pub fn add_unless_closed(&self, sum: &Self) {
         fence(Acquire);
         if !self.ended.load(Relaxed) {
             sum.absorb(self);
@@ -181,7 +181,7 @@ pub struct Metrics {
     /// Calls that failed or were slow.
     pub history: History,
     /// Traffic of the connections that have ended.
-    pub ended: Traffic,
+    pub closed: Traffic,
     /// The highest sums that were shown: a sum is taken while connections
     /// end, and may lack one of them; what is shown never falls.
     pub published: Traffic,
@@ -205,7 +205,7 @@ impl Default for Metrics {
             handshake_failures: Labelled::default(),
             auth_failures: Labelled::default(),
             history: History::default(),
-            ended: Traffic::default(),
+            closed: Traffic::default(),
             published: Traffic::default(),
             errors: Default::default(),
             service_errors: Counter::default(),
@@ -404,7 +404,7 @@ mod tests {
         let show = |ended_before: u64| {
             let sum = Traffic::default();
             sum.bytes_in.add(ended_before);
-            connection.add_unless_ended(&sum);
+            connection.add_unless_closed(&sum);
             published.rise_to(&sum);
             published.bytes_in.get()
         };

@@ -127,8 +127,12 @@ pub(super) fn build_js(dir: &Path, say: &dyn Fn(&str)) -> Result<Command, Projec
             .find(|modules| modules.join(JS_BUILD).is_file())
     };
     let list = |modules: &Path| modules.join(".package-lock.json");
-    let is_fresh =
-        |modules: PathBuf| !is_newer(&dir.join(Language::JavaScript.mark()), &list(&modules));
+    let is_fresh = |modules: PathBuf| {
+        !is_newer(
+            &dir.join(Language::JavaScript.manifest_name()),
+            &list(&modules),
+        )
+    };
     if !modules().is_some_and(is_fresh) {
         say("npm install: what package.json names, into node_modules");
         run(
@@ -186,13 +190,13 @@ pub(super) fn componentize_py(dir: &Path, say: &dyn Fn(&str)) -> Result<PathBuf,
         say("pip install: requirements.txt has changed");
     } else {
         say("python3 -m venv, pip install: once, into .venv");
-        let made = run(
+        let result = run(
             "python3 -m venv .venv",
             Command::new(python)
                 .args(["-m", "venv", ".venv"])
                 .current_dir(dir),
         );
-        made.map_err(|error| {
+        result.map_err(|error| {
             ProjectError::Missing(format!(
                 "{error}\non Debian, apt-get install python3-venv may help"
             ))

@@ -16,7 +16,7 @@ use super::{cache::Cache, compile, worker::CompileWorker};
 
 use super::{
     limits::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLES},
-    pool::{AnyIdle, GiveUp, IdleInstances},
+    pool::{AnyIdle, IdleEviction, IdleInstances},
     slots::{Found, Slots},
     ticker::{KeepAwake, Ticker},
     verify::Verifier,
@@ -159,7 +159,11 @@ impl Sandbox {
         sandbox.memory.reclaim_with(move |all| {
             let sandbox = reclaiming.upgrade();
             sandbox.iter().for_each(|sandbox| {
-                sandbox.reclaim(if all { GiveUp::Memory } else { GiveUp::Surplus })
+                sandbox.reclaim(if all {
+                    IdleEviction::Memory
+                } else {
+                    IdleEviction::Surplus
+                })
             });
         });
         Ok(sandbox)
@@ -169,7 +173,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// Says what is too large, for the operator.
-    pub fn has_room_for(&self, instance: usize, table: usize) -> Result<(), String> {
+    pub fn fits_pool(&self, instance: usize, table: usize) -> Result<(), String> {
         let SandboxConfig {
             largest_instance,
             largest_table,
@@ -208,7 +212,7 @@ impl Sandbox {
     }
 
     /// Gives up instances that nobody uses just now.
-    pub(super) fn reclaim(&self, which: GiveUp) {
+    pub(super) fn reclaim(&self, which: IdleEviction) {
         if !self.any_idle.take(which) {
             return;
         }
@@ -217,7 +221,7 @@ impl Sandbox {
             idle.iter().filter_map(Weak::upgrade).collect()
         };
         for idle in &idle {
-            if idle.give_up(which) && which == GiveUp::One {
+            if idle.evict(which) && which == IdleEviction::One {
                 return;
             }
         }

@@ -127,7 +127,7 @@ impl Helper {
         timeout: Duration,
     ) -> io::Result<JobResult> {
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        work_over(&mut socket, job, input, max_output, timeout)
+        run_worker(&mut socket, job, input, max_output, timeout)
     }
 }
 
@@ -150,7 +150,7 @@ impl Drop for Helper {
 /// Takes the socket away from the request until its outcome: one that comes
 /// late would be taken for the next one's. What fails before the request is
 /// sent leaves the socket as it was.
-fn work_over(
+fn run_worker(
     socket: &mut Option<OwnedFd>,
     job: &CompileJob,
     input: &[u8],
@@ -160,7 +160,7 @@ fn work_over(
     let asked = socket.as_ref().ok_or_else(gone)?;
     let (stdin, mut give) = io::pipe()?;
     let (take, stdout) = io::pipe()?;
-    let (hear, stderr) = io::pipe()?;
+    let (stderr_reader, stderr) = io::pipe()?;
     let request = Request {
         job: job.clone(),
         timeout,
@@ -177,8 +177,8 @@ fn work_over(
         thread("mb-compile-in").spawn_scoped(scope, move || give.write_all(input))?;
         let output =
             thread("mb-compile-out").spawn_scoped(scope, move || read(take, max_output))?;
-        let complaint =
-            thread("mb-compile-err").spawn_scoped(scope, move || read(hear, MAX_COMPLAINT))?;
+        let complaint = thread("mb-compile-err")
+            .spawn_scoped(scope, move || read(stderr_reader, MAX_COMPLAINT))?;
         let asked = socket.take().ok_or_else(gone)?;
         let pipes = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         let sent = send_with(&asked, &request, pipes);

@@ -15,7 +15,7 @@ use super::{
     answer::{SMALL_ANSWER, ServiceAnswer},
     component::Component,
     limits::Limits,
-    pool::{GiveUp, IdleInstance},
+    pool::{IdleEviction, IdleInstance},
     reset::Resetter,
     slots::{Found, Slot},
 };
@@ -145,7 +145,7 @@ pub struct CallReport {
     /// Most linear memory that the instance held, in bytes.
     pub peak_memory: usize,
     /// An instance was made for it.
-    pub made: bool,
+    pub created: bool,
     /// From when it came until there was an instance for it: turn, place,
     /// memory and instantiation.
     pub waited: Duration,
@@ -230,8 +230,8 @@ impl Component {
             .context
             .deadline
             .min(begun + self.policy.settings.timeout.0);
-        let (mut waited, mut made) = (Duration::ZERO, false);
-        let outcome = self.admit_and_run(call, begun, &mut waited, &mut made);
+        let (mut waited, mut created) = (Duration::ZERO, false);
+        let outcome = self.admit_and_run(call, begun, &mut waited, &mut created);
         let elapsed = begun.elapsed();
         let mut held = None;
         let (result, peak_memory, backtrace, stderr) = match outcome {
@@ -249,7 +249,7 @@ impl Component {
         CallReport {
             result,
             peak_memory,
-            made,
+            created,
             waited,
             elapsed,
             backtrace,
@@ -263,7 +263,7 @@ impl Component {
         call: Call<'_>,
         begun: Instant,
         waited: &mut Duration,
-        made: &mut bool,
+        created: &mut bool,
     ) -> Result<(ServiceAnswer, usize, Option<Reservation>), FailedCall> {
         let deadline = call.context.deadline;
         if begun >= deadline {
@@ -289,7 +289,7 @@ impl Component {
             }
             Err(slot) => {
                 let live = self.fresh(call.context, call.watch, slot)?;
-                *made = true;
+                *created = true;
                 IdleInstance { live, calls: 0 }
             }
         };
@@ -323,11 +323,11 @@ impl Component {
             if verify {
                 let Self { digest, record, .. } = self;
                 let memory = &self.sandbox.memory;
-                let has_room = memory.limit().saturating_sub(memory.used())
+                let has_memory = memory.limit().saturating_sub(memory.used())
                     >= self.first_reservation()
                     && !self.sandbox.lacks_slots();
                 let verifier = &self.sandbox.verifier;
-                verifier.verify(idle_instance, &self.idle, digest, record, has_room);
+                verifier.verify(idle_instance, &self.idle, digest, record, has_memory);
             } else {
                 self.idle.put(idle_instance);
             }
@@ -393,11 +393,11 @@ impl Component {
         let waiter = Waiter::of(&*looks, &context);
         let reset = self.reset.as_ref().ok().filter(|reset| reset.wanted());
         if let Some(reset) = reset.filter(|_| !self.gave_up_resetting()) {
-            let nobody = Context {
+            let no_caller = Context {
                 began: context.began,
                 ..Context::of_loading(deadline)
             };
-            let (mut store, service, made) = self.started(nobody, &watch, waiter)?;
+            let (mut store, service, instance) = self.started(no_caller, &watch, waiter)?;
             if store.data().host.was_asked() {
                 self.note_that_it_asks();
             } else {
@@ -407,7 +407,7 @@ impl Component {
                 let grown = limits.memory().saturating_sub(reset.info.first_memory);
                 limits.allow_overhead(grown);
                 let resetter = reset
-                    .checkpoint(&mut store, &made)
+                    .checkpoint(&mut store, &instance)
                     .map_err(|error| self.explain(&store, Phase::Start, &error))?;
                 let guest = store.data_mut();
                 let added = guest.limits.size().0 - before;
@@ -465,9 +465,9 @@ impl Component {
             let is_first = pause == FIRST_RETRY;
             let waited = waiter.wait(|| {
                 self.sandbox.reclaim(if is_first {
-                    GiveUp::Surplus
+                    IdleEviction::Surplus
                 } else {
-                    GiveUp::All
+                    IdleEviction::All
                 });
                 thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
                 Ok(())
@@ -494,12 +494,12 @@ impl Component {
         if Instant::now() >= deadline {
             return Err(CallError::NotBegun(Wanted::Instance).into());
         }
-        let made = self.linked.instantiate(&mut store).and_then(|made| {
-            let service = self.exports.load(&mut store, &made)?;
-            Ok((service, made))
+        let instance = self.linked.instantiate(&mut store).and_then(|instance| {
+            let service = self.exports.load(&mut store, &instance)?;
+            Ok((service, instance))
         });
-        match made {
-            Ok((service, made)) => Ok((store, service, made)),
+        match instance {
+            Ok((service, instance)) => Ok((store, service, instance)),
             Err(error) => Err(self.explain(&store, Phase::Start, &error)),
         }
     }

@@ -41,7 +41,7 @@ pub(super) struct AnyIdle(AtomicU8);
 
 /// Which idle instances are given up because others need what they hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum GiveUp {
+pub(super) enum IdleEviction {
     /// Those that are not the last of their component.
     Surplus,
     /// Also the last ones that hold memory which all share.
@@ -55,7 +55,7 @@ pub(super) enum GiveUp {
 /// Nothing was looked for since the last one came.
 const UNSEEN: u8 = 0b111;
 
-impl GiveUp {
+impl IdleEviction {
     fn bits(self) -> u8 {
         match self {
             Self::Surplus => 0b001,
@@ -69,7 +69,7 @@ impl GiveUp {
 impl AnyIdle {
     /// Whether it is worth to look for instances to give up. It is not, until
     /// there are others.
-    pub(super) fn take(&self, which: GiveUp) -> bool {
+    pub(super) fn take(&self, which: IdleEviction) -> bool {
         let bits = which.bits();
         // Asked by everyone who waits, most often for nothing.
         bits == 0
@@ -144,17 +144,17 @@ impl IdleInstances {
 
     /// Gives instances up, because others need their slots and memory; says
     /// whether there were any.
-    pub(super) fn give_up(&self, which: GiveUp) -> bool {
-        if which == GiveUp::One {
+    pub(super) fn evict(&self, which: IdleEviction) -> bool {
+        if which == IdleEviction::One {
             return self.take().is_some();
         }
-        let mut keeps = which != GiveUp::All;
+        let mut keeps = which != IdleEviction::All;
         let mut any = false;
         for stripe in self.instances.iter() {
             let mut stripe = lock(stripe);
             let mut idle = std::mem::take(&mut *stripe);
             let may_stay = |idle_instance: &IdleInstance| {
-                which == GiveUp::Surplus || !idle_instance.live.holds_memory()
+                which == IdleEviction::Surplus || !idle_instance.live.holds_memory()
             };
             if keeps && idle.last().is_some_and(may_stay) {
                 stripe.extend(idle.pop());

@@ -109,7 +109,7 @@ impl<'a> Precompiled<'a> {
         let (head, code) = Head::read(bytes)?;
         let Head { server, arch, .. } = &head;
         if (&**server, &**arch) != (SERVER, std::env::consts::ARCH) {
-            return Err(PrecompiledError::MadeFor {
+            return Err(PrecompiledError::CompiledFor {
                 server: server.clone(),
                 arch: arch.clone(),
             });
@@ -189,7 +189,7 @@ pub enum PrecompiledError {
     /// is in.
     OpenToOthers(PathBuf),
     /// It was made for another version, or another kind of processor.
-    MadeFor {
+    CompiledFor {
         /// That version.
         server: String,
         /// That architecture.
@@ -213,7 +213,7 @@ impl fmt::Display for PrecompiledError {
                 "compiled code is loaded only from where only this server's user and root can write, and others can write to {}: chown and chmod go-w it, or serve the .wasm",
                 path.display()
             ),
-            Self::MadeFor { server, arch } => write!(
+            Self::CompiledFor { server, arch } => write!(
                 f,
                 "compiled for mb-server {server} on {arch}, this is {SERVER} on {}: compile the .wasm once more",
                 std::env::consts::ARCH
@@ -259,14 +259,14 @@ mod tests {
         );
         let text = String::from_utf8(good.clone()).unwrap();
         let refused = |text: &str| Precompiled::of(text.as_bytes()).err().unwrap();
-        let made_for = PrecompiledError::MadeFor {
+        let compiled_for = PrecompiledError::CompiledFor {
             server: "0.0.9".into(),
             arch: std::env::consts::ARCH.into(),
         };
-        assert_eq!(refused(&text.replace(SERVER, "0.0.9")), made_for);
+        assert_eq!(refused(&text.replace(SERVER, "0.0.9")), compiled_for);
         assert!(matches!(
             refused(&text.replace(std::env::consts::ARCH, "pdp11")),
-            PrecompiledError::MadeFor { .. }
+            PrecompiledError::CompiledFor { .. }
         ));
         for at in 0..good.len() {
             let mut changed = good.clone();

@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use super::pool::{GiveUp, IdleInstance, IdleInstances};
+use super::pool::{IdleEviction, IdleInstance, IdleInstances};
 use crate::{
     budget::Budget,
     host::{WaitError, Waiter},
@@ -100,7 +100,7 @@ impl Slots {
         self: &Arc<Self>,
         of: &Arc<IdleInstances>,
         waiter: Waiter<'_>,
-        reclaim: impl Fn(GiveUp),
+        reclaim: impl Fn(IdleEviction),
     ) -> Result<Found, WaitError> {
         if let Some(slot) = self.try_take(of) {
             return Ok(Found::Slot(slot));
@@ -112,7 +112,7 @@ impl Slots {
         self: &Arc<Self>,
         of: &Arc<IdleInstances>,
         waiter: Waiter<'_>,
-        reclaim: impl Fn(GiveUp),
+        reclaim: impl Fn(IdleEviction),
     ) -> Result<Found, WaitError> {
         let queued = Arc::new(Queued {
             idle: Arc::clone(of),
@@ -128,10 +128,10 @@ impl Slots {
         let mut missed = WaitError::Late;
         let mut idle_instance = None;
         loop {
-            reclaim(GiveUp::Surplus);
+            reclaim(IdleEviction::Surplus);
             self.pass_on();
             if !queued.has_slot.load(SeqCst) && queued.idle.slots.load(Relaxed) == 0 {
-                reclaim(GiveUp::One);
+                reclaim(IdleEviction::One);
                 self.pass_on();
             }
             if queued.has_slot.load(SeqCst) {

@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     instance::renew,
-    pool::{GiveUp, IdleInstance, IdleInstances},
+    pool::{IdleEviction, IdleInstance, IdleInstances},
 };
 use crate::host::{Context, Unwatched};
 
@@ -135,9 +135,9 @@ impl Verifier {
         idle: &Arc<IdleInstances>,
         digest: &Arc<str>,
         record: &Arc<ResetRecord>,
-        has_room: bool,
+        has_memory: bool,
     ) {
-        let can = self.pause.is_over() && has_room;
+        let can = self.pause.is_over() && has_memory;
         let Some(queue) = self.queue.as_ref().filter(|_| can) else {
             idle.put(idle_instance);
             return;
@@ -164,8 +164,12 @@ fn run(jobs: &Receiver<Job>, pause: &Pause) {
             digest,
             record,
         } = job;
-        let nobody = Context::of_loading(Instant::now() + TIMEOUT);
-        renew(&mut idle_instance.live.store, nobody, Arc::new(Unwatched));
+        let no_caller = Context::of_loading(Instant::now() + TIMEOUT);
+        renew(
+            &mut idle_instance.live.store,
+            no_caller,
+            Arc::new(Unwatched),
+        );
         match idle_instance.live.differs() {
             Ok(false) => {
                 record.verified.fetch_add(1, Relaxed);
@@ -180,7 +184,7 @@ fn run(jobs: &Receiver<Job>, pause: &Pause) {
                          had been. Its calls get fresh instances from now on; please report it with that file"
                     );
                 }
-                idle.give_up(GiveUp::All);
+                idle.evict(IdleEviction::All);
             }
             Err(error) => {
                 tracing::warn!("a reset of the component {digest} was not verified: {error:#}")
@@ -325,7 +329,7 @@ mod tests {
                 };
                 let report = component.call(call);
                 assert!(report.result.is_ok(), "{report:?}");
-                report.made
+                report.created
             };
             while component.verified_resets().0 == 0 {
                 assert!(Instant::now() < deadline, "nothing was verified");

@@ -44,7 +44,7 @@ pub struct Account {
     id: ServiceId,
     scheduler: Arc<Scheduler>,
     /// Its calls look for a permit before they begin.
-    over: AtomicBool,
+    over_share: AtomicBool,
     /// Processor time of all its calls, in nanoseconds.
     cpu: AtomicU64,
 }
@@ -60,8 +60,8 @@ impl Account {
     /// call pays for the scheduler.
     #[inline]
     #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.over.load(Relaxed)
+    pub fn is_over_share(&self) -> bool {
+        self.over_share.load(Relaxed)
     }
 
     /// Processor time of all its calls.
@@ -161,7 +161,7 @@ impl Scheduler {
             let account = Arc::new(Account {
                 id: next,
                 scheduler: Arc::clone(self),
-                over: AtomicBool::new(false),
+                over_share: AtomicBool::new(false),
                 cpu: AtomicU64::new(0),
             });
             inner.services.insert(name.into(), Arc::clone(&account));
@@ -287,7 +287,7 @@ pub trait Attendant {
 
 /// Why a call did not get its turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoTurn<S> {
+pub enum PermitError<S> {
     /// Its deadline came first.
     Deadline,
     /// Who looks after it stopped it.
@@ -335,7 +335,7 @@ impl Ticket {
         since_last: Duration,
         deadline: Instant,
         attendant: &A,
-    ) -> Result<Cost, NoTurn<A::Stop>> {
+    ) -> Result<Cost, PermitError<A::Stop>> {
         let ticks = self.ticks.load(Relaxed) + 1;
         self.ticks.store(ticks, Relaxed);
         let mut slot = self.lock();
@@ -362,7 +362,7 @@ impl Ticket {
         payer: &Payer<'_>,
         deadline: Instant,
         attendant: &A,
-    ) -> Result<bool, NoTurn<A::Stop>> {
+    ) -> Result<bool, PermitError<A::Stop>> {
         let mut slot = self.lock();
         if slot.is_some() {
             return Ok(true);
@@ -388,7 +388,7 @@ impl Ticket {
         }
         if let Some(run) = &mut *self.lock() {
             run.settle(Duration::ZERO, true);
-            run.give_back();
+            run.release_permit();
         }
         self.assert_paused();
     }
@@ -407,7 +407,7 @@ impl Ticket {
         &self,
         deadline: Instant,
         attendant: &A,
-    ) -> Result<(), NoTurn<A::Stop>> {
+    ) -> Result<(), PermitError<A::Stop>> {
         match &mut *self.lock() {
             Some(run) if run.takes_part => run.goes_on(deadline, attendant),
             _ => Ok(()),
@@ -489,8 +489,8 @@ impl Run {
         if counts {
             queue.fills_window(now, service, due);
         }
-        if queue.is_over(now, service) || queue.is_principal_over(now, principal) {
-            self.account.over.store(true, Relaxed);
+        if queue.is_over_share(now, service) || queue.is_principal_over(now, principal) {
+            self.account.over_share.store(true, Relaxed);
         }
     }
 
@@ -499,9 +499,9 @@ impl Run {
         let scheduler = &self.account.scheduler;
         let now = scheduler.now();
         let mut inner = scheduler.lock();
-        let own = inner.queue.is_over(now, self.account.id);
+        let own = inner.queue.is_over_share(now, self.account.id);
         if !own && !inner.queue.is_any_principal_over(now) {
-            self.account.over.store(false, Relaxed);
+            self.account.over_share.store(false, Relaxed);
         }
         own || inner.queue.is_principal_over(now, self.principal.id)
     }
@@ -511,7 +511,7 @@ impl Run {
         &mut self,
         deadline: Instant,
         attendant: &A,
-    ) -> Result<(), NoTurn<A::Stop>> {
+    ) -> Result<(), PermitError<A::Stop>> {
         let scheduler = Arc::clone(&self.account.scheduler);
         let now = scheduler.now();
         let mut inner = scheduler.lock();
@@ -545,7 +545,7 @@ impl Run {
         ended
     }
 
-    fn give_back(&mut self) {
+    fn release_permit(&mut self) {
         if let Some(id) = self.permit.take() {
             let scheduler = &self.account.scheduler;
             let now = scheduler.now();
@@ -563,7 +563,7 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        self.give_back();
+        self.release_permit();
     }
 }
 
@@ -573,14 +573,14 @@ fn wait<A: Attendant>(
     id: CallId,
     deadline: Instant,
     attendant: &A,
-) -> Result<(), NoTurn<A::Stop>> {
+) -> Result<(), PermitError<A::Stop>> {
     // Before the first look: who wants it stopped finds it from now on.
     attendant.waits();
     let ended = loop {
-        let stop = attendant.look().map(NoTurn::Stopped);
+        let stop = attendant.look().map(PermitError::Stopped);
         attendant.waits();
         let now = Instant::now();
-        let stop = stop.or_else(|| (now >= deadline).then_some(NoTurn::Deadline));
+        let stop = stop.or_else(|| (now >= deadline).then_some(PermitError::Deadline));
         let mut inner = scheduler.lock();
         let at = scheduler.now();
         let granted = inner.queue.grant(at);

@@ -138,7 +138,7 @@ impl Acceptor {
     fn admit(&self, stream: TcpStream, peer: SocketAddr) {
         self.common().metrics.accepted.add(1);
         let proxied = self.settings.is_proxy(peer.ip());
-        if !proxied && !self.settings.lets_in(peer.ip()) {
+        if !proxied && !self.settings.admits(peer.ip()) {
             self.common().metrics.denied.add(1);
             log_denied(peer);
             return;
@@ -146,14 +146,14 @@ impl Acceptor {
         let address = (!proxied).then(|| peer.ip());
         // An address that has failed too often is refused here, unless the peer
         // may have a valid certificate.
-        let shut_out = |address| {
+        let throttled = |address| {
             self.common()
                 .access
-                .is_shut_out(address, Failure::WrongToken)
+                .throttled_for(address, Failure::WrongToken)
         };
         if self.settings.policy.auth == Auth::Required
             && !self.settings.takes_certificates()
-            && let Some(wait) = address.and_then(shut_out)
+            && let Some(wait) = address.and_then(throttled)
         {
             self.common().metrics.auth_failures.add("too-many");
             let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);

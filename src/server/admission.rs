@@ -334,7 +334,7 @@ mod tests {
         let other: IpAddr = "192.0.2.2".parse().unwrap();
         let known: Vec<_> = (0..2).map(|_| stay(&admission, Some(one), true)).collect();
         let refused = |address| stay(&admission, Some(address), false).err();
-        let _stranger = stay(&admission, Some(one), false).ok().unwrap();
+        let _unauthenticated = stay(&admission, Some(one), false).ok().unwrap();
         assert_eq!(refused(one), Some(AdmissionError::TooMany));
         let _another = stay(&admission, Some(other), false).ok().unwrap();
         assert_eq!(refused(other), Some(AdmissionError::Full));

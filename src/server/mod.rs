@@ -45,7 +45,7 @@ use crate::{
 
 /// Of `drain_timeout`, the part after calls are stopped, for their peers to be
 /// told and to read it; half of it at most.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const CLOSING_TIME: Duration = Duration::from_millis(500);
 
 /// A running server. Dropping it without [`Server::drain`] leaves its threads
 /// to the end of the process.
@@ -239,19 +239,19 @@ impl Server {
         drop(listeners);
         let drain_timeout = common.settings.config.drain_timeout.0;
         let deadline = begun + drain_timeout;
-        let stop = deadline - LAST_WORDS.min(drain_timeout / 2);
+        let stop = deadline - CLOSING_TIME.min(drain_timeout / 2);
         // Peers that were told at once have their two seconds; only calls may
         // take longer.
-        let told = (Instant::now() + LINGER).min(stop);
-        let tell_all = || {
+        let notified_by = (Instant::now() + LINGER).min(stop);
+        let notify_all = || {
             for peer in admission.peers() {
                 shared.poller.deliver(peer.slot(), Events::CLOSE);
             }
         };
-        tell_all();
-        if !admission.wait_until_empty(told) {
+        notify_all();
+        if !admission.wait_until_empty(notified_by) {
             common.drain.cuts_off.store(true, SeqCst);
-            tell_all();
+            notify_all();
         }
         if !admission.wait_until_empty(stop) {
             common.drain.stop_calls.store(true, SeqCst);

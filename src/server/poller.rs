@@ -89,7 +89,7 @@ pub(crate) trait Parked {
 
 /// What a worker looks for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Look {
+pub(crate) struct PollOptions {
     /// What was postponed may begin.
     pub(crate) may_begin: bool,
     /// Queued connections come before events.
@@ -316,9 +316,9 @@ impl<C: Parked> Poller<C> {
     pub(crate) fn deliver(&self, slot: usize, events: Events) {
         let mut inner = lock(&self.parking[slot].inner);
         inner.events.add(events);
-        let lies = inner.connection.is_some();
+        let is_parked = inner.connection.is_some();
         drop(inner);
-        if lies {
+        if is_parked {
             self.queue.push(slot);
             self.epoll.wake();
         }
@@ -346,9 +346,13 @@ impl<C: Parked> Poller<C> {
 
     /// Waits for a connection that has something to do. Returns none after a
     /// while.
-    pub(crate) fn next(&self, look: Look, ready: &mut Vec<Ready>) -> Option<(Taken<C>, Instant)> {
+    pub(crate) fn next(
+        &self,
+        options: PollOptions,
+        ready: &mut Vec<Ready>,
+    ) -> Option<(Taken<C>, Instant)> {
         if !self.postponed.is_empty()
-            && look.may_begin
+            && options.may_begin
             && let Some(taken) = self.retry()
         {
             return Some((taken, system::now()));
@@ -356,7 +360,7 @@ impl<C: Parked> Poller<C> {
         let queued = !self.queue.is_empty();
         // Alternately: those that go on, and those that have events.
         if queued
-            && look.takes_queued
+            && options.takes_queued
             && let Some(taken) = self.dequeue()
         {
             return Some((taken, system::now()));
@@ -366,7 +370,7 @@ impl<C: Parked> Poller<C> {
         } else {
             self.timeout()
         };
-        let most = if look.is_quick { MOST_AT_ONCE } else { 1 };
+        let most = if options.is_quick { MOST_AT_ONCE } else { 1 };
         self.epoll.wait(ready, most, timeout);
         let now = system::now();
         let mut first = None;
@@ -387,9 +391,9 @@ impl<C: Parked> Poller<C> {
                 // The first worker that is free takes it.
                 let mut inner = lock(&self.parking[ready.slot].inner);
                 inner.events.add(events);
-                let lies = inner.connection.is_some();
+                let is_parked = inner.connection.is_some();
                 drop(inner);
-                if lies {
+                if is_parked {
                     self.queue.push(ready.slot);
                 }
             }
@@ -459,9 +463,9 @@ impl<C: Parked> Poller<C> {
     pub(crate) fn overdue_for(&self, now: Instant) -> Option<Duration> {
         let now = self.millis(now);
         let late = |parking_slot: &ParkingSlot<C>| {
-            let lies = lock(&parking_slot.inner).connection.is_some();
+            let is_parked = lock(&parking_slot.inner).connection.is_some();
             let due = parking_slot.due.load(SeqCst);
-            (lies && due < now).then(|| Duration::from_millis(now - due))
+            (is_parked && due < now).then(|| Duration::from_millis(now - due))
         };
         self.parking.iter().filter_map(late).max()
     }
@@ -470,8 +474,8 @@ impl<C: Parked> Poller<C> {
     #[allow(dead_code, reason = "the simulation asks")]
     pub(crate) fn has_queued(&self) -> bool {
         let slots = lock(&self.queue.slots);
-        let lies = |slot: &usize| lock(&self.parking[*slot].inner).connection.is_some();
-        slots.iter().any(lies)
+        let is_parked = |slot: &usize| lock(&self.parking[*slot].inner).connection.is_some();
+        slots.iter().any(is_parked)
     }
 
     /// Whether a postponed connection is parked while workers poll.

@@ -33,7 +33,7 @@ pub(crate) struct Running {
     reset: AtomicBool,
     /// Microseconds that it has run, and that it has waited for its turn.
     ran: AtomicU64,
-    turn: AtomicU64,
+    cpu_waited: AtomicU64,
     /// That of the call, which may wait for its turn.
     thread: Thread,
 }
@@ -43,7 +43,7 @@ impl Running {
     pub(crate) fn costs(&self, cost: Cost) {
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         self.ran.store(micros(cost.ran), Relaxed);
-        self.turn.store(micros(cost.waited), Relaxed);
+        self.cpu_waited.store(micros(cost.waited), Relaxed);
     }
 
     pub(crate) fn waits(&self, waits: bool) {
@@ -99,7 +99,7 @@ impl RunningCalls {
             killed: AtomicBool::new(false),
             reset: AtomicBool::new(false),
             ran: AtomicU64::new(0),
-            turn: AtomicU64::new(0),
+            cpu_waited: AtomicU64::new(0),
             thread: thread::current(),
         });
         self.lock().insert(id, Arc::clone(&call));
@@ -127,7 +127,7 @@ impl RunningCalls {
             age_ms: millis(now.saturating_duration_since(call.arrived)),
             remaining_ms: millis((call.arrived + call.timeout).saturating_duration_since(now)),
             ran_ms: call.ran.load(Relaxed) as f64 / 1e3,
-            cpu_waited_ms: call.turn.load(Relaxed) as f64 / 1e3,
+            cpu_waited_ms: call.cpu_waited.load(Relaxed) as f64 / 1e3,
             killed: call.is_killed(),
         };
         self.lock().values().map(row).collect()

@@ -65,7 +65,7 @@ pub struct ListenerSettings {
 }
 
 impl ListenerSettings {
-    pub(crate) fn lets_in(&self, address: IpAddr) -> bool {
+    pub(crate) fn admits(&self, address: IpAddr) -> bool {
         let is_in = |networks: &[IpNet]| contains(networks, address);
         let Listener { allow, deny, .. } = &self.config;
         (allow.is_empty() || is_in(allow)) && !is_in(deny)

@@ -88,10 +88,10 @@ impl View {
         // connection that ends meanwhile is missed at worst, never counted
         // twice. What is missed is made up for by what was published before.
         let sum = Traffic::default();
-        sum.absorb(&metrics.ended);
+        sum.absorb(&metrics.closed);
         let mut connections = 0;
         for peer in self.admission.peers() {
-            peer.traffic().add_unless_ended(&sum);
+            peer.traffic().add_unless_closed(&sum);
             connections += 1;
         }
         metrics.published.rise_to(&sum);

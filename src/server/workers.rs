@@ -17,7 +17,7 @@ use super::{
     common::Common,
     connection::{Advance, Call, CloseReason, Connection, Input, Message},
     peer::Peer,
-    poller::{Events, Look, Parked, Poller, Taken},
+    poller::{Events, Parked, PollOptions, Poller, Taken},
     running::Listed,
 };
 use crate::{
@@ -181,10 +181,10 @@ impl Worker {
         }
     }
 
-    fn look(&self) -> Look {
+    fn poll_options(&self) -> PollOptions {
         let alternates = self.alternates.load(Relaxed);
         self.alternates.store(!alternates, Relaxed);
-        Look {
+        PollOptions {
             may_begin: !self.is_reserve && self.shared.may_wait(),
             takes_queued: alternates,
             is_quick: self.quick.load(Relaxed) >= QUICK_BEFORE_BATCH,
@@ -197,7 +197,7 @@ impl Worker {
         let mut now = system::now();
         while goes_on() && !poller.is_shut_down() {
             poller.sweep(now);
-            let Some((taken, begun)) = poller.next(self.look(), &mut ready) else {
+            let Some((taken, begun)) = poller.next(self.poll_options(), &mut ready) else {
                 now = system::now();
                 continue;
             };

@@ -96,14 +96,14 @@ impl Queue {
             {
                 return outcome;
             }
-            let place = state
+            let entry_key = state
                 .waiting
                 .iter()
                 .position(|waiting| Arc::ptr_eq(waiting, &ticket));
             let remaining = deadline.saturating_duration_since(Instant::now());
-            match place {
-                Some(place) if remaining.is_zero() => {
-                    state.waiting.remove(place);
+            match entry_key {
+                Some(entry_key) if remaining.is_zero() => {
+                    state.waiting.remove(entry_key);
                     return Err(StoreError::Busy);
                 }
                 Some(_) if !state.led => {
@@ -218,15 +218,15 @@ impl Op {
         }
     }
 
-    fn place<'a>(&'a self, key: &'a str) -> EntryKey<'a> {
+    fn entry_key<'a>(&'a self, key: &'a str) -> EntryKey<'a> {
         (&self.service, &self.bucket, key)
     }
 
     fn value(&self, key: &str, values: &Values<'_>) -> Result<Option<Vec<u8>>, StoreError> {
-        let place = self.place(key);
-        let stored = values.get(place)?;
+        let entry_key = self.entry_key(key);
+        let stored = values.get(entry_key)?;
         stored
-            .map(|stored| unseal(place, stored.value()).map(<[u8]>::to_vec))
+            .map(|stored| unseal(entry_key, stored.value()).map(<[u8]>::to_vec))
             .transpose()
     }
 
@@ -240,12 +240,12 @@ impl Op {
         // Of a key that stands twice the last one counts.
         let last: std::collections::BTreeMap<_, _> = pairs.iter().copied().collect();
         let size = |key: &str, value: Option<usize>| {
-            value.map_or(0, |value| counted(self.place(key), value))
+            value.map_or(0, |value| counted(self.entry_key(key), value))
         };
         let (mut wanted, mut grows) = (before, false);
         for (key, value) in &last {
             let old = values
-                .get(self.place(key))?
+                .get(self.entry_key(key))?
                 .map(|stored| value_size(stored.value()));
             let new = size(key, value.map(<[u8]>::len));
             grows |= new > size(key, old);
@@ -258,10 +258,10 @@ impl Op {
             });
         }
         for (key, value) in last {
-            let place = self.place(key);
+            let entry_key = self.entry_key(key);
             match value {
-                Some(value) => drop(values.insert(place, &*seal(place, value))?),
-                None => drop(values.remove(place)?),
+                Some(value) => drop(values.insert(entry_key, &*seal(entry_key, value))?),
+                None => drop(values.remove(entry_key)?),
             }
         }
         used.insert(&*self.service, wanted)?;

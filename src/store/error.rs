@@ -117,9 +117,9 @@ impl fmt::Display for StoreError {
                 "the store is empty ({size} bytes), as a full disk or a truncation leaves it; if it held values, \
                  restore a backup with mb-server store import"
             ),
-            Self::Damaged(place) => write!(
+            Self::Damaged(entry_key) => write!(
                 f,
-                "the value of {place} is damaged on the disk; write it again, or see mb-server store check"
+                "the value of {entry_key} is damaged on the disk; write it again, or see mb-server store check"
             ),
             Self::Broken(error) => write!(
                 f,

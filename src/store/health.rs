@@ -13,7 +13,7 @@ use super::StoreError;
 use crate::log::Limiter;
 
 /// How often the log says again that writes are refused.
-const SAY_EVERY: Duration = Duration::from_secs(60);
+const LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// Counts of the store since the start.
 #[derive(Debug, Default)]
@@ -101,7 +101,7 @@ impl Health {
         state.problem = Some(error.to_string());
         state.refused += writes;
         self.failing.store(true, Relaxed);
-        if state.said.is_some_and(|said| now - said < SAY_EVERY) {
+        if state.said.is_some_and(|said| now - said < LOG_EVERY) {
             return;
         }
         (state.said, state.announced) = (Some(now), true);

@@ -128,7 +128,7 @@ fn a_token_admits_until_it_is_revoked() {
     );
     peer.expect_end();
     assert_eq!(other.ask("echo.say", "1").text(), "1", "others stay");
-    assert_eq!(failures(&server, "ended"), 1);
+    assert_eq!(failures(&server, "expired"), 1);
 }
 
 #[test]

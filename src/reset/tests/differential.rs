@@ -10,7 +10,7 @@ use wasmtime::{Caller, Config, Engine, Extern, Instance, Linker, Module, OptLeve
 
 use super::generator::{FUNCTIONS, GLOBALS, Random, generate};
 use crate::{
-    CHECKPOINT, GIVER, RESET, VERIFY,
+    CARDS_INSTANCE, CHECKPOINT, RESET, VERIFY,
     module::{self, Rewriting},
     module_shape::{ModuleShape, Space},
 };
@@ -46,7 +46,7 @@ impl Running {
             let instance = linker.instantiate(&mut store, module).ok()?;
             if instances.is_empty() {
                 // By these names the others get what they share.
-                for giver in ["env", GIVER] {
+                for giver in ["env", CARDS_INSTANCE] {
                     linker.instance(&mut store, giver, instance).unwrap();
                 }
             }

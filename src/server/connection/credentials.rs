@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Instant};
 use super::{Certificate, Connection, close_reason::CloseReason};
 use crate::{
     access::{Failure, Identity, log_refusal},
-    dispatch::ENDED,
+    dispatch::EXPIRED,
     log::Limiter,
     server::peer::CloseRequest,
     system::Channel,
@@ -135,9 +135,9 @@ impl Connection {
     }
 
     fn is_not_authenticated(&mut self) {
-        self.common.metrics.auth_failures.add("ended");
-        log_refusal(&self.identity, ENDED);
-        self.close_with(CloseReason::Notice(Code::Unauthorized, ENDED.into()));
+        self.common.metrics.auth_failures.add("expired");
+        log_refusal(&self.identity, EXPIRED);
+        self.close_with(CloseReason::Notice(Code::Unauthorized, EXPIRED.into()));
     }
 
     fn is_too_old(&self, now: Instant) -> bool {

@@ -490,7 +490,7 @@ impl Machine {
 
     /// Returns the buffer for the next read.
     #[inline]
-    pub(crate) fn room(&mut self) -> &mut [u8] {
+    pub(crate) fn read_buffer(&mut self) -> &mut [u8] {
         self.own_input().reassembly.spare()
     }
 
@@ -793,7 +793,7 @@ impl Machine {
             Late::Retry => self.active = now,
             Late::Shrink => {
                 // The buffer is kept for one more read, which has not come.
-                self.room();
+                self.read_buffer();
                 self.shrink();
             }
         }
@@ -922,10 +922,10 @@ mod tests {
 
         /// One read of what there is.
         fn read(&mut self, bytes: &mut &[u8]) -> usize {
-            let room = self.machine.room();
-            let count = room.len().min(bytes.len());
+            let read_buffer = self.machine.read_buffer();
+            let count = read_buffer.len().min(bytes.len());
             let (read, rest) = bytes.split_at(count);
-            room[..count].copy_from_slice(read);
+            read_buffer[..count].copy_from_slice(read);
             *bytes = rest;
             let received = if count == 0 {
                 Received::Nothing
@@ -1070,11 +1070,11 @@ mod tests {
         assert!(late.is_some() && late < closing, "{said}");
         assert_eq!(test.next(), Step::Close);
 
-        let mut told = Test::new(State::Idle, false, 1 << 20);
-        told.peer.request_close(CloseRequest::CLOSED);
-        assert_eq!(told.next(), Step::Write);
-        assert!(told.sends().contains("SHUTTING_DOWN"));
-        assert_eq!(told.next(), Step::Close);
+        let mut notified = Test::new(State::Idle, false, 1 << 20);
+        notified.peer.request_close(CloseRequest::CLOSED);
+        assert_eq!(notified.next(), Step::Write);
+        assert!(notified.sends().contains("SHUTTING_DOWN"));
+        assert_eq!(notified.next(), Step::Close);
 
         // Before the protocol begins nothing can be said.
         let mut early = Test::new(State::Handshake, true, 1 << 20);
@@ -1112,9 +1112,9 @@ mod tests {
         test.machine.readable = true;
         for _ in 0..MAX_READS {
             assert_eq!(test.next(), Step::Read);
-            let room = test.machine.room();
-            let count = room.len();
-            room.copy_from_slice(&frame("").repeat(count / 8)[..count]);
+            let read_buffer = test.machine.read_buffer();
+            let count = read_buffer.len();
+            read_buffer.copy_from_slice(&frame("").repeat(count / 8)[..count]);
             let received = Ok(Received::Bytes { count, more: true });
             test.machine.received(received, false, &test.peer, test.now);
             while matches!(test.next(), Step::Message(_)) {}
@@ -1181,7 +1181,7 @@ mod tests {
         let (header, _) = Header::parse(b"REQUEST:a.b:1.0.0:7\n").unwrap();
         test.machine.answered(Some(&header), large, &test.peer);
         assert_eq!(test.next(), Step::Write);
-        let mut turns = 1;
+        let mut quanta = 1;
         loop {
             let count = test.machine.outbox.next().len().min(64 * 1024);
             if !test.machine.wrote(count) {
@@ -1190,13 +1190,13 @@ mod tests {
                 assert!(test.machine.goes_on());
                 test.machine.begin_quantum();
                 assert_eq!(test.next(), Step::Write);
-                turns += 1;
+                quanta += 1;
             }
             if test.machine.outbox.is_empty() {
                 break;
             }
         }
-        assert_eq!(turns, 2);
+        assert_eq!(quanta, 2);
         test.machine.written(test.now);
         assert_eq!(test.next(), Step::Wait);
         assert!(!test.machine.goes_on());

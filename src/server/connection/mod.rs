@@ -209,7 +209,7 @@ impl Connection {
                     let Some(channel) = &mut self.channel else {
                         return Advance::Closed(None);
                     };
-                    let received = channel.read(self.machine.room());
+                    let received = channel.read(self.machine.read_buffer());
                     let midway = channel.is_midway();
                     if matches!(&received, Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset)
                     {
@@ -361,7 +361,7 @@ impl Connection {
     }
 
     fn speaks_for(&mut self, address: SocketAddr) {
-        if !self.listener.lets_in(address.ip()) {
+        if !self.listener.admits(address.ip()) {
             self.machine.close_with(CloseReason::Denied);
             return;
         }
@@ -455,7 +455,7 @@ impl Connection {
         }
         let address = self.peer.address().ip();
         let access = &self.common.access;
-        if let Some(wait) = access.is_shut_out(address, Failure::WrongToken) {
+        if let Some(wait) = access.throttled_for(address, Failure::WrongToken) {
             self.machine.close_with(CloseReason::Throttled(wait));
         }
     }
@@ -551,7 +551,7 @@ impl Parked for Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.peer.traffic().end(&self.common.metrics.ended);
+        self.peer.traffic().end(&self.common.metrics.closed);
     }
 }
 
