@@ -1,4 +1,4 @@
-//! Who is asking, and what they may do: principals, tokens, rights, rates,
+//! Principals, and what they may do: principals, tokens, rights, rates,
 //! and a bound on how often one may guess.
 
 mod throttle;
@@ -33,8 +33,7 @@ use crate::{
     log::{AUDIT, Limiter},
 };
 
-/// Principals that are remembered at the same time; those that nobody uses
-/// make room.
+/// Principals that are remembered at the same time; unused ones are displaced.
 const MAX_PRINCIPALS: usize = 10_000;
 
 /// Somebody who may ask, over all their connections.
@@ -53,7 +52,7 @@ pub struct Principal {
 /// What a listener asks of its peers.
 #[derive(Debug, Clone)]
 pub struct ListenerPolicy {
-    /// Whether they have to say who they are.
+    /// Whether they must authenticate.
     pub auth: Auth,
     /// The most that anybody may call; none for everything.
     pub rights: Option<Arc<[Right]>>,
@@ -62,7 +61,7 @@ pub struct ListenerPolicy {
 }
 
 /// Who is at the other end of a connection, as far as it is known. Replaced
-/// as a whole when they show who they are, and by [`Access::current`] when the
+/// as a whole when they authenticate, and by [`Access::current`] when the
 /// settings of principals have changed.
 #[derive(Debug, Clone)]
 pub struct Identity {
@@ -280,7 +279,7 @@ impl Access {
         }
     }
 
-    /// Why a peer that has to say who it is may not go on without a token,
+    /// Why a peer that must authenticate may not go on without a token,
     /// which counts as a failure of its address.
     #[must_use]
     pub fn without_token(&self, identity: &Identity) -> Denied {
@@ -292,7 +291,7 @@ impl Access {
         Denied::NoToken
     }
 
-    /// Somebody failed to show who they are: counted against their address.
+    /// Counts a failure to authenticate against the peer's address.
     pub fn failed(&self, identity: &Identity, way: Failure) {
         self.throttle.failed(identity.address, way, Instant::now());
         let reason = match way {
@@ -357,7 +356,7 @@ fn log_login(identity: &Identity, by: &str) {
     }
 }
 
-/// Of those who are not asked who they are.
+/// Of peers that are not authenticated.
 fn everything(settings: &Principals) -> Principal {
     let own = settings.get(ANONYMOUS);
     Principal {
@@ -392,13 +391,13 @@ impl Identity {
         }
     }
 
-    /// Whether they have shown who they are.
+    /// Whether the peer has authenticated.
     #[must_use]
     pub fn is_authenticated(&self) -> bool {
         self.caller.principal.is_some()
     }
 
-    /// Whether they have to say who they are before anything else.
+    /// Whether the peer must authenticate before anything else.
     #[must_use]
     pub fn must_authenticate(&self) -> bool {
         self.policy.auth == Auth::Required && !self.is_authenticated()

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Addresses that are remembered, once for each way in which they failed;
-/// those that have long been quiet make room.
+/// the longest-quiet ones are displaced.
 const MAX_ADDRESSES: usize = 8192;
 
 /// A way to fail. Each has a throttle of its own: who fails in one way does
@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(
             throttle.forgotten.lock().unwrap().len(),
             1,
-            "what is forgotten makes room"
+            "forgotten addresses free capacity"
         );
     }
 }

@@ -171,7 +171,7 @@ impl Admin {
             .unwrap_or_default();
         let done = |done: &str| (200, JSON_UTF8, json!({"done": done}).to_string());
         let result = |result: Result<String, String>| match result {
-            Ok(said) => done(&said),
+            Ok(message) => done(&message),
             Err(error) => refuse(409, &error),
         };
         let version = body.version.as_deref();

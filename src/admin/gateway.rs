@@ -1,8 +1,8 @@
 //! HTTP as far as it is needed here: each connection is for one request.
 //!
-//! Whoever comes in gets a thread, within a bound, and a time in which to
-//! ask; those who have not asked yet make room for newcomers. The thread that
-//! has read a request answers it, and writes the answer within a time, so
+//! Whoever comes in gets a thread, within a bound, and a time in which to ask;
+//! those that have sent no request yet are displaced by newcomers. The thread
+//! that has read a request answers it, and writes the answer within a time, so
 //! nobody who reads slowly holds up anybody else.
 
 use std::{
@@ -98,7 +98,7 @@ struct Client {
     endless: bool,
 }
 
-/// A guest's place; given back when dropped.
+/// A client's slot; released when dropped.
 struct ClientSlot<'a> {
     gateway: &'a Gateway,
     number: u64,
@@ -123,7 +123,7 @@ pub(super) struct Request {
     pub(super) is_old: bool,
     /// It is from this machine, or shows the token.
     pub(super) may_look: bool,
-    /// Address and port, or user and process, of who asks.
+    /// Address and port, or user and process, of the client.
     pub(super) peer: String,
     headers: Vec<(String, Vec<u8>)>,
     pub(super) body: Vec<u8>,
@@ -183,7 +183,7 @@ impl Gateway {
         })
     }
 
-    /// Starts to let in, on a thread of its own.
+    /// Starts to accept clients, on a thread of its own.
     pub(super) fn open(self: &Arc<Self>, listener: AdminListener) -> io::Result<()> {
         let listener: Socket = match listener {
             AdminListener::Tcp(listener) => listener.into(),
@@ -287,7 +287,8 @@ impl Gateway {
 
     fn serve(&self, socket: &Socket, slot: &ClientSlot<'_>) {
         let request = self.read(socket, Instant::now() + READ_WITHIN);
-        // One that is refused makes room like one that has not asked.
+        // One that is refused can be displaced like one that has sent no
+        // request.
         if matches!(request, Ok(Some(_)))
             && let Some(client) = self.clients().open.get_mut(&slot.number)
         {
@@ -538,7 +539,7 @@ fn target(target: &str) -> (Option<&[u8]>, &str) {
     (Some(authority.as_bytes()), path)
 }
 
-/// The body's length, and whether the peer waits to be told to send it.
+/// The body's length, and whether the peer waits for `100 Continue`.
 fn framing(headers: &[httparse::Header<'_>]) -> Result<(usize, bool), HttpError> {
     let named = |name: &'static str| {
         headers

@@ -366,7 +366,7 @@ pub(super) mod tests {
         let mut readers: Vec<_> = (0..3).map(|_| ask()).collect();
         assert!(readers.iter().all(|(status, _)| status == "HTTP/1.1 200"));
         assert_eq!(ask().0, "HTTP/1.1 503");
-        // One that goes makes room for the next.
+        // One that leaves frees its slot for the next.
         let (_, mut stream) = readers.remove(0);
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).unwrap();

@@ -1,5 +1,6 @@
-//! The last good files of each service, kept outside of the services folder:
-//! what is served when a new file is broken, and what a rollback goes back to.
+//! The last-known-good files of each service, kept outside of the services
+//! folder: what is served when a new file is broken, and what a rollback goes
+//! back to.
 //!
 //! ```text
 //! STATE_DIR/components/FOLDER/calc/00000001-3fa9….wasm

@@ -1,7 +1,7 @@
 //! The catalog of a running server: swapped as a whole when everything about a
 //! change is decided.
 //!
-//! Loading happens under a lock of its own, on the thread of whoever looks
+//! Loading happens under a lock of its own, on the thread of the caller
 //! for changes. The wire side reads the current catalog and never waits.
 
 use std::{
@@ -139,7 +139,7 @@ impl LiveCatalog {
     }
 
     /// Serves everything under other settings. Those that concern a service
-    /// load it anew; where that fails, it is not served, since what it was
+    /// load it again; where that fails, it is not served, since what it was
     /// allowed may be what was taken away.
     ///
     /// # Errors

@@ -298,13 +298,13 @@ pub enum FileError {
         /// Where, in bytes.
         size: usize,
     },
-    /// Its grants are not to be had.
+    /// Its grants are not available.
     Grant(GrantError),
     /// It is no component for this server.
     Load(LoadError),
     /// Loading it panicked.
     Panic(String),
-    /// It does not say who it is.
+    /// It does not state its name and version.
     Silent(String),
     /// What it says does not follow the schema.
     Description(DescriptionError),

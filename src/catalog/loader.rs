@@ -33,7 +33,7 @@ pub(super) struct Loader {
     /// None where there is no folder for them.
     last_known_good: Option<LastKnownGood>,
     files: BTreeMap<PathBuf, Entry>,
-    /// What callers are told to wait for.
+    /// What callers are advised to wait for.
     loading: Arc<Loading>,
     empty_folder: EmptyFolder,
     /// What the operator switched on or off since the start: a version, or
@@ -84,7 +84,7 @@ pub(super) struct Entry {
 pub enum Source {
     /// The one in the folder, as it is or as it was.
     File,
-    /// The last good one, because the one in the folder is broken.
+    /// The last-known-good one, because the one in the folder is broken.
     LastKnownGood,
     /// An earlier one, because the operator went back to it.
     RolledBack,
@@ -356,11 +356,11 @@ impl Loader {
         mut service: Service,
         source: Source,
     ) -> String {
-        let said = &service.description;
+        let description = &service.description;
         let what = format!(
             "{} {} is served from {}",
-            said.name,
-            said.version,
+            description.name,
+            description.version,
             path.display()
         );
         let before = entry
@@ -369,7 +369,7 @@ impl Loader {
             .map(|before| (before.description.version, Arc::clone(&before.stats)));
         // The name is that of the file, so it is the same.
         if let Some((version, stats)) = before.or(entry.counted.take())
-            && version == said.version
+            && version == description.version
         {
             service.stats = stats;
         }
@@ -389,13 +389,13 @@ impl Loader {
         what
     }
 
-    /// A broken file leaves what was served from it before, or the last good
-    /// one of an earlier process.
+    /// A broken file leaves what was served from it before, or the
+    /// last-known-good one of an earlier process.
     fn refuse(&self, path: &Path, entry: &mut Entry, error: &FileError) -> String {
         let error = error.to_string();
         let stem = stem(path);
         entry.rolled_back_from = None;
-        // Where the operator had gone back, that is the last good one.
+        // Where the operator had gone back, that is the last-known-good one.
         let last = |kept: &LastKnownGood| {
             let (mut files, rollback) = (kept.files(&stem), kept.rollback(&stem));
             files.retain(|file| {
@@ -428,7 +428,7 @@ impl Loader {
         what
     }
 
-    /// Loads a kept file under the name of the one in the folder.
+    /// Loads a last-known-good file under the name of the one in the folder.
     fn load_last_known_good(
         &self,
         path: &Path,
@@ -621,7 +621,7 @@ impl Loader {
         Ok(done)
     }
 
-    /// Takes other settings, and loads anew what they concern.
+    /// Takes other settings, and reloads what they concern.
     pub(super) fn set_policy(&mut self, config: &Config) -> Result<Vec<String>, ChangeError> {
         let policy = self.settings.policy.renewed(config)?;
         self.sandbox

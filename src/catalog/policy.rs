@@ -107,7 +107,7 @@ impl ServicePolicies {
     /// The policy for the file of a service that has this digest.
     ///
     /// # Errors
-    /// If its grants are not to be had.
+    /// If its grants are not available.
     pub fn component_policy(
         &self,
         name: &str,

@@ -119,7 +119,7 @@ pub struct Pending {
 }
 
 impl Client {
-    /// For a server at `host:port`; IPv6 in brackets. A name is resolved anew
+    /// For a server at `host:port`; IPv6 in brackets. A name is resolved again
     /// at each connection.
     #[must_use]
     pub fn builder(server: impl Into<String>) -> Builder {
@@ -212,7 +212,7 @@ impl Client {
         }
         if state.link.is_none() && !shared.settings.reconnect {
             let why = state
-                .trouble
+                .last_error
                 .clone()
                 .unwrap_or_else(|| "the connection was lost".into());
             return Err(ClientError::NotSent(why));
@@ -248,7 +248,7 @@ impl Pending {
         }
         let (entry, trouble) = {
             let mut state = self.shared.state();
-            (state.queue.remove(&self.id), state.trouble.clone())
+            (state.queue.remove(&self.id), state.last_error.clone())
         };
         self.shared.changed.notify_all();
         let late = "no answer within the timeout";

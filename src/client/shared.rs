@@ -48,7 +48,7 @@ pub(super) struct State {
     /// A keep-alive is to be sent.
     pub(super) keep_alive_due: bool,
     /// Why there is no connection.
-    pub(super) trouble: Option<String>,
+    pub(super) last_error: Option<String>,
     pub(super) closed: bool,
 }
 
@@ -126,7 +126,7 @@ impl ClientCore {
             .is_some_and(|current| current.number == link.number)
         {
             state.link = None;
-            state.trouble = Some(format!(
+            state.last_error = Some(format!(
                 "connection to {} lost: {why}",
                 self.settings.server
             ));
@@ -192,7 +192,7 @@ impl ClientCore {
                         link.stream.shut_down();
                         return;
                     }
-                    state.trouble = None;
+                    state.last_error = None;
                     state.active = Some(Instant::now());
                     state.link = Some(link.clone());
                     drop(state);
@@ -201,9 +201,9 @@ impl ClientCore {
                     }
                     self.write_what_waits();
                 }
-                Err(trouble) => {
+                Err(last_error) => {
                     let mut state = self.state();
-                    state.trouble = Some(trouble);
+                    state.last_error = Some(last_error);
                     // Between half of it and all of it.
                     let chance = u32::from(uuid::Uuid::new_v4().as_bytes()[0]);
                     let until = Instant::now() + pause / 2 + pause / 2 * chance / 256;
@@ -251,7 +251,7 @@ impl ClientCore {
             return match answer {
                 Err(refusal) if refusal.code == "SHUTTING_DOWN" => Ok(true),
                 Err(refusal) => {
-                    self.state().trouble = Some(refusal.to_string());
+                    self.state().last_error = Some(refusal.to_string());
                     Ok(false)
                 }
                 Ok(_) => Ok(false),
@@ -307,9 +307,9 @@ pub(super) fn spawn_reader(
             }
         };
         let orderly = why.is_none() && !buffer.is_midway();
-        let said = shared.state().trouble.take();
+        let reported = shared.state().last_error.take();
         let why = why
-            .or(said)
+            .or(reported)
             .unwrap_or_else(|| "the server closed it".into());
         shared.lost(&link, &why, ending && orderly);
     };

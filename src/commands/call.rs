@@ -173,7 +173,7 @@ fn call_once_ready(
     request: &Request<'_>,
 ) -> std::result::Result<(String, std::result::Result<Answer, ClientError>), ClientError> {
     let begun = Instant::now();
-    let mut said: Option<Instant> = None;
+    let mut last_notice: Option<Instant> = None;
     loop {
         let pending = client.send(request)?;
         let id = pending.request_id().to_owned();
@@ -184,16 +184,16 @@ fn call_once_ready(
         if begun.elapsed() >= LONGEST_WAIT {
             return Ok((id, Err(ClientError::Answered(refusal))));
         }
-        if said.is_none_or(|said| said.elapsed() >= WAITING_EVERY) {
+        if last_notice.is_none_or(|last_notice| last_notice.elapsed() >= WAITING_EVERY) {
             let message = printable(&refusal.message);
-            match said {
+            match last_notice {
                 None => complain!("mb-server: {message}; waiting for it"),
                 Some(_) => complain!(
                     "mb-server: {message}, {} s so far",
                     begun.elapsed().as_secs()
                 ),
             }
-            said = Some(Instant::now());
+            last_notice = Some(Instant::now());
         }
         let pause = Duration::from_millis(refusal.retry_after_ms().unwrap_or_default());
         std::thread::sleep(pause.clamp(SHORTEST_PAUSE, WAITING_EVERY));

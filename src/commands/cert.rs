@@ -139,7 +139,7 @@ fn write(dir: &Path, files: &[File], force: bool) -> io::Result<()> {
     }
     for (name, text) in files {
         let path = dir.join(name);
-        // Anew, so that the mode is ours whoever made the old one.
+        // Created again, so that the mode is ours whoever created the old one.
         if path.exists() {
             fs::remove_file(&path).map_err(|error| named(&path, error))?;
         }

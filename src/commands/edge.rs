@@ -302,7 +302,7 @@ fn look_at_all(tls: &Tls) -> Vec<FileStamp> {
     tls.files().map(look_at).collect()
 }
 
-/// Whether peers can show who they are, so that it makes sense to keep
+/// Whether peers can authenticate, so that it makes sense to keep
 /// something for those who do.
 pub(super) fn peers_can_say(config: &Config) -> bool {
     let asked = |listener: &Listener| {

@@ -108,11 +108,11 @@ impl Inspector {
 
     fn show(&self, service: &Service) -> Result {
         let mut text = String::new();
-        let said = &service.description;
-        text += &row("name", &said.name);
-        text += &row("version", &said.version.to_string());
-        text += &row("description", &said.description);
-        for (index, action) in said.actions.iter().enumerate() {
+        let description = &service.description;
+        text += &row("name", &description.name);
+        text += &row("version", &description.version.to_string());
+        text += &row("description", &description.description);
+        for (index, action) in description.actions.iter().enumerate() {
             let title = if index == 0 { "actions" } else { "" };
             text += &row(title, &format!("{}  {}", action.name, action.description));
             for (word, schema) in [("takes", &action.input), ("answers", &action.output)] {

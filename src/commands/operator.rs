@@ -152,7 +152,7 @@ pub(super) fn described(catalog: &Catalog, name: &str) -> Vec<Value> {
 }
 
 fn version(service: &Service) -> Value {
-    let said = &service.description;
+    let description = &service.description;
     let policy = service.component.policy();
     let settings = &policy.settings;
     let imports = service.component.imports();
@@ -161,9 +161,9 @@ fn version(service: &Service) -> Value {
         .filter_map(|import| grant_for(import))
         .collect();
     json!({
-        "version": said.version.to_string(),
-        "description": said.description,
-        "actions": said.actions,
+        "version": description.version.to_string(),
+        "description": description.description,
+        "actions": description.actions,
         "isolation": match settings.isolation { Isolation::Request => "request", Isolation::Shared => "shared" },
         "limits": {
             "timeout": settings.timeout.to_string(),
@@ -179,7 +179,7 @@ fn version(service: &Service) -> Value {
     })
 }
 
-/// The settings for whoever looks: what may be secret is not shown.
+/// The settings for the admin side: what may be secret is masked.
 pub(super) fn masked(rows: &[Row]) -> Value {
     let is_secret = |key: &str| {
         let key = key.to_lowercase();

@@ -279,16 +279,16 @@ fn announce(
     }
     text += &format!("  services   {}\n", config.services_dir.display());
     for service in catalog.services() {
-        let said = &service.description;
-        let actions: Vec<_> = said
+        let description = &service.description;
+        let actions: Vec<_> = description
             .actions
             .iter()
             .map(|action| action.name.as_str())
             .collect();
         text += &format!(
             "    {} {}: {}\n",
-            said.name,
-            said.version,
+            description.name,
+            description.version,
             actions.join(", ")
         );
     }

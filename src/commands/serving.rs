@@ -105,8 +105,8 @@ impl Serving {
         } = plan;
         let config = Arc::new(loaded.config.clone());
         let edge = Edge::load(&config)?;
-        let room = Capacity::of(&config);
-        if let Some(warning) = room.warning() {
+        let capacity = Capacity::of(&config);
+        if let Some(warning) = capacity.warning() {
             tracing::warn!("{warning}");
         }
         let divided = MemoryPlan::of(&config);
@@ -147,7 +147,7 @@ impl Serving {
             listeners,
             names: admin,
         } = AdminListeners::open(&config, &mut inherited)?;
-        let settings = server_settings(&config, edge.listeners(&config), memory, room);
+        let settings = server_settings(&config, edge.listeners(&config), memory, capacity);
         let access = Arc::clone(&edge.access);
         let trying = dispatcher.clone();
         let server = Server::start(
@@ -347,11 +347,11 @@ fn open_store(config: &Config, always: bool, patience: Duration) -> StoreState {
     }
     let file = config.store_file();
     let until = Instant::now() + patience;
-    let mut said = false;
+    let mut announced = false;
     let opened = loop {
         match Store::open(&file, CACHE) {
             Err(StoreError::Locked) if Instant::now() < until => {
-                if !std::mem::replace(&mut said, true) {
+                if !std::mem::replace(&mut announced, true) {
                     tracing::info!(
                         "store {}: waiting for the process before this one to end",
                         file.display()
@@ -375,7 +375,7 @@ fn open_store(config: &Config, always: bool, patience: Duration) -> StoreState {
     }
 }
 
-/// Gives back what a file takes that is mostly empty.
+/// Compacts a file that is mostly empty.
 fn compact(store: &Store) {
     let Ok(before) = store.size() else { return };
     if before.on_disk < COMPACT_FROM || before.on_disk / COMPACT_SHARE < before.used {
@@ -432,19 +432,19 @@ fn server_settings(
     config: &Arc<Config>,
     listeners: Vec<Arc<ListenerSettings>>,
     memory: Arc<Budget>,
-    room: Capacity,
+    capacity: Capacity,
 ) -> ServerSettings {
     let reserved = if peers_can_say(config) {
-        room.connections * config.reserved_connections / 100
+        capacity.connections * config.reserved_connections / 100
     } else {
         0
     };
     ServerSettings {
         config: Arc::clone(config),
         listeners,
-        max_connections: room.connections,
+        max_connections: capacity.connections,
         reserved,
-        max_ending: room.ending,
+        max_ending: capacity.ending,
         buffers: Buffers::default(),
         thread_stack: HOST_STACK
             + (config.sandbox.stack.0 + NESTED_STACK) * (config.sandbox.call_depth + 1),
@@ -516,7 +516,7 @@ mod tests {
 
     #[test]
     fn connections_follow_open_files() {
-        let room = |connections, files| {
+        let capacity = |connections, files| {
             let Capacity {
                 connections,
                 ending,
@@ -524,10 +524,10 @@ mod tests {
             } = Capacity::within(connections, files);
             (connections, ending, short_of_files.is_some())
         };
-        assert_eq!(room(1024, None), (1024, MAX_ENDING, false));
-        assert_eq!(room(1024, Some(1_000_000)), (1024, MAX_ENDING, false));
-        assert_eq!(room(1024, Some(128)), (48, 16, true));
-        assert_eq!(room(16, Some(128)), (16, 48, true));
-        assert_eq!(room(1024, Some(8)), (1, 1, true));
+        assert_eq!(capacity(1024, None), (1024, MAX_ENDING, false));
+        assert_eq!(capacity(1024, Some(1_000_000)), (1024, MAX_ENDING, false));
+        assert_eq!(capacity(1024, Some(128)), (48, 16, true));
+        assert_eq!(capacity(16, Some(128)), (16, 48, true));
+        assert_eq!(capacity(1024, Some(8)), (1, 1, true));
     }
 }

@@ -26,12 +26,13 @@ use crate::{
     wire::{Code, ErrorBody, Header, Kind, Payload, Reason, Version, json as wire_json},
 };
 
-/// The one topic that may come before anybody has said who they are.
+/// The one topic that unauthenticated peers may use where authentication is
+/// required.
 const HELLO: &str = "system.hello";
 
-/// What peers are told of whose address there were too many.
+/// The message for peers whose address has failed too often.
 pub const TOO_MANY_FAILURES: &str = "too many failures from this address";
-/// What peers are told whose credentials do not hold any more.
+/// The message for peers whose credentials are no longer valid.
 pub const EXPIRED: &str =
     "the token or the certificate of this connection has expired or was revoked";
 
@@ -48,7 +49,7 @@ pub struct Request<'a> {
     pub postponed: Option<Postponed>,
     /// When its last byte was read; its timeout counts from here.
     pub arrived: Instant,
-    /// Who asks.
+    /// The identity of the peer.
     pub identity: &'a Arc<Identity>,
     /// Looks after a slow call.
     pub watch: Arc<dyn Watch>,
@@ -110,7 +111,7 @@ pub struct Reply<'a> {
     pub header: Option<Header<'a>>,
     /// The answer.
     pub outcome: Outcome,
-    /// Who asks, if that has just come out.
+    /// The identity, if it has just been authenticated.
     pub identity: Option<Identity>,
     /// Memory that is reserved for the answer until whoever sends it counts it.
     pub held: Option<Reservation>,
@@ -265,7 +266,7 @@ impl Dispatcher {
 }
 
 impl Core {
-    /// Whether somebody may ask anything at all: the check of who they are.
+    /// Checks that the peer is authenticated, where it must be.
     fn admits(&self, header: &Header<'_>, identity: &Identity) -> Result<(), Refusal> {
         let says = header.kind == Kind::Request && header.topic.as_str() == HELLO;
         let (reason, message) = if matches!(header.kind, Kind::Response | Kind::Error) {

@@ -23,7 +23,7 @@ use crate::{
     wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::COMPILING},
 };
 
-/// What a caller is told to wait before it tries again, when there was no
+/// Time that a caller should wait before it tries again, when there was no
 /// room: in milliseconds, about the time of a slow call.
 pub(super) const RETRY_WHEN_FULL_MS: u64 = 100;
 /// The same while a component is compiled, which may take seconds.
@@ -485,7 +485,7 @@ fn explain(
     refusal.with(&Value::Object(known))
 }
 
-/// A call that has ended, for whoever asks why it did so.
+/// A finished call, for the history.
 fn past(
     service: &Service,
     action: &str,
@@ -550,7 +550,7 @@ impl CallLog<'_> {
             elapsed,
             backtrace,
         } = self;
-        let said = &service.description;
+        let description = &service.description;
         let request_id = context.request_id.as_deref().unwrap_or("-");
         let parent_request_id = context.parent_request_id.as_deref().unwrap_or("-");
         let connection = &*context.caller.connection_id;
@@ -561,8 +561,8 @@ impl CallLog<'_> {
                 code: Some(code),
                 body,
             }) => tracing::warn!(
-                service = said.name,
-                version = %said.version,
+                service = description.name,
+                version = %description.version,
                 action,
                 request_id,
                 parent_request_id,
@@ -576,8 +576,8 @@ impl CallLog<'_> {
                 body.message
             ),
             None | Some(Refusal { code: None, .. }) => tracing::debug!(
-                service = said.name,
-                version = %said.version,
+                service = description.name,
+                version = %description.version,
                 action,
                 request_id,
                 parent_request_id,

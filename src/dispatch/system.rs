@@ -23,7 +23,7 @@ use crate::{
 const MAX_LOGGED_CLIENT: usize = 100;
 
 impl Core {
-    /// Answers a system topic, within the rate of whoever asks.
+    /// Answers a system topic, within the rate of its principal.
     pub(super) fn system(
         &self,
         header: &Header<'_>,
@@ -200,7 +200,7 @@ impl Core {
     }
 }
 
-/// Levels that the answer to a ping puts around what it gives back.
+/// Levels that the answer to a ping puts around what it returns.
 const PONG_DEPTH: usize = 1;
 
 fn ping(payload: &str) -> Result<String, Refusal> {

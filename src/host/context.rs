@@ -14,7 +14,7 @@ use crate::wire::Version;
 pub struct Caller {
     /// The server's id of the connection.
     pub connection_id: String,
-    /// Who is asking, once somebody has shown who they are.
+    /// The authenticated principal, if any.
     pub principal: Option<String>,
     /// Whether the connection is encrypted.
     pub encrypted: bool,
@@ -30,7 +30,7 @@ pub struct Context {
     /// The version that the caller was written against; none while a
     /// component is loaded.
     pub requested_version: Option<Version>,
-    /// Who is asking.
+    /// The principal.
     pub caller: Arc<Caller>,
     /// When the call is stopped.
     pub deadline: Instant,

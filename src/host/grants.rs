@@ -40,7 +40,7 @@ pub struct Granted {
 }
 
 impl Granted {
-    /// Whether calls of the service wait for their turn before they begin.
+    /// Whether calls of the service wait for a run permit before they begin.
     #[inline]
     #[must_use]
     pub fn is_over_its_share(&self) -> bool {

@@ -14,7 +14,7 @@ use crate::config::LogLevel;
 const MAX_LINE: usize = 4096;
 
 /// Of what a call printed to standard error, the newest bytes that are kept
-/// for whoever asks why it failed.
+/// for the history of failed calls.
 const MAX_STDERR: usize = 2048;
 
 /// What one call may still write.
@@ -122,8 +122,8 @@ impl Meter {
         let level = stream.level();
         for piece in text.split_inclusive('\n') {
             let line = &mut self.lines[stream as usize];
-            let room = MAX_LINE.saturating_sub(line.len());
-            line.push_str(&piece[..piece.floor_char_boundary(room)]);
+            let free = MAX_LINE.saturating_sub(line.len());
+            line.push_str(&piece[..piece.floor_char_boundary(free)]);
             if piece.ends_with('\n') {
                 let line = std::mem::take(line);
                 self.line(

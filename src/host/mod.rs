@@ -70,7 +70,7 @@ pub struct Host {
     granted: Arc<Granted>,
     watch: Arc<dyn Watch>,
     table: ResourceTable,
-    /// Numbers of handles that were given back, the last one on top: in what
+    /// Numbers of handles that were dropped, the last one on top: in what
     /// order the component's own table gives them out again. Both tables count
     /// alike: each handle that the one gets, the other gets too.
     free: Vec<u32>,
@@ -204,7 +204,7 @@ impl Host {
         Ok(handle)
     }
 
-    /// Such a handle that the component gives back.
+    /// Drops such a handle for the component.
     fn drop_large_handle<T: Send + 'static>(
         &mut self,
         handle: Resource<T>,
@@ -229,7 +229,7 @@ impl Host {
         Ok(handle)
     }
 
-    /// A handle that the component gives back.
+    /// Drops a handle for the component.
     fn drop_handle<T: Send + 'static>(
         &mut self,
         handle: Resource<T>,
@@ -241,7 +241,7 @@ impl Host {
     }
 
     /// Whether the component has no handle, and gets the same numbers for the
-    /// next ones as a fresh instance: it may have had some, given back in such
+    /// next ones as a fresh instance: it may have had some, dropped in such
     /// an order that the smallest number comes first again.
     #[must_use]
     #[inline]
@@ -296,7 +296,7 @@ impl Host {
     }
 
     /// The call has seen a tick, so long after the one before, and waits here
-    /// for its turn if it needs one.
+    /// for a run permit if it needs one.
     ///
     /// # Errors
     /// If it shall end instead.
@@ -324,7 +324,7 @@ impl Host {
         })
     }
 
-    /// Whether the call was stopped while it waited for its turn.
+    /// Whether the call was stopped while it waited for a run permit.
     #[must_use]
     pub fn was_scheduled_out(&self) -> bool {
         self.watch.ticket().is_some_and(Ticket::was_waiting)
@@ -350,7 +350,7 @@ impl Host {
     }
 }
 
-/// A call of a service that is over its share waits for its turn before it
+/// A call of a service that is over its share waits for a run permit before it
 /// begins.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Who looks after a call while it runs or waits, and may stop it.
+//! Watches a call while it runs or waits, and may stop it.
 
 use std::{
     fmt, thread,
@@ -86,7 +86,7 @@ impl Attendant for Attends<'_> {
     }
 }
 
-/// Why a call ends that did not get its turn.
+/// Why a call ends that did not get a run permit.
 pub(super) fn stop(ended: PermitError<Stop>) -> Stop {
     match ended {
         PermitError::Deadline => Stop::Deadline,

@@ -1,12 +1,11 @@
 //! Load: makes requests over many connections from few threads and measures
 //! when the answers come.
 //!
-//! A thread drives its connections by `epoll`, so that what measures costs
-//! less than what is measured. In a closed loop every answer makes room for
-//! the next request; in an open one requests are due at a fixed rate, and what
-//! is measured begins when a request was due, not when there was room for it:
-//! a server that stops for a second is charged with every request of that
-//! second.
+//! A thread drives its connections by `epoll`, so that what measures costs less
+//! than what is measured. In a closed loop every answer frees a slot for the
+//! next request; in an open one requests are due at a fixed rate, and what is
+//! measured begins when a request was due, not when there was room for it: a
+//! server that stops for a second is charged with every request of that second.
 
 mod connection;
 mod protocol;
@@ -25,7 +24,7 @@ use hdrhistogram::Histogram;
 pub use protocol::{Frames, ParsedReply, Protocol};
 use rustix::event::{Timespec, epoll};
 
-/// Longest time that is told apart, in nanoseconds: a request without an
+/// Longest time that is distinguished, in nanoseconds: a request without an
 /// answer for longer counts as this.
 const LONGEST_NS: u64 = 3_600_000_000_000;
 /// Significant digits of a measured time.
@@ -36,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// When the next request is sent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Pace {
-    /// As soon as an answer makes room for it.
+    /// As soon as an answer frees a slot for it.
     Closed,
     /// So many a second, whatever comes back.
     Open(f64),
@@ -372,7 +371,7 @@ impl<'a, S: Protocol> Driver<'a, S> {
         Ok(answers)
     }
 
-    /// Writes what waits, and asks to be told when there is room for the rest.
+    /// Writes what waits, and asks for an event when the rest can be written.
     fn send(&mut self, number: usize) -> io::Result<()> {
         let connection = &mut self.connections[number];
         let blocked = !connection.write()?;

@@ -1,4 +1,4 @@
-//! The newest lines of the log, kept for whoever asks the admin endpoint.
+//! The newest lines of the log, for the admin endpoint.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -106,8 +106,8 @@ pub struct Keeper;
 
 impl<S: Subscriber> Layer<S> for Keeper {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut said = LineVisitor::default();
-        event.record(&mut said);
+        let mut visitor = LineVisitor::default();
+        event.record(&mut visitor);
         let level = match *event.metadata().level() {
             tracing::Level::ERROR => "error",
             tracing::Level::WARN => "warn",
@@ -120,8 +120,8 @@ impl<S: Subscriber> Layer<S> for Keeper {
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             level,
             target: event.metadata().target().to_owned(),
-            message: said.message,
-            fields: said.fields,
+            message: visitor.message,
+            fields: visitor.fields,
         });
     }
 }

@@ -1,4 +1,4 @@
-//! Calls that ended badly or took long, kept for whoever asks why.
+//! The history: calls that failed or took long.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -51,7 +51,7 @@ pub struct PastCall {
     /// Milliseconds of processor time, with the calls that it made; none where
     /// it was over before its first tick, or was made by another service.
     pub ran_ms: Option<f64>,
-    /// Milliseconds that it waited for its turn to run; likewise.
+    /// Milliseconds that it waited for a processor; likewise.
     pub cpu_waited_ms: Option<f64>,
     /// Most memory that it held, in bytes.
     pub peak_memory: usize,

@@ -1,4 +1,4 @@
-//! What is counted, with atomics only: whoever looks never makes the wire
+//! What is counted, with atomics only: a reader never makes the wire
 //! side wait.
 
 mod histogram;
@@ -172,9 +172,9 @@ pub struct Metrics {
     pub calls_reset: Counter,
     /// Connections from an address that is denied.
     pub denied: Counter,
-    /// Strangers that were sent away for others.
+    /// Unauthenticated peers that were evicted for others.
     pub evicted: Counter,
-    /// Handshakes of TLS and PROXY headers that came to nothing, by reason.
+    /// Handshakes of TLS and PROXY headers that failed, by reason.
     pub handshake_failures: Labelled,
     /// Peers that failed to authenticate, by reason.
     pub auth_failures: Labelled,
@@ -302,7 +302,7 @@ pub struct CallStats {
     /// Instances that were made for them.
     pub instances: Counter,
     /// How long calls took that were answered, from when they came to the
-    /// service, waiting for a turn, a place and memory included.
+    /// service, waiting for a permit, a slot and memory included.
     pub answered: Histogram,
     /// The same for failures and errors, which most services have few of.
     rest: [OnceLock<Box<Histogram>>; 2],

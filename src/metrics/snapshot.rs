@@ -52,9 +52,9 @@ pub struct CallRow {
     pub request_id: String,
     /// What is called.
     pub topic: String,
-    /// Who asks, if they have shown it.
+    /// The principal, if authenticated.
     pub principal: Option<String>,
-    /// `running`, or `waiting` for a turn, memory, time, the store or another
+    /// `running`, or `waiting` for a permit, memory, time, the store or another
     /// service.
     pub state: &'static str,
     /// Milliseconds since it arrived.
@@ -63,13 +63,13 @@ pub struct CallRow {
     pub remaining_ms: u64,
     /// Milliseconds of processor time so far.
     pub ran_ms: f64,
-    /// Milliseconds that it has waited for its turn to run.
+    /// Milliseconds that it has waited for a processor.
     pub cpu_waited_ms: f64,
     /// The operator has asked for its end.
     pub killed: bool,
 }
 
-/// One version of a service, or a file that is none.
+/// One version of a service, or a file that failed to load.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceRow {
@@ -161,7 +161,7 @@ pub struct Totals {
     pub max_connections: u64,
     /// Threads that serve connections.
     pub threads: u64,
-    /// Memory taken of what is shared by what grows, in bytes.
+    /// Shared memory in use, in bytes.
     pub memory: u64,
     /// How much of that there is, in bytes.
     pub max_memory: u64,
@@ -179,7 +179,7 @@ pub struct Totals {
     pub publish_failures: u64,
     /// Connections from an address that is denied.
     pub denied: u64,
-    /// Strangers that were sent away for others.
+    /// Unauthenticated peers that were evicted for others.
     pub evicted: u64,
     /// Failed handshakes, by reason.
     pub handshake_failures: Vec<(&'static str, u64)>,
@@ -257,7 +257,7 @@ pub struct Snapshot {
     pub calls: Vec<CallRow>,
     /// Seconds of processor time by principal; `-` for all without a name.
     pub principals: Vec<(String, f64)>,
-    /// Services and files that are none, by name and version.
+    /// Services and files that failed to load, by name and version.
     pub services: Vec<ServiceRow>,
     /// Certificates of the server's own that are not valid now.
     pub invalid_certificates: Vec<InvalidCertificate>,

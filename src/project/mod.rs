@@ -42,7 +42,8 @@ pub enum Language {
 }
 
 impl Language {
-    /// Those that a project is told by; TypeScript is built as JavaScript is.
+    /// Those that a project is detected as; TypeScript is built as JavaScript
+    /// is.
     const DETECTED: [Self; 3] = [Self::Rust, Self::JavaScript, Self::Python];
 
     /// The file that tells a project of this language.
@@ -142,7 +143,7 @@ pub fn check_name(name: &str) -> Result<(), ProjectError> {
 /// Why there is no project, or no component of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProjectError {
-    /// The name is not to be had.
+    /// The name is not available.
     Name {
         /// The name.
         name: String,

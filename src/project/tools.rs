@@ -257,7 +257,7 @@ pub(super) fn run(name: &str, command: &mut Command) -> Result<(), ProjectError>
 pub(super) fn run_quietly(name: &str, command: &mut Command) -> Result<(), ProjectError> {
     // Where the tool itself was when it found a mistake helps nobody.
     command.env("RUST_BACKTRACE", "0").stdin(Stdio::null());
-    let (status, said) = match command.output() {
+    let (status, text) = match command.output() {
         Ok(Output {
             status,
             stdout,
@@ -266,12 +266,12 @@ pub(super) fn run_quietly(name: &str, command: &mut Command) -> Result<(), Proje
         Err(error) => (Err(error), Vec::new()),
     };
     if status.as_ref().is_ok_and(|status| !status.success()) {
-        let _ = io::stderr().write_all(&said);
+        let _ = io::stderr().write_all(&text);
     }
     finish(name, command.get_program(), status)
 }
 
-/// From how a tool ended to what the user is told.
+/// From how a tool exited to the error for the user.
 pub(super) fn finish(
     name: &str,
     program: &OsStr,

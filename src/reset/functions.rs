@@ -269,8 +269,8 @@ impl Added<'_> {
         const COUNT: u32 = PAGES_LOCALS;
         let mut function = Function::new([(PAGES_LOCALS + 1, ValType::I32)]);
         // What there is from the start, beside what was written since.
-        for (place, length) in &self.shape.data {
-            for instruction in place {
+        for (address, length) in &self.shape.data {
+            for instruction in address {
                 function.instruction(instruction);
             }
             function

@@ -36,7 +36,7 @@ pub(super) struct Rewriting<'a> {
     /// Functions of it with which every call of the host ends; none where there
     /// is something else that it may end with.
     pub(super) post_returns: &'a [u32],
-    /// No host function writes more than this to where it is told to put its
+    /// No host function writes more than this to where it has to put its
     /// result, in bytes.
     pub(super) largest_result: u32,
     /// It holds all state there is. Of several, no one may have memory that
@@ -197,7 +197,7 @@ impl Barrier<'_> {
     }
 
     /// What the host calls to allocate also marks what it allocates, and what
-    /// it calls at last also puts back.
+    /// it calls last also resets.
     fn exports(
         &mut self,
         exports: &mut ExportSection,
@@ -359,7 +359,7 @@ impl Scratch {
 
 /// Where an instruction stores, and a value of which type, if it does. With
 /// `memory.fill`, `.copy` and `.init` these are all that write to a memory in
-/// what is let in here.
+/// what is accepted here.
 fn store(operator: &Operator<'_>) -> Option<(MemArg, ValType)> {
     Some(match operator {
         Operator::I32Store { memarg }

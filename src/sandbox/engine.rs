@@ -104,7 +104,7 @@ impl Sandbox {
     /// said in the log.
     ///
     /// # Errors
-    /// If there is no engine to be had at all.
+    /// If no engine can be created.
     pub fn new(mut config: SandboxConfig) -> wasmtime::Result<Arc<Self>> {
         if let Err(error) = try_memory_file() {
             tracing::warn!(

@@ -69,7 +69,7 @@ pub enum Phase {
     /// The service waited for a host function: a sleep, another service, the
     /// store.
     HostCall,
-    /// The call waited for its turn to run.
+    /// The call waited for a processor.
     Scheduling,
 }
 
@@ -220,7 +220,7 @@ impl From<CallError> for FailedCall {
 }
 
 impl Component {
-    /// Serves one request. Waits for its turn until the deadline; work whose
+    /// Serves one request. Waits for a permit until the deadline; work whose
     /// deadline has passed is not begun.
     #[must_use]
     pub fn call(&self, mut call: Call<'_>) -> CallReport {
@@ -343,7 +343,7 @@ impl Component {
         })
     }
 
-    /// Its service has used more than its share: it waits for its turn to run.
+    /// Its service has used more than its share: it waits for a processor.
     #[cold]
     fn enter(&self, call: &Call<'_>) -> Result<(), CallError> {
         let entered = host::enter(&self.policy.granted, &call.context, &*call.watch);
@@ -587,7 +587,7 @@ impl Component {
         store
     }
 
-    /// From wasmtime's error to what the caller is told.
+    /// From wasmtime's error to the one for the caller.
     fn explain(&self, store: &Store<Guest>, phase: Phase, error: &wasmtime::Error) -> FailedCall {
         let Guest { host, limits } = store.data();
         let phase = if host.was_scheduled_out() {
@@ -730,7 +730,7 @@ fn frames(trace: &WasmBacktrace) -> Vec<String> {
     trace.frames().iter().take(MAX_FRAMES).map(name).collect()
 }
 
-/// A place among the calls of one service, given back when dropped.
+/// A permit of one service's concurrency, released when dropped.
 struct ConcurrencyPermit<'a>(&'a Budget);
 
 impl<'a> ConcurrencyPermit<'a> {

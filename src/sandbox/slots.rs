@@ -119,7 +119,7 @@ impl Slots {
             thread: thread::current(),
             has_slot: AtomicBool::new(false),
         });
-        // A waiter counts itself before it looks again, a slot is given back
+        // A waiter counts itself before it looks again, a slot is released
         // before its giver looks for waiters: one of the two sees the other.
         self.lock().push(Arc::clone(&queued));
         self.waiting.fetch_add(1, SeqCst);

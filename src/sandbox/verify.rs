@@ -126,9 +126,9 @@ impl Verifier {
         Arc::clone(records.entry(Arc::clone(digest)).or_default())
     }
 
-    /// Has an instance compared and put back among the idle ones. Where too
+    /// Has an instance compared and returned to the idle ones. Where too
     /// many wait, enough was compared lately, or there is no memory or slot
-    /// for another instance meanwhile, it is only put back.
+    /// for another instance meanwhile, it is only returned.
     pub(super) fn verify(
         &self,
         idle_instance: IdleInstance,
@@ -299,8 +299,8 @@ mod tests {
             .into_owned();
         let (good, info) = mb_reset::rewrite(&echo).unwrap();
         let mut bad = good.clone();
-        let places = 0..bad.len() - MARK.len();
-        for at in places.filter(|at| good[*at..].starts_with(&MARK)) {
+        let positions = 0..bad.len() - MARK.len();
+        for at in positions.filter(|at| good[*at..].starts_with(&MARK)) {
             bad[at + 4] = 0;
         }
         assert_ne!(good, bad);

@@ -33,7 +33,7 @@ const LONG: u32 = 2;
 /// before their second tick is one of long calls.
 const NOT_SHORT: Duration = Duration::from_micros(250);
 
-/// Principals that are told apart; those that come later are one.
+/// Principals that are distinguished; later ones count as one.
 const MAX_PRINCIPALS: usize = 10_000;
 
 /// The principal of callers without a name, and of those beyond the bound.
@@ -84,7 +84,7 @@ pub struct Cost {
     /// Processor time of its thread; of a call that saw one tick, the time
     /// between two at least, which stands for calls that saw none.
     pub ran: Duration,
-    /// How long it waited for its turn.
+    /// How long it waited for a run permit.
     pub waited: Duration,
 }
 
@@ -270,7 +270,7 @@ pub struct Payer<'a> {
     pub began: Instant,
 }
 
-/// Who looks after a call while it waits for its turn.
+/// Watches a call while it waits for a run permit.
 pub trait Attendant {
     /// Why a call may end early.
     type Stop;
@@ -285,12 +285,12 @@ pub trait Attendant {
     }
 }
 
-/// Why a call did not get its turn.
+/// Why a call did not get a run permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PermitError<S> {
     /// Its deadline came first.
     Deadline,
-    /// Who looks after it stopped it.
+    /// Its attendant stopped it.
     Stopped(S),
 }
 
@@ -298,7 +298,7 @@ pub enum PermitError<S> {
 /// other. Only that thread uses it, but for what is to be seen.
 #[derive(Debug, Default)]
 pub struct Ticket {
-    /// Ticks of the call at hand.
+    /// Ticks of the current call.
     ticks: AtomicU32,
     /// There is a run: what quick calls look at.
     is_active: AtomicBool,
@@ -314,7 +314,7 @@ struct Run {
     permit: Option<CallId>,
     /// It needs a permit to run.
     takes_part: bool,
-    /// It was stopped while it waited for its turn.
+    /// It was stopped while it waited for a run permit.
     was_waiting: bool,
     /// Thread time up to which `ran` goes.
     clock: Duration,
@@ -324,8 +324,8 @@ struct Run {
 }
 
 impl Ticket {
-    /// The call at hand has seen a tick, on its own thread, so long after the
-    /// one before. It waits here for its turn, if it needs one.
+    /// The current call has seen a tick, on its own thread, so long after the
+    /// one before. It waits here for a run permit, if it needs one.
     ///
     /// # Errors
     /// If it shall end instead.
@@ -352,7 +352,7 @@ impl Ticket {
     }
 
     /// A call of a service that was over its share is about to begin: it waits
-    /// for its turn if that is still so. False if too many wait.
+    /// for a run permit if that is still so. False if too many wait.
     ///
     /// # Errors
     /// If it shall end instead.
@@ -420,14 +420,14 @@ impl Ticket {
         self.lock().as_ref().is_some_and(|run| run.permit.is_some())
     }
 
-    /// Whether the call was stopped while it waited for its turn.
+    /// Whether the call was stopped while it waited for a run permit.
     #[must_use]
     pub fn was_waiting(&self) -> bool {
         self.lock().as_ref().is_some_and(|run| run.was_waiting)
     }
 
     /// The call is over; what it has cost, if it has seen a tick or waited for
-    /// its turn.
+    /// a run permit.
     #[inline]
     pub fn finish(&self) -> Option<Cost> {
         if !self.is_active.load(Relaxed) {
@@ -506,7 +506,7 @@ impl Run {
         own || inner.queue.is_principal_over(now, self.principal.id)
     }
 
-    /// Waits for a permit, if there is none or it is another one's turn.
+    /// Waits for a permit, if there is none or another call is next.
     fn goes_on<A: Attendant>(
         &mut self,
         deadline: Instant,

@@ -43,8 +43,8 @@ use crate::{
     transport::{Inherited, listen, listen_all, resolve},
 };
 
-/// Of `drain_timeout`, the part after calls are stopped, for their peers to be
-/// told and to read it; half of it at most.
+/// Of `drain_timeout`, the part after calls are stopped, for their peers to get
+/// the closing ERROR and read it; half of it at most.
 const CLOSING_TIME: Duration = Duration::from_millis(500);
 
 /// A running server. Dropping it without [`Server::drain`] leaves its threads
@@ -211,7 +211,7 @@ impl Server {
         self.listeners.iter().filter_map(address).collect()
     }
 
-    /// A handle for whoever looks.
+    /// A handle for the admin side.
     #[must_use]
     pub fn view(&self) -> View {
         View {
@@ -240,8 +240,8 @@ impl Server {
         let drain_timeout = common.settings.config.drain_timeout.0;
         let deadline = begun + drain_timeout;
         let stop = deadline - CLOSING_TIME.min(drain_timeout / 2);
-        // Peers that were told at once have their two seconds; only calls may
-        // take longer.
+        // Peers that were notified at once have their two seconds; only calls
+        // may take longer.
         let notified_by = (Instant::now() + LINGER).min(stop);
         let notify_all = || {
             for peer in admission.peers() {

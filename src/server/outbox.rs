@@ -159,7 +159,7 @@ impl Outbox {
         self.next().is_empty()
     }
 
-    /// Drops what waits, and gives back what it took.
+    /// Drops what waits, and releases its memory.
     pub(crate) fn clear(&mut self) {
         self.parts.truncate(1);
         if let Some(part) = self.parts.front_mut() {

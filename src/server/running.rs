@@ -1,4 +1,4 @@
-//! Calls that have become slow: what runs now, for whoever looks, and the way
+//! Calls that have become slow: what runs now, for the admin side, and the way
 //! to stop one. A call is listed from its second tick on, or when it waits, so
 //! that the quick ones pay nothing.
 
@@ -31,10 +31,10 @@ pub(crate) struct Running {
     killed: AtomicBool,
     /// Its client has reset the connection.
     reset: AtomicBool,
-    /// Microseconds that it has run, and that it has waited for its turn.
+    /// Microseconds that it has run, and that it has waited for a processor.
     ran: AtomicU64,
     cpu_waited: AtomicU64,
-    /// That of the call, which may wait for its turn.
+    /// That of the call, which may wait for a run permit.
     thread: Thread,
 }
 
@@ -133,8 +133,8 @@ impl RunningCalls {
         self.lock().values().map(row).collect()
     }
 
-    /// Has a call stopped by its next tick, or at once if it waits for its turn;
-    /// false if there is none.
+    /// Has a call stopped by its next tick, or at once if it waits for a run
+    /// permit; false if there is none.
     pub(crate) fn kill(&self, id: u64) -> bool {
         let call = self.lock().get(&id).cloned();
         call.map(|call| {
@@ -153,7 +153,7 @@ impl RunningCalls {
         }
     }
 
-    /// Has all that wait for their turn look whether they shall end.
+    /// Has all calls that wait for a run permit check whether they must end.
     pub(crate) fn wake(&self) {
         self.lock().values().for_each(|call| call.thread.unpark());
     }

@@ -22,7 +22,7 @@ pub struct ServerSettings {
     /// Connections at the same time: no more than memory and the system's open
     /// files allow.
     pub max_connections: usize,
-    /// Of them, those kept for peers who have shown who they are.
+    /// Of them, those reserved for authenticated peers.
     pub reserved: usize,
     /// Further connections that are ending; one more is closed at once.
     pub max_ending: usize,

@@ -1,5 +1,5 @@
 //! The threads that serve. A few of them poll: each takes a connection that
-//! has something to do, serves it, puts it back and looks for the next. None
+//! has something to do, serves it, parks it and looks for the next. None
 //! of them waits for a peer. One that is about to wait for a call, or is in a
 //! long one, has another thread poll in its place, lets the connection go on,
 //! and ends with its call: leaders and followers, with compensation for those
@@ -287,7 +287,7 @@ impl Worker {
             let reply = self.call(&call);
             self.call_finished();
             held = self.held();
-            // Whoever looks may hold it for a moment longer.
+            // A reader may hold it for a moment longer.
             let slow = held.slow.take();
             if slow.is_some() {
                 now = system::now();

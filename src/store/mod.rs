@@ -128,7 +128,7 @@ impl Store {
         &self.health
     }
 
-    /// What it takes. Reads one number for each service. Whoever looks at the
+    /// What it takes. Reads one number for each service. A reader of the
     /// server asks this, so it neither waits for the file to be opened again
     /// nor opens it, which may read all of it.
     ///

@@ -300,7 +300,7 @@ fn read_around(
     Ok(merged(lost))
 }
 
-/// Halves of one range that both came to nothing are one again.
+/// Halves of one range that both failed are one again.
 fn merged(mut gaps: Vec<(Bound<String>, Bound<String>, StoreError)>) -> Vec<Lost> {
     gaps.sort_by(|a, b| text(&a.0).cmp(&text(&b.0)));
     let mut merged: Vec<(Bound<String>, Bound<String>, StoreError)> = Vec::new();

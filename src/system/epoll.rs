@@ -18,7 +18,7 @@ use rustix::{
 use super::Channel;
 use crate::log::Limiter;
 
-/// Most that are told at once.
+/// Most events at once.
 const MOST: usize = 4;
 /// A pause where it fails, so that who tries again does not keep a processor
 /// busy.

@@ -1,4 +1,4 @@
-//! Who is asking, what they may do, and how much of the server they get.
+//! Principals, what they may do, and how much of the server they get.
 
 use std::{
     io::{ErrorKind, Write as _},
@@ -216,7 +216,7 @@ fn an_address_that_fails_too_often_waits() {
 }
 
 #[test]
-fn rates_and_places_are_shared_by_all_connections_of_a_principal() {
+fn rates_and_permits_are_shared_by_all_connections_of_a_principal() {
     let setup = with_tokens(
         setup(),
         "auth = \"required\"\n[principals.default]\nrights = [\"*\"]\n[principals.ann]\nrights = [\"*\"]\nrate = 2\n\
@@ -270,7 +270,7 @@ fn rates_and_places_are_shared_by_all_connections_of_a_principal() {
     });
     waits.request_within("echo.say", "1", 100, "1");
     assert_eq!(waits.message().code(), "SERVICE_UNAVAILABLE");
-    // More of them than there are threads on duty at the poller.
+    // More of them than there are polling workers.
     let mut waiting: Vec<_> = (0..crate::waiting::many())
         .map(|_| connect(&tokens[1]))
         .collect();
@@ -308,7 +308,7 @@ fn rates_and_places_are_shared_by_all_connections_of_a_principal() {
 }
 
 #[test]
-fn the_longest_idle_stranger_makes_room() {
+fn the_longest_idle_unauthenticated_peer_is_evicted() {
     let setup = with_tokens(
         setup(),
         "auth = \"optional\"\nmax_connections = 4\nreserved_connections = 50\n[principals.default]\nrights = [\"*\"]",

@@ -130,7 +130,7 @@ fn the_contract_is_printed_and_written() {
 }
 
 #[test]
-fn inspect_tells_what_a_component_takes_and_needs() {
+fn inspect_prints_what_a_component_takes_and_needs() {
     let (code, said, error) = run(
         &[
             "inspect",
@@ -180,7 +180,7 @@ fn inspect_tells_what_a_component_takes_and_needs() {
 }
 
 #[test]
-fn inspect_tells_what_would_break_callers() {
+fn inspect_prints_what_would_break_callers() {
     let versions = |version: &str| {
         component("guests", &format!("versions@{version}.wasm"))
             .display()

@@ -15,7 +15,7 @@ fn with_loops() -> Setup {
 }
 
 fn until_running(server: &TestServer, calls: usize) {
-    server.until("so many calls run or wait for their turn", |server| {
+    server.until("so many calls run or wait for a processor", |server| {
         server.json("/calls")["calls"].as_array().unwrap().len() == calls
     });
 }

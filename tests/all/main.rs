@@ -34,6 +34,7 @@ mod tls;
 mod untrusted;
 mod waiting;
 mod wire;
+mod words;
 
 use support::{Setup, TestServer};
 

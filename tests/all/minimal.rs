@@ -227,7 +227,7 @@ fn servers_follow_each_other_and_no_call_fails() {
 
 /// With the environment that the image sets.
 #[test]
-fn a_container_serves_nobody_without_authentication_unless_told_to() {
+fn a_container_serves_nobody_without_authentication_unless_set_to() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("admin/deploy/Containerfile");
     let file = fs::read_to_string(file).unwrap();
     let image: Vec<_> = file

@@ -123,21 +123,23 @@ fn a_folder_that_is_not_there_for_a_moment_removes_nothing() {
             .with("services", "calc.wasm")
             .with("services", "echo.wasm"),
     );
-    let trouble = || folder.server.json("/readyz")["servicesFolderError"].clone();
-    assert_eq!(trouble(), Value::Null);
+    let last_error = || folder.server.json("/readyz")["servicesFolderError"].clone();
+    assert_eq!(last_error(), Value::Null);
     let away = folder.services.with_extension("away");
     // A mount point without its file system is empty.
     fs::rename(&folder.services, &away).unwrap();
     fs::create_dir(&folder.services).unwrap();
     let empty = "all its files are gone at once";
     folder.server.until("it is doubted", |_| {
-        trouble().as_str().is_some_and(|said| said.contains(empty))
+        last_error()
+            .as_str()
+            .is_some_and(|said| said.contains(empty))
     });
     assert_eq!(folder.asks("echo.say"), "null");
     let (status, answer) = folder.post("/services/reload", "");
     assert_eq!((status, folder.asks("echo.say")), (500, "null".into()));
     assert!(answer["error"].as_str().unwrap().contains(empty));
-    // Settings of a service would have it loaded anew.
+    // Settings of a service would have it reloaded.
     let file = folder.server.settings_file();
     let settings = fs::read_to_string(&file).unwrap();
     fs::write(&file, settings + "\n[services.echo]\nconcurrency = 3\n").unwrap();
@@ -149,7 +151,7 @@ fn a_folder_that_is_not_there_for_a_moment_removes_nothing() {
     // A network file system that has gone may not even have the folder.
     fs::remove_dir(&folder.services).unwrap();
     folder.server.until("it is missed", |_| {
-        let said = trouble();
+        let said = last_error();
         said.as_str()
             .is_some_and(|said| said.contains("can't be read"))
     });
@@ -157,7 +159,7 @@ fn a_folder_that_is_not_there_for_a_moment_removes_nothing() {
     fs::rename(&away, &folder.services).unwrap();
     folder
         .server
-        .until("it is back", |_| trouble() == Value::Null);
+        .until("it is back", |_| last_error() == Value::Null);
     assert_eq!(folder.asks("echo.say"), "null");
     let calls = |name| folder.row(name).unwrap()["calls"].as_u64().unwrap();
     assert!(calls("echo") >= 5, "its counts go on");
@@ -402,7 +404,7 @@ fn a_rollback_is_shown_and_undone() {
 
 #[test]
 fn a_file_of_the_same_size_time_and_inode_is_seen_to_have_changed() {
-    // By who asks for it, where nobody watches, and by who watches.
+    // By a POST, where nobody watches, and by the watcher.
     for interval in ["0", "50"] {
         let setup = Setup::empty(BINARY).with("services", "calc.wasm");
         let path = setup.services().join("calc.wasm");

@@ -106,7 +106,7 @@ def read(connection):
 
 
 def enter(address, token):
-    """A connection that is let in; strangers may have to be sent away first."""
+    """A connection that is admitted; unauthenticated peers may have to be evicted first."""
     for _ in range(200):
         connection = socket.create_connection(address, timeout=10)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

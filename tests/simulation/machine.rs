@@ -93,7 +93,7 @@ struct Guests {
     /// Requests that have begun.
     begun: std::sync::Mutex<HashSet<String>>,
     /// Places that they queue for.
-    places: std::sync::atomic::AtomicUsize,
+    slots: std::sync::atomic::AtomicUsize,
 }
 
 impl Handle for Guests {
@@ -133,7 +133,7 @@ impl Handle for Guests {
             "slow" => Self::works(&request, amount),
             "queues" => {
                 let stopped = Self::works(&request, amount);
-                self.places.fetch_add(1, SeqCst);
+                self.slots.fetch_add(1, SeqCst);
                 World::here().pass(Duration::ZERO);
                 stopped
             }
@@ -163,8 +163,8 @@ impl Guests {
     /// Takes a place, however long that takes; false if the call is postponed.
     fn take_place(&self, request: &Request<'_>) -> bool {
         let try_take = || {
-            let one_less = |places: usize| places.checked_sub(1);
-            self.places.fetch_update(SeqCst, SeqCst, one_less).is_ok()
+            let one_less = |slots: usize| slots.checked_sub(1);
+            self.slots.fetch_update(SeqCst, SeqCst, one_less).is_ok()
         };
         if try_take() {
             return true;
@@ -209,7 +209,7 @@ struct Client {
     asked: HashMap<String, bool>,
     order: Vec<String>,
     /// With the place in the stream where each ends.
-    close_with: Vec<(usize, String, bool)>,
+    ends: Vec<(usize, String, bool)>,
     sent: usize,
     received: Reassembly,
     answered: HashSet<String>,
@@ -278,7 +278,7 @@ impl Machine {
             memory: Budget::new(random.of(1500..6000)),
         };
         let guests = Arc::<Guests>::default();
-        guests.places.store(random.of(1..3), SeqCst);
+        guests.slots.store(random.of(1..3), SeqCst);
         let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).unwrap();
         let shared = Arc::new(Workers {
             poller: Poller::new(SLOTS, POLLERS).unwrap(),
@@ -418,7 +418,7 @@ impl Machine {
                 unsent: Vec::new(),
                 asked: HashMap::new(),
                 order: Vec::new(),
-                close_with: Vec::new(),
+                ends: Vec::new(),
                 sent: 0,
                 received: Reassembly::new(1 << 20, 64),
                 answered: HashSet::new(),
@@ -476,7 +476,7 @@ impl Machine {
                 client.unsent.extend(chunk);
             }
             let end = client.sent + client.unsent.len();
-            client.close_with.push((end, id, quick));
+            client.ends.push((end, id, quick));
         }
     }
 
@@ -499,10 +499,10 @@ impl Machine {
         }
         let bytes: Vec<u8> = client.unsent.drain(..count).collect();
         client.sent += bytes.len();
-        while let Some((end, _, _)) = client.close_with.first()
+        while let Some((end, _, _)) = client.ends.first()
             && *end <= client.sent
         {
-            let (_, id, quick) = client.close_with.remove(0);
+            let (_, id, quick) = client.ends.remove(0);
             client.asked.insert(id.clone(), quick);
             client.order.push(id);
         }
@@ -729,7 +729,7 @@ impl Client {
                 Some(quick) => *quick,
                 // There was no memory for the rest of it.
                 None => {
-                    assert!(self.close_with.iter().any(|(_, asked, _)| *asked == id));
+                    assert!(self.ends.iter().any(|(_, asked, _)| *asked == id));
                     assert!(String::from_utf8_lossy(payload).contains("nothing ran"));
                     continue;
                 }

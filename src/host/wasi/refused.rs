@@ -64,7 +64,7 @@ fn refuse<T: HasHost>(
     arguments: &[Val],
     results: &mut [Val],
 ) -> wasmtime::Result<()> {
-    // One that was lent has to be given back, or the call ends in a trap.
+    // One that was lent has to be returned, or the call ends in a trap.
     for argument in arguments {
         if let Val::Resource(lent) = argument {
             lent.resource_drop(&mut store)?;

@@ -19,7 +19,7 @@ use crate::{
 const MODULES: u64 = 400;
 const CALLS: usize = 30;
 
-/// What a host function writes to where it is told to put its result.
+/// What a host function writes to where it has to put its result.
 pub(super) const RESULT: usize = 700;
 
 /// Instances that share a memory, that of the first.
@@ -290,7 +290,7 @@ fn check(engine: &Engine, seed: u64, count: &mut Count) {
         };
         if !same {
             count.trapped += 1;
-            // The host gives it up, though what it wrote is put back even so.
+            // The host discards it, though what it wrote is reset even so.
             let bytes = made.1.memory.len();
             if made.0.memory().len() == bytes {
                 made.0.call_all(RESET);

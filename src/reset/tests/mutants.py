@@ -18,7 +18,7 @@ import tempfile
 CRATE = pathlib.Path(__file__).resolve().parents[1]
 ROOT = CRATE.parents[1]
 
-# File, text, what stands in its place. Each text is there once, or the first
+# File, text, what replaces it. Each text is there once, or the first
 # is meant.
 MUTANTS = [
     # A width forgotten.
@@ -48,7 +48,7 @@ MUTANTS = [
     ("elision.rs", "                self.stack.clear();\n                self.marked.clear();", "                self.stack.clear();"),
     ("elision.rs", "            .checked_sub(2)", "            .checked_sub(1)"),
     # What is kept, and what is copied back.
-    ("functions.rs", "        for (place, length) in &self.shape.data {", "        for (place, length) in self.shape.data.iter().skip(1) {"),
+    ("functions.rs", "        for (address, length) in &self.shape.data {", "        for (address, length) in self.shape.data.iter().skip(1) {"),
     ("functions.rs", "            body.global_get(self.kept(index)).global_set(global);", "            if index != 1 {\n                body.global_get(self.kept(index)).global_set(global);\n            }"),
     ("functions.rs", "            .chain(self.pages().map(|pages| (pages, ValType::I32)))", ""),
     ("functions.rs", "            .i32_const(8)\n            .i32_add()", "            .i32_const(16)\n            .i32_add()"),

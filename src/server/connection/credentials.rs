@@ -70,7 +70,7 @@ impl Connection {
             .unwrap_or_default()
     }
 
-    /// The peer has shown who it is.
+    /// The peer has authenticated.
     pub(crate) fn authenticate_as(&mut self, identity: Identity) {
         let (connection, principal) = (self.peer.number(), &*identity.principal.name);
         tracing::debug!(connection, principal, "authenticated");

@@ -293,7 +293,7 @@ impl Connection {
         }
     }
 
-    /// The call at hand has its answer.
+    /// Takes the answer of the current call.
     #[inline]
     pub(crate) fn answered(&mut self, header: Option<&Header<'_>>, outcome: Outcome) {
         let mut unauthorized = false;
@@ -318,11 +318,11 @@ impl Connection {
         self.machine.end_quantum();
     }
 
-    /// Goes on without the call at hand, if so many may be left behind; its
+    /// Goes on without the current call, if so many may be left behind; its
     /// answer comes later. What came before it leaves at once.
     pub(crate) fn leave_call(&mut self) -> bool {
         let most = self.common.settings.config.max_in_flight;
-        // The one at hand counts as well.
+        // The current one counts as well.
         let leaves = self.peer.calls_left() as usize + 1 < most;
         if !self.machine.outbox.is_empty() {
             self.write();
@@ -343,7 +343,7 @@ impl Connection {
             Ok(None) => return,
             Ok(Some(proxied)) => {
                 let address = match proxied {
-                    // It speaks for itself, and is let in as any other peer.
+                    // It speaks for itself, and is admitted as any other peer.
                     Proxied::Balancer => self.peer.address(),
                     Proxied::Peer(address) => address,
                 };
@@ -558,7 +558,7 @@ impl Drop for Connection {
 /// Logs a peer whose address is denied.
 pub(crate) fn log_denied(peer: SocketAddr) {
     static LINES: Limiter = Limiter::audit();
-    if LINES.allows("address not let in") {
-        tracing::warn!(target: AUDIT, security = "address", %peer, "address not let in");
+    if LINES.allows("address denied") {
+        tracing::warn!(target: AUDIT, security = "address", %peer, "address denied");
     }
 }

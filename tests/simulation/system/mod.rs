@@ -71,7 +71,7 @@ impl World {
         let (epolls, clock) = (inner.epolls.clone(), Arc::clone(&inner.clock));
         drop(inner);
         clock.open();
-        epolls.iter().for_each(|events| events.told.open());
+        epolls.iter().for_each(|events| events.gate.open());
     }
 
     /// A guest waits for the clock to move.
@@ -90,9 +90,9 @@ impl World {
         let nothing = |events: &Arc<Events>| {
             let state = events.state.lock().unwrap();
             // A poke is for those who wait.
-            state.ready.is_empty() && (state.wakes == 0 || events.told.resting() == 0)
+            state.ready.is_empty() && (state.wakes == 0 || events.gate.resting() == 0)
         };
-        let polling: usize = epolls.iter().map(|events| events.told.resting()).sum();
+        let polling: usize = epolls.iter().map(|events| events.gate.resting()).sum();
         threads == resting + polling && epolls.iter().all(nothing)
     }
 
@@ -133,7 +133,7 @@ struct Ends {
     room: usize,
     /// The server says nothing more.
     pub outbound_over: bool,
-    /// The server has found no room: it is told once there is some.
+    /// The server could not write: it gets an event once it can.
     wants_room: bool,
     /// The server has closed it.
     closed: bool,
@@ -152,22 +152,22 @@ impl Wire {
     }
 
     fn change(&self, change: impl FnOnce(&mut Ends) -> bool) {
-        let mut close_with = self.inner.lock().unwrap();
-        let events = change(&mut close_with);
-        let ready = close_with.watched.clone().filter(|_| events);
-        let ready = ready.map(|(events, slot)| (events, close_with.ready(slot)));
+        let mut ends = self.inner.lock().unwrap();
+        let events = change(&mut ends);
+        let ready = ends.watched.clone().filter(|_| events);
+        let ready = ready.map(|(events, slot)| (events, ends.ready(slot)));
         // Nobody waits for this lock while others go on.
-        drop(close_with);
+        drop(ends);
         if let Some((events, ready)) = ready {
-            events.tell(ready);
+            events.deliver(ready);
         }
     }
 
     /// The client sends.
     pub fn send(&self, bytes: &[u8]) {
-        self.change(|close_with| {
-            if !close_with.closed {
-                close_with.inbound.extend(bytes);
+        self.change(|ends| {
+            if !ends.closed {
+                ends.inbound.extend(bytes);
             }
             true
         });
@@ -175,18 +175,18 @@ impl Wire {
 
     /// The client says nothing more.
     pub fn shut(&self) {
-        self.change(|close_with| {
-            close_with.inbound_over = true;
+        self.change(|ends| {
+            ends.inbound_over = true;
             true
         });
     }
 
     /// The client is gone.
     pub fn reset(&self) {
-        self.change(|close_with| {
-            close_with.reset = true;
-            close_with.inbound.clear();
-            close_with.outbound.clear();
+        self.change(|ends| {
+            ends.reset = true;
+            ends.inbound.clear();
+            ends.outbound.clear();
             true
         });
     }
@@ -194,18 +194,18 @@ impl Wire {
     /// The client takes at most so many bytes.
     pub fn take(&self, most: usize) -> Vec<u8> {
         let mut taken = Vec::new();
-        self.change(|close_with| {
-            let count = most.min(close_with.outbound.len());
-            taken.extend(close_with.outbound.drain(..count));
-            count > 0 && std::mem::take(&mut close_with.wants_room)
+        self.change(|ends| {
+            let count = most.min(ends.outbound.len());
+            taken.extend(ends.outbound.drain(..count));
+            count > 0 && std::mem::take(&mut ends.wants_room)
         });
         taken
     }
 
     /// Whether the server has ended it, and all that it said was taken.
     pub fn is_over(&self) -> bool {
-        let close_with = self.inner.lock().unwrap();
-        (close_with.outbound_over || close_with.closed) && close_with.outbound.is_empty()
+        let ends = self.inner.lock().unwrap();
+        (ends.outbound_over || ends.closed) && ends.outbound.is_empty()
     }
 
     /// Bytes that the server has not read.
@@ -215,10 +215,10 @@ impl Wire {
 
     /// Bytes that the server has not read, or an end that it has not seen.
     pub fn is_unread(&self) -> bool {
-        let close_with = self.inner.lock().unwrap();
-        !close_with.closed
-            && !close_with.outbound_over
-            && (!close_with.inbound.is_empty() || close_with.inbound_over || close_with.reset)
+        let ends = self.inner.lock().unwrap();
+        !ends.closed
+            && !ends.outbound_over
+            && (!ends.inbound.is_empty() || ends.inbound_over || ends.reset)
     }
 }
 
@@ -265,19 +265,19 @@ impl Channel {
 
     pub fn read(&mut self, buf: &mut [u8]) -> io::Result<Received> {
         thread::yield_now();
-        let mut close_with = self.0.inner.lock().unwrap();
-        if close_with.reset {
+        let mut ends = self.0.inner.lock().unwrap();
+        if ends.reset {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
-        let count = buf.len().min(close_with.inbound.len());
+        let count = buf.len().min(ends.inbound.len());
         if count > 0 {
-            for (place, byte) in buf.iter_mut().zip(close_with.inbound.drain(..count)) {
+            for (place, byte) in buf.iter_mut().zip(ends.inbound.drain(..count)) {
                 *place = byte;
             }
             let more = count == buf.len();
             return Ok(Received::Bytes { count, more });
         }
-        Ok(if close_with.inbound_over {
+        Ok(if ends.inbound_over {
             Received::End
         } else {
             Received::Nothing
@@ -286,15 +286,13 @@ impl Channel {
 
     pub fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         thread::yield_now();
-        let mut close_with = self.0.inner.lock().unwrap();
-        if close_with.reset {
+        let mut ends = self.0.inner.lock().unwrap();
+        if ends.reset {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let count = buf
-            .len()
-            .min(close_with.room.saturating_sub(close_with.outbound.len()));
-        close_with.wants_room |= count < buf.len();
-        close_with.outbound.extend_from_slice(&buf[..count]);
+        let count = buf.len().min(ends.room.saturating_sub(ends.outbound.len()));
+        ends.wants_room |= count < buf.len();
+        ends.outbound.extend_from_slice(&buf[..count]);
         Ok(count)
     }
 
@@ -309,8 +307,8 @@ impl Channel {
     /// The clock stands, so nothing comes while others do nothing.
     pub fn wait(&self, _: Duration) -> bool {
         thread::yield_now();
-        let close_with = self.0.inner.lock().unwrap();
-        !close_with.inbound.is_empty() || close_with.inbound_over || close_with.reset
+        let ends = self.0.inner.lock().unwrap();
+        !ends.inbound.is_empty() || ends.inbound_over || ends.reset
     }
 
     pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
@@ -337,11 +335,11 @@ pub struct Ready {
     pub ended: bool,
 }
 
-/// What is told of sockets.
+/// Events of sockets.
 #[derive(Default)]
 struct Events {
     state: std::sync::Mutex<EventState>,
-    told: Gate,
+    gate: Gate,
 }
 
 #[derive(Default)]
@@ -399,14 +397,14 @@ impl Gate {
 }
 
 impl Events {
-    fn tell(&self, ready: Ready) {
+    fn deliver(&self, ready: Ready) {
         {
             let mut state = self.state.lock().unwrap();
-            // What is told twice before somebody looks is told once.
-            state.ready.retain(|told| told.slot != ready.slot);
+            // Two events before somebody looks are one.
+            state.ready.retain(|events| events.slot != ready.slot);
             state.ready.push_back(ready);
         }
-        self.told.open();
+        self.gate.open();
     }
 }
 
@@ -422,11 +420,11 @@ impl Epoll {
     }
 
     pub fn add(&self, channel: &Channel, slot: usize) -> io::Result<()> {
-        let mut close_with = channel.0.inner.lock().unwrap();
-        close_with.watched = Some((Arc::clone(&self.0), slot));
-        let ready = close_with.ready(slot);
-        drop(close_with);
-        self.0.tell(ready);
+        let mut ends = channel.0.inner.lock().unwrap();
+        ends.watched = Some((Arc::clone(&self.0), slot));
+        let ready = ends.ready(slot);
+        drop(ends);
+        self.0.deliver(ready);
         Ok(())
     }
 
@@ -439,7 +437,7 @@ impl Epoll {
         let until = world.now() + timeout;
         thread::yield_now();
         loop {
-            let turn = self.0.told.turn();
+            let turn = self.0.gate.turn();
             {
                 let mut state = self.0.state.lock().unwrap();
                 let woken = std::mem::take(&mut state.wakes) > 0;
@@ -452,13 +450,13 @@ impl Epoll {
             if world.now() >= until {
                 return;
             }
-            self.0.told.wait(turn);
+            self.0.gate.wait(turn);
         }
     }
 
     pub fn wake(&self) {
         self.0.state.lock().unwrap().wakes += 1;
-        self.0.told.open();
+        self.0.gate.open();
     }
 }
 
