@@ -72,7 +72,7 @@ function heard(event) {
 }
 
 function announce(word) {
-  const words = { ready: 'ready', draining: 'draining', gone: 'gone; it is asked again', asking: 'asking …' };
+  const words = { ready: 'ready', draining: 'draining', gone: 'unreachable; trying again', asking: 'asking …' };
   if (health.dataset.state === word) return;
   health.dataset.state = word;
   health.textContent = words[word];
@@ -104,7 +104,7 @@ async function overview() {
       tile('Requests a second', amount(last('requests')), series('requests')),
       tile('Errors a second', amount(last('errors')), series('errors')),
       tile('Connections', totals ? `${totals.connections} of ${totals.maxConnections}` : '–', series('connections')),
-      tile('Memory of what grows', totals ? `${bytes(totals.memory)} of ${bytes(totals.maxMemory)}` : '–', series('memory')),
+      tile('Shared memory', totals ? `${bytes(totals.memory)} of ${bytes(totals.maxMemory)}` : '–', series('memory')),
       tile('Bytes a second', bytes(Math.round(last('bytes'))), series('bytes')),
       tile('Slowest service, p99', worst ? duration(worst) : '–'),
       tile('Calls that run', state.calls.length),
@@ -117,12 +117,12 @@ async function overview() {
 }
 
 function serviceTable(services) {
-  return table('services, and files that are none',
+  return table('services, and files that failed to load',
     [{ title: 'service' }, { title: 'version' }, { title: 'state' }, { title: 'calls', number: true }, { title: 'failures', number: true }, { title: 'errors', number: true }, { title: 'p50', number: true }, { title: 'p99', number: true }, { title: 'processor time', number: true }, { title: 'bytes in', number: true }, { title: 'bytes out', number: true }, { title: 'host calls', number: true }, { title: 'most memory', number: true }, { title: 'what is wrong', wide: true }],
     services.map((row) => ({
       bad: Boolean(row.error),
       cells: [row.state === 'failed' ? row.name : h('a', { href: `#/services/${encodeURIComponent(row.name)}` }, row.name), row.version ?? '–', row.state, row.calls, row.failures, row.errors, duration(row.latency?.p50Ms), duration(row.latency?.p99Ms), duration((row.cpuSeconds ?? 0) * 1000), bytes(row.bytesIn ?? 0), bytes(row.bytesOut ?? 0), row.hostCalls, bytes(row.peakMemory ?? 0), row.error ?? ''],
-    })), 'None; put a component into the services folder.');
+    })), 'None. Copy a component into the services folder.');
 }
 
 async function connections() {
@@ -136,7 +136,7 @@ async function connections() {
     table(`${rows.length} shown`, [{ title: 'id' }, { title: 'peer' }, { title: 'principal' }, { title: 'state' }, { title: 'messages in', number: true }, { title: 'in flight', number: true }, { title: 'bytes in', number: true }, { title: 'bytes out', number: true }, { title: 'errors', number: true }, { title: 'since' }, { title: '' }],
       rows.map((row) => ({
         cells: [row.id, row.peer, row.principal ?? '–', row.state, row.messagesIn, row.inFlight, bytes(row.bytesIn), bytes(row.bytesOut), row.errors, row.since, button('Close', `Close connection ${row.id}`, () => change('DELETE', `/connections/${row.id}`))],
-      })), 'Nobody is connected.'),
+      })), 'No connections.'),
   ];
 }
 
@@ -152,7 +152,7 @@ async function calls() {
 }
 
 function running(calls) {
-  return table('that take longer than a millisecond or two', [{ title: 'id' }, { title: 'topic' }, { title: 'request' }, { title: 'principal' }, { title: 'connection' }, { title: 'state' }, { title: 'age', number: true }, { title: 'ran', number: true }, { title: 'time left', number: true }, { title: '' }],
+  return table('running longer than a millisecond or two', [{ title: 'id' }, { title: 'topic' }, { title: 'request' }, { title: 'principal' }, { title: 'connection' }, { title: 'state' }, { title: 'age', number: true }, { title: 'ran', number: true }, { title: 'time left', number: true }, { title: '' }],
     calls.map((call) => ({
       cells: [call.id, call.topic, request(call.requestId), call.principal ?? '–', call.connection, call.killed ? 'being stopped' : call.state, duration(call.ageMs), duration(call.ranMs), duration(call.remainingMs), button('Stop', `Stop call ${call.id}`, () => change('DELETE', `/calls/${call.id}`))],
     })), 'None just now.');

@@ -48,7 +48,7 @@ impl fmt::Display for OpenToOthers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "others than this user and root can change {}: chown and chmod go-w it, or name another place",
+            "others than this user and root can change {}: chown and chmod go-w it, or name another path",
             self.0.display()
         )
     }

@@ -1,7 +1,7 @@
-//! Who is asking, and what they may do: principals, tokens, rights, rates,
+//! Principals, and what they may do: principals, tokens, rights, rates,
 //! and a bound on how often one may guess.
 
-mod guesses;
+mod throttle;
 pub mod tokens;
 
 use std::{
@@ -19,8 +19,8 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-pub use guesses::Failure;
-use guesses::Guesses;
+use throttle::AuthThrottle;
+pub use throttle::Failure;
 use tokens::{Tokens, TokensError};
 
 use crate::{
@@ -33,8 +33,7 @@ use crate::{
     log::{AUDIT, Limiter},
 };
 
-/// Principals that are remembered at the same time; those that nobody uses
-/// make room.
+/// Principals that are remembered at the same time; unused ones are displaced.
 const MAX_PRINCIPALS: usize = 10_000;
 
 /// Somebody who may ask, over all their connections.
@@ -52,8 +51,8 @@ pub struct Principal {
 
 /// What a listener asks of its peers.
 #[derive(Debug, Clone)]
-pub struct Terms {
-    /// Whether they have to say who they are.
+pub struct ListenerPolicy {
+    /// Whether they must authenticate.
     pub auth: Auth,
     /// The most that anybody may call; none for everything.
     pub rights: Option<Arc<[Right]>>,
@@ -62,7 +61,7 @@ pub struct Terms {
 }
 
 /// Who is at the other end of a connection, as far as it is known. Replaced
-/// as a whole when they show who they are, and by [`Access::current`] when the
+/// as a whole when they authenticate, and by [`Access::current`] when the
 /// settings of principals have changed.
 #[derive(Debug, Clone)]
 pub struct Identity {
@@ -72,10 +71,10 @@ pub struct Identity {
     pub principal: Arc<Principal>,
     /// Of a token, instead of the principal's.
     rights: Option<Arc<[Right]>>,
-    terms: Arc<Terms>,
+    policy: Arc<ListenerPolicy>,
     token: Option<Arc<tokens::Token>>,
     /// Their certificate is not valid any more.
-    is_ended: bool,
+    certificate_invalid: bool,
     /// Of the settings that rights and rates are from.
     generation: u64,
     /// The right to everything.
@@ -104,7 +103,7 @@ pub struct Access {
     tokens: ArcSwap<Tokens>,
     settings: ArcSwap<Principals>,
     principals: Mutex<HashMap<String, Arc<Principal>>>,
-    guesses: Guesses,
+    throttle: AuthThrottle,
     everything: ArcSwap<Principal>,
 }
 
@@ -126,7 +125,7 @@ impl Access {
             everything: ArcSwap::from_pointee(everything(&settings)),
             settings: ArcSwap::from_pointee(settings),
             principals: Mutex::default(),
-            guesses: Guesses::new(failures_per_minute),
+            throttle: AuthThrottle::new(failures_per_minute),
         }))
     }
 
@@ -169,10 +168,10 @@ impl Access {
         // Read first: what changes meanwhile is found the next time.
         let generation = self.generation.load(Acquire);
         (generation != identity.generation).then(|| {
-            let principal = if identity.is_known() {
+            let principal = if identity.is_authenticated() {
                 self.principal(&identity.principal.name)
             } else {
-                self.of_strangers(identity.terms.auth)
+                self.of_unauthenticated(identity.policy.auth)
             };
             Identity {
                 principal,
@@ -182,7 +181,7 @@ impl Access {
         })
     }
 
-    fn of_strangers(&self, auth: Auth) -> Arc<Principal> {
+    fn of_unauthenticated(&self, auth: Auth) -> Arc<Principal> {
         match auth {
             Auth::None => self.everything.load_full(),
             Auth::Optional | Auth::Required => self.principal(ANONYMOUS),
@@ -197,15 +196,15 @@ impl Access {
 
     /// Whoever has just connected.
     #[must_use]
-    pub fn stranger(
+    pub fn unauthenticated(
         &self,
         connection_id: String,
         address: IpAddr,
         encrypted: bool,
-        terms: &Arc<Terms>,
+        policy: &Arc<ListenerPolicy>,
     ) -> Identity {
         let generation = self.generation.load(Acquire);
-        let principal = self.of_strangers(terms.auth);
+        let principal = self.of_unauthenticated(policy.auth);
         let caller = Arc::new(Caller {
             connection_id,
             principal: None,
@@ -216,9 +215,9 @@ impl Access {
             caller,
             principal,
             rights: None,
-            terms: Arc::clone(terms),
+            policy: Arc::clone(policy),
             token: None,
-            is_ended: false,
+            certificate_invalid: false,
             generation,
             everything,
             address,
@@ -236,8 +235,8 @@ impl Access {
     /// Whether an address has failed too often in one way; when there will be
     /// another chance.
     #[must_use]
-    pub fn is_shut_out(&self, address: IpAddr, way: Failure) -> Option<Duration> {
-        self.guesses.wait(address, way, Instant::now())
+    pub fn throttled_for(&self, address: IpAddr, way: Failure) -> Option<Duration> {
+        self.throttle.wait(address, way, Instant::now())
     }
 
     /// Whether an address has failed too often in any way.
@@ -245,7 +244,7 @@ impl Access {
     pub fn is_throttled(&self, address: IpAddr) -> bool {
         [Failure::NoToken, Failure::WrongToken, Failure::Certificate]
             .into_iter()
-            .any(|way| self.is_shut_out(address, way).is_some())
+            .any(|way| self.throttled_for(address, way).is_some())
     }
 
     /// The same peer under the principal of its token.
@@ -253,7 +252,7 @@ impl Access {
     /// # Errors
     /// Why not. A wrong token counts as a failure of its address.
     pub fn authenticate(&self, identity: &Identity, token: &str) -> Result<Identity, Denied> {
-        if let Some(wait) = self.is_shut_out(identity.address, Failure::WrongToken) {
+        if let Some(wait) = self.throttled_for(identity.address, Failure::WrongToken) {
             log_refusal(identity, "too many failures");
             return Err(Denied::TooMany(wait));
         }
@@ -280,11 +279,11 @@ impl Access {
         }
     }
 
-    /// Why a peer that has to say who it is may not go on without a token,
+    /// Why a peer that must authenticate may not go on without a token,
     /// which counts as a failure of its address.
     #[must_use]
     pub fn without_token(&self, identity: &Identity) -> Denied {
-        if let Some(wait) = self.is_shut_out(identity.address, Failure::NoToken) {
+        if let Some(wait) = self.throttled_for(identity.address, Failure::NoToken) {
             log_refusal(identity, "too many failures");
             return Denied::TooMany(wait);
         }
@@ -292,9 +291,9 @@ impl Access {
         Denied::NoToken
     }
 
-    /// Somebody failed to show who they are: counted against their address.
+    /// Counts a failure to authenticate against the peer's address.
     pub fn failed(&self, identity: &Identity, way: Failure) {
-        self.guesses.failed(identity.address, way, Instant::now());
+        self.throttle.failed(identity.address, way, Instant::now());
         let reason = match way {
             Failure::NoToken => "no token",
             Failure::WrongToken => "wrong token",
@@ -321,7 +320,7 @@ impl Access {
             name: name.to_owned(),
             rights: settings.rights.into(),
             rate: Rate::per_second(settings.rate),
-            calls: places(settings.concurrency),
+            calls: semaphore(settings.concurrency),
         });
         principals.insert(name.to_owned(), Arc::clone(&principal));
         principal
@@ -357,18 +356,18 @@ fn log_login(identity: &Identity, by: &str) {
     }
 }
 
-/// Of those who are not asked who they are.
+/// Of peers that are not authenticated.
 fn everything(settings: &Principals) -> Principal {
     let own = settings.get(ANONYMOUS);
     Principal {
         name: ANONYMOUS.into(),
         rights: [Right::everything()].into(),
         rate: own.and_then(|own| Rate::per_second(own.rate)),
-        calls: own.and_then(|own| places(own.concurrency)),
+        calls: own.and_then(|own| semaphore(own.concurrency)),
     }
 }
 
-fn places(concurrency: usize) -> Option<Arc<Budget>> {
+fn semaphore(concurrency: usize) -> Option<Arc<Budget>> {
     (concurrency > 0).then(|| Budget::new(concurrency))
 }
 
@@ -392,31 +391,31 @@ impl Identity {
         }
     }
 
-    /// Whether they have shown who they are.
+    /// Whether the peer has authenticated.
     #[must_use]
-    pub fn is_known(&self) -> bool {
+    pub fn is_authenticated(&self) -> bool {
         self.caller.principal.is_some()
     }
 
-    /// Whether they have to say who they are before anything else.
+    /// Whether the peer must authenticate before anything else.
     #[must_use]
-    pub fn must_say(&self) -> bool {
-        self.terms.auth == Auth::Required && !self.is_known()
+    pub fn must_authenticate(&self) -> bool {
+        self.policy.auth == Auth::Required && !self.is_authenticated()
     }
 
     /// Whether their token has expired or was revoked since they showed it,
     /// or their certificate.
     #[must_use]
-    pub fn has_ended(&self) -> bool {
-        let token_ended = |token: &Arc<tokens::Token>| token.has_ended(Instant::now());
-        self.is_ended || self.token.as_ref().is_some_and(token_ended)
+    pub fn is_invalid(&self) -> bool {
+        let token_invalid = |token: &Arc<tokens::Token>| token.is_invalid(Instant::now());
+        self.certificate_invalid || self.token.as_ref().is_some_and(token_invalid)
     }
 
     /// The same peer, whose certificate is not valid any more.
     #[must_use]
-    pub fn ended(&self) -> Self {
+    pub fn with_invalid_certificate(&self) -> Self {
         Self {
-            is_ended: true,
+            certificate_invalid: true,
             ..self.clone()
         }
     }
@@ -425,21 +424,21 @@ impl Identity {
     #[must_use]
     pub fn may_call(&self, topic: &str, version: [u64; 3]) -> bool {
         let allow = |rights: &[Right]| rights.iter().any(|right| right.covers(topic, version));
-        allow(self.rights()) && self.terms.rights.as_deref().is_none_or(allow)
+        allow(self.rights()) && self.policy.rights.as_deref().is_none_or(allow)
     }
 
     /// Whether they may call anything of a service.
     #[must_use]
     pub fn may_see(&self, service: &str) -> bool {
         let allow = |rights: &[Right]| rights.iter().any(|right| right.concerns(service));
-        allow(self.rights()) && self.terms.rights.as_deref().is_none_or(allow)
+        allow(self.rights()) && self.policy.rights.as_deref().is_none_or(allow)
     }
 
     fn rights(&self) -> &[Right] {
         match &self.rights {
             Some(rights) => rights,
             // Where nobody is asked, a name alone takes nothing away.
-            None if self.terms.auth == Auth::None && self.principal.rights.is_empty() => {
+            None if self.policy.auth == Auth::None && self.principal.rights.is_empty() => {
                 &self.everything
             }
             None => &self.principal.rights,
@@ -447,7 +446,7 @@ impl Identity {
     }
 
     fn may_show_token(&self) -> bool {
-        self.caller.encrypted || self.address.is_loopback() || self.terms.allow_unsecure
+        self.caller.encrypted || self.address.is_loopback() || self.policy.allow_unsecure
     }
 }
 
@@ -483,8 +482,8 @@ mod tests {
         Access::new(settings, dir.join("tokens.json"), 3).unwrap()
     }
 
-    fn terms(auth: Auth, cap: Option<&[&str]>) -> Arc<Terms> {
-        Arc::new(Terms {
+    fn policy(auth: Auth, cap: Option<&[&str]>) -> Arc<ListenerPolicy> {
+        Arc::new(ListenerPolicy {
             auth,
             rights: cap.map(|cap| rights(cap).into()),
             allow_unsecure: false,
@@ -497,8 +496,11 @@ mod tests {
         let access = access(dir.path());
         let local: IpAddr = "127.0.0.1".parse().unwrap();
         let identity = |auth, cap: Option<&[&str]>, name: Option<&str>| {
-            let stranger = access.stranger("1".into(), local, true, &terms(auth, cap));
-            name.map_or(stranger.clone(), |name| access.certified(&stranger, name))
+            let unauthenticated =
+                access.unauthenticated("1".into(), local, true, &policy(auth, cap));
+            name.map_or(unauthenticated.clone(), |name| {
+                access.certified(&unauthenticated, name)
+            })
         };
         let v1 = [1, 0, 0];
         let v2 = [2, 0, 0];
@@ -535,8 +537,8 @@ mod tests {
             &identity(Auth::Required, Some(&["math.add@2"]), Some("ann")),
             [false, true, false, false, false],
         );
-        assert!(identity(Auth::Required, None, None).must_say());
-        assert!(!identity(Auth::Required, None, Some("ann")).must_say());
+        assert!(identity(Auth::Required, None, None).must_authenticate());
+        assert!(!identity(Auth::Required, None, Some("ann")).must_authenticate());
         let ann = identity(Auth::Required, None, Some("ann"));
         assert!(
             ann.may_see("math")
@@ -553,35 +555,36 @@ mod tests {
         let (id, token) = tokens::create(&file, "ann", None, Some(rights(&["math.add"]))).unwrap();
         let access = access(dir.path());
         let peer: IpAddr = "192.0.2.1".parse().unwrap();
-        let plain = access.stranger("1".into(), peer, false, &terms(Auth::Required, None));
+        let plain = access.unauthenticated("1".into(), peer, false, &policy(Auth::Required, None));
         assert_eq!(
             access.authenticate(&plain, &token).unwrap_err(),
             Denied::Exposed
         );
-        let stranger = access.stranger("2".into(), peer, true, &terms(Auth::Required, None));
-        let ann = access.authenticate(&stranger, &token).unwrap();
+        let unauthenticated =
+            access.unauthenticated("2".into(), peer, true, &policy(Auth::Required, None));
+        let ann = access.authenticate(&unauthenticated, &token).unwrap();
         assert_eq!(ann.caller.principal.as_deref(), Some("ann"));
         assert!(
             ann.may_call("math.add", [1, 0, 0]) && !ann.may_call("math.sub", [1, 0, 0]),
             "the token's rights"
         );
-        assert!(!ann.has_ended());
+        assert!(!ann.is_invalid());
         tokens::revoke(&file, &id).unwrap();
         assert_eq!(access.reload().unwrap(), 0);
-        assert!(ann.has_ended());
+        assert!(ann.is_invalid());
         for _ in 0..3 {
             assert_eq!(
-                access.authenticate(&stranger, &token).unwrap_err(),
+                access.authenticate(&unauthenticated, &token).unwrap_err(),
                 Denied::Token
             );
         }
         assert!(matches!(
-            access.authenticate(&stranger, &token),
+            access.authenticate(&unauthenticated, &token),
             Err(Denied::TooMany(_))
         ));
         assert!(
-            access.is_shut_out(peer, Failure::WrongToken).is_some()
-                && access.is_shut_out(peer, Failure::NoToken).is_none()
+            access.throttled_for(peer, Failure::WrongToken).is_some()
+                && access.throttled_for(peer, Failure::NoToken).is_none()
                 && access.is_throttled(peer)
                 && !access.is_throttled("192.0.2.2".parse().unwrap())
         );
@@ -592,9 +595,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let access = access(dir.path());
         let local: IpAddr = "127.0.0.1".parse().unwrap();
-        let stranger = access.stranger("1".into(), local, true, &terms(Auth::Optional, None));
-        let ann = access.certified(&stranger, "ann");
-        assert!(access.current(&ann).is_none() && access.current(&stranger).is_none());
+        let unauthenticated =
+            access.unauthenticated("1".into(), local, true, &policy(Auth::Optional, None));
+        let ann = access.certified(&unauthenticated, "ann");
+        assert!(access.current(&ann).is_none() && access.current(&unauthenticated).is_none());
         let mut settings = Principals::clone(&access.settings.load());
         settings.get_mut("ann").unwrap().rights = rights(&["math.add"]);
         access.set_principals(settings);
@@ -603,12 +607,12 @@ mod tests {
             ann.may_call("math.add", [1, 0, 0]) && !ann.may_call("orders.create", [1, 0, 0]),
             "{ann:?}"
         );
-        let same = access.current(&stranger).unwrap();
+        let same = access.current(&unauthenticated).unwrap();
         assert!(
-            Arc::ptr_eq(&same.principal, &stranger.principal),
+            Arc::ptr_eq(&same.principal, &unauthenticated.principal),
             "what has not changed goes on counting"
         );
         assert!(access.current(&ann).is_none() && access.current(&same).is_none());
-        assert!(!ann.has_ended() && ann.ended().has_ended());
+        assert!(!ann.is_invalid() && ann.with_invalid_certificate().is_invalid());
     }
 }

@@ -180,7 +180,7 @@ impl Token {
         self.expires.is_none_or(|expires| now < expires) && !self.revoked.load(Relaxed)
     }
 
-    pub(super) fn has_ended(&self, now: Instant) -> bool {
+    pub(super) fn is_invalid(&self, now: Instant) -> bool {
         self.revoked.load(Relaxed) || self.expires_at.is_some_and(|at| now >= at)
     }
 }
@@ -354,7 +354,7 @@ mod tests {
             ann.principal == "ann"
                 && ann.holds(now)
                 && !ann.holds(soon)
-                && !ann.has_ended(Instant::now())
+                && !ann.is_invalid(Instant::now())
         );
         assert!(!tokens.find(&other).unwrap().holds(now), "it has expired");
         assert!(tokens.find(&token[..40]).is_none() && tokens.find("").is_none());
@@ -366,7 +366,7 @@ mod tests {
                 .contains("no token")
         );
         let fewer = Tokens::load(&file).unwrap().replacing(&tokens);
-        assert!(ann.has_ended(Instant::now()) && fewer.find(&token).is_none());
+        assert!(ann.is_invalid(Instant::now()) && fewer.find(&token).is_none());
         assert!(
             Arc::ptr_eq(tokens.find(&other).unwrap(), fewer.find(&other).unwrap()),
             "connections hold it"

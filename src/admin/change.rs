@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, JSON_UTF8, Page, front::Request, pages::decode, routes::Route, shown, token};
+use super::{Admin, JSON_UTF8, Page, gateway::Request, pages::decode, routes::Route, shown, token};
 use crate::log::{AUDIT, Limiter};
 
 /// How long an action that is tried may take, in milliseconds, if nobody says.
@@ -108,7 +108,7 @@ impl Admin {
         let Some(token) = &self.token else {
             return Err(refuse(
                 403,
-                "changing is switched off, because there is no token; the log says why",
+                "changes are switched off, because there is no token; the log says why",
             ));
         };
         let bearer = request.header("Authorization");
@@ -124,7 +124,7 @@ impl Admin {
                 peer = request.peer,
                 method = request.method,
                 path = shown(&request.url),
-                "a change was asked for without the token"
+                "a change was requested without the token"
             );
         }
         let error = "this takes the header Authorization: Bearer TOKEN; the token is in state_dir/admin.token";
@@ -171,7 +171,7 @@ impl Admin {
             .unwrap_or_default();
         let done = |done: &str| (200, JSON_UTF8, json!({"done": done}).to_string());
         let result = |result: Result<String, String>| match result {
-            Ok(said) => done(&said),
+            Ok(message) => done(&message),
             Err(error) => refuse(409, &error),
         };
         let version = body.version.as_deref();
@@ -216,7 +216,7 @@ impl Admin {
             }
             ("POST", "/drain") => {
                 self.commands.drain();
-                done("the server ends in order")
+                done("the server drains")
             }
             ("DELETE", "/calls/{id}") => match number().is_some_and(|id| self.commands.kill(id)) {
                 true => done("it is stopped by its next tick"),

@@ -19,7 +19,7 @@ const MAX_LINES: usize = 100;
 impl Admin {
     /// Writes an event each second, until a write fails; the head alone where
     /// that is all that is asked for.
-    pub(super) fn speak(&self, out: &mut dyn Write, head_only: bool) -> io::Result<()> {
+    pub(super) fn write_events(&self, out: &mut dyn Write, head_only: bool) -> io::Result<()> {
         out.write_all(
             b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/event-stream\r\n\
               Cache-Control: no-store\r\nX-Accel-Buffering: no\r\nX-Content-Type-Options: nosniff\r\n\r\n",

@@ -51,12 +51,12 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     text.gauge("mb_threads", "Threads that serve connections.", *threads);
     text.gauge(
         "mb_memory_bytes",
-        "Memory taken by what grows: services, large messages and answers.",
+        "Shared memory in use by services, large messages and answers.",
         *memory,
     );
     text.gauge(
         "mb_memory_max_bytes",
-        "Memory that there is for what grows.",
+        "Size of the shared memory.",
         *max_memory,
     );
     text.counter(
@@ -66,7 +66,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     );
     text.counter(
         "mb_connections_refused_total",
-        "Connections told SERVER_BUSY.",
+        "Connections refused with SERVER_BUSY.",
         *refused,
     );
     text.counter(
@@ -86,7 +86,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     );
     text.counter(
         "mb_publish_failures_total",
-        "Failures of PUBLISH that nobody was told of.",
+        "Failed PUBLISH messages that no client was notified of.",
         *publish_failures,
     );
     text.counter(
@@ -97,7 +97,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     text.gauge("mb_calls_running", "Long calls that run.", *calls_running);
     text.gauge(
         "mb_calls_waiting_to_run",
-        "Long calls that wait for their turn to run.",
+        "Long calls that wait for a processor.",
         *calls_waiting,
     );
     let name = "mb_principal_cpu_seconds_total";
@@ -108,23 +108,23 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     text.usages(&snapshot.principals);
     text.counter(
         "mb_connections_denied_total",
-        "Peers from an address that is not let in.",
+        "Connections from an address that is denied.",
         *denied,
     );
     text.counter(
         "mb_connections_evicted_total",
-        "Strangers sent away to make room for others.",
+        "Unauthenticated connections evicted to free capacity for others.",
         *evicted,
     );
     for (name, help, counts) in [
         (
             "mb_handshake_failures_total",
-            "Handshakes that came to nothing, by reason.",
+            "Failed handshakes, by reason.",
             handshake_failures,
         ),
         (
             "mb_auth_failures_total",
-            "Peers that failed to show who they are, by reason.",
+            "Peers that failed to authenticate, by reason.",
             auth_failures,
         ),
     ] {
@@ -329,8 +329,8 @@ impl Text {
                 |row| row.errors,
             ),
             (
-                "mb_instances_made_total",
-                "Instances that were made for calls.",
+                "mb_instances_created_total",
+                "Instances created for calls.",
                 |row| row.instances,
             ),
             (
@@ -345,7 +345,7 @@ impl Text {
             ),
             (
                 "mb_reset_defects_total",
-                "Verified resets that did not give what a fresh instance is.",
+                "Verified resets that did not give the initial state.",
                 |row| row.reset_defects,
             ),
         ];
@@ -398,7 +398,7 @@ impl Text {
         let name = "mb_call_duration_seconds";
         self.head(
             name,
-            "How long calls took, from waiting for their turn to their answer, by outcome.",
+            "Duration of calls, waiting for a permit included, by outcome.",
             "histogram",
         );
         for row in services {
@@ -415,7 +415,7 @@ impl Text {
         let name = "mb_call_wait_seconds";
         self.head(
             name,
-            "The part of it before they ran: turn, place, memory, instance.",
+            "The part of it before they ran: permit, slot, memory, instance.",
             "histogram",
         );
         for row in services {

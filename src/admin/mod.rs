@@ -1,10 +1,10 @@
-//! The admin endpoint: HTTP on threads of its own (`front`). It sees copies
+//! The admin endpoint: HTTP on threads of its own (`gateway`). It sees copies
 //! and holds no lock of the wire side.
 
 mod assets;
 mod change;
 mod events;
-mod front;
+mod gateway;
 mod metrics_text;
 mod pages;
 mod routes;
@@ -19,8 +19,8 @@ use std::{
 };
 
 pub use change::{Attempt, Commands};
-pub use front::{Door, MAX_ANSWER};
-use front::{Front, Request};
+pub use gateway::{AdminListener, MAX_ANSWER};
+use gateway::{Gateway, Request};
 use pages::Query;
 pub use routes::{ROUTES, Route};
 use serde_json::{Value, json};
@@ -62,7 +62,7 @@ pub struct Admin {
 }
 
 /// The endpoint while it runs.
-pub struct Running(Arc<Front>);
+pub struct Running(Arc<Gateway>);
 
 impl Running {
     /// Before the process ends: waits for answers that are on their way, for
@@ -82,10 +82,12 @@ impl Admin {
     ///
     /// # Errors
     /// If a thread can't be started.
-    pub fn start(self, doors: Vec<Door>) -> io::Result<Running> {
-        let front = Front::new(self);
-        doors.into_iter().try_for_each(|door| front.open(door))?;
-        Ok(Running(front))
+    pub fn start(self, listeners: Vec<AdminListener>) -> io::Result<Running> {
+        let gateway = Gateway::new(self);
+        listeners
+            .into_iter()
+            .try_for_each(|listener| gateway.open(listener))?;
+        Ok(Running(gateway))
     }
 
     fn route(&self, request: &Request) -> Page {
@@ -99,7 +101,7 @@ impl Admin {
                     security = "admin-host",
                     peer = request.peer,
                     path = shown(&request.url),
-                    "asked under a name that is not answered"
+                    "requested under a Host that is not answered"
                 );
             }
             return refuse(
@@ -128,10 +130,10 @@ impl Admin {
                 let wants_html = request
                     .header("Accept")
                     .is_some_and(|accepted| accepted.contains("text/html"));
-                let front = (method == "GET")
-                    .then(|| Self::front(path, wants_html))
+                let index = (method == "GET")
+                    .then(|| Self::index(path, wants_html))
                     .flatten();
-                front.unwrap_or_else(|| refuse(404, "no such page; / lists them"))
+                index.unwrap_or_else(|| refuse(404, "no such page; / lists them"))
             }
         }
     }
@@ -173,7 +175,7 @@ impl Admin {
     }
 }
 
-/// A path for the log, in which a stranger's may be long.
+/// A path for the log, which a peer can make long.
 fn shown(url: &str) -> &str {
     const MAX_SHOWN: usize = 200;
     &url[..url.floor_char_boundary(MAX_SHOWN)]
@@ -314,7 +316,7 @@ pub(super) mod tests {
             snapshot: Box::new(|| panic!("a defect")),
             ..admin()
         }
-        .start(vec![Door::Tcp(listener)])
+        .start(vec![AdminListener::Tcp(listener)])
         .unwrap();
         for (path, status) in [("/metrics", "500"), ("/healthz", "200")] {
             let mut stream = TcpStream::connect(address).unwrap();
@@ -348,7 +350,9 @@ pub(super) mod tests {
             settings: Box::new(move || Value::from("x".repeat(sized.load(SeqCst)))),
             ..admin()
         }
-        .start(vec![Door::Unix(UnixListener::bind(&path).unwrap())])
+        .start(vec![AdminListener::Unix(
+            UnixListener::bind(&path).unwrap(),
+        )])
         .unwrap();
         let ask = || {
             let mut stream = UnixStream::connect(&path).unwrap();
@@ -362,7 +366,7 @@ pub(super) mod tests {
         let mut readers: Vec<_> = (0..3).map(|_| ask()).collect();
         assert!(readers.iter().all(|(status, _)| status == "HTTP/1.1 200"));
         assert_eq!(ask().0, "HTTP/1.1 503");
-        // One that goes makes room for the next.
+        // One that leaves frees its slot for the next.
         let (_, mut stream) = readers.remove(0);
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).unwrap();

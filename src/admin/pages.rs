@@ -151,7 +151,7 @@ impl Admin {
     }
 
     /// `/` and what the page is made of; a program gets the list of routes.
-    pub(super) fn front(path: &str, wants_html: bool) -> Option<Page> {
+    pub(super) fn index(path: &str, wants_html: bool) -> Option<Page> {
         if path == "/" && !wants_html {
             let list = |changes: bool| -> serde_json::Map<String, Value> {
                 let chosen = ROUTES

@@ -98,7 +98,7 @@ pub const ROUTES: &[Route] = &[
         answers: (JSON, &[200, 404]),
         ..get(
             "/connections/{id}",
-            "close it in order: what was begun is answered",
+            "close it gracefully: what was begun is answered",
         )
     },
     get("/calls", "calls that take longer than a millisecond or two"),
@@ -185,7 +185,7 @@ pub const ROUTES: &[Route] = &[
     },
     post(
         "/principals/{name}/disconnect",
-        "close all connections of a principal in order: what was begun is answered, then UNAUTHORIZED",
+        "close all connections of a principal gracefully: what was begun is answered, then UNAUTHORIZED",
         &[200],
     ),
     post(
@@ -202,7 +202,7 @@ pub const ROUTES: &[Route] = &[
             &[200, 409],
         )
     },
-    post("/drain", "end the server in order, as SIGTERM does", &[200]),
+    post("/drain", "drain the server, as SIGTERM does", &[200]),
     get(
         "/config",
         "the effective settings, and where each comes from; secrets are masked",

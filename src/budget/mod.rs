@@ -1,5 +1,5 @@
-//! A bounded amount of something, memory or places, that many threads take
-//! from and wait for, each until its own deadline.
+//! A bounded amount that many threads reserve from and wait for, each until its
+//! own deadline: memory in bytes, or the permits of a counting semaphore.
 
 mod rate;
 
@@ -16,31 +16,32 @@ use std::{
 
 use crate::stripes::Stripes;
 
-/// Places that are kept at hand for the next who takes one on the same
-/// processor.
-const MAX_AT_HAND: usize = 4;
+/// Released permits that stay with a processor, for the next thread on it that
+/// takes one.
+const MAX_PER_CPU: usize = 4;
 
-/// How much there is and how much of it is taken.
+/// A limit and how much of it is taken. [`Budget::semaphore`] is the counting
+/// semaphore of it.
 pub struct Budget {
     limit: usize,
-    /// What is at hand included. May exceed the limit by what was taken with
-    /// [`Budget::overdraw`].
+    /// Per-CPU permits included. May exceed the limit by what was taken with
+    /// [`Budget::overcommit`].
     used: AtomicUsize,
-    /// Places that nobody holds, so that taking one and giving it back touches
-    /// nothing that another processor does. None where amounts are taken.
-    at_hand: Option<Stripes<AtomicUsize>>,
-    /// Threads that wait; a giver that sees none need not take the lock.
+    /// Released permits by processor, so that taking one and releasing it
+    /// writes to nothing that processors share. None where amounts are taken.
+    per_cpu: Option<Stripes<AtomicUsize>>,
+    /// Threads that wait. A thread that releases and sees none need not lock.
     waiting: AtomicUsize,
-    turn: Mutex<()>,
-    given: Condvar,
-    /// Gives back what nobody needs just now, before anyone waits.
+    lock: Mutex<()>,
+    released: Condvar,
+    /// Releases what is held without need, before a thread waits.
     reclaim: OnceLock<Box<dyn Fn(bool) + Send + Sync>>,
 }
 
-/// How long a waiter waits until it has all given back that nobody needs.
+/// Time after which a waiter has everything released that is held without need.
 const FIRST_RECLAIM: Duration = Duration::from_millis(5);
 
-/// How often a waiter has what became idle meanwhile given back.
+/// Time between two such attempts of one waiter.
 const RECLAIM_EVERY: Duration = Duration::from_millis(100);
 
 impl fmt::Debug for Budget {
@@ -50,72 +51,72 @@ impl fmt::Debug for Budget {
 }
 
 impl Budget {
-    /// Nothing taken yet.
+    /// Creates a budget of which nothing is taken.
     #[must_use]
     pub fn new(limit: usize) -> Arc<Self> {
         Self::with(limit, None)
     }
 
-    /// The same of places, which are taken and given back one at a time and
-    /// often.
+    /// Creates a counting semaphore of so many permits, which are taken and
+    /// released one at a time and often.
     #[must_use]
-    pub fn places(limit: usize) -> Arc<Self> {
+    pub fn semaphore(limit: usize) -> Arc<Self> {
         Self::with(limit, Some(Stripes::default()))
     }
 
-    fn with(limit: usize, at_hand: Option<Stripes<AtomicUsize>>) -> Arc<Self> {
+    fn with(limit: usize, per_cpu: Option<Stripes<AtomicUsize>>) -> Arc<Self> {
         Arc::new(Self {
             limit,
             used: AtomicUsize::new(0),
-            at_hand,
+            per_cpu,
             waiting: AtomicUsize::new(0),
-            turn: Mutex::default(),
-            given: Condvar::new(),
+            lock: Mutex::default(),
+            released: Condvar::new(),
             reclaim: OnceLock::new(),
         })
     }
 
-    /// Says who can give back what nobody needs just now: what is easily done
-    /// without, and with `true`, for those who have waited, all of it. The
-    /// first one counts.
+    /// Sets the function that releases what is held without need: what costs
+    /// little to lose, and with `true`, for threads that have waited, all of
+    /// it. Only the first function set is used.
     pub fn reclaim_with(&self, reclaim: impl Fn(bool) + Send + Sync + 'static) {
         let _ = self.reclaim.set(Box::new(reclaim));
     }
 
-    /// How much there is in all.
+    /// Returns the limit.
     #[must_use]
     pub fn limit(&self) -> usize {
         self.limit
     }
 
-    /// How much is taken.
+    /// Returns how much is taken.
     #[must_use]
     pub fn used(&self) -> usize {
-        let at_hand = self
-            .at_hand
+        let per_cpu = self
+            .per_cpu
             .iter()
             .flat_map(Stripes::iter)
-            .map(|places| places.load(SeqCst))
+            .map(|permits| permits.load(SeqCst))
             .sum();
         // Both change meanwhile.
-        self.used.load(SeqCst).saturating_sub(at_hand)
+        self.used.load(SeqCst).saturating_sub(per_cpu)
     }
 
-    /// Takes some if it is there.
+    /// Takes an amount if it is available now.
     pub fn try_take(&self, amount: usize) -> bool {
-        if let Some(at_hand) = &self.at_hand {
-            assert_eq!(amount, 1, "places are taken one at a time");
-            if take_one(at_hand.own()) {
+        if let Some(per_cpu) = &self.per_cpu {
+            assert_eq!(amount, 1, "permits are taken one at a time");
+            if take_one(per_cpu.own()) {
                 return true;
             }
         }
         let fits = |used: usize| used.checked_add(amount).filter(|sum| *sum <= self.limit);
         self.used.fetch_update(SeqCst, SeqCst, fits).is_ok()
-            || self.at_hand.iter().flat_map(Stripes::iter).any(take_one)
+            || self.per_cpu.iter().flat_map(Stripes::iter).any(take_one)
     }
 
-    /// Takes some, and waits for it until the deadline. What exceeds the
-    /// whole is refused at once.
+    /// Takes an amount, and waits for it until the deadline. An amount beyond
+    /// the limit is refused at once.
     pub fn take_until(&self, amount: usize, deadline: Instant) -> bool {
         if self.try_take(amount) {
             return true;
@@ -126,7 +127,7 @@ impl Budget {
         let mut has_waited = false;
         loop {
             let next = match self.reclaim.get() {
-                // Without the lock: it gives back here.
+                // Without the lock: it releases into this budget.
                 Some(reclaim) => {
                     reclaim(has_waited);
                     let pause = if has_waited {
@@ -146,7 +147,7 @@ impl Budget {
         }
     }
 
-    /// Takes some of what is held without need.
+    /// Takes an amount once everything held without need is released.
     fn try_reclaim(&self, amount: usize) -> bool {
         amount <= self.limit
             && self.reclaim.get().is_some_and(|reclaim| {
@@ -156,9 +157,9 @@ impl Budget {
     }
 
     fn wait(&self, amount: usize, deadline: Instant) -> bool {
-        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        // A waiter counts itself before it looks again, a giver gives before
-        // it looks for waiters: one of the two sees the other.
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        // A waiter counts itself before it tries again, and a thread releases
+        // before it looks for waiters, so one of the two sees the other.
         self.waiting.fetch_add(1, SeqCst);
         let taken = loop {
             if self.try_take(amount) {
@@ -168,84 +169,85 @@ impl Budget {
             if remaining.is_zero() {
                 break false;
             }
-            turn = self
-                .given
-                .wait_timeout(turn, remaining)
+            guard = self
+                .released
+                .wait_timeout(guard, remaining)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         };
         self.waiting.fetch_sub(1, SeqCst);
-        drop(turn);
-        // Whoever was woken passes the news on: what is left may do for the next.
+        drop(guard);
+        // One thread is woken at a time: what is left may do for the next one.
         self.wake_one();
         taken
     }
 
-    /// Takes what can't be refused any more, beyond the limit if need be:
-    /// then others wait until it is given back.
-    pub fn overdraw(&self, amount: usize) {
+    /// Takes what can no longer be refused, beyond the limit if need be: then
+    /// others wait until it is released.
+    pub fn overcommit(&self, amount: usize) {
         self.used.fetch_add(amount, SeqCst);
     }
 
-    /// Gives back.
-    pub fn give(&self, amount: usize) {
+    /// Releases an amount.
+    pub fn release(&self, amount: usize) {
         if let Some(own) = self
-            .at_hand
+            .per_cpu
             .as_ref()
             .map(Stripes::own)
-            .filter(|own| own.load(SeqCst) < MAX_AT_HAND)
+            .filter(|own| own.load(SeqCst) < MAX_PER_CPU)
         {
-            assert_eq!(amount, 1, "places are given one at a time");
+            assert_eq!(amount, 1, "permits are released one at a time");
             own.fetch_add(1, SeqCst);
-            // A waiter counts itself before it looks for what is at hand, and
-            // here it is the other way round: one of the two sees the other.
+            // A waiter counts itself before it looks at the per-CPU permits,
+            // and this is the other way round, so one of the two sees the
+            // other.
             if self.waiting.load(SeqCst) == 0 || !take_one(own) {
                 return;
             }
         }
         if amount > 0 {
             let before = self.used.fetch_sub(amount, SeqCst);
-            assert!(before >= amount, "more given than taken");
+            assert!(before >= amount, "more released than taken");
             self.wake_one();
         }
     }
 
     fn wake_one(&self) {
         if self.waiting.load(SeqCst) > 0 && self.used() < self.limit {
-            drop(self.turn.lock());
-            self.given.notify_one();
+            drop(self.lock.lock());
+            self.released.notify_one();
         }
     }
 }
 
-/// Takes one, if there is one.
-fn take_one(places: &AtomicUsize) -> bool {
-    // Looked at first: what is empty need not be written to.
-    places.load(SeqCst) > 0
-        && places
-            .fetch_update(SeqCst, SeqCst, |places| places.checked_sub(1))
+/// Takes a permit, if there is one.
+fn take_one(permits: &AtomicUsize) -> bool {
+    // Read first: an empty stripe need not be written to.
+    permits.load(SeqCst) > 0
+        && permits
+            .fetch_update(SeqCst, SeqCst, |permits| permits.checked_sub(1))
             .is_ok()
 }
 
-/// What one holder has taken; given back when dropped.
+/// What one holder has taken of a budget; released when dropped.
 #[derive(Debug)]
-pub struct Charge {
+pub struct Reservation {
     budget: Arc<Budget>,
     held: usize,
 }
 
-impl Charge {
-    /// Holds nothing yet.
+impl Reservation {
+    /// Creates a reservation of nothing.
     #[must_use]
-    pub fn none(budget: &Arc<Budget>) -> Self {
+    pub fn empty(budget: &Arc<Budget>) -> Self {
         Self {
             budget: Arc::clone(budget),
             held: 0,
         }
     }
 
-    /// Holds `amount` in all from now on; waits until the deadline for what
-    /// that is more than before. False if there was not enough.
+    /// Raises the reservation to `amount` in all, and waits for the difference
+    /// until the deadline. Returns false if there was not enough.
     pub fn raise_until(&mut self, amount: usize, deadline: Instant) -> bool {
         let more = amount.saturating_sub(self.held);
         let taken = more == 0 || self.budget.take_until(more, deadline);
@@ -255,7 +257,7 @@ impl Charge {
         taken
     }
 
-    /// The same, without waiting for others.
+    /// Raises the reservation to `amount` in all without waiting.
     pub fn try_raise(&mut self, amount: usize) -> bool {
         let more = amount.saturating_sub(self.held);
         let taken = more == 0 || self.budget.try_take(more) || self.budget.try_reclaim(more);
@@ -265,32 +267,32 @@ impl Charge {
         taken
     }
 
-    /// Holds what another one of the same budget holds as well.
+    /// Adds what another reservation of the same budget holds.
     pub fn join(&mut self, mut other: Self) {
         assert!(Arc::ptr_eq(&self.budget, &other.budget), "one budget");
         self.held += std::mem::take(&mut other.held);
     }
 
-    /// How much it holds.
+    /// Returns how much is reserved.
     #[must_use]
     pub fn held(&self) -> usize {
         self.held
     }
 
-    /// Holds `amount` in all from now on, whatever there is.
+    /// Sets the reservation to `amount` in all, beyond the limit if need be.
     pub fn set(&mut self, amount: usize) {
         if amount > self.held {
-            self.budget.overdraw(amount - self.held);
+            self.budget.overcommit(amount - self.held);
         } else {
-            self.budget.give(self.held - amount);
+            self.budget.release(self.held - amount);
         }
         self.held = amount;
     }
 }
 
-impl Drop for Charge {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        self.budget.give(self.held);
+        self.budget.release(self.held);
     }
 }
 
@@ -310,14 +312,14 @@ mod tests {
         assert!(!budget.try_take(4));
         assert!(!budget.take_until(4, Instant::now()));
         assert!(!budget.take_until(11, soon()), "refused at once");
-        budget.give(1);
+        budget.release(1);
         assert!(budget.try_take(4));
         assert_eq!(budget.used(), 10);
     }
 
     #[test]
     fn waits_for_what_others_give() {
-        for budget in [Budget::new(4), Budget::places(4)] {
+        for budget in [Budget::new(4), Budget::semaphore(4)] {
             assert!((0..4).all(|_| budget.try_take(1)));
             thread::scope(|scope| {
                 let waiters: Vec<_> = (0..8)
@@ -327,7 +329,7 @@ mod tests {
                     while budget.used() < 4 {
                         thread::yield_now();
                     }
-                    budget.give(1);
+                    budget.release(1);
                 }
                 assert!(waiters.into_iter().all(|waiter| waiter.join().unwrap()));
             });
@@ -335,8 +337,8 @@ mod tests {
     }
 
     #[test]
-    fn places_at_hand_are_there_for_all() {
-        let budget = Budget::places(3);
+    fn per_cpu_permits_are_available_to_all() {
+        let budget = Budget::semaphore(3);
         let held = AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..8 {
@@ -345,7 +347,7 @@ mod tests {
                         assert!(budget.take_until(1, soon()));
                         assert!(held.fetch_add(1, SeqCst) < 3);
                         held.fetch_sub(1, SeqCst);
-                        budget.give(1);
+                        budget.release(1);
                     }
                 });
             }
@@ -363,26 +365,26 @@ mod tests {
             idle.upgrade()
                 .filter(|idle| idle.used() == 4)
                 .iter()
-                .for_each(|idle| idle.give(3))
+                .for_each(|idle| idle.release(3))
         });
         assert!(budget.take_until(3, soon()));
         assert!(!budget.take_until(5, soon()));
     }
 
     #[test]
-    fn a_charge_gives_back() {
+    fn a_reservation_is_released_when_dropped() {
         let budget = Budget::new(10);
-        let mut charge = Charge::none(&budget);
-        assert!(charge.raise_until(6, soon()));
-        charge.set(12);
+        let mut reservation = Reservation::empty(&budget);
+        assert!(reservation.raise_until(6, soon()));
+        reservation.set(12);
         assert_eq!(budget.used(), 12);
-        assert!(!charge.raise_until(13, Instant::now()));
-        charge.set(2);
-        let mut other = Charge::none(&budget);
+        assert!(!reservation.raise_until(13, Instant::now()));
+        reservation.set(2);
+        let mut other = Reservation::empty(&budget);
         assert!(other.try_raise(3));
-        charge.join(other);
-        assert_eq!((charge.held(), budget.used()), (5, 5));
-        drop(charge);
+        reservation.join(other);
+        assert_eq!((reservation.held(), budget.used()), (5, 5));
+        drop(reservation);
         assert_eq!(budget.used(), 0);
     }
 }

@@ -51,7 +51,7 @@ pub fn breaks(old: &Description, new: &Description) -> Vec<String> {
                     &mut found,
                 );
             }
-            (Some(_), None) => found.push(format!("{name} does not say any more what it answers")),
+            (Some(_), None) => found.push(format!("{name} no longer declares what it answers")),
             (None, _) => {}
         }
     }

@@ -25,7 +25,7 @@ pub struct Inputs(BTreeMap<String, Validator>);
 
 /// What of a payload does not fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Misfit {
+pub struct ValidationError {
     /// Where, as a JSON Pointer; empty for the payload itself.
     pub path: String,
     /// Where and why, for a person.
@@ -69,10 +69,11 @@ impl Inputs {
     ///
     /// # Errors
     /// The payload holds what no value can: it does not fit.
-    pub fn memory(&self, action: &str, payload: Payload<'_>) -> Result<usize, Misfit> {
+    pub fn memory(&self, action: &str, payload: Payload<'_>) -> Result<usize, ValidationError> {
         match payload {
             Payload::Json(text) if text.len() > SMALL && self.0.contains_key(action) => {
-                most_memory(text).map_err(|error| misfit(String::new(), &error.to_string()))
+                most_memory(text)
+                    .map_err(|error| validation_error(String::new(), &error.to_string()))
             }
             Payload::Json(_) | Payload::Binary(_) => Ok(0),
         }
@@ -82,12 +83,12 @@ impl Inputs {
     ///
     /// # Errors
     /// The first thing that does not fit.
-    pub fn check(&self, action: &str, payload: Payload<'_>) -> Result<(), Misfit> {
+    pub fn check(&self, action: &str, payload: Payload<'_>) -> Result<(), ValidationError> {
         let Some(validator) = self.0.get(action) else {
             return Ok(());
         };
         let Payload::Json(text) = payload else {
-            return Err(misfit(
+            return Err(validation_error(
                 String::new(),
                 &format!("{action} takes JSON, not bytes"),
             ));
@@ -95,11 +96,11 @@ impl Inputs {
         // It is JSON, but a number or half a surrogate pair may be beyond what
         // a value can hold.
         let value: Value = serde_json::from_str(text)
-            .map_err(|error| misfit(String::new(), &error.to_string()))?;
+            .map_err(|error| validation_error(String::new(), &error.to_string()))?;
         // What the caller sent is not repeated: it may be long, or secret.
         let fits = validator.validate(&value);
         fits.map_err(|error| {
-            misfit(
+            validation_error(
                 error.instance_path().to_string(),
                 &error.masked().to_string(),
             )
@@ -107,14 +108,14 @@ impl Inputs {
     }
 }
 
-fn misfit(path: String, why: &str) -> Misfit {
-    let place = if path.is_empty() {
+fn validation_error(path: String, why: &str) -> ValidationError {
+    let location = if path.is_empty() {
         "payload".into()
     } else {
         format!("payload at {path}")
     };
-    Misfit {
-        problem: cut(format!("{place}: {why}")),
+    ValidationError {
+        problem: cut(format!("{location}: {why}")),
         path: cut(path),
     }
 }
@@ -145,7 +146,7 @@ mod tests {
         let check = |payload: Payload<'_>, path: &str, part: &str| match inputs.check("x", payload)
         {
             Ok(()) => assert_eq!(part, "", "{payload:?} fits"),
-            Err(Misfit {
+            Err(ValidationError {
                 path: found,
                 problem,
             }) => {

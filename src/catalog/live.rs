@@ -1,7 +1,7 @@
 //! The catalog of a running server: swapped as a whole when everything about a
 //! change is decided.
 //!
-//! Loading happens under a lock of its own, on the thread of whoever looks
+//! Loading happens under a lock of its own, on the thread of the caller
 //! for changes. The wire side reads the current catalog and never waits.
 
 use std::{
@@ -16,7 +16,7 @@ use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use super::{
     Catalog, LoadSettings,
-    loader::{Loader, Look, Refused},
+    loader::{ChangeError, Loader, ScanMode},
 };
 use crate::{config::Config, sandbox::Sandbox, wire::Version};
 
@@ -25,7 +25,7 @@ pub struct LiveCatalog {
     current: Arc<ArcSwap<Catalog>>,
     loader: Mutex<Loader>,
     /// Why the last look at the folder gave nothing.
-    trouble: ArcSwapOption<String>,
+    folder_error: ArcSwapOption<String>,
 }
 
 impl LiveCatalog {
@@ -39,21 +39,21 @@ impl LiveCatalog {
         state_dir: &Path,
     ) -> io::Result<Arc<Self>> {
         let mut loader = Loader::new(sandbox, settings, state_dir);
-        loader.scan(Look::Now)?;
+        loader.scan(ScanMode::Now)?;
         let current = Arc::new(ArcSwap::from_pointee(loader.assemble()));
         loader.loaded();
         Ok(Arc::new(Self {
             current,
             loader: Mutex::new(loader),
-            trouble: ArcSwapOption::empty(),
+            folder_error: ArcSwapOption::empty(),
         }))
     }
 
     /// Why the last look at the folder gave nothing, so that what was loaded
-    /// before is served on; none where it did.
+    /// before is still served; none where it did.
     #[must_use]
-    pub fn trouble(&self) -> Option<String> {
-        self.trouble.load().as_deref().cloned()
+    pub fn folder_error(&self) -> Option<String> {
+        self.folder_error.load().as_deref().cloned()
     }
 
     /// For whoever reads it request by request.
@@ -72,7 +72,7 @@ impl LiveCatalog {
     /// # Errors
     /// If the folder can't be read, or all its files are gone at once.
     pub fn reload(&self) -> io::Result<Vec<String>> {
-        self.look(Look::Reread)
+        self.look(ScanMode::Reread)
     }
 
     /// Looks for changes from a thread of its own, until the process ends.
@@ -86,7 +86,7 @@ impl LiveCatalog {
                 thread::sleep(interval);
                 let Some(live) = live.upgrade() else { return };
                 // It is logged when it begins.
-                let _ = live.look(Look::Watch);
+                let _ = live.look(ScanMode::Watch);
             }
         };
         thread::Builder::new()
@@ -99,7 +99,7 @@ impl LiveCatalog {
     ///
     /// # Errors
     /// Says why there is none.
-    pub fn rollback(&self, name: &str, version: Option<Version>) -> Result<String, Refused> {
+    pub fn rollback(&self, name: &str, version: Option<Version>) -> Result<String, ChangeError> {
         let mut loader = self.lock();
         let done = loader.rollback(name, version)?;
         self.swap(&loader);
@@ -111,7 +111,11 @@ impl LiveCatalog {
     ///
     /// # Errors
     /// Says why not; nothing has changed then.
-    pub fn undo_rollback(&self, name: &str, version: Option<Version>) -> Result<String, Refused> {
+    pub fn undo_rollback(
+        &self,
+        name: &str,
+        version: Option<Version>,
+    ) -> Result<String, ChangeError> {
         let mut loader = self.lock();
         let done = loader.undo_rollback(name, version)?;
         self.swap(&loader);
@@ -127,7 +131,7 @@ impl LiveCatalog {
         name: &str,
         version: Option<Version>,
         on: bool,
-    ) -> Result<String, Refused> {
+    ) -> Result<String, ChangeError> {
         let mut loader = self.lock();
         let done = loader.switch(name, version, on)?;
         self.swap(&loader);
@@ -135,12 +139,12 @@ impl LiveCatalog {
     }
 
     /// Serves everything under other settings. Those that concern a service
-    /// load it anew; where that fails, it is not served, since what it was
+    /// load it again; where that fails, it is not served, since what it was
     /// allowed may be what was taken away.
     ///
     /// # Errors
     /// If they want what is settled at the start; nothing has changed then.
-    pub fn set_policy(&self, config: &Config) -> Result<Vec<String>, Refused> {
+    pub fn set_policy(&self, config: &Config) -> Result<Vec<String>, ChangeError> {
         let mut loader = self.lock();
         let changes = loader.set_policy(config)?;
         self.swap(&loader);
@@ -148,19 +152,19 @@ impl LiveCatalog {
         Ok(changes)
     }
 
-    fn look(&self, how: Look) -> io::Result<Vec<String>> {
+    fn look(&self, how: ScanMode) -> io::Result<Vec<String>> {
         let mut loader = self.lock();
         let scanned = loader.scan(how);
-        let trouble = scanned.as_ref().err().map(ToString::to_string);
-        if let Some(trouble) = &trouble
-            && self.trouble.load().as_deref() != Some(trouble)
+        let folder_error = scanned.as_ref().err().map(ToString::to_string);
+        if let Some(folder_error) = &folder_error
+            && self.folder_error.load().as_deref() != Some(folder_error)
         {
-            tracing::warn!("the services folder: {trouble}; what was loaded is served on");
+            tracing::warn!("the services folder: {folder_error}; what was loaded is still served");
         }
-        if trouble.is_none() && self.trouble.load().is_some() {
+        if folder_error.is_none() && self.folder_error.load().is_some() {
             tracing::info!("the services folder can be read again");
         }
-        self.trouble.store(trouble.map(Arc::new));
+        self.folder_error.store(folder_error.map(Arc::new));
         let changes = scanned?;
         if !changes.is_empty() {
             self.swap(&loader);

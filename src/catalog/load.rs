@@ -16,14 +16,16 @@ use super::{
     Service,
     description::{Description, DescriptionError, is_name},
     inputs::Inputs,
-    policy::Policy,
+    policy::ServicePolicies,
     truncated::is_truncated,
 };
 use crate::{
     budget::Rate,
     host::{GrantError, Stop},
     log::{Limiter, panic_text},
-    sandbox::{CallError, Code, Component, LoadError, PrecompiledError, Sandbox, hex_digest},
+    sandbox::{
+        CallError, Component, ComponentFile, LoadError, PrecompiledError, Sandbox, hex_digest,
+    },
     trusted::OpenToOthers,
     wire::Version,
 };
@@ -49,7 +51,7 @@ pub struct LoadSettings {
     /// The folder.
     pub dir: PathBuf,
     /// What each service may take and use.
-    pub policy: Policy,
+    pub policy: ServicePolicies,
 }
 
 /// What the name of a file promises.
@@ -145,14 +147,14 @@ pub(super) fn load_code(
     sandbox: &Arc<Sandbox>,
     settings: &LoadSettings,
     file: &Path,
-    code: &Code,
+    code: &ComponentFile,
 ) -> Result<Service, FileError> {
     contain(|| load_contained(sandbox, settings, file, code))
 }
 
 /// Reads a component's file.
-pub(super) fn read_code(file: &Path) -> Result<Code, FileError> {
-    match Code::read(file, MAX_SIZE) {
+pub(super) fn read_code(file: &Path) -> Result<ComponentFile, FileError> {
+    match ComponentFile::read(file, MAX_SIZE) {
         Ok(Some(code)) => Ok(code),
         Ok(None) => Err(FileError::Size),
         Err(error) => Err(match OpenToOthers::of(&error) {
@@ -164,7 +166,7 @@ pub(super) fn read_code(file: &Path) -> Result<Code, FileError> {
     }
 }
 
-/// A stranger's file may reach a defect of the compiler: a panic of it is
+/// An untrusted file may reach a defect of the compiler: a panic of it is
 /// this file's failure, and the others are served.
 fn contain<T>(work: impl FnOnce() -> Result<T, FileError>) -> Result<T, FileError> {
     catch_unwind(AssertUnwindSafe(work))
@@ -175,7 +177,7 @@ fn load_contained(
     sandbox: &Arc<Sandbox>,
     settings: &LoadSettings,
     file: &Path,
-    code: &Code,
+    code: &ComponentFile,
 ) -> Result<Service, FileError> {
     let promised = FileName::parse(file)?;
     let bytes = code.bytes();
@@ -183,14 +185,14 @@ fn load_contained(
         return Err(FileError::Truncated { size: bytes.len() });
     }
     let digest = digest_of(bytes);
-    let terms = settings
+    let policy = settings
         .policy
-        .terms(&promised.name, &digest)
+        .component_policy(&promised.name, &digest)
         .map_err(FileError::Grant)?;
-    let rate = Rate::per_second(terms.settings.rate);
-    let timeout = DESCRIBE_TIMEOUT.min(terms.settings.timeout.0);
+    let rate = Rate::per_second(policy.settings.rate);
+    let timeout = DESCRIBE_TIMEOUT.min(policy.settings.timeout.0);
     let component = with_progress(file, bytes.len(), || {
-        Component::load(sandbox, code, &digest, terms)
+        Component::load(sandbox, code, &digest, policy)
     })?;
     let text = component
         .described(Instant::now() + timeout)
@@ -206,7 +208,7 @@ fn load_contained(
         });
     }
     let inputs = component
-        .terms()
+        .policy()
         .settings
         .validate
         .then(|| Inputs::of(&description))
@@ -296,13 +298,13 @@ pub enum FileError {
         /// Where, in bytes.
         size: usize,
     },
-    /// Its grants are not to be had.
+    /// Its grants are not available.
     Grant(GrantError),
     /// It is no component for this server.
     Load(LoadError),
     /// Loading it panicked.
     Panic(String),
-    /// It does not say who it is.
+    /// It does not state its name and version.
     Silent(String),
     /// What it says does not follow the schema.
     Description(DescriptionError),

@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     Catalog, FileError, FileName, LoadSettings, Loading, Service,
-    kept::{Kept, Rollback},
+    last_known_good::{LastKnownGood, Rollback},
     load::{component_files, digest_of, load_code, read_bounded, read_code},
     truncated::is_truncated,
 };
@@ -24,18 +24,18 @@ const COPYING: Duration = Duration::from_secs(10);
 
 /// How long the files that were served may be gone, all of them, until that is
 /// taken for what somebody wants.
-const DOUBT: Duration = Duration::from_secs(10);
+const EMPTY_FOR: Duration = Duration::from_secs(10);
 
 /// What is known about the files of the folder.
 pub(super) struct Loader {
     sandbox: Arc<Sandbox>,
     settings: LoadSettings,
     /// None where there is no folder for them.
-    kept: Option<Kept>,
+    last_known_good: Option<LastKnownGood>,
     files: BTreeMap<PathBuf, Entry>,
-    /// What callers are told to wait for.
+    /// What callers are advised to wait for.
     loading: Arc<Loading>,
-    doubt: Doubt,
+    empty_folder: EmptyFolder,
     /// What the operator switched on or off since the start: a version, or
     /// all of a service.
     switched: BTreeMap<(String, Option<Version>), bool>,
@@ -45,7 +45,7 @@ pub(super) struct Loader {
 
 /// How the folder is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum ScanMode {
     /// A changed file counts once it stays as it is from one look to the next.
     Watch,
     /// It counts at once.
@@ -76,7 +76,7 @@ pub(super) struct Entry {
     pub(super) error: Option<String>,
     /// Digest of the file, where it is passed over because the operator went
     /// back from it.
-    pub(super) passed_over: Option<String>,
+    pub(super) rolled_back_from: Option<String>,
 }
 
 /// Which file a service came from.
@@ -84,8 +84,8 @@ pub(super) struct Entry {
 pub enum Source {
     /// The one in the folder, as it is or as it was.
     File,
-    /// The last good one, because the one in the folder is broken.
-    Kept,
+    /// The last-known-good one, because the one in the folder is broken.
+    LastKnownGood,
     /// An earlier one, because the operator went back to it.
     RolledBack,
 }
@@ -96,7 +96,7 @@ impl Source {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::File => "file",
-            Self::Kept => "lastGood",
+            Self::LastKnownGood => "lastKnownGood",
             Self::RolledBack => "rolledBack",
         }
     }
@@ -127,42 +127,42 @@ impl Stamp {
 /// Whether an empty folder is to be believed: one that is unmounted for a
 /// moment, or is just being replaced, looks the same.
 #[derive(Debug, Default)]
-struct Doubt {
+struct EmptyFolder {
     /// When it was first seen empty.
     since: Option<Instant>,
 }
 
-impl Doubt {
+impl EmptyFolder {
     /// Takes note of a look; whether what it found is not yet to be believed.
     fn applies(&mut self, is_empty: bool, now: Instant) -> bool {
         if !is_empty {
             self.since = None;
             return false;
         }
-        now.saturating_duration_since(*self.since.get_or_insert(now)) < DOUBT
+        now.saturating_duration_since(*self.since.get_or_insert(now)) < EMPTY_FOR
     }
 }
 
 /// Why something that the operator asked for can't be done.
-pub type Refused = String;
+pub type ChangeError = String;
 
 impl Loader {
     /// Of a folder that was not looked at yet; keeps good files under
     /// `state_dir`, if it can.
     pub(super) fn new(sandbox: &Arc<Sandbox>, settings: LoadSettings, state_dir: &Path) -> Self {
-        let kept = Kept::open(state_dir, &settings.dir).inspect_err(|error| {
+        let kept = LastKnownGood::open(state_dir, &settings.dir).inspect_err(|error| {
             tracing::warn!(
-                "good components are not kept, because the folder {} can't be used: {error}; set state_dir to another",
+                "last-known-good files are not kept, because the folder {} can't be used: {error}; set state_dir to another",
                 state_dir.display()
             );
         });
         Self {
             sandbox: Arc::clone(sandbox),
             settings,
-            kept: kept.ok(),
+            last_known_good: kept.ok(),
             files: BTreeMap::new(),
             loading: Arc::default(),
-            doubt: Doubt::default(),
+            empty_folder: EmptyFolder::default(),
             switched: BTreeMap::new(),
             generation: 0,
         }
@@ -173,9 +173,9 @@ impl Loader {
     /// # Errors
     /// If the folder can't be read, or what it shows is doubted; nothing has
     /// changed then.
-    pub(super) fn scan(&mut self, look: Look) -> io::Result<Vec<String>> {
+    pub(super) fn scan(&mut self, mode: ScanMode) -> io::Result<Vec<String>> {
         let paths = self.list()?;
-        Ok(self.take_in(paths, look))
+        Ok(self.take_in(paths, mode))
     }
 
     /// The component files of the folder.
@@ -185,19 +185,19 @@ impl Loader {
         let loaded = self.files.values().filter(|entry| entry.service.is_some());
         let loaded = loaded.count();
         if self
-            .doubt
+            .empty_folder
             .applies(paths.is_empty() && loaded > 0, Instant::now())
         {
             return Err(io::Error::other(format!(
                 "all its files are gone at once, as where it was unmounted; if that is meant, the {loaded} that \
                  are served end at the first look after {} s",
-                DOUBT.as_secs()
+                EMPTY_FOR.as_secs()
             )));
         }
         Ok(paths)
     }
 
-    fn take_in(&mut self, paths: Vec<PathBuf>, look: Look) -> Vec<String> {
+    fn take_in(&mut self, paths: Vec<PathBuf>, mode: ScanMode) -> Vec<String> {
         self.generation += 1;
         let mut changes = Vec::new();
         let present: BTreeSet<_> = paths.iter().cloned().collect();
@@ -233,20 +233,20 @@ impl Loader {
                 generation: 0,
                 source: Source::File,
                 error: None,
-                passed_over: None,
+                rolled_back_from: None,
             };
             let known = self.files.contains_key(&path);
             let mut entry = self.files.remove(&path).unwrap_or_else(fresh);
             let still = known
                 && entry.stamp == stamp
-                && (look != Look::Reread || !entry.settled || self.is_as_read(&path, &entry));
+                && (mode != ScanMode::Reread || !entry.settled || self.is_as_read(&path, &entry));
             if !still {
                 (entry.stamp, entry.since, entry.settled) = (stamp, Instant::now(), false);
             }
             if !entry.settled && (entry.error.is_none() || !still) {
                 loading.extend(FileName::parse(&path));
             }
-            if !entry.settled && (still || look != Look::Watch) {
+            if !entry.settled && (still || mode != ScanMode::Watch) {
                 unsettled.push((path, entry));
             } else {
                 self.files.insert(path, entry);
@@ -322,7 +322,10 @@ impl Loader {
                 .map(|_| format!("{} is as it was", path.display()));
         }
         let stem = stem(path);
-        let rollback = self.kept.as_ref().and_then(|kept| kept.rollback(&stem));
+        let rollback = self
+            .last_known_good
+            .as_ref()
+            .and_then(|kept| kept.rollback(&stem));
         if let Some(rollback) = rollback
             .as_ref()
             .filter(|rollback| rollback.refused == digest)
@@ -334,7 +337,7 @@ impl Loader {
                 if rollback.is_some() {
                     self.forget_rollback(&stem);
                 }
-                if let Some(kept) = &self.kept
+                if let Some(kept) = &self.last_known_good
                     && let Err(error) = kept.keep(&stem, &digest, &code)
                 {
                     tracing::warn!("{} is not kept: {error}", path.display());
@@ -353,11 +356,11 @@ impl Loader {
         mut service: Service,
         source: Source,
     ) -> String {
-        let said = &service.description;
+        let description = &service.description;
         let what = format!(
             "{} {} is served from {}",
-            said.name,
-            said.version,
+            description.name,
+            description.version,
             path.display()
         );
         let before = entry
@@ -366,7 +369,7 @@ impl Loader {
             .map(|before| (before.description.version, Arc::clone(&before.stats)));
         // The name is that of the file, so it is the same.
         if let Some((version, stats)) = before.or(entry.counted.take())
-            && version == said.version
+            && version == description.version
         {
             service.stats = stats;
         }
@@ -380,20 +383,20 @@ impl Loader {
             generation: self.generation,
             source,
             error: None,
-            passed_over: None,
+            rolled_back_from: None,
         };
         tracing::info!("{what}");
         what
     }
 
-    /// A broken file leaves what was served from it before, or the last good
-    /// one of an earlier process.
+    /// A broken file leaves what was served from it before, or the
+    /// last-known-good one of an earlier process.
     fn refuse(&self, path: &Path, entry: &mut Entry, error: &FileError) -> String {
         let error = error.to_string();
         let stem = stem(path);
-        entry.passed_over = None;
-        // Where the operator had gone back, that is the last good one.
-        let last = |kept: &Kept| {
+        entry.rolled_back_from = None;
+        // Where the operator had gone back, that is the last-known-good one.
+        let last = |kept: &LastKnownGood| {
             let (mut files, rollback) = (kept.files(&stem), kept.rollback(&stem));
             files.retain(|file| {
                 rollback
@@ -403,19 +406,21 @@ impl Loader {
             files.pop()
         };
         if entry.service.is_none()
-            && let Some(last) = self.kept.as_ref().and_then(last)
+            && let Some(last) = self.last_known_good.as_ref().and_then(last)
         {
-            match self.load_kept(path, &last.path, &last.digest) {
-                Ok(service) => drop(self.serve(path, entry, service, Source::Kept)),
+            match self.load_last_known_good(path, &last.path, &last.digest) {
+                Ok(service) => drop(self.serve(path, entry, service, Source::LastKnownGood)),
                 Err(error) => {
-                    tracing::warn!("the last good file of {stem} can't be served either: {error}")
+                    tracing::warn!(
+                        "the last-known-good file of {stem} can't be served either: {error}"
+                    )
                 }
             }
         }
         let instead = match (&entry.service, entry.source) {
             (None, _) => "",
-            (Some(_), Source::Kept) => "; the last good file is served instead",
-            (Some(_), _) => "; what was loaded before is served on",
+            (Some(_), Source::LastKnownGood) => "; the last-known-good file is served instead",
+            (Some(_), _) => "; what was loaded before is still served",
         };
         let what = format!("{} is not served: {error}{instead}", path.display());
         tracing::error!("{what}");
@@ -423,8 +428,13 @@ impl Loader {
         what
     }
 
-    /// Loads a kept file under the name of the one in the folder.
-    fn load_kept(&self, path: &Path, kept: &Path, digest: &str) -> Result<Service, FileError> {
+    /// Loads a last-known-good file under the name of the one in the folder.
+    fn load_last_known_good(
+        &self,
+        path: &Path,
+        kept: &Path,
+        digest: &str,
+    ) -> Result<Service, FileError> {
         let code = read_code(kept)?;
         if digest_of(code.bytes()) != digest {
             return Err(FileError::Read(format!("{} was changed", kept.display())));
@@ -436,11 +446,10 @@ impl Loader {
         &mut self,
         name: &str,
         version: Option<Version>,
-    ) -> Result<String, Refused> {
-        let kept = self
-            .kept
-            .clone()
-            .ok_or("good components are not kept; set state_dir to a folder that can be written")?;
+    ) -> Result<String, ChangeError> {
+        let kept = self.last_known_good.clone().ok_or(
+            "last-known-good files are not kept; set state_dir to a folder that can be written",
+        )?;
         let path = self.path_of(name, version)?;
         let stem = stem(&path);
         let current = self
@@ -457,7 +466,7 @@ impl Loader {
             .unwrap_or(files.len());
         let back = files[..before]
             .last()
-            .ok_or_else(|| format!("no file of {name} is kept from before the present one"))?;
+            .ok_or_else(|| format!("no earlier file of {name} is kept"))?;
         let rollback = Rollback {
             refused: in_place,
             served: back.digest.clone(),
@@ -473,7 +482,7 @@ impl Loader {
     }
 
     /// The one file that is called so, or serves so.
-    fn path_of(&self, name: &str, version: Option<Version>) -> Result<PathBuf, Refused> {
+    fn path_of(&self, name: &str, version: Option<Version>) -> Result<PathBuf, ChangeError> {
         let wanted = FileName {
             name: name.to_owned(),
             version,
@@ -508,10 +517,10 @@ impl Loader {
         &mut self,
         name: &str,
         version: Option<Version>,
-    ) -> Result<String, Refused> {
+    ) -> Result<String, ChangeError> {
         let path = self.path_of(name, version)?;
         let stem = stem(&path);
-        let kept = self.kept.clone();
+        let kept = self.last_known_good.clone();
         let (kept, rollback) = kept
             .and_then(|kept| kept.rollback(&stem).map(|rollback| (kept, rollback)))
             .ok_or_else(|| format!("{name} was not rolled back, so there is nothing to undo"))?;
@@ -522,7 +531,7 @@ impl Loader {
         let done = self.settle(&path, &mut entry);
         let failed = entry.source != Source::File || entry.error.is_some();
         if failed {
-            entry.passed_over = Some(rollback.refused.clone());
+            entry.rolled_back_from = Some(rollback.refused.clone());
         }
         let entry_error = entry.error.clone();
         self.files.insert(path, entry);
@@ -541,22 +550,23 @@ impl Loader {
     /// Serves the file that a rollback names.
     fn go_back(&self, path: &Path, entry: &mut Entry, rollback: &Rollback) -> String {
         let stem = stem(path);
-        let files = self.kept.iter().flat_map(|kept| kept.files(&stem));
+        let files = self
+            .last_known_good
+            .iter()
+            .flat_map(|kept| kept.files(&stem));
         let found = files
             .into_iter()
             .find(|file| file.digest == rollback.served);
         let loaded = match found {
-            Some(file) => self.load_kept(path, &file.path, &file.digest),
-            None => Err(FileError::Read(
-                "the file that was gone back to is not kept any more".into(),
-            )),
+            Some(file) => self.load_last_known_good(path, &file.path, &file.digest),
+            None => Err(FileError::Read("the earlier file is no longer kept".into())),
         };
         match loaded {
             Ok(service) => {
                 let what = self.serve(path, entry, service, Source::RolledBack);
-                entry.passed_over = Some(rollback.refused.clone());
+                entry.rolled_back_from = Some(rollback.refused.clone());
                 tracing::warn!(
-                    "{} is passed over, the operator went back from it; mb-server rollback --undo serves it",
+                    "{} is not served, because the operator rolled it back; mb-server rollback --undo serves it",
                     path.display()
                 );
                 format!("{what}, as it was before the present file")
@@ -569,7 +579,7 @@ impl Loader {
     }
 
     fn forget_rollback(&self, stem: &str) {
-        if let Some(kept) = &self.kept
+        if let Some(kept) = &self.last_known_good
             && let Err(error) = kept.set_rollback(stem, None)
         {
             tracing::warn!("the rollback of {stem} can't be forgotten: {error}");
@@ -583,7 +593,7 @@ impl Loader {
         name: &str,
         version: Option<Version>,
         on: bool,
-    ) -> Result<String, Refused> {
+    ) -> Result<String, ChangeError> {
         let known = self
             .files
             .values()
@@ -611,11 +621,11 @@ impl Loader {
         Ok(done)
     }
 
-    /// Takes other settings, and loads anew what they concern.
-    pub(super) fn set_policy(&mut self, config: &Config) -> Result<Vec<String>, Refused> {
+    /// Takes other settings, and reloads what they concern.
+    pub(super) fn set_policy(&mut self, config: &Config) -> Result<Vec<String>, ChangeError> {
         let policy = self.settings.policy.renewed(config)?;
         self.sandbox
-            .has_room_for(policy.largest_instance(), policy.largest_table())?;
+            .fits_pool(policy.largest_instance(), policy.largest_table())?;
         // What can't be read now would leave nothing to serve.
         let paths = self
             .list()
@@ -633,7 +643,7 @@ impl Loader {
                 entry.counted = counted.or(entry.counted.take());
             }
         }
-        Ok(self.take_in(paths, Look::Now))
+        Ok(self.take_in(paths, ScanMode::Now))
     }
 
     /// Leaves those that are not loaded yet, once the others are served.
@@ -672,9 +682,10 @@ mod tests {
 
     #[test]
     fn an_empty_folder_is_doubted_for_a_while() {
-        let (mut doubt, begun) = (Doubt::default(), Instant::now());
-        let mut look =
-            |is_empty, seconds| doubt.applies(is_empty, begun + Duration::from_secs_f64(seconds));
+        let (mut empty_folder, begun) = (EmptyFolder::default(), Instant::now());
+        let mut look = |is_empty, seconds| {
+            empty_folder.applies(is_empty, begun + Duration::from_secs_f64(seconds))
+        };
         assert!(!look(false, 0.0));
         assert!(look(true, 100.0), "the first look never counts");
         assert!(look(true, 109.9));

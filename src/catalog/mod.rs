@@ -3,7 +3,7 @@
 mod compat;
 mod description;
 mod inputs;
-mod kept;
+mod last_known_good;
 mod live;
 mod load;
 mod loader;
@@ -19,14 +19,14 @@ use std::{
 
 pub use compat::{breaks, may_break};
 pub use description::{Action, Description, DescriptionError, SYSTEM, is_name};
-pub use inputs::{Inputs, Misfit};
+pub use inputs::{Inputs, ValidationError};
 pub use live::LiveCatalog;
 #[cfg(feature = "compiler")]
 pub(crate) use load::digest_of;
 pub use load::{FileError, FileName, LoadSettings, component_files, fingerprint, load_file};
 use loader::Entry;
 pub use loader::Source;
-pub use policy::Policy;
+pub use policy::ServicePolicies;
 
 use crate::{
     budget::Rate,
@@ -88,7 +88,7 @@ pub enum Found<'a> {
     /// Only these versions, none of them compatible.
     OtherVersions(Vec<Version>),
     /// Nobody of this name.
-    Nobody,
+    NoService,
 }
 
 /// A version of a service, and what the operator should know of it.
@@ -98,7 +98,7 @@ struct Listed {
     /// Why the file, as it is now, is not what is served.
     error: Option<String>,
     /// Digest of the file as it is now, where the operator went back from it.
-    passed_over: Option<String>,
+    rolled_back_from: Option<String>,
     disabled: bool,
 }
 
@@ -147,7 +147,7 @@ impl Catalog {
                         service: Arc::clone(service),
                         source: entry.source,
                         error: error.clone().map(capped),
-                        passed_over: entry.passed_over.clone(),
+                        rolled_back_from: entry.rolled_back_from.clone(),
                         disabled: is_disabled(service),
                     };
                     catalog
@@ -161,7 +161,7 @@ impl Catalog {
                 (None, None) => {}
             }
         }
-        catalog.refuse_twins(&generations);
+        catalog.refuse_duplicates(&generations);
         catalog.services.retain(|_, versions| !versions.is_empty());
         catalog
     }
@@ -188,7 +188,7 @@ impl Catalog {
         match self.failures.iter().find(might_serve) {
             Some(failure) => Found::Failed(failure),
             None if versions.is_empty() && !self.failures.iter().any(|f| f.name == name) => {
-                Found::Nobody
+                Found::NoService
             }
             None => Found::OtherVersions(
                 versions
@@ -273,7 +273,7 @@ impl Catalog {
     /// Two files that claim the same name and version: the one that was
     /// served before the other came stays; where they came together it can't
     /// be known which one the operator means, so neither serves.
-    fn refuse_twins(&mut self, generations: &BTreeMap<PathBuf, u64>) {
+    fn refuse_duplicates(&mut self, generations: &BTreeMap<PathBuf, u64>) {
         let mut refused = Vec::new();
         for versions in self.services.values_mut() {
             versions.sort_by_key(|listed| std::cmp::Reverse(listed.service.description.version));
@@ -319,7 +319,7 @@ impl Catalog {
     }
 }
 
-/// Cuts a text that holds what a stranger's file says.
+/// Cuts a text that holds what an untrusted file says.
 fn capped(mut text: String) -> String {
     if text.len() > MAX_ERROR_SIZE {
         text.truncate(text.floor_char_boundary(MAX_ERROR_SIZE - ELLIPSIS.len()));
@@ -333,7 +333,7 @@ fn service_row(listed: &Listed) -> snapshot::ServiceRow {
         service,
         source,
         error,
-        passed_over,
+        rolled_back_from,
         disabled,
     } = listed;
     let Service {
@@ -362,13 +362,13 @@ fn service_row(listed: &Listed) -> snapshot::ServiceRow {
         digest: Some(digest.clone()),
         size: Some(*size),
         error: error.clone(),
-        passed_over: passed_over.clone(),
         bytes_in: stats.bytes_in.get(),
         bytes_out: stats.bytes_out.get(),
         host_calls: stats.host_calls.get(),
         peak_memory: stats.peak_memory.get(),
+        rolled_back_from: rolled_back_from.clone(),
         calls: stats.calls.get(),
-        cpu_seconds: component.terms().granted.cpu().as_secs_f64(),
+        cpu_seconds: component.policy().granted.cpu().as_secs_f64(),
         failures: stats.failures.get(),
         errors: stats.errors.get(),
         instances: stats.instances.get(),
@@ -403,11 +403,11 @@ fn failure_row(failure: &Failure) -> snapshot::ServiceRow {
         digest: None,
         size: None,
         error: Some(error.clone()),
-        passed_over: None,
         bytes_in: 0,
         bytes_out: 0,
         host_calls: 0,
         peak_memory: 0,
+        rolled_back_from: None,
         calls: 0,
         cpu_seconds: 0.0,
         failures: 0,

@@ -1,4 +1,4 @@
-//! From a service's name to the terms that it runs under.
+//! From a service's name to the policy that it runs under.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::{
         services::{Disabled, Overlay, settings_of},
     },
     host::{GrantError, Granted},
-    sandbox::Terms,
+    sandbox::ComponentPolicy,
     scheduler::Scheduler,
     store::Store,
     wire::Version,
@@ -16,7 +16,7 @@ use crate::{
 
 /// What the operator settled for services, whoever they are.
 #[derive(Clone)]
-pub struct Policy {
+pub struct ServicePolicies {
     services: Services,
     /// Linear memory of an instance of a service whose settings name none.
     default_memory: Bytes,
@@ -28,7 +28,7 @@ pub struct Policy {
     inspects: bool,
 }
 
-impl Policy {
+impl ServicePolicies {
     /// What the settings say.
     #[must_use]
     pub fn new(config: &Config, store: Option<Arc<Store>>, scheduler: Arc<Scheduler>) -> Self {
@@ -104,11 +104,15 @@ impl Policy {
             .unwrap_or_default()
     }
 
-    /// The terms for the file of a service that has this digest.
+    /// The policy for the file of a service that has this digest.
     ///
     /// # Errors
-    /// If its grants are not to be had.
-    pub fn terms(&self, name: &str, digest: &str) -> Result<Terms, GrantError> {
+    /// If its grants are not available.
+    pub fn component_policy(
+        &self,
+        name: &str,
+        digest: &str,
+    ) -> Result<ComponentPolicy, GrantError> {
         let settings = self.settings(name);
         let granted = match self.inspects {
             true => Granted::for_inspection(name),
@@ -119,7 +123,7 @@ impl Policy {
                 Granted::new(name, &settings, digest, self.store.as_ref(), Some(account))?
             }
         };
-        Ok(Terms {
+        Ok(ComponentPolicy {
             memory: settings.memory.unwrap_or(self.default_memory).0,
             answer_size: self.max_message_size,
             granted: Arc::clone(&granted),

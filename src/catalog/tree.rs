@@ -74,9 +74,9 @@ impl<'de> Visitor<'de> for Count {
             count += 1;
         }
         if count > 0 {
-            let room = count.next_power_of_two().max(4) * size_of::<Value>();
+            let capacity = count.next_power_of_two().max(4) * size_of::<Value>();
             // While it grows, half as much is there as well.
-            heap += block(room) + block(room / 2);
+            heap += block(capacity) + block(capacity / 2);
         }
         Ok(Heap(heap))
     }

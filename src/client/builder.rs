@@ -12,7 +12,7 @@ use rustls::ClientConfig;
 
 use super::{
     Client, ClientError, End, link,
-    shared::{Shared, State, spawn_reader},
+    shared::{ClientCore, State, spawn_reader},
 };
 use crate::transport::{ClientTls, client_config};
 
@@ -246,7 +246,7 @@ impl Builder {
             active: Some(Instant::now()),
             ..State::default()
         };
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ClientCore {
             settings,
             state: Mutex::new(state),
             changed: Condvar::new(),

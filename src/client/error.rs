@@ -9,7 +9,7 @@ use crate::wire::Origin;
 
 /// Payload of an ERROR.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Refusal {
+pub struct ServerError {
     /// What went wrong, for a program.
     pub code: String,
     /// What went wrong, for a person.
@@ -30,7 +30,7 @@ pub enum ClientError {
     /// The request left and no answer came: it may have run.
     Unanswered(String),
     /// The answer is an ERROR.
-    Answered(Refusal),
+    Answered(ServerError),
     /// The answer is not what was asked for: another kind of payload, or
     /// JSON of another shape. The request has run.
     Unexpected(String),
@@ -48,7 +48,7 @@ impl ClientError {
     }
 }
 
-impl Refusal {
+impl ServerError {
     /// Whether the server answers so only before anything was begun.
     #[must_use]
     pub fn nothing_ran(&self) -> bool {
@@ -76,7 +76,7 @@ impl Refusal {
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for ServerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)
     }

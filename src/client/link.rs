@@ -11,7 +11,7 @@ use rustls::pki_types::ServerName;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{builder::Settings, error::Refusal};
+use super::{builder::Settings, error::ServerError};
 use crate::{
     transport::{Socket, SocketOptions, Stream, TlsFault, resolve_until},
     wire::{
@@ -29,7 +29,7 @@ const READ_SIZE: usize = 8 * 1024;
 
 /// An open connection that has said hello.
 #[derive(Debug, Clone)]
-pub(super) struct Link {
+pub(super) struct ClientConnection {
     pub(super) stream: Stream,
     /// Tells this connection from those before and after it.
     pub(super) number: u64,
@@ -50,7 +50,10 @@ pub(super) struct HelloLimits {
 }
 
 /// Connects, trying all addresses of the name in turn, and says hello.
-pub(super) fn open(settings: &Settings, number: u64) -> Result<(Link, Reassembly), String> {
+pub(super) fn open(
+    settings: &Settings,
+    number: u64,
+) -> Result<(ClientConnection, Reassembly), String> {
     let stream = connect(settings)?;
     let deadline = Instant::now() + settings.handshake_timeout;
     if let Err(error) = stream.handshake(deadline) {
@@ -68,7 +71,7 @@ pub(super) fn open(settings: &Settings, number: u64) -> Result<(Link, Reassembly
         hello.limits.keep_alive_interval_ms.max(1),
     ));
     Ok((
-        Link {
+        ClientConnection {
             stream,
             number,
             keep_alive,
@@ -168,7 +171,7 @@ fn hello(
                 let (header, payload) = Header::parse(body)
                     .map_err(|error| format!("it does not speak this protocol: {error}"))?;
                 if header.kind == Kind::Error {
-                    let refusal: Result<Refusal, _> = serde_json::from_slice(payload);
+                    let refusal: Result<ServerError, _> = serde_json::from_slice(payload);
                     return Err(refusal
                         .map_or_else(|error| error.to_string(), |refusal| refusal.to_string()));
                 }

@@ -28,12 +28,12 @@ use std::{
 };
 
 pub use builder::Builder;
-pub use error::{ClientError, Refusal};
+pub use error::{ClientError, ServerError};
 #[cfg(feature = "compiler")]
 pub(crate) use link::check_token_path;
 use queue::{Entry, Sent, Slot};
 use serde::{Serialize, de::DeserializeOwned};
-use shared::Shared;
+use shared::ClientCore;
 
 use crate::wire::{DEFAULT_TIMEOUT, Payload, Topic, Version};
 
@@ -44,13 +44,13 @@ const GRACE: Duration = Duration::from_secs(2);
 /// A connection to a server, shared by all clones of it. Ends with the last.
 #[derive(Clone)]
 pub struct Client {
-    shared: Arc<Shared>,
+    shared: Arc<ClientCore>,
     /// Tells the threads when the last clone is gone.
     _end: Arc<End>,
 }
 
 /// Ends the threads when dropped.
-struct End(Arc<Shared>);
+struct End(Arc<ClientCore>);
 
 impl Drop for End {
     fn drop(&mut self) {
@@ -111,7 +111,7 @@ pub enum Answer {
 /// An answer that has not come yet. Dropped, the request goes on, and its
 /// answer is dropped as well.
 pub struct Pending {
-    shared: Arc<Shared>,
+    shared: Arc<ClientCore>,
     id: Arc<str>,
     slot: Arc<Slot>,
     deadline: Instant,
@@ -119,7 +119,7 @@ pub struct Pending {
 }
 
 impl Client {
-    /// For a server at `host:port`; IPv6 in brackets. A name is resolved anew
+    /// For a server at `host:port`; IPv6 in brackets. A name is resolved again
     /// at each connection.
     #[must_use]
     pub fn builder(server: impl Into<String>) -> Builder {
@@ -212,7 +212,7 @@ impl Client {
         }
         if state.link.is_none() && !shared.settings.reconnect {
             let why = state
-                .trouble
+                .last_error
                 .clone()
                 .unwrap_or_else(|| "the connection was lost".into());
             return Err(ClientError::NotSent(why));
@@ -248,7 +248,7 @@ impl Pending {
         }
         let (entry, trouble) = {
             let mut state = self.shared.state();
-            (state.queue.remove(&self.id), state.trouble.clone())
+            (state.queue.remove(&self.id), state.last_error.clone())
         };
         self.shared.changed.notify_all();
         let late = "no answer within the timeout";

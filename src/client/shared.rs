@@ -9,9 +9,9 @@ use std::{
 };
 
 use super::{
-    Answer, ClientError, Refusal,
+    Answer, ClientError, ServerError,
     builder::Settings,
-    link::{self, Link},
+    link::{self, ClientConnection},
     queue::{Loss, Queue},
 };
 use crate::wire::{Header, Incoming, Kind, Reassembly, frame::KEEPALIVE_FRAME};
@@ -27,7 +27,7 @@ const LEAST_SLEEP: Duration = Duration::from_millis(1);
 /// How long a request that was refused for want of room waits at least.
 const LEAST_RETRY: Duration = Duration::from_millis(1);
 
-pub(super) struct Shared {
+pub(super) struct ClientCore {
     pub(super) settings: Settings,
     pub(super) state: Mutex<State>,
     /// The state has changed: a connection, room, something to be done.
@@ -42,17 +42,17 @@ pub(super) struct Shared {
 #[derive(Default)]
 pub(super) struct State {
     pub(super) queue: Queue,
-    pub(super) link: Option<Link>,
+    pub(super) link: Option<ClientConnection>,
     /// When the last byte was sent.
     pub(super) active: Option<Instant>,
     /// A keep-alive is to be sent.
     pub(super) keep_alive_due: bool,
     /// Why there is no connection.
-    pub(super) trouble: Option<String>,
+    pub(super) last_error: Option<String>,
     pub(super) closed: bool,
 }
 
-impl Shared {
+impl ClientCore {
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // Nothing in here panics halfway through a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -118,7 +118,7 @@ impl Shared {
     }
 
     /// A connection is lost, as its reader or a writer has noticed.
-    fn lost(&self, link: &Link, why: &str, nothing_begun: bool) {
+    fn lost(&self, link: &ClientConnection, why: &str, nothing_begun: bool) {
         let mut state = self.state();
         if state
             .link
@@ -126,7 +126,7 @@ impl Shared {
             .is_some_and(|current| current.number == link.number)
         {
             state.link = None;
-            state.trouble = Some(format!(
+            state.last_error = Some(format!(
                 "connection to {} lost: {why}",
                 self.settings.server
             ));
@@ -192,7 +192,7 @@ impl Shared {
                         link.stream.shut_down();
                         return;
                     }
-                    state.trouble = None;
+                    state.last_error = None;
                     state.active = Some(Instant::now());
                     state.link = Some(link.clone());
                     drop(state);
@@ -201,9 +201,9 @@ impl Shared {
                     }
                     self.write_what_waits();
                 }
-                Err(trouble) => {
+                Err(last_error) => {
                     let mut state = self.state();
-                    state.trouble = Some(trouble);
+                    state.last_error = Some(last_error);
                     // Between half of it and all of it.
                     let chance = u32::from(uuid::Uuid::new_v4().as_bytes()[0]);
                     let until = Instant::now() + pause / 2 + pause / 2 * chance / 256;
@@ -237,22 +237,21 @@ impl Shared {
     /// has said that it begins nothing more.
     fn answered(&self, header: &Header<'_>, payload: &[u8], binary: bool) -> Result<bool, String> {
         let text = || String::from_utf8(payload.to_vec()).map_err(|error| error.to_string());
-        let answer =
-            match header.kind {
-                Kind::Response if binary => Ok(Answer::Binary(payload.to_vec())),
-                Kind::Response => Ok(Answer::Json(text()?)),
-                Kind::Error => Err(serde_json::from_slice::<Refusal>(payload)
-                    .map_err(|error| error.to_string())?),
-                Kind::Request | Kind::Publish => {
-                    return Err(format!("a server does not send {}", header.kind.as_str()));
-                }
-            };
+        let answer = match header.kind {
+            Kind::Response if binary => Ok(Answer::Binary(payload.to_vec())),
+            Kind::Response => Ok(Answer::Json(text()?)),
+            Kind::Error => Err(serde_json::from_slice::<ServerError>(payload)
+                .map_err(|error| error.to_string())?),
+            Kind::Request | Kind::Publish => {
+                return Err(format!("a server does not send {}", header.kind.as_str()));
+            }
+        };
         let Some(id) = header.request_id else {
             // What names no request concerns all of them.
             return match answer {
                 Err(refusal) if refusal.code == "SHUTTING_DOWN" => Ok(true),
                 Err(refusal) => {
-                    self.state().trouble = Some(refusal.to_string());
+                    self.state().last_error = Some(refusal.to_string());
                     Ok(false)
                 }
                 Ok(_) => Ok(false),
@@ -294,8 +293,8 @@ impl Shared {
 
 /// Starts the thread that reads one connection to its end.
 pub(super) fn spawn_reader(
-    shared: &Arc<Shared>,
-    link: Link,
+    shared: &Arc<ClientCore>,
+    link: ClientConnection,
     mut buffer: Reassembly,
 ) -> io::Result<()> {
     let shared = Arc::clone(shared);
@@ -308,9 +307,9 @@ pub(super) fn spawn_reader(
             }
         };
         let orderly = why.is_none() && !buffer.is_midway();
-        let said = shared.state().trouble.take();
+        let reported = shared.state().last_error.take();
         let why = why
-            .or(said)
+            .or(reported)
             .unwrap_or_else(|| "the server closed it".into());
         shared.lost(&link, &why, ending && orderly);
     };
@@ -323,8 +322,8 @@ pub(super) fn spawn_reader(
 /// Reads once and hands on what is whole. The error is why no more will come,
 /// none for the orderly end of the stream.
 fn read_some(
-    shared: &Shared,
-    link: &Link,
+    shared: &ClientCore,
+    link: &ClientConnection,
     buffer: &mut Reassembly,
     ending: &mut bool,
 ) -> Result<(), Option<String>> {
@@ -345,7 +344,7 @@ fn read_some(
             Ok(())
         }
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-            Err(Some("the server says nothing any more".into()))
+            Err(Some("the server no longer answers".into()))
         }
         Err(error) => Err(Some(error.to_string())),
     }

@@ -31,7 +31,7 @@ const MAX_READ: usize = MAX_ANSWER + 16 * 1024;
 
 /// Where the server is.
 #[derive(Debug, Clone, clap::Args)]
-pub(super) struct Place {
+pub(super) struct AdminTarget {
     /// Admin endpoint of the server [default: as in the settings]
     #[arg(long, value_name = "HOST:PORT|unix:FILE")]
     admin: Option<String>,
@@ -52,10 +52,10 @@ pub(super) struct Endpoint {
     allow_unsecure: bool,
     /// Where that is over TCP, looked up once: the token goes where it was
     /// found to be allowed, and nowhere else.
-    places: OnceCell<Vec<SocketAddr>>,
+    addresses: OnceCell<Vec<SocketAddr>>,
 }
 
-impl Place {
+impl AdminTarget {
     pub(super) fn endpoint(&self) -> Result<Endpoint> {
         let config = config::load(self.config.as_deref(), Flags::default())
             .map_err(usage)?
@@ -76,7 +76,7 @@ impl Place {
             address,
             config,
             allow_unsecure: self.allow_unsecure,
-            places: OnceCell::new(),
+            addresses: OnceCell::new(),
         })
     }
 }
@@ -108,11 +108,11 @@ impl Endpoint {
     /// The header with the token, where it may be sent.
     fn authorization(&self) -> Result<String> {
         if !self.allow_unsecure && !self.address.starts_with("unix:") {
-            let places = self.places(Instant::now() + CONNECT);
-            let places = places.map_err(|error| self.unreachable(&error))?;
-            if let Some(place) = places.iter().find(|place| !is_loopback(place)) {
+            let addresses = self.addresses(Instant::now() + CONNECT);
+            let addresses = addresses.map_err(|error| self.unreachable(&error))?;
+            if let Some(target) = addresses.iter().find(|target| !is_loopback(target)) {
                 return Err(usage(format!(
-                    "the token was not sent: {place} is another machine, and the admin endpoint speaks no TLS; use a \
+                    "the token was not sent: {target} is another machine, and the admin endpoint speaks no TLS; use a \
                      tunnel, such as ssh -L 9090:127.0.0.1:9090, or --allow-unsecure if you mean it"
                 )));
             }
@@ -170,10 +170,10 @@ impl Endpoint {
 
     /// A connection, and what the server is asked for by.
     fn connect(&self, deadline: Instant) -> io::Result<(Connection, String)> {
-        let open = |domain, place: &SockAddr| {
+        let open = |domain, target: &SockAddr| {
             let socket = Socket::new(domain, Type::STREAM, None)?;
             let remaining = deadline.saturating_duration_since(Instant::now());
-            socket.connect_timeout(place, remaining.max(Duration::from_millis(1)))?;
+            socket.connect_timeout(target, remaining.max(Duration::from_millis(1)))?;
             Ok::<_, io::Error>(Connection { socket, deadline })
         };
         if let Some(file) = self.address.strip_prefix("unix:") {
@@ -181,33 +181,33 @@ impl Endpoint {
             return Ok((connection, "localhost".into()));
         }
         let mut last = io::ErrorKind::NotFound.into();
-        for &place in self.places(deadline)? {
-            match open(Domain::for_address(place), &place.into()) {
+        for &target in self.addresses(deadline)? {
+            match open(Domain::for_address(target), &target.into()) {
                 Err(error) => last = error,
-                Ok(connection) => return Ok((connection, host_of(place))),
+                Ok(connection) => return Ok((connection, host_of(target))),
             }
         }
         Err(last)
     }
 
     /// Where it is over TCP.
-    fn places(&self, deadline: Instant) -> io::Result<&[SocketAddr]> {
-        if let Some(places) = self.places.get() {
-            return Ok(places);
+    fn addresses(&self, deadline: Instant) -> io::Result<&[SocketAddr]> {
+        if let Some(addresses) = self.addresses.get() {
+            return Ok(addresses);
         }
         let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "it is no HOST:PORT");
         let (host, port) = self.address.rsplit_once(':').ok_or_else(wrong)?;
         let found = resolve_until(host, port.parse().map_err(|_| wrong())?, deadline)?;
-        Ok(self.places.get_or_init(|| found))
+        Ok(self.addresses.get_or_init(|| found))
     }
 }
 
 /// What the server answers to, for an address of its own.
-fn host_of(place: SocketAddr) -> String {
-    if place.ip().is_loopback() {
+fn host_of(target: SocketAddr) -> String {
+    if target.ip().is_loopback() {
         "localhost".into()
     } else {
-        place.to_string()
+        target.to_string()
     }
 }
 
@@ -263,7 +263,9 @@ fn converse(connection: &mut Connection, request: &str) -> io::Result<(u16, Stri
         .take(MAX_READ as u64 + 1)
         .read_to_string(&mut answer)?;
     if answer.len() > MAX_READ {
-        return Err(io::Error::other(format!("it sent over {MAX_READ} bytes")));
+        return Err(io::Error::other(format!(
+            "it sent more than {MAX_READ} bytes"
+        )));
     }
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head

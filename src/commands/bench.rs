@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{Exit, Result, connect::Connect, failure, printable, usage};
 use crate::{
-    load::{self, Frames, Length, Measured, Pace, Plan, Progress},
+    load::{self, Frames, Length, LoadPlan, Measured, Pace, Progress},
     wire::{Payload, Topic, Version, json as wire_json},
 };
 
@@ -72,7 +72,7 @@ pub(super) struct Arguments {
     /// Seconds before anything counts [default: 1, with --count 0]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(0..=3_600))]
     warm_up: Option<u64>,
-    /// Threads that make the load
+    /// Threads that create the load
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     threads: u32,
     /// Print the result as JSON
@@ -98,7 +98,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
                 .map_err(|error| usage(format!("the payload is {error}{hint}")))?,
         )
     };
-    let plan = Plan {
+    let plan = LoadPlan {
         depth: arguments.pipeline as usize,
         pace: arguments
             .rate
@@ -115,17 +115,17 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         threads: arguments.threads as usize,
     };
     crate::system::raise_open_files();
-    let links = arguments
+    let load_streams = arguments
         .connect
-        .links(arguments.connections as usize, Duration::from_secs(5))?;
+        .load_streams(arguments.connections as usize, Duration::from_secs(5))?;
     let frames = Frames::new(topic, arguments.version, payload, plan.depth);
-    let links = links
+    let load_streams = load_streams
         .into_iter()
-        .map(|link| (link, frames.clone()))
+        .map(|stream| (stream, frames.clone()))
         .collect();
     let progress = Arc::new(Progress::default());
     let shown = show_progress(&progress, &plan);
-    let measured = load::run(links, &plan, &progress);
+    let measured = load::run(load_streams, &plan, &progress);
     progress.stop.store(true, Relaxed);
     if let Some(shown) = shown {
         shown.thread().unpark();
@@ -158,7 +158,7 @@ fn payload(arguments: &Arguments) -> std::result::Result<Vec<u8>, (Exit, String)
 }
 
 /// A line that is written over, for a person who waits.
-fn show_progress(progress: &Arc<Progress>, plan: &Plan) -> Option<thread::JoinHandle<()>> {
+fn show_progress(progress: &Arc<Progress>, plan: &LoadPlan) -> Option<thread::JoinHandle<()>> {
     let all = plan.length;
     let warm_up = plan.warm_up;
     let progress = Arc::clone(progress);

@@ -13,7 +13,7 @@ use serde_json::{json, value::RawValue};
 
 use super::{Exit, Result, connect::Connect, failure, printable, printable_lines, usage};
 use crate::{
-    client::{Answer, Client, ClientError, Pending, Refusal, Request},
+    client::{Answer, Client, ClientError, Pending, Request, ServerError},
     wire::{
         Code, DEFAULT_TIMEOUT, Payload, Topic, Version,
         codes::{BUILDING, COMPILING},
@@ -143,7 +143,7 @@ fn run_one(arguments: &Arguments, topic: &str) -> Result {
     match answer {
         Ok(Answer::Json(text)) => print(text.as_bytes(), b"\n"),
         Ok(Answer::Binary(bytes)) => print(&bytes, b""),
-        Err(ClientError::Answered(Refusal {
+        Err(ClientError::Answered(ServerError {
             code,
             message,
             origin: _,
@@ -173,7 +173,7 @@ fn call_once_ready(
     request: &Request<'_>,
 ) -> std::result::Result<(String, std::result::Result<Answer, ClientError>), ClientError> {
     let begun = Instant::now();
-    let mut said: Option<Instant> = None;
+    let mut last_notice: Option<Instant> = None;
     loop {
         let pending = client.send(request)?;
         let id = pending.request_id().to_owned();
@@ -184,16 +184,16 @@ fn call_once_ready(
         if begun.elapsed() >= LONGEST_WAIT {
             return Ok((id, Err(ClientError::Answered(refusal))));
         }
-        if said.is_none_or(|said| said.elapsed() >= WAITING_EVERY) {
+        if last_notice.is_none_or(|last_notice| last_notice.elapsed() >= WAITING_EVERY) {
             let message = printable(&refusal.message);
-            match said {
+            match last_notice {
                 None => complain!("mb-server: {message}; waiting for it"),
                 Some(_) => complain!(
                     "mb-server: {message}, {} s so far",
                     begun.elapsed().as_secs()
                 ),
             }
-            said = Some(Instant::now());
+            last_notice = Some(Instant::now());
         }
         let pause = Duration::from_millis(refusal.retry_after_ms().unwrap_or_default());
         std::thread::sleep(pause.clamp(SHORTEST_PAUSE, WAITING_EVERY));
@@ -201,7 +201,7 @@ fn call_once_ready(
 }
 
 /// Whether the server will have the service without anybody's doing.
-fn is_preparing(refusal: &Refusal) -> bool {
+fn is_preparing(refusal: &ServerError) -> bool {
     #[derive(Deserialize)]
     struct Details {
         state: String,
@@ -341,7 +341,7 @@ fn take(
             tally.answered += 1;
             format!("{}\n", json!({"line": number, "bytes": bytes.len()}))
         }
-        Err(ClientError::Answered(Refusal {
+        Err(ClientError::Answered(ServerError {
             code,
             message,
             origin,

@@ -139,16 +139,17 @@ fn write(dir: &Path, files: &[File], force: bool) -> io::Result<()> {
     }
     for (name, text) in files {
         let path = dir.join(name);
-        // Anew, so that the mode is ours whoever made the old one.
+        // Created again, so that the mode is ours whoever created the old one.
         if path.exists() {
             fs::remove_file(&path).map_err(|error| named(&path, error))?;
         }
-        let made = fs::OpenOptions::new()
+        let result = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&path);
-        made.and_then(|mut file| file.write_all(text.as_bytes()))
+        result
+            .and_then(|mut file| file.write_all(text.as_bytes()))
             .map_err(|error| named(&path, error))?;
     }
     Ok(())

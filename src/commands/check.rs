@@ -44,7 +44,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         "# services folder: can be read, component files: {}",
         files.len()
     );
-    if let Some(warning) = serving::Room::of(&loaded.config).warning() {
+    if let Some(warning) = serving::Capacity::of(&loaded.config).warning() {
         complain!("mb-server: warning: {warning}");
     }
     Ok(Exit::Success)

@@ -83,12 +83,12 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     // Whole or not at all: a server may follow the folder.
     files::replace(&output, files::ORDINARY, &compiled)
         .map_err(|error| failure(format!("{}: {error}", output.display())))?;
-    let said = &service.description;
+    let description = &service.description;
     say!(
         "{}: {} {}, {} bytes, compiled in {took:.1} s",
         output.display(),
-        said.name,
-        said.version,
+        description.name,
+        description.version,
         compiled.len()
     );
     say!(

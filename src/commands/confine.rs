@@ -67,7 +67,7 @@ pub(super) fn confine(config: &Config) {
     }
     match start_no_program() {
         Ok(()) => tracing::debug!("can start no program"),
-        Err(error) => tracing::warn!("it is not kept from starting programs: {error}"),
+        Err(error) => tracing::warn!("it can still start programs: {error}"),
     }
 }
 

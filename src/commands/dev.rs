@@ -23,7 +23,7 @@ use super::{
     live_settings::Applied,
     printable,
     serve::{listen_for_signals, start_log, write_log_in_background},
-    serving::{Plan, Serving, compile_worker},
+    serving::{Serving, ServingPlan, compile_worker},
     usage,
 };
 use crate::{
@@ -46,7 +46,7 @@ const MAX_FILES: usize = 10_000;
 const MAX_KEPT_CALL: usize = 1024 * 1024;
 /// How long a repeated call may take that said nothing of it.
 const REPEAT_TIMEOUT: Duration = Duration::from_secs(60);
-/// What callers are told to wait before they try again, in milliseconds, while
+/// Time that callers should wait before they try again, in milliseconds, while
 /// the project is being built; and when that failed.
 const RETRY_WHEN_BUILDING_MS: u64 = 500;
 const RETRY_WHEN_FAILED_MS: u64 = 10_000;
@@ -111,7 +111,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         let again = Box::new(move || settings(&own, port).map_err(|(_, error)| error));
         // First of all, so that no process inherits these.
         let inherited = Inherited::from_env().map_err(failure)?;
-        let plan = Plan {
+        let plan = ServingPlan {
             worker: compile_worker(&loaded.config),
             loaded,
             again,
@@ -218,7 +218,7 @@ fn attempt(project: &Project, state: &State, serving: &Serving, address: SocketA
             complain!(
                 "{}; save a change to try again",
                 if state.failed(&error.to_string()) {
-                    "the last good build goes on"
+                    "the last successful build stays in service"
                 } else {
                     "calls are refused until it is"
                 }
@@ -258,16 +258,20 @@ fn show(serving: &Serving, address: SocketAddr) {
                 complain!("not served, the one from before is: {}", printable(error));
             }
             for service in catalog.services() {
-                let said = &service.description;
+                let description = &service.description;
                 let flag = if address.port() == 8081 {
                     String::new()
                 } else {
                     format!(" --server {address}")
                 };
-                for action in &said.actions {
-                    complain!("  mb-server call {}.{} '…'{flag}", said.name, action.name);
+                for action in &description.actions {
+                    complain!(
+                        "  mb-server call {}.{} '…'{flag}",
+                        description.name,
+                        action.name
+                    );
                 }
-                complain!("ready: {} {}", said.name, said.version);
+                complain!("ready: {} {}", description.name, description.version);
             }
         }
     }
@@ -399,7 +403,7 @@ enum Stage {
     Building,
     /// No build has come to an end yet; why.
     Failed(String),
-    /// The last good build.
+    /// The last successful build.
     Built(PathBuf),
 }
 

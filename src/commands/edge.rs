@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 
 use super::usage;
 use crate::{
-    access::{Access, Terms},
+    access::{Access, ListenerPolicy},
     admin::is_loopback,
     config::{Auth, Config, Tls, access::Listener, given},
     log::Limiter,
@@ -44,8 +44,8 @@ pub(super) struct Edge {
 /// after, so that what changes meanwhile is read once more and not missed.
 #[derive(Default)]
 struct Seen {
-    tls: Vec<Look>,
-    tokens: Look,
+    tls: Vec<FileStamp>,
+    tokens: FileStamp,
 }
 
 /// Files that are read together.
@@ -108,7 +108,7 @@ impl Edge {
     /// The listeners that the settings name.
     pub(super) fn listeners(&self, config: &Config) -> Vec<Arc<ListenerSettings>> {
         let build = |listener: Listener| {
-            let terms = Terms {
+            let policy = ListenerPolicy {
                 auth: listener.auth.unwrap_or(config.auth),
                 rights: listener.rights.clone().map(Into::into),
                 allow_unsecure: config.allow_unsecure,
@@ -116,7 +116,7 @@ impl Edge {
             let tls = self.tls.as_ref().filter(|_| listener.tls);
             Arc::new(ListenerSettings {
                 tls: tls.map(|(_, tls)| Arc::clone(tls)),
-                terms: Arc::new(terms),
+                policy: Arc::new(policy),
                 config: listener,
             })
         };
@@ -272,7 +272,7 @@ impl Edge {
         static LINES: Limiter = Limiter::new();
         if !is_known && LINES.allows("certificates and tokens that failed") {
             tracing::warn!(
-                "{} stay as they were: {error}; they are read again until that succeeds",
+                "{} stay as they were: {error}; the server tries again until that succeeds",
                 files.as_str()
             );
         }
@@ -284,9 +284,9 @@ impl Edge {
 }
 
 /// What of a file changes when it is replaced or written.
-type Look = Option<(Option<SystemTime>, (i64, i64), u64, u64)>;
+type FileStamp = Option<(Option<SystemTime>, (i64, i64), u64, u64)>;
 
-fn look_at(file: &Path) -> Look {
+fn look_at(file: &Path) -> FileStamp {
     let metadata = fs::metadata(file).ok()?;
     // The second one nobody can set back, as `cp -p` does with the first.
     let changed = (metadata.ctime(), metadata.ctime_nsec());
@@ -298,11 +298,11 @@ fn look_at(file: &Path) -> Look {
     ))
 }
 
-fn look_at_all(tls: &Tls) -> Vec<Look> {
+fn look_at_all(tls: &Tls) -> Vec<FileStamp> {
     tls.files().map(look_at).collect()
 }
 
-/// Whether peers can show who they are, so that it makes sense to keep
+/// Whether peers can authenticate, so that it makes sense to keep
 /// something for those who do.
 pub(super) fn peers_can_say(config: &Config) -> bool {
     let asked = |listener: &Listener| {
@@ -344,8 +344,7 @@ pub(super) fn check_exposure(config: &Config) -> Result<(), (super::Exit, String
                 continue;
             };
             return Err(usage(format!(
-                "`host` = {host:?} port {} is {}, which others can reach, and nothing asks them who they are; set \
-                 auth = \"required\" (MB_AUTH=required), make a token (mb-server token new) and set tls.cert and \
+                "`host` = {host:?} port {} is {}, which others can reach without authentication; set auth = \"required\" (MB_AUTH=required), create a token (mb-server token new) and set tls.cert and \
                  tls.key, without which a token is taken from this machine only, or set allow_unsecure = true \
                  (MB_ALLOW_UNSECURE=true) if you mean it",
                 listener.port,
@@ -370,37 +369,37 @@ mod tests {
             ..Config::default()
         };
         let edge = Edge::load(&config).unwrap_or_else(|(_, error)| panic!("{error}"));
-        let terms = Terms {
+        let policy = ListenerPolicy {
             auth: Auth::Required,
             rights: None,
             allow_unsecure: false,
         };
-        let stranger = edge.access.stranger(
+        let unauthenticated = edge.access.unauthenticated(
             "1".into(),
             Ipv4Addr::LOCALHOST.into(),
             false,
-            &Arc::new(terms),
+            &Arc::new(policy),
         );
         let access = Arc::clone(&edge.access);
         (edge, move |token: &str| {
-            access.authenticate(&stranger, token).is_ok()
+            access.authenticate(&unauthenticated, token).is_ok()
         })
     }
 
     #[test]
     fn what_changes_after_it_was_read_is_read_at_the_first_look() {
         let folder = tempfile::tempdir().unwrap();
-        let (edge, comes_in) = edge_with_tokens(folder.path());
+        let (edge, is_admitted) = edge_with_tokens(folder.path());
         let (_, token) = tokens::create(edge.access.file(), "ann", None, None).unwrap();
-        assert!(!comes_in(&token), "nobody has looked yet");
+        assert!(!is_admitted(&token), "nobody has looked yet");
         edge.look(Instant::now());
-        assert!(comes_in(&token));
+        assert!(is_admitted(&token));
     }
 
     #[test]
     fn what_could_not_be_read_is_tried_again_though_it_looks_the_same() {
         let folder = tempfile::tempdir().unwrap();
-        let (edge, comes_in) = edge_with_tokens(folder.path());
+        let (edge, is_admitted) = edge_with_tokens(folder.path());
         let file = edge.access.file().to_owned();
         let (_, token) = tokens::create(&file, "ann", None, None).unwrap();
         let looks = look_at(&file);
@@ -419,7 +418,7 @@ mod tests {
         assert!(*files == "tokens" && error.contains("chmod"), "{error}");
         mode(0o700);
         look_after(0);
-        assert!(comes_in(&token), "the next look tries");
+        assert!(is_admitted(&token), "the next look tries");
         assert!(edge.stale_files().is_empty() && look_at(&file) == looks);
 
         let (_, other) = tokens::create(&file, "bob", None, None).unwrap();
@@ -429,11 +428,11 @@ mod tests {
         mode(0o700);
         look_after(999);
         assert!(
-            !comes_in(&other),
+            !is_admitted(&other),
             "the second try was the last for a second"
         );
         look_after(1000);
-        assert!(comes_in(&other));
+        assert!(is_admitted(&other));
 
         mode(0o707);
         edge.reload();

@@ -11,8 +11,8 @@ use super::{Exit, Result, failure, printable, serve, serving, usage};
 use crate::{
     budget::Budget,
     catalog::{
-        FileError, LoadSettings, Policy, Service, breaks, digest_of, fingerprint, load_file,
-        may_break,
+        FileError, LoadSettings, Service, ServicePolicies, breaks, digest_of, fingerprint,
+        load_file, may_break,
     },
     config::{Config, MemoryPlan},
     host::grant_for,
@@ -76,7 +76,7 @@ impl Inspector {
             max_connections: 1,
             ..Config::default()
         };
-        let policy = Policy::new(&config, None, Scheduler::new(1)).for_inspection();
+        let policy = ServicePolicies::new(&config, None, Scheduler::new(1)).for_inspection();
         let memory = Budget::new(MemoryPlan::of(&config).shared);
         let worker = serving::compile_worker(&config);
         let mut sandbox = serving::sandbox_config(&config, &policy, &memory);
@@ -108,11 +108,11 @@ impl Inspector {
 
     fn show(&self, service: &Service) -> Result {
         let mut text = String::new();
-        let said = &service.description;
-        text += &row("name", &said.name);
-        text += &row("version", &said.version.to_string());
-        text += &row("description", &said.description);
-        for (index, action) in said.actions.iter().enumerate() {
+        let description = &service.description;
+        text += &row("name", &description.name);
+        text += &row("version", &description.version.to_string());
+        text += &row("description", &description.description);
+        for (index, action) in description.actions.iter().enumerate() {
             let title = if index == 0 { "actions" } else { "" };
             text += &row(title, &format!("{}  {}", action.name, action.description));
             for (word, schema) in [("takes", &action.input), ("answers", &action.output)] {
@@ -157,7 +157,7 @@ impl Inspector {
         let kib = code.size / 1024;
         let compiled = match code.took {
             Some(took) => format!(
-                "to {kib} KiB, in {} ms; kept for the next start",
+                "to {kib} KiB, in {} ms; cached for the next start",
                 took.as_millis()
             ),
             None => format!("to {kib} KiB, taken from the cache"),

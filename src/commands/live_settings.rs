@@ -32,7 +32,7 @@ const REQUIRE_DIGEST: &str = "sandbox.require_digest";
 pub(super) struct LiveSettings {
     /// Held while they are read again, as long as loading services takes.
     reloading: Mutex<()>,
-    /// Held for a copy: who looks does not wait for a reload.
+    /// Locked for a copy only: readers do not wait for a reload.
     current: Mutex<Current>,
     again: Box<ReadSettings>,
     catalog: Arc<LiveCatalog>,
@@ -85,7 +85,7 @@ impl LiveSettings {
         }
     }
 
-    /// The settings that hold, for whoever looks.
+    /// The settings in effect, for the admin side.
     pub(super) fn shown(&self) -> Value {
         let current = self.current();
         json!({"settings": masked(&current.rows), "nextStart": current.waiting})

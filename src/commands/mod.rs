@@ -19,6 +19,7 @@ macro_rules! complain {
 }
 
 mod admin_http;
+mod admin_listeners;
 #[cfg(feature = "compiler")]
 mod bench;
 #[cfg(feature = "compiler")]
@@ -38,13 +39,12 @@ mod confine;
 mod connect;
 #[cfg(feature = "compiler")]
 mod dev;
-mod doors;
 mod edge;
 #[cfg(feature = "compiler")]
 mod inspect;
-#[cfg(feature = "compiler")]
-mod links;
 mod live_settings;
+#[cfg(feature = "compiler")]
+mod load_streams;
 #[cfg(feature = "compiler")]
 mod new;
 mod notify;
@@ -100,7 +100,7 @@ impl From<Exit> for ExitCode {
     after_help = if cfg!(feature = "compiler") {
         "Start with: mb-server serve, or write a service: mb-server new NAME --lang rust|js|ts|python"
     } else {
-        "Built without a compiler: serves what mb-server compile made elsewhere. Start with: mb-server serve"
+        "Built without a compiler: serves what mb-server compile wrote elsewhere. Start with: mb-server serve"
     }
 )]
 pub struct Arguments {
@@ -210,7 +210,7 @@ fn failure(message: impl std::fmt::Display) -> (Exit, String) {
     (Exit::Failure, message.to_string())
 }
 
-/// A stranger's text for a terminal, on one line: what would move the cursor,
+/// Untrusted text for a terminal, on one line: what would move the cursor,
 /// change colours or turn the direction of writing is shown as an escape.
 fn printable(text: &str) -> String {
     escaped(text, &[])
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_of_strangers() {
+    fn texts_of_untrusted_peers() {
         assert_eq!(
             printable("Zählt, \u{1f600} \"all\" \\ of it"),
             "Zählt, \u{1f600} \"all\" \\ of it"

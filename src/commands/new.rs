@@ -27,7 +27,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let dir = dir.clone().unwrap_or_else(|| name.into());
     create(&dir, name, *lang).map_err(usage)?;
     let shown = dir.display();
-    say!("made {shown}; go on with\n\n    mb-server dev {shown}\n\nand in another terminal\n");
+    say!("created {shown}; go on with\n\n    mb-server dev {shown}\n\nand in another terminal\n");
     say!("    mb-server call {name}.greet '{{\"name\":\"Ada\"}}'");
     Ok(Exit::Success)
 }

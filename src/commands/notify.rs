@@ -1,4 +1,4 @@
-//! What systemd is told, where it asks for it: see `sd_notify(3)`. Without
+//! Notifies systemd, where it asks for it: see `sd_notify(3)`. Without
 //! `NOTIFY_SOCKET` nothing happens.
 
 use std::{
@@ -11,17 +11,17 @@ use std::{
     time::Duration,
 };
 
-/// How long systemd may take to read what it was told before.
+/// How long systemd may take to read earlier notifications.
 const TAKE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Says something, such as `READY=1`, if somebody listens.
-pub(super) fn notify(said: &str) {
-    if let Err(error) = send(said) {
-        tracing::warn!("systemd was not told {said}: {error}");
+pub(super) fn notify(message: &str) {
+    if let Err(error) = send(message) {
+        tracing::warn!("systemd was not notified of {message}: {error}");
     }
 }
 
-fn send(said: &str) -> io::Result<()> {
+fn send(message: &str) -> io::Result<()> {
     let Some(name) = env::var_os("NOTIFY_SOCKET") else {
         return Ok(());
     };
@@ -32,7 +32,7 @@ fn send(said: &str) -> io::Result<()> {
     };
     let socket = UnixDatagram::unbound()?;
     socket.set_write_timeout(Some(TAKE_WITHIN))?;
-    socket.send_to_addr(said.as_bytes(), &address).map(drop)
+    socket.send_to_addr(message.as_bytes(), &address).map(drop)
 }
 
 /// Says every so often that `alive` still holds, as `WatchdogSec` wants it.

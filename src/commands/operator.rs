@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{edge::Edge, live_settings::LiveSettings};
 use crate::{
-    access::Terms,
+    access::ListenerPolicy,
     admin::{Attempt, Commands},
     catalog::{Catalog, LiveCatalog, Service},
     config::{Auth, Isolation, Row},
@@ -91,17 +91,18 @@ impl Commands for Operator {
         let id = format!("try-{}", NEXT.fetch_add(1, Relaxed));
         let body = format!("REQUEST:{service}.{action}:{version}:{id}::{timeout}\n{payload}");
         // Whoever has the token of this endpoint may call everything.
-        let terms = Arc::new(Terms {
+        let policy = Arc::new(ListenerPolicy {
             auth: Auth::None,
             rights: None,
             allow_unsecure: false,
         });
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let identity = Arc::new(
-            self.edge
-                .access
-                .stranger("admin".into(), loopback, false, &terms),
-        );
+        let identity = Arc::new(self.edge.access.unauthenticated(
+            "admin".into(),
+            loopback,
+            false,
+            &policy,
+        ));
         let begun = Instant::now();
         let request = Request {
             body: body.as_bytes(),
@@ -152,23 +153,23 @@ pub(super) fn described(catalog: &Catalog, name: &str) -> Vec<Value> {
 }
 
 fn version(service: &Service) -> Value {
-    let said = &service.description;
-    let terms = service.component.terms();
-    let settings = &terms.settings;
+    let description = &service.description;
+    let policy = service.component.policy();
+    let settings = &policy.settings;
     let imports = service.component.imports();
     let grants: Vec<_> = imports
         .iter()
         .filter_map(|import| grant_for(import))
         .collect();
     json!({
-        "version": said.version.to_string(),
-        "description": said.description,
-        "actions": said.actions,
+        "version": description.version.to_string(),
+        "description": description.description,
+        "actions": description.actions,
         "isolation": match settings.isolation { Isolation::Request => "request", Isolation::Shared => "shared" },
         "limits": {
             "timeout": settings.timeout.to_string(),
-            "memory": terms.memory,
-            "answerSize": terms.answer_size,
+            "memory": policy.memory,
+            "answerSize": policy.answer_size,
             "concurrency": settings.concurrency,
             "rate": settings.rate,
             "tableElements": settings.table_elements,
@@ -179,7 +180,7 @@ fn version(service: &Service) -> Value {
     })
 }
 
-/// The settings for whoever looks: what may be secret is not shown.
+/// The settings for the admin side: what may be secret is masked.
 pub(super) fn masked(rows: &[Row]) -> Value {
     let is_secret = |key: &str| {
         let key = key.to_lowercase();

@@ -11,7 +11,7 @@ use crate::{
     wire::{Payload, Topic},
 };
 
-/// Ask a server whether it is there
+/// Check that a server answers
 ///
 /// Prints one line for each answer. Exit codes: 0 all answered, 2 wrong
 /// usage, 3 the server could not be reached or an answer is missing.

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::{
     Exit, Result,
-    admin_http::{Place, text},
+    admin_http::{AdminTarget, text},
     failure, usage,
 };
 
@@ -27,7 +27,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     undo: bool,
     #[command(flatten)]
-    place: Place,
+    target: AdminTarget,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result {
@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         name,
         version,
         undo,
-        place,
+        target,
     } = arguments;
     if !crate::catalog::is_name(name) {
         return Err(usage(format!("{name:?} is no name of a service")));
@@ -47,7 +47,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     if *undo {
         body["undo"] = json!(true);
     }
-    let (status, answer) = place
+    let (status, answer) = target
         .endpoint()?
         .post(&format!("/services/{name}/rollback"), &body.to_string())?;
     if status == 200 {

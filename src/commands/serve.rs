@@ -24,7 +24,7 @@ use super::{
     confine::confine,
     connect::DEFAULT_SERVER,
     edge, failure, notify, printable,
-    serving::{Plan, Serving},
+    serving::{Serving, ServingPlan},
     usage,
 };
 use crate::{
@@ -110,7 +110,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
     signal_hook::flag::register(SIGTERM, Arc::clone(&terminated))
         .map_err(|error| no_signals(error.to_string()))?;
     let again = Box::new(move || arguments.load().map_err(|error| error.to_string()));
-    let plan = Plan {
+    let plan = ServingPlan {
         loaded,
         again,
         #[cfg(feature = "compiler")]
@@ -214,15 +214,15 @@ pub(super) fn listen_for_signals()
     let (sender, receiver) = mpsc::channel();
     let end = sender.clone();
     let again = Arc::new(AtomicBool::new(false));
-    let heard = move || {
+    let on_signal = move || {
         if again.swap(true, SeqCst) {
             log::flush();
             std::process::exit(INTERRUPTED);
         }
         let _ = sender.send(());
     };
-    follow(SIGTERM, "mb-signals", heard.clone()).map_err(|error| error.to_string())?;
-    ctrlc::set_handler(heard).map_err(|error| error.to_string())?;
+    follow(SIGTERM, "mb-signals", on_signal.clone()).map_err(|error| error.to_string())?;
+    ctrlc::set_handler(on_signal).map_err(|error| error.to_string())?;
     Ok((end, receiver))
 }
 
@@ -279,16 +279,16 @@ fn announce(
     }
     text += &format!("  services   {}\n", config.services_dir.display());
     for service in catalog.services() {
-        let said = &service.description;
-        let actions: Vec<_> = said
+        let description = &service.description;
+        let actions: Vec<_> = description
             .actions
             .iter()
             .map(|action| action.name.as_str())
             .collect();
         text += &format!(
             "    {} {}: {}\n",
-            said.name,
-            said.version,
+            description.name,
+            description.version,
             actions.join(", ")
         );
     }

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Exit,
-    doors::Doors,
+    admin_listeners::AdminListeners,
     edge::{Edge, peers_can_say},
     failure,
     live_settings::{LiveSettings, ReadSettings},
@@ -21,9 +21,9 @@ use super::{
 #[cfg(feature = "compiler")]
 use crate::sandbox::CompileWorker;
 use crate::{
-    admin::{Admin, Door, Running, token},
+    admin::{Admin, AdminListener, Running, token},
     budget::Budget,
-    catalog::{LiveCatalog, LoadSettings, Policy},
+    catalog::{LiveCatalog, LoadSettings, ServicePolicies},
     config::{
         Config, DEFAULT_PRINCIPAL, Loaded, MemoryPlan, PrincipalSettings, Principals,
         services::Overlay,
@@ -61,7 +61,7 @@ const COMPACT_FROM: u64 = 64 * 1024 * 1024;
 const COMPACT_SHARE: u64 = 8;
 
 /// What a server is started with.
-pub(super) struct Plan {
+pub(super) struct ServingPlan {
     pub(super) loaded: Loaded,
     /// Reads the settings once more.
     pub(super) again: Box<ReadSettings>,
@@ -95,10 +95,10 @@ pub(super) struct Serving {
 impl Serving {
     /// Starts a server; `handle` may put something in front of the dispatcher.
     pub(super) fn start(
-        plan: Plan,
+        plan: ServingPlan,
         handle: impl FnOnce(Dispatcher) -> Arc<dyn Handle>,
     ) -> std::result::Result<Self, (Exit, String)> {
-        let Plan {
+        let ServingPlan {
             loaded,
             again,
             #[cfg(feature = "compiler")]
@@ -111,8 +111,8 @@ impl Serving {
         } = plan;
         let config = Arc::new(loaded.config.clone());
         let edge = Edge::load(&config)?;
-        let room = Room::of(&config);
-        if let Some(warning) = room.warning() {
+        let capacity = Capacity::of(&config);
+        if let Some(warning) = capacity.warning() {
             tracing::warn!("{warning}");
         }
         let divided = MemoryPlan::of(&config);
@@ -127,7 +127,7 @@ impl Serving {
         let store = open_store(&config, always_store, patience);
         let scheduler = Scheduler::of_this_machine();
         bound_principals(&scheduler, &config.principals);
-        let policy = Policy::new(&config, store.opened(), Arc::clone(&scheduler));
+        let policy = ServicePolicies::new(&config, store.opened(), Arc::clone(&scheduler));
         #[cfg_attr(
             not(feature = "compiler"),
             allow(unused_mut, reason = "nothing compiles")
@@ -149,11 +149,11 @@ impl Serving {
             Arc::clone(&memory),
         );
         // The admin endpoint first: what can't listen shall not have served.
-        let Doors {
-            doors,
+        let AdminListeners {
+            listeners,
             names: admin,
-        } = Doors::open(&config, &mut inherited)?;
-        let settings = server_settings(&config, edge.listeners(&config), memory, room);
+        } = AdminListeners::open(&config, &mut inherited)?;
+        let settings = server_settings(&config, edge.listeners(&config), memory, capacity);
         let access = Arc::clone(&edge.access);
         let trying = dispatcher.clone();
         let server = Server::start(
@@ -189,7 +189,7 @@ impl Serving {
         };
         let endpoint = start_admin(
             &config,
-            doors,
+            listeners,
             operator,
             metrics,
             store,
@@ -236,14 +236,14 @@ impl Serving {
 /// How many connections there can be, and how many more that are ending: as
 /// many as memory and the system's open files allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Room {
+pub(super) struct Capacity {
     connections: usize,
     ending: usize,
     /// Open files, where they allow less than the memory does.
     short_of_files: Option<u64>,
 }
 
-impl Room {
+impl Capacity {
     pub(super) fn of(config: &Config) -> Self {
         Self::within(
             MemoryPlan::of(config).connections,
@@ -293,7 +293,7 @@ impl Room {
 
 pub(super) fn sandbox_config(
     config: &Config,
-    policy: &Policy,
+    policy: &ServicePolicies,
     memory: &Arc<Budget>,
 ) -> SandboxConfig {
     SandboxConfig {
@@ -364,11 +364,11 @@ fn open_store(config: &Config, always: bool, patience: Duration) -> StoreState {
     }
     let file = config.store_file();
     let until = Instant::now() + patience;
-    let mut said = false;
+    let mut announced = false;
     let opened = loop {
         match Store::open(&file, CACHE) {
             Err(StoreError::Locked) if Instant::now() < until => {
-                if !std::mem::replace(&mut said, true) {
+                if !std::mem::replace(&mut announced, true) {
                     tracing::info!(
                         "store {}: waiting for the process before this one to end",
                         file.display()
@@ -392,7 +392,7 @@ fn open_store(config: &Config, always: bool, patience: Duration) -> StoreState {
     }
 }
 
-/// Gives back what a file takes that is mostly empty.
+/// Compacts a file that is mostly empty.
 fn compact(store: &Store) {
     let Ok(before) = store.size() else { return };
     if before.on_disk < COMPACT_FROM || before.on_disk / COMPACT_SHARE < before.used {
@@ -415,7 +415,7 @@ pub(super) fn compile_worker(config: &Config) -> CompileWorker {
 
 fn load_catalog(
     config: &Config,
-    policy: Policy,
+    policy: ServicePolicies,
     sandbox: &Arc<Sandbox>,
 ) -> std::result::Result<Arc<LiveCatalog>, (Exit, String)> {
     let settings = LoadSettings {
@@ -449,19 +449,19 @@ fn server_settings(
     config: &Arc<Config>,
     listeners: Vec<Arc<ListenerSettings>>,
     memory: Arc<Budget>,
-    room: Room,
+    capacity: Capacity,
 ) -> ServerSettings {
     let reserved = if peers_can_say(config) {
-        room.connections * config.reserved_connections / 100
+        capacity.connections * config.reserved_connections / 100
     } else {
         0
     };
     ServerSettings {
         config: Arc::clone(config),
         listeners,
-        max_connections: room.connections,
+        max_connections: capacity.connections,
         reserved,
-        max_ending: room.ending,
+        max_ending: capacity.ending,
         buffers: Buffers::default(),
         thread_stack: HOST_STACK
             + (config.sandbox.stack.0 + NESTED_STACK) * (config.sandbox.call_depth + 1),
@@ -519,7 +519,7 @@ fn report_usages(scheduler: Arc<Scheduler>, view: View) -> io::Result<()> {
 
 fn start_admin(
     config: &Config,
-    doors: Vec<Door>,
+    listeners: Vec<AdminListener>,
     operator: Operator,
     metrics: Arc<Metrics>,
     store: StoreState,
@@ -553,7 +553,7 @@ fn start_admin(
         services: catalog.current().snapshot(),
         invalid_certificates: edge.invalid_certificates(),
         stale_files: edge.stale_files(),
-        services_folder: catalog.trouble(),
+        services_folder: catalog.folder_error(),
         store: store.row(),
     };
     Admin {
@@ -567,7 +567,7 @@ fn start_admin(
         allowed_hosts: config.admin.allowed_hosts.clone(),
         memory: MemoryPlan::of(config).admin,
     }
-    .start(doors)
+    .start(listeners)
 }
 
 #[cfg(test)]
@@ -576,18 +576,18 @@ mod tests {
 
     #[test]
     fn connections_follow_open_files() {
-        let room = |connections, files| {
-            let Room {
+        let capacity = |connections, files| {
+            let Capacity {
                 connections,
                 ending,
                 short_of_files,
-            } = Room::within(connections, files);
+            } = Capacity::within(connections, files);
             (connections, ending, short_of_files.is_some())
         };
-        assert_eq!(room(1024, None), (1024, MAX_ENDING, false));
-        assert_eq!(room(1024, Some(1_000_000)), (1024, MAX_ENDING, false));
-        assert_eq!(room(1024, Some(128)), (48, 16, true));
-        assert_eq!(room(16, Some(128)), (16, 48, true));
-        assert_eq!(room(1024, Some(8)), (1, 1, true));
+        assert_eq!(capacity(1024, None), (1024, MAX_ENDING, false));
+        assert_eq!(capacity(1024, Some(1_000_000)), (1024, MAX_ENDING, false));
+        assert_eq!(capacity(1024, Some(128)), (48, 16, true));
+        assert_eq!(capacity(16, Some(128)), (16, 48, true));
+        assert_eq!(capacity(1024, Some(8)), (1, 1, true));
     }
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     Exit, Result,
-    admin_http::{Endpoint, Place, text},
+    admin_http::{AdminTarget, Endpoint, text},
 };
 
 /// Between two looks.
@@ -24,11 +24,11 @@ pub(super) struct Arguments {
     #[arg(long, short)]
     watch: bool,
     #[command(flatten)]
-    place: Place,
+    target: AdminTarget,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result {
-    let endpoint = arguments.place.endpoint()?;
+    let endpoint = arguments.target.endpoint()?;
     loop {
         let (screen, ready) = screen(&endpoint)?;
         if !arguments.watch {
@@ -84,9 +84,9 @@ fn screen(endpoint: &Endpoint) -> std::result::Result<(String, bool), (Exit, Str
         if !row["error"].is_null() {
             out += &format!("    {}\n", text(&row["error"]));
         }
-        if !row["passedOver"].is_null() {
+        if !row["rolledBackFrom"].is_null() {
             out += &format!(
-                "    rolled back; the file in the folder is passed over until another comes, or until mb-server rollback {} --undo\n",
+                "    rolled back; the file in the folder is not served until it changes, or until mb-server rollback {} --undo\n",
                 text(&row["name"])
             );
         }
@@ -99,7 +99,7 @@ fn screen(endpoint: &Endpoint) -> std::result::Result<(String, bool), (Exit, Str
         );
     }
     let running = rows(&calls["calls"]);
-    out += &format!("\ncalls that take long: {}\n", running.len());
+    out += &format!("\nlong calls: {}\n", running.len());
     for call in running.iter().take(ROWS) {
         out += &format!(
             "  {:>6}  {:30} {:24} {:8} {:>8} ms, ran {} ms, {} ms left\n",
@@ -114,7 +114,7 @@ fn screen(endpoint: &Endpoint) -> std::result::Result<(String, bool), (Exit, Str
     }
     let failed = rows(&past["calls"]);
     if !failed.is_empty() {
-        out += "\nfailed or slow, newest first; mb-server why REQUEST tells more\n";
+        out += "\nfailed or slow, newest first; mb-server why REQUEST shows more\n";
     }
     for call in failed {
         let topic = format!("{}.{}", text(&call["service"]), text(&call["action"]));

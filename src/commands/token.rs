@@ -1,4 +1,4 @@
-//! `mb-server token`: the tokens with which clients show who they are.
+//! `mb-server token`: the tokens with which clients authenticate.
 
 use std::{
     path::PathBuf,

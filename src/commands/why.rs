@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{
     Exit, Result,
-    admin_http::{Place, text},
+    admin_http::{AdminTarget, text},
     failure, usage,
 };
 use crate::wire::header::is_request_id;
@@ -20,17 +20,17 @@ pub(super) struct Arguments {
     /// The id that the caller gave the request
     request_id: String,
     #[command(flatten)]
-    place: Place,
+    target: AdminTarget,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result {
-    let Arguments { request_id, place } = arguments;
+    let Arguments { request_id, target } = arguments;
     if !is_request_id(request_id) {
         return Err(usage(format!(
             "{request_id:?} is no request id: 1 to 64 letters, digits, dots, dashes, underscores"
         )));
     }
-    let endpoint = place.endpoint()?;
+    let endpoint = target.endpoint()?;
     let past = endpoint.get(&format!("/calls/past?requestId={request_id}"))?;
     let running = endpoint.get("/calls")?;
     let log = endpoint.get(&format!("/log?requestId={request_id}"))?;
@@ -46,20 +46,20 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     for call in &now {
         let (topic, state) = (text(&call["topic"]), text(&call["state"]));
         say!(
-            "{request_id} is {state} now: {topic}, for {} ms, of which it ran {} and waited {} for its turn, {} ms left; number {} of /calls",
+            "{request_id} is {state} now: {topic}, for {} ms, of which it ran {} and waited {} for a processor, {} ms left; number {} of /calls",
             text(&call["ageMs"]),
             text(&call["ranMs"]),
-            text(&call["turnWaitedMs"]),
+            text(&call["cpuWaitedMs"]),
             text(&call["remainingMs"]),
             text(&call["id"])
         );
     }
     for call in &own {
-        tell(call);
+        print_call(call);
     }
     for child in &children {
         say!("\nit caused");
-        tell(child);
+        print_call(child);
     }
     if !lines.is_empty() {
         say!("\nlog");
@@ -74,16 +74,16 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     }
     if now.is_empty() && own.is_empty() && children.is_empty() && lines.is_empty() {
         return Err(failure(format!(
-            "nothing is kept of {request_id}: it was answered within 10 ms, or newer calls displaced it, or the \
+            "nothing is recorded of {request_id}: it was answered within 10 ms, or newer calls displaced it, or the \
              server did not get it; with the log filter `debug` every call leaves a line"
         )));
     }
     Ok(Exit::Success)
 }
 
-fn tell(call: &Value) {
+fn print_call(call: &Value) {
     let who = match &call["principal"] {
-        Value::Null => "somebody who has not shown who they are".to_owned(),
+        Value::Null => "an unauthenticated peer".to_owned(),
         principal => text(principal),
     };
     say!("{}  {}", text(&call["requestId"]), text(&call["outcome"]));
@@ -108,9 +108,9 @@ fn tell(call: &Value) {
     );
     if !call["ranMs"].is_null() {
         say!(
-            "  ran        {} ms, and waited {} ms for its turn to run",
+            "  ran        {} ms, and waited {} ms for a processor",
             text(&call["ranMs"]),
-            text(&call["turnWaitedMs"])
+            text(&call["cpuWaitedMs"])
         );
     }
     say!("  memory     {} bytes at most", text(&call["peakMemory"]));

@@ -23,7 +23,7 @@ pub const ANONYMOUS: &str = "anonymous";
 /// Longest name of a principal, in bytes.
 pub const MAX_PRINCIPAL_SIZE: usize = 255;
 
-/// Whether a listener asks its peers who they are.
+/// Whether a listener authenticates its peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Auth {
@@ -154,7 +154,7 @@ settings! {
         /// waits until its deadline. 0: no limit.
         pub concurrency: usize = 0 => 0..=10_000,
         /// Of the processors, what all its calls may use, 0 to 1,000 of them; 0
-        /// for no bound. A call beyond it waits for its turn.
+        /// for no bound. A call beyond it waits.
         pub cpu: Share = Share(0) => Share(0)..=Share(1_000_000),
     }
 }
@@ -252,8 +252,8 @@ documented! {
         /// at most 256 rights. Left out: everything.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub rights: Option<Vec<Right>>,
-        /// Networks whose peers are let in, such as `10.0.0.0/8`, at most 1,024. Left
-        /// out: all.
+        /// Networks whose peers are admitted, such as `10.0.0.0/8`, at most
+        /// 1,024. Left out: all.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         pub allow: Vec<ipnet::IpNet>,
         /// Networks whose peers are refused, at most 1,024. It takes precedence over

@@ -44,12 +44,12 @@ pub struct MemoryPlan {
     pub instances: usize,
     /// Bytes that one instance keeps.
     pub per_instance: usize,
-    /// Bytes for requests and answers of the admin endpoint: who looks gets in
-    /// when all else is taken.
+    /// Bytes for requests and answers of the admin endpoint: a reader gets an
+    /// answer when all else is taken.
     pub admin: usize,
     /// Bytes for calls that failed or were slow.
     pub history: usize,
-    /// Bytes for what grows: memory of guests beyond what instances keep,
+    /// Bytes of shared memory: memory of guests beyond what instances keep,
     /// large messages and answers.
     pub shared: usize,
 }
@@ -116,8 +116,8 @@ impl MemoryPlan {
                 mib(instances * per_instance),
                 per_instance / 1024
             ),
-            format!("{} for the operator: who looks, and the calls of the past", mib(admin + history)),
-            format!("{} shared by what grows: memory of services, large messages and answers", mib(shared)),
+            format!("{} for the operator: the admin endpoint and past calls", mib(admin + history)),
+            format!("{} shared by services, large messages and answers", mib(shared)),
             "not counted: the program and compiled code, the kernel's stacks, socket buffers and page cache".into(),
         ]
     }

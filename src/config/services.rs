@@ -255,7 +255,7 @@ impl Grants {
         *self == Self::default()
     }
 
-    /// Whether there is anything here that a stranger's file must not get.
+    /// Whether there is anything here that an untrusted file must not get.
     #[must_use]
     pub fn is_sensitive(&self) -> bool {
         let Self {

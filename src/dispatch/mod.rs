@@ -16,23 +16,24 @@ use serde_json::json;
 
 use crate::{
     access::{Access, Identity, Principal, log_refusal},
-    budget::{Budget, Charge},
+    budget::{Budget, Reservation},
     catalog::{Catalog, SYSTEM},
     config::Config,
-    host::{Context, Missed, Waiter, Watch},
+    host::{Context, WaitError, Waiter, Watch},
     log::Limiter,
     metrics::{Metrics, Used},
     sandbox::SMALL_ANSWER,
     wire::{Code, ErrorBody, Header, Kind, Payload, Reason, Version, json as wire_json},
 };
 
-/// The one topic that may come before anybody has said who they are.
+/// The one topic that unauthenticated peers may use where authentication is
+/// required.
 const HELLO: &str = "system.hello";
 
-/// What peers are told of whose address there were too many.
+/// The message for peers whose address has failed too often.
 pub const TOO_MANY_FAILURES: &str = "too many failures from this address";
-/// What peers are told whose credentials do not hold any more.
-pub const ENDED: &str =
+/// The message for peers whose credentials are no longer valid.
+pub const EXPIRED: &str =
     "the token or the certificate of this connection has expired or was revoked";
 
 /// Of a peer's own text, an error repeats at most this many characters.
@@ -48,7 +49,7 @@ pub struct Request<'a> {
     pub postponed: Option<Postponed>,
     /// When its last byte was read; its timeout counts from here.
     pub arrived: Instant,
-    /// Who asks.
+    /// The identity of the peer.
     pub identity: &'a Arc<Identity>,
     /// Looks after a slow call.
     pub watch: Arc<dyn Watch>,
@@ -66,7 +67,7 @@ pub fn must_begin(
     let (header, _) = Header::parse(body).ok()?;
     let calls = matches!(header.kind, Kind::Request | Kind::Publish)
         && header.topic.service() != SYSTEM
-        && !identity.must_say();
+        && !identity.must_authenticate();
     calls.then(|| arrived + header.timeout.unwrap_or(default_timeout))
 }
 
@@ -110,10 +111,10 @@ pub struct Reply<'a> {
     pub header: Option<Header<'a>>,
     /// The answer.
     pub outcome: Outcome,
-    /// Who asks, if that has just come out.
+    /// The identity, if it has just been authenticated.
     pub identity: Option<Identity>,
     /// Memory that is reserved for the answer until whoever sends it counts it.
-    pub held: Option<Charge>,
+    pub held: Option<Reservation>,
     /// What the call has used, but for those that its service made.
     pub used: Used,
 }
@@ -169,7 +170,7 @@ struct Core {
 #[derive(Default)]
 struct Found {
     identity: Option<Identity>,
-    held: Option<Charge>,
+    held: Option<Reservation>,
     used: Used,
 }
 
@@ -282,17 +283,17 @@ impl Dispatcher {
 }
 
 impl Core {
-    /// Whether somebody may ask anything at all: the check of who they are.
+    /// Checks that the peer is authenticated, where it must be.
     fn admits(&self, header: &Header<'_>, identity: &Identity) -> Result<(), Refusal> {
         let says = header.kind == Kind::Request && header.topic.as_str() == HELLO;
         let (reason, message) = if matches!(header.kind, Kind::Response | Kind::Error) {
             return Ok(());
-        } else if identity.has_ended() {
-            ("ended", ENDED)
-        } else if identity.must_say() && !says {
+        } else if identity.is_invalid() {
+            ("expired", EXPIRED)
+        } else if identity.must_authenticate() && !says {
             (
                 "missing",
-                "say first who you are: system.hello with a token",
+                "authenticate first: send system.hello with a token",
             )
         } else {
             return Ok(());
@@ -347,7 +348,7 @@ impl Core {
         };
         if header.topic.service() == SYSTEM {
             let text = self.system(header, payload, request.identity, &mut found.identity)?;
-            found.held = self.hold_now(text.len())?;
+            found.held = self.reserve_now(text.len())?;
             return Ok(Outcome::Json(text));
         }
         let timeout = header.timeout.unwrap_or(self.config.default_timeout.0);
@@ -390,7 +391,7 @@ impl Core {
         header: &Header<'_>,
         request: &Request<'_>,
         deadline: Instant,
-    ) -> Result<Option<Option<Charge>>, Refusal> {
+    ) -> Result<Option<Option<Reservation>>, Refusal> {
         let Request {
             identity, watch, ..
         } = request;
@@ -419,16 +420,16 @@ impl Core {
         let Some(calls) = &principal.calls else {
             return Ok(Some(None));
         };
-        let mut place = Charge::none(calls);
-        if place.raise_until(1, Instant::now()) {
-            return Ok(Some(Some(place)));
+        let mut permit = Reservation::empty(calls);
+        if permit.raise_until(1, Instant::now()) {
+            return Ok(Some(Some(permit)));
         }
         let waiter = Waiter::of_client(&**watch, deadline);
-        match waiter.take(|until| place.raise_until(1, until)) {
-            Ok(()) => Ok(Some(Some(place))),
-            Err(Missed::Postponed) => Ok(None),
-            Err(Missed::Stopped(stop)) => Err(stopped(stop)),
-            Err(Missed::Late) => {
+        match waiter.take(|until| permit.raise_until(1, until)) {
+            Ok(()) => Ok(Some(Some(permit))),
+            Err(WaitError::Postponed) => Ok(None),
+            Err(WaitError::Stopped(stop)) => Err(stopped(stop)),
+            Err(WaitError::Late) => {
                 let message = format!(
                     "not begun within its timeout: {} has {} calls already",
                     principal.name,
@@ -441,11 +442,11 @@ impl Core {
 
     /// Memory for an answer of so many bytes, if it is there: system topics wait
     /// for nothing. None for a small one.
-    fn hold_now(&self, bytes: usize) -> Result<Option<Charge>, Refusal> {
+    fn reserve_now(&self, bytes: usize) -> Result<Option<Reservation>, Refusal> {
         if bytes <= SMALL_ANSWER {
             return Ok(None);
         }
-        let mut held = Charge::none(&self.memory);
+        let mut held = Reservation::empty(&self.memory);
         if held.try_raise(bytes) {
             return Ok(Some(held));
         }
@@ -521,7 +522,7 @@ pub fn internal_error<'a>(body: &'a [u8], error_id: &str) -> Reply<'a> {
 mod tests {
     use super::*;
     use crate::{
-        access::Terms,
+        access::ListenerPolicy,
         config::{Auth, Bytes, Principals},
         host::Unwatched,
     };
@@ -550,7 +551,7 @@ mod tests {
     /// The same of a server that has so much memory.
     fn ask_within(memory: usize, body: &[u8], binary: bool) -> (String, Option<String>) {
         let dispatcher = dispatcher(memory);
-        let terms = Arc::new(Terms {
+        let policy = Arc::new(ListenerPolicy {
             auth: Auth::None,
             rights: None,
             allow_unsecure: false,
@@ -559,7 +560,7 @@ mod tests {
             dispatcher
                 .0
                 .access
-                .stranger("7".into(), [127, 0, 0, 1].into(), false, &terms);
+                .unauthenticated("7".into(), [127, 0, 0, 1].into(), false, &policy);
         let identity = &Arc::new(identity);
         let request = Request {
             body,

@@ -10,20 +10,20 @@ use serde_json::{Map, Value, json, value::RawValue};
 
 use super::{Core, Refusal, check_json};
 use crate::{
-    budget::Charge,
-    catalog::{Catalog, Found, Misfit, Service},
+    budget::Reservation,
+    catalog::{Catalog, Found, Service, ValidationError},
     host::{
-        Context, Missed, Stop, Waiter, Watch,
+        Context, Stop, WaitError, Waiter, Watch,
         bindings::mb::service::types::PayloadResult,
         calls::{self, Calls, Nested},
     },
     metrics::{self, History, PastCall, Used},
-    sandbox::{Answer, Call, CallError, CallReport, Phase, Wanted},
+    sandbox::{Call, CallError, CallReport, Phase, ServiceAnswer, Wanted},
     scheduler::{Cost, Ticket},
     wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::COMPILING},
 };
 
-/// What a caller is told to wait before it tries again, when there was no
+/// Time that a caller should wait before it tries again, when there was no
 /// room: in milliseconds, about the time of a slow call.
 pub(super) const RETRY_WHEN_FULL_MS: u64 = 100;
 /// The same while a component is compiled, which may take seconds.
@@ -75,7 +75,7 @@ impl Core {
     pub(super) fn run(
         self: &Arc<Self>,
         task: Task<'_>,
-    ) -> (Result<Checked, Refusal>, Option<Charge>, Used) {
+    ) -> (Result<Checked, Refusal>, Option<Reservation>, Used) {
         let Task {
             topic,
             version,
@@ -106,15 +106,15 @@ impl Core {
             }
         };
         let action = topic.action();
-        if service.component.terms().granted.may_call() {
+        if service.component.policy().granted.may_call() {
             context.calls = Some(Arc::new(Arc::clone(self)));
         }
         let client = context.depth() == 0;
-        if outlives_reset || client && !service.component.terms().settings.cancel_on_reset {
+        if outlives_reset || client && !service.component.policy().settings.cancel_on_reset {
             watch.outlives_reset();
         }
         let about = context.clone();
-        let terms = service.component.terms();
+        let policy = service.component.policy();
         // Nested calls count for the one that caused them.
         let ticket = Finishes(client.then(|| watch.ticket()).flatten());
         let report = service.component.call(Call {
@@ -127,7 +127,7 @@ impl Core {
             result,
             peak_memory,
             host_calls,
-            made,
+            created,
             waited,
             elapsed,
             backtrace,
@@ -150,13 +150,13 @@ impl Core {
             self.metrics.calls_reset.add(1);
         }
         let begun = !matches!(result, Err(CallError::NotBegun(_)));
-        let (frames, printed) = if terms.settings.expose_traps {
+        let (frames, printed) = if policy.settings.expose_traps {
             (&*backtrace, &*stderr)
         } else {
             (&[][..], &[][..])
         };
         let result = result
-            .map_err(|error| refuse(error, timeout.min(terms.settings.timeout.0), cost))
+            .map_err(|error| refuse(error, timeout.min(policy.settings.timeout.0), cost))
             .and_then(answered)
             .map_err(|refusal| explain(refusal, peak_memory, elapsed, frames, printed));
         let used = Used {
@@ -165,14 +165,14 @@ impl Core {
             host_calls,
             peak_memory: peak_memory as u64,
         };
-        if made {
+        if created {
             service.stats.own().instances.add(1);
         }
         if begun {
             let outcome = match &result {
-                Ok(_) => metrics::Outcome::Answered,
-                Err(Refusal { code: None, .. }) => metrics::Outcome::Failed,
-                Err(Refusal { code: Some(_), .. }) => metrics::Outcome::Ended,
+                Ok(_) => metrics::CallOutcome::Answered,
+                Err(Refusal { code: None, .. }) => metrics::CallOutcome::Failed,
+                Err(Refusal { code: Some(_), .. }) => metrics::CallOutcome::Ended,
             };
             service.stats.own().record(outcome, waited, elapsed, used);
         }
@@ -190,7 +190,7 @@ impl Core {
                 ),
             );
         }
-        let ended = Ended {
+        let ended = CallLog {
             service,
             action,
             context: &about,
@@ -198,7 +198,7 @@ impl Core {
             elapsed,
             backtrace: &backtrace,
         };
-        ended.tell(result.as_ref().err());
+        ended.log(result.as_ref().err());
         (result, held, used)
     }
 
@@ -214,16 +214,20 @@ impl Core {
         let Some(inputs) = &service.inputs else {
             return Ok(());
         };
-        let misfit = |Misfit { path, problem }| {
+        let validation_error = |ValidationError { path, problem }| {
             Refusal::new(Code::InvalidPayload, problem).with(&json!({"path": path}))
         };
-        let needed = inputs.memory(topic.action(), payload).map_err(misfit)?;
+        let needed = inputs
+            .memory(topic.action(), payload)
+            .map_err(validation_error)?;
         let _held = self.hold(needed, waiter)?;
-        Ok(inputs.check(topic.action(), payload).map_err(misfit)?)
+        Ok(inputs
+            .check(topic.action(), payload)
+            .map_err(validation_error)?)
     }
 
     /// Memory to check a payload with.
-    fn hold(&self, bytes: usize, waiter: Waiter<'_>) -> Result<Charge, Unbegun> {
+    fn hold(&self, bytes: usize, waiter: Waiter<'_>) -> Result<Reservation, Unbegun> {
         let limit = self.memory.limit();
         if bytes > limit {
             let message = format!(
@@ -232,15 +236,15 @@ impl Core {
             let refusal = Refusal::new(Code::InvalidPayload, message).with(&json!({"path": ""}));
             return Err(refusal.into());
         }
-        let mut held = Charge::none(&self.memory);
+        let mut held = Reservation::empty(&self.memory);
         if held.try_raise(bytes) {
             return Ok(held);
         }
         match waiter.take(|until| held.raise_until(bytes, until)) {
             Ok(()) => Ok(held),
-            Err(Missed::Postponed) => Err(Unbegun::Postponed),
-            Err(Missed::Stopped(stop)) => Err(stopped(stop).into()),
-            Err(Missed::Late) => {
+            Err(WaitError::Postponed) => Err(Unbegun::Postponed),
+            Err(WaitError::Stopped(stop)) => Err(stopped(stop).into()),
+            Err(WaitError::Late) => {
                 let message = "not begun within its timeout: no memory to check its payload with";
                 Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS).into())
             }
@@ -261,7 +265,7 @@ impl Core {
                 service: topic.service().to_owned(),
                 version: service.map(|service| service.description.version.to_string()),
                 action: topic.action().to_owned(),
-                ..kept(context, Some(refusal))
+                ..base_of_past_call(context, Some(refusal))
             },
         );
     }
@@ -323,7 +327,7 @@ fn find<'a>(
             Err(Refusal::new(Code::VersionNotSupported, message)
                 .with(&json!({"available": available})))
         }
-        Found::Nobody => Err(Refusal::new(
+        Found::NoService => Err(Refusal::new(
             Code::NoRouteFound,
             format!("no service {name}"),
         )),
@@ -332,7 +336,7 @@ fn find<'a>(
 
 /// Calls that services make.
 impl Calls for Arc<Core> {
-    fn call(&self, call: Nested<'_>) -> Result<PayloadResult, calls::Refusal> {
+    fn call(&self, call: Nested<'_>) -> Result<PayloadResult, calls::CallRefusal> {
         let Nested {
             topic,
             version,
@@ -340,7 +344,7 @@ impl Calls for Arc<Core> {
             context,
             watch,
         } = call;
-        let refuse = |Refusal { code, body }: Refusal| calls::Refusal {
+        let refuse = |Refusal { code, body }: Refusal| calls::CallRefusal {
             code: body.code.into_owned(),
             message: body.message.into_owned(),
             from_service: code.is_none(),
@@ -385,11 +389,11 @@ impl Calls for Arc<Core> {
 
 /// From what a service said, which the sandbox has checked, to the caller's
 /// answer.
-fn answered(answer: Answer) -> Result<Checked, Refusal> {
+fn answered(answer: ServiceAnswer) -> Result<Checked, Refusal> {
     match answer {
-        Answer::Json(text) => Ok(Checked::Json(text)),
-        Answer::Binary(bytes) => Ok(Checked::Binary(bytes)),
-        Answer::Failure {
+        ServiceAnswer::Json(text) => Ok(Checked::Json(text)),
+        ServiceAnswer::Binary(bytes) => Ok(Checked::Binary(bytes)),
+        ServiceAnswer::Failure {
             code,
             message,
             details,
@@ -413,7 +417,7 @@ fn refuse(error: CallError, timeout: Duration, cost: Option<Cost>) -> Refusal {
         CallError::NotBegun(wanted) => {
             let waited = match wanted {
                 Wanted::Time => "the call came too late",
-                Wanted::Turn => "its concurrency was used up",
+                Wanted::Permit => "its concurrency was used up",
                 Wanted::Instance => "all instances were taken",
                 Wanted::Memory => "the server's memory was used up",
             };
@@ -437,7 +441,7 @@ pub(super) fn stopped(stop: Stop) -> Refusal {
         Stop::Reset => Refusal::failed(Reason::Reset, stop.to_string()),
         Stop::Shutdown => Refusal::new(
             Code::ShuttingDown,
-            "stopped, because the server shuts down and its time for that is over",
+            "stopped, because the server shuts down and drain_timeout has passed",
         ),
         Stop::Deadline => Refusal::new(Code::Timeout, stop.to_string()),
     }
@@ -496,7 +500,7 @@ fn explain(
     refusal.with(&Value::Object(known))
 }
 
-/// A call that has ended, for whoever asks why it did so.
+/// A finished call, for the history.
 fn past(
     service: &Service,
     action: &str,
@@ -514,16 +518,16 @@ fn past(
         elapsed_ms: millis(elapsed),
         waited_ms: millis(waited),
         ran_ms: cost.map(|cost| millis(cost.ran)),
-        turn_waited_ms: cost.map(|cost| millis(cost.waited)),
+        cpu_waited_ms: cost.map(|cost| millis(cost.waited)),
         peak_memory,
         backtrace: backtrace.to_vec(),
         stderr: stderr.to_vec(),
-        ..kept(context, result.as_ref().err())
+        ..base_of_past_call(context, result.as_ref().err())
     }
 }
 
 /// What is kept of any call; the rest is empty.
-fn kept(context: &Context, refusal: Option<&Refusal>) -> PastCall {
+fn base_of_past_call(context: &Context, refusal: Option<&Refusal>) -> PastCall {
     PastCall {
         request_id: context.request_id.as_deref().unwrap_or("-").to_owned(),
         parent_request_id: context.parent_request_id.as_deref().map(str::to_owned),
@@ -540,7 +544,7 @@ fn kept(context: &Context, refusal: Option<&Refusal>) -> PastCall {
 }
 
 /// What the log says of a call.
-struct Ended<'a> {
+struct CallLog<'a> {
     service: &'a Service,
     action: &'a str,
     context: &'a Context,
@@ -549,10 +553,10 @@ struct Ended<'a> {
     backtrace: &'a [String],
 }
 
-impl Ended<'_> {
+impl CallLog<'_> {
     /// One line at debug for every call, and one at warn for each that the
     /// server ended.
-    fn tell(&self, refusal: Option<&Refusal>) {
+    fn log(&self, refusal: Option<&Refusal>) {
         let Self {
             service,
             action,
@@ -561,7 +565,7 @@ impl Ended<'_> {
             elapsed,
             backtrace,
         } = self;
-        let said = &service.description;
+        let description = &service.description;
         let request_id = context.request_id.as_deref().unwrap_or("-");
         let parent_request_id = context.parent_request_id.as_deref().unwrap_or("-");
         let connection = &*context.caller.connection_id;
@@ -572,8 +576,8 @@ impl Ended<'_> {
                 code: Some(code),
                 body,
             }) => tracing::warn!(
-                service = said.name,
-                version = %said.version,
+                service = description.name,
+                version = %description.version,
                 action,
                 request_id,
                 parent_request_id,
@@ -587,8 +591,8 @@ impl Ended<'_> {
                 body.message
             ),
             None | Some(Refusal { code: None, .. }) => tracing::debug!(
-                service = said.name,
-                version = %said.version,
+                service = description.name,
+                version = %description.version,
                 action,
                 request_id,
                 parent_request_id,

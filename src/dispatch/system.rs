@@ -23,7 +23,7 @@ use crate::{
 const MAX_LOGGED_CLIENT: usize = 100;
 
 impl Core {
-    /// Answers a system topic, within the rate of whoever asks.
+    /// Answers a system topic, within the rate of its principal.
     pub(super) fn system(
         &self,
         header: &Header<'_>,
@@ -33,12 +33,12 @@ impl Core {
     ) -> Result<String, Refusal> {
         // A peer authenticates once on a connection. That does not count for
         // the rate that all share who have not: they could keep it out.
-        let may_authenticate = header.topic.action() == "hello" && !identity.is_known();
+        let may_authenticate = header.topic.action() == "hello" && !identity.is_authenticated();
         if !may_authenticate {
             take_rate(&identity.principal)?;
         }
         let answer = self.system_answer(header, payload, identity, known);
-        if may_authenticate && known.is_none() && !identity.must_say() {
+        if may_authenticate && known.is_none() && !identity.must_authenticate() {
             take_rate(&identity.principal)?;
         }
         answer
@@ -108,7 +108,7 @@ impl Core {
         if let Some(token) = token {
             let shown = self.access.authenticate(identity, &token);
             *known = Some(shown.map_err(|denied| self.denied(&denied))?);
-        } else if identity.must_say() {
+        } else if identity.must_authenticate() {
             return Err(self.denied(&self.access.without_token(identity)));
         }
         let caller = &known.as_ref().unwrap_or(identity).caller;
@@ -200,7 +200,7 @@ impl Core {
     }
 }
 
-/// Levels that the answer to a ping puts around what it gives back.
+/// Levels that the answer to a ping puts around what it returns.
 const PONG_DEPTH: usize = 1;
 
 fn ping(payload: &str) -> Result<String, Refusal> {

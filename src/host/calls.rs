@@ -26,14 +26,14 @@ static NEXT_CALL: AtomicU64 = AtomicU64::new(1);
 
 /// A service on the way of a call.
 #[derive(Debug)]
-pub struct Link {
+pub struct CallChain {
     service: Box<str>,
     depth: usize,
-    up: Option<Arc<Link>>,
+    up: Option<Arc<CallChain>>,
     account: Option<Arc<Account>>,
 }
 
-impl Link {
+impl CallChain {
     /// The service that was called first.
     pub(super) fn first(&self) -> &Self {
         self.up.as_ref().map_or(self, |up| up.first())
@@ -68,7 +68,7 @@ pub struct Nested<'a> {
 
 /// What came back instead of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub struct CallRefusal {
     /// A code of the protocol or the other service's own.
     pub code: String,
     /// For a person.
@@ -85,7 +85,7 @@ pub trait Calls: Send + Sync {
     ///
     /// # Errors
     /// The refusal that the calling service gets.
-    fn call(&self, call: Nested<'_>) -> Result<Payload, Refusal>;
+    fn call(&self, call: Nested<'_>) -> Result<Payload, CallRefusal>;
 
     /// How deep services may call each other.
     fn max_depth(&self) -> usize;
@@ -108,8 +108,8 @@ impl Host {
         version: &str,
         payload: Payload,
         timeout_ms: Option<u64>,
-    ) -> Result<Payload, Refusal> {
-        let refuse = |code: Code, message: String| Refusal {
+    ) -> Result<Payload, CallRefusal> {
+        let refuse = |code: Code, message: String| CallRefusal {
             code: code.as_str().into(),
             message,
             from_service: false,
@@ -163,7 +163,7 @@ impl Host {
             );
             return Err(refuse(Code::Forbidden, message));
         }
-        let link = Link {
+        let link = CallChain {
             service: service.into(),
             depth,
             up: chain.clone(),
@@ -209,7 +209,7 @@ impl calls::Host for Host {
         }
         self.waiting = false;
         Ok(answer.map_err(
-            |Refusal {
+            |CallRefusal {
                  code,
                  message,
                  from_service,
@@ -246,13 +246,13 @@ mod tests {
 
     #[test]
     fn a_chain_remembers_everyone() {
-        let first = Arc::new(Link {
+        let first = Arc::new(CallChain {
             service: "a".into(),
             depth: 1,
             up: None,
             account: None,
         });
-        let second = Link {
+        let second = CallChain {
             service: "b".into(),
             depth: 2,
             up: Some(first),

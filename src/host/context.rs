@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use super::{
     Host,
     bindings::mb::service::{context, types},
-    calls::{Calls, Link},
+    calls::{CallChain, Calls},
 };
 use crate::wire::Version;
 
@@ -14,7 +14,7 @@ use crate::wire::Version;
 pub struct Caller {
     /// The server's id of the connection.
     pub connection_id: String,
-    /// Who is asking, once somebody has shown who they are.
+    /// The authenticated principal, if any.
     pub principal: Option<String>,
     /// Whether the connection is encrypted.
     pub encrypted: bool,
@@ -30,7 +30,7 @@ pub struct Context {
     /// The version that the caller was written against; none while a
     /// component is loaded.
     pub requested_version: Option<Version>,
-    /// Who is asking.
+    /// The principal.
     pub caller: Arc<Caller>,
     /// When the call is stopped.
     pub deadline: Instant,
@@ -39,17 +39,17 @@ pub struct Context {
     /// Who serves the calls that this one makes.
     pub calls: Option<Arc<dyn Calls>>,
     /// The services that this call came through.
-    pub chain: Option<Arc<Link>>,
+    pub chain: Option<Arc<CallChain>>,
 }
 
 impl Context {
     /// For a component that is loaded: nobody calls.
     #[must_use]
     pub fn of_loading(deadline: Instant) -> Self {
-        Self::of_nobody(Arc::default(), deadline)
+        Self::without_caller(Arc::default(), deadline)
     }
 
-    pub(super) fn of_nobody(caller: Arc<Caller>, deadline: Instant) -> Self {
+    pub(super) fn without_caller(caller: Arc<Caller>, deadline: Instant) -> Self {
         Self {
             request_id: None,
             parent_request_id: None,

@@ -40,13 +40,13 @@ pub struct Granted {
 }
 
 impl Granted {
-    /// Whether calls of the service wait for their turn before they begin.
+    /// Whether calls of the service wait for a run permit before they begin.
     #[inline]
     #[must_use]
     pub fn is_over_its_share(&self) -> bool {
         self.account
             .as_ref()
-            .is_some_and(|account| account.is_over())
+            .is_some_and(|account| account.is_over_share())
     }
 
     /// Processor time of all calls of the service.

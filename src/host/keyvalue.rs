@@ -37,7 +37,7 @@ const COPIES: usize = 3;
 /// Values of fewer bytes are not worth reserving memory for.
 const SMALL: usize = 1024;
 
-type Answer<T> = wasmtime::Result<Result<T, store::Error>>;
+type StoreResult<T> = wasmtime::Result<Result<T, store::Error>>;
 
 fn refuse(error: &StoreError) -> store::Error {
     store::Error::Other(error.to_string())
@@ -45,7 +45,10 @@ fn refuse(error: &StoreError) -> store::Error {
 
 impl Host {
     /// Works with the service's part of the store, in time.
-    fn stored<T>(&mut self, work: impl FnOnce(&Namespace) -> Result<T, StoreError>) -> Answer<T> {
+    fn stored<T>(
+        &mut self,
+        work: impl FnOnce(&Namespace) -> Result<T, StoreError>,
+    ) -> StoreResult<T> {
         let Some(namespace) = self.granted.keyvalue.clone() else {
             return Ok(Err(store::Error::AccessDenied));
         };
@@ -64,7 +67,7 @@ impl Host {
         &mut self,
         bytes: usize,
         work: impl FnOnce(&Namespace, Instant) -> Result<T, StoreError>,
-    ) -> Answer<T> {
+    ) -> StoreResult<T> {
         let deadline = self.context.deadline;
         // What the store refuses for its size waits for nothing.
         let _held = match bytes {
@@ -81,21 +84,21 @@ impl Host {
 }
 
 impl store::Host for Host {
-    fn open(&mut self, identifier: String) -> Answer<Resource<Bucket>> {
+    fn open(&mut self, identifier: String) -> StoreResult<Resource<Bucket>> {
         if let Err(error) = self.stored(|namespace| namespace.open(&identifier))? {
             return Ok(Err(error));
         }
-        Ok(Ok(self.hand_out(Bucket(identifier.into()))?))
+        Ok(Ok(self.create_handle(Bucket(identifier.into()))?))
     }
 }
 
 impl store::HostBucket for Host {
-    fn get(&mut self, bucket: Resource<Bucket>, key: String) -> Answer<Option<Vec<u8>>> {
+    fn get(&mut self, bucket: Resource<Bucket>, key: String) -> StoreResult<Option<Vec<u8>>> {
         let bucket = self.bucket(&bucket)?;
         self.stored(|namespace| namespace.get(&bucket, &key))
     }
 
-    fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> Answer<()> {
+    fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> StoreResult<()> {
         let bucket = self.bucket(&bucket)?;
         let bytes = key.len() + value.len();
         self.written(bytes, |namespace, deadline| {
@@ -103,14 +106,14 @@ impl store::HostBucket for Host {
         })
     }
 
-    fn delete(&mut self, bucket: Resource<Bucket>, key: String) -> Answer<()> {
+    fn delete(&mut self, bucket: Resource<Bucket>, key: String) -> StoreResult<()> {
         let bucket = self.bucket(&bucket)?;
         self.written(0, |namespace, deadline| {
             namespace.delete(&bucket, key, deadline)
         })
     }
 
-    fn exists(&mut self, bucket: Resource<Bucket>, key: String) -> Answer<bool> {
+    fn exists(&mut self, bucket: Resource<Bucket>, key: String) -> StoreResult<bool> {
         let bucket = self.bucket(&bucket)?;
         self.stored(|namespace| namespace.exists(&bucket, &key))
     }
@@ -119,7 +122,7 @@ impl store::HostBucket for Host {
         &mut self,
         bucket: Resource<Bucket>,
         cursor: Option<String>,
-    ) -> Answer<store::KeyResponse> {
+    ) -> StoreResult<store::KeyResponse> {
         let bucket = self.bucket(&bucket)?;
         let page = self.stored(|namespace| namespace.list(&bucket, cursor.as_deref()))?;
         Ok(page.map(|page| store::KeyResponse {
@@ -129,13 +132,13 @@ impl store::HostBucket for Host {
     }
 
     fn drop(&mut self, bucket: Resource<Bucket>) -> wasmtime::Result<()> {
-        self.take_back(bucket)?;
+        self.drop_handle(bucket)?;
         Ok(())
     }
 }
 
 impl atomics::Host for Host {
-    fn increment(&mut self, bucket: Resource<Bucket>, key: String, delta: i64) -> Answer<i64> {
+    fn increment(&mut self, bucket: Resource<Bucket>, key: String, delta: i64) -> StoreResult<i64> {
         let bucket = self.bucket(&bucket)?;
         self.written(0, |namespace, deadline| {
             namespace.increment(&bucket, key, delta, deadline)
@@ -149,7 +152,7 @@ impl atomics::Host for Host {
         cas: Resource<Cas>,
         value: Vec<u8>,
     ) -> wasmtime::Result<Result<(), atomics::CasError>> {
-        let Cas { bucket, key, seen } = self.take_back_large(cas, Cas::bytes)?;
+        let Cas { bucket, key, seen } = self.drop_large_handle(cas, Cas::bytes)?;
         let swapped = self.written(key.len() + value.len(), |namespace, deadline| {
             namespace.swap(&bucket, key.clone(), seen, value, deadline)
         })?;
@@ -165,12 +168,12 @@ impl atomics::Host for Host {
 }
 
 impl Host {
-    fn look(&mut self, bucket: Box<str>, key: String) -> Answer<Resource<Cas>> {
+    fn look(&mut self, bucket: Box<str>, key: String) -> StoreResult<Resource<Cas>> {
         match self.stored(|namespace| namespace.digest(&bucket, &key))? {
             Ok(seen) => {
                 let cas = Cas { bucket, key, seen };
                 let bytes = cas.bytes();
-                Ok(Ok(self.hand_out_large(cas, bytes)?))
+                Ok(Ok(self.create_large_handle(cas, bytes)?))
             }
             Err(error) => Ok(Err(error)),
         }
@@ -178,14 +181,14 @@ impl Host {
 }
 
 impl atomics::HostCas for Host {
-    fn new(&mut self, bucket: Resource<Bucket>, key: String) -> Answer<Resource<Cas>> {
+    fn new(&mut self, bucket: Resource<Bucket>, key: String) -> StoreResult<Resource<Cas>> {
         let bucket = self.bucket(&bucket)?;
         self.look(bucket, key)
     }
 
     /// Reads the value. Where it has changed, the guest sees the new one, and
     /// that is what a swap holds against the store from then on.
-    fn current(&mut self, cas: Resource<Cas>) -> Answer<Option<Vec<u8>>> {
+    fn current(&mut self, cas: Resource<Cas>) -> StoreResult<Option<Vec<u8>>> {
         let Cas { bucket, key, .. } = self.table.get(&cas)?;
         let (bucket, key) = (bucket.clone(), key.clone());
         let now = self.stored(|namespace| namespace.get(&bucket, &key))?;
@@ -196,7 +199,7 @@ impl atomics::HostCas for Host {
     }
 
     fn drop(&mut self, cas: Resource<Cas>) -> wasmtime::Result<()> {
-        self.take_back_large(cas, Cas::bytes)?;
+        self.drop_large_handle(cas, Cas::bytes)?;
         Ok(())
     }
 }
@@ -206,7 +209,7 @@ impl batch::Host for Host {
         &mut self,
         bucket: Resource<Bucket>,
         keys: Vec<String>,
-    ) -> Answer<Vec<Option<(String, Vec<u8>)>>> {
+    ) -> StoreResult<Vec<Option<(String, Vec<u8>)>>> {
         let bucket = self.bucket(&bucket)?;
         let values = self.stored(|namespace| namespace.get_many(&bucket, &keys))?;
         Ok(values.map(|values| {
@@ -217,7 +220,11 @@ impl batch::Host for Host {
         }))
     }
 
-    fn set_many(&mut self, bucket: Resource<Bucket>, pairs: Vec<(String, Vec<u8>)>) -> Answer<()> {
+    fn set_many(
+        &mut self,
+        bucket: Resource<Bucket>,
+        pairs: Vec<(String, Vec<u8>)>,
+    ) -> StoreResult<()> {
         let bucket = self.bucket(&bucket)?;
         let bytes = pairs
             .iter()
@@ -228,7 +235,7 @@ impl batch::Host for Host {
         })
     }
 
-    fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Answer<()> {
+    fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> StoreResult<()> {
         let bucket = self.bucket(&bucket)?;
         let bytes = keys.iter().map(String::len).sum();
         self.written(bytes, |namespace, deadline| {
@@ -254,7 +261,7 @@ mod tests {
         settings.grants.keyvalue = Some(true);
         let granted = Granted::new("x", &settings, "", Some(store), None).unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
-        let context = Context::of_nobody(Arc::new(Caller::default()), deadline);
+        let context = Context::without_caller(Arc::new(Caller::default()), deadline);
         Host::new(context, granted, Arc::new(Unwatched))
     }
 

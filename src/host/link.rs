@@ -26,7 +26,7 @@ enum Needs {
 }
 
 /// Interfaces by their names without versions, and what each needs. Those of
-/// WASI that only refuse are told by their package.
+/// WASI that only refuse are recognised by their package.
 const INTERFACES: [(&str, Needs); 12] = [
     ("mb:service/context", Needs::Nothing),
     ("mb:service/types", Needs::Nothing),

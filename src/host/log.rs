@@ -14,7 +14,7 @@ use crate::config::LogLevel;
 const MAX_LINE: usize = 4096;
 
 /// Of what a call printed to standard error, the newest bytes that are kept
-/// for whoever asks why it failed.
+/// for the history of failed calls.
 const MAX_STDERR: usize = 2048;
 
 /// What one call may still write.
@@ -80,8 +80,8 @@ impl Meter {
     /// The newest lines that were printed to standard error.
     pub(super) fn stderr(&self) -> Vec<String> {
         // Rust's panics end with advice that a service can't follow.
-        let tells = |line: &&str| !line.is_empty() && !line.contains("`RUST_BACKTRACE=1`");
-        let lines = self.stderr.lines().filter(tells);
+        let has_content = |line: &&str| !line.is_empty() && !line.contains("`RUST_BACKTRACE=1`");
+        let lines = self.stderr.lines().filter(has_content);
         lines.map(|line| escape(line, MAX_STDERR)).collect()
     }
 
@@ -122,8 +122,8 @@ impl Meter {
         let level = stream.level();
         for piece in text.split_inclusive('\n') {
             let line = &mut self.lines[stream as usize];
-            let room = MAX_LINE.saturating_sub(line.len());
-            line.push_str(&piece[..piece.floor_char_boundary(room)]);
+            let free = MAX_LINE.saturating_sub(line.len());
+            line.push_str(&piece[..piece.floor_char_boundary(free)]);
             if piece.ends_with('\n') {
                 let line = std::mem::take(line);
                 self.line(
@@ -157,7 +157,7 @@ impl Meter {
         }
         if self.dropped > 0 && granted.log_dropped.allows("service log") {
             let text = format!(
-                "{} lines dropped, over 64 KiB in a call or log_lines",
+                "{} lines dropped, beyond 64 KiB in a call or log_lines",
                 self.dropped
             );
             emit(granted, context, LogLevel::Warn, "mb-server", &text);
@@ -244,7 +244,7 @@ fn emit(granted: &Granted, context: &Context, level: LogLevel, source: &str, tex
     }
 }
 
-/// A stranger's text, cut to a length, in which nothing moves the cursor,
+/// Untrusted text, cut to a length, in which nothing moves the cursor,
 /// ends the line or turns the direction of writing.
 fn escape(text: &str, limit: usize) -> String {
     let cut = &text[..text.floor_char_boundary(limit)];

@@ -23,12 +23,12 @@ use std::{
 pub use context::Context;
 pub use grants::{GrantError, Granted};
 pub use link::{LinkError, grant_for, link};
-pub use waiter::{Missed, Waiter};
+pub use waiter::{WaitError, Waiter};
 use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
 pub use watch::{Stop, Unwatched, Watch};
 
 use crate::{
-    budget::{Budget, Charge},
+    budget::{Budget, Reservation},
     scheduler::{Payer, Ticket},
 };
 
@@ -70,7 +70,7 @@ pub struct Host {
     granted: Arc<Granted>,
     watch: Arc<dyn Watch>,
     table: ResourceTable,
-    /// Numbers of handles that were given back, the last one on top: in what
+    /// Numbers of handles that were dropped, the last one on top: in what
     /// order the component's own table gives them out again. Both tables count
     /// alike: each handle that the one gets, the other gets too.
     free: Vec<u32>,
@@ -83,11 +83,11 @@ pub struct Host {
     /// The server's; none where nothing is bounded by it.
     memory: Option<Arc<Budget>>,
     /// What handles hold beyond what every instance may.
-    handles: Option<Charge>,
+    handles: Option<Reservation>,
     /// Bytes that they hold.
     handle_bytes: usize,
     /// Stands in between two calls.
-    nobody: (Arc<context::Caller>, Arc<dyn Watch>),
+    no_caller: (Arc<context::Caller>, Arc<dyn Watch>),
 }
 
 impl Host {
@@ -97,7 +97,7 @@ impl Host {
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_HANDLES);
         let log = log::Meter::new(MAX_LOG);
-        let nobody = (Arc::default(), Arc::new(Unwatched) as Arc<dyn Watch>);
+        let no_caller = (Arc::default(), Arc::new(Unwatched) as Arc<dyn Watch>);
         Self {
             context,
             granted,
@@ -110,7 +110,7 @@ impl Host {
             memory: None,
             handles: None,
             handle_bytes: 0,
-            nobody,
+            no_caller,
         }
     }
 
@@ -123,8 +123,8 @@ impl Host {
 
     /// Memory for what the component has handed over, once it is there; the
     /// call is stopped if it is not in time.
-    fn reserve(&mut self, bytes: usize) -> wasmtime::Result<Option<Charge>> {
-        let mut held = self.memory.as_ref().map(Charge::none);
+    fn reserve(&mut self, bytes: usize) -> wasmtime::Result<Option<Reservation>> {
+        let mut held = self.memory.as_ref().map(Reservation::empty);
         // Nobody could wait for more than there is.
         let limit = self.memory.as_ref().map_or(0, |memory| memory.limit());
         let bytes = bytes.min(limit);
@@ -160,8 +160,8 @@ impl Host {
     /// before: a connection is closed when nobody holds it any more.
     #[inline]
     pub fn rest(&mut self) {
-        let (caller, watch) = &self.nobody;
-        self.context = Context::of_nobody(Arc::clone(caller), self.context.deadline);
+        let (caller, watch) = &self.no_caller;
+        self.context = Context::without_caller(Arc::clone(caller), self.context.deadline);
         self.watch = Arc::clone(watch);
     }
 
@@ -185,7 +185,7 @@ impl Host {
 
     /// A handle for the component, which holds so many bytes: those of an
     /// instance beyond the first 64 KiB are taken from the server's memory.
-    fn hand_out_large<T: Send + 'static>(
+    fn create_large_handle<T: Send + 'static>(
         &mut self,
         resource: T,
         bytes: usize,
@@ -201,18 +201,18 @@ impl Host {
                 }
             }
         }
-        let handle = self.hand_out(resource)?;
+        let handle = self.create_handle(resource)?;
         self.handle_bytes = sum;
         Ok(handle)
     }
 
-    /// Such a handle that the component gives back.
-    fn take_back_large<T: Send + 'static>(
+    /// Drops such a handle for the component.
+    fn drop_large_handle<T: Send + 'static>(
         &mut self,
         handle: Resource<T>,
         bytes: impl Fn(&T) -> usize,
     ) -> Result<T, ResourceTableError> {
-        let resource = self.take_back(handle)?;
+        let resource = self.drop_handle(handle)?;
         self.handle_bytes -= bytes(&resource);
         if let Some(handles) = &mut self.handles {
             handles.set(self.handle_bytes.saturating_sub(HANDLES_FREE));
@@ -221,7 +221,7 @@ impl Host {
     }
 
     /// A handle for the component.
-    fn hand_out<T: Send + 'static>(
+    fn create_handle<T: Send + 'static>(
         &mut self,
         resource: T,
     ) -> Result<Resource<T>, ResourceTableError> {
@@ -231,8 +231,8 @@ impl Host {
         Ok(handle)
     }
 
-    /// A handle that the component gives back.
-    fn take_back<T: Send + 'static>(
+    /// Drops a handle for the component.
+    fn drop_handle<T: Send + 'static>(
         &mut self,
         handle: Resource<T>,
     ) -> Result<T, ResourceTableError> {
@@ -243,7 +243,7 @@ impl Host {
     }
 
     /// Whether the component has no handle, and gets the same numbers for the
-    /// next ones as a fresh instance: it may have had some, given back in such
+    /// next ones as a fresh instance: it may have had some, dropped in such
     /// an order that the smallest number comes first again.
     #[must_use]
     #[inline]
@@ -305,11 +305,11 @@ impl Host {
     }
 
     /// The call has seen a tick, so long after the one before, and waits here
-    /// for its turn if it needs one.
+    /// for a run permit if it needs one.
     ///
     /// # Errors
     /// If it shall end instead.
-    pub fn take_turn(&self, since_last_tick: Duration) -> Result<(), Stop> {
+    pub fn take_run_permit(&self, since_last_tick: Duration) -> Result<(), Stop> {
         let (Some(ticket), Some(payer)) = (self.watch.ticket(), self.payer()) else {
             return Ok(());
         };
@@ -333,7 +333,7 @@ impl Host {
         })
     }
 
-    /// Whether the call was stopped while it waited for its turn.
+    /// Whether the call was stopped while it waited for a run permit.
     #[must_use]
     pub fn was_scheduled_out(&self) -> bool {
         self.watch.ticket().is_some_and(Ticket::was_waiting)
@@ -359,13 +359,13 @@ impl Host {
     }
 }
 
-/// A call of a service that is over its share waits for its turn before it
+/// A call of a service that is over its share waits for a run permit before it
 /// begins.
 ///
 /// # Errors
 /// If it shall end or be handed back instead.
 #[cold]
-pub fn enter(granted: &Granted, context: &Context, watch: &dyn Watch) -> Result<(), Missed> {
+pub fn enter(granted: &Granted, context: &Context, watch: &dyn Watch) -> Result<(), WaitError> {
     let (Some(ticket), Some(account)) = (watch.ticket(), &granted.account) else {
         return Ok(());
     };
@@ -378,8 +378,8 @@ pub fn enter(granted: &Granted, context: &Context, watch: &dyn Watch) -> Result<
     watch.begins();
     match entered {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Missed::Postponed),
-        Err(ended) => Err(Missed::Stopped(watch::stop(ended))),
+        Ok(false) => Err(WaitError::Postponed),
+        Err(ended) => Err(WaitError::Stopped(watch::stop(ended))),
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Waiter<'a> {
 
 /// Why something was not had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Missed {
+pub enum WaitError {
     /// Not until the deadline.
     Late,
     /// The call shall end.
@@ -57,16 +57,16 @@ impl<'a> Waiter<'a> {
     ///
     /// # Errors
     /// If it is not found, the call shall end, or too many wait.
-    pub fn wait<T>(self, find: impl FnOnce() -> Result<T, Missed>) -> Result<T, Missed> {
+    pub fn wait<T>(self, find: impl FnOnce() -> Result<T, WaitError>) -> Result<T, WaitError> {
         self.watch.pause();
         if !self.is_outermost {
             self.watch.waits();
         } else if !self.watch.queues() {
-            return Err(Missed::Postponed);
+            return Err(WaitError::Postponed);
         }
         let found = find().and_then(|found| {
             let stop = self.watch.end_wait(self.deadline);
-            stop.map_or(Ok(found), |stop| Err(Missed::Stopped(stop)))
+            stop.map_or(Ok(found), |stop| Err(WaitError::Stopped(stop)))
         });
         if self.is_outermost {
             self.watch.begins();
@@ -79,7 +79,7 @@ impl<'a> Waiter<'a> {
     ///
     /// # Errors
     /// As [`Waiter::wait`].
-    pub fn take(self, mut take: impl FnMut(Instant) -> bool) -> Result<(), Missed> {
+    pub fn take(self, mut take: impl FnMut(Instant) -> bool) -> Result<(), WaitError> {
         self.wait(|| {
             let mut looks = self.looks();
             while !take(looks.next) {
@@ -111,16 +111,16 @@ impl Looks<'_> {
     ///
     /// # Errors
     /// If the call shall end.
-    pub fn look(&mut self) -> Result<(), Missed> {
+    pub fn look(&mut self) -> Result<(), WaitError> {
         let Waiter {
             watch, deadline, ..
         } = self.waiter;
         if let Some(stop) = watch.tick() {
-            return Err(Missed::Stopped(stop));
+            return Err(WaitError::Stopped(stop));
         }
         let now = Instant::now();
         if now >= deadline {
-            return Err(Missed::Late);
+            return Err(WaitError::Late);
         }
         watch.waits();
         self.next = deadline.min(now + LOOK_EVERY);
@@ -156,8 +156,8 @@ mod tests {
         };
         assert_eq!(Waiter::of_client(&Unwatched, hour).take(third), Ok(()));
         let late = Waiter::of_client(&Unwatched, now).take(nothing);
-        assert_eq!(late, Err(Missed::Late));
+        assert_eq!(late, Err(WaitError::Late));
         let stopped = Waiter::of_client(&Ends, hour).take(nothing);
-        assert_eq!(stopped, Err(Missed::Stopped(Stop::Killed)));
+        assert_eq!(stopped, Err(WaitError::Stopped(Stop::Killed)));
     }
 }

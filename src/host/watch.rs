@@ -1,11 +1,11 @@
-//! Who looks after a call while it runs or waits, and may stop it.
+//! Watches a call while it runs or waits, and may stop it.
 
 use std::{
     fmt, thread,
     time::{Duration, Instant},
 };
 
-use crate::scheduler::{Attendant, Cost, NoTurn, Ticket};
+use crate::scheduler::{Attendant, Cost, PermitError, Ticket};
 
 /// How long a waiting call may go without being looked after.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -86,11 +86,11 @@ impl Attendant for Attends<'_> {
     }
 }
 
-/// Why a call ends that did not get its turn.
-pub(super) fn stop(ended: NoTurn<Stop>) -> Stop {
+/// Why a call ends that did not get a run permit.
+pub(super) fn stop(ended: PermitError<Stop>) -> Stop {
     match ended {
-        NoTurn::Deadline => Stop::Deadline,
-        NoTurn::Stopped(stop) => stop,
+        PermitError::Deadline => Stop::Deadline,
+        PermitError::Stopped(stop) => stop,
     }
 }
 

@@ -1,15 +1,14 @@
 //! Load: makes requests over many connections from few threads and measures
 //! when the answers come.
 //!
-//! A thread drives its connections by `epoll`, so that what measures costs
-//! less than what is measured. In a closed loop every answer makes room for
-//! the next request; in an open one requests are due at a fixed rate, and what
-//! is measured begins when a request was due, not when there was room for it:
-//! a server that stops for a second is charged with every request of that
-//! second.
+//! A thread drives its connections by `epoll`, so that what measures costs less
+//! than what is measured. In a closed loop every answer frees a slot for the
+//! next request; in an open one requests are due at a fixed rate, and what is
+//! measured begins when a request was due, not when there was room for it: a
+//! server that stops for a second is charged with every request of that second.
 
-mod link;
-mod speech;
+mod connection;
+mod protocol;
 
 use std::{
     collections::BTreeMap,
@@ -19,13 +18,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use connection::LoadConnection;
+pub use connection::LoadStream;
 use hdrhistogram::Histogram;
-pub use link::Link;
-use link::Peer;
+pub use protocol::{Frames, ParsedReply, Protocol};
 use rustix::event::{Timespec, epoll};
-pub use speech::{Frames, Heard, Speech};
 
-/// Longest time that is told apart, in nanoseconds: a request without an
+/// Longest time that is distinguished, in nanoseconds: a request without an
 /// answer for longer counts as this.
 const LONGEST_NS: u64 = 3_600_000_000_000;
 /// Significant digits of a measured time.
@@ -36,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// When the next request is sent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Pace {
-    /// As soon as an answer makes room for it.
+    /// As soon as an answer frees a slot for it.
     Closed,
     /// So many a second, whatever comes back.
     Open(f64),
@@ -53,7 +52,7 @@ pub enum Length {
 
 /// What is to be done.
 #[derive(Debug, Clone, Copy)]
-pub struct Plan {
+pub struct LoadPlan {
     /// Requests that wait for their answers at the same time, by connection;
     /// at least 1.
     pub depth: usize,
@@ -125,15 +124,15 @@ pub struct Progress {
 /// # Errors
 /// If a connection ends, is spoken to in another protocol, or nothing is
 /// answered for 30 s.
-pub fn run<S: Speech>(
-    links: Vec<(Link, S)>,
-    plan: &Plan,
+pub fn run<S: Protocol>(
+    streams: Vec<(LoadStream, S)>,
+    plan: &LoadPlan,
     progress: &Progress,
 ) -> io::Result<Measured> {
-    let threads = plan.threads.clamp(1, links.len().max(1));
+    let threads = plan.threads.clamp(1, streams.len().max(1));
     let mut shares: Vec<Vec<_>> = (0..threads).map(|_| Vec::new()).collect();
-    for (number, link) in links.into_iter().enumerate() {
-        shares[number % threads].push(link);
+    for (number, stream) in streams.into_iter().enumerate() {
+        shares[number % threads].push(stream);
     }
     let drive = |share| Driver::new(share, plan, threads, progress)?.drive();
     thread::scope(|scope| {
@@ -157,9 +156,9 @@ pub fn run<S: Speech>(
 
 /// One thread's share of it.
 struct Driver<'a, S> {
-    peers: Vec<Peer<S>>,
+    connections: Vec<LoadConnection<S>>,
     epoll: rustix::fd::OwnedFd,
-    plan: &'a Plan,
+    plan: &'a LoadPlan,
     progress: &'a Progress,
     begun: Instant,
     /// Of an open loop: nanoseconds between two requests of this thread.
@@ -173,24 +172,24 @@ struct Driver<'a, S> {
     measured: Measured,
 }
 
-impl<'a, S: Speech> Driver<'a, S> {
+impl<'a, S: Protocol> Driver<'a, S> {
     fn new(
-        links: Vec<(Link, S)>,
-        plan: &'a Plan,
+        streams: Vec<(LoadStream, S)>,
+        plan: &'a LoadPlan,
         threads: usize,
         progress: &'a Progress,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let mut peers = Vec::with_capacity(links.len());
-        for (number, (link, speech)) in links.into_iter().enumerate() {
-            link.socket().set_nonblocking(true)?;
+        let mut connections = Vec::with_capacity(streams.len());
+        for (number, (stream, protocol)) in streams.into_iter().enumerate() {
+            stream.socket().set_nonblocking(true)?;
             epoll::add(
                 &epoll,
-                link.socket(),
+                stream.socket(),
                 epoll::EventData::new_u64(number as u64),
                 epoll::EventFlags::IN,
             )?;
-            peers.push(Peer::new(link, speech, plan.depth));
+            connections.push(LoadConnection::new(stream, protocol, plan.depth));
         }
         let interval_ns = match plan.pace {
             Pace::Closed => 0.0,
@@ -211,7 +210,7 @@ impl<'a, S: Speech> Driver<'a, S> {
         };
         let begun = Instant::now();
         Ok(Self {
-            peers,
+            connections,
             epoll,
             plan,
             progress,
@@ -226,16 +225,16 @@ impl<'a, S: Speech> Driver<'a, S> {
 
     fn drive(mut self) -> io::Result<Measured> {
         if self.plan.pace == Pace::Closed {
-            for number in 0..self.peers.len() {
+            for number in 0..self.connections.len() {
                 let now = self.now();
-                while self.sent < self.to_send && self.peers[number].has_room() {
-                    self.peers[number].ask(now);
+                while self.sent < self.to_send && self.connections[number].has_free_slot() {
+                    self.connections[number].ask(now);
                     self.sent += 1;
                 }
                 self.send(number)?;
             }
         }
-        let mut events = Vec::with_capacity(self.peers.len().min(1024));
+        let mut events = Vec::with_capacity(self.connections.len().min(1024));
         let mut last_answer = Instant::now();
         let mut first_counted = None;
         loop {
@@ -292,7 +291,9 @@ impl<'a, S: Speech> Driver<'a, S> {
     }
 
     fn waits_for_answers(&self) -> bool {
-        self.peers.iter().any(Peer::waits_for_answers)
+        self.connections
+            .iter()
+            .any(LoadConnection::waits_for_answers)
     }
 
     /// Of an open loop: sends what is due where there is room. Says how long
@@ -317,13 +318,13 @@ impl<'a, S: Speech> Driver<'a, S> {
             if due > now {
                 break Duration::from_nanos(due - now).min(IDLE);
             }
-            let count = self.peers.len();
+            let count = self.connections.len();
             let free = (0..count)
                 .map(|step| (self.next + step) % count)
-                .find(|&number| self.peers[number].has_room());
+                .find(|&number| self.connections[number].has_free_slot());
             // Without room it waits for answers; what is due stays due.
             let Some(number) = free else { break IDLE };
-            self.peers[number].ask(due);
+            self.connections[number].ask(due);
             self.next = number + 1;
             self.sent += 1;
             touched.push(number);
@@ -342,22 +343,22 @@ impl<'a, S: Speech> Driver<'a, S> {
         let mut answers = 0;
         if !(flags & !epoll::EventFlags::OUT).is_empty() {
             loop {
-                let more = self.peers[number].read()?;
+                let more = self.connections[number].read()?;
                 let now = self.now();
-                while let Some((heard, since)) = self.peers[number].next()? {
+                while let Some((reply, since)) = self.connections[number].next()? {
                     answers += 1;
                     if counts {
                         self.measured.answers += 1;
-                        self.measured.bytes += heard.bytes as u64;
+                        self.measured.bytes += reply.bytes as u64;
                         self.measured
                             .times
                             .saturating_record(now.saturating_sub(since).max(1));
-                        if let Some(code) = heard.refused {
+                        if let Some(code) = reply.refused {
                             *self.measured.refused.entry(code).or_default() += 1;
                         }
                     }
                     if closed && self.sent < self.to_send {
-                        self.peers[number].ask(now);
+                        self.connections[number].ask(now);
                         self.sent += 1;
                     }
                 }
@@ -370,17 +371,17 @@ impl<'a, S: Speech> Driver<'a, S> {
         Ok(answers)
     }
 
-    /// Writes what waits, and asks to be told when there is room for the rest.
+    /// Writes what waits, and asks for an event when the rest can be written.
     fn send(&mut self, number: usize) -> io::Result<()> {
-        let peer = &mut self.peers[number];
-        let blocked = !peer.write()?;
-        if blocked != peer.blocked {
-            peer.blocked = blocked;
+        let connection = &mut self.connections[number];
+        let blocked = !connection.write()?;
+        if blocked != connection.blocked {
+            connection.blocked = blocked;
             let mut flags = epoll::EventFlags::IN;
             flags.set(epoll::EventFlags::OUT, blocked);
             epoll::modify(
                 &self.epoll,
-                peer.link.socket(),
+                connection.stream.socket(),
                 epoll::EventData::new_u64(number as u64),
                 flags,
             )?;

@@ -1,4 +1,4 @@
-//! The newest lines of the log, kept for whoever asks the admin endpoint.
+//! The newest lines of the log, for the admin endpoint.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -44,9 +44,9 @@ pub struct Line {
 }
 
 /// The newest lines.
-pub struct Lines(Mutex<Kept>);
+pub struct Lines(Mutex<RecentLines>);
 
-struct Kept {
+struct RecentLines {
     lines: VecDeque<Line>,
     /// Of the audit trail, by kind: refusals, which anybody can cause, displace
     /// no change.
@@ -55,7 +55,7 @@ struct Kept {
 }
 
 /// Those of this process.
-pub static LINES: Lines = Lines(Mutex::new(Kept {
+pub static LINES: Lines = Lines(Mutex::new(RecentLines {
     lines: VecDeque::new(),
     audit: BTreeMap::new(),
     next: 1,
@@ -95,7 +95,7 @@ impl Lines {
         lines.push_back(line);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, RecentLines> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -106,8 +106,8 @@ pub struct Keeper;
 
 impl<S: Subscriber> Layer<S> for Keeper {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut said = Said::default();
-        event.record(&mut said);
+        let mut visitor = LineVisitor::default();
+        event.record(&mut visitor);
         let level = match *event.metadata().level() {
             tracing::Level::ERROR => "error",
             tracing::Level::WARN => "warn",
@@ -120,19 +120,19 @@ impl<S: Subscriber> Layer<S> for Keeper {
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             level,
             target: event.metadata().target().to_owned(),
-            message: said.message,
-            fields: said.fields,
+            message: visitor.message,
+            fields: visitor.fields,
         });
     }
 }
 
 #[derive(Default)]
-struct Said {
+struct LineVisitor {
     message: String,
     fields: BTreeMap<&'static str, String>,
 }
 
-impl Said {
+impl LineVisitor {
     fn put(&mut self, field: &Field, value: fmt::Arguments<'_>) {
         let (text, limit) = match field.name() {
             "message" => (&mut self.message, MAX_MESSAGE),
@@ -144,7 +144,7 @@ impl Said {
     }
 }
 
-impl Visit for Said {
+impl Visit for LineVisitor {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.put(field, format_args!("{value}"));
     }
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn the_newest_are_kept() {
-        let lines = Lines(Mutex::new(Kept {
+        let lines = Lines(Mutex::new(RecentLines {
             lines: VecDeque::new(),
             audit: BTreeMap::new(),
             next: 1,

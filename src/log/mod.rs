@@ -1,5 +1,5 @@
 //! What the log needs beyond `tracing`: where it goes and what of it, a bound
-//! for lines that strangers can cause, and the text of a panic.
+//! for lines that peers can cause, and the text of a panic.
 
 pub mod lines;
 mod writer;

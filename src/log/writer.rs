@@ -56,7 +56,7 @@ struct Queue {
 impl Writer {
     /// Starts the thread that writes to `sink` for as long as the process
     /// runs. After lines were dropped, and once the sink takes lines again,
-    /// `report` is told their number.
+    /// `report` gets their number.
     ///
     /// # Errors
     /// If the thread can't be started.

@@ -1,4 +1,4 @@
-//! Calls that ended badly or took long, kept for whoever asks why.
+//! The history: calls that failed or took long.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -51,8 +51,8 @@ pub struct PastCall {
     /// Milliseconds of processor time, with the calls that it made; none where
     /// it was over before its first tick, or was made by another service.
     pub ran_ms: Option<f64>,
-    /// Milliseconds that it waited for its turn to run; likewise.
-    pub turn_waited_ms: Option<f64>,
+    /// Milliseconds that it waited for a processor; likewise.
+    pub cpu_waited_ms: Option<f64>,
     /// Most memory that it held, in bytes.
     pub peak_memory: usize,
     /// `OK`, a code of the protocol, or the service's own.
@@ -288,7 +288,7 @@ mod tests {
             elapsed_ms: 1.0,
             waited_ms: 0.0,
             ran_ms: None,
-            turn_waited_ms: None,
+            cpu_waited_ms: None,
             peak_memory: 0,
             outcome: outcome.into(),
             message: None,

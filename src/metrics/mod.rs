@@ -1,4 +1,4 @@
-//! What is counted, with atomics only: whoever looks never makes the wire
+//! What is counted, with atomics only: a reader never makes the wire
 //! side wait.
 
 mod histogram;
@@ -153,13 +153,13 @@ impl Traffic {
     pub fn end(&self, sum: &Self) {
         self.ended.store(true, Relaxed);
         // Who sees the sum below has seen the mark above, if it then passes
-        // the fence in `add_unless_ended`.
+        // the fence in `add_unless_closed`.
         fence(Release);
         sum.absorb(self);
     }
 
     /// Adds it to a sum that began with that of those that ended.
-    pub fn add_unless_ended(&self, sum: &Self) {
+    pub fn add_unless_closed(&self, sum: &Self) {
         fence(Acquire);
         if !self.ended.load(Relaxed) {
             sum.absorb(self);
@@ -196,7 +196,7 @@ pub struct Metrics {
     started: Instant,
     /// Connections accepted.
     pub accepted: Counter,
-    /// Connections told SERVER_BUSY.
+    /// Connections refused with SERVER_BUSY.
     pub refused: Counter,
     /// Errors of the accept call.
     pub accept_errors: Counter,
@@ -204,22 +204,22 @@ pub struct Metrics {
     pub truncated: Counter,
     /// Connections that ended because the peer took no answer in time.
     pub write_timeouts: Counter,
-    /// Failures of PUBLISH that nobody was told of.
+    /// Failed PUBLISH messages that no client was notified of.
     pub publish_failures: Counter,
     /// Calls stopped because their client had reset its connection.
     pub calls_reset: Counter,
-    /// Peers from an address that is not let in.
+    /// Connections from an address that is denied.
     pub denied: Counter,
-    /// Strangers that were sent away for others.
+    /// Unauthenticated peers that were evicted for others.
     pub evicted: Counter,
-    /// Handshakes of TLS and PROXY headers that came to nothing, by reason.
+    /// Handshakes of TLS and PROXY headers that failed, by reason.
     pub handshake_failures: Labelled,
-    /// Peers that failed to show who they are, by reason.
+    /// Peers that failed to authenticate, by reason.
     pub auth_failures: Labelled,
     /// Calls that failed or were slow.
     pub history: History,
     /// Traffic of the connections that have ended.
-    pub ended: Traffic,
+    pub closed: Traffic,
     /// What principals have used.
     pub usages: Usages,
     /// The highest sums that were shown: a sum is taken while connections
@@ -245,7 +245,7 @@ impl Default for Metrics {
             handshake_failures: Labelled::default(),
             auth_failures: Labelled::default(),
             history: History::default(),
-            ended: Traffic::default(),
+            closed: Traffic::default(),
             usages: Usages::default(),
             published: Traffic::default(),
             errors: Default::default(),
@@ -359,7 +359,7 @@ pub struct CallStats {
     /// Most bytes of linear memory that one of them held.
     pub peak_memory: Counter,
     /// How long calls took that were answered, from when they came to the
-    /// service, waiting for a turn, a place and memory included.
+    /// service, waiting for a permit, a slot and memory included.
     pub answered: Histogram,
     /// The same for failures and errors, which most services have few of.
     rest: [OnceLock<Box<Histogram>>; 2],
@@ -383,7 +383,7 @@ pub struct Used {
 
 /// How a call ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CallOutcome {
     /// With an answer.
     Answered,
     /// With the service's own failure.
@@ -397,7 +397,7 @@ const SHORT_WAIT: Duration = Duration::from_nanos(1 << 13);
 
 impl CallStats {
     /// One more call.
-    pub fn record(&self, outcome: Outcome, waited: Duration, elapsed: Duration, used: Used) {
+    pub fn record(&self, outcome: CallOutcome, waited: Duration, elapsed: Duration, used: Used) {
         let Used {
             bytes_in,
             bytes_out,
@@ -410,12 +410,12 @@ impl CallStats {
         self.host_calls.add_some(host_calls);
         self.peak_memory.rise_to(peak_memory);
         match outcome {
-            Outcome::Answered => self.answered.record(elapsed),
-            Outcome::Failed => {
+            CallOutcome::Answered => self.answered.record(elapsed),
+            CallOutcome::Failed => {
                 self.failures.add(1);
                 self.rest[0].get_or_init(Box::default).record(elapsed);
             }
-            Outcome::Ended => {
+            CallOutcome::Ended => {
                 self.errors.add(1);
                 self.rest[1].get_or_init(Box::default).record(elapsed);
             }
@@ -484,7 +484,7 @@ mod tests {
         let show = |ended_before: u64| {
             let sum = Traffic::default();
             sum.bytes_in.add(ended_before);
-            connection.add_unless_ended(&sum);
+            connection.add_unless_closed(&sum);
             published.rise_to(&sum);
             published.bytes_in.get()
         };

@@ -54,9 +54,9 @@ pub struct CallRow {
     pub request_id: String,
     /// What is called.
     pub topic: String,
-    /// Who asks, if they have shown it.
+    /// The principal, if authenticated.
     pub principal: Option<String>,
-    /// `running`, or `waiting` for a turn, memory, time, the store or another
+    /// `running`, or `waiting` for a permit, memory, time, the store or another
     /// service.
     pub state: &'static str,
     /// Milliseconds since it arrived.
@@ -65,8 +65,8 @@ pub struct CallRow {
     pub remaining_ms: u64,
     /// Milliseconds of processor time so far.
     pub ran_ms: f64,
-    /// Milliseconds that it has waited for its turn to run.
-    pub turn_waited_ms: f64,
+    /// Milliseconds that it has waited for a processor.
+    pub cpu_waited_ms: f64,
     /// The operator has asked for its end.
     pub killed: bool,
 }
@@ -82,7 +82,7 @@ pub struct PrincipalRow {
     pub usage: Usage,
 }
 
-/// One version of a service, or a file that is none.
+/// One version of a service, or a file that failed to load.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceRow {
@@ -92,8 +92,8 @@ pub struct ServiceRow {
     pub version: Option<String>,
     /// `loaded`, `disabled` or `failed`.
     pub state: &'static str,
-    /// `file`, `lastGood` or `rolledBack`: what is served of it; none if it
-    /// failed.
+    /// `file`, `lastKnownGood` or `rolledBack`: what is served of it; none if
+    /// it failed.
     pub source: Option<&'static str>,
     /// Where it came from.
     pub file: String,
@@ -105,7 +105,7 @@ pub struct ServiceRow {
     pub error: Option<String>,
     /// SHA-256 of the file, where it is passed over because the operator went
     /// back from it.
-    pub passed_over: Option<String>,
+    pub rolled_back_from: Option<String>,
     /// Bytes of the payloads of calls.
     pub bytes_in: u64,
     /// Bytes of their answers.
@@ -123,7 +123,7 @@ pub struct ServiceRow {
     pub failures: u64,
     /// Calls that the server ended.
     pub errors: u64,
-    /// Instances that were made for calls.
+    /// Instances created for calls.
     pub instances: u64,
     /// Why every call gets an instance that is made for it; none if instances
     /// serve one call after another, reset or shared.
@@ -182,13 +182,13 @@ pub struct Totals {
     pub max_connections: u64,
     /// Threads that serve connections.
     pub threads: u64,
-    /// Memory taken of what is shared by what grows, in bytes.
+    /// Shared memory in use, in bytes.
     pub memory: u64,
     /// How much of that there is, in bytes.
     pub max_memory: u64,
     /// Connections accepted.
     pub accepted: u64,
-    /// Connections told SERVER_BUSY.
+    /// Connections refused with SERVER_BUSY.
     pub refused: u64,
     /// Errors of the accept call.
     pub accept_errors: u64,
@@ -196,15 +196,15 @@ pub struct Totals {
     pub truncated: u64,
     /// Peers that took no answer in time.
     pub write_timeouts: u64,
-    /// Failures of PUBLISH that nobody was told of.
+    /// Failed PUBLISH messages that no client was notified of.
     pub publish_failures: u64,
-    /// Peers from an address that is not let in.
+    /// Connections from an address that is denied.
     pub denied: u64,
-    /// Strangers that were sent away for others.
+    /// Unauthenticated peers that were evicted for others.
     pub evicted: u64,
-    /// Handshakes that came to nothing, by reason.
+    /// Failed handshakes, by reason.
     pub handshake_failures: Vec<(&'static str, u64)>,
-    /// Peers that failed to show who they are, by reason.
+    /// Peers that failed to authenticate, by reason.
     pub auth_failures: Vec<(&'static str, u64)>,
     /// Calls stopped because their client had reset its connection.
     pub calls_reset: u64,
@@ -278,7 +278,7 @@ pub struct Snapshot {
     pub calls: Vec<CallRow>,
     /// What principals have used; `-` for all without a name.
     pub principals: Vec<PrincipalRow>,
-    /// Services and files that are none, by name and version.
+    /// Services and files that failed to load, by name and version.
     pub services: Vec<ServiceRow>,
     /// Certificates of the server's own that are not valid now.
     pub invalid_certificates: Vec<InvalidCertificate>,

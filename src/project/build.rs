@@ -100,7 +100,7 @@ fn rust(dir: &Path, kind: Kind) -> Result<Vec<u8>, ProjectError> {
         Err(error) => (Err(error), Vec::new()),
     };
     finish("cargo build", command.get_program(), status)?;
-    let manifest = dir.join(Language::Rust.mark());
+    let manifest = dir.join(Language::Rust.manifest_name());
     let artifacts = String::from_utf8_lossy(&stdout);
     let mut built = artifacts
         .lines()
@@ -138,7 +138,7 @@ struct PyProject {
 
 /// What the manifest of a project calls it.
 pub(super) fn name(project: &Project) -> Result<String, ProjectError> {
-    let manifest = project.dir.join(project.language.mark());
+    let manifest = project.dir.join(project.language.manifest_name());
     Ok(match project.language {
         Language::Rust => read_toml::<Manifest>(&manifest)?.package.name,
         Language::Python => read_toml::<PyProject>(&manifest)?.project.name,
@@ -171,7 +171,7 @@ fn read_toml<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T, ProjectErro
 fn javascript(dir: &Path, output: &Path, say: &dyn Fn(&str)) -> Result<Vec<u8>, ProjectError> {
     let mut command = build_js(dir, say)?;
     // What it says is of use where it succeeds too: esbuild warns.
-    made(output, |out| {
+    with_output(output, |out| {
         run("the build", command.arg(out).current_dir(dir))
     })
 }
@@ -187,18 +187,18 @@ fn python(dir: &Path, output: &Path, say: &dyn Fn(&str)) -> Result<Vec<u8>, Proj
     command.args(["--wit-path", "wit", "--world", WORLD, "componentize"]);
     command.args([ENTRY, "--python-path", "."]);
     command.current_dir(dir).arg("-o");
-    made(output, |out| {
+    with_output(output, |out| {
         run_quietly("componentize-py", command.arg(out))
     })
     .map_err(|error| packed.explain(error))
 }
 
 /// Has a tool make a component, and takes it.
-fn made(
+fn with_output(
     output: &Path,
     make: impl FnOnce(&Path) -> Result<(), ProjectError>,
 ) -> Result<Vec<u8>, ProjectError> {
-    let out = output.join(".made.wasm");
+    let out = output.join(".new.wasm");
     fs::create_dir_all(output).map_err(|error| ProjectError::file(&out, &error))?;
     make(&out)?;
     let bytes = fs::read(&out).map_err(|error| ProjectError::file(&out, &error))?;

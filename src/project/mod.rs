@@ -42,11 +42,12 @@ pub enum Language {
 }
 
 impl Language {
-    /// Those that a project is told by; TypeScript is built as JavaScript is.
-    const TOLD: [Self; 3] = [Self::Rust, Self::JavaScript, Self::Python];
+    /// Those that a project is detected as; TypeScript is built as JavaScript
+    /// is.
+    const DETECTED: [Self; 3] = [Self::Rust, Self::JavaScript, Self::Python];
 
     /// The file that tells a project of this language.
-    const fn mark(self) -> &'static str {
+    const fn manifest_name(self) -> &'static str {
         match self {
             Self::Rust => "Cargo.toml",
             Self::JavaScript | Self::TypeScript => "package.json",
@@ -70,14 +71,14 @@ impl Project {
     /// # Errors
     /// There is no project.
     pub fn find(dir: &Path) -> Result<Self, ProjectError> {
-        let found = Language::TOLD
+        let found = Language::DETECTED
             .into_iter()
-            .find(|language| dir.join(language.mark()).is_file());
+            .find(|language| dir.join(language.manifest_name()).is_file());
         let language = found.ok_or_else(|| {
-            let marks = Language::TOLD.map(Language::mark).join(", ");
+            let manifests = Language::DETECTED.map(Language::manifest_name).join(", ");
             ProjectError::Nothing {
                 dir: dir.into(),
-                marks,
+                manifests,
             }
         })?;
         let dir = dir
@@ -142,7 +143,7 @@ pub fn check_name(name: &str) -> Result<(), ProjectError> {
 /// Why there is no project, or no component of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProjectError {
-    /// The name is not to be had.
+    /// The name is not available.
     Name {
         /// The name.
         name: String,
@@ -157,7 +158,7 @@ pub enum ProjectError {
         /// The folder.
         dir: PathBuf,
         /// The files that would tell one.
-        marks: String,
+        manifests: String,
     },
     /// A file can't be read or written.
     File {
@@ -192,9 +193,9 @@ impl fmt::Display for ProjectError {
             Self::Taken { dir } => {
                 write!(f, "{} exists already; nothing was written", dir.display())
             }
-            Self::Nothing { dir, marks } => write!(
+            Self::Nothing { dir, manifests } => write!(
                 f,
-                "no project in {}: none of {marks} is there; mb-server new NAME --lang rust|js|ts|python makes one",
+                "no project in {}: none of {manifests} is there; mb-server new NAME --lang rust|js|ts|python creates one",
                 dir.display()
             ),
             Self::File { path, error } => write!(f, "{}: {error}", path.display()),
@@ -249,8 +250,8 @@ mod tests {
             ));
             create(&dir, "some-name", language).unwrap();
             assert_eq!(
-                Project::find(&dir).unwrap().language.mark(),
-                language.mark()
+                Project::find(&dir).unwrap().language.manifest_name(),
+                language.manifest_name()
             );
             assert!(matches!(
                 create(&dir, "some-name", language),

@@ -49,14 +49,14 @@ pub(super) fn pack(dir: &Path, say: &dyn Fn(&str)) -> Result<Packed, ProjectErro
         .output()
         .map_err(|error| {
             ProjectError::Failed(format!(
-                ".venv/bin/python: {error}; remove .venv, the next build makes it anew"
+                ".venv/bin/python: {error}; remove .venv, the next build creates it again"
             ))
         })?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stdout);
-        return Err(ProjectError::Failed(match said.trim() {
-            "" => "the packages of .venv could not be read; remove .venv, the next build makes it anew".into(),
-            said => said.to_owned(),
+        let text = String::from_utf8_lossy(&output.stdout);
+        return Err(ProjectError::Failed(match text.trim() {
+            "" => "the packages of .venv could not be read; remove .venv, the next build creates it again".into(),
+            text => text.to_owned(),
         }));
     }
     let report: Report = serde_json::from_slice(&output.stdout)
@@ -73,7 +73,7 @@ pub(super) fn pack(dir: &Path, say: &dyn Fn(&str)) -> Result<Packed, ProjectErro
 impl Packed {
     /// Adds to a failed build what native wheels may have to do with it.
     pub(super) fn explain(&self, error: ProjectError) -> ProjectError {
-        let ProjectError::Failed(said) = error else {
+        let ProjectError::Failed(text) = error else {
             return error;
         };
         let native: String = self
@@ -90,6 +90,6 @@ impl Packed {
                 )
             })
             .collect();
-        ProjectError::Failed(said + &native)
+        ProjectError::Failed(text + &native)
     }
 }

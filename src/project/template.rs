@@ -32,7 +32,7 @@ const SDK_JS_CONTRACT: (&str, &str) = ("path.join(SDK, '../../wit')", "path.join
 /// Makes a project. Nothing that is there is overwritten.
 ///
 /// # Errors
-/// The name is not to be had, the folder is there already, or a file can't be
+/// The name is not available, the folder is there already, or a file can't be
 /// written.
 pub fn create(dir: &Path, name: &str, language: Language) -> Result<(), ProjectError> {
     check_name(name)?;

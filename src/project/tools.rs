@@ -127,8 +127,12 @@ pub(super) fn build_js(dir: &Path, say: &dyn Fn(&str)) -> Result<Command, Projec
             .find(|modules| modules.join(JS_BUILD).is_file())
     };
     let list = |modules: &Path| modules.join(".package-lock.json");
-    let is_fresh =
-        |modules: PathBuf| !is_newer(&dir.join(Language::JavaScript.mark()), &list(&modules));
+    let is_fresh = |modules: PathBuf| {
+        !is_newer(
+            &dir.join(Language::JavaScript.manifest_name()),
+            &list(&modules),
+        )
+    };
     if !modules().is_some_and(is_fresh) {
         say("npm install: what package.json names, into node_modules");
         run(
@@ -140,8 +144,7 @@ pub(super) fn build_js(dir: &Path, say: &dyn Fn(&str)) -> Result<Command, Projec
     }
     let modules = modules().ok_or_else(|| {
         ProjectError::Failed(
-            "package.json lacks the dependency mb-service: \"mb-service\": \"file:./sdk\", with the folder sdk of \
-             a project that mb-server new has made"
+            "package.json lacks the dependency mb-service: \"mb-service\": \"file:./sdk\", with the folder sdk of a project that mb-server new has created"
                 .into(),
         )
     })?;
@@ -187,13 +190,13 @@ pub(super) fn componentize_py(dir: &Path, say: &dyn Fn(&str)) -> Result<PathBuf,
         say("pip install: requirements.txt has changed");
     } else {
         say("python3 -m venv, pip install: once, into .venv");
-        let made = run(
+        let result = run(
             "python3 -m venv .venv",
             Command::new(python)
                 .args(["-m", "venv", ".venv"])
                 .current_dir(dir),
         );
-        made.map_err(|error| {
+        result.map_err(|error| {
             ProjectError::Missing(format!(
                 "{error}\non Debian, apt-get install python3-venv may help"
             ))
@@ -254,7 +257,7 @@ pub(super) fn run(name: &str, command: &mut Command) -> Result<(), ProjectError>
 pub(super) fn run_quietly(name: &str, command: &mut Command) -> Result<(), ProjectError> {
     // Where the tool itself was when it found a mistake helps nobody.
     command.env("RUST_BACKTRACE", "0").stdin(Stdio::null());
-    let (status, said) = match command.output() {
+    let (status, text) = match command.output() {
         Ok(Output {
             status,
             stdout,
@@ -263,12 +266,12 @@ pub(super) fn run_quietly(name: &str, command: &mut Command) -> Result<(), Proje
         Err(error) => (Err(error), Vec::new()),
     };
     if status.as_ref().is_ok_and(|status| !status.success()) {
-        let _ = io::stderr().write_all(&said);
+        let _ = io::stderr().write_all(&text);
     }
     finish(name, command.get_program(), status)
 }
 
-/// From how a tool ended to what the user is told.
+/// From how a tool exited to the error for the user.
 pub(super) fn finish(
     name: &str,
     program: &OsStr,

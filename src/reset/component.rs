@@ -15,7 +15,7 @@ use wasmparser::{
 };
 
 use super::{
-    ADDED, FreshReason, GIVER, ResetInfo,
+    ADDED, CARDS_INSTANCE, FreshReason, ResetInfo,
     graph::Graph,
     module::{self, Rewriting},
     outer::Outer,
@@ -218,7 +218,7 @@ fn instances(
                     .map(|arg| (arg.name, ModuleArg::Instance(arg.index)));
                 let cards = libraries
                     .contains(&module_index)
-                    .then_some((GIVER, ModuleArg::Instance(holders[0].instance)));
+                    .then_some((CARDS_INSTANCE, ModuleArg::Instance(holders[0].instance)));
                 instances.instantiate(module_index, given.chain(cards).collect::<Vec<_>>());
             }
             Instance::FromExports(items) => {

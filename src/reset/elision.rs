@@ -8,7 +8,7 @@ use wasmparser::Operator;
 
 /// A mark for an address holds for as many bytes from there on: as many bytes
 /// behind a dirty card are copied back with it, less one.
-pub(super) const COVERED: u64 = 256;
+pub(super) const ELISION_RANGE: u64 = 256;
 
 /// Most values and addresses that are followed at once; beyond it what was
 /// known is forgotten, so that a long function takes no more than its length.
@@ -36,10 +36,10 @@ impl Elision {
     }
 
     /// Whether bytes at an offset of it are marked already.
-    pub(super) fn covers(&self, base: u32, offset: u64, size: u64) -> bool {
+    pub(super) fn is_marked(&self, base: u32, offset: u64, size: u64) -> bool {
         self.marked
             .get(&base)
-            .is_some_and(|first| *first <= offset && offset + size <= first + COVERED)
+            .is_some_and(|first| *first <= offset && offset + size <= first + ELISION_RANGE)
     }
 
     /// They are marked from this offset on.

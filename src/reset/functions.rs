@@ -9,14 +9,14 @@ use wasm_encoder::{
 
 use super::{
     CARD, CARD_BITS, MAX_PAGES,
-    elision::COVERED,
-    module::{KEPT, OWN, mutable, zero},
+    elision::ELISION_RANGE,
+    module::{OWN, SAVED, mutable, zero},
     shape::{Kind, Shape},
 };
 
 /// A mark holds for as much as may lie in the card after the one that it
 /// marks, so as much is copied back of that.
-const OVERHANG: i32 = COVERED as i32 - 1;
+const OVERHANG: i32 = ELISION_RANGE as i32 - 1;
 
 /// Cards in a page of WebAssembly, as a power of two.
 const CARDS_PER_PAGE: i32 = 16 - CARD_BITS as i32;
@@ -56,7 +56,7 @@ pub(super) struct Added<'a> {
 }
 
 /// The functions in this order; then those in front of others.
-const MARK: u32 = 0;
+const WRITE_BARRIER: u32 = 0;
 const CHECKPOINT: u32 = 1;
 const RESET: u32 = 2;
 const GROW: u32 = 3;
@@ -79,8 +79,8 @@ impl Added<'_> {
     }
 
     /// `(address, length)`: marks what is about to be written.
-    pub(super) fn mark(&self) -> u32 {
-        self.first_function + MARK
+    pub(super) fn write_barrier(&self) -> u32 {
+        self.first_function + WRITE_BARRIER
     }
 
     /// `() -> pages`, -1 where there is no memory to keep them.
@@ -186,7 +186,7 @@ impl Added<'_> {
     }
 
     pub(super) fn bodies(&self, code: &mut CodeSection) {
-        code.function(&self.mark_range());
+        code.function(&self.mark_cards());
         code.function(&self.write_checkpoint());
         code.function(&self.write_reset());
         code.function(&self.grow_with_cards());
@@ -204,7 +204,7 @@ impl Added<'_> {
 
     /// Marks the card of an address on the stack; what a store there may touch
     /// of the next card is copied back with it.
-    pub(super) fn mark_one(&self, body: &mut Function, offset: u32) {
+    pub(super) fn mark_card(&self, body: &mut Function, offset: u32) {
         let mut body = body.instructions();
         if offset > 0 {
             // What wraps around is out of bounds: the store traps.
@@ -216,7 +216,7 @@ impl Added<'_> {
             .i32_store8(at(self.cards, 0));
     }
 
-    fn mark_range(&self) -> Function {
+    fn mark_cards(&self) -> Function {
         const ADDRESS: u32 = 0;
         const LENGTH: u32 = 1;
         const LAST: u32 = 2;
@@ -269,14 +269,14 @@ impl Added<'_> {
         const COUNT: u32 = PAGES_LOCALS;
         let mut function = Function::new([(PAGES_LOCALS + 1, ValType::I32)]);
         // What there is from the start, beside what was written since.
-        for (place, length) in &self.shape.data {
-            for instruction in place {
+        for (address, length) in &self.shape.data {
+            for instruction in address {
                 function.instruction(instruction);
             }
             function
                 .instructions()
                 .i32_const(length.cast_signed())
-                .call(self.mark());
+                .call(self.write_barrier());
         }
         let mut body = function.instructions();
         if self.shape.memory.is_some() {
@@ -289,13 +289,13 @@ impl Added<'_> {
                 .return_()
                 .end();
             body.memory_size(OWN)
-                .memory_size(KEPT)
+                .memory_size(SAVED)
                 .i32_gt_u()
                 .if_(BlockType::Empty);
             body.memory_size(OWN)
-                .memory_size(KEPT)
+                .memory_size(SAVED)
                 .i32_sub()
-                .memory_grow(KEPT);
+                .memory_grow(SAVED);
             body.i32_const(-1)
                 .i32_eq()
                 .if_(BlockType::Empty)
@@ -303,7 +303,7 @@ impl Added<'_> {
                 .return_()
                 .end()
                 .end();
-            self.copy_dirty(&mut body, KEPT, OWN, Some(COUNT));
+            self.copy_dirty(&mut body, SAVED, OWN, Some(COUNT));
         }
         for (index, (global, _)) in self.changing().enumerate() {
             body.global_get(global).global_set(self.kept(index));
@@ -319,7 +319,7 @@ impl Added<'_> {
         let mut function = Function::new([(PAGES_LOCALS, ValType::I32)]);
         let mut body = function.instructions();
         if self.shape.memory.is_some() {
-            self.copy_dirty(&mut body, OWN, KEPT, None);
+            self.copy_dirty(&mut body, OWN, SAVED, None);
         }
         for (index, (global, _)) in self.changing().enumerate() {
             body.global_get(self.kept(index)).global_set(global);
@@ -341,7 +341,7 @@ impl Added<'_> {
             body.if_(BlockType::Empty).i32_const(1).return_().end();
         };
         if self.shape.memory.is_some() {
-            body.memory_size(OWN).memory_size(KEPT).i32_ne();
+            body.memory_size(OWN).memory_size(SAVED).i32_ne();
             differs(&mut body);
             body.memory_size(OWN)
                 .i32_const(16)
@@ -349,7 +349,7 @@ impl Added<'_> {
                 .local_set(END)
                 .loop_(BlockType::Empty);
             for vector in 0..AT_ONCE {
-                for memory in [OWN, KEPT] {
+                for memory in [OWN, SAVED] {
                     body.local_get(AT).v128_load(at(memory, vector * VECTOR));
                 }
                 body.v128_xor();
@@ -480,7 +480,7 @@ impl Added<'_> {
             .if_(BlockType::Empty);
         body.local_get(params - 1)
             .i32_const(self.largest_result.cast_signed())
-            .call(self.mark())
+            .call(self.write_barrier())
             .end();
         for param in 0..params {
             body.local_get(param);
@@ -514,7 +514,7 @@ impl Added<'_> {
             .if_(BlockType::Empty)
             .local_get(GIVEN)
             .local_get(LENGTH)
-            .call(self.mark())
+            .call(self.write_barrier())
             .end()
             .local_get(GIVEN)
             .end();
@@ -530,7 +530,7 @@ impl Added<'_> {
         }
         body.call(self.in_front_of_import(called))
             .global_get(self.has_checkpoint());
-        body.memory_size(OWN).memory_size(KEPT).i32_eq().i32_and();
+        body.memory_size(OWN).memory_size(SAVED).i32_eq().i32_and();
         body.if_(BlockType::Empty).call(self.reset()).end().end();
         function
     }

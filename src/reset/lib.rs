@@ -76,7 +76,7 @@ const ADDED: [(&str, bool); 3] = [(CHECKPOINT, true), (RESET, false), (VERIFY, t
 /// memory gets it.
 const CARDS_MEMORY: &str = "mb-cards";
 #[cfg(feature = "rewrite")]
-const GIVER: &str = "mb-reset";
+const CARDS_INSTANCE: &str = "mb-reset";
 
 /// Bytes of a card: the unit of what is marked and copied back.
 pub const CARD: usize = 1 << CARD_BITS;

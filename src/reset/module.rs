@@ -9,7 +9,8 @@ use wasm_encoder::{
 use wasmparser::{ExternalKind, FunctionBody, MemArg, Operator, Parser, Payload};
 
 use super::{
-    CARDS_MEMORY, CHECKPOINT, FreshReason, GIVER, MAX_PAGES, RESET, ResetInfo, SLACK, VERIFY,
+    CARDS_INSTANCE, CARDS_MEMORY, CHECKPOINT, FreshReason, MAX_PAGES, RESET, ResetInfo, SLACK,
+    VERIFY,
     elision::Elision,
     functions::{Added, cards_pages},
     shape::Shape,
@@ -18,7 +19,7 @@ use super::{
 /// The guest's own memory, and the one that keeps its checkpoint; both are those
 /// of the module that has the guest's memory.
 pub(super) const OWN: u32 = 0;
-pub(super) const KEPT: u32 = 2;
+pub(super) const SAVED: u32 = 2;
 
 /// Most pages that a memory of cards has: those of a memory of 4 GiB.
 const MOST_CARDS: u64 = cards_pages(64 * 1024);
@@ -35,7 +36,7 @@ pub(super) struct Rewriting<'a> {
     /// Functions of it with which every call of the host ends; none where there
     /// is something else that it may end with.
     pub(super) post_returns: &'a [u32],
-    /// No host function writes more than this to where it is told to put its
+    /// No host function writes more than this to where it has to put its
     /// result, in bytes.
     pub(super) largest_result: u32,
     /// It holds all state there is. Of several, no one may have memory that
@@ -148,7 +149,7 @@ impl Barrier<'_> {
         let added = self.added;
         if self.shape.memory.is_none() {
             let cards = wasm_encoder::EntityType::Memory(memory(1, Some(MOST_CARDS)));
-            imports.import(GIVER, CARDS_MEMORY, cards);
+            imports.import(CARDS_INSTANCE, CARDS_MEMORY, cards);
         }
         added.kinds(&mut types);
         added.signatures(&mut functions);
@@ -196,7 +197,7 @@ impl Barrier<'_> {
     }
 
     /// What the host calls to allocate also marks what it allocates, and what
-    /// it calls at last also puts back.
+    /// it calls last also resets.
     fn exports(
         &mut self,
         exports: &mut ExportSection,
@@ -239,11 +240,11 @@ impl Barrier<'_> {
         let scratch = Scratch::behind(u32::try_from(count).expect("bounded by the validator"));
         locals.extend(Scratch::LOCALS.map(|kind| (1, kind)));
         let mut rewritten = Function::new(locals);
-        let mut covered = Elision::default();
+        let mut elision = Elision::default();
         for operator in body.get_operators_reader()? {
             let operator = operator?;
-            self.operator(&mut rewritten, operator.clone(), &scratch, &mut covered)?;
-            covered.after(&operator);
+            self.operator(&mut rewritten, operator.clone(), &scratch, &mut elision)?;
+            elision.after(&operator);
         }
         code.function(&rewritten);
         Ok(())
@@ -254,21 +255,21 @@ impl Barrier<'_> {
         body: &mut Function,
         operator: Operator<'_>,
         scratch: &Scratch,
-        covered: &mut Elision,
+        elision: &mut Elision,
     ) -> Result<(), FreshReason> {
         let mark = |body: &mut Function| {
-            body.instruction(&Instruction::Call(self.added.mark()));
+            body.instruction(&Instruction::Call(self.added.write_barrier()));
         };
         if let Some((memarg, kind)) = store(&operator) {
             let offset = u32::try_from(memarg.offset)
                 .map_err(|_| FreshReason::because("an offset of more than 32 bits"))?;
-            match covered.base() {
+            match elision.base() {
                 // No store is longer than 16 bytes.
-                Some(base) if covered.covers(base, offset.into(), 16) => {}
+                Some(base) if elision.is_marked(base, offset.into(), 16) => {}
                 Some(base) => {
                     body.instructions().local_get(base);
-                    self.added.mark_one(body, offset);
-                    covered.mark(base, offset.into());
+                    self.added.mark_card(body, offset);
+                    elision.mark(base, offset.into());
                 }
                 None => {
                     let value = scratch.value(kind);
@@ -276,7 +277,7 @@ impl Barrier<'_> {
                         .local_set(value)
                         .local_tee(scratch.address)
                         .local_get(scratch.address);
-                    self.added.mark_one(body, offset);
+                    self.added.mark_card(body, offset);
                     body.instructions().local_get(value);
                 }
             }
@@ -358,7 +359,7 @@ impl Scratch {
 
 /// Where an instruction stores, and a value of which type, if it does. With
 /// `memory.fill`, `.copy` and `.init` these are all that write to a memory in
-/// what is let in here.
+/// what is accepted here.
 fn store(operator: &Operator<'_>) -> Option<(MemArg, ValType)> {
     Some(match operator {
         Operator::I32Store { memarg }

@@ -69,11 +69,11 @@ impl Outer {
         let Some((index, inner)) = inner else {
             return Ok(None);
         };
-        let mut made = (0..)
+        let mut instances = (0..)
             .zip(&found.instances)
             .filter(|(_, of)| **of == Some(index))
             .map(|(instance, _)| instance);
-        match (made.next(), made.next()) {
+        match (instances.next(), instances.next()) {
             (Some(instance), None) => Ok(Some(Self {
                 sections: found.sections,
                 inner,

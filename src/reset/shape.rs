@@ -22,7 +22,7 @@ impl Kind {
         self.params == [I32; 4] && self.results == [I32]
     }
 
-    /// Such a function may be told, by its last parameter, where to put its
+    /// Such a function may get, by its last parameter, where to put its
     /// result.
     fn returns_by_pointer(&self) -> bool {
         self.params.last() == Some(&wasmparser::ValType::I32) && self.results.is_empty()
@@ -206,9 +206,9 @@ fn placed(data: &Data<'_>) -> Result<Option<(Vec<Instruction<'static>>, u32)>, F
     let DataKind::Active { offset_expr, .. } = &data.kind else {
         return Ok(None);
     };
-    let mut place = Vec::new();
+    let mut address = Vec::new();
     for operator in offset_expr.get_operators_reader() {
-        place.push(match operator? {
+        address.push(match operator? {
             Operator::I32Const { value } => Instruction::I32Const(value),
             // One that can't change, or it would not be valid.
             Operator::GlobalGet { global_index } => Instruction::GlobalGet(global_index),
@@ -219,7 +219,7 @@ fn placed(data: &Data<'_>) -> Result<Option<(Vec<Instruction<'static>>, u32)>, F
     }
     let length = u32::try_from(data.data.len())
         .map_err(|_| FreshReason::because("its data is too large"))?;
-    Ok(Some((place, length)))
+    Ok(Some((address, length)))
 }
 
 /// A number's type, as the writer has it.

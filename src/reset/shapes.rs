@@ -30,7 +30,7 @@ pub(super) struct Parts {
     pub(super) sections: Vec<(u8, Range<usize>)>,
     /// The core instances whose modules are rewritten, the owner first.
     pub(super) holders: Vec<Holder>,
-    /// No host function writes more than this to where it is told to put its
+    /// No host function writes more than this to where it has to put its
     /// result, in bytes.
     pub(super) largest_result: u32,
     /// Functions of the owner: whatever the host calls ends with a call of one

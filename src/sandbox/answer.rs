@@ -21,7 +21,7 @@ const DETAILS_DEPTH: usize = 1;
 
 /// What a component said.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum ServiceAnswer {
     /// One JSON text.
     Json(String),
     /// Opaque bytes.
@@ -37,7 +37,7 @@ pub enum Answer {
     },
 }
 
-impl Answer {
+impl ServiceAnswer {
     /// Bytes on the heap.
     pub(super) fn size(&self) -> usize {
         match self {
@@ -125,30 +125,30 @@ mod tests {
 
     #[test]
     fn answers_are_checked() {
-        let check = |answer: Answer, expected: Result<(), Reason>| {
+        let check = |answer: ServiceAnswer, expected: Result<(), Reason>| {
             let found = answer.check(1000).map_err(|error| match error {
                 CallError::Failed { reason, .. } => reason,
                 other => panic!("{other:?}"),
             });
             assert_eq!(found, expected, "{answer:?}");
         };
-        let failure = |code: &str, details: Option<&str>| Answer::Failure {
+        let failure = |code: &str, details: Option<&str>| ServiceAnswer::Failure {
             code: code.into(),
             message: "m".into(),
             details: details.map(str::to_owned),
         };
         let (invalid, size) = (Err(Reason::InvalidAnswer), Err(Reason::AnswerSize));
-        check(Answer::Json("[]".into()), Ok(()));
-        check(Answer::Json(String::new()), invalid);
-        check(Answer::Json("{".into()), invalid);
-        check(Answer::Binary(vec![0; 1000]), Ok(()));
-        check(Answer::Binary(vec![0; 1001]), size);
+        check(ServiceAnswer::Json("[]".into()), Ok(()));
+        check(ServiceAnswer::Json(String::new()), invalid);
+        check(ServiceAnswer::Json("{".into()), invalid);
+        check(ServiceAnswer::Binary(vec![0; 1000]), Ok(()));
+        check(ServiceAnswer::Binary(vec![0; 1001]), size);
         check(failure("NOT_FOUND", Some("{}")), Ok(()));
         check(failure("not ok", None), invalid);
         check(failure("NOT_FOUND", Some("{")), invalid);
         check(failure("NOT_FOUND", Some(&"1".repeat(1000))), size);
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-        check(Answer::Json(nested(127)), Ok(()));
+        check(ServiceAnswer::Json(nested(127)), Ok(()));
         check(failure("NOT_FOUND", Some(&nested(126))), Ok(()));
         // The ERROR nests one deeper.
         check(failure("NOT_FOUND", Some(&nested(127))), invalid);

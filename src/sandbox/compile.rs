@@ -113,7 +113,7 @@ impl Sandbox {
             .precompile_compatibility_hash()
             .hash(&mut engine);
         mb_reset::SOURCES.hash(&mut engine);
-        precompiled::MARK.hash(&mut engine);
+        precompiled::MAGIC.hash(&mut engine);
         reset.hash(&mut engine);
         format!("{}-{:016x}", hex_digest(bytes), engine.finish())
     }

@@ -18,7 +18,7 @@ use super::{
     engine::Sandbox,
     instance::Guest,
     limits::Bounds,
-    pool::Idle,
+    pool::IdleInstances,
     precompiled::{Precompiled, PrecompiledError, Sections},
     reset::{FreshReason, NOT_WANTED, Reset, ResetInfo},
     verify::ResetRecord,
@@ -44,7 +44,7 @@ const HOST_DATA: usize = 2 * 1024 * 1024;
 
 /// What a component runs under.
 #[derive(Clone)]
-pub struct Terms {
+pub struct ComponentPolicy {
     /// Its settings.
     pub settings: ServiceSettings,
     /// Linear memory of one instance, in bytes.
@@ -55,7 +55,7 @@ pub struct Terms {
     pub granted: Arc<Granted>,
 }
 
-impl Terms {
+impl ComponentPolicy {
     pub(super) fn bounds(&self) -> Bounds {
         Bounds {
             memory: self.memory,
@@ -73,12 +73,12 @@ impl Terms {
 
 /// A component's file. Its name decides whether it holds machine code, never
 /// its content.
-pub struct Code {
+pub struct ComponentFile {
     bytes: Vec<u8>,
     machine: bool,
 }
 
-impl Code {
+impl ComponentFile {
     /// Reads a file, if it has no more than this many bytes. Of what is called
     /// `.cwasm` nobody but this user and root can have changed the file or the
     /// path to it.
@@ -155,10 +155,10 @@ pub struct Component {
     pub(super) exports: FullIndices,
     /// How its instances are reset after each request, if they are.
     pub(super) reset: Result<Reset, FreshReason>,
-    pub(super) terms: Terms,
+    pub(super) policy: ComponentPolicy,
     /// Calls at the same time.
-    pub(super) turns: Arc<Budget>,
-    pub(super) idle: Arc<Idle>,
+    pub(super) permits: Arc<Budget>,
+    pub(super) idle: Arc<IdleInstances>,
     /// Digest of its file.
     pub(super) digest: Arc<str>,
     /// What verifying its resets has found.
@@ -184,15 +184,15 @@ impl Component {
     /// Says what to do about it, for the author of the component.
     pub fn load(
         sandbox: &Arc<Sandbox>,
-        code: &Code,
+        code: &ComponentFile,
         digest: &str,
-        terms: Terms,
+        policy: ComponentPolicy,
     ) -> Result<Self, LoadError> {
         let ServiceSettings {
             isolation,
             reset: allowed,
             ..
-        } = terms.settings;
+        } = policy.settings;
         let wanted = isolation == Isolation::Request && allowed;
         let Loaded {
             compiled,
@@ -204,7 +204,7 @@ impl Component {
         } else if Precompiled::is_one(&code.bytes) {
             return Err(LoadError::MachineCode);
         } else {
-            sandbox.compile(&code.bytes, wanted, terms.memory)?
+            sandbox.compile(&code.bytes, wanted, policy.memory)?
         };
         let verify_resets = sandbox.config.settings.verify_resets;
         let reset = reset.and_then(|info| Reset::of(&compiled, info, wanted, verify_resets));
@@ -214,8 +214,8 @@ impl Component {
             .imports(&sandbox.engine)
             .map(|(name, _)| name.to_owned())
             .collect();
-        let linker =
-            link::<Guest>(&sandbox.engine, &compiled, &terms.granted).map_err(LoadError::Import)?;
+        let linker = link::<Guest>(&sandbox.engine, &compiled, &policy.granted)
+            .map_err(LoadError::Import)?;
         let exports: Vec<_> = kind
             .exports(&sandbox.engine)
             .map(|(name, _)| name.to_owned())
@@ -227,15 +227,15 @@ impl Component {
             .instantiate_pre(&compiled)
             .map_err(LoadError::contract)?;
         let indices = FullIndices::new(&linked).map_err(LoadError::contract)?;
-        let idle = Arc::new(Idle::new(&sandbox.any_idle));
+        let idle = Arc::new(IdleInstances::new(&sandbox.any_idle));
         sandbox.remember(&idle);
         Ok(Self {
             sandbox: Arc::clone(sandbox),
             linked,
             exports: indices,
             reset,
-            turns: Budget::places(terms.settings.concurrency),
-            terms,
+            permits: Budget::semaphore(policy.settings.concurrency),
+            policy,
             idle,
             record: sandbox.verifier.record(&digest),
             digest,
@@ -270,7 +270,7 @@ impl Component {
     /// after another, reset or shared.
     #[must_use]
     pub fn fresh_reason(&self) -> Option<String> {
-        if self.terms.settings.isolation == Isolation::Shared {
+        if self.policy.settings.isolation == Isolation::Shared {
             return None;
         }
         match &self.reset {
@@ -306,8 +306,8 @@ impl Component {
 
     /// What it runs under.
     #[must_use]
-    pub fn terms(&self) -> &Terms {
-        &self.terms
+    pub fn policy(&self) -> &ComponentPolicy {
+        &self.policy
     }
 
     /// Memory of a new instance, in bytes.
@@ -317,7 +317,7 @@ impl Component {
     }
 
     /// The same, with what is kept to reset it.
-    pub(super) fn first_charge(&self) -> usize {
+    pub(super) fn first_reservation(&self) -> usize {
         self.first_memory() + self.first_kept.load(Relaxed)
     }
 

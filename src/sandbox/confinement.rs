@@ -1,4 +1,4 @@
-//! What the process that compiles a stranger's file may still do: read its
+//! What the process that compiles an untrusted file may still do: read its
 //! input, write its output, take memory, start threads. It opens nothing,
 //! reaches nobody, starts no program.
 
@@ -56,7 +56,7 @@ const ALLOWED: [i64; 25] = [
 pub(super) fn confine() -> Result<(), String> {
     // It ends with the helper that waits for it.
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
-    // The limits hold where the system does not let itself be told.
+    // The limits hold also where the system refuses this.
     let _ = fs::write("/proc/self/oom_score_adj", FIRST_TO_GO);
     let landlock = open_nothing();
     let seccomp = call_nothing_else();

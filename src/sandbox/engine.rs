@@ -16,9 +16,9 @@ use super::{cache::Cache, compile, worker::CompileWorker};
 
 use super::{
     limits::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLES},
-    pool::{AnyIdle, GiveUp, Idle},
+    pool::{AnyIdle, IdleEviction, IdleInstances},
     slots::{Found, Slots},
-    ticker::{Pulse, Ticker},
+    ticker::{KeepAwake, Ticker},
     verify::Verifier,
 };
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
         Sandbox as Settings, given,
         memory::{KEPT_MEMORY, KEPT_TABLES},
     },
-    host::{Missed, Waiter},
+    host::{WaitError, Waiter},
 };
 
 /// Address space of a memory where the host refuses the reservation of 4 GiB.
@@ -69,7 +69,7 @@ pub struct CompilerConfig {
 /// The engine with its clock, and the places for instances.
 pub struct Sandbox {
     pub(super) engine: Engine,
-    pub(super) pulse: Pulse,
+    pub(super) keep_awake: KeepAwake,
     pub(super) config: SandboxConfig,
     pub(super) memory: Arc<Budget>,
     /// Places for instances by the depth of their calls. A call that waits for
@@ -80,7 +80,7 @@ pub struct Sandbox {
     /// There may be idle instances.
     pub(super) any_idle: Arc<AnyIdle>,
     /// Of all components that keep instances.
-    idle: Mutex<Vec<Weak<Idle>>>,
+    idle: Mutex<Vec<Weak<IdleInstances>>>,
     /// Held while something new is compiled: one at a time, as its memory is
     /// not the server's to plan.
     #[cfg(feature = "compiler")]
@@ -104,12 +104,11 @@ impl Sandbox {
     /// said in the log.
     ///
     /// # Errors
-    /// If there is no engine to be had at all.
+    /// If no engine can be created.
     pub fn new(mut config: SandboxConfig) -> wasmtime::Result<Arc<Self>> {
         if let Err(error) = try_memory_file() {
             tracing::warn!(
-                "the first memory of instances is copied, which is slower, because no file in memory can be \
-                 made: {error}"
+                "the first memory of instances is copied, which is slower, because no file in memory can be created: {error}"
             );
             config.compiler.copy_memory = true;
         }
@@ -124,7 +123,7 @@ impl Sandbox {
             Ok(engine) => (engine, true),
             Err(error) => {
                 tracing::warn!(
-                    "there is no pool of {} instances to be had, they are allocated on demand, which is \
+                    "no pool of {} instances is available, they are allocated on demand, which is \
                      slower: {error:#}",
                     config.instances
                 );
@@ -140,7 +139,7 @@ impl Sandbox {
         let verifier = Verifier::start(settings.verify_resets, stack);
         let sandbox = Arc::new(Self {
             engine,
-            pulse: ticker.pulse(),
+            keep_awake: ticker.keep_awake(),
             memory: Arc::clone(&config.memory),
             slots,
             config,
@@ -160,7 +159,11 @@ impl Sandbox {
         sandbox.memory.reclaim_with(move |all| {
             let sandbox = reclaiming.upgrade();
             sandbox.iter().for_each(|sandbox| {
-                sandbox.reclaim(if all { GiveUp::Memory } else { GiveUp::Surplus })
+                sandbox.reclaim(if all {
+                    IdleEviction::Memory
+                } else {
+                    IdleEviction::Surplus
+                })
             });
         });
         Ok(sandbox)
@@ -170,7 +173,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// Says what is too large, for the operator.
-    pub fn has_room_for(&self, instance: usize, table: usize) -> Result<(), String> {
+    pub fn fits_pool(&self, instance: usize, table: usize) -> Result<(), String> {
         let SandboxConfig {
             largest_instance,
             largest_table,
@@ -178,8 +181,7 @@ impl Sandbox {
         } = self.config;
         if self.pooled && (instance > largest_instance || table > largest_table) {
             return Err(format!(
-                "memory of {instance} bytes and tables of {table} elements are more than the pool of instances was \
-                 made for, {largest_instance} and {largest_table}: restart"
+                "memory of {instance} bytes and tables of {table} elements are more than the pool of instances was sized for, {largest_instance} and {largest_table}: restart"
             ));
         }
         Ok(())
@@ -188,12 +190,12 @@ impl Sandbox {
     /// A slot for one more instance of a component, or an idle one.
     pub(super) fn slot(
         &self,
-        of: &Arc<Idle>,
+        of: &Arc<IdleInstances>,
         depth: usize,
         waiter: Waiter<'_>,
-    ) -> Result<Found, Missed> {
+    ) -> Result<Found, WaitError> {
         let slots = self.slots.get(depth).or(self.slots.last());
-        let slots = slots.ok_or(Missed::Late)?;
+        let slots = slots.ok_or(WaitError::Late)?;
         slots.take(of, waiter, |which| self.reclaim(which))
     }
 
@@ -203,14 +205,14 @@ impl Sandbox {
     }
 
     /// Remembers where a component keeps instances, to take them back.
-    pub(super) fn remember(&self, idle: &Arc<Idle>) {
+    pub(super) fn remember(&self, idle: &Arc<IdleInstances>) {
         let mut all = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|known| known.strong_count() > 0);
         all.push(Arc::downgrade(idle));
     }
 
     /// Gives up instances that nobody uses just now.
-    pub(super) fn reclaim(&self, which: GiveUp) {
+    pub(super) fn reclaim(&self, which: IdleEviction) {
         if !self.any_idle.take(which) {
             return;
         }
@@ -219,7 +221,7 @@ impl Sandbox {
             idle.iter().filter_map(Weak::upgrade).collect()
         };
         for idle in &idle {
-            if idle.give_up(which) && which == GiveUp::One {
+            if idle.evict(which) && which == IdleEviction::One {
                 return;
             }
         }

@@ -5,8 +5,8 @@
 //! before it gives up the right to start programs. Both hold one end of a
 //! socket pair that keeps packets apart. The server sends a [`Request`] as
 //! JSON, together with the three pipes of a worker; the helper starts the
-//! worker on them, waits for its end and answers with an [`Outcome`]. There is
-//! one request at a time. The helper reads nothing that comes from a
+//! worker on them, waits for its end and answers with an [`JobOutcome`]. There
+//! is one request at a time. The helper reads nothing that comes from a
 //! component. It ends, and with it a worker that runs, when the server's end of
 //! the socket is closed.
 
@@ -57,7 +57,7 @@ struct Request {
 
 /// How a worker ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Outcome {
+pub(super) enum JobOutcome {
     /// By itself, with this exit code.
     Exited(i32),
     /// By this signal.
@@ -69,8 +69,8 @@ pub(super) enum Outcome {
 }
 
 /// What came of a worker.
-pub(super) struct Worked {
-    pub(super) outcome: Outcome,
+pub(super) struct JobResult {
+    pub(super) outcome: JobOutcome,
     /// Its standard output, up to a limit.
     pub(super) output: Vec<u8>,
     /// Its standard error, up to a limit.
@@ -125,9 +125,9 @@ impl Helper {
         input: &[u8],
         max_output: u64,
         timeout: Duration,
-    ) -> io::Result<Worked> {
+    ) -> io::Result<JobResult> {
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        work_over(&mut socket, job, input, max_output, timeout)
+        run_worker(&mut socket, job, input, max_output, timeout)
     }
 }
 
@@ -150,17 +150,17 @@ impl Drop for Helper {
 /// Takes the socket away from the request until its outcome: one that comes
 /// late would be taken for the next one's. What fails before the request is
 /// sent leaves the socket as it was.
-fn work_over(
+fn run_worker(
     socket: &mut Option<OwnedFd>,
     job: &CompileJob,
     input: &[u8],
     max_output: u64,
     timeout: Duration,
-) -> io::Result<Worked> {
+) -> io::Result<JobResult> {
     let asked = socket.as_ref().ok_or_else(gone)?;
     let (stdin, mut give) = io::pipe()?;
     let (take, stdout) = io::pipe()?;
-    let (hear, stderr) = io::pipe()?;
+    let (stderr_reader, stderr) = io::pipe()?;
     let request = Request {
         job: job.clone(),
         timeout,
@@ -177,8 +177,8 @@ fn work_over(
         thread("mb-compile-in").spawn_scoped(scope, move || give.write_all(input))?;
         let output =
             thread("mb-compile-out").spawn_scoped(scope, move || read(take, max_output))?;
-        let complaint =
-            thread("mb-compile-err").spawn_scoped(scope, move || read(hear, MAX_COMPLAINT))?;
+        let complaint = thread("mb-compile-err")
+            .spawn_scoped(scope, move || read(stderr_reader, MAX_COMPLAINT))?;
         let asked = socket.take().ok_or_else(gone)?;
         let pipes = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         let sent = send_with(&asked, &request, pipes);
@@ -194,7 +194,7 @@ fn work_over(
                 .unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
         };
         let (output, complaint) = (joined(output)?, joined(complaint)?);
-        Ok(Worked {
+        Ok(JobResult {
             outcome,
             output,
             complaint: String::from_utf8_lossy(&complaint).trim().to_owned(),
@@ -221,7 +221,7 @@ fn send_with(socket: &OwnedFd, packet: &[u8], pipes: [BorrowedFd<'_>; 3]) -> io:
     Ok(())
 }
 
-fn receive_outcome(socket: &OwnedFd) -> io::Result<Outcome> {
+fn receive_outcome(socket: &OwnedFd) -> io::Result<JobOutcome> {
     let mut packet = [0; MAX_PACKET];
     let mut data = [IoSliceMut::new(&mut packet)];
     let mut nothing = RecvAncillaryBuffer::default();
@@ -287,7 +287,7 @@ fn run(
     request: &Request,
     [stdin, stdout, stderr]: [OwnedFd; 3],
     socket: BorrowedFd<'_>,
-) -> io::Result<Option<Outcome>> {
+) -> io::Result<Option<JobOutcome>> {
     let deadline = Instant::now() + request.timeout;
     let mut command = Command::new(PROGRAM);
     command.arg("compile-worker").args(request.job.arguments());
@@ -297,32 +297,32 @@ fn run(
     // It holds the pipes, which are the worker's.
     drop(command);
     let child = match started {
-        Ok(child) => Ended(child),
-        Err(error) => return Ok(Some(Outcome::NotStarted(error.to_string()))),
+        Ok(child) => ChildGuard(child),
+        Err(error) => return Ok(Some(JobOutcome::NotStarted(error.to_string()))),
     };
     child.wait_until(deadline, socket)
 }
 
 /// A process that does not outlive the wait for it.
-struct Ended(Child);
+struct ChildGuard(Child);
 
-impl Ended {
+impl ChildGuard {
     fn wait_until(
         mut self,
         deadline: Instant,
         socket: BorrowedFd<'_>,
-    ) -> io::Result<Option<Outcome>> {
+    ) -> io::Result<Option<JobOutcome>> {
         // Old kernels and some containers have none.
         let end = pidfd_open(Pid::from_child(&self.0), PidfdFlags::empty()).ok();
         loop {
             if let Some(status) = self.0.try_wait()? {
-                let killed = status.signal().map(Outcome::Killed);
-                let exited = || Outcome::Exited(status.code().unwrap_or_default());
+                let killed = status.signal().map(JobOutcome::Killed);
+                let exited = || JobOutcome::Exited(status.code().unwrap_or_default());
                 return Ok(Some(killed.unwrap_or_else(exited)));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(Some(Outcome::TimedOut));
+                return Ok(Some(JobOutcome::TimedOut));
             }
             let pause = if end.is_some() {
                 left
@@ -343,7 +343,7 @@ impl Ended {
     }
 }
 
-impl Drop for Ended {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();

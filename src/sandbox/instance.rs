@@ -12,18 +12,18 @@ use wasmtime::{
 };
 
 use super::{
-    answer::{Answer, SMALL_ANSWER},
+    answer::{SMALL_ANSWER, ServiceAnswer},
     component::Component,
     limits::Limits,
-    pool::{GiveUp, Warm},
+    pool::{IdleEviction, IdleInstance},
     reset::Resetter,
     slots::{Found, Slot},
 };
 use crate::{
-    budget::{Budget, Charge},
+    budget::{Budget, Reservation},
     config::Isolation,
     host::{
-        self, Context, HasHost, Host, MAX_HANDLES, Missed, Stop, Unwatched, Waiter, Watch,
+        self, Context, HasHost, Host, MAX_HANDLES, Stop, Unwatched, WaitError, Waiter, Watch,
         bindings::{
             Full,
             exports::mb::service::handler::{PayloadParam, PayloadResult},
@@ -69,7 +69,7 @@ pub enum Phase {
     /// The service waited for a host function: a sleep, another service, the
     /// store.
     HostCall,
-    /// The call waited for its turn to run.
+    /// The call waited for a processor.
     Scheduling,
 }
 
@@ -91,8 +91,8 @@ impl Phase {
 pub enum Wanted {
     /// Nothing: its deadline had passed when it came.
     Time,
-    /// A turn: the service's `concurrency` is used up.
-    Turn,
+    /// A permit: the service's `concurrency` is used up.
+    Permit,
     /// An instance.
     Instance,
     /// Memory of the server.
@@ -125,14 +125,14 @@ pub enum CallError {
 
 impl CallError {
     /// Of a call that has waited in vain for what it wanted.
-    fn missed(missed: Missed, wanted: Wanted) -> Self {
+    fn missed(missed: WaitError, wanted: Wanted) -> Self {
         match missed {
-            Missed::Late => Self::NotBegun(wanted),
-            Missed::Stopped(stop) => Self::Stopped {
+            WaitError::Late => Self::NotBegun(wanted),
+            WaitError::Stopped(stop) => Self::Stopped {
                 stop,
                 phase: Phase::Scheduling,
             },
-            Missed::Postponed => Self::Postponed,
+            WaitError::Postponed => Self::Postponed,
         }
     }
 }
@@ -141,13 +141,13 @@ impl CallError {
 #[derive(Debug)]
 pub struct CallReport {
     /// The answer, which was checked, or why there is none.
-    pub result: Result<Answer, CallError>,
+    pub result: Result<ServiceAnswer, CallError>,
     /// Most linear memory that the instance held, in bytes.
     pub peak_memory: usize,
     /// Host functions that it called, but for those that give constants.
     pub host_calls: u64,
     /// An instance was made for it.
-    pub made: bool,
+    pub created: bool,
     /// From when it came until there was an instance for it: turn, place,
     /// memory and instantiation.
     pub waited: Duration,
@@ -158,7 +158,7 @@ pub struct CallReport {
     /// The newest lines that it printed to standard error, if it failed.
     pub stderr: Vec<String>,
     /// Keeps the memory for the answer, unless that is small.
-    pub held: Option<Charge>,
+    pub held: Option<Reservation>,
 }
 
 /// What belongs to one store.
@@ -207,18 +207,18 @@ impl Live {
 struct Seen {
     waited: Duration,
     host_calls: u64,
-    made: bool,
+    created: bool,
 }
 
 /// Why a call did not come to an end, with what was found out about it.
-struct Ended {
+struct FailedCall {
     error: CallError,
     peak_memory: usize,
     backtrace: Vec<String>,
     stderr: Vec<String>,
 }
 
-impl From<CallError> for Ended {
+impl From<CallError> for FailedCall {
     fn from(error: CallError) -> Self {
         Self {
             error,
@@ -230,7 +230,7 @@ impl From<CallError> for Ended {
 }
 
 impl Component {
-    /// Serves one request. Waits for its turn until the deadline; work whose
+    /// Serves one request. Waits for a permit until the deadline; work whose
     /// deadline has passed is not begun.
     #[must_use]
     pub fn call(&self, mut call: Call<'_>) -> CallReport {
@@ -239,22 +239,22 @@ impl Component {
         call.context.deadline = call
             .context
             .deadline
-            .min(begun + self.terms.settings.timeout.0);
+            .min(begun + self.policy.settings.timeout.0);
         let mut seen = Seen::default();
         let outcome = self.admit_and_run(call, begun, &mut seen);
         let Seen {
             waited,
             host_calls,
-            made,
+            created,
         } = seen;
         let elapsed = begun.elapsed();
         let mut held = None;
         let (result, peak_memory, backtrace, stderr) = match outcome {
-            Ok((answer, peak_memory, charge)) => {
-                held = charge;
+            Ok((answer, peak_memory, reservation)) => {
+                held = reservation;
                 (Ok(answer), peak_memory, Vec::new(), Vec::new())
             }
-            Err(Ended {
+            Err(FailedCall {
                 error,
                 peak_memory,
                 backtrace,
@@ -265,7 +265,7 @@ impl Component {
             result,
             peak_memory,
             host_calls,
-            made,
+            created,
             waited,
             elapsed,
             backtrace,
@@ -279,33 +279,33 @@ impl Component {
         call: Call<'_>,
         begun: Instant,
         seen: &mut Seen,
-    ) -> Result<(Answer, usize, Option<Charge>), Ended> {
+    ) -> Result<(ServiceAnswer, usize, Option<Reservation>), FailedCall> {
         let deadline = call.context.deadline;
         if begun >= deadline {
             return Err(CallError::NotBegun(Wanted::Time).into());
         }
         let waiter = Waiter::of(&*call.watch, &call.context);
-        let _turn = Turn::take(&self.turns, waiter)
-            .map_err(|missed| CallError::missed(missed, Wanted::Turn))?;
-        if waiter.is_outermost && self.terms.granted.is_over_its_share() {
+        let _permit = ConcurrencyPermit::take(&self.permits, waiter)
+            .map_err(|missed| CallError::missed(missed, Wanted::Permit))?;
+        if waiter.is_outermost && self.policy.granted.is_over_its_share() {
             self.enter(&call)?;
         }
         let idle = match self.take_idle() {
-            Some(warm) => Ok(warm),
+            Some(idle_instance) => Ok(idle_instance),
             None => match self.slot(call.context.depth(), waiter)? {
-                Found::Idle(warm) => Ok(*warm),
+                Found::Idle(idle_instance) => Ok(*idle_instance),
                 Found::Slot(slot) => Err(slot),
             },
         };
-        let Warm { mut live, calls } = match idle {
-            Ok(mut warm) => {
-                renew(&mut warm.live.store, call.context, call.watch);
-                warm
+        let IdleInstance { mut live, calls } = match idle {
+            Ok(mut idle_instance) => {
+                renew(&mut idle_instance.live.store, call.context, call.watch);
+                idle_instance
             }
             Err(slot) => {
                 let live = self.fresh(call.context, call.watch, slot)?;
-                seen.made = true;
-                Warm { live, calls: 0 }
+                seen.created = true;
+                IdleInstance { live, calls: 0 }
             }
         };
         seen.waited = begun.elapsed();
@@ -315,8 +315,8 @@ impl Component {
         let answer = asked?;
         let memory = live.store.data().limits.memory();
         answer
-            .check(self.terms.answer_size)
-            .map_err(|error| Ended {
+            .check(self.policy.answer_size)
+            .map_err(|error| FailedCall {
                 error,
                 peak_memory: memory,
                 backtrace: Vec::new(),
@@ -324,46 +324,47 @@ impl Component {
             })?;
         let mut held = None;
         if answer.size() > SMALL_ANSWER {
-            let mut charge = Charge::none(&self.sandbox.memory);
-            if !charge.try_raise(answer.size()) {
-                wait_for_memory(&mut charge, answer.size(), live, deadline)?;
-                return Ok((answer, memory, Some(charge)));
+            let mut reservation = Reservation::empty(&self.sandbox.memory);
+            if !reservation.try_raise(answer.size()) {
+                wait_for_memory(&mut reservation, answer.size(), live, deadline)?;
+                return Ok((answer, memory, Some(reservation)));
             }
-            held = Some(charge);
+            held = Some(reservation);
         }
-        if calls + 1 < self.terms.settings.max_calls && self.is_as_new(&mut live) {
+        if calls + 1 < self.policy.settings.max_calls && self.is_as_new(&mut live) {
             live.store.data_mut().host.rest();
             let resetter = live.resetter.as_mut();
             let verify = resetter.is_some_and(|resetter| resetter.countdown.is_due());
             let calls = calls + 1;
-            let warm = Warm { live, calls };
+            let idle_instance = IdleInstance { live, calls };
             if verify {
                 let Self { digest, record, .. } = self;
                 let memory = &self.sandbox.memory;
-                let has_room = memory.limit().saturating_sub(memory.used()) >= self.first_charge()
+                let has_memory = memory.limit().saturating_sub(memory.used())
+                    >= self.first_reservation()
                     && !self.sandbox.lacks_slots();
                 let verifier = &self.sandbox.verifier;
-                verifier.verify(warm, &self.idle, digest, record, has_room);
+                verifier.verify(idle_instance, &self.idle, digest, record, has_memory);
             } else {
-                self.idle.put(warm);
+                self.idle.put(idle_instance);
             }
         }
         Ok((answer, memory, held))
     }
 
     #[inline]
-    fn take_idle(&self) -> Option<Warm> {
+    fn take_idle(&self) -> Option<IdleInstance> {
         // One that was reset may have come back just when a defect was found.
-        self.idle
-            .take()
-            .filter(|warm| warm.live.resetter.is_none() || self.record.defects() == 0)
+        self.idle.take().filter(|idle_instance| {
+            idle_instance.live.resetter.is_none() || self.record.defects() == 0
+        })
     }
 
-    /// Its service has used more than its share: it waits for its turn to run.
+    /// Its service has used more than its share: it waits for a processor.
     #[cold]
     fn enter(&self, call: &Call<'_>) -> Result<(), CallError> {
-        let entered = host::enter(&self.terms.granted, &call.context, &*call.watch);
-        entered.map_err(|missed| CallError::missed(missed, Wanted::Turn))
+        let entered = host::enter(&self.policy.granted, &call.context, &*call.watch);
+        entered.map_err(|missed| CallError::missed(missed, Wanted::Permit))
     }
 
     fn slot(&self, depth: usize, waiter: Waiter<'_>) -> Result<Found, CallError> {
@@ -380,7 +381,7 @@ impl Component {
             size,
             ..
         } = live;
-        match (self.terms.settings.isolation, resetter) {
+        match (self.policy.settings.isolation, resetter) {
             (Isolation::Shared, _) => true,
             (Isolation::Request, None) => false,
             // What can't be reset from inside: memory does not shrink, and the
@@ -398,17 +399,22 @@ impl Component {
     /// A new instance in a slot, once there is memory for it. One that will
     /// be reset is started as nobody: what it keeps of its start is there for
     /// every caller.
-    fn fresh(&self, context: Context, watch: Arc<dyn Watch>, slot: Slot) -> Result<Live, Ended> {
+    fn fresh(
+        &self,
+        context: Context,
+        watch: Arc<dyn Watch>,
+        slot: Slot,
+    ) -> Result<Live, FailedCall> {
         let deadline = context.deadline;
         let looks = Arc::clone(&watch);
         let waiter = Waiter::of(&*looks, &context);
         let reset = self.reset.as_ref().ok().filter(|reset| reset.wanted());
         if let Some(reset) = reset.filter(|_| !self.gave_up_resetting()) {
-            let nobody = Context {
+            let no_caller = Context {
                 began: context.began,
                 ..Context::of_loading(deadline)
             };
-            let (mut store, service, made) = self.started(nobody, &watch, waiter)?;
+            let (mut store, service, instance) = self.started(no_caller, &watch, waiter)?;
             if store.data().host.was_asked() {
                 self.note_that_it_asks();
             } else {
@@ -416,13 +422,13 @@ impl Component {
                 let limits = &mut store.data_mut().limits;
                 let (before, _) = limits.size();
                 let grown = limits.memory().saturating_sub(reset.info.first_memory);
-                limits.allow_aside(grown);
+                limits.allow_overhead(grown);
                 let resetter = reset
-                    .checkpoint(&mut store, &made)
+                    .checkpoint(&mut store, &instance)
                     .map_err(|error| self.explain(&store, Phase::Start, &error))?;
                 let guest = store.data_mut();
                 let added = guest.limits.size().0 - before;
-                guest.limits.take_back_aside(grown.saturating_sub(added));
+                guest.limits.take_back_overhead(grown.saturating_sub(added));
                 // What the start was refused is nothing that a call was.
                 guest.limits.renew();
                 guest.host.renew(context, watch);
@@ -458,14 +464,14 @@ impl Component {
         context: Context,
         watch: &Arc<dyn Watch>,
         waiter: Waiter<'_>,
-    ) -> Result<(Store<Guest>, Full, wasmtime::component::Instance), Ended> {
+    ) -> Result<(Store<Guest>, Full, wasmtime::component::Instance), FailedCall> {
         let deadline = context.deadline;
         let mut pause = FIRST_RETRY;
         loop {
             let started = self.started_at_once(context.clone(), watch, waiter);
             let no_slot = matches!(
                 &started,
-                Err(Ended {
+                Err(FailedCall {
                     error: CallError::NotBegun(Wanted::Instance),
                     ..
                 })
@@ -476,9 +482,9 @@ impl Component {
             let is_first = pause == FIRST_RETRY;
             let waited = waiter.wait(|| {
                 self.sandbox.reclaim(if is_first {
-                    GiveUp::Surplus
+                    IdleEviction::Surplus
                 } else {
-                    GiveUp::All
+                    IdleEviction::All
                 });
                 thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
                 Ok(())
@@ -493,10 +499,10 @@ impl Component {
         context: Context,
         watch: &Arc<dyn Watch>,
         waiter: Waiter<'_>,
-    ) -> Result<(Store<Guest>, Full, wasmtime::component::Instance), Ended> {
+    ) -> Result<(Store<Guest>, Full, wasmtime::component::Instance), FailedCall> {
         let deadline = context.deadline;
         let mut store = self.store(context, Arc::clone(watch));
-        let memory = self.first_charge();
+        let memory = self.first_reservation();
         let limits = &mut store.data_mut().limits;
         if !limits.reserve(memory, Instant::now()) {
             let reserved = waiter.take(|until| limits.reserve(memory, until));
@@ -505,17 +511,22 @@ impl Component {
         if Instant::now() >= deadline {
             return Err(CallError::NotBegun(Wanted::Instance).into());
         }
-        let made = self.linked.instantiate(&mut store).and_then(|made| {
-            let service = self.exports.load(&mut store, &made)?;
-            Ok((service, made))
+        let instance = self.linked.instantiate(&mut store).and_then(|instance| {
+            let service = self.exports.load(&mut store, &instance)?;
+            Ok((service, instance))
         });
-        match made {
-            Ok((service, made)) => Ok((store, service, made)),
+        match instance {
+            Ok((service, instance)) => Ok((store, service, instance)),
             Err(error) => Err(self.explain(&store, Phase::Start, &error)),
         }
     }
 
-    fn ask(&self, live: &mut Live, action: &str, payload: Payload<'_>) -> Result<Answer, Ended> {
+    fn ask(
+        &self,
+        live: &mut Live,
+        action: &str,
+        payload: Payload<'_>,
+    ) -> Result<ServiceAnswer, FailedCall> {
         let Live { store, service, .. } = live;
         let payload = match payload {
             Payload::Json(text) => PayloadParam::Json(text),
@@ -527,9 +538,9 @@ impl Component {
         store.data_mut().host.finish();
         let answer = answer.map_err(|error| self.explain(store, Phase::Call, &error))?;
         Ok(match answer {
-            Ok(PayloadResult::Json(text)) => Answer::Json(text),
-            Ok(PayloadResult::Binary(bytes)) => Answer::Binary(bytes),
-            Err(failure) => Answer::Failure {
+            Ok(PayloadResult::Json(text)) => ServiceAnswer::Json(text),
+            Ok(PayloadResult::Binary(bytes)) => ServiceAnswer::Binary(bytes),
+            Err(failure) => ServiceAnswer::Failure {
                 code: failure.code,
                 message: failure.message,
                 details: failure.details,
@@ -549,7 +560,7 @@ impl Component {
             let mut live = match self.slot(context.depth(), waiter)? {
                 Found::Slot(slot) => self.fresh(context, Arc::new(Unwatched), slot)?,
                 // Nobody has called it yet.
-                Found::Idle(warm) => warm.live,
+                Found::Idle(idle_instance) => idle_instance.live,
             };
             let kept = live.resetter.as_ref().map_or(0, |resetter| resetter.kept);
             self.note_first_memory(live.store.data().limits.memory(), kept);
@@ -560,41 +571,41 @@ impl Component {
             live.store.data_mut().host.finish();
             text.map_err(|error| self.explain(&live.store, Phase::Call, &error))
         };
-        asked().map_err(|Ended { error, .. }| error)
+        asked().map_err(|FailedCall { error, .. }| error)
     }
 
     fn store(&self, context: Context, watch: Arc<dyn Watch>) -> Store<Guest> {
         let sandbox = &self.sandbox;
-        sandbox.pulse.beat();
-        let host =
-            Host::new(context, Arc::clone(&self.terms.granted), watch).with_memory(&sandbox.memory);
-        let aside = self
+        sandbox.keep_awake.signal();
+        let host = Host::new(context, Arc::clone(&self.policy.granted), watch)
+            .with_memory(&sandbox.memory);
+        let overhead = self
             .reset
             .as_ref()
             .map_or(0, |reset| reset.info.added_memory);
         let guest = Guest {
             host,
-            limits: Limits::new(self.terms.bounds(), aside, &sandbox.memory),
+            limits: Limits::new(self.policy.bounds(), overhead, &sandbox.memory),
         };
         let mut store = Store::new(&sandbox.engine, guest);
         store.limiter(|guest| guest);
-        store.set_hostcall_fuel(self.terms.host_data());
+        store.set_hostcall_fuel(self.policy.host_data());
         store.set_epoch_deadline(1);
-        let pulse = sandbox.pulse.clone();
+        let keep_awake = sandbox.keep_awake.clone();
         store.epoch_deadline_callback(move |store| {
-            pulse.beat();
+            keep_awake.signal();
             let host = &store.data().host;
             if let Some(stop) = host.tick() {
                 return Err(stop.into());
             }
-            host.take_turn(pulse.interval())?;
+            host.take_run_permit(keep_awake.interval())?;
             Ok(UpdateDeadline::Continue(1))
         });
         store
     }
 
-    /// From wasmtime's error to what the caller is told.
-    fn explain(&self, store: &Store<Guest>, phase: Phase, error: &wasmtime::Error) -> Ended {
+    /// From wasmtime's error to the one for the caller.
+    fn explain(&self, store: &Store<Guest>, phase: Phase, error: &wasmtime::Error) -> FailedCall {
         let Guest { host, limits } = store.data();
         let phase = if host.was_scheduled_out() {
             Phase::Scheduling
@@ -604,7 +615,7 @@ impl Component {
             phase
         };
         let trace = error.downcast_ref::<WasmBacktrace>();
-        Ended {
+        FailedCall {
             error: self.judge(limits, phase, trace.is_some(), error),
             peak_memory: limits.memory(),
             backtrace: trace.map(frames).unwrap_or_default(),
@@ -638,7 +649,7 @@ impl Component {
         // another reason.
         let ended_itself = trap.is_none_or(|trap| *trap == Trap::UnreachableCodeReached);
         if limits.refused() && ended_itself {
-            let bounds = self.terms.bounds();
+            let bounds = self.policy.bounds();
             let message = format!(
                 "needs more than the limit of {} bytes of memory or {} table elements",
                 bounds.memory, bounds.table_elements
@@ -655,7 +666,7 @@ impl Component {
         root.truncate(root.floor_char_boundary(MAX_MESSAGE));
         // wasmtime keeps the type of this error to itself.
         if trap.is_none() && root.contains("fuel allocated for hostcalls") {
-            let limit = self.terms.host_data();
+            let limit = self.policy.host_data();
             return match in_guest {
                 true => failed(
                     Reason::HostData,
@@ -681,7 +692,7 @@ impl Component {
 /// up, since it holds some; its slot is kept, so that there are never more
 /// answers without memory than slots.
 fn wait_for_memory(
-    charge: &mut Charge,
+    reservation: &mut Reservation,
     size: usize,
     live: Live,
     deadline: Instant,
@@ -700,7 +711,7 @@ fn wait_for_memory(
         stop,
         phase: Phase::Call,
     };
-    while !charge.raise_until(size, deadline.min(Instant::now() + LOOK_EVERY)) {
+    while !reservation.raise_until(size, deadline.min(Instant::now() + LOOK_EVERY)) {
         if Instant::now() >= deadline {
             return Err(stopped(Stop::Deadline));
         }
@@ -726,7 +737,7 @@ fn frames(trace: &WasmBacktrace) -> Vec<String> {
             || format!("function {}", frame.func_index()),
             |name| name.into(),
         );
-        // A stranger's name: what is cut off here costs nothing.
+        // An untrusted name: what is cut off here costs nothing.
         let demangled =
             rustc_demangle::demangle(&name[..name.floor_char_boundary(5 * MAX_FUNCTION_NAME)]);
         let mut text = format!("{demangled:#}");
@@ -736,22 +747,22 @@ fn frames(trace: &WasmBacktrace) -> Vec<String> {
     trace.frames().iter().take(MAX_FRAMES).map(name).collect()
 }
 
-/// A place among the calls of one service, given back when dropped.
-struct Turn<'a>(&'a Budget);
+/// A permit of one service's concurrency, released when dropped.
+struct ConcurrencyPermit<'a>(&'a Budget);
 
-impl<'a> Turn<'a> {
+impl<'a> ConcurrencyPermit<'a> {
     #[inline]
-    fn take(turns: &'a Budget, waiter: Waiter<'_>) -> Result<Self, Missed> {
-        if turns.try_take(1) {
-            return Ok(Self(turns));
+    fn take(permits: &'a Budget, waiter: Waiter<'_>) -> Result<Self, WaitError> {
+        if permits.try_take(1) {
+            return Ok(Self(permits));
         }
-        waiter.take(|until| turns.take_until(1, until))?;
-        Ok(Self(turns))
+        waiter.take(|until| permits.take_until(1, until))?;
+        Ok(Self(permits))
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for ConcurrencyPermit<'_> {
     fn drop(&mut self) {
-        self.0.give(1);
+        self.0.release(1);
     }
 }

@@ -10,7 +10,7 @@ use wasmtime::ResourceLimiter;
 
 use super::instance::Guest;
 use crate::{
-    budget::{Budget, Charge},
+    budget::{Budget, Reservation},
     config::memory::KEPT_MEMORY,
 };
 
@@ -46,15 +46,16 @@ pub struct Bounds {
 pub struct Limits {
     bounds: Bounds,
     /// Memory of the instance that is not the guest's own, and does not count.
-    aside: usize,
-    /// With what does not count. Invariant: `memory <= bounds.memory + aside`.
+    overhead: usize,
+    /// With what does not count. Invariant: `memory <= bounds.memory +
+    /// overhead`.
     memory: usize,
     /// Invariant: `table_elements <= bounds.table_elements`.
     table_elements: usize,
     /// Memory kept for resets, in bytes.
     kept: usize,
     /// What the memory exceeds that which every instance keeps anyway.
-    charge: Charge,
+    reservation: Reservation,
     refused: bool,
     /// What was allowed last: taken back where wasmtime can't do it.
     last_growth: usize,
@@ -64,14 +65,14 @@ impl Limits {
     /// Nothing held yet. So many bytes of memory, made with the instance, are
     /// not the guest's own.
     #[must_use]
-    pub fn new(bounds: Bounds, aside: usize, shared: &Arc<Budget>) -> Self {
+    pub fn new(bounds: Bounds, overhead: usize, shared: &Arc<Budget>) -> Self {
         Self {
             bounds,
-            aside,
+            overhead,
             memory: 0,
             table_elements: 0,
             kept: 0,
-            charge: Charge::none(shared),
+            reservation: Reservation::empty(shared),
             refused: false,
             last_growth: 0,
         }
@@ -80,18 +81,18 @@ impl Limits {
     /// Takes from the server's memory what an instance of this size needs,
     /// before it is made.
     pub fn reserve(&mut self, memory: usize, deadline: Instant) -> bool {
-        self.charge.raise_until(beyond_kept(memory), deadline)
+        self.reservation.raise_until(beyond_kept(memory), deadline)
     }
 
     /// Bytes of linear memory; it never shrinks, so this is the peak too.
     #[must_use]
     pub fn memory(&self) -> usize {
-        self.memory.saturating_sub(self.aside)
+        self.memory.saturating_sub(self.overhead)
     }
 
     /// Whether anything is taken from the server's memory.
     pub(super) fn holds_shared(&self) -> bool {
-        self.charge.held() > 0
+        self.reservation.held() > 0
     }
 
     /// Bytes of memory and elements of tables that the instance has.
@@ -100,20 +101,20 @@ impl Limits {
     }
 
     /// So many bytes that are about to be added are not the guest's own.
-    pub(super) fn allow_aside(&mut self, bytes: usize) {
-        self.aside += bytes;
+    pub(super) fn allow_overhead(&mut self, bytes: usize) {
+        self.overhead += bytes;
     }
 
     /// So many of them were not added.
-    pub(super) fn take_back_aside(&mut self, bytes: usize) {
-        self.aside -= bytes;
+    pub(super) fn take_back_overhead(&mut self, bytes: usize) {
+        self.overhead -= bytes;
     }
 
     /// Takes from the server's memory, whatever there is, what is kept beside
     /// the guest's own.
     pub fn keep(&mut self, bytes: usize) {
         self.kept = bytes;
-        self.charge.set(self.needed());
+        self.reservation.set(self.needed());
     }
 
     /// What is taken from the server's memory.
@@ -173,20 +174,20 @@ impl ResourceLimiter for Guest {
             return Ok(false);
         }
         // The cards grow with the guest's memory, a byte for a KiB.
-        let cards = if limits.aside > 0 {
+        let cards = if limits.overhead > 0 {
             limits.bounds.memory / CARD + WASM_PAGE
         } else {
             0
         };
-        let limit = limits.bounds.memory.saturating_add(limits.aside + cards);
+        let limit = limits.bounds.memory.saturating_add(limits.overhead + cards);
         let Some(sum) = limits.grown(limits.memory, limit, current, desired) else {
             return Ok(false);
         };
-        let needed = beyond_kept(sum.saturating_sub(limits.aside) + limits.kept);
-        if !limits.charge.raise_until(needed, Instant::now()) {
+        let needed = beyond_kept(sum.saturating_sub(limits.overhead) + limits.kept);
+        if !limits.reservation.raise_until(needed, Instant::now()) {
             host.begin_wait();
             while !limits
-                .charge
+                .reservation
                 .raise_until(needed, Instant::now() + LOOK_EVERY)
             {
                 if let Some(stop) = host.tick() {
@@ -206,7 +207,7 @@ impl ResourceLimiter for Guest {
         let limits = &mut self.limits;
         limits.refused = true;
         limits.memory -= std::mem::take(&mut limits.last_growth);
-        limits.charge.set(limits.needed());
+        limits.reservation.set(limits.needed());
         Ok(())
     }
 

@@ -23,10 +23,12 @@ mod verify;
 #[cfg(feature = "compiler")]
 mod worker;
 
-pub use answer::{Answer, SMALL_ANSWER};
+pub use answer::{SMALL_ANSWER, ServiceAnswer};
 #[cfg(feature = "compiler")]
 pub use compile::{Ahead, Cpu, componentize};
-pub use component::{Code, Compiled, Component, LoadError, Terms, is_machine_code};
+pub use component::{
+    Compiled, Component, ComponentFile, ComponentPolicy, LoadError, is_machine_code,
+};
 pub use engine::{CompilerConfig, Sandbox, SandboxConfig, cache_dir};
 #[cfg(feature = "compiler")]
 pub use helper::help;

@@ -16,7 +16,7 @@ use crate::stripes::Stripes;
 
 /// An instance between two calls: of a service with `isolation = "shared"`, or
 /// reset.
-pub(super) struct Warm {
+pub(super) struct IdleInstance {
     pub(super) live: Live,
     /// Calls that it has served.
     pub(super) calls: u64,
@@ -24,8 +24,8 @@ pub(super) struct Warm {
 
 /// The idle instances of one component. There are never more than its
 /// `concurrency`, since each was made for a call.
-pub(super) struct Idle {
-    instances: Stripes<Mutex<Vec<Warm>>>,
+pub(super) struct IdleInstances {
+    instances: Stripes<Mutex<Vec<IdleInstance>>>,
     /// Of all components together.
     any: Arc<AnyIdle>,
     /// Slots that instances of the component have, idle or not.
@@ -41,7 +41,7 @@ pub(super) struct AnyIdle(AtomicU8);
 
 /// Which idle instances are given up because others need what they hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum GiveUp {
+pub(super) enum IdleEviction {
     /// Those that are not the last of their component.
     Surplus,
     /// Also the last ones that hold memory which all share.
@@ -55,7 +55,7 @@ pub(super) enum GiveUp {
 /// Nothing was looked for since the last one came.
 const UNSEEN: u8 = 0b111;
 
-impl GiveUp {
+impl IdleEviction {
     fn bits(self) -> u8 {
         match self {
             Self::Surplus => 0b001,
@@ -69,7 +69,7 @@ impl GiveUp {
 impl AnyIdle {
     /// Whether it is worth to look for instances to give up. It is not, until
     /// there are others.
-    pub(super) fn take(&self, which: GiveUp) -> bool {
+    pub(super) fn take(&self, which: IdleEviction) -> bool {
         let bits = which.bits();
         // Asked by everyone who waits, most often for nothing.
         bits == 0
@@ -84,7 +84,7 @@ impl AnyIdle {
     }
 }
 
-impl Idle {
+impl IdleInstances {
     pub(super) fn new(any: &Arc<AnyIdle>) -> Self {
         Self {
             instances: Stripes::default(),
@@ -98,15 +98,15 @@ impl Idle {
     /// The one that was used last on this processor, or else any: its memory
     /// is most likely still in the processor's caches.
     #[inline]
-    pub(super) fn take(&self) -> Option<Warm> {
+    pub(super) fn take(&self) -> Option<IdleInstance> {
         let own = lock(self.instances.own()).pop();
         own.or_else(|| self.instances.iter().find_map(|stripe| lock(stripe).pop()))
     }
 
     #[inline]
-    pub(super) fn put(&self, warm: Warm) {
+    pub(super) fn put(&self, idle_instance: IdleInstance) {
         let mut idle = lock(self.instances.own());
-        idle.push(warm);
+        idle.push(idle_instance);
         // Within the lock: who clears the mark then sees this instance, or
         // this sees that the mark was cleared.
         self.any.set();
@@ -144,16 +144,18 @@ impl Idle {
 
     /// Gives instances up, because others need their slots and memory; says
     /// whether there were any.
-    pub(super) fn give_up(&self, which: GiveUp) -> bool {
-        if which == GiveUp::One {
+    pub(super) fn evict(&self, which: IdleEviction) -> bool {
+        if which == IdleEviction::One {
             return self.take().is_some();
         }
-        let mut keeps = which != GiveUp::All;
+        let mut keeps = which != IdleEviction::All;
         let mut any = false;
         for stripe in self.instances.iter() {
             let mut stripe = lock(stripe);
             let mut idle = std::mem::take(&mut *stripe);
-            let may_stay = |warm: &Warm| which == GiveUp::Surplus || !warm.live.holds_memory();
+            let may_stay = |idle_instance: &IdleInstance| {
+                which == IdleEviction::Surplus || !idle_instance.live.holds_memory()
+            };
             if keeps && idle.last().is_some_and(may_stay) {
                 stripe.extend(idle.pop());
                 keeps = false;

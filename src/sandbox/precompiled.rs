@@ -22,9 +22,9 @@ use super::{
 };
 
 /// What such a file begins with.
-pub(super) const MARK: &[u8] = b"MB-COMPILED/3 ";
+pub(super) const MAGIC: &[u8] = b"MB-COMPILED/3 ";
 /// The same, of every version.
-const ANY_MARK: &[u8] = b"MB-COMPILED/";
+const ANY_MAGIC: &[u8] = b"MB-COMPILED/";
 /// Longest first line, in bytes: a reason may be 300 bytes, each an escape.
 const MAX_LINE: usize = 4096;
 /// What such a file is for, beside the architecture.
@@ -70,8 +70,8 @@ impl Head {
     /// The file has none.
     pub fn read(bytes: &[u8]) -> Result<(Self, &[u8]), PrecompiledError> {
         let broken = |what: &str| PrecompiledError::Broken(what.into());
-        let Some(rest) = bytes.strip_prefix(MARK) else {
-            return Err(if bytes.starts_with(ANY_MARK) {
+        let Some(rest) = bytes.strip_prefix(MAGIC) else {
+            return Err(if bytes.starts_with(ANY_MAGIC) {
                 PrecompiledError::OtherFormat
             } else if bytes.starts_with(b"\0asm") {
                 PrecompiledError::Wasm
@@ -97,7 +97,7 @@ impl<'a> Precompiled<'a> {
     /// Whether these bytes are meant to be such a file.
     #[must_use]
     pub fn is_one(bytes: &[u8]) -> bool {
-        bytes.starts_with(ANY_MARK)
+        bytes.starts_with(ANY_MAGIC)
     }
 
     /// Checks the bytes of a file. Who could have written it is not seen in
@@ -109,7 +109,7 @@ impl<'a> Precompiled<'a> {
         let (head, code) = Head::read(bytes)?;
         let Head { server, arch, .. } = &head;
         if (&**server, &**arch) != (SERVER, std::env::consts::ARCH) {
-            return Err(PrecompiledError::MadeFor {
+            return Err(PrecompiledError::CompiledFor {
                 server: server.clone(),
                 arch: arch.clone(),
             });
@@ -141,11 +141,11 @@ impl<'a> Precompiled<'a> {
     )]
     fn deserialize(&self, engine: &Engine) -> Result<Component, PrecompiledError> {
         // SAFETY: the bytes must be what a compiler of wasmtime wrote. Their
-        // digest is the one that `file` recorded. They come from the compiler of
-        // this program, from its private cache, or by `Code::read` from a file
-        // that only those can have changed who can replace this program as
-        // well. wasmtime itself refuses what was made for another version
-        // of it, other settings, or a processor that can do more.
+        // digest is the one that `file` recorded. They come from the compiler
+        // of this program, from its private cache, or by `ComponentFile::read`
+        // from a file that only those can have changed who can replace this
+        // program as well. wasmtime itself refuses what was made for another
+        // version of it, other settings, or a processor that can do more.
         let loaded = unsafe { Component::deserialize(engine, self.code) };
         loaded.map_err(|error| PrecompiledError::Engine(format!("{error:#}")))
     }
@@ -171,7 +171,7 @@ pub(super) fn file(
         reset,
     };
     let line = serde_json::json!(head).to_string();
-    [MARK, line.as_bytes(), b"\n", code].concat()
+    [MAGIC, line.as_bytes(), b"\n", code].concat()
 }
 
 /// SHA-256, hexadecimal.
@@ -189,7 +189,7 @@ pub enum PrecompiledError {
     /// is in.
     OpenToOthers(PathBuf),
     /// It was made for another version, or another kind of processor.
-    MadeFor {
+    CompiledFor {
         /// That version.
         server: String,
         /// That architecture.
@@ -210,11 +210,10 @@ impl fmt::Display for PrecompiledError {
         match self {
             Self::OpenToOthers(path) => write!(
                 f,
-                "compiled code is loaded only from where nobody but this server's user and root can write, and {} is \
-                 open to others: chown and chmod go-w it, or serve the .wasm",
+                "compiled code is loaded only from where only this server's user and root can write, and others can write to {}: chown and chmod go-w it, or serve the .wasm",
                 path.display()
             ),
-            Self::MadeFor { server, arch } => write!(
+            Self::CompiledFor { server, arch } => write!(
                 f,
                 "compiled for mb-server {server} on {arch}, this is {SERVER} on {}: compile the .wasm once more",
                 std::env::consts::ARCH
@@ -228,7 +227,7 @@ impl fmt::Display for PrecompiledError {
             ),
             Self::Broken(what) => write!(
                 f,
-                "a broken file of compiled code, {what}: copy it again, or compile anew"
+                "a broken file of compiled code, {what}: copy it again, or compile it again"
             ),
             Self::Engine(error) => {
                 write!(
@@ -260,14 +259,14 @@ mod tests {
         );
         let text = String::from_utf8(good.clone()).unwrap();
         let refused = |text: &str| Precompiled::of(text.as_bytes()).err().unwrap();
-        let made_for = PrecompiledError::MadeFor {
+        let compiled_for = PrecompiledError::CompiledFor {
             server: "0.0.9".into(),
             arch: std::env::consts::ARCH.into(),
         };
-        assert_eq!(refused(&text.replace(SERVER, "0.0.9")), made_for);
+        assert_eq!(refused(&text.replace(SERVER, "0.0.9")), compiled_for);
         assert!(matches!(
             refused(&text.replace(std::env::consts::ARCH, "pdp11")),
-            PrecompiledError::MadeFor { .. }
+            PrecompiledError::CompiledFor { .. }
         ));
         for at in 0..good.len() {
             let mut changed = good.clone();
@@ -293,7 +292,7 @@ mod tests {
         #[test]
         fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = Precompiled::of(&bytes);
-            let _ = Precompiled::of(&[MARK, &bytes].concat());
+            let _ = Precompiled::of(&[MAGIC, &bytes].concat());
         }
     }
 }

@@ -58,19 +58,19 @@ impl Reset {
     pub(super) fn checkpoint<T>(
         &self,
         mut store: &mut Store<T>,
-        made: &Instance,
+        instance: &Instance,
     ) -> wasmtime::Result<Option<Resetter>> {
-        let checkpoint = made.get_typed_func::<(), (u32,)>(&mut store, self.checkpoint)?;
+        let checkpoint = instance.get_typed_func::<(), (u32,)>(&mut store, self.checkpoint)?;
         let (cards,) = checkpoint.call(&mut store, ())?;
         if cards == u32::MAX {
             return Ok(None);
         }
         let reset = (!self.info.resets_itself)
-            .then(|| made.get_typed_func(&mut store, self.reset))
+            .then(|| instance.get_typed_func(&mut store, self.reset))
             .transpose()?;
         // Of the cards, one byte for each, what covers the guest's memory.
         let kept = cards as usize * CARD + self.info.first_memory / CARD;
-        let verify = made.get_typed_func(&mut store, self.verify)?;
+        let verify = instance.get_typed_func(&mut store, self.verify)?;
         let countdown = Countdown::new(self.verify_resets);
         Ok(Some(Resetter {
             reset,

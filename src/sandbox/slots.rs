@@ -13,10 +13,10 @@ use std::{
     time::Instant,
 };
 
-use super::pool::{GiveUp, Idle, Warm};
+use super::pool::{IdleEviction, IdleInstance, IdleInstances};
 use crate::{
     budget::Budget,
-    host::{Missed, Waiter},
+    host::{WaitError, Waiter},
 };
 
 /// One slot in so many is kept for services that hold few.
@@ -32,7 +32,7 @@ pub(super) struct Slots {
 }
 
 struct Queued {
-    idle: Arc<Idle>,
+    idle: Arc<IdleInstances>,
     thread: Thread,
     has_slot: AtomicBool,
 }
@@ -40,13 +40,13 @@ struct Queued {
 /// A slot of a service, released when dropped.
 pub(super) struct Slot {
     slots: Arc<Slots>,
-    of: Arc<Idle>,
+    of: Arc<IdleInstances>,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         self.of.slots.fetch_sub(1, Relaxed);
-        self.slots.free.give(1);
+        self.slots.free.release(1);
         self.slots.pass_on();
     }
 }
@@ -54,7 +54,7 @@ impl Drop for Slot {
 /// What a call runs in.
 pub(super) enum Found {
     /// An instance that has become idle meanwhile.
-    Idle(Box<Warm>),
+    Idle(Box<IdleInstance>),
     /// A slot for a new one.
     Slot(Slot),
 }
@@ -62,13 +62,13 @@ pub(super) enum Found {
 impl Slots {
     pub(super) fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
-            free: Budget::places(limit),
+            free: Budget::semaphore(limit),
             waiting: AtomicUsize::new(0),
             queue: Mutex::default(),
         })
     }
 
-    fn try_take(self: &Arc<Self>, of: &Arc<Idle>) -> Option<Slot> {
+    fn try_take(self: &Arc<Self>, of: &Arc<IdleInstances>) -> Option<Slot> {
         // Nobody overtakes those who wait.
         let is_free =
             self.waiting.load(SeqCst) == 0 && self.has_one_for(of) && self.free.try_take(1);
@@ -78,14 +78,14 @@ impl Slots {
     /// The last slots are for services that hold few: one that needs a second
     /// instance for a moment would wait for others to end, however long they
     /// run.
-    fn has_one_for(&self, of: &Idle) -> bool {
+    fn has_one_for(&self, of: &IdleInstances) -> bool {
         let reserve = self.free.limit() / RESERVE;
         reserve == 0
             || of.slots.load(Relaxed) < FEW
             || self.free.limit().saturating_sub(self.free.used()) > reserve
     }
 
-    fn slot(self: &Arc<Self>, of: &Arc<Idle>) -> Slot {
+    fn slot(self: &Arc<Self>, of: &Arc<IdleInstances>) -> Slot {
         of.slots.fetch_add(1, Relaxed);
         Slot {
             slots: Arc::clone(self),
@@ -98,10 +98,10 @@ impl Slots {
     /// one that holds no slot.
     pub(super) fn take(
         self: &Arc<Self>,
-        of: &Arc<Idle>,
+        of: &Arc<IdleInstances>,
         waiter: Waiter<'_>,
-        reclaim: impl Fn(GiveUp),
-    ) -> Result<Found, Missed> {
+        reclaim: impl Fn(IdleEviction),
+    ) -> Result<Found, WaitError> {
         if let Some(slot) = self.try_take(of) {
             return Ok(Found::Slot(slot));
         }
@@ -110,35 +110,35 @@ impl Slots {
 
     fn wait(
         self: &Arc<Self>,
-        of: &Arc<Idle>,
+        of: &Arc<IdleInstances>,
         waiter: Waiter<'_>,
-        reclaim: impl Fn(GiveUp),
-    ) -> Result<Found, Missed> {
+        reclaim: impl Fn(IdleEviction),
+    ) -> Result<Found, WaitError> {
         let queued = Arc::new(Queued {
             idle: Arc::clone(of),
             thread: thread::current(),
             has_slot: AtomicBool::new(false),
         });
-        // A waiter counts itself before it looks again, a slot is given back
+        // A waiter counts itself before it looks again, a slot is released
         // before its giver looks for waiters: one of the two sees the other.
         self.lock().push(Arc::clone(&queued));
         self.waiting.fetch_add(1, SeqCst);
         queued.idle.begin_wait();
         let mut looks = waiter.looks();
-        let mut missed = Missed::Late;
-        let mut warm = None;
+        let mut missed = WaitError::Late;
+        let mut idle_instance = None;
         loop {
-            reclaim(GiveUp::Surplus);
+            reclaim(IdleEviction::Surplus);
             self.pass_on();
             if !queued.has_slot.load(SeqCst) && queued.idle.slots.load(Relaxed) == 0 {
-                reclaim(GiveUp::One);
+                reclaim(IdleEviction::One);
                 self.pass_on();
             }
             if queued.has_slot.load(SeqCst) {
                 break;
             }
-            warm = queued.idle.take();
-            if warm.is_some() {
+            idle_instance = queued.idle.take();
+            if idle_instance.is_some() {
                 break;
             }
             thread::park_timeout(looks.next.saturating_duration_since(Instant::now()));
@@ -156,9 +156,9 @@ impl Slots {
             of: Arc::clone(&queued.idle),
         });
         self.pass_on();
-        match warm {
+        match idle_instance {
             // A slot that came at the same time is released.
-            Some(warm) => Ok(Found::Idle(Box::new(warm))),
+            Some(idle_instance) => Ok(Found::Idle(Box::new(idle_instance))),
             None => slot.map(Found::Slot).ok_or(missed),
         }
     }

@@ -27,12 +27,12 @@ const TICKS_TO_SLEEP: u32 = 1000;
 /// so that an idle server does not wake the machine.
 #[derive(Debug)]
 pub struct Ticker {
-    shared: Arc<Shared>,
+    shared: Arc<TickerState>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct TickerState {
     /// Someone needs ticks. Set by every call and by every tick that a call
     /// sees, cleared by the thread once a second.
     used: AtomicBool,
@@ -45,8 +45,8 @@ struct Shared {
 
 /// Keeps the ticker awake; held by whoever runs calls.
 #[derive(Debug, Clone)]
-pub struct Pulse {
-    shared: Arc<Shared>,
+pub struct KeepAwake {
+    shared: Arc<TickerState>,
     thread: Thread,
 }
 
@@ -56,7 +56,7 @@ impl Ticker {
     /// # Errors
     /// If the system refuses another thread.
     pub fn start(engine: &Engine) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(TickerState::default());
         let (engine, ticking) = (engine.clone(), Arc::clone(&shared));
         let thread = thread::Builder::new()
             .name("mb-ticker".into())
@@ -72,14 +72,14 @@ impl Ticker {
     /// # Panics
     /// Never: the thread is taken out only when the ticker is dropped.
     #[must_use]
-    pub fn pulse(&self) -> Pulse {
+    pub fn keep_awake(&self) -> KeepAwake {
         let thread = self
             .thread
             .as_ref()
             .expect("taken in drop only")
             .thread()
             .clone();
-        Pulse {
+        KeepAwake {
             shared: Arc::clone(&self.shared),
             thread,
         }
@@ -96,7 +96,7 @@ impl Drop for Ticker {
     }
 }
 
-impl Pulse {
+impl KeepAwake {
     /// Time from the tick before to the last one.
     #[must_use]
     pub fn interval(&self) -> Duration {
@@ -104,7 +104,7 @@ impl Pulse {
     }
 
     /// A call begins or goes on. Costs two reads as long as calls come often.
-    pub fn beat(&self) {
+    pub fn signal(&self) {
         if !self.shared.used.load(SeqCst) {
             self.shared.used.store(true, SeqCst);
         }
@@ -114,7 +114,7 @@ impl Pulse {
     }
 }
 
-impl Shared {
+impl TickerState {
     fn run(&self, engine: &Engine) {
         let mut last = Instant::now();
         while !self.stop.load(SeqCst) {
@@ -130,7 +130,7 @@ impl Shared {
                 engine.increment_epoch();
             }
             if !self.used.swap(false, SeqCst) {
-                // A beat sets `used` before it reads `asleep`, and here it is
+                // A signal sets `used` before it reads `asleep`, and here it is
                 // the other way round: one of the two sees the other.
                 self.asleep.store(true, SeqCst);
                 while !self.used.load(SeqCst) && !self.stop.load(SeqCst) {
@@ -150,10 +150,14 @@ mod tests {
     #[test]
     fn wakes_for_a_call_and_ends_when_dropped() {
         let ticker = Ticker::start(&Engine::default()).unwrap();
-        let pulse = ticker.pulse();
-        pulse.beat();
-        assert!(pulse.shared.used.load(SeqCst));
+        let keep_awake = ticker.keep_awake();
+        keep_awake.signal();
+        assert!(keep_awake.shared.used.load(SeqCst));
         drop(ticker);
-        assert_eq!(Arc::strong_count(&pulse.shared), 1, "the thread is gone");
+        assert_eq!(
+            Arc::strong_count(&keep_awake.shared),
+            1,
+            "the thread is gone"
+        );
     }
 }

@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     instance::renew,
-    pool::{GiveUp, Idle, Warm},
+    pool::{IdleEviction, IdleInstance, IdleInstances},
 };
 use crate::host::{Context, Unwatched};
 
@@ -53,8 +53,8 @@ impl ResetRecord {
 
 /// One instance that was reset.
 struct Job {
-    warm: Warm,
-    idle: Arc<Idle>,
+    idle_instance: IdleInstance,
+    idle: Arc<IdleInstances>,
     digest: Arc<str>,
     record: Arc<ResetRecord>,
 }
@@ -126,31 +126,31 @@ impl Verifier {
         Arc::clone(records.entry(Arc::clone(digest)).or_default())
     }
 
-    /// Has an instance compared and put back among the idle ones. Where too
+    /// Has an instance compared and returned to the idle ones. Where too
     /// many wait, enough was compared lately, or there is no memory or slot
-    /// for another instance meanwhile, it is only put back.
+    /// for another instance meanwhile, it is only returned.
     pub(super) fn verify(
         &self,
-        warm: Warm,
-        idle: &Arc<Idle>,
+        idle_instance: IdleInstance,
+        idle: &Arc<IdleInstances>,
         digest: &Arc<str>,
         record: &Arc<ResetRecord>,
-        has_room: bool,
+        has_memory: bool,
     ) {
-        let can = self.pause.is_over() && has_room;
+        let can = self.pause.is_over() && has_memory;
         let Some(queue) = self.queue.as_ref().filter(|_| can) else {
-            idle.put(warm);
+            idle.put(idle_instance);
             return;
         };
         let job = Job {
-            warm,
+            idle_instance,
             idle: Arc::clone(idle),
             digest: Arc::clone(digest),
             record: Arc::clone(record),
         };
         if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = queue.try_send(job)
         {
-            job.idle.put(job.warm);
+            job.idle.put(job.idle_instance);
         }
     }
 }
@@ -159,18 +159,22 @@ fn run(jobs: &Receiver<Job>, pause: &Pause) {
     for job in jobs {
         let begun = Instant::now();
         let Job {
-            mut warm,
+            mut idle_instance,
             idle,
             digest,
             record,
         } = job;
-        let nobody = Context::of_loading(Instant::now() + TIMEOUT);
-        renew(&mut warm.live.store, nobody, Arc::new(Unwatched));
-        match warm.live.differs() {
+        let no_caller = Context::of_loading(Instant::now() + TIMEOUT);
+        renew(
+            &mut idle_instance.live.store,
+            no_caller,
+            Arc::new(Unwatched),
+        );
+        match idle_instance.live.differs() {
             Ok(false) => {
                 record.verified.fetch_add(1, Relaxed);
-                warm.live.store.data_mut().host.rest();
-                idle.put(warm);
+                idle_instance.live.store.data_mut().host.rest();
+                idle.put(idle_instance);
             }
             Ok(true) => {
                 record.verified.fetch_add(1, Relaxed);
@@ -180,7 +184,7 @@ fn run(jobs: &Receiver<Job>, pause: &Pause) {
                          had been. Its calls get fresh instances from now on; please report it with that file"
                     );
                 }
-                idle.give_up(GiveUp::All);
+                idle.evict(IdleEviction::All);
             }
             Err(error) => {
                 tracing::warn!("a reset of the component {digest} was not verified: {error:#}")
@@ -271,8 +275,8 @@ mod tests {
             config::{Config, services::settings_of},
             host::Granted,
             sandbox::{
-                Call, CompilerConfig, Component, Sandbox, SandboxConfig, Terms, component::Code,
-                componentize, precompiled,
+                Call, CompilerConfig, Component, ComponentPolicy, Sandbox, SandboxConfig,
+                component::ComponentFile, componentize, precompiled,
             },
             wire::Payload,
         };
@@ -295,8 +299,8 @@ mod tests {
             .into_owned();
         let (good, info) = mb_reset::rewrite(&echo).unwrap();
         let mut bad = good.clone();
-        let places = 0..bad.len() - MARK.len();
-        for at in places.filter(|at| good[*at..].starts_with(&MARK)) {
+        let positions = 0..bad.len() - MARK.len();
+        for at in positions.filter(|at| good[*at..].starts_with(&MARK)) {
             bad[at + 4] = 0;
         }
         assert_ne!(good, bad);
@@ -304,15 +308,15 @@ mod tests {
             let code = sandbox.engine.precompile_component(&bytes).unwrap();
             let sections = precompiled::Sections::default();
             let file = precompiled::file(&echo, false, Ok(info), sections, &code);
-            let code = Code::trusted(file);
+            let code = ComponentFile::trusted(file);
             let load = || {
-                let terms = Terms {
+                let policy = ComponentPolicy {
                     granted: Granted::for_inspection("echo"),
                     settings: settings.clone(),
                     memory: 16 << 20,
                     answer_size: 1 << 20,
                 };
-                Component::load(&sandbox, &code, digest, terms).unwrap()
+                Component::load(&sandbox, &code, digest, policy).unwrap()
             };
             let component = load();
             let deadline = Instant::now() + Duration::from_secs(60);
@@ -325,7 +329,7 @@ mod tests {
                 };
                 let report = component.call(call);
                 assert!(report.result.is_ok(), "{report:?}");
-                report.made
+                report.created
             };
             while component.verified_resets().0 == 0 {
                 assert!(Instant::now() < deadline, "nothing was verified");

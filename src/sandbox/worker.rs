@@ -23,7 +23,7 @@ use super::{
     component::LoadError,
     confinement::confine,
     engine::{Sandbox, SandboxConfig},
-    helper::{Helper, Outcome, Worked},
+    helper::{Helper, JobOutcome, JobResult},
 };
 use crate::config::Bytes;
 
@@ -235,7 +235,7 @@ impl CompileWorker {
             LoadError::Compile(format!("no process to compile it in: {error}"))
         };
         let helper = self.helper.as_ref().map_err(|error| failed(error))?;
-        let Worked {
+        let JobResult {
             outcome,
             output,
             complaint,
@@ -247,27 +247,27 @@ impl CompileWorker {
             self.memory
         );
         Err(match outcome {
-            Outcome::Exited(0) => {
+            JobOutcome::Exited(0) => {
                 if !complaint.is_empty() {
                     tracing::warn!("the compiler: {complaint}");
                 }
                 return Ok(output);
             }
-            Outcome::Exited(1) => LoadError::Worker(complaint),
-            Outcome::NotStarted(error) => failed(&error),
-            Outcome::TimedOut | Outcome::Killed(SIGXCPU) => LoadError::Compile(format!(
+            JobOutcome::Exited(1) => LoadError::Worker(complaint),
+            JobOutcome::NotStarted(error) => failed(&error),
+            JobOutcome::TimedOut | JobOutcome::Killed(SIGXCPU) => LoadError::Compile(format!(
                 "compiling took longer than sandbox.compile_timeout, {} ms",
                 self.timeout.as_millis()
             )),
-            Outcome::Exited(code) => LoadError::Compile(format!(
+            JobOutcome::Exited(code) => LoadError::Compile(format!(
                 "the compiler failed on this file (exit code {code}): {complaint}"
             )),
-            Outcome::Killed(signal) if complaint.contains("overflowed its stack") => {
+            JobOutcome::Killed(signal) if complaint.contains("overflowed its stack") => {
                 LoadError::Compile(format!(
                     "the compiler crashed on this file (signal {signal}): it is nested too deeply"
                 ))
             }
-            Outcome::Killed(signal) => LoadError::Compile(format!(
+            JobOutcome::Killed(signal) => LoadError::Compile(format!(
                 "the compiler crashed on this file (signal {signal}); {out_of_memory}"
             )),
         })

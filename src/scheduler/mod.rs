@@ -32,7 +32,7 @@ const LONG: u32 = 2;
 /// before their second tick is one of long calls.
 const NOT_SHORT: Duration = Duration::from_micros(250);
 
-/// Principals that are told apart; those that come later are one.
+/// Principals that are distinguished; later ones count as one.
 const MAX_PRINCIPALS: usize = 10_000;
 
 /// The principal of callers without a name, and of those beyond the bound.
@@ -43,7 +43,7 @@ pub struct Account {
     id: ServiceId,
     scheduler: Arc<Scheduler>,
     /// Its calls look for a permit before they begin.
-    over: AtomicBool,
+    over_share: AtomicBool,
     /// Processor time of all its calls, in nanoseconds.
     cpu: AtomicU64,
 }
@@ -59,8 +59,8 @@ impl Account {
     /// call pays for the scheduler.
     #[inline]
     #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.over.load(Relaxed)
+    pub fn is_over_share(&self) -> bool {
+        self.over_share.load(Relaxed)
     }
 
     /// Processor time of all its calls.
@@ -83,7 +83,7 @@ pub struct Cost {
     /// Processor time of its thread; of a call that saw one tick, the time
     /// between two at least, which stands for calls that saw none.
     pub ran: Duration,
-    /// How long it waited for its turn.
+    /// How long it waited for a run permit.
     pub waited: Duration,
 }
 
@@ -160,7 +160,7 @@ impl Scheduler {
             let account = Arc::new(Account {
                 id: next,
                 scheduler: Arc::clone(self),
-                over: AtomicBool::new(false),
+                over_share: AtomicBool::new(false),
                 cpu: AtomicU64::new(0),
             });
             inner.services.insert(name.into(), Arc::clone(&account));
@@ -276,7 +276,7 @@ impl Payer<'_> {
     }
 }
 
-/// Who looks after a call while it waits for its turn.
+/// Watches a call while it waits for a run permit.
 pub trait Attendant {
     /// Why a call may end early.
     type Stop;
@@ -291,12 +291,12 @@ pub trait Attendant {
     }
 }
 
-/// Why a call did not get its turn.
+/// Why a call did not get a run permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NoTurn<S> {
+pub enum PermitError<S> {
     /// Its deadline came first.
     Deadline,
-    /// Who looks after it stopped it.
+    /// Its attendant stopped it.
     Stopped(S),
 }
 
@@ -304,7 +304,7 @@ pub enum NoTurn<S> {
 /// other. Only that thread uses it, but for what is to be seen.
 #[derive(Debug, Default)]
 pub struct Ticket {
-    /// Ticks of the call at hand.
+    /// Ticks of the current call.
     ticks: AtomicU32,
     /// There is a run: what quick calls look at.
     is_active: AtomicBool,
@@ -320,7 +320,7 @@ struct Run {
     permit: Option<CallId>,
     /// It needs a permit to run.
     takes_part: bool,
-    /// It was stopped while it waited for its turn.
+    /// It was stopped while it waited for a run permit.
     was_waiting: bool,
     /// Thread time up to which `ran` goes.
     clock: Duration,
@@ -330,8 +330,8 @@ struct Run {
 }
 
 impl Ticket {
-    /// The call at hand has seen a tick, on its own thread, so long after the
-    /// one before. It waits here for its turn, if it needs one.
+    /// The current call has seen a tick, on its own thread, so long after the
+    /// one before. It waits here for a run permit, if it needs one.
     ///
     /// # Errors
     /// If it shall end instead.
@@ -341,7 +341,7 @@ impl Ticket {
         since_last: Duration,
         deadline: Instant,
         attendant: &A,
-    ) -> Result<Cost, NoTurn<A::Stop>> {
+    ) -> Result<Cost, PermitError<A::Stop>> {
         let ticks = self.ticks.load(Relaxed) + 1;
         self.ticks.store(ticks, Relaxed);
         let mut slot = self.lock();
@@ -358,7 +358,7 @@ impl Ticket {
     }
 
     /// A call of a service that was over its share is about to begin: it waits
-    /// for its turn if that is still so. False if too many wait.
+    /// for a run permit if that is still so. False if too many wait.
     ///
     /// # Errors
     /// If it shall end instead.
@@ -368,7 +368,7 @@ impl Ticket {
         payer: &Payer<'_>,
         deadline: Instant,
         attendant: &A,
-    ) -> Result<bool, NoTurn<A::Stop>> {
+    ) -> Result<bool, PermitError<A::Stop>> {
         let mut slot = self.lock();
         if slot.is_some() {
             return Ok(true);
@@ -394,7 +394,7 @@ impl Ticket {
         }
         if let Some(run) = &mut *self.lock() {
             run.settle(Duration::ZERO, true);
-            run.give_back();
+            run.release_permit();
         }
         self.assert_paused();
     }
@@ -413,7 +413,7 @@ impl Ticket {
         &self,
         deadline: Instant,
         attendant: &A,
-    ) -> Result<(), NoTurn<A::Stop>> {
+    ) -> Result<(), PermitError<A::Stop>> {
         match &mut *self.lock() {
             Some(run) if run.takes_part => run.goes_on(deadline, attendant),
             _ => Ok(()),
@@ -426,14 +426,14 @@ impl Ticket {
         self.lock().as_ref().is_some_and(|run| run.permit.is_some())
     }
 
-    /// Whether the call was stopped while it waited for its turn.
+    /// Whether the call was stopped while it waited for a run permit.
     #[must_use]
     pub fn was_waiting(&self) -> bool {
         self.lock().as_ref().is_some_and(|run| run.was_waiting)
     }
 
     /// The call is over; what it has cost, if it has seen a tick or waited for
-    /// its turn.
+    /// a run permit.
     #[inline]
     pub fn finish(&self) -> Option<Cost> {
         if !self.is_active.load(Relaxed) {
@@ -495,8 +495,8 @@ impl Run {
         if counts {
             queue.fills_window(now, service, due);
         }
-        if queue.is_over(now, service) || queue.is_principal_over(now, principal) {
-            self.account.over.store(true, Relaxed);
+        if queue.is_over_share(now, service) || queue.is_principal_over(now, principal) {
+            self.account.over_share.store(true, Relaxed);
         }
     }
 
@@ -505,19 +505,19 @@ impl Run {
         let scheduler = &self.account.scheduler;
         let now = scheduler.now();
         let mut inner = scheduler.lock();
-        let own = inner.queue.is_over(now, self.account.id);
+        let own = inner.queue.is_over_share(now, self.account.id);
         if !own && !inner.queue.is_any_principal_over(now) {
-            self.account.over.store(false, Relaxed);
+            self.account.over_share.store(false, Relaxed);
         }
         own || inner.queue.is_principal_over(now, self.principal.id)
     }
 
-    /// Waits for a permit, if there is none or it is another one's turn.
+    /// Waits for a permit, if there is none or another call is next.
     fn goes_on<A: Attendant>(
         &mut self,
         deadline: Instant,
         attendant: &A,
-    ) -> Result<(), NoTurn<A::Stop>> {
+    ) -> Result<(), PermitError<A::Stop>> {
         let scheduler = Arc::clone(&self.account.scheduler);
         let now = scheduler.now();
         let mut inner = scheduler.lock();
@@ -551,7 +551,7 @@ impl Run {
         ended
     }
 
-    fn give_back(&mut self) {
+    fn release_permit(&mut self) {
         if let Some(id) = self.permit.take() {
             let scheduler = &self.account.scheduler;
             let now = scheduler.now();
@@ -569,7 +569,7 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        self.give_back();
+        self.release_permit();
     }
 }
 
@@ -579,14 +579,14 @@ fn wait<A: Attendant>(
     id: CallId,
     deadline: Instant,
     attendant: &A,
-) -> Result<(), NoTurn<A::Stop>> {
+) -> Result<(), PermitError<A::Stop>> {
     // Before the first look: who wants it stopped finds it from now on.
     attendant.waits();
     let ended = loop {
-        let stop = attendant.look().map(NoTurn::Stopped);
+        let stop = attendant.look().map(PermitError::Stopped);
         attendant.waits();
         let now = system::now();
-        let stop = stop.or_else(|| (now >= deadline).then_some(NoTurn::Deadline));
+        let stop = stop.or_else(|| (now >= deadline).then_some(PermitError::Deadline));
         let mut inner = scheduler.lock();
         let at = scheduler.now();
         let granted = inner.queue.grant(at);

@@ -291,7 +291,7 @@ impl RunQueue {
     /// Whether a service has used more than its share of the last 100 ms, or of
     /// its `cpu`; or the principal of its. Its calls then wait for a permit
     /// before they begin.
-    pub fn is_over(&mut self, now: Duration, service: ServiceId) -> bool {
+    pub fn is_over_share(&mut self, now: Duration, service: ServiceId) -> bool {
         let rate = self.fair_rate(service);
         let Some(service) = self.services.get_mut(&service) else {
             return false;

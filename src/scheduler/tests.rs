@@ -209,7 +209,7 @@ fn who_comes_back_does_not_bring_along_what_it_did_not_use() {
 fn a_service_is_over_its_share_while_it_uses_more_of_it() {
     let mut machine = Machine::new(2);
     machine.service(1, 1.0, None);
-    let mut over = Vec::new();
+    let mut over_share = Vec::new();
     // Three processors' worth, and a third of one.
     for amount in [3000, 300] {
         for _ in 0..300 {
@@ -217,10 +217,10 @@ fn a_service_is_over_its_share_while_it_uses_more_of_it() {
             machine
                 .queue
                 .fills_window(machine.now, 1, Duration::from_micros(amount));
-            over.push(machine.queue.is_over(machine.now, 1));
+            over_share.push(machine.queue.is_over_share(machine.now, 1));
         }
     }
-    assert!(!over[10] && over[299] && !over[599]);
+    assert!(!over_share[10] && over_share[299] && !over_share[599]);
 }
 
 #[derive(Debug, Clone, Copy)]

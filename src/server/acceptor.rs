@@ -1,4 +1,4 @@
-//! Takes connections in, whatever happens.
+//! Accepts connections, whatever happens.
 
 use std::{
     io,
@@ -18,12 +18,12 @@ use rustix::{
 use socket2::SockRef;
 
 use super::{
-    admission::{Admission, Refused},
+    admission::{Admission, AdmissionError},
     common::Common,
-    connection::{Advance, Connection, RETRY_WHEN_BUSY_MS, notice, tell_denied},
-    peer::{Farewell, Peer},
+    connection::{Advance, Connection, RETRY_WHEN_BUSY_MS, log_denied, notice},
+    peer::{CloseRequest, Peer},
     settings::ListenerSettings,
-    workers::Shared,
+    workers::Workers,
 };
 use crate::{
     access::Failure,
@@ -40,31 +40,31 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Errors and successes may come in turns.
+/// Errors and successes may alternate.
 static ACCEPT_LINES: Limiter = Limiter::new();
 
 /// Numbers the connections of this process, from 1.
 static NEXT_CONNECTION: AtomicU64 = AtomicU64::new(1);
 
 /// A listener that is open.
-pub(crate) struct Listening {
+pub(crate) struct OpenListener {
     pub(crate) listener: TcpListener,
-    /// It is another process's too: whoever comes after this server's end
-    /// waits there for the next.
+    /// Another process has it too: connections that arrive after the shutdown
+    /// wait there for the next server.
     pub(crate) outlives: bool,
-    pub(crate) place: Arc<ListenerSettings>,
+    pub(crate) settings: Arc<ListenerSettings>,
 }
 
 /// Starts the thread that accepts from one listener until the server drains.
 pub(crate) fn start(
-    listening: &Arc<Listening>,
-    shared: &Arc<Shared>,
+    listening: &Arc<OpenListener>,
+    shared: &Arc<Workers>,
     admission: &Arc<Admission>,
 ) -> io::Result<JoinHandle<()>> {
     SockRef::from(&listening.listener).set_nonblocking(true)?;
     let acceptor = Acceptor {
         listening: Arc::clone(listening),
-        settings: Arc::clone(&listening.place),
+        settings: Arc::clone(&listening.settings),
         shared: Arc::clone(shared),
         admission: Arc::clone(admission),
         pause: Duration::ZERO,
@@ -75,9 +75,9 @@ pub(crate) fn start(
 }
 
 struct Acceptor {
-    listening: Arc<Listening>,
+    listening: Arc<OpenListener>,
     settings: Arc<ListenerSettings>,
-    shared: Arc<Shared>,
+    shared: Arc<Workers>,
     admission: Arc<Admission>,
     /// Zero as long as accepting works.
     pause: Duration,
@@ -96,11 +96,11 @@ impl Acceptor {
                     self.admit(stream, peer);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(None),
-                Err(error) => self.survive(&error),
+                Err(error) => self.pause_after(&error),
             }
         }
         if !self.listening.outlives {
-            self.tell_the_backlog();
+            self.refuse_backlog();
         }
     }
 
@@ -117,14 +117,15 @@ impl Acceptor {
         wait_for(polled, timespec.as_ref());
     }
 
-    /// Connections that the kernel has completed and nobody has accepted
-    /// would be reset when the listener closes. They are told instead.
-    fn tell_the_backlog(&self) {
-        // Bounded, because clients that come back at once would fill it for ever.
+    /// Refuses the connections that the kernel has completed and nobody has
+    /// accepted: they would be reset when the listener closes.
+    fn refuse_backlog(&self) {
+        // Bounded, because clients that reconnect at once would fill it for
+        // ever.
         for _ in 0..self.common().settings.config.backlog {
             match self.listening.listener.accept() {
                 Ok((stream, _)) => {
-                    let Farewell { code, message } = Farewell::SHUTDOWN;
+                    let CloseRequest { code, message } = CloseRequest::SHUTDOWN;
                     self.common()
                         .refuse(&self.settings, stream, code, message, None);
                 }
@@ -137,22 +138,22 @@ impl Acceptor {
     fn admit(&self, stream: TcpStream, peer: SocketAddr) {
         self.common().metrics.accepted.add(1);
         let proxied = self.settings.is_proxy(peer.ip());
-        if !proxied && !self.settings.lets_in(peer.ip()) {
+        if !proxied && !self.settings.admits(peer.ip()) {
             self.common().metrics.denied.add(1);
-            tell_denied(peer);
+            log_denied(peer);
             return;
         }
         let address = (!proxied).then(|| peer.ip());
-        // Who has guessed too often is not worth a thread; but where there are
-        // certificates, it may be somebody else, who has a valid one.
-        let shut_out = |address| {
+        // An address that has failed too often is refused here, unless the peer
+        // may have a valid certificate.
+        let throttled = |address| {
             self.common()
                 .access
-                .is_shut_out(address, Failure::WrongToken)
+                .throttled_for(address, Failure::WrongToken)
         };
-        if self.settings.terms.auth == Auth::Required
+        if self.settings.policy.auth == Auth::Required
             && !self.settings.takes_certificates()
-            && let Some(wait) = address.and_then(shut_out)
+            && let Some(wait) = address.and_then(throttled)
         {
             self.common().metrics.auth_failures.add("too-many");
             let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
@@ -162,7 +163,7 @@ impl Acceptor {
                 .refuse(&self.settings, stream, code, message, wait);
             return;
         }
-        // A peer that is gone already is found out by the first read.
+        // The first read detects a peer that is gone already.
         let config = &self.common().settings.config;
         let options = SocketOptions {
             keep_alive: config
@@ -180,7 +181,7 @@ impl Acceptor {
                 let new = Connection::new(number, stream, peer, listener, common, permit);
                 if let Some(Err(error)) = new.map(|new| shared.poller.begin(Box::new(new))) {
                     static LINES: Limiter = Limiter::new();
-                    if LINES.allows("no room at the poller") {
+                    if LINES.allows("no slot at the poller") {
                         tracing::error!(
                             "a connection is closed, the poller can't watch it: {error}; is fs.epoll.max_user_watches too low?"
                         );
@@ -207,36 +208,36 @@ impl Acceptor {
         }
     }
 
-    /// No error ends the loop. Those of a single connection are passed over;
-    /// for the others it pauses longer and longer, and says so once.
-    fn survive(&mut self, error: &io::Error) {
+    /// Pauses after an error, longer each time, and logs that once. An error of
+    /// a single connection is skipped. No error ends the loop.
+    fn pause_after(&mut self, error: &io::Error) {
         self.common().metrics.accept_errors.add(1);
         if is_of_one_connection(error) {
             return;
         }
         if self.pause.is_zero() && ACCEPT_LINES.allows("accepting connections") {
-            tracing::error!("can't accept connections, trying on: {error}");
+            tracing::error!("can't accept connections, trying again: {error}");
         }
         self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
         self.wait(Some(self.pause));
     }
 }
 
-impl Shared {
-    /// Sends away a stranger who waits, for somebody else; says whether that
-    /// was to be.
+impl Workers {
+    /// Evicts an idle unauthenticated peer for another one. Returns whether it
+    /// could.
     fn evict(&self, idle: &Peer) -> bool {
         let may_leave = |connection: &Connection| {
             let peer = connection.peer();
-            peer.number() == idle.number() && peer.idle_as_stranger().is_some()
+            peer.number() == idle.number() && peer.idle_unauthenticated().is_some()
         };
         let Some(mut connection) = self.poller.take_if(idle.slot(), may_leave) else {
             return false;
         };
-        idle.retire(Farewell::EVICTED);
+        idle.request_close(CloseRequest::EVICTED);
         match connection.advance(system::now()) {
-            Advance::Wait if self.poller.put_back(connection) => self.poller.poke(),
-            Advance::Over(channel) => self.over(channel),
+            Advance::Wait if self.poller.park(connection) => self.poller.wake(),
+            Advance::Closed(channel) => self.linger(channel),
             Advance::Wait | Advance::Call(_) => {}
         }
         true
@@ -249,16 +250,16 @@ impl Common {
         listener: &ListenerSettings,
         stream: TcpStream,
         peer: SocketAddr,
-        refused: Refused,
+        refused: AdmissionError,
     ) {
         let limits = &self.settings;
         let message = match refused {
-            Refused::Full => format!(
-                "no room for another connection, the limit is {}",
+            AdmissionError::Full => format!(
+                "too many connections, the limit is {}",
                 limits.max_connections
             ),
-            Refused::TooMany => format!(
-                "no room for another connection of {}, the limit is {}",
+            AdmissionError::TooMany => format!(
+                "too many connections of {}, the limit is {}",
                 peer.ip(),
                 limits.config.max_connections_per_address
             ),
@@ -268,9 +269,9 @@ impl Common {
         self.refuse(listener, stream, Code::ServerBusy, &message, wait);
     }
 
-    /// Sends a few bytes without waiting, and leaves the rest to `linger`. A
-    /// socket that was just accepted has room for them. Where TLS is spoken,
-    /// nothing can be said yet.
+    /// Sends an ERROR without waiting, and leaves the closing to `linger`. A
+    /// socket that was just accepted takes a few bytes. With TLS, nothing can
+    /// be sent yet.
     fn refuse(
         &self,
         listener: &ListenerSettings,
@@ -295,7 +296,7 @@ impl Common {
     }
 }
 
-/// Polls; where that fails, it takes a moment, so that who tries again does
+/// Polls. Where that fails it sleeps for a moment, so that the next try does
 /// not keep a processor busy.
 fn wait_for(polled: &mut [PollFd<'_>], timeout: Option<&Timespec>) {
     const MOMENT: Duration = Duration::from_millis(10);

@@ -20,22 +20,22 @@ pub(crate) struct Admission {
     slots: Box<[ArcSwapOption<Peer>]>,
     shares: Shares,
     inner: Mutex<Inner>,
-    /// Told when the last permit is given back.
+    /// Notified when the last permit is released.
     empty: Condvar,
 }
 
 /// What is done with a peer once it is known whether it gets a permit.
-type Job = Box<dyn FnOnce(Result<Permit, Refused>) + Send>;
+type Job = Box<dyn FnOnce(Result<Permit, AdmissionError>) + Send>;
 
 /// One that may begin, outside of the lock.
 type Begun = (Job, Permit);
 
-/// Peers that wait for the place of another that was sent away; those leave
-/// within milliseconds.
+/// Peers that wait for the slot of one that is being evicted, which takes
+/// milliseconds.
 const MAX_WAITING: usize = 64;
 
-/// Strangers that came within this time are not sent away for others: they
-/// may be about to say who they are.
+/// Unauthenticated peers that connected within this time are not evicted: they
+/// may be about to authenticate.
 const GRACE: Duration = Duration::from_millis(100);
 
 /// How the slots are shared.
@@ -43,16 +43,16 @@ const GRACE: Duration = Duration::from_millis(100);
 pub(crate) struct Shares {
     /// Connections at the same time.
     pub(crate) connections: usize,
-    /// Of them, those of peers who have not shown who they are.
-    pub(crate) strangers: usize,
+    /// Of them, those of unauthenticated peers.
+    pub(crate) unauthenticated: usize,
     /// Of them, those of one address.
     pub(crate) per_address: usize,
 }
 
-/// Why a peer does not get in.
+/// Why a peer gets no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// There is no room.
+pub(crate) enum AdmissionError {
+    /// All slots are taken.
     Full,
     /// Its address has as many connections as it may.
     TooMany,
@@ -62,19 +62,19 @@ struct Inner {
     /// Free slots; the one that was freed last is taken first, so that its
     /// memory is used again.
     free: Vec<usize>,
-    /// Slots taken by peers that have not shown who they are.
-    strangers: usize,
+    /// Slots taken by unauthenticated peers.
+    unauthenticated: usize,
     /// Connections by address, where that is bounded.
     addresses: HashMap<IpAddr, usize>,
-    /// Peers for whom a stranger was told to leave.
+    /// Peers for whom an unauthenticated one is being evicted.
     waiting: VecDeque<(Job, Option<IpAddr>)>,
 }
 
-/// The right to serve one connection. Given back when dropped.
+/// The right to serve one connection. Released when dropped.
 pub(crate) struct Permit {
     admission: Arc<Admission>,
     slot: usize,
-    stranger: AtomicBool,
+    unauthenticated: AtomicBool,
     address: OnceLock<IpAddr>,
 }
 
@@ -86,7 +86,7 @@ impl Admission {
             shares,
             inner: Mutex::new(Inner {
                 free: (0..connections).rev().collect(),
-                strangers: 0,
+                unauthenticated: 0,
                 addresses: HashMap::new(),
                 waiting: VecDeque::new(),
             }),
@@ -94,9 +94,10 @@ impl Admission {
         })
     }
 
-    /// Does a stranger's job, now or once there is a slot for it. `address` is
-    /// none while it is not known for whom the peer speaks. Where strangers
-    /// make room for others, `evict` sends one away, if it still may be.
+    /// Runs the job of an unauthenticated peer, now or once there is a slot for
+    /// it. `address` is none while it is not known for whom the peer speaks.
+    /// Where unauthenticated peers can be evicted for others, `evict` does
+    /// that, if the peer is still idle.
     pub(crate) fn admit(
         self: &Arc<Self>,
         address: Option<IpAddr>,
@@ -107,37 +108,41 @@ impl Admission {
         let mut inner = self.lock();
         if address.is_some_and(|address| inner.has_enough(address, self.shares.per_address)) {
             drop(inner);
-            return job(Err(Refused::TooMany));
+            return job(Err(AdmissionError::TooMany));
         }
         let is_crowded = inner.waiting.len() >= MAX_WAITING;
-        if is_crowded || inner.strangers >= self.shares.strangers || inner.free.is_empty() {
+        if is_crowded
+            || inner.unauthenticated >= self.shares.unauthenticated
+            || inner.free.is_empty()
+        {
             drop(inner);
-            // Who has just come back to life is not sent away; the next one is.
-            let idle = self.longest_idle_stranger().filter(|_| !is_crowded);
+            // A peer that has just become active is not evicted; the next one
+            // is.
+            let idle = self.longest_idle_unauthenticated().filter(|_| !is_crowded);
             if !idle.is_some_and(|idle| evict(&idle)) {
-                return job(Err(Refused::Full));
+                return job(Err(AdmissionError::Full));
             }
             inner = self.lock();
         }
-        // Another may have been quicker, or who was sent away has not left:
-        // then this one waits for the next slot.
+        // Another may have been quicker, or the evicted one has not left: then
+        // this one waits for the next slot.
         inner.waiting.push_back((job, address));
-        let next = self.seat_one(&mut inner);
+        let next = self.admit_next(&mut inner);
         drop(inner);
         if let Some((job, permit)) = next {
             job(Ok(permit));
         }
     }
 
-    /// One of those that wait, if there is room now.
+    /// Admits one of those that wait, if there is a slot now.
     #[must_use]
-    fn seat_one(self: &Arc<Self>, inner: &mut Inner) -> Option<Begun> {
-        if inner.strangers >= self.shares.strangers || inner.waiting.is_empty() {
+    fn admit_next(self: &Arc<Self>, inner: &mut Inner) -> Option<Begun> {
+        if inner.unauthenticated >= self.shares.unauthenticated || inner.waiting.is_empty() {
             return None;
         }
         let slot = inner.free.pop()?;
         let (job, address) = inner.waiting.pop_front()?;
-        inner.strangers += 1;
+        inner.unauthenticated += 1;
         if let Some(address) = address.filter(|_| self.shares.per_address > 0) {
             *inner.addresses.entry(address).or_default() += 1;
         }
@@ -145,29 +150,29 @@ impl Admission {
         let permit = Permit {
             admission: Arc::clone(self),
             slot,
-            stranger: AtomicBool::new(true),
+            unauthenticated: AtomicBool::new(true),
             address,
         };
         Some((job, permit))
     }
 
-    /// The stranger who has asked nothing for the longest time, where peers
-    /// can show who they are.
-    fn longest_idle_stranger(&self) -> Option<Arc<Peer>> {
-        if self.shares.strangers == self.shares.connections {
+    /// Returns the longest-idle unauthenticated peer, where peers can
+    /// authenticate.
+    fn longest_idle_unauthenticated(&self) -> Option<Arc<Peer>> {
+        if self.shares.unauthenticated == self.shares.connections {
             return None;
         }
-        let idle = |peer: &Arc<Peer>| peer.idle_as_stranger().filter(|idle| *idle >= GRACE);
+        let idle = |peer: &Arc<Peer>| peer.idle_unauthenticated().filter(|idle| *idle >= GRACE);
         let all = self.peers().filter_map(|peer| Some((idle(&peer)?, peer)));
         all.max_by_key(|(idle, _)| *idle).map(|(_, peer)| peer)
     }
 
-    /// Those who are connected.
+    /// Connected peers.
     pub(crate) fn peers(&self) -> impl Iterator<Item = Arc<Peer>> {
         self.slots.iter().filter_map(ArcSwapOption::load_full)
     }
 
-    /// Waits for all permits to come back; says whether they did.
+    /// Waits until all permits are released. Returns whether they were.
     pub(crate) fn wait_until_empty(&self, deadline: Instant) -> bool {
         let mut inner = self.lock();
         while inner.free.len() < self.slots.len() || !inner.waiting.is_empty() {
@@ -206,13 +211,13 @@ impl Permit {
         self.slot
     }
 
-    /// Shows the connection to whoever looks.
+    /// Lists the connection.
     pub(crate) fn hold(&self, peer: Arc<Peer>) {
         self.admission.slots[self.slot].store(Some(peer));
     }
 
-    /// It has come out for whom the peer speaks. False if that address has as
-    /// many connections as it may.
+    /// Counts the connection for an address that is known only now. Returns
+    /// false if that address has as many connections as it may.
     #[must_use]
     pub(crate) fn claim(&self, address: IpAddr) -> bool {
         let address = whole_address(address);
@@ -229,12 +234,13 @@ impl Permit {
         true
     }
 
-    /// The peer has shown who it is: a place for strangers is free again.
-    pub(crate) fn is_known(&self) {
-        if self.stranger.swap(false, Relaxed) {
+    /// The peer has authenticated: a slot for unauthenticated peers is free
+    /// again.
+    pub(crate) fn authenticated(&self) {
+        if self.unauthenticated.swap(false, Relaxed) {
             let mut inner = self.admission.lock();
-            inner.strangers -= 1;
-            let next = self.admission.seat_one(&mut inner);
+            inner.unauthenticated -= 1;
+            let next = self.admission.admit_next(&mut inner);
             drop(inner);
             if let Some((job, permit)) = next {
                 job(Ok(permit));
@@ -247,7 +253,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.admission.slots[self.slot].store(None);
         let mut inner = self.admission.lock();
-        inner.strangers -= usize::from(*self.stranger.get_mut());
+        inner.unauthenticated -= usize::from(*self.unauthenticated.get_mut());
         if let Some(address) = self.address.get()
             && let Some(count) = inner.addresses.get_mut(address)
         {
@@ -257,7 +263,7 @@ impl Drop for Permit {
             }
         }
         inner.free.push(self.slot);
-        let next = self.admission.seat_one(&mut inner);
+        let next = self.admission.admit_next(&mut inner);
         if inner.free.len() == self.admission.slots.len() {
             self.admission.empty.notify_all();
         }
@@ -281,10 +287,10 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    fn shares(connections: usize, strangers: usize, per_address: usize) -> Shares {
+    fn shares(connections: usize, unauthenticated: usize, per_address: usize) -> Shares {
         Shares {
             connections,
-            strangers,
+            unauthenticated,
             per_address,
         }
     }
@@ -294,11 +300,11 @@ mod tests {
         admission: &Arc<Admission>,
         address: Option<IpAddr>,
         known: bool,
-    ) -> Result<Permit, Refused> {
+    ) -> Result<Permit, AdmissionError> {
         let (give, given) = mpsc::channel();
-        let job = Box::new(move |permit: Result<Permit, Refused>| {
+        let job = Box::new(move |permit: Result<Permit, AdmissionError>| {
             if let (Ok(permit), true) = (&permit, known) {
-                permit.is_known();
+                permit.authenticated();
             }
             give.send(permit).unwrap();
         });
@@ -311,7 +317,10 @@ mod tests {
         let admission = Admission::new(shares(6, 6, 0));
         let peers: Vec<_> = (0..6).map(|_| stay(&admission, None, false)).collect();
         assert!(peers.iter().all(Result::is_ok));
-        assert_eq!(stay(&admission, None, false).err(), Some(Refused::Full));
+        assert_eq!(
+            stay(&admission, None, false).err(),
+            Some(AdmissionError::Full)
+        );
         assert!(!admission.wait_until_empty(Instant::now()));
         drop(peers);
         assert!(admission.wait_until_empty(Instant::now()));
@@ -319,16 +328,16 @@ mod tests {
     }
 
     #[test]
-    fn strangers_and_single_addresses_have_their_share() {
+    fn unauthenticated_peers_and_single_addresses_have_their_share() {
         let admission = Admission::new(shares(4, 2, 3));
         let one: IpAddr = "192.0.2.1".parse().unwrap();
         let other: IpAddr = "192.0.2.2".parse().unwrap();
         let known: Vec<_> = (0..2).map(|_| stay(&admission, Some(one), true)).collect();
         let refused = |address| stay(&admission, Some(address), false).err();
-        let _stranger = stay(&admission, Some(one), false).ok().unwrap();
-        assert_eq!(refused(one), Some(Refused::TooMany));
+        let _unauthenticated = stay(&admission, Some(one), false).ok().unwrap();
+        assert_eq!(refused(one), Some(AdmissionError::TooMany));
         let _another = stay(&admission, Some(other), false).ok().unwrap();
-        assert_eq!(refused(other), Some(Refused::Full));
+        assert_eq!(refused(other), Some(AdmissionError::Full));
         drop(known);
     }
 }

@@ -39,7 +39,7 @@ impl Common {
         self.metrics.count_error(code);
         let request_id = header.and_then(|header| header.request_id).unwrap_or("-");
         static LINES: Limiter = Limiter::audit();
-        // Who asks for what its rights do not cover may be trying doors.
+        // A peer that asks for what its rights do not cover may be probing.
         if code == Some(Code::Forbidden) && LINES.allows("forbidden") {
             tracing::warn!(
                 target: AUDIT,

@@ -16,7 +16,7 @@ pub(crate) struct DrainFlags {
     pub(crate) wake: ShutdownEvent,
     /// No call is begun any more.
     pub(crate) draining: AtomicBool,
-    /// Peers that were told and do not take it are cut off.
+    /// Peers that do not take the closing ERROR are cut off.
     pub(crate) cuts_off: AtomicBool,
     /// Calls that still run are stopped.
     pub(crate) stop_calls: AtomicBool,
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_wakes_whoever_polls_from_then_on() {
+    fn it_wakes_all_that_poll_from_then_on() {
         let event = ShutdownEvent::new().unwrap();
         let polled = || {
             let now = Timespec::default();

@@ -1,5 +1,5 @@
 //! TLS handshakes of addresses that have failed to authenticate too often.
-//! Whoever shows a valid certificate is let in from there too, so they are not
+//! A peer with a valid certificate is admitted from there too, so they are not
 //! refused; but a handshake costs much, so few run at the same time.
 
 use std::{

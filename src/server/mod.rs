@@ -26,14 +26,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use acceptor::Listening;
+use acceptor::OpenListener;
 use admission::{Admission, Shares};
 use common::Common;
 use drain::DrainFlags;
-use poller::{News, Poller};
+use poller::{Events, Poller};
 pub use settings::{Buffers, ListenerSettings, ServerSettings};
 pub use view::View;
-use workers::{RESERVE, Shared, Worker, pollers};
+use workers::{RESERVE, Worker, Workers, pollers};
 
 use crate::{
     access::Access,
@@ -43,16 +43,16 @@ use crate::{
     transport::{Inherited, listen, listen_all, resolve},
 };
 
-/// Of `drain_timeout`, the part after calls are stopped, for their peers to be
-/// told and to read it; half of it at most.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Of `drain_timeout`, the part after calls are stopped, for their peers to get
+/// the closing ERROR and read it; half of it at most.
+const CLOSING_TIME: Duration = Duration::from_millis(500);
 
 /// A running server. Dropping it without [`Server::drain`] leaves its threads
 /// to the end of the process.
 pub struct Server {
-    shared: Arc<Shared>,
+    shared: Arc<Workers>,
     admission: Arc<Admission>,
-    listeners: Vec<Arc<Listening>>,
+    listeners: Vec<Arc<OpenListener>>,
     acceptors: Vec<JoinHandle<()>>,
 }
 
@@ -71,7 +71,7 @@ pub struct Drained {
 #[derive(Debug)]
 pub struct ListenError {
     /// Host and port; none where something else is missing.
-    place: Option<(String, u16)>,
+    address: Option<(String, u16)>,
     /// Which socket that was handed over is in the way, and what to do.
     conflict: Option<String>,
     source: io::Error,
@@ -80,11 +80,11 @@ pub struct ListenError {
 impl fmt::Display for ListenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            place,
+            address,
             conflict,
             source,
         } = self;
-        let Some((host, port)) = place else {
+        let Some((host, port)) = address else {
             return write!(
                 f,
                 "the system refuses threads, pipes or epoll, which the server needs: {source}"
@@ -118,11 +118,11 @@ impl Server {
         access: Arc<Access>,
     ) -> Result<Self, ListenError> {
         let (mut listeners, mut taken) = (Vec::new(), Vec::new());
-        for place in &settings.listeners {
-            let port = place.config.port;
-            for host in place.config.host.as_slice() {
+        for on in &settings.listeners {
+            let port = on.config.port;
+            for host in on.config.host.as_slice() {
                 let error = |source| ListenError {
-                    place: Some((host.clone(), port)),
+                    address: Some((host.clone(), port)),
                     conflict: None,
                     source,
                 };
@@ -132,17 +132,17 @@ impl Server {
                 let taken = if port == 0 { &mut none } else { &mut taken };
                 let opened =
                     listen_all(&addresses, taken, |address| match inherited.take(address) {
-                        Some(listener) => Ok(Listening {
+                        Some(listener) => Ok(OpenListener {
                             listener,
                             outlives: true,
-                            place: Arc::clone(place),
+                            settings: Arc::clone(on),
                         }),
                         None => {
                             let listener = listen(address, settings.config.backlog)?;
-                            Ok(Listening {
+                            Ok(OpenListener {
                                 listener,
                                 outlives: false,
-                                place: Arc::clone(place),
+                                settings: Arc::clone(on),
                             })
                         }
                     });
@@ -154,17 +154,17 @@ impl Server {
             }
         }
         let error = |source| ListenError {
-            place: None,
+            address: None,
             conflict: None,
             source,
         };
         let linger = Linger::start(settings.max_ending).map_err(error)?;
         let admission = Admission::new(Shares {
             connections: settings.max_connections,
-            strangers: settings.max_connections - settings.reserved,
+            unauthenticated: settings.max_connections - settings.reserved,
             per_address: settings.config.max_connections_per_address,
         });
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Workers {
             poller: Poller::new(settings.max_connections, pollers()).map_err(error)?,
             threads: Pool::new(
                 pollers() + RESERVE,
@@ -202,16 +202,16 @@ impl Server {
     /// Where it listens, and whether with TLS.
     #[must_use]
     pub fn addresses(&self) -> Vec<(SocketAddr, bool)> {
-        let address = |listening: &Arc<Listening>| {
+        let address = |listening: &Arc<OpenListener>| {
             Some((
                 listening.listener.local_addr().ok()?,
-                listening.place.tls.is_some(),
+                listening.settings.tls.is_some(),
             ))
         };
         self.listeners.iter().filter_map(address).collect()
     }
 
-    /// A handle for whoever looks.
+    /// A handle for the admin side.
     #[must_use]
     pub fn view(&self) -> View {
         View {
@@ -239,19 +239,19 @@ impl Server {
         drop(listeners);
         let drain_timeout = common.settings.config.drain_timeout.0;
         let deadline = begun + drain_timeout;
-        let stop = deadline - LAST_WORDS.min(drain_timeout / 2);
-        // Peers that were told at once have their two seconds; only calls may
-        // take longer.
-        let told = (Instant::now() + LINGER).min(stop);
-        let tell_all = || {
+        let stop = deadline - CLOSING_TIME.min(drain_timeout / 2);
+        // Peers that were notified at once have their two seconds; only calls
+        // may take longer.
+        let notified_by = (Instant::now() + LINGER).min(stop);
+        let notify_all = || {
             for peer in admission.peers() {
-                shared.poller.tell(peer.slot(), News::FAREWELL);
+                shared.poller.deliver(peer.slot(), Events::CLOSE);
             }
         };
-        tell_all();
-        if !admission.wait_until_empty(told) {
+        notify_all();
+        if !admission.wait_until_empty(notified_by) {
             common.drain.cuts_off.store(true, SeqCst);
-            tell_all();
+            notify_all();
         }
         if !admission.wait_until_empty(stop) {
             common.drain.stop_calls.store(true, SeqCst);
@@ -261,7 +261,7 @@ impl Server {
         common
             .linger
             .wait_until_empty((Instant::now() + LINGER).min(deadline));
-        shared.poller.end();
+        shared.poller.shut_down();
         Drained {
             connections,
             cut_off: admission.peers().count(),

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, mem, sync::Arc, time::SystemTime};
 
 use crate::{
-    budget::{Budget, Charge},
+    budget::{Budget, Reservation},
     dispatch::Outcome,
     metrics::Traffic,
     wire::{
@@ -28,7 +28,7 @@ pub(crate) struct Outbox {
     free: usize,
     /// Memory of the parts beyond that. Answers are there already, and large
     /// ones were reserved before: they are never refused for it, others wait.
-    charge: Charge,
+    reservation: Reservation,
 }
 
 impl Outbox {
@@ -47,7 +47,7 @@ impl Outbox {
             parts: VecDeque::new(),
             sent: 0,
             free,
-            charge: Charge::none(memory),
+            reservation: Reservation::empty(memory),
         }
     }
 
@@ -69,7 +69,7 @@ impl Outbox {
             }
         }
         traffic.messages_out.add(1);
-        self.recharge();
+        self.update_reservation();
     }
 
     /// A RESPONSE; a large payload is not copied once more.
@@ -91,7 +91,7 @@ impl Outbox {
     /// Puts a frame behind what is there.
     pub(crate) fn push_frame(&mut self, frame: &[u8]) {
         self.end().extend_from_slice(frame);
-        self.recharge();
+        self.update_reservation();
     }
 
     /// Puts all that another one has, and has not begun to send, behind what
@@ -105,8 +105,8 @@ impl Outbox {
                 self.end().extend_from_slice(&part);
             }
         }
-        other.recharge();
-        self.recharge();
+        other.update_reservation();
+        self.update_reservation();
     }
 
     /// Where the next small thing is written to.
@@ -145,7 +145,7 @@ impl Outbox {
             } else {
                 self.parts.pop_front();
                 self.sent = 0;
-                self.recharge();
+                self.update_reservation();
             }
         }
     }
@@ -159,7 +159,7 @@ impl Outbox {
         self.next().is_empty()
     }
 
-    /// Drops what waits, and gives back what it took.
+    /// Drops what waits, and releases its memory.
     pub(crate) fn clear(&mut self) {
         self.parts.truncate(1);
         if let Some(part) = self.parts.front_mut() {
@@ -167,15 +167,15 @@ impl Outbox {
             part.shrink_to(KEPT_SIZE);
         }
         self.sent = 0;
-        self.recharge();
+        self.update_reservation();
     }
 
     /// Counts the memory of what was put in.
-    fn recharge(&mut self) {
+    fn update_reservation(&mut self) {
         let held: usize = self.parts.iter().map(Vec::capacity).sum();
         let beyond = held.saturating_sub(self.free);
-        if beyond != self.charge.held() {
-            self.charge.set(beyond);
+        if beyond != self.reservation.held() {
+            self.reservation.set(beyond);
         }
     }
 }
@@ -204,7 +204,7 @@ mod tests {
             outbox.end().extend_from_slice(b"one");
             outbox.push(vec![7; 100_000]);
             outbox.end().extend_from_slice(last);
-            outbox.recharge();
+            outbox.update_reservation();
             assert_eq!(outbox.len(), 100_003 + last.len());
             assert!(memory.used() >= 100_003 - KEPT_SIZE, "{}", memory.used());
             let mut written = Vec::new();

@@ -1,6 +1,6 @@
 //! What others see of a connection, and what they leave for its owner: the
-//! acceptor that looks for room, the drain, the operator, and calls whose
-//! connection has gone on without them. They never touch the socket.
+//! acceptor that looks for one to evict, the drain, the operator, and calls
+//! whose connection has gone on without them. They never touch the socket.
 
 use std::{
     net::SocketAddr,
@@ -28,17 +28,17 @@ use crate::{
 pub(crate) struct Peer {
     number: u64,
     slot: usize,
-    /// Who connected; a load balancer may speak for somebody else.
+    /// The other end of the socket, which may be a load balancer.
     from: SocketAddr,
-    /// For whom that one speaks.
+    /// The address that the load balancer names.
     speaks_for: OnceLock<SocketAddr>,
-    /// Own address and that of who connected.
+    /// Own address and that of the other end.
     ends: Option<(SocketAddr, SocketAddr)>,
     since: (Instant, SystemTime),
     tls: OnceLock<&'static str>,
     identity: ArcSwap<Identity>,
-    /// What the owner does, as [`Doing`] has it.
-    doing: AtomicU8,
+    /// What the owner does, as [`Activity`] has it.
+    activity: AtomicU8,
     /// Microseconds from `since` to the end of the last request.
     last_request: AtomicU64,
     /// Milliseconds from `since` to the last byte that arrived.
@@ -46,8 +46,8 @@ pub(crate) struct Peer {
     traffic: Traffic,
     /// What of it principals have been charged with.
     charged: Mutex<Usage>,
-    /// Why this one is to end, although the server goes on.
-    farewell: OnceLock<Farewell>,
+    /// Why this one is to close, although the server goes on.
+    close_request: OnceLock<CloseRequest>,
     drain: Arc<DrainFlags>,
     /// Calls whose connection has gone on without them.
     left: AtomicU32,
@@ -55,10 +55,10 @@ pub(crate) struct Peer {
     late: Mutex<Outbox>,
 }
 
-/// What `/connections` shows that an owner does.
+/// What an owner does, as `/connections` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Doing {
+pub(crate) enum Activity {
     Handshake,
     Idle,
     Reading,
@@ -66,7 +66,7 @@ pub(crate) enum Doing {
     Closing,
 }
 
-impl Doing {
+impl Activity {
     const ALL: [(Self, &'static str); 5] = [
         (Self::Handshake, "handshake"),
         (Self::Idle, "idle"),
@@ -76,15 +76,15 @@ impl Doing {
     ];
 }
 
-/// What a peer is told that is sent away in order: what it asked before is
-/// answered, and nothing is begun any more.
+/// The ERROR for a peer whose connection is closed gracefully: its earlier
+/// requests are answered, and nothing further is begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Farewell {
+pub(crate) struct CloseRequest {
     pub(crate) code: Code,
     pub(crate) message: &'static str,
 }
 
-impl Farewell {
+impl CloseRequest {
     pub(crate) const SHUTDOWN: Self = Self {
         code: Code::ShuttingDown,
         message: "the server shuts down",
@@ -103,7 +103,7 @@ impl Farewell {
     };
     pub(crate) const EVICTED: Self = Self {
         code: Code::ServerBusy,
-        message: "this connection makes room for others, as the one that was idle for longest",
+        message: "evicted to free capacity: this unauthenticated connection was idle for longest",
     };
 }
 
@@ -124,12 +124,12 @@ impl Peer {
             since: (system::now(), SystemTime::now()),
             tls: OnceLock::new(),
             identity: ArcSwap::new(identity),
-            doing: AtomicU8::new(Doing::Handshake as u8),
+            activity: AtomicU8::new(Activity::Handshake as u8),
             last_request: AtomicU64::new(0),
             last_activity: AtomicU64::new(0),
             traffic: Traffic::default(),
             charged: Mutex::default(),
-            farewell: OnceLock::new(),
+            close_request: OnceLock::new(),
             drain: Arc::clone(drain),
             left: AtomicU32::new(0),
             late: Mutex::new(Outbox::beside(memory)),
@@ -144,17 +144,17 @@ impl Peer {
         self.slot
     }
 
-    /// For whom the connection speaks, as far as it is known.
+    /// The peer's address, behind a load balancer once its header was read.
     pub(crate) fn address(&self) -> SocketAddr {
         *self.speaks_for.get().unwrap_or(&self.from)
     }
 
-    /// A load balancer has said for whom it speaks.
+    /// Sets the address that a load balancer names.
     pub(crate) fn speaks_for(&self, address: SocketAddr) {
         let _ = self.speaks_for.set(address);
     }
 
-    pub(crate) fn is_now(&self, identity: Arc<Identity>) {
+    pub(crate) fn set_identity(&self, identity: Arc<Identity>) {
         self.identity.store(identity);
     }
 
@@ -187,60 +187,60 @@ impl Peer {
         usages.add(self.identity.load().caller.principal.as_deref(), due);
     }
 
-    /// The principal that it speaks for.
+    /// Whether this principal has authenticated here.
     pub(crate) fn is_of(&self, principal: &str) -> bool {
         self.identity.load().principal.name == principal
     }
 
-    /// How long a peer that has not shown who it is has asked nothing, while
-    /// it waits.
-    pub(crate) fn idle_as_stranger(&self) -> Option<Duration> {
-        let doing = self.doing.load(Relaxed);
-        let quiet = doing != Doing::Calling as u8 && doing != Doing::Closing as u8;
-        let idle = quiet && self.calls_left() == 0 && !self.identity.load().is_known();
+    /// How long an unauthenticated peer has sent no request; none while it is
+    /// served.
+    pub(crate) fn idle_unauthenticated(&self) -> Option<Duration> {
+        let activity = self.activity.load(Relaxed);
+        let quiet = activity != Activity::Calling as u8 && activity != Activity::Closing as u8;
+        let idle = quiet && self.calls_left() == 0 && !self.identity.load().is_authenticated();
         idle.then(|| system::now().saturating_duration_since(self.last_answer()))
     }
 
-    /// When the last request was answered; when it came, before.
+    /// When the last request was answered; before that, when it was accepted.
     fn last_answer(&self) -> Instant {
         self.since.0 + Duration::from_micros(self.last_request.load(Relaxed))
     }
 
     #[inline]
-    pub(crate) fn does(&self, doing: Doing) {
-        self.doing.store(doing as u8, Relaxed);
+    pub(crate) fn set_activity(&self, activity: Activity) {
+        self.activity.store(activity as u8, Relaxed);
     }
 
-    /// Bytes arrived.
+    /// Counts bytes that arrived.
     #[inline]
-    pub(crate) fn heard(&self, count: usize, now: Instant) {
+    pub(crate) fn bytes_arrived(&self, count: usize, now: Instant) {
         self.traffic.bytes_in.add(count as u64);
         let millis = now.saturating_duration_since(self.since.0).as_millis();
         self.last_activity.store(as_u64(millis), Relaxed);
     }
 
-    /// All that there was is answered, and the answers are about to leave: the
-    /// peer's idle time begins before it can have seen them.
+    /// Notes that all requests are answered and the answers are about to leave:
+    /// the peer's idle time begins before it can have read them.
     #[inline]
     pub(crate) fn answered(&self, now: Instant) {
         let micros = now.saturating_duration_since(self.since.0).as_micros();
         self.last_request.store(as_u64(micros), Relaxed);
     }
 
-    /// What the peer is told, once no further call shall be begun.
+    /// Why no further call is begun, once that is so.
     #[inline]
-    pub(crate) fn farewell(&self) -> Option<Farewell> {
-        let own = self.farewell.get().copied();
-        own.or_else(|| self.drain.draining().then_some(Farewell::SHUTDOWN))
+    pub(crate) fn close_request(&self) -> Option<CloseRequest> {
+        let own = self.close_request.get().copied();
+        own.or_else(|| self.drain.draining().then_some(CloseRequest::SHUTDOWN))
     }
 
-    /// No further call shall be begun; the owner says why, the first reason
-    /// counts.
-    pub(crate) fn retire(&self, why: Farewell) {
-        let _ = self.farewell.set(why);
+    /// Has the owner close the connection and begin no further call. The first
+    /// reason counts.
+    pub(crate) fn request_close(&self, why: CloseRequest) {
+        let _ = self.close_request.set(why);
     }
 
-    /// Those who are told and do not take it are cut off.
+    /// Whether a peer that does not take the closing ERROR is cut off.
     pub(crate) fn is_cut_off(&self) -> bool {
         self.drain.is_cutting_off()
     }
@@ -250,25 +250,25 @@ impl Peer {
         self.left.fetch_add(1, SeqCst);
     }
 
-    /// Calls that were left behind and have not answered.
+    /// Calls whose connection has gone on, and that have not answered.
     pub(crate) fn calls_left(&self) -> u32 {
         self.left.load(SeqCst)
     }
 
-    /// Such a call has its answer. The owner has yet to be told.
+    /// Stores the answer of such a call. The owner has yet to be notified.
     pub(crate) fn answer_late(&self, header: Option<&Header<'_>>, outcome: Outcome) {
         let mut late = lock(&self.late);
         late.answer(header, outcome, &self.traffic);
-        // Under the lock: who sees no call left finds all answers.
+        // Under the lock: whoever sees no call left finds all answers.
         self.left.fetch_sub(1, SeqCst);
     }
 
-    /// What such calls have answered goes to the owner.
+    /// Moves the answers of such calls to the owner's outbox.
     pub(crate) fn collect_late(&self, outbox: &mut Outbox) {
         outbox.append(&mut lock(&self.late));
     }
 
-    /// A copy for whoever looks.
+    /// Returns a copy for the admin side.
     pub(crate) fn row(&self) -> ConnectionRow {
         let Traffic {
             bytes_in,
@@ -279,9 +279,12 @@ impl Peer {
             errors,
             ..
         } = &self.traffic;
-        let (doing, left) = (self.doing.load(Relaxed), u64::from(self.calls_left()));
-        let calling = doing == Doing::Calling as u8;
-        let state = match Doing::ALL.iter().find(|(known, _)| *known as u8 == doing) {
+        let (activity, left) = (self.activity.load(Relaxed), u64::from(self.calls_left()));
+        let calling = activity == Activity::Calling as u8;
+        let state = match Activity::ALL
+            .iter()
+            .find(|(known, _)| *known as u8 == activity)
+        {
             Some(_) if left > 0 => "calling",
             Some((_, name)) => name,
             None => "-",

@@ -1,11 +1,12 @@
-//! Where connections wait without a thread, and how workers get those that
-//! have something to do.
+//! Where connections wait without a thread, and how workers get those that have
+//! something to do.
 //!
-//! Each slot has a place. A connection lies there, or some worker has it;
-//! which of the two, and the news that come meanwhile, change under the lock
-//! of the place. So news are never lost: who brings them finds the connection
-//! in its place and has it served, or leaves them for the worker that puts it
-//! back. The system tells each arrival once, to one worker.
+//! Each connection slot has a parking slot. The connection is
+//! parked there, or a worker owns it; which of the two, and the events that
+//! arrive meanwhile, change under the lock of the parking slot. So no event is
+//! lost: whoever delivers one finds the connection parked and has it served, or
+//! leaves the event for the worker that parks it. epoll reports each arrival
+//! once, to one worker.
 
 use std::{
     collections::VecDeque,
@@ -19,41 +20,41 @@ use crate::system::{
     Ready, lock,
 };
 
-/// Connections that a worker takes at once where each of the last ones took
-/// little; else one, so that none waits for another one while a worker is
-/// idle. Four save three of four waits.
+/// Connections that a worker takes at once where the last ones were quick; else
+/// one, so that none waits for another while a worker is idle. Four save three
+/// of four waits.
 const MOST_AT_ONCE: usize = 4;
 
-/// Deadlines are rounded up to so much of the time that remains, and no more
-/// than the longest step: so those of many connections pass together.
+/// Deadlines are rounded up to this fraction of the remaining time, at most by
+/// the longest step, so that those of many connections pass together.
 const STEPS: u32 = 32;
 const SHORTEST_STEP: Duration = Duration::from_millis(1);
 const LONGEST_STEP: Duration = Duration::from_secs(1);
 
-/// Longest wait for news.
+/// Longest wait for events.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// The same where it takes news of the end for something to do.
+/// Longest wait of the reserve, which only the shutdown ends.
 const LONGEST_REST: Duration = Duration::from_secs(3600);
 
 /// No deadline.
 const NEVER: u64 = u64::MAX;
 
-/// News for the owner of a connection, as bits.
+/// Events for the owner of a connection, as bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct News(u8);
+pub(crate) struct Events(u8);
 
-impl News {
+impl Events {
     /// There may be something to read.
     pub(crate) const READABLE: Self = Self(1);
-    /// There may be room to write.
+    /// The socket may take bytes again.
     pub(crate) const WRITABLE: Self = Self(2);
-    /// The peer has ended the stream.
-    pub(crate) const ENDED: Self = Self(4);
+    /// The peer has closed its end of the stream.
+    pub(crate) const PEER_CLOSED: Self = Self(4);
     /// A call that was left behind has answered.
     pub(crate) const ANSWER: Self = Self(8);
-    /// It is to end: see [`Peer::farewell`].
-    pub(crate) const FAREWELL: Self = Self(16);
+    /// It is to close: see [`Peer::close_request`].
+    pub(crate) const CLOSE: Self = Self(16);
     /// A deadline has passed.
     pub(crate) const OVERDUE: Self = Self(32);
     /// What was postponed may begin.
@@ -63,24 +64,24 @@ impl News {
         self.0 == 0
     }
 
-    pub(crate) fn add(&mut self, news: Self) {
-        self.0 |= news.0;
+    pub(crate) fn add(&mut self, events: Self) {
+        self.0 |= events.0;
     }
 
-    pub(crate) fn has(self, news: Self) -> bool {
-        self.0 & news.0 != 0
+    pub(crate) fn has(self, events: Self) -> bool {
+        self.0 & events.0 != 0
     }
 }
 
-/// What lies in a place: a connection.
+/// What can be parked: a connection.
 pub(crate) trait Parked {
     /// Its slot.
     fn slot(&self) -> usize;
-    /// Its socket, until it has ended.
+    /// Its socket, until it is closed.
     fn channel(&self) -> Option<&Channel>;
-    /// When it has to be looked after, whatever happens.
+    /// When it has to be served, whatever happens.
     fn deadline(&self) -> Option<Instant>;
-    /// Whether there is something to do although nothing is news.
+    /// Whether there is something to do without an event.
     fn goes_on(&self) -> bool;
     /// Whether it waits until the call of a message may begin.
     fn is_postponed(&self) -> bool;
@@ -88,55 +89,55 @@ pub(crate) trait Parked {
 
 /// What a worker looks for.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Look {
+pub(crate) struct PollOptions {
     /// What was postponed may begin.
     pub(crate) may_begin: bool,
-    /// What is queued comes before news.
+    /// Queued connections come before events.
     pub(crate) takes_queued: bool,
-    /// Each of the last ones took little.
+    /// The last connections were quick.
     pub(crate) is_quick: bool,
 }
 
-/// The place of a slot.
-struct Place<C> {
+/// Where the connection of a slot is parked.
+struct ParkingSlot<C> {
     inner: Mutex<Inner<C>>,
     /// Milliseconds from the poller's start to the deadline of the connection
-    /// that lies here.
+    /// that is parked here.
     due: AtomicU64,
 }
 
 struct Inner<C> {
     connection: Option<Box<C>>,
-    /// What its owner has yet to learn.
-    news: News,
+    /// Events that its owner has yet to take.
+    events: Events,
     /// Its slot is among those that are postponed.
     is_postponed: bool,
 }
 
-/// All places, and who has something to do.
+/// All parked connections, and which of them have something to do.
 pub(crate) struct Poller<C> {
     epoll: Epoll,
-    places: Box<[Place<C>]>,
-    /// Slots of connections that lie in their places and have something to do
-    /// that the system does not tell.
+    parking: Box<[ParkingSlot<C>]>,
+    /// Slots of parked connections that have something to do that epoll does
+    /// not report.
     queue: Queue,
-    /// The same of those that have a message whose call could not begin.
+    /// Slots of parked connections whose call could not begin.
     postponed: Queue,
-    /// Workers that poll, and those of them that are in a call and have found
-    /// nobody to do so in their stead.
+    /// Polling workers, and those of them that are in a call without a
+    /// replacement.
     workers: usize,
     absent: AtomicUsize,
     /// Where the reserve waits until all are absent. No socket is watched.
     reserve: Epoll,
     started: Instant,
-    /// No deadline passes before.
+    /// No deadline passes before this.
     earliest: AtomicU64,
     sweeps: AtomicBool,
-    over: AtomicBool,
+    shut_down: AtomicBool,
 }
 
-/// A connection that is to be served, and what it has yet to learn.
-pub(crate) type Taken<C> = (Box<C>, News);
+/// A connection that is to be served, and the events that it has yet to take.
+pub(crate) type Taken<C> = (Box<C>, Events);
 
 /// Slots, and how many there are without the lock.
 #[derive(Default)]
@@ -168,22 +169,22 @@ impl Queue {
 }
 
 impl<C: Parked> Poller<C> {
-    /// For so many connections and workers.
+    /// Creates a poller for so many connections and workers.
     ///
     /// # Errors
     /// If the system has no epoll.
     pub(crate) fn new(slots: usize, workers: usize) -> io::Result<Self> {
-        let place = |_| Place {
+        let parking_slot = |_| ParkingSlot {
             inner: Mutex::new(Inner {
                 connection: None,
-                news: News::default(),
+                events: Events::default(),
                 is_postponed: false,
             }),
             due: AtomicU64::new(NEVER),
         };
         Ok(Self {
             epoll: Epoll::new()?,
-            places: (0..slots).map(place).collect(),
+            parking: (0..slots).map(parking_slot).collect(),
             queue: Queue::default(),
             postponed: Queue::default(),
             workers,
@@ -192,44 +193,44 @@ impl<C: Parked> Poller<C> {
             started: system::now(),
             earliest: AtomicU64::new(NEVER),
             sweeps: AtomicBool::new(false),
-            over: AtomicBool::new(false),
+            shut_down: AtomicBool::new(false),
         })
     }
 
-    /// A new connection waits for its first bytes.
+    /// Parks a new connection until its first bytes arrive.
     ///
     /// # Errors
     /// If the system can't watch it; then it is closed.
     pub(crate) fn begin(&self, connection: Box<C>) -> io::Result<()> {
         let slot = connection.slot();
-        let place = &self.places[slot];
-        let mut inner = lock(&place.inner);
-        // Those of a connection that had this slot before.
-        inner.news = News::default();
+        let parking_slot = &self.parking[slot];
+        let mut inner = lock(&parking_slot.inner);
+        // Events of a connection that had this slot before.
+        inner.events = Events::default();
         if let Some(channel) = connection.channel() {
             self.epoll.add(channel, slot)?;
         }
-        if self.lay(place, &mut inner, connection) {
-            self.poke();
+        if self.park_locked(parking_slot, &mut inner, connection) {
+            self.wake();
         }
         Ok(())
     }
 
-    /// Nothing is told any more of a socket that somebody else goes on with.
+    /// Stops watching a socket that another thread takes over.
     pub(crate) fn forget(&self, channel: &Channel) {
         self.epoll.forget(channel);
     }
 
-    /// A worker is done with a connection for now. One that does not look for
-    /// the next then pokes another, if so it says.
+    /// Parks a connection that a worker is done with for now. Returns whether a
+    /// worker must look for the next one: the caller, or one that it wakes.
     #[must_use]
-    pub(crate) fn put_back(&self, connection: Box<C>) -> bool {
+    pub(crate) fn park(&self, connection: Box<C>) -> bool {
         let slot = connection.slot();
-        let place = &self.places[slot];
+        let parking_slot = &self.parking[slot];
         let (goes_on, is_postponed) = (connection.goes_on(), connection.is_postponed());
-        let mut inner = lock(&place.inner);
-        let goes_on = goes_on || !inner.news.is_none();
-        let is_sooner = self.lay(place, &mut inner, connection);
+        let mut inner = lock(&parking_slot.inner);
+        let goes_on = goes_on || !inner.events.is_none();
+        let is_sooner = self.park_locked(parking_slot, &mut inner, connection);
         let is_new = is_postponed && !mem::replace(&mut inner.is_postponed, true);
         drop(inner);
         if goes_on {
@@ -241,112 +242,125 @@ impl<C: Parked> Poller<C> {
         goes_on || is_postponed || is_sooner
     }
 
-    /// A call that waited has begun or ended: those that were postponed are
-    /// tried again.
-    pub(crate) fn has_room(&self) {
+    /// Has postponed connections tried again, because a call that waited has
+    /// begun or ended.
+    pub(crate) fn retry_postponed(&self) {
         if !self.postponed.is_empty() {
-            self.poke();
+            self.wake();
         }
     }
 
-    /// One that was postponed, to be tried again.
+    /// Takes a postponed connection, to try it again.
     fn retry(&self) -> Option<Taken<C>> {
         while let Some(slot) = self.postponed.pop() {
-            let place = &self.places[slot];
-            let mut inner = lock(&place.inner);
+            let parking_slot = &self.parking[slot];
+            let mut inner = lock(&parking_slot.inner);
             inner.is_postponed = false;
             if let Some(connection) = inner
                 .connection
                 .take_if(|connection| connection.is_postponed())
             {
-                inner.news.add(News::RETRY);
-                return Some((connection, mem::take(&mut inner.news)));
+                inner.events.add(Events::RETRY);
+                return Some((connection, mem::take(&mut inner.events)));
             }
         }
         None
     }
 
-    /// A worker is in a call, and nobody polls in its stead.
+    /// Counts a worker that is in a call without a replacement.
     pub(crate) fn is_absent(&self) {
         if self.absent.fetch_add(1, SeqCst) + 1 >= self.workers {
-            self.reserve.poke();
+            self.reserve.wake();
         }
     }
 
-    /// It is back, or somebody else is there.
+    /// Counts that worker no longer: it is back, or it has a replacement.
     pub(crate) fn is_back(&self) {
         self.absent.fetch_sub(1, SeqCst);
     }
 
-    /// Nobody polls but the reserve.
+    /// Whether no worker polls but the reserve.
     pub(crate) fn all_are_absent(&self) -> bool {
         self.absent.load(SeqCst) >= self.workers
     }
 
-    /// The reserve waits until all others are absent, or the end.
+    /// Waits, as the reserve, until all others are absent or the server shuts
+    /// down.
     pub(crate) fn wait_as_reserve(&self) {
-        while !self.all_are_absent() && !self.is_over() {
+        while !self.all_are_absent() && !self.is_shut_down() {
             self.reserve.wait(&mut Vec::new(), 1, LONGEST_REST);
         }
     }
 
-    /// Says whether its deadline passes before all others.
-    fn lay(&self, place: &Place<C>, inner: &mut Inner<C>, connection: Box<C>) -> bool {
+    /// Parks it under the lock. Returns whether its deadline passes before all
+    /// others.
+    fn park_locked(
+        &self,
+        parking_slot: &ParkingSlot<C>,
+        inner: &mut Inner<C>,
+        connection: Box<C>,
+    ) -> bool {
         let due = connection.deadline().map_or(NEVER, |at| self.rounded(at));
         inner.connection = Some(connection);
-        place.due.store(due, SeqCst);
+        parking_slot.due.store(due, SeqCst);
         due < self.earliest.load(SeqCst) && due < self.earliest.fetch_min(due, SeqCst)
     }
 
-    /// One of those who wait looks what there is to do.
-    pub(crate) fn poke(&self) {
-        self.epoll.poke();
+    /// Wakes one waiting worker.
+    pub(crate) fn wake(&self) {
+        self.epoll.wake();
     }
 
-    /// News for the connection of a slot, to be served by whoever is free.
-    pub(crate) fn tell(&self, slot: usize, news: News) {
-        let mut inner = lock(&self.places[slot].inner);
-        inner.news.add(news);
-        let lies = inner.connection.is_some();
+    /// Delivers events to the connection of a slot, which any free worker then
+    /// serves.
+    pub(crate) fn deliver(&self, slot: usize, events: Events) {
+        let mut inner = lock(&self.parking[slot].inner);
+        inner.events.add(events);
+        let is_parked = inner.connection.is_some();
         drop(inner);
-        if lies {
+        if is_parked {
             self.queue.push(slot);
-            self.epoll.poke();
+            self.epoll.wake();
         }
     }
 
-    /// The same; who brings them serves it, if it lies in its place.
-    pub(crate) fn visit(&self, slot: usize, news: News) -> Option<Taken<C>> {
-        self.take(slot, news)
+    /// Delivers events and takes the connection, if it is parked, for the
+    /// caller to serve.
+    pub(crate) fn take_with(&self, slot: usize, events: Events) -> Option<Taken<C>> {
+        self.take(slot, events)
     }
 
-    /// Takes a connection away from its place, if it still is the one that is
-    /// meant and may leave.
+    /// Takes a parked connection without events, if it satisfies a condition.
     pub(crate) fn take_if(
         &self,
         slot: usize,
         may_leave: impl FnOnce(&C) -> bool,
     ) -> Option<Box<C>> {
-        let mut inner = lock(&self.places[slot].inner);
-        // What has come from it is looked at first.
-        let has_news = !inner.news.is_none();
+        let mut inner = lock(&self.parking[slot].inner);
+        // Its own events are served first.
+        let has_events = !inner.events.is_none();
         inner
             .connection
-            .take_if(|connection| !has_news && may_leave(connection))
+            .take_if(|connection| !has_events && may_leave(connection))
     }
 
-    /// A connection that has something to do; none after a while.
-    pub(crate) fn next(&self, look: Look, ready: &mut Vec<Ready>) -> Option<(Taken<C>, Instant)> {
+    /// Waits for a connection that has something to do. Returns none after a
+    /// while.
+    pub(crate) fn next(
+        &self,
+        options: PollOptions,
+        ready: &mut Vec<Ready>,
+    ) -> Option<(Taken<C>, Instant)> {
         if !self.postponed.is_empty()
-            && look.may_begin
+            && options.may_begin
             && let Some(taken) = self.retry()
         {
             return Some((taken, system::now()));
         }
         let queued = !self.queue.is_empty();
-        // In turns: those that go on, and those that have news.
+        // Alternately: those that go on, and those that have events.
         if queued
-            && look.takes_queued
+            && options.takes_queued
             && let Some(taken) = self.dequeue()
         {
             return Some((taken, system::now()));
@@ -356,30 +370,30 @@ impl<C: Parked> Poller<C> {
         } else {
             self.timeout()
         };
-        let most = if look.is_quick { MOST_AT_ONCE } else { 1 };
+        let most = if options.is_quick { MOST_AT_ONCE } else { 1 };
         self.epoll.wait(ready, most, timeout);
         let now = system::now();
         let mut first = None;
         for ready in ready.drain(..) {
-            let mut news = News::default();
+            let mut events = Events::default();
             for (is_so, one) in [
-                (ready.readable, News::READABLE),
-                (ready.writable, News::WRITABLE),
-                (ready.ended, News::ENDED),
+                (ready.readable, Events::READABLE),
+                (ready.writable, Events::WRITABLE),
+                (ready.ended, Events::PEER_CLOSED),
             ] {
                 if is_so {
-                    news.add(one);
+                    events.add(one);
                 }
             }
             if first.is_none() {
-                first = self.take(ready.slot, news);
+                first = self.take(ready.slot, events);
             } else {
-                // Another worker that is done before takes it.
-                let mut inner = lock(&self.places[ready.slot].inner);
-                inner.news.add(news);
-                let lies = inner.connection.is_some();
+                // The first worker that is free takes it.
+                let mut inner = lock(&self.parking[ready.slot].inner);
+                inner.events.add(events);
+                let is_parked = inner.connection.is_some();
                 drop(inner);
-                if lies {
+                if is_parked {
                     self.queue.push(ready.slot);
                 }
             }
@@ -396,25 +410,25 @@ impl<C: Parked> Poller<C> {
 
     fn dequeue(&self) -> Option<Taken<C>> {
         while let Some(slot) = self.queue.pop() {
-            // Where somebody has it, its news are learnt when it is put back.
-            if let Some(taken) = self.take(slot, News::default()) {
+            // Where a worker owns it, its events are taken when it is parked.
+            if let Some(taken) = self.take(slot, Events::default()) {
                 return Some(taken);
             }
         }
         None
     }
 
-    fn take(&self, slot: usize, news: News) -> Option<Taken<C>> {
-        let mut inner = lock(&self.places[slot].inner);
-        inner.news.add(news);
+    fn take(&self, slot: usize, events: Events) -> Option<Taken<C>> {
+        let mut inner = lock(&self.parking[slot].inner);
+        inner.events.add(events);
         let connection = inner.connection.take()?;
-        Some((connection, mem::take(&mut inner.news)))
+        Some((connection, mem::take(&mut inner.events)))
     }
 
-    /// Has those whose deadline has passed served; by one worker at a time.
+    /// Queues the connections whose deadline has passed; one worker at a time.
     pub(crate) fn sweep(&self, now: Instant) {
         let mut now = self.millis(now);
-        // Who has come meanwhile has gone on without one.
+        // A worker that came meanwhile has gone on without a sweep.
         while self.earliest.load(Relaxed) <= now && !self.sweeps.swap(true, SeqCst) {
             self.sweep_once(now);
             self.sweeps.store(false, SeqCst);
@@ -423,20 +437,20 @@ impl<C: Parked> Poller<C> {
     }
 
     fn sweep_once(&self, now: u64) {
-        // Who puts one back from now on counts on its own.
+        // A connection that is parked from now on counts by itself.
         self.earliest.store(NEVER, SeqCst);
         let mut earliest = NEVER;
-        for (slot, place) in self.places.iter().enumerate() {
-            let due = place.due.load(SeqCst);
+        for (slot, parking_slot) in self.parking.iter().enumerate() {
+            let due = parking_slot.due.load(SeqCst);
             if due > now {
                 earliest = earliest.min(due);
                 continue;
             }
-            let mut inner = lock(&place.inner);
-            // It may have been put back with another one since.
-            if inner.connection.is_some() && place.due.load(SeqCst) <= now {
-                place.due.store(NEVER, SeqCst);
-                inner.news.add(News::OVERDUE);
+            let mut inner = lock(&parking_slot.inner);
+            // It may have been parked with another deadline since.
+            if inner.connection.is_some() && parking_slot.due.load(SeqCst) <= now {
+                parking_slot.due.store(NEVER, SeqCst);
+                inner.events.add(Events::OVERDUE);
                 drop(inner);
                 self.queue.push(slot);
             }
@@ -444,27 +458,27 @@ impl<C: Parked> Poller<C> {
         self.earliest.fetch_min(earliest, SeqCst);
     }
 
-    /// How late the latest of those is who lie here.
+    /// How late the latest parked connection is.
     #[allow(dead_code, reason = "the simulation asks")]
     pub(crate) fn overdue_for(&self, now: Instant) -> Option<Duration> {
         let now = self.millis(now);
-        let late = |place: &Place<C>| {
-            let lies = lock(&place.inner).connection.is_some();
-            let due = place.due.load(SeqCst);
-            (lies && due < now).then(|| Duration::from_millis(now - due))
+        let late = |parking_slot: &ParkingSlot<C>| {
+            let is_parked = lock(&parking_slot.inner).connection.is_some();
+            let due = parking_slot.due.load(SeqCst);
+            (is_parked && due < now).then(|| Duration::from_millis(now - due))
         };
-        self.places.iter().filter_map(late).max()
+        self.parking.iter().filter_map(late).max()
     }
 
-    /// Whether one that lies here is queued.
+    /// Whether a parked connection is queued.
     #[allow(dead_code, reason = "the simulation asks")]
-    pub(crate) fn is_left_lying(&self) -> bool {
+    pub(crate) fn has_queued(&self) -> bool {
         let slots = lock(&self.queue.slots);
-        let lies = |slot: &usize| lock(&self.places[*slot].inner).connection.is_some();
-        slots.iter().any(lies)
+        let is_parked = |slot: &usize| lock(&self.parking[*slot].inner).connection.is_some();
+        slots.iter().any(is_parked)
     }
 
-    /// Whether one that is postponed lies here, while workers poll.
+    /// Whether a postponed connection is parked while workers poll.
     #[allow(dead_code, reason = "the simulation asks")]
     pub(crate) fn is_kept_waiting(&self) -> bool {
         !self.postponed.is_empty() && !self.all_are_absent()
@@ -483,20 +497,20 @@ impl<C: Parked> Poller<C> {
         (self.millis(at) + 1).next_multiple_of(step)
     }
 
-    /// Nobody is served any more.
-    pub(crate) fn end(&self) {
-        self.over.store(true, SeqCst);
-        // Who is poked passes it on.
-        self.epoll.poke();
-        self.reserve.poke();
+    /// Stops all workers.
+    pub(crate) fn shut_down(&self) {
+        self.shut_down.store(true, SeqCst);
+        // Each worker that is woken wakes the next.
+        self.epoll.wake();
+        self.reserve.wake();
     }
 
     /// Whether workers stop.
-    pub(crate) fn is_over(&self) -> bool {
-        let over = self.over.load(Relaxed);
-        if over {
-            self.epoll.poke();
+    pub(crate) fn is_shut_down(&self) -> bool {
+        let shut_down = self.shut_down.load(Relaxed);
+        if shut_down {
+            self.epoll.wake();
         }
-        over
+        shut_down
     }
 }

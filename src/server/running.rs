@@ -1,4 +1,4 @@
-//! Calls that have become slow: what runs now, for whoever looks, and the way
+//! Calls that have become slow: what runs now, for the admin side, and the way
 //! to stop one. A call is listed from its second tick on, or when it waits, so
 //! that the quick ones pay nothing.
 
@@ -31,10 +31,10 @@ pub(crate) struct Running {
     killed: AtomicBool,
     /// Its client has reset the connection.
     reset: AtomicBool,
-    /// Microseconds that it has run, and that it has waited for its turn.
+    /// Microseconds that it has run, and that it has waited for a processor.
     ran: AtomicU64,
-    turn: AtomicU64,
-    /// That of the call, which may wait for its turn.
+    cpu_waited: AtomicU64,
+    /// That of the call, which may wait for a run permit.
     thread: Thread,
 }
 
@@ -43,7 +43,7 @@ impl Running {
     pub(crate) fn costs(&self, cost: Cost) {
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         self.ran.store(micros(cost.ran), Relaxed);
-        self.turn.store(micros(cost.waited), Relaxed);
+        self.cpu_waited.store(micros(cost.waited), Relaxed);
     }
 
     pub(crate) fn waits(&self, waits: bool) {
@@ -99,7 +99,7 @@ impl RunningCalls {
             killed: AtomicBool::new(false),
             reset: AtomicBool::new(false),
             ran: AtomicU64::new(0),
-            turn: AtomicU64::new(0),
+            cpu_waited: AtomicU64::new(0),
             thread: thread::current(),
         });
         self.lock().insert(id, Arc::clone(&call));
@@ -127,14 +127,14 @@ impl RunningCalls {
             age_ms: millis(now.saturating_duration_since(call.arrived)),
             remaining_ms: millis((call.arrived + call.timeout).saturating_duration_since(now)),
             ran_ms: call.ran.load(Relaxed) as f64 / 1e3,
-            turn_waited_ms: call.turn.load(Relaxed) as f64 / 1e3,
+            cpu_waited_ms: call.cpu_waited.load(Relaxed) as f64 / 1e3,
             killed: call.is_killed(),
         };
         self.lock().values().map(row).collect()
     }
 
-    /// Has a call stopped by its next tick, or at once if it waits for its turn;
-    /// false if there is none.
+    /// Has a call stopped by its next tick, or at once if it waits for a run
+    /// permit; false if there is none.
     pub(crate) fn kill(&self, id: u64) -> bool {
         let call = self.lock().get(&id).cloned();
         call.map(|call| {
@@ -153,7 +153,7 @@ impl RunningCalls {
         }
     }
 
-    /// Has all that wait for their turn look whether they shall end.
+    /// Has all calls that wait for a run permit check whether they must end.
     pub(crate) fn wake(&self) {
         self.lock().values().for_each(|call| call.thread.unpark());
     }

@@ -1,4 +1,4 @@
-//! What the server is started with, and on what terms it listens.
+//! What the server is started with, and on what policy it listens.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
 use crate::{
-    access::Terms,
+    access::ListenerPolicy,
     budget::Budget,
     config::{Config, access::Listener, memory::READ_BUFFER},
     transport::ServerTls,
@@ -17,12 +17,12 @@ use crate::{
 pub struct ServerSettings {
     /// The settings, within their bounds.
     pub config: Arc<Config>,
-    /// Where to listen, and on what terms.
+    /// Where to listen, and on what policy.
     pub listeners: Vec<Arc<ListenerSettings>>,
     /// Connections at the same time: no more than memory and the system's open
     /// files allow.
     pub max_connections: usize,
-    /// Of them, those kept for peers who have shown who they are.
+    /// Of them, those reserved for authenticated peers.
     pub reserved: usize,
     /// Further connections that are ending; one more is closed at once.
     pub max_ending: usize,
@@ -53,7 +53,7 @@ impl Default for Buffers {
     }
 }
 
-/// One listener: where, and on what terms.
+/// One listener: where, and on what policy.
 #[derive(Debug)]
 pub struct ListenerSettings {
     /// Its settings.
@@ -61,11 +61,11 @@ pub struct ListenerSettings {
     /// TLS is spoken, with what is there when a connection comes.
     pub tls: Option<Arc<ArcSwap<ServerTls>>>,
     /// What is asked of peers.
-    pub terms: Arc<Terms>,
+    pub policy: Arc<ListenerPolicy>,
 }
 
 impl ListenerSettings {
-    pub(crate) fn lets_in(&self, address: IpAddr) -> bool {
+    pub(crate) fn admits(&self, address: IpAddr) -> bool {
         let is_in = |networks: &[IpNet]| contains(networks, address);
         let Listener { allow, deny, .. } = &self.config;
         (allow.is_empty() || is_in(allow)) && !is_in(deny)

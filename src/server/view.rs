@@ -5,9 +5,9 @@ use std::sync::{Arc, atomic::Ordering::SeqCst};
 
 use super::{
     admission::Admission,
-    peer::{Farewell, Peer},
-    poller::News,
-    workers::Shared,
+    peer::{CloseRequest, Peer},
+    poller::Events,
+    workers::Workers,
 };
 use crate::{
     metrics::{
@@ -17,10 +17,10 @@ use crate::{
     wire::Code,
 };
 
-/// What can be seen of a server, without a lock.
+/// What the admin side sees of a server, without a lock.
 #[derive(Clone)]
 pub struct View {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<Workers>,
     pub(super) admission: Arc<Admission>,
 }
 
@@ -37,15 +37,15 @@ impl View {
         self.shared.common.running.rows()
     }
 
-    /// Has a call stopped by its next tick; false if there is none of this
+    /// Stops a call by its next tick. Returns false if there is none of this
     /// number.
     #[must_use]
     pub fn kill(&self, call: u64) -> bool {
         self.shared.common.running.kill(call)
     }
 
-    /// Closes a connection in order: what was begun is answered, and the peer
-    /// is told. False if there is none of this number.
+    /// Closes a connection gracefully: what was begun is answered, then the
+    /// peer gets an ERROR. Returns false if there is none of this number.
     #[must_use]
     pub fn close(&self, connection: u64) -> bool {
         let found = self
@@ -53,23 +53,23 @@ impl View {
             .peers()
             .find(|peer| peer.number() == connection);
         found.is_some_and(|peer| {
-            self.dismiss(&peer, Farewell::CLOSED);
+            self.request_close(&peer, CloseRequest::CLOSED);
             true
         })
     }
 
-    /// Closes all connections of a principal in the same way; says how many.
+    /// Closes all connections of a principal in the same way. Returns how many.
     #[must_use]
     pub fn close_principal(&self, principal: &str) -> usize {
         let of_it = self.admission.peers().filter(|peer| peer.is_of(principal));
         of_it
-            .inspect(|peer| self.dismiss(peer, Farewell::PRINCIPAL_CLOSED))
+            .inspect(|peer| self.request_close(peer, CloseRequest::PRINCIPAL_CLOSED))
             .count()
     }
 
-    fn dismiss(&self, peer: &Peer, why: Farewell) {
-        peer.retire(why);
-        self.shared.poller.tell(peer.slot(), News::FAREWELL);
+    fn request_close(&self, peer: &Peer, why: CloseRequest) {
+        peer.request_close(why);
+        self.shared.poller.deliver(peer.slot(), Events::CLOSE);
     }
 
     /// Open connections, oldest first.
@@ -96,10 +96,10 @@ impl View {
         // connection that ends meanwhile is missed at worst, never counted
         // twice. What is missed is made up for by what was published before.
         let sum = Traffic::default();
-        sum.absorb(&metrics.ended);
+        sum.absorb(&metrics.closed);
         let mut connections = 0;
         for peer in self.admission.peers() {
-            peer.traffic().add_unless_ended(&sum);
+            peer.traffic().add_unless_closed(&sum);
             connections += 1;
         }
         metrics.published.rise_to(&sum);
@@ -121,7 +121,7 @@ impl View {
             denied: metrics.denied.get(),
             evicted: metrics.evicted.get(),
             calls_reset: metrics.calls_reset.get(),
-            // Who shows it knows.
+            // The admin side fills them in.
             calls_running: 0,
             calls_waiting: 0,
             handshake_failures: metrics.handshake_failures.get(),

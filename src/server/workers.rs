@@ -1,5 +1,5 @@
 //! The threads that serve. A few of them poll: each takes a connection that
-//! has something to do, serves it, puts it back and looks for the next. None
+//! has something to do, serves it, parks it and looks for the next. None
 //! of them waits for a peer. One that is about to wait for a call, or is in a
 //! long one, has another thread poll in its place, lets the connection go on,
 //! and ends with its call: leaders and followers, with compensation for those
@@ -15,9 +15,9 @@ use std::{
 
 use super::{
     common::Common,
-    connection::{Advance, Call, Connection, End, Input, Message},
+    connection::{Advance, Call, CloseReason, Connection, Input, Message},
     peer::Peer,
-    poller::{Look, News, Parked, Poller, Taken},
+    poller::{Events, Parked, PollOptions, Poller, Taken},
     running::Listed,
 };
 use crate::{
@@ -45,14 +45,14 @@ pub(crate) const RESERVE: usize = 1;
 const TICKS_UNTIL_SLOW: u32 = 2;
 
 /// The same of all calls of a connection, until others are next.
-const TICKS_OF_TURN: u32 = 4;
+const TICKS_PER_QUANTUM: u32 = 4;
 
 /// Less than this is little: a few times what waking a thread costs.
-const LITTLE: Duration = Duration::from_micros(100);
+const QUICK: Duration = Duration::from_micros(100);
 /// So many have to have taken little: where more than a few calls in a hundred
 /// take long, nobody waits for them. A thousand gave next to nothing, because
 /// the system interrupts some of any thousand.
-const LAST_ONES: u32 = 100;
+const QUICK_BEFORE_BATCH: u32 = 100;
 
 /// Threads that poll.
 pub(crate) fn pollers() -> usize {
@@ -61,7 +61,7 @@ pub(crate) fn pollers() -> usize {
 }
 
 /// What all workers share.
-pub(crate) struct Shared {
+pub(crate) struct Workers {
     pub(crate) common: Arc<Common>,
     pub(crate) handle: Arc<dyn Handle>,
     pub(crate) poller: Poller<Connection>,
@@ -70,7 +70,7 @@ pub(crate) struct Shared {
     pub(crate) waiting: AtomicUsize,
 }
 
-impl Shared {
+impl Workers {
     /// Half of the threads at most wait for calls that may not begin.
     pub(crate) fn may_wait(&self) -> bool {
         self.waiting.load(SeqCst) < self.most_waiting()
@@ -80,8 +80,8 @@ impl Shared {
         self.common.settings.config.max_threads / 2
     }
 
-    /// A connection has ended; its peer shall read what was said last.
-    pub(crate) fn over(&self, channel: Option<Channel>) {
+    /// Closes a connection such that its peer can read what was sent last.
+    pub(crate) fn linger(&self, channel: Option<Channel>) {
         if let Some(channel) = channel {
             self.poller.forget(&channel);
             self.common.linger.take(channel);
@@ -89,82 +89,83 @@ impl Shared {
     }
 }
 
-/// What one thread does, from its job's beginning to its end.
+/// One thread of the pool, for one job.
 pub(crate) struct Worker {
-    shared: Arc<Shared>,
+    shared: Arc<Workers>,
     /// Other connections wait for this thread.
     polls: AtomicBool,
-    held: Mutex<Held>,
-    /// Ticks that the call at hand has seen.
+    held: Mutex<Work>,
+    /// Ticks that the current call has seen.
     ticks: AtomicU32,
-    /// How many connections took little, one after the other.
+    /// Quick connections in a row.
     quick: AtomicU32,
     /// Whether the next one is taken from the queue.
     alternates: AtomicBool,
-    /// What the scheduler knows of the call at hand.
+    /// What the scheduler knows of the current call.
     ticket: Ticket,
-    /// The call at hand goes on when its client resets the connection.
+    /// The current call goes on when its client resets the connection.
     outlives_reset: AtomicBool,
     /// It polls while all others are absent, and begins no call itself.
     is_reserve: bool,
-    /// It should poll, is in a call, and nobody polls in its stead.
+    /// It should poll, but is in a call without a replacement.
     is_absent: AtomicBool,
     /// Its call is among those that wait to begin.
     queues: AtomicBool,
 }
 
 /// What a worker works on. Only its own thread takes the lock: inside a call,
-/// the worker is found through [`Watch`] alone.
+/// the worker is reached through [`Watch`] alone.
 #[derive(Default)]
-struct Held {
+struct Work {
     /// None once it has gone on.
     connection: Option<Box<Connection>>,
-    /// What is served, while that is a call.
-    call: Option<Called>,
+    /// The call that runs, if any.
+    call: Option<CurrentCall>,
     /// The call, once it takes long.
-    slow: Option<Slow>,
+    slow: Option<SlowCall>,
 }
 
-/// Where the message of the call at hand lies.
-struct Called {
+/// Where the message of the current call lies.
+struct CurrentCall {
     message: std::ops::Range<usize>,
     arrived: Instant,
 }
 
-/// A call that takes long: what is left to it when its connection goes on.
-struct Slow {
+/// A long call: what it keeps when its connection goes on without it.
+struct SlowCall {
     peer: Arc<Peer>,
     listed: Listed,
 }
 
 impl Worker {
-    /// One thread more that polls, until the poller's end; false if there is
-    /// none.
+    /// Starts one more polling worker, which runs until the shutdown. Returns
+    /// false if there is no thread for it.
     #[must_use]
-    pub(crate) fn start(shared: &Arc<Shared>) -> bool {
+    pub(crate) fn start(shared: &Arc<Workers>) -> bool {
         let worker = Arc::new(Self::new(shared, false));
         shared
             .threads
             .execute(move || worker.poll(|| worker.polls.load(Relaxed)))
     }
 
-    /// The thread that polls while all others are in calls and there is no
-    /// further one: so somebody always does. False if there is none.
+    /// Starts the reserve, which polls while all others are in calls and no
+    /// replacement can be started, so that some thread always polls. Returns
+    /// false if there is no thread for it.
     #[must_use]
-    pub(crate) fn start_reserve(shared: &Arc<Shared>) -> bool {
+    pub(crate) fn start_reserve(shared: &Arc<Workers>) -> bool {
         let worker = Arc::new(Self::new(shared, true));
         shared.threads.execute(move || {
             let poller = &worker.shared.poller;
-            while !poller.is_over() {
+            while !poller.is_shut_down() {
                 poller.wait_as_reserve();
                 worker.poll(|| poller.all_are_absent());
-                // Whoever is back takes what it has left.
-                poller.poke();
+                // A worker that is back takes what the reserve has left.
+                poller.wake();
             }
         })
     }
 
-    fn new(shared: &Arc<Shared>, is_reserve: bool) -> Self {
+    fn new(shared: &Arc<Workers>, is_reserve: bool) -> Self {
         Self {
             shared: Arc::clone(shared),
             polls: AtomicBool::new(true),
@@ -180,13 +181,13 @@ impl Worker {
         }
     }
 
-    fn look(&self) -> Look {
+    fn poll_options(&self) -> PollOptions {
         let alternates = self.alternates.load(Relaxed);
         self.alternates.store(!alternates, Relaxed);
-        Look {
+        PollOptions {
             may_begin: !self.is_reserve && self.shared.may_wait(),
             takes_queued: alternates,
-            is_quick: self.quick.load(Relaxed) >= LAST_ONES,
+            is_quick: self.quick.load(Relaxed) >= QUICK_BEFORE_BATCH,
         }
     }
 
@@ -194,15 +195,15 @@ impl Worker {
         let poller = &self.shared.poller;
         let mut ready = Vec::new();
         let mut now = system::now();
-        while goes_on() && !poller.is_over() {
+        while goes_on() && !poller.is_shut_down() {
             poller.sweep(now);
-            let Some((taken, begun)) = poller.next(self.look(), &mut ready) else {
+            let Some((taken, begun)) = poller.next(self.poll_options(), &mut ready) else {
                 now = system::now();
                 continue;
             };
             self.serve(taken, begun);
             now = system::now();
-            let quick = if now.saturating_duration_since(begun) < LITTLE {
+            let quick = if now.saturating_duration_since(begun) < QUICK {
                 self.quick.load(Relaxed).saturating_add(1)
             } else {
                 0
@@ -211,7 +212,8 @@ impl Worker {
         }
     }
 
-    /// Serves a connection as long as there is something to do.
+    /// Serves a connection, and those that it leads to, while there is
+    /// something to do.
     fn serve(self: &Arc<Self>, taken: Taken<Connection>, now: Instant) {
         let (mut next, mut now) = (Some(taken), now);
         while let Some(taken) = next {
@@ -220,47 +222,47 @@ impl Worker {
             next = catch_unwind(advance).unwrap_or_else(|panic| {
                 let error_id = log_panic(&*panic);
                 let text = format!("defect of the server, error id {error_id}");
-                let Held { connection, .. } = std::mem::take(&mut *self.held());
-                // One that fails at its end is not tried again.
-                let mut connection = connection.filter(|connection| !connection.has_ended())?;
-                connection.ends(End::Notice(Code::InternalError, text));
-                Some((connection, News::default()))
+                let Work { connection, .. } = std::mem::take(&mut *self.held());
+                // One that fails while it closes is not tried again.
+                let mut connection = connection.filter(|connection| !connection.is_closing())?;
+                connection.close_with(CloseReason::Notice(Code::InternalError, text));
+                Some((connection, Events::default()))
             });
             now = system::now();
         }
     }
 
-    /// The same; what comes back is to be served next.
+    /// Serves one connection. Returns the one to serve next, if any.
     fn advance(
         self: &Arc<Self>,
-        (connection, news): Taken<Connection>,
+        (connection, events): Taken<Connection>,
         mut now: Instant,
     ) -> Option<Taken<Connection>> {
         let mut held = self.held();
         let mut connection = held.connection.insert(connection);
-        connection.learns(news, now);
+        connection.take_events(events, now);
         let mut ticks = 0;
         loop {
             let mut call = match connection.advance(now) {
                 Advance::Call(call) => call,
                 Advance::Wait if self.lingers(connection) => {
                     now = system::now();
-                    connection.learns(News::READABLE, now);
+                    connection.take_events(Events::READABLE, now);
                     continue;
                 }
                 Advance::Wait => {
                     let connection = held.connection.take();
                     drop(held);
                     let connection = connection?;
-                    if self.shared.poller.put_back(connection) && !self.goes_on() {
-                        self.shared.poller.poke();
+                    if self.shared.poller.park(connection) && !self.goes_on() {
+                        self.shared.poller.wake();
                     }
                     return None;
                 }
-                Advance::Over(channel) => {
+                Advance::Closed(channel) => {
                     let connection = held.connection.take();
                     drop(held);
-                    self.shared.over(channel);
+                    self.shared.linger(channel);
                     drop(connection);
                     return None;
                 }
@@ -272,10 +274,10 @@ impl Worker {
                     connection.postpone(call.message, postponed);
                     continue;
                 }
-                // It is told that it is too late.
+                // The handler answers that it is too late.
                 call.message.postponed = Some(postponed);
             }
-            held.call = Some(Called {
+            held.call = Some(CurrentCall {
                 message: call.message.body.clone(),
                 arrived: call.arrived,
             });
@@ -283,9 +285,9 @@ impl Worker {
             self.outlives_reset.store(false, Relaxed);
             drop(held);
             let reply = self.call(&call);
-            self.ended();
+            self.call_finished();
             held = self.held();
-            // Whoever looks may hold it for a moment longer.
+            // A reader may hold it for a moment longer.
             let slow = held.slow.take();
             if slow.is_some() {
                 now = system::now();
@@ -310,16 +312,16 @@ impl Worker {
                     }
                     connection = held.connection.as_mut()?;
                     ticks += self.ticks.load(Relaxed);
-                    if ticks >= TICKS_OF_TURN {
-                        connection.end_turn();
+                    if ticks >= TICKS_PER_QUANTUM {
+                        connection.end_quantum();
                     }
                     if let Some(identity) = identity {
-                        connection.is_now(identity);
+                        connection.authenticate_as(identity);
                     }
                 }
                 None => {
                     drop(held);
-                    let Slow { peer, listed } = slow?;
+                    let SlowCall { peer, listed } = slow?;
                     drop(listed);
                     peer.used(reply.used);
                     // Its connection may have ended, and has been charged then.
@@ -331,13 +333,14 @@ impl Worker {
                             .note_error(&peer, &call.identity, header, *code, body);
                     }
                     peer.answer_late(reply.header.as_ref(), reply.outcome);
-                    return self.shared.poller.visit(peer.slot(), News::ANSWER);
+                    return self.shared.poller.take_with(peer.slot(), Events::ANSWER);
                 }
             }
         }
     }
 
-    /// What asks for a call is left to others, until it would be too late.
+    /// Leaves a message that needs a call to other workers, until it would be
+    /// too late.
     fn postponed(&self, call: &Call) -> Option<Postponed> {
         let Call {
             input,
@@ -361,8 +364,8 @@ impl Worker {
         }
     }
 
-    /// The call at hand is over: what it held of others is free again.
-    fn ended(&self) {
+    /// Releases what the finished call held of what workers share.
+    fn call_finished(&self) {
         self.begins();
         if self.is_absent.load(Relaxed) {
             self.is_absent.store(false, Relaxed);
@@ -370,21 +373,22 @@ impl Worker {
         }
     }
 
-    /// Waits a moment for the same peer, where that is wanted, while another
-    /// thread polls; says whether it has something to say.
+    /// Waits `linger` for the same peer while another thread polls. Returns
+    /// whether bytes have arrived.
     fn lingers(&self, connection: &Connection) -> bool {
         let time = self.shared.common.settings.config.linger.0;
         !time.is_zero()
             && !self.is_reserve
             && connection.may_linger()
-            && self.is_relieved()
+            && self.compensate()
             && connection
                 .channel()
                 .is_some_and(|channel| channel.wait(time))
     }
 
-    /// Another thread polls in this one's stead.
-    fn is_relieved(&self) -> bool {
+    /// Starts a replacement that polls, unless there is one. Returns whether
+    /// there is.
+    fn compensate(&self) -> bool {
         if self.polls.load(Relaxed) && Self::start(&self.shared) {
             self.polls.store(false, Relaxed);
         }
@@ -410,17 +414,17 @@ impl Worker {
             .unwrap_or_else(|panic| internal_error(body, &log_panic(&*panic)))
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, Work> {
         lock(&self.held)
     }
 
-    /// The call at hand takes long, or is about to wait: neither the answers
-    /// before it nor the requests after it, nor other connections, shall wait
-    /// for it. And it is shown to whoever looks; says why it shall be
-    /// stopped, if it shall.
+    /// Treats the current call as long: it runs longer than two ticks, or is
+    /// about to wait. Neither the answers before it nor later requests nor
+    /// other connections wait for it, and it is listed. Returns why it must be
+    /// stopped, if it must.
     fn is_slow(&self, waits: bool) -> Option<Stop> {
         let mut held = self.held();
-        let Held {
+        let Work {
             connection,
             call,
             slow,
@@ -428,7 +432,7 @@ impl Worker {
         if slow.is_none()
             && let (Some(connection), Some(call)) = (connection.as_ref(), call.as_ref())
         {
-            *slow = Some(Slow {
+            *slow = Some(SlowCall {
                 peer: Arc::clone(connection.peer()),
                 listed: self.list(connection, call),
             });
@@ -439,28 +443,28 @@ impl Worker {
             slow.listed.call.stop()
         });
         drop(held);
-        let poke = left.is_some_and(|connection| self.shared.poller.put_back(connection));
+        let wake = left.is_some_and(|connection| self.shared.poller.park(connection));
         let polled = self.polls.load(Relaxed);
-        let is_relieved = self.is_relieved();
+        let is_compensated = self.compensate();
         let was_absent = self.is_absent.load(Relaxed);
-        if is_relieved == was_absent {
-            self.is_absent.store(!is_relieved, Relaxed);
-            if is_relieved {
+        if is_compensated == was_absent {
+            self.is_absent.store(!is_compensated, Relaxed);
+            if is_compensated {
                 self.shared.poller.is_back();
             } else {
                 self.shared.poller.is_absent();
             }
         }
-        let is_replaced = is_relieved && polled;
-        let has_become_absent = !is_relieved && !was_absent;
-        // Whoever has just begun to poll looks at all that there is.
-        if !is_replaced && (poke || has_become_absent) {
-            self.shared.poller.poke();
+        let is_replaced = is_compensated && polled;
+        let has_become_absent = !is_compensated && !was_absent;
+        // A replacement that has just started looks at everything by itself.
+        if !is_replaced && (wake || has_become_absent) {
+            self.shared.poller.wake();
         }
         stop.filter(|stop| *stop != Stop::Reset || !self.outlives_reset.load(Relaxed))
     }
 
-    fn list(&self, connection: &Connection, call: &Called) -> Listed {
+    fn list(&self, connection: &Connection, call: &CurrentCall) -> Listed {
         let input: &Input = connection.input();
         let header = Header::parse(input.message(call.message.clone()));
         let header = header.ok().map(|(header, _)| header);
@@ -498,12 +502,13 @@ impl Watch for Worker {
             let most = self.shared.most_waiting();
             let one_more = |waiting: usize| (waiting < most).then_some(waiting + 1);
             let waiting = &self.shared.waiting;
-            let has_room = waiting.fetch_update(SeqCst, SeqCst, one_more).is_ok();
-            // Nobody would ask again whose connection has gone on without it.
-            if !has_room && self.held().connection.is_some() {
+            let is_below_limit = waiting.fetch_update(SeqCst, SeqCst, one_more).is_ok();
+            // A call whose connection has gone on without it can't be
+            // postponed.
+            if !is_below_limit && self.held().connection.is_some() {
                 return false;
             }
-            if !has_room {
+            if !is_below_limit {
                 waiting.fetch_add(1, SeqCst);
             }
             self.queues.store(true, Relaxed);
@@ -516,7 +521,7 @@ impl Watch for Worker {
         if self.queues.load(Relaxed) {
             self.queues.store(false, Relaxed);
             self.shared.waiting.fetch_sub(1, SeqCst);
-            self.shared.poller.has_room();
+            self.shared.poller.retry_postponed();
         }
     }
 

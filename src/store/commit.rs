@@ -12,7 +12,7 @@ use redb::{Database, Durability, ReadableTable as _, Table};
 
 use super::{
     Digest, StoreError, USED, VALUES, digest,
-    entry::{Place, counted, seal, unseal, value_size},
+    entry::{EntryKey, counted, seal, unseal, value_size},
 };
 
 /// Writes that are committed together at most.
@@ -50,7 +50,7 @@ pub(super) enum Done {
     Swapped(bool),
 }
 
-type Outcome = Result<Done, StoreError>;
+type OpResult = Result<Done, StoreError>;
 
 /// Writes that wait. Each belongs to a thread that waits with it, so there
 /// are never more than threads.
@@ -69,7 +69,7 @@ struct State {
 
 struct Ticket {
     op: Op,
-    outcome: Mutex<Option<Outcome>>,
+    outcome: Mutex<Option<OpResult>>,
 }
 
 impl Queue {
@@ -79,8 +79,8 @@ impl Queue {
         &self,
         op: Op,
         deadline: Instant,
-        commit: impl Fn(&[&Op]) -> Result<Vec<Outcome>, StoreError>,
-    ) -> Outcome {
+        commit: impl Fn(&[&Op]) -> Result<Vec<OpResult>, StoreError>,
+    ) -> OpResult {
         let ticket = Arc::new(Ticket {
             op,
             outcome: Mutex::default(),
@@ -96,14 +96,14 @@ impl Queue {
             {
                 return outcome;
             }
-            let place = state
+            let entry_key = state
                 .waiting
                 .iter()
                 .position(|waiting| Arc::ptr_eq(waiting, &ticket));
             let remaining = deadline.saturating_duration_since(Instant::now());
-            match place {
-                Some(place) if remaining.is_zero() => {
-                    state.waiting.remove(place);
+            match entry_key {
+                Some(entry_key) if remaining.is_zero() => {
+                    state.waiting.remove(entry_key);
                     return Err(StoreError::Busy);
                 }
                 Some(_) if !state.led => {
@@ -140,7 +140,7 @@ impl Queue {
 }
 
 /// Commits a group and hands each its outcome, whatever happens.
-fn lead(group: &[Arc<Ticket>], commit: impl Fn(&[&Op]) -> Result<Vec<Outcome>, StoreError>) {
+fn lead(group: &[Arc<Ticket>], commit: impl Fn(&[&Op]) -> Result<Vec<OpResult>, StoreError>) {
     let ops: Vec<_> = group.iter().map(|ticket| &ticket.op).collect();
     let outcomes = catch_unwind(AssertUnwindSafe(|| commit(&ops)))
         .unwrap_or_else(|_| Err(StoreError::Io("defect while writing".into())));
@@ -155,7 +155,7 @@ fn lead(group: &[Arc<Ticket>], commit: impl Fn(&[&Op]) -> Result<Vec<Outcome>, S
 
 /// Writes a group in one transaction. One that fails by its own fault leaves
 /// the others alone; an error of the disk is everybody's.
-pub(super) fn apply(database: &Database, ops: &[&Op]) -> Result<Vec<Outcome>, StoreError> {
+pub(super) fn apply(database: &Database, ops: &[&Op]) -> Result<Vec<OpResult>, StoreError> {
     let mut transaction = database.begin_write()?;
     transaction.set_durability(Durability::Immediate)?;
     // Services choose what is written: with two phases a commit that a crash
@@ -183,7 +183,7 @@ type Used<'txn> = Table<'txn, &'static str, u64>;
 
 impl Op {
     /// Checks first and writes then, so that it has its whole effect or none.
-    fn apply(&self, values: &mut Values<'_>, used: &mut Used<'_>) -> Outcome {
+    fn apply(&self, values: &mut Values<'_>, used: &mut Used<'_>) -> OpResult {
         match &self.change {
             Change::Put(pairs) => {
                 let pairs: Vec<_> = pairs
@@ -218,15 +218,15 @@ impl Op {
         }
     }
 
-    fn place<'a>(&'a self, key: &'a str) -> Place<'a> {
+    fn entry_key<'a>(&'a self, key: &'a str) -> EntryKey<'a> {
         (&self.service, &self.bucket, key)
     }
 
     fn value(&self, key: &str, values: &Values<'_>) -> Result<Option<Vec<u8>>, StoreError> {
-        let place = self.place(key);
-        let stored = values.get(place)?;
+        let entry_key = self.entry_key(key);
+        let stored = values.get(entry_key)?;
         stored
-            .map(|stored| unseal(place, stored.value()).map(<[u8]>::to_vec))
+            .map(|stored| unseal(entry_key, stored.value()).map(<[u8]>::to_vec))
             .transpose()
     }
 
@@ -240,12 +240,12 @@ impl Op {
         // Of a key that stands twice the last one counts.
         let last: std::collections::BTreeMap<_, _> = pairs.iter().copied().collect();
         let size = |key: &str, value: Option<usize>| {
-            value.map_or(0, |value| counted(self.place(key), value))
+            value.map_or(0, |value| counted(self.entry_key(key), value))
         };
         let (mut wanted, mut grows) = (before, false);
         for (key, value) in &last {
             let old = values
-                .get(self.place(key))?
+                .get(self.entry_key(key))?
                 .map(|stored| value_size(stored.value()));
             let new = size(key, value.map(<[u8]>::len));
             grows |= new > size(key, old);
@@ -258,10 +258,10 @@ impl Op {
             });
         }
         for (key, value) in last {
-            let place = self.place(key);
+            let entry_key = self.entry_key(key);
             match value {
-                Some(value) => drop(values.insert(place, &*seal(place, value))?),
-                None => drop(values.remove(place)?),
+                Some(value) => drop(values.insert(entry_key, &*seal(entry_key, value))?),
+                None => drop(values.remove(entry_key)?),
             }
         }
         used.insert(&*self.service, wanted)?;

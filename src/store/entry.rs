@@ -13,10 +13,10 @@ const SEAL: usize = 8;
 pub(super) const OVERHEAD: u64 = 32;
 
 /// Service, bucket and key.
-pub(super) type Place<'a> = (&'a str, &'a str, &'a str);
+pub(super) type EntryKey<'a> = (&'a str, &'a str, &'a str);
 
 /// What an entry counts towards its service's quota, in bytes.
-pub(super) fn counted((service, bucket, key): Place<'_>, value: usize) -> u64 {
+pub(super) fn counted((service, bucket, key): EntryKey<'_>, value: usize) -> u64 {
     (service.len() + bucket.len() + key.len() + value) as u64 + OVERHEAD
 }
 
@@ -26,27 +26,30 @@ pub(super) fn value_size(stored: &[u8]) -> usize {
 }
 
 /// What is stored for a value.
-pub(super) fn seal(place: Place<'_>, value: &[u8]) -> Vec<u8> {
-    [&checksum(place, value), value].concat()
+pub(super) fn seal(entry_key: EntryKey<'_>, value: &[u8]) -> Vec<u8> {
+    [&checksum(entry_key, value), value].concat()
 }
 
 /// The value of what is stored.
 ///
 /// # Errors
 /// It is not what was stored at this place.
-pub(super) fn unseal<'a>(place: Place<'_>, stored: &'a [u8]) -> Result<&'a [u8], StoreError> {
+pub(super) fn unseal<'a>(
+    entry_key: EntryKey<'_>,
+    stored: &'a [u8],
+) -> Result<&'a [u8], StoreError> {
     match stored.split_first_chunk::<SEAL>() {
-        Some((seal, value)) if *seal == checksum(place, value) => Ok(value),
-        _ => Err(StoreError::Damaged(named(place))),
+        Some((seal, value)) if *seal == checksum(entry_key, value) => Ok(value),
+        _ => Err(StoreError::Damaged(named(entry_key))),
     }
 }
 
 /// A place, for people.
-pub(super) fn named((service, bucket, key): Place<'_>) -> String {
+pub(super) fn named((service, bucket, key): EntryKey<'_>) -> String {
     format!("key {key:?} in bucket {bucket:?} of service {service:?}")
 }
 
-fn checksum((service, bucket, key): Place<'_>, value: &[u8]) -> [u8; SEAL] {
+fn checksum((service, bucket, key): EntryKey<'_>, value: &[u8]) -> [u8; SEAL] {
     let mut hash = Sha256::new();
     for part in [service, bucket, key] {
         hash.update((part.len() as u64).to_le_bytes());
@@ -64,16 +67,16 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_read_only_as_it_was_and_where_it_was() {
-        let place = ("svc", "b", "key");
-        let stored = seal(place, b"value");
-        assert_eq!(unseal(place, &stored), Ok(&b"value"[..]));
+        let entry_key = ("svc", "b", "key");
+        let stored = seal(entry_key, b"value");
+        assert_eq!(unseal(entry_key, &stored), Ok(&b"value"[..]));
         assert_eq!(value_size(&stored), 5);
         for at in 0..stored.len() {
             let mut damaged = stored.clone();
             damaged[at] ^= 1;
-            assert!(unseal(place, &damaged).is_err(), "{at}");
+            assert!(unseal(entry_key, &damaged).is_err(), "{at}");
         }
         assert!(unseal(("svc", "bk", "ey"), &stored).is_err());
-        assert!(unseal(place, &stored[..3]).is_err());
+        assert!(unseal(entry_key, &stored[..3]).is_err());
     }
 }

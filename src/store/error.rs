@@ -98,7 +98,9 @@ impl fmt::Display for StoreError {
             Self::NotANumber => {
                 f.write_str("the value is not a decimal number, or the sum is too large for one")
             }
-            Self::Busy => f.write_str("no turn to write before the deadline; nothing was written"),
+            Self::Busy => {
+                f.write_str("the write did not begin before the deadline; nothing was written")
+            }
             Self::Full => f.write_str("the disk is full"),
             Self::Locked => f.write_str(
                 "another process has the store open, a running server most likely; stop it first",
@@ -115,9 +117,9 @@ impl fmt::Display for StoreError {
                 "the store is empty ({size} bytes), as a full disk or a truncation leaves it; if it held values, \
                  restore a backup with mb-server store import"
             ),
-            Self::Damaged(place) => write!(
+            Self::Damaged(entry_key) => write!(
                 f,
-                "the value of {place} is damaged on the disk; write it anew, or see mb-server store check"
+                "the value of {entry_key} is damaged on the disk; write it again, or see mb-server store check"
             ),
             Self::Broken(error) => write!(
                 f,

@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_cut_off_creation_leaves_is_told_from_a_store() {
+    fn what_a_cut_off_creation_leaves_is_distinguished_from_a_store() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("store.redb");
         let state_of = |bytes: &[u8]| {

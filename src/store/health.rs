@@ -13,7 +13,7 @@ use super::StoreError;
 use crate::log::Limiter;
 
 /// How often the log says again that writes are refused.
-const SAY_EVERY: Duration = Duration::from_secs(60);
+const LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// Counts of the store since the start.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ struct State {
     problem: Option<String>,
     /// When the log said last that writes are refused. Where some succeed and
     /// some do not, it does not say so each time.
-    said: Option<Instant>,
+    last_logged: Option<Instant>,
     /// It did, and not yet that they succeed again.
     announced: bool,
     /// Writes refused since then.
@@ -101,10 +101,13 @@ impl Health {
         state.problem = Some(error.to_string());
         state.refused += writes;
         self.failing.store(true, Relaxed);
-        if state.said.is_some_and(|said| now - said < SAY_EVERY) {
+        if state
+            .last_logged
+            .is_some_and(|last_logged| now - last_logged < LOG_EVERY)
+        {
             return;
         }
-        (state.said, state.announced) = (Some(now), true);
+        (state.last_logged, state.announced) = (Some(now), true);
         let refused = std::mem::take(&mut state.refused);
         drop(state);
         tracing::error!(

@@ -128,7 +128,7 @@ impl Store {
         &self.health
     }
 
-    /// What it takes. Reads one number for each service. Whoever looks at the
+    /// What it takes. Reads one number for each service. A reader of the
     /// server asks this, so it neither waits for the file to be opened again
     /// nor opens it, which may read all of it.
     ///
@@ -356,8 +356,8 @@ impl Namespace {
             };
             let mut bytes = 0;
             for entry in values.range((&*self.service, bucket, from.unwrap_or_default())..)? {
-                let (place, _) = entry?;
-                let (service, its_bucket, key) = place.value();
+                let (entry_key, _) = entry?;
+                let (service, its_bucket, key) = entry_key.value();
                 if service != &*self.service || its_bucket != bucket {
                     break;
                 }
@@ -524,10 +524,10 @@ impl Namespace {
         bucket: &str,
         key: &str,
     ) -> Result<Option<Vec<u8>>, StoreError> {
-        let place = (&*self.service, bucket, key);
-        let stored = values.get(place)?;
+        let entry_key = (&*self.service, bucket, key);
+        let stored = values.get(entry_key)?;
         stored
-            .map(|stored| unseal(place, stored.value()).map(<[u8]>::to_vec))
+            .map(|stored| unseal(entry_key, stored.value()).map(<[u8]>::to_vec))
             .transpose()
     }
 }

@@ -17,7 +17,7 @@ use redb::{
 
 use super::{
     FORMAT, META, StoreError, USED, VALUES, Values, contain,
-    entry::{Place, counted, named, unseal, value_size},
+    entry::{EntryKey, counted, named, unseal, value_size},
     file::{self, State},
 };
 
@@ -26,7 +26,7 @@ const MAX_PROBES: u32 = 50_000;
 /// Halvings of a damaged range in which nothing more was read.
 const MAX_BARREN: u32 = 7;
 /// Characters of a place.
-const MAX_PLACE: usize = 2048;
+const MAX_ENTRY_KEY: usize = 2048;
 
 /// A store that is only read. What redb writes as it opens and checks a file
 /// stays in memory.
@@ -54,7 +54,7 @@ pub struct Checked {
 
 /// What reading everything meets.
 pub(super) enum Met<'a> {
-    Entry(Place<'a>, &'a [u8]),
+    Entry(EntryKey<'a>, &'a [u8]),
     /// What is lost, and where.
     Lost(String),
 }
@@ -186,15 +186,16 @@ impl Reader {
                 true
             }
             Ok(values) => {
-                let gaps = read_around(&values, &mut |place, stored| {
-                    let (service, ..) = place;
+                let gaps = read_around(&values, &mut |entry_key, stored| {
+                    let (service, ..) = entry_key;
                     // A service's name as long as a damaged page says.
-                    *sums.entry(service.into()).or_default() += counted(place, value_size(stored));
-                    if let Ok(value) = unseal(place, stored) {
+                    *sums.entry(service.into()).or_default() +=
+                        counted(entry_key, value_size(stored));
+                    if let Ok(value) = unseal(entry_key, stored) {
                         entries += 1;
-                        each(Met::Entry(place, value))
+                        each(Met::Entry(entry_key, value))
                     } else {
-                        lose(each, format!("the value of {}", named(place)))
+                        lose(each, format!("the value of {}", named(entry_key)))
                     }
                 })?;
                 for (after, before, error) in &gaps {
@@ -253,7 +254,7 @@ struct Gap {
 /// where there are several, what is between them by halving.
 fn read_around(
     values: &Values,
-    each: &mut dyn FnMut(Place<'_>, &[u8]) -> io::Result<()>,
+    each: &mut dyn FnMut(EntryKey<'_>, &[u8]) -> io::Result<()>,
 ) -> io::Result<Vec<Lost>> {
     let mut queue = VecDeque::from([Gap {
         from: Bound::Unbounded,
@@ -299,7 +300,7 @@ fn read_around(
     Ok(merged(lost))
 }
 
-/// Halves of one range that both came to nothing are one again.
+/// Halves of one range that both failed are one again.
 fn merged(mut gaps: Vec<(Bound<String>, Bound<String>, StoreError)>) -> Vec<Lost> {
     gaps.sort_by(|a, b| text(&a.0).cmp(&text(&b.0)));
     let mut merged: Vec<(Bound<String>, Bound<String>, StoreError)> = Vec::new();
@@ -313,7 +314,7 @@ fn merged(mut gaps: Vec<(Bound<String>, Bound<String>, StoreError)>) -> Vec<Lost
         }
     }
     let shown = |bound: &Bound<String>, unbounded: &str| {
-        text(bound).map_or(unbounded.into(), |place| named(parts(place)))
+        text(bound).map_or(unbounded.into(), |entry_key| named(parts(entry_key)))
     };
     merged
         .into_iter()
@@ -323,7 +324,7 @@ fn merged(mut gaps: Vec<(Bound<String>, Bound<String>, StoreError)>) -> Vec<Lost
 
 fn text(bound: &Bound<String>) -> Option<&str> {
     match bound {
-        Bound::Included(place) | Bound::Excluded(place) => Some(place),
+        Bound::Included(entry_key) | Bound::Excluded(entry_key) => Some(entry_key),
         Bound::Unbounded => None,
     }
 }
@@ -348,13 +349,13 @@ fn stretch(
     from: &Bound<String>,
     to: &Bound<String>,
     backwards: bool,
-    each: &mut dyn FnMut(Place<'_>, &[u8]) -> io::Result<()>,
+    each: &mut dyn FnMut(EntryKey<'_>, &[u8]) -> io::Result<()>,
 ) -> (Option<String>, Result<(), Stop>) {
     let mut last: Option<String> = None;
     let read = contain(|| {
-        let range: (Bound<Place<'_>>, Bound<Place<'_>>) = (
-            from.as_ref().map(|place| parts(place)),
-            to.as_ref().map(|place| parts(place)),
+        let range: (Bound<EntryKey<'_>>, Bound<EntryKey<'_>>) = (
+            from.as_ref().map(|entry_key| parts(entry_key)),
+            to.as_ref().map(|entry_key| parts(entry_key)),
         );
         let mut range = values.range(range)?;
         loop {
@@ -367,14 +368,14 @@ fn stretch(
                 return Ok(Ok(()));
             };
             let (key, stored) = entry?;
-            let place = joined(key.value());
+            let entry_key = joined(key.value());
             let within = last.as_ref().is_none_or(|last| {
                 if backwards {
-                    place < *last
+                    entry_key < *last
                 } else {
-                    place > *last
+                    entry_key > *last
                 }
-            }) && in_range(&place, from, to);
+            }) && in_range(&entry_key, from, to);
             if !within {
                 return Err(StoreError::Broken("keys are out of order".into()));
             }
@@ -382,7 +383,7 @@ fn stretch(
             if let Err(error) = handed {
                 return Ok(Err(error));
             }
-            last = Some(place);
+            last = Some(entry_key);
         }
     });
     let result = match read {
@@ -392,23 +393,23 @@ fn stretch(
     (last, result)
 }
 
-fn in_range(place: &str, from: &Bound<String>, to: &Bound<String>) -> bool {
+fn in_range(entry_key: &str, from: &Bound<String>, to: &Bound<String>) -> bool {
     RangeBounds::<str>::contains(
         &(
             from.as_ref().map(String::as_str),
             to.as_ref().map(String::as_str),
         ),
-        place,
+        entry_key,
     )
 }
 
 /// A place as one text. Names hold no NUL, so texts are in the order of places.
-fn joined((service, bucket, key): Place<'_>) -> String {
+fn joined((service, bucket, key): EntryKey<'_>) -> String {
     [service, bucket, key].join("\0")
 }
 
-fn parts(place: &str) -> Place<'_> {
-    let mut parts = place.splitn(3, '\0');
+fn parts(entry_key: &str) -> EntryKey<'_> {
+    let mut parts = entry_key.splitn(3, '\0');
     let mut next = || parts.next().unwrap_or_default();
     (next(), next(), next())
 }
@@ -419,7 +420,7 @@ fn between(low: Option<&str>, high: Option<&str>) -> Option<String> {
     let mut low = low.unwrap_or_default().chars();
     let mut high = high.map(str::chars);
     let mut middle = String::new();
-    for _ in 0..MAX_PLACE {
+    for _ in 0..MAX_ENTRY_KEY {
         let a = low.next().map_or(0, u32::from);
         let b = match &mut high {
             Some(high) => u32::from(high.next()?),

@@ -130,12 +130,12 @@ impl Store {
                             let value = BASE64_STANDARD
                                 .decode(value)
                                 .map_err(|e| refuse(&e.to_string()))?;
-                            let place = (&*service, &*bucket, &*key);
+                            let entry_key = (&*service, &*bucket, &*key);
                             let old = values
-                                .insert(place, &*seal(place, &value))?
-                                .map(|old| counted(place, value_size(old.value())));
+                                .insert(entry_key, &*seal(entry_key, &value))?
+                                .map(|old| counted(entry_key, value_size(old.value())));
                             let before = used.get(&*service)?.map_or(0, |used| used.value());
-                            let sum = (before + counted(place, value.len()))
+                            let sum = (before + counted(entry_key, value.len()))
                                 .saturating_sub(old.unwrap_or(0));
                             used.insert(&*service, sum)?;
                             entries += 1;

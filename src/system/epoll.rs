@@ -18,7 +18,7 @@ use rustix::{
 use super::Channel;
 use crate::log::Limiter;
 
-/// Most that are told at once.
+/// Most events at once.
 const MOST: usize = 4;
 /// A pause where it fails, so that who tries again does not keep a processor
 /// busy.
@@ -31,7 +31,7 @@ const INTEREST: EventFlags = EventFlags::IN
     .union(EventFlags::ET);
 
 /// Told for a poke; slots are smaller.
-const POKE: u64 = u64::MAX;
+const WAKE: u64 = u64::MAX;
 
 const NOTHING: Event = Event {
     flags: EventFlags::empty(),
@@ -56,7 +56,7 @@ pub struct Ready {
 pub struct Epoll {
     epoll: OwnedFd,
     /// There is no system without pipes.
-    poke: (PipeReader, PipeWriter),
+    wake: (PipeReader, PipeWriter),
 }
 
 impl Epoll {
@@ -64,15 +64,15 @@ impl Epoll {
     /// If the system has none.
     pub fn new() -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let poke = pipe()?;
-        ioctl_fionbio(&poke.0, true)?;
-        ioctl_fionbio(&poke.1, true)?;
+        let wake = pipe()?;
+        ioctl_fionbio(&wake.0, true)?;
+        ioctl_fionbio(&wake.1, true)?;
         let interest = EventFlags::IN | EventFlags::ET;
-        epoll::add(&epoll, &poke.0, EventData::new_u64(POKE), interest)?;
+        epoll::add(&epoll, &wake.0, EventData::new_u64(WAKE), interest)?;
         // A system that refuses to wait is found out now, not by those who call.
         let mut none = [NOTHING];
         match epoll::wait(&epoll, &mut none, Some(&Timespec::default())) {
-            Ok(_) | Err(Errno::INTR) => Ok(Self { epoll, poke }),
+            Ok(_) | Err(Errno::INTR) => Ok(Self { epoll, wake }),
             Err(error) => Err(error.into()),
         }
     }
@@ -111,14 +111,14 @@ impl Epoll {
         ready.extend(events[..count].iter().filter_map(|event| {
             let (flags, data) = (event.flags, event.data.u64());
             let ended = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
-            if data == POKE {
+            if data == WAKE {
                 // So that there is room for more.
-                while (&self.poke.0)
+                while (&self.wake.0)
                     .read(&mut [0; 64])
                     .is_ok_and(|count| count > 0)
                 {}
             }
-            (data != POKE).then_some(Ready {
+            (data != WAKE).then_some(Ready {
                 slot: data as usize,
                 readable: ended || flags.contains(EventFlags::IN),
                 writable: ended || flags.contains(EventFlags::OUT),
@@ -128,7 +128,7 @@ impl Epoll {
     }
 
     /// One of those who wait looks whether there is something else to do.
-    pub fn poke(&self) {
-        let _ = (&self.poke.1).write(&[0]);
+    pub fn wake(&self) {
+        let _ = (&self.wake.1).write(&[0]);
     }
 }

@@ -101,9 +101,9 @@ impl Open {
     /// One more, if there is room.
     fn begin(&self) -> bool {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = *count < self.limit;
-        *count += usize::from(room);
-        room
+        let has_slot = *count < self.limit;
+        *count += usize::from(has_slot);
+        has_slot
     }
 
     fn end(&self, ended: usize) {

@@ -35,7 +35,7 @@ pub struct Pool {
     /// Jobs of kept threads, and of the others. They rise under the lock.
     busy: Arc<AtomicUsize>,
     others: Arc<AtomicUsize>,
-    /// Kept threads, for whoever looks.
+    /// Idle threads, for the admin side.
     count: AtomicUsize,
 }
 
@@ -146,11 +146,12 @@ impl Threads {
         self.refused = Some(Instant::now());
         if !self.is_short {
             self.is_short = true;
-            // Said once, but again where the system gives and refuses in turns.
+            // Logged once, but again where the system alternately grants and
+            // refuses.
             static LINES: Limiter = Limiter::new();
             if LINES.allows("no further threads") {
                 tracing::error!(
-                    "the system refuses more than {count} threads; slow calls keep others waiting"
+                    "the system refuses more than {count} threads; further calls wait for slow ones"
                 );
             }
         }

@@ -1,5 +1,5 @@
 //! One connection of the server's side: reads and writes that never wait, with
-//! TLS or without. It belongs to one owner, who is told by a poller when it is
+//! TLS or without. It belongs to one owner, which a poller notifies when it is
 //! worth trying again.
 
 use std::{
@@ -22,7 +22,7 @@ use super::proxy::{self, Proxied};
 const RECORD_SIZE: usize = 16 * 1024;
 
 /// Reads of ciphertext that brings no data, as a peer may send without end,
-/// until others have their turn.
+/// until others are served.
 const MAX_RECORDS_WITHOUT_DATA: usize = 16;
 
 /// A TLS record begins with its type, version and length.
@@ -135,7 +135,7 @@ impl Channel {
     ///
     /// # Errors
     /// [`TlsFault::of`](super::TlsFault::of) says why it failed. The peer was
-    /// told, if there was room.
+    /// sent an alert, if its buffer had space.
     pub fn handshake(&mut self) -> io::Result<bool> {
         let Self { socket, tls } = self;
         let Some(tls) = tls else { return Ok(true) };

@@ -165,7 +165,7 @@ fn sections(text: &[u8], content: Content) -> Result<Vec<Section<'_>>, String> {
                 }
                 None if looks_like_a_boundary(line) => {
                     return Err(at(
-                        "looks like a section and is none, for the line must be -----BEGIN and the kind of section, \
+                        "looks like a section but is not one, because the line must be -----BEGIN and the kind of section, \
                          from its first column to its end, and -----END alone in a line must end it",
                     ));
                 }
@@ -200,7 +200,7 @@ fn sections(text: &[u8], content: Content) -> Result<Vec<Section<'_>>, String> {
     }
 }
 
-const ENCRYPTED: &str = "the key is encrypted, and nobody is asked for its password; decrypt it with openssl pkey -in FILE -out \
+const ENCRYPTED: &str = "the key is encrypted, and the server asks for no password; decrypt it with openssl pkey -in FILE -out \
      PLAIN.key (keep that at mode 0600)";
 
 /// Lines with their numbers and offsets; each of `\n`, `\r\n` and `\r` ends one.

@@ -181,7 +181,7 @@ impl Stream {
     ///
     /// # Errors
     /// [`TlsFault::of`](super::TlsFault::of) says why it failed. The peer was
-    /// told, if there was room.
+    /// sent an alert, if its buffer had space.
     pub fn handshake(&self, deadline: Instant) -> io::Result<()> {
         self.tls
             .as_ref()

@@ -47,7 +47,7 @@ struct Outgoing {
     sent: usize,
 }
 
-/// Why a handshake, or the session after it, came to nothing.
+/// Why a handshake, or the session after it, failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsFault {
     /// What came is not TLS.
@@ -271,7 +271,7 @@ impl Tls {
         }
     }
 
-    /// Both sides agree on keys, and on who they are.
+    /// Both sides agree on keys, and have authenticated.
     pub(super) fn handshake(&self, socket: &Socket, deadline: Instant) -> io::Result<()> {
         let mut incoming = lock(&self.incoming);
         loop {

@@ -140,7 +140,7 @@ pub enum Reason {
     Start,
     /// The operator stopped the call.
     Killed,
-    /// Its client has reset the connection; nobody is told.
+    /// Its client has reset the connection; nobody is notified.
     Reset,
 }
 

@@ -60,7 +60,7 @@ pub fn check_depth(text: &str, limit: usize) -> Result<(), JsonError> {
 /// for encoding and depth), sonic-rs and simd-json with 64 B to 1 MiB: this is
 /// twice to eight times as fast as the first, and faster than the other two
 /// but for long texts that are not ASCII. sonic-rs takes `"\u12g4"` and any
-/// depth for JSON. And strangers' bytes are read here without `unsafe`.
+/// depth for JSON. And untrusted bytes are read here without `unsafe`.
 struct Text<'a>(&'a [u8]);
 
 /// What is wrong.

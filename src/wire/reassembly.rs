@@ -59,7 +59,7 @@ pub enum Taken {
 /// A growable buffer that reassembles frames.
 ///
 /// Its memory follows what has arrived, never what was promised alone: when it
-/// is full it grows to what the frame at hand needs, but to eight times its
+/// is full it grows to what the current frame needs, but to eight times its
 /// size at most, and to `max_message_size` + a frame header + one read.
 #[derive(Debug)]
 pub struct Reassembly {
@@ -171,7 +171,7 @@ impl Reassembly {
         KEPT_SIZE.max(self.read_size)
     }
 
-    /// Bytes that the frame at hand has promised and that have not arrived.
+    /// Bytes that the current frame has announced and that have not arrived.
     fn missing(&self) -> usize {
         let unparsed = &self.buf[self.parsed..self.filled];
         let header = unparsed
@@ -361,7 +361,7 @@ impl Reassembly {
         assert!(self.parsed <= self.filled, "only what arrived is parsed");
         assert!(
             self.filled <= self.buf.len(),
-            "more arrived than there was room for"
+            "more arrived than the buffer holds"
         );
     }
 }

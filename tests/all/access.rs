@@ -1,4 +1,4 @@
-//! Who is asking, what they may do, and how much of the server they get.
+//! Principals, what they may do, and how much of the server they get.
 
 use std::{
     io::{ErrorKind, Write as _},
@@ -51,7 +51,7 @@ fn failures(server: &TestServer, reason: &str) -> u64 {
 }
 
 #[test]
-fn a_token_opens_the_door_and_its_end_closes_it() {
+fn a_token_admits_until_it_is_revoked() {
     let setup = with_tokens(
         setup(),
         "auth = \"required\"\n[principals.ann]\nrights = [\"calc.*\", \"echo.say@2\"]",
@@ -128,7 +128,7 @@ fn a_token_opens_the_door_and_its_end_closes_it() {
     );
     peer.expect_end();
     assert_eq!(other.ask("echo.say", "1").text(), "1", "others stay");
-    assert_eq!(failures(&server, "ended"), 1);
+    assert_eq!(failures(&server, "expired"), 1);
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn keep_alives_and_pieces_do_not_make_the_time_for_a_hello_longer() {
 }
 
 #[test]
-fn who_guesses_too_often_waits() {
+fn an_address_that_fails_too_often_waits() {
     let setup = with_tokens(setup(), "auth = \"required\"\nauth_failures = 3");
     let (_, secret) = token(&setup, &["ann"]);
     let server = setup.start();
@@ -216,7 +216,7 @@ fn who_guesses_too_often_waits() {
 }
 
 #[test]
-fn rates_and_places_are_shared_by_all_connections_of_a_principal() {
+fn rates_and_permits_are_shared_by_all_connections_of_a_principal() {
     let setup = with_tokens(
         setup(),
         "auth = \"required\"\n[principals.default]\nrights = [\"*\"]\n[principals.ann]\nrights = [\"*\"]\nrate = 2\n\
@@ -270,7 +270,7 @@ fn rates_and_places_are_shared_by_all_connections_of_a_principal() {
     });
     waits.request_within("echo.say", "1", 100, "1");
     assert_eq!(waits.message().code(), "SERVICE_UNAVAILABLE");
-    // More of them than there are threads on duty at the poller.
+    // More of them than there are polling workers.
     let mut waiting: Vec<_> = (0..crate::waiting::many())
         .map(|_| connect(&tokens[1]))
         .collect();
@@ -308,7 +308,7 @@ fn rates_and_places_are_shared_by_all_connections_of_a_principal() {
 }
 
 #[test]
-fn the_longest_idle_stranger_makes_room() {
+fn the_longest_idle_unauthenticated_peer_is_evicted() {
     let setup = with_tokens(
         setup(),
         "auth = \"optional\"\nmax_connections = 4\nreserved_connections = 50\n[principals.default]\nrights = [\"*\"]",
@@ -325,8 +325,8 @@ fn the_longest_idle_stranger_makes_room() {
         let rows = rows["connections"].as_array().unwrap();
         rows.len() == 2 && rows.iter().all(|row| row["state"] == "idle")
     });
-    // Two strangers may be in. The next ones get in when the idle ones are
-    // no longer so new that they are left alone.
+    // Two unauthenticated peers fit. The next ones get in when the idle ones
+    // are no longer so new that they are left alone.
     let mut ann = loop {
         let mut peer = server.connect();
         let answer = hello(&mut peer, &secret);
@@ -341,13 +341,13 @@ fn the_longest_idle_stranger_makes_room() {
         "it was idle for longer"
     );
     assert_eq!(ann.ask("echo.say", "1").text(), "1");
-    let mut stranger = server.connect();
+    let mut unauthenticated = server.connect();
     assert!(
-        stranger
+        unauthenticated
             .ask("system.ping", "1")
             .line
             .starts_with("RESPONSE"),
-        "a known peer takes no stranger's place"
+        "an authenticated peer takes no slot of unauthenticated ones"
     );
     assert!(first.ask("system.ping", "1").line.starts_with("RESPONSE"));
     assert_eq!(server.count("mb_connections_evicted_total"), 1);
@@ -652,7 +652,7 @@ fn the_operator_closes_all_connections_of_a_principal() {
         peer
     };
     let (mut one, mut two, mut busy) = (come(&tokens[0]), come(&tokens[0]), come(&tokens[0]));
-    let (mut bob, mut stranger) = (come(&tokens[1]), server.connect());
+    let (mut bob, mut unauthenticated) = (come(&tokens[1]), server.connect());
     busy.request_within("hostile.spin", "1", HOUR, "{}");
     server.until("it runs", |server| {
         server.json("/calls")["calls"].as_array().unwrap().len() == 1
@@ -678,7 +678,7 @@ fn the_operator_closes_all_connections_of_a_principal() {
     busy.expect_end();
     assert_eq!(bob.ask("echo.say", "1").text(), "1");
     assert!(
-        stranger
+        unauthenticated
             .ask("system.ping", "1")
             .line
             .starts_with("RESPONSE")
@@ -720,7 +720,7 @@ fn system_topics_count_for_the_rate() {
             .inspect(|answer| assert_eq!(answer.code(), "RATE_LIMITED", "{topic}"))
             .count()
     };
-    let mut stranger = server.connect();
+    let mut unauthenticated = server.connect();
     let mut ann = server.connect();
     let again = json!({"token": secret}).to_string();
     for (topic, payload) in [
@@ -728,8 +728,12 @@ fn system_topics_count_for_the_rate() {
         ("system.services", ""),
         ("system.hello", "{}"),
     ] {
-        assert!(refused(&mut stranger, topic, payload) > 80, "{topic}");
-        // That strangers ask too often keeps nobody from authenticating.
+        assert!(
+            refused(&mut unauthenticated, topic, payload) > 80,
+            "{topic}"
+        );
+        // Unauthenticated peers over their rate keep nobody from
+        // authenticating.
         assert!(hello(&mut ann, &secret).line.starts_with("RESPONSE") || topic != "system.ping");
         assert!(refused(&mut ann, topic, payload) > 60, "{topic}");
     }
@@ -804,7 +808,7 @@ fn a_peer_that_must_authenticate_is_ended_whatever_it_sends_and_reads() {
 }
 
 #[test]
-fn what_strangers_could_reach_is_refused_at_the_start() {
+fn listeners_without_authentication_are_refused_at_the_start() {
     let check = |settings: &str, expected: Option<&str>| {
         let output = setup().set("host = \"0.0.0.0\"").set(settings);
         let mut command = Command::new(BINARY);
@@ -825,7 +829,7 @@ fn what_strangers_could_reach_is_refused_at_the_start() {
             ),
         }
     };
-    check("", Some("nothing asks them who they are"));
+    check("", Some("reach without authentication"));
     check("auth = \"required\"", None);
     check("allow_unsecure = true", None);
     check("plain = false", Some("`plain` must be"));

@@ -64,7 +64,7 @@ pub fn stop_calls(server: &TestServer) {
 }
 
 #[test]
-fn no_route_is_open_to_strangers() {
+fn no_route_is_open_without_the_token() {
     let server = start();
     let all = routes(&server);
     assert!(all.len() > 20, "{all:?}");

@@ -130,7 +130,7 @@ fn the_contract_is_printed_and_written() {
 }
 
 #[test]
-fn inspect_tells_what_a_component_takes_and_needs() {
+fn inspect_prints_what_a_component_takes_and_needs() {
     let (code, said, error) = run(
         &[
             "inspect",
@@ -153,7 +153,7 @@ fn inspect_tells_what_a_component_takes_and_needs() {
     }
     // Compiled once, and kept.
     let cache = tempfile::tempdir().unwrap();
-    for part in [" ms; kept for the next start", ", taken from the cache"] {
+    for part in [" ms; cached for the next start", ", taken from the cache"] {
         let (_, said, _) = run_with(
             Command::new(BINARY)
                 .arg("inspect")
@@ -180,7 +180,7 @@ fn inspect_tells_what_a_component_takes_and_needs() {
 }
 
 #[test]
-fn inspect_tells_what_would_break_callers() {
+fn inspect_prints_what_would_break_callers() {
     let versions = |version: &str| {
         component("guests", &format!("versions@{version}.wasm"))
             .display()

@@ -456,7 +456,7 @@ fn memory_of_a_large_message_goes_back_while_its_connection_stays() {
     let before = server.count("mb_memory_bytes");
     let text = format!("{:?}", "x".repeat(900_000));
     assert_eq!(client.ask("echo.say", &text).text(), text);
-    server.until("given back", |server| {
+    server.until("released", |server| {
         server.count("mb_memory_bytes") == before
     });
     assert!(server.count("mb_memory_max_bytes") > before);

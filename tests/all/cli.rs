@@ -184,10 +184,10 @@ fn call_where_nobody_answers() {
         assert_eq!(status, Some(3));
         assert!(error.contains("HOST:PORT"), "{error}");
     }
-    let stranger = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = stranger.local_addr().unwrap().to_string();
+    let foreign = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = foreign.local_addr().unwrap().to_string();
     let http = std::thread::spawn(move || {
-        let (mut stream, _) = stranger.accept().unwrap();
+        let (mut stream, _) = foreign.accept().unwrap();
         stream
             .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
             .unwrap();

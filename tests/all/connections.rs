@@ -12,7 +12,7 @@ use crate::{
 };
 
 #[test]
-fn one_too_many_is_told_and_the_next_is_served() {
+fn one_too_many_gets_server_busy_and_the_next_is_served() {
     let server = setup().set("max_connections = 2").start();
     let mut first = server.connect();
     let mut second = server.connect();

@@ -373,7 +373,7 @@ fn the_division_of_memory_is_the_documented_one() {
     let plan = MemoryPlan::of(&settings(""));
     for line in &plan.lines()[1..5] {
         let start = line.split([':']).next().unwrap();
-        let start = start.split(" by what").next().unwrap();
+        let start = start.split(" by services").next().unwrap();
         let start = start.split(" the operator").next().unwrap();
         assert!(page.text.contains(&format!("`{start}")), "{start}");
     }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 #[test]
-fn every_connection_is_told_and_what_was_begun_is_answered() {
+fn every_connection_is_notified_and_what_was_begun_is_answered() {
     let mut server = setup().set("drain_timeout = \"60s\"").start();
     let mut idle = server.connect();
     idle.ask("echo.say", "1");
@@ -31,9 +31,9 @@ fn every_connection_is_told_and_what_was_begun_is_answered() {
     });
     server.signal("TERM");
     for client in [&mut idle, &mut silent, &mut midway] {
-        let told = client.message();
+        let notified = client.message();
         assert_eq!(
-            (&*told.line, &*told.code()),
+            (&*notified.line, &*notified.code()),
             ("ERROR:system.error:1.0.0", "SHUTTING_DOWN")
         );
         client.expect_end();
@@ -43,9 +43,9 @@ fn every_connection_is_told_and_what_was_begun_is_answered() {
         busy.message().line,
         "RESPONSE:hostile.sleep-spin:1.0.0:begun"
     );
-    let told = busy.message();
+    let notified = busy.message();
     assert_eq!(
-        (&*told.line, &*told.code()),
+        (&*notified.line, &*notified.code()),
         ("ERROR:system.error:1.0.0", "SHUTTING_DOWN")
     );
     busy.expect_end();
@@ -70,9 +70,9 @@ fn a_call_that_does_not_end_is_stopped_and_says_so() {
         (&*answer.line, &*answer.code()),
         ("ERROR:hostile.spin:1.0.0:mine", "SHUTTING_DOWN")
     );
-    let told = client.message();
+    let notified = client.message();
     assert_eq!(
-        (&*told.line, &*told.code()),
+        (&*notified.line, &*notified.code()),
         ("ERROR:system.error:1.0.0", "SHUTTING_DOWN")
     );
     client.expect_end();
@@ -130,7 +130,7 @@ fn a_second_signal_ends_it_at_once() {
 }
 
 #[test]
-fn systemd_is_told_what_it_asks_for() {
+fn systemd_is_notified_where_it_asks_for_it() {
     let setup = setup();
     let socket = setup.dir.path().join("notify");
     let listener = UnixDatagram::bind(&socket).unwrap();
@@ -140,7 +140,7 @@ fn systemd_is_told_what_it_asks_for() {
         .env("NOTIFY_SOCKET", &socket)
         .env("WATCHDOG_USEC", "400000");
     let mut server = setup.start_with(&mut command);
-    let heard = || {
+    let received = || {
         let mut text = [0; 64];
         let length = loop {
             // A machine that stops and goes on interrupts what has a timeout.
@@ -151,9 +151,9 @@ fn systemd_is_told_what_it_asks_for() {
         };
         String::from_utf8_lossy(&text[..length]).into_owned()
     };
-    assert_eq!(heard(), "READY=1");
-    assert_eq!([heard(), heard()], ["WATCHDOG=1", "WATCHDOG=1"]);
+    assert_eq!(received(), "READY=1");
+    assert_eq!([received(), received()], ["WATCHDOG=1", "WATCHDOG=1"]);
     server.signal("TERM");
-    while heard() != "STOPPING=1" {}
+    while received() != "STOPPING=1" {}
     assert_eq!(server.wait().code(), Some(0));
 }

@@ -15,7 +15,7 @@ fn with_loops() -> Setup {
 }
 
 fn until_running(server: &TestServer, calls: usize) {
-    server.until("so many calls run or wait for their turn", |server| {
+    server.until("so many calls run or wait for a processor", |server| {
         server.json("/calls")["calls"].as_array().unwrap().len() == calls
     });
 }
@@ -55,7 +55,7 @@ fn a_timeout_says_how_long_the_call_ran_and_waited() {
     let millis = |key: &str| details[key].as_u64().unwrap();
     assert!(millis("waitedMs") > millis("ranMs"), "{details}");
     let past = server.json("/calls/past?requestId=crowded")["calls"][0].clone();
-    assert!(past["turnWaitedMs"].as_f64().unwrap() > 100.0, "{past}");
+    assert!(past["cpuWaitedMs"].as_f64().unwrap() > 100.0, "{past}");
     let counted = |server: &TestServer| {
         server.json("/services")["services"]
             .as_array()

@@ -35,7 +35,7 @@ fn timeout(code: &str) -> u64 {
 }
 
 /// Code and reason or phase of an ERROR.
-fn told(body: &Value) -> (String, String) {
+fn reported(body: &Value) -> (String, String) {
     let details = &body["details"];
     let word = details["reason"]
         .as_str()
@@ -63,7 +63,7 @@ fn whatever_a_guest_does_to_the_host_has_its_outcome() {
         client.request_within(&format!("greedy.{action}"), "1", timeout, "");
         let body = client.message().json();
         assert_eq!(
-            told(&body),
+            reported(&body),
             (code.to_owned(), word.to_owned()),
             "{action}: {body}"
         );
@@ -140,7 +140,7 @@ fn guests_that_no_compiler_makes() {
         client.request_within(&format!("{name}.run"), "1", timeout(code), "");
         let body = client.message().json();
         assert_eq!(
-            told(&body),
+            reported(&body),
             (code.to_owned(), word.to_owned()),
             "{name}: {body}"
         );
@@ -333,7 +333,7 @@ fn the_log_stays_bounded_and_readable() {
 }
 
 /// They may be as large as an answer, and the newest calls that took more than
-/// 10 ms are kept for whoever asks why.
+/// 10 ms are kept in the history.
 #[test]
 fn large_details_of_failures_are_not_kept() {
     // A failure with details of 900,001 bytes, `[[],[],...,[]]`, after a while.

@@ -5,7 +5,7 @@ mod support;
 
 mod access;
 mod admin;
-mod admin_front;
+mod admin_gateway;
 mod architecture;
 mod authors;
 mod capabilities;
@@ -34,6 +34,7 @@ mod tls;
 mod untrusted;
 mod waiting;
 mod wire;
+mod words;
 
 use support::{Setup, TestServer};
 

@@ -17,7 +17,7 @@ fn small_objects(size: usize) -> String {
 
 /// Resident memory at its most, beyond what there was before.
 fn grown(server: &TestServer, work: impl FnOnce()) -> usize {
-    // The peak begins anew.
+    // The peak is counted from here.
     fs::write(format!("/proc/{}/clear_refs", server.child.id()), "5").unwrap();
     let before = usize::try_from(server.resident()).unwrap();
     work();

@@ -115,7 +115,7 @@ fn compiled_code_that_others_could_have_written_is_refused() {
             .unwrap()
             .to_owned()
     };
-    assert!(refused(&good, 0o777).contains("open to others"));
+    assert!(refused(&good, 0o777).contains("others can write to"));
     let mut changed = good.clone();
     *changed.last_mut().unwrap() ^= 1;
     assert!(refused(&changed, 0o755).contains("digest is not the recorded one"));
@@ -227,7 +227,7 @@ fn servers_follow_each_other_and_no_call_fails() {
 
 /// With the environment that the image sets.
 #[test]
-fn a_container_serves_nobody_without_authentication_unless_told_to() {
+fn a_container_serves_nobody_without_authentication_unless_set_to() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("admin/deploy/Containerfile");
     let file = fs::read_to_string(file).unwrap();
     let image: Vec<_> = file

@@ -246,7 +246,7 @@ fn somebody_polls_when_all_threads_are_in_calls() {
     all_are_stopped(&server, clients);
 }
 
-/// One that can't begin for want of threads is told so at its own deadline,
+/// One that can't begin for want of threads gets an error at its own deadline,
 /// however long those take that it waits for.
 #[test]
 fn a_call_that_was_put_off_ends_at_its_deadline() {

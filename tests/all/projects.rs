@@ -1,4 +1,4 @@
-//! `mb-server dev`, and what callers are told until there is a component. The
+//! `mb-server dev`, and what callers get until there is a component. The
 //! tools of a language are played by scripts, so that none has to be there.
 
 use std::{
@@ -163,7 +163,7 @@ fn dev_does_not_pass_off_an_old_build_for_one_that_failed() {
     dev.until("ready: calc");
     assert_eq!(dev.call(SUM.0, SUM.1).0, "{\"sum\":42}\n");
     project.takes(Path::new("/nowhere.wasm"));
-    dev.until("the last good build goes on");
+    dev.until("the last successful build stays in service");
     assert_eq!(dev.call(SUM.0, SUM.1).0, "{\"sum\":42}\n");
     for file in ["dist/calc.wasm", "dist/other.wasm"] {
         assert!(project.dir.join(file).is_file(), "{file}");
@@ -276,13 +276,13 @@ fn a_service_that_is_being_compiled_is_not_absent() {
     assert_eq!(client.ask("large.run", "null").code(), "NO_ROUTE_FOUND");
     fs::write(services.join(".large"), large).unwrap();
     fs::rename(services.join(".large"), services.join("large.wasm")).unwrap();
-    let (mut told, begun) = (0, Instant::now());
+    let (mut reported, begun) = (0, Instant::now());
     loop {
         let answer = client.ask("large.run", "null");
         match answer.text() {
             text if text == "null" => break,
             text if text.contains("NO_ROUTE_FOUND") => {
-                assert_eq!(told, 0, "absent again before it was served");
+                assert_eq!(reported, 0, "absent again before it was served");
             }
             _ => {
                 let answer = answer.json();
@@ -293,11 +293,11 @@ fn a_service_that_is_being_compiled_is_not_absent() {
                     json!({"retryAfterMs": 500, "state": "compiling"})
                 );
                 assert_eq!(client.ask("larger.run", "null").code(), "NO_ROUTE_FOUND");
-                told += 1;
+                reported += 1;
             }
         }
         assert!(begun.elapsed() < PATIENCE, "not served");
         thread::sleep(Duration::from_millis(20));
     }
-    assert!(told > 0, "compiled too quickly to be seen");
+    assert!(reported > 0, "compiled too quickly to be seen");
 }

@@ -123,21 +123,23 @@ fn a_folder_that_is_not_there_for_a_moment_removes_nothing() {
             .with("services", "calc.wasm")
             .with("services", "echo.wasm"),
     );
-    let trouble = || folder.server.json("/readyz")["servicesFolderError"].clone();
-    assert_eq!(trouble(), Value::Null);
+    let last_error = || folder.server.json("/readyz")["servicesFolderError"].clone();
+    assert_eq!(last_error(), Value::Null);
     let away = folder.services.with_extension("away");
     // A mount point without its file system is empty.
     fs::rename(&folder.services, &away).unwrap();
     fs::create_dir(&folder.services).unwrap();
     let empty = "all its files are gone at once";
     folder.server.until("it is doubted", |_| {
-        trouble().as_str().is_some_and(|said| said.contains(empty))
+        last_error()
+            .as_str()
+            .is_some_and(|said| said.contains(empty))
     });
     assert_eq!(folder.asks("echo.say"), "null");
     let (status, answer) = folder.post("/services/reload", "");
     assert_eq!((status, folder.asks("echo.say")), (500, "null".into()));
     assert!(answer["error"].as_str().unwrap().contains(empty));
-    // Settings of a service would have it loaded anew.
+    // Settings of a service would have it reloaded.
     let file = folder.server.settings_file();
     let settings = fs::read_to_string(&file).unwrap();
     fs::write(&file, settings + "\n[services.echo]\nconcurrency = 3\n").unwrap();
@@ -149,7 +151,7 @@ fn a_folder_that_is_not_there_for_a_moment_removes_nothing() {
     // A network file system that has gone may not even have the folder.
     fs::remove_dir(&folder.services).unwrap();
     folder.server.until("it is missed", |_| {
-        let said = trouble();
+        let said = last_error();
         said.as_str()
             .is_some_and(|said| said.contains("can't be read"))
     });
@@ -157,7 +159,7 @@ fn a_folder_that_is_not_there_for_a_moment_removes_nothing() {
     fs::rename(&away, &folder.services).unwrap();
     folder
         .server
-        .until("it is back", |_| trouble() == Value::Null);
+        .until("it is back", |_| last_error() == Value::Null);
     assert_eq!(folder.asks("echo.say"), "null");
     let calls = |name| folder.row(name).unwrap()["calls"].as_u64().unwrap();
     assert!(calls("echo") >= 5, "its counts go on");
@@ -284,7 +286,7 @@ fn a_start_with_a_broken_file_serves_the_last_good_one() {
         .unwrap();
     assert_eq!(
         (&row["state"], &row["source"]),
-        (&json!("loaded"), &json!("lastGood"))
+        (&json!("loaded"), &json!("lastKnownGood"))
     );
 }
 
@@ -336,7 +338,7 @@ fn the_operator_goes_back_and_the_next_file_lifts_it() {
     assert_eq!(folder.row("versions").unwrap()["source"], "rolledBack");
     let (code, text) = rollback(&folder, "versions");
     assert!(
-        code == 1 && text.contains("no file of versions is kept"),
+        code == 1 && text.contains("no earlier file of versions is kept"),
         "{code} {text}"
     );
     drop(folder);
@@ -371,21 +373,21 @@ fn a_rollback_is_shown_and_undone() {
     folder.copy("guests", "versions@1.2.0.wasm", "versions.wasm");
     let row = folder.until_row("versions is 1.2.0", |row| row["version"] == "1.2.0");
     let digest = row["digest"].clone();
-    assert!(row["passedOver"].is_null());
+    assert!(row["rolledBackFrom"].is_null());
     assert_eq!(folder.post("/services/versions/rollback", "").0, 200);
     let row = folder.row("versions").unwrap();
     assert_eq!(
-        (&row["version"], &row["passedOver"]),
+        (&row["version"], &row["rolledBackFrom"]),
         (&json!("1.0.0"), &digest)
     );
-    // The same file put back is passed over, and that is to be seen.
+    // The same file copied there again is not served, and the report says so.
     fs::remove_file(folder.services.join("versions.wasm")).unwrap();
     folder
         .server
         .until("it is gone", |_| folder.row("versions").is_none());
     folder.copy("guests", "versions@1.2.0.wasm", "versions.wasm");
     folder.until_row("versions is back", |row| {
-        row["version"] == "1.0.0" && row["passedOver"] == digest
+        row["version"] == "1.0.0" && row["rolledBackFrom"] == digest
     });
     let (status, answer) = undo(&folder);
     assert!(
@@ -394,7 +396,7 @@ fn a_rollback_is_shown_and_undone() {
     );
     let row = folder.row("versions").unwrap();
     assert_eq!(
-        (&row["version"], &row["source"], &row["passedOver"]),
+        (&row["version"], &row["source"], &row["rolledBackFrom"]),
         (&json!("1.2.0"), &json!("file"), &Value::Null)
     );
     assert_eq!(folder.asks("versions.which"), "{\"version\":\"1.2.0\"}");
@@ -402,7 +404,7 @@ fn a_rollback_is_shown_and_undone() {
 
 #[test]
 fn a_file_of_the_same_size_time_and_inode_is_seen_to_have_changed() {
-    // By who asks for it, where nobody watches, and by who watches.
+    // By a POST, where nobody watches, and by the watcher.
     for interval in ["0", "50"] {
         let setup = Setup::empty(BINARY).with("services", "calc.wasm");
         let path = setup.services().join("calc.wasm");

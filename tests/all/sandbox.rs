@@ -35,22 +35,22 @@ fn a_guest_that_fails_gives_its_reason_and_harms_nobody() {
         let answer = client.message();
         assert_eq!(answer.line, format!("ERROR:hostile.{action}:1.0.0:1"));
         let body = answer.json();
-        let mut told = body["details"].clone();
+        let mut reported = body["details"].clone();
         if code == "TIMEOUT" {
-            let told = told.as_object_mut().unwrap();
-            assert!(told.remove("ranMs").unwrap().is_u64(), "{body}");
-            assert!(told.remove("waitedMs").unwrap().is_u64(), "{body}");
+            let reported = reported.as_object_mut().unwrap();
+            assert!(reported.remove("ranMs").unwrap().is_u64(), "{body}");
+            assert!(reported.remove("waitedMs").unwrap().is_u64(), "{body}");
         }
         if code == "SERVICE_FAILED" {
-            let told = told.as_object_mut().unwrap();
-            assert!(told.remove("elapsedMs").unwrap().is_u64(), "{body}");
+            let reported = reported.as_object_mut().unwrap();
+            assert!(reported.remove("elapsedMs").unwrap().is_u64(), "{body}");
             assert!(
-                told.remove("peakMemory").unwrap().as_u64() >= Some(65_536),
+                reported.remove("peakMemory").unwrap().as_u64() >= Some(65_536),
                 "{body}"
             );
         }
         assert_eq!(
-            (body["code"].as_str().unwrap(), told),
+            (body["code"].as_str().unwrap(), reported),
             (code, details),
             "{action}: {body}"
         );
@@ -102,8 +102,8 @@ fn every_request_gets_a_fresh_instance() {
 #[test]
 fn an_instance_that_is_put_back_is_as_one_that_is_made() {
     let digest = |client: &mut RawClient| client.ask("hostile.digest", "").text();
-    let anew = setup().set("[services.hostile]\nreset = false").start();
-    let new = digest(&mut anew.connect());
+    let fresh = setup().set("[services.hostile]\nreset = false").start();
+    let new = digest(&mut fresh.connect());
     assert!(new.ends_with("\"pages\":4}"), "{new}");
     let server = start();
     let mut client = server.connect();
@@ -128,7 +128,7 @@ fn an_instance_that_is_put_back_is_as_one_that_is_made() {
         assert_eq!(instances(), made, "after {action} {payload}");
     }
     assert_eq!(row(&server, "hostile")["freshReason"], Value::Null);
-    let reason = row(&anew, "hostile")["freshReason"].clone();
+    let reason = row(&fresh, "hostile")["freshReason"].clone();
     assert_eq!(reason, "the settings say so");
 }
 
@@ -162,7 +162,7 @@ fn an_instance_that_had_several_handles_or_kept_one_is_not_used_again() {
         made += one_more;
         assert_eq!(row(&server, "greedy")["instances"], made, "{count} {keep}");
     }
-    // Given back in reverse order they are as good as new: a bucket, and a
+    // Dropped in reverse order they are as good as new: a bucket, and a
     // handle to replace a value in it.
     for _ in 0..3 {
         let tour = client.ask("greedy.kv-tour", "").json();

@@ -57,7 +57,7 @@ fn who_gets_in() {
     pki.issue("expired", &["ann"], (2019, 2020), 11);
     pki.issue("early", &["ann"], (2039, 2040), 12);
     pki.issue("revoked", &["ann"], (2020, 2040), 13);
-    other.issue("stranger", &["ann"], (2020, 2040), 14);
+    other.issue("foreign", &["ann"], (2020, 2040), 14);
     pki.revoke(&[13]);
     let crl = format!("crl = {:?}\n", pki.path("crl.pem").display().to_string());
     let server = start(&pki.settings(&(pki.ca_setting() + &crl)));
@@ -95,7 +95,7 @@ fn who_gets_in() {
         ("", shown(own_dir, "expired"), "expired"),
         ("", shown(own_dir, "early"), "not-yet-valid"),
         ("", shown(own_dir, "revoked"), "revoked"),
-        ("", shown(other_dir, "stranger"), "unknown-ca"),
+        ("", shown(other_dir, "foreign"), "unknown-ca"),
     ];
     for (said, change, counted) in table {
         let before = failures(&server, counted);

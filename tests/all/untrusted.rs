@@ -84,7 +84,7 @@ fn machine_code_is_run_only_from_a_file_that_is_called_so() {
         .start();
     let refused = error(&server, "calc.wasm").unwrap();
     assert!(refused.contains("NAME.cwasm"), "{refused}");
-    // And while it serves: what was loaded before is served on.
+    // And while it serves: what was loaded before is still served.
     fs::write(services.join(".part"), &bytes).unwrap();
     fs::rename(services.join(".part"), services.join("echo.wasm")).unwrap();
     server.until("it is refused", |server| {
@@ -137,7 +137,7 @@ fn a_link_to_machine_code_is_as_safe_as_the_folder_that_holds_it() {
         let server = setup.start();
         let found = error(&server, "calc.cwasm");
         assert_eq!(found.is_none(), served, "{folder:o}: {found:?}");
-        assert!(found.is_none_or(|error| error.contains("open to others")));
+        assert!(found.is_none_or(|error| error.contains("others can write to")));
     }
 }
 

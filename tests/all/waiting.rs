@@ -9,7 +9,7 @@ use crate::{
     support::{HOUR, RawClient, TestServer, frame, wat},
 };
 
-/// More than there are threads on duty at the poller.
+/// More than there are polling workers.
 pub fn many() -> usize {
     thread::available_parallelism().map_or(1, usize::from) + 4
 }
@@ -29,7 +29,7 @@ fn until_so_many_calls(server: &TestServer, count: usize) {
     });
 }
 
-/// Each of them more often than there are threads on duty.
+/// Each of them more often than there are polling workers.
 fn all_are_answered(server: &TestServer, waiting: [RawClient; 2]) {
     let new = [server.connect(), server.connect()];
     for mut client in waiting.into_iter().chain(new) {
@@ -141,7 +141,7 @@ fn what_comes_while_a_connection_is_served_is_read_too() {
     }
 }
 
-/// Where calls are quick, a thread on duty takes several connections at once.
+/// Where calls are quick, a polling worker takes several connections at once.
 #[test]
 fn those_that_were_taken_together_do_not_wait_for_a_slow_call() {
     let grants =
@@ -186,7 +186,7 @@ fn connections_that_wait_take_no_threads() {
 }
 
 #[test]
-fn many_that_are_silent_for_too_long_are_told_without_a_thread_for_each() {
+fn many_that_are_silent_for_too_long_are_notified_without_a_thread_for_each() {
     let server = setup().set("idle_timeout = 1000").start();
     let mut clients: Vec<_> = (0..100).map(|_| server.connect()).collect();
     server.until("they are all there", |server| {
@@ -194,9 +194,9 @@ fn many_that_are_silent_for_too_long_are_told_without_a_thread_for_each() {
     });
     let before = server.metric("mb_threads");
     for client in &mut clients {
-        let told = client.message();
+        let notified = client.message();
         assert_eq!(
-            (&*told.line, &*told.code()),
+            (&*notified.line, &*notified.code()),
             ("ERROR:system.error:1.0.0", "IDLE_TIMEOUT")
         );
         client.expect_end();

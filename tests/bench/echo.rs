@@ -8,10 +8,10 @@ use std::{
 
 use mb_server::{
     budget::Budget,
-    catalog::{LoadSettings, Policy, Service, load_file},
+    catalog::{LoadSettings, Service, ServicePolicies, load_file},
     config::{Config, Isolation, MemoryPlan, services::Overlay},
     host::{Context, Unwatched},
-    sandbox::{Answer, Call, CompilerConfig, Sandbox, SandboxConfig},
+    sandbox::{Call, CompilerConfig, Sandbox, SandboxConfig, ServiceAnswer},
     scheduler::Scheduler,
     wire::Payload,
 };
@@ -35,7 +35,7 @@ impl Echo {
         config.services.insert("echo".into(), overlay);
         config.sandbox.call_depth = 1;
         config.sandbox.cache_dir = cache_dir.unwrap_or_default();
-        let policy = Policy::new(&config, None, Scheduler::of_this_machine());
+        let policy = ServicePolicies::new(&config, None, Scheduler::of_this_machine());
         let plan = MemoryPlan::of(&config);
         let sandbox = Sandbox::new(SandboxConfig {
             largest_instance: policy.largest_instance(),
@@ -55,7 +55,7 @@ impl Echo {
     }
 
     /// One call of `say`.
-    pub fn say(&self, payload: &str) -> Answer {
+    pub fn say(&self, payload: &str) -> ServiceAnswer {
         let call = Call {
             action: "say",
             payload: Payload::Json(payload),

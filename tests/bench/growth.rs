@@ -14,7 +14,9 @@ use std::{
 use super::support::wat;
 use hdrhistogram::Histogram;
 use mb_server::{
-    load::{self, Frames, Heard, Length, Link, Measured, Pace, Plan, Progress, Speech},
+    load::{
+        self, Frames, Length, LoadPlan, LoadStream, Measured, Pace, ParsedReply, Progress, Protocol,
+    },
     wire::{Payload, Topic, Version},
 };
 
@@ -156,7 +158,7 @@ impl Server {
         let topic = Topic::parse(topic).expect("a topic");
         let frames = Frames::new(topic, Version::new(1, 0, 0), payload, depth);
         let links = (0..connections)
-            .map(|_| (Link::Plain(self.connect()), frames.clone()))
+            .map(|_| (LoadStream::Plain(self.connect()), frames.clone()))
             .collect();
         let measured =
             load::run(links, &plan(depth, 2), &Progress::default()).expect("all are answered");
@@ -165,9 +167,9 @@ impl Server {
     }
 }
 
-fn plan(depth: usize, seconds: u64) -> Plan {
+fn plan(depth: usize, seconds: u64) -> LoadPlan {
     let length = Length::Time(Duration::from_secs(seconds));
-    Plan {
+    LoadPlan {
         depth,
         pace: Pace::Closed,
         warm_up: Duration::from_millis(500),
@@ -194,10 +196,10 @@ struct EveryTenth {
     times: Arc<Mutex<Histogram<u64>>>,
 }
 
-impl Speech for EveryTenth {
-    const IN_TURN: bool = false;
+impl Protocol for EveryTenth {
+    const IN_ORDER: bool = false;
 
-    fn ask(&mut self, slot: usize, out: &mut Vec<u8>) {
+    fn write_request(&mut self, slot: usize, out: &mut Vec<u8>) {
         self.count += 1;
         let sleeps = self.count.is_multiple_of(10);
         self.asked[slot] = (Instant::now(), sleeps);
@@ -207,20 +209,20 @@ impl Speech for EveryTenth {
                 &[&(body.len() as u32).to_be_bytes(), &[0; 4], body.as_bytes()].concat(),
             );
         } else {
-            self.quick.ask(slot, out);
+            self.quick.write_request(slot, out);
         }
     }
 
-    fn hear(&mut self, read: &[u8]) -> Result<Option<Heard>, String> {
-        let heard = self.quick.hear(read)?;
-        if let Some(slot) = heard.as_ref().and_then(|heard| heard.slot) {
+    fn parse_reply(&mut self, read: &[u8]) -> Result<Option<ParsedReply>, String> {
+        let reply = self.quick.parse_reply(read)?;
+        if let Some(slot) = reply.as_ref().and_then(|reply| reply.slot) {
             let (asked, sleeps) = self.asked[slot];
             if !sleeps {
                 let mut times = self.times.lock().expect("nobody panics with it");
                 times.saturating_record(asked.elapsed().as_nanos() as u64);
             }
         }
-        Ok(heard)
+        Ok(reply)
     }
 }
 
@@ -240,13 +242,13 @@ fn overtaking() {
         let times = Arc::new(Mutex::new(
             Histogram::new_with_bounds(1, 3_600_000_000_000, 3).expect("three digits"),
         ));
-        let speech = EveryTenth {
+        let protocol = EveryTenth {
             quick: Frames::new(topic, Version::new(1, 0, 0), Payload::Json("\"x\""), 16),
             asked: vec![(Instant::now(), false); 16],
             count: 0,
             times: Arc::clone(&times),
         };
-        let links = vec![(Link::Plain(server.connect()), speech)];
+        let links = vec![(LoadStream::Plain(server.connect()), protocol)];
         let all = load::run(links, &plan(16, 3), &Progress::default()).expect("all are answered");
         let times = times.lock().expect("it is over");
         let at = |share: f64| times.value_at_quantile(share) as f64 / 1e6;

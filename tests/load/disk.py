@@ -3,7 +3,7 @@
 
     cargo build --release && sudo python3 tests/load/disk.py [--server PROGRAM] [--require]
 
-Mounts a tmpfs of some MiB, fills it and makes room again: a first start, writes
+Mounts a tmpfs of some MiB, fills it and empties it again: a first start, writes
 of a service, a backup, the code cache. Exits 1 where something that is left
 keeps a later start from working, or the operator is not told. Where it may not
 mount, it says `skipped: WHY` and exits 0, with --require 1.

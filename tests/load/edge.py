@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Strangers at the door of a real server: what they cost those who are let in.
+"""Unauthenticated peers of a real server: what they cost authenticated ones.
 
     cargo build --release && python3 tests/load/edge.py [guess|drip|unread|files|haproxy]...
 
@@ -106,7 +106,7 @@ def read(connection):
 
 
 def enter(address, token):
-    """A connection that is let in; strangers may have to be sent away first."""
+    """A connection that is admitted; unauthenticated peers may have to be evicted first."""
     for _ in range(200):
         connection = socket.create_connection(address, timeout=10)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -163,7 +163,7 @@ def guess():
         rate = told.get()
         process.join()
         ratios.append(loud / quiet)
-        print(f"  pair {pair + 1}: p99 {quiet:.2f} ms quiet, {loud:.2f} ms with {rate:.0f} guesses/s", flush=True)
+        print(f"  pair {pair + 1}: p99 {quiet:.2f} ms quiet, {loud:.2f} ms with {rate:.0f} failures/s", flush=True)
     print(f"  refused {server.metric('mb_auth_failures_total'):.0f}")
     bound("ratio of p99, median of 5", statistics.median(ratios), 2)
     server.stop()

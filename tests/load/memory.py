@@ -273,7 +273,7 @@ def store_writes(server):
 
 @route("greedy.wasm", settings='[services.greedy]\nisolation = "shared"\n' + GREEDY)
 def handles(server):
-    """Handles that are never given back, in instances that go on."""
+    """Handles that are never dropped, in instances that go on."""
     asks = b"".join(request("greedy.numbers", b'{"count":900,"keep":true}', number) for number in range(8))
     return flood(server.address, [asks] * 64, 6, enough=8)
 

@@ -54,7 +54,7 @@ const until = (text) => page.waitForFunction((wanted) => document.body.innerText
 const without = (text) => page.waitForFunction((wanted) => !document.querySelector('main').innerText.includes(wanted), { timeout: PATIENCE }, text);
 /**
  * Clicks what a selector finds, in a row that holds a text, as soon as it is there. In one step within the page, which
- * draws itself anew every second: a click of the pointer could begin on one element and end on the next.
+ * is redrawn every second: a click of the pointer could begin on one element and end on the next.
  */
 const press = (selector, text = '') => page.waitForFunction((wanted, within) => {
   const found = [...document.querySelectorAll(wanted)].find((element) => (element.closest('tr') ?? element).textContent.includes(within) && element.checkVisibility());
@@ -180,9 +180,9 @@ test('a rollback is shown and undone', async () => {
   await page.waitForFunction(async (old) => (await (await fetch('/services/calc')).json()).versions[0].row.digest !== old, { timeout: PATIENCE, polling: 200 }, before);
   await go('#/services/calc');
   await press('main button', 'Roll back');
-  await until('is passed over until it changes');
+  await until('is not served until it changes');
   await press('main button', 'Undo the rollback');
-  await without('is passed over until it changes');
+  await without('is not served until it changes');
 });
 
 test('it is readable in both widths and themes, and axe finds nothing serious', async () => {

@@ -85,7 +85,7 @@ class Server:
 
 
 def told(error):
-    """All that a caller is told of a failure."""
+    """All that a caller gets to know of a failure."""
     details = error.get("details") or {}
     return "\n".join([f"{error['code']}: {error['message']}", *details.get("stderr", [])])
 
@@ -162,7 +162,7 @@ def table(probes):
 
     lines = ["| works | |", "| --- | --- |"]
     lines += [f"| {probe['title']} | {'differs in every call' if probe['kind'] == 'differs' else ''} |" for probe in rows(("works", "differs"))]
-    lines += ["", "| fails | and the caller and the log are told |", "| --- | --- |"]
+    lines += ["", "| fails | and the caller and the log get |", "| --- | --- |"]
     lines += [f"| {probe['title']} | `{probe['says']}` |" for probe in rows(("absent",))]
     return "\n".join(lines) + "\n"
 

@@ -10,7 +10,7 @@ use std::{
 use shuttle::{FailurePersistence, Runner, scheduler::RandomScheduler, thread};
 
 use crate::{
-    access::{Access, Terms},
+    access::{Access, ListenerPolicy},
     budget::Budget,
     config::{Auth, Bytes, Config, Millis, OneOrMore, Principals, access::Listener},
     dispatch::{Counted, Handle, Outcome, Postponed, Reply, Request},
@@ -21,10 +21,10 @@ use crate::{
         common::Common,
         connection::Connection,
         drain::DrainFlags,
-        peer::Farewell,
-        poller::{News, Poller},
+        peer::CloseRequest,
+        poller::{Events, Poller},
         settings::{Buffers, ListenerSettings, ServerSettings},
-        workers::{RESERVE, Shared, Worker},
+        workers::{RESERVE, Worker, Workers},
     },
     system::{self, AtomicUsize, Channel, Linger, Ordering, Pool, Wire, World},
     wire::{
@@ -102,7 +102,7 @@ struct Guests {
     /// Requests that have begun.
     begun: std::sync::Mutex<HashSet<String>>,
     /// Places that they queue for.
-    places: std::sync::atomic::AtomicUsize,
+    slots: std::sync::atomic::AtomicUsize,
 }
 
 impl Handle for Guests {
@@ -142,7 +142,7 @@ impl Handle for Guests {
             "slow" => Self::works(&request, amount),
             "queues" => {
                 let stopped = Self::works(&request, amount);
-                self.places.fetch_add(1, SeqCst);
+                self.slots.fetch_add(1, SeqCst);
                 World::here().pass(Duration::ZERO);
                 stopped
             }
@@ -172,8 +172,8 @@ impl Guests {
     /// Takes a place, however long that takes; false if the call is postponed.
     fn take_place(&self, request: &Request<'_>) -> bool {
         let try_take = || {
-            let one_less = |places: usize| places.checked_sub(1);
-            self.places.fetch_update(SeqCst, SeqCst, one_less).is_ok()
+            let one_less = |slots: usize| slots.checked_sub(1);
+            self.slots.fetch_update(SeqCst, SeqCst, one_less).is_ok()
         };
         if try_take() {
             return true;
@@ -238,7 +238,7 @@ struct Machine {
     world: Arc<World>,
     random: Random,
     guests: Arc<Guests>,
-    shared: Arc<Shared>,
+    shared: Arc<Workers>,
     admission: Arc<Admission>,
     listener: Arc<ListenerSettings>,
     clients: Vec<Client>,
@@ -251,7 +251,7 @@ impl Machine {
     fn new(seed: u64) -> Self {
         let world = World::begin();
         let mut random = Random(seed);
-        let terms = Arc::new(Terms {
+        let policy = Arc::new(ListenerPolicy {
             auth: Auth::None,
             rights: None,
             allow_unsecure: false,
@@ -287,9 +287,9 @@ impl Machine {
             memory: Budget::new(random.of(1500..6000)),
         };
         let guests = Arc::<Guests>::default();
-        guests.places.store(random.of(1..3), SeqCst);
+        guests.slots.store(random.of(1..3), SeqCst);
         let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).unwrap();
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(Workers {
             poller: Poller::new(SLOTS, POLLERS).unwrap(),
             threads: Pool::new(POLLERS + RESERVE, settings.config.max_threads, 0),
             waiting: AtomicUsize::new(0),
@@ -315,13 +315,13 @@ impl Machine {
             shared,
             admission: Admission::new(Shares {
                 connections: SLOTS,
-                strangers: SLOTS,
+                unauthenticated: SLOTS,
                 per_address: 0,
             }),
             listener: Arc::new(ListenerSettings {
                 config: Listener::new(OneOrMore::More(Vec::new()), 0, false),
                 tls: None,
-                terms,
+                policy,
             }),
             clients: Vec::new(),
             next: 1,
@@ -377,8 +377,8 @@ impl Machine {
                 let number = self.clients[at].number;
                 let all = self.admission.peers().collect::<Vec<_>>();
                 if let Some(peer) = all.iter().find(|peer| peer.number() == number) {
-                    peer.retire(Farewell::CLOSED);
-                    self.shared.poller.tell(peer.slot(), News::FAREWELL);
+                    peer.request_close(CloseRequest::CLOSED);
+                    self.shared.poller.deliver(peer.slot(), Events::CLOSE);
                 }
             }
             95..97 => {
@@ -553,7 +553,7 @@ impl Machine {
         self.draining = true;
         self.shared.common.drain.begin();
         for peer in self.admission.peers() {
-            self.shared.poller.tell(peer.slot(), News::FAREWELL);
+            self.shared.poller.deliver(peer.slot(), Events::CLOSE);
         }
     }
 
@@ -588,7 +588,7 @@ impl Machine {
         }
         assert!(!is_late(), "a deadline has passed, and nobody looks");
         assert!(
-            !self.shared.poller.is_left_lying(),
+            !self.shared.poller.has_queued(),
             "a connection has something to do, and nobody serves it"
         );
         assert!(
@@ -704,7 +704,7 @@ impl Machine {
             !self.shared.poller.all_are_absent(),
             "nobody is in a call, and all count as absent"
         );
-        self.shared.poller.end();
+        self.shared.poller.shut_down();
         for look in 0.. {
             if self.world.threads() == 0 {
                 break;

@@ -7,7 +7,7 @@ Copies the tree to `target/mutants/simulation`, gives the simulation copies of
 `src/server` and `src/scheduler` of its own, plants one defect at a time there, and runs 20,000
 seeds (or MB_SEEDS); without NUMBER none first. Prints a row for each: number, file, what it is, the
 message that found it, seed, seconds with compilation. Exits 1 where a defect
-is not found, or finds its place in the source no more. Some ten minutes; the
+is not found, or its text is no longer in the source. Some ten minutes; the
 first run compiles all that the server needs.
 """
 
@@ -27,22 +27,22 @@ SEEDS = os.environ.get("MB_SEEDS", "20000")
 # Seconds for the seeds of one.
 TIMEOUT = 180
 
-# File, what it is, text, what stands in its place. Each text is there once.
+# File, what it is, text, what replaces it. Each text is there once.
 MUTANTS = [
-    # News.
-    ("poller.rs", "news of its owner's time are ignored when it is put back",
-     "let goes_on = goes_on || !inner.news.is_none();", "let goes_on = goes_on && true;"),
-    ("poller.rs", "news are dropped while somebody has the connection",
-     "        inner.news.add(news);\n        let connection = inner.connection.take()?;",
-     "        let connection = inner.connection.take()?;\n        inner.news.add(news);"),
-    ("poller.rs", "who brings news from elsewhere pokes nobody",
-     "            self.queue.push(slot);\n            self.epoll.poke();", "            self.queue.push(slot);"),
-    ("poller.rs", "who is put back with something to do is not queued",
+    # Events.
+    ("poller.rs", "events of its owner's time are ignored when it is parked",
+     "let goes_on = goes_on || !inner.events.is_none();", "let goes_on = goes_on && true;"),
+    ("poller.rs", "events are dropped while somebody has the connection",
+     "        inner.events.add(events);\n        let connection = inner.connection.take()?;",
+     "        let connection = inner.connection.take()?;\n        inner.events.add(events);"),
+    ("poller.rs", "who delivers an event from elsewhere wakes nobody",
+     "            self.queue.push(slot);\n            self.epoll.wake();", "            self.queue.push(slot);"),
+    ("poller.rs", "who is parked with something to do is not queued",
      "        if goes_on {\n            self.queue.push(slot);\n        }\n        if is_new",
      "        if is_new"),
     # Deadlines.
     ("poller.rs", "the deadline is not laid",
-     "        place.due.store(due, SeqCst);\n", ""),
+     "        parking_slot.due.store(due, SeqCst);\n", ""),
     ("poller.rs", "a sooner deadline is not the earliest",
      "due < self.earliest.load(SeqCst) && due < self.earliest.fetch_min(due, SeqCst)",
      "due < self.earliest.load(SeqCst)"),
@@ -58,8 +58,8 @@ MUTANTS = [
      "            self.postponed.push(slot);\n", ""),
     ("poller.rs", "what was postponed once is never queued again",
      "            inner.is_postponed = false;\n", ""),
-    ("poller.rs", "room for a call is told to nobody",
-     "        if !self.postponed.is_empty() {\n            self.poke();\n        }", ""),
+    ("poller.rs", "capacity for a call is notified to nobody",
+     "        if !self.postponed.is_empty() {\n            self.wake();\n        }", ""),
     ("workers.rs", "a call that has begun counts as one that waits",
      "            self.shared.waiting.fetch_sub(1, SeqCst);\n", ""),
     ("connection/machine.rs", "a postponed call has no deadline",
@@ -71,21 +71,21 @@ MUTANTS = [
      "        if matches!"),
     # Who polls.
     ("poller.rs", "the reserve is not woken",
-     "            self.reserve.poke();\n", ""),
+     "            self.reserve.wake();\n", ""),
     ("workers.rs", "a worker that is back counts as absent",
      "            self.is_absent.store(false, Relaxed);\n            self.shared.poller.is_back();\n",
      "            self.is_absent.store(false, Relaxed);\n"),
-    ("workers.rs", "who goes into a call passes no poke on",
-     "        if !is_replaced && (poke || has_become_absent) {\n            self.shared.poller.poke();\n        }",
-     "        let _ = (is_replaced, poke, has_become_absent);"),
+    ("workers.rs", "who goes into a call passes no wake-up on",
+     "        if !is_replaced && (wake || has_become_absent) {\n            self.shared.poller.wake();\n        }",
+     "        let _ = (is_replaced, wake, has_become_absent);"),
     ("workers.rs", "the reserve leaves behind what it has queued",
-     "                // Whoever is back takes what it has left.\n                poller.poke();\n", ""),
-    ("workers.rs", "who ends after putting back pokes nobody",
-     "self.shared.poller.put_back(connection) && !self.goes_on()",
-     "self.shared.poller.put_back(connection) && false"),
+     "                // A worker that is back takes what the reserve has left.\n                poller.wake();\n", ""),
+    ("workers.rs", "who ends after parking wakes nobody",
+     "self.shared.poller.park(connection) && !self.goes_on()",
+     "self.shared.poller.park(connection) && false"),
     # Answers.
-    ("workers.rs", "the connection is not told of a late answer",
-     "return self.shared.poller.visit(peer.slot(), News::ANSWER);", "return None;"),
+    ("workers.rs", "the connection is not notified of a late answer",
+     "return self.shared.poller.take_with(peer.slot(), Events::ANSWER);", "return None;"),
     ("connection/mod.rs", "late answers are not collected",
      "            self.machine.collect_late(&self.peer, now);\n", ""),
     ("connection/machine.rs", "a late answer is dropped while the peer takes none",
@@ -97,20 +97,20 @@ MUTANTS = [
      "        self.left.fetch_sub(1, SeqCst);\n", ""),
     ("peer.rs", "a call is over before its answer is there",
      "        let mut late = lock(&self.late);\n        late.answer(header, outcome, &self.traffic);\n"
-     "        // Under the lock: who sees no call left finds all answers.\n        self.left.fetch_sub(1, SeqCst);\n",
+     "        // Under the lock: whoever sees no call left finds all answers.\n        self.left.fetch_sub(1, SeqCst);\n",
      "        self.left.fetch_sub(1, SeqCst);\n        lock(&self.late).answer(header, outcome, &self.traffic);\n"),
     ("connection/machine.rs", "the ERROR that closes does not wait for calls",
      "if left == 0 && !self.closing_said {", "if !self.closing_said {"),
     ("connection/machine.rs", "the last late answers are not collected before the ERROR that closes",
-     "        let left = peer.calls_left();\n        if self.end.as_ref()",
-     "        if self.end.as_ref()"),
+     "        let left = peer.calls_left();\n        if self.closing.as_ref()",
+     "        if self.closing.as_ref()"),
     ("connection/machine.rs", "it closes before the late answers",
      "if left > 0 { Step::Wait } else { Step::Close }", "Step::Close"),
     # What is read.
     ("connection/machine.rs", "messages behind one that is in a call are left lying",
      "self.unread = reassembly.is_midway();", "self.unread = false;"),
-    ("connection/machine.rs", "what others had their turn before is left lying",
-     "self.end.is_none() && (self.readable || self.unread)", "self.end.is_none() && self.unread"),
+    ("connection/machine.rs", "what others were served before is left lying",
+     "self.closing.is_none() && (self.readable || self.unread)", "self.closing.is_none() && self.unread"),
     ("connection/machine.rs", "the end behind the last bytes is not read",
      "self.readable = more || self.peer_ended;", "self.readable = more;"),
     # Turns.
@@ -133,8 +133,8 @@ MUTANTS = [
      "        if slice < SLICE {\n            return true;\n        }", "        if slice < SLICE || true {\n            return true;\n        }"),
     # What is given back.
     ("workers.rs", "the permit of a connection that is over is kept",
-     "                    drop(held);\n                    drop(connection);\n",
-     "                    drop(held);\n                    std::mem::forget(connection);\n"),
+     "                    self.shared.linger(channel);\n                    drop(connection);\n",
+     "                    self.shared.linger(channel);\n                    std::mem::forget(connection);\n"),
 ]
 
 # Some need more than one place.
@@ -239,7 +239,7 @@ def examine(number):
 def main():
     wanted = [int(number) for number in sys.argv[1:]] or list(range(len(MUTANTS)))
     copy()
-    # Each has its place, before much is compiled.
+    # Each text is found, before much is compiled.
     for number in wanted:
         plant(number)()
     survived = []

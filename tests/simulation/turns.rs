@@ -20,7 +20,7 @@ use shuttle::thread;
 use crate::{
     machine::{Random, runner},
     system::{self, Pool, Thread, World},
-    turns::scheduler::{Account, Attendant, NoTurn, Payer, Scheduler, Ticket},
+    turns::scheduler::{Account, Attendant, Payer, PermitError, Scheduler, Ticket},
 };
 
 #[path = "../../src/scheduler/mod.rs"]
@@ -110,8 +110,8 @@ impl Guest {
             began: system::now(),
         };
         let (ticket, deadline, looks) = (Ticket::default(), call.deadline, Looks(&call));
-        let serve = || -> Result<(), NoTurn<()>> {
-            if account.is_over() {
+        let serve = || -> Result<(), PermitError<()>> {
+            if account.is_over_share() {
                 ticket.enter(&payer, deadline, &looks)?;
             }
             for tick in 1..=ticks {
@@ -130,8 +130,8 @@ impl Guest {
         };
         match serve() {
             Ok(()) => {}
-            Err(NoTurn::Deadline) => assert!(system::now() >= deadline, "too early"),
-            Err(NoTurn::Stopped(())) => assert!(call.is_stopped.load(SeqCst), "nobody asked"),
+            Err(PermitError::Deadline) => assert!(system::now() >= deadline, "too early"),
+            Err(PermitError::Stopped(())) => assert!(call.is_stopped.load(SeqCst), "nobody asked"),
         }
         ticket.finish();
         assert!(!ticket.holds(), "a call that is over holds a permit");

@@ -351,7 +351,7 @@ impl TestServer {
         let begun = std::time::Instant::now();
         while !holds(self) {
             assert!(begun.elapsed() < PATIENCE, "still not: {what}");
-            // The server needs the processors more than who asks it.
+            // The server needs the processors more than its client.
             std::thread::sleep(Duration::from_millis(2));
         }
     }

@@ -53,7 +53,7 @@ function runMicrotasks() {
   }
 }
 
-/** Runs all that waits for nothing but its turn. */
+/** Runs all jobs that are ready. */
 export function runJobs() {
   runMicrotasks();
   while (immediates.length > 0) {

@@ -19,7 +19,7 @@ globalThis.performance = {
 // Promises that were made while the modules loaded settle then.
 whenLoaded(runJobs);
 
-// The server keeps so many bytes for whoever asks why a call failed.
+// The server keeps so many bytes for the history of failed calls.
 const LONGEST = 2048;
 const encode = (text) => Uint8Array.from(unescape(encodeURIComponent(text.toWellFormed())), (c) => c.charCodeAt(0));
 

@@ -21,7 +21,7 @@ pub fn info(message: impl AsRef<str>) {
     write(Level::Info, "", message.as_ref());
 }
 
-/// For whoever looks for a fault. Shown only where the operator grants
+/// For debugging. Shown only where the operator grants
 /// `log = "debug"`.
 pub fn debug(message: impl AsRef<str>) {
     write(Level::Debug, "", message.as_ref());

@@ -50,7 +50,7 @@ pub struct Context {
     pub parent_request_id: Option<String>,
     /// The version that the caller was written against.
     pub requested_version: String,
-    /// Who is asking.
+    /// The principal.
     pub principal: Option<String>,
     /// The server's id of the connection.
     pub connection_id: String,

@@ -229,7 +229,7 @@ def _json(value):
 
 
 class Action:
-    """A function of one value, and what the server is told of it."""
+    """A function of one value, and what `describe` says of it."""
 
     def __init__(self, function, input=None, output=None):
         self.function, self.input, self.output = function, input, output

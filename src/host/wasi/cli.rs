@@ -63,19 +63,19 @@ impl exit::Host for Host {
 
 impl stdin::Host for Host {
     fn get_stdin(&mut self) -> wasmtime::Result<Resource<InputStream>> {
-        Ok(self.hand_out(InputStream)?)
+        Ok(self.create_handle(InputStream)?)
     }
 }
 
 impl stdout::Host for Host {
     fn get_stdout(&mut self) -> wasmtime::Result<Resource<OutputStream>> {
-        Ok(self.hand_out(OutputStream(Stream::Stdout))?)
+        Ok(self.create_handle(OutputStream(Stream::Stdout))?)
     }
 }
 
 impl stderr::Host for Host {
     fn get_stderr(&mut self) -> wasmtime::Result<Resource<OutputStream>> {
-        Ok(self.hand_out(OutputStream(Stream::Stderr))?)
+        Ok(self.create_handle(OutputStream(Stream::Stderr))?)
     }
 }
 
@@ -83,7 +83,7 @@ impl terminal_input::Host for Host {}
 
 impl terminal_input::HostTerminalInput for Host {
     fn drop(&mut self, terminal: Resource<Terminal>) -> wasmtime::Result<()> {
-        self.take_back(terminal)?;
+        self.drop_handle(terminal)?;
         Ok(())
     }
 }
@@ -92,7 +92,7 @@ impl terminal_output::Host for Host {}
 
 impl terminal_output::HostTerminalOutput for Host {
     fn drop(&mut self, terminal: Resource<Terminal>) -> wasmtime::Result<()> {
-        self.take_back(terminal)?;
+        self.drop_handle(terminal)?;
         Ok(())
     }
 }

@@ -37,11 +37,11 @@ impl monotonic_clock::Host for Host {
                 Pollable::after(when.saturating_sub(now))
             }
         };
-        Ok(self.hand_out(pollable)?)
+        Ok(self.create_handle(pollable)?)
     }
 
     fn subscribe_duration(&mut self, duration: u64) -> wasmtime::Result<Resource<Pollable>> {
-        Ok(self.hand_out(Pollable::after(duration))?)
+        Ok(self.create_handle(Pollable::after(duration))?)
     }
 }
 

@@ -50,7 +50,7 @@ impl error::HostError for Host {
     }
 
     fn drop(&mut self, error: Resource<Error>) -> wasmtime::Result<()> {
-        self.take_back(error)?;
+        self.drop_handle(error)?;
         Ok(())
     }
 }
@@ -87,7 +87,7 @@ impl poll::HostPollable for Host {
     }
 
     fn drop(&mut self, pollable: Resource<Pollable>) -> wasmtime::Result<()> {
-        self.take_back(pollable)?;
+        self.drop_handle(pollable)?;
         Ok(())
     }
 }
@@ -116,11 +116,11 @@ impl streams::HostInputStream for Host {
     }
 
     fn subscribe(&mut self, _: Resource<InputStream>) -> wasmtime::Result<Resource<Pollable>> {
-        Ok(self.hand_out(Pollable::at(Instant::now()))?)
+        Ok(self.create_handle(Pollable::at(Instant::now()))?)
     }
 
     fn drop(&mut self, stream: Resource<InputStream>) -> wasmtime::Result<()> {
-        self.take_back(stream)?;
+        self.drop_handle(stream)?;
         Ok(())
     }
 }
@@ -153,7 +153,7 @@ impl streams::HostOutputStream for Host {
     }
 
     fn subscribe(&mut self, _: Resource<OutputStream>) -> wasmtime::Result<Resource<Pollable>> {
-        Ok(self.hand_out(Pollable::at(Instant::now()))?)
+        Ok(self.create_handle(Pollable::at(Instant::now()))?)
     }
 
     /// Zeros say nothing in a log.
@@ -188,7 +188,7 @@ impl streams::HostOutputStream for Host {
     }
 
     fn drop(&mut self, stream: Resource<OutputStream>) -> wasmtime::Result<()> {
-        self.take_back(stream)?;
+        self.drop_handle(stream)?;
         Ok(())
     }
 }

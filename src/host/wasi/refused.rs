@@ -38,7 +38,7 @@ pub(in crate::host) fn link<T: HasHost>(
                     ResourceType::host::<Nothing>(),
                     |mut store, handle| {
                         let handle = Resource::<Nothing>::new_own(handle);
-                        store.data_mut().called().take_back(handle)?;
+                        store.data_mut().called().drop_handle(handle)?;
                         Ok(())
                     },
                 )?;
@@ -64,7 +64,7 @@ fn refuse<T: HasHost>(
     arguments: &[Val],
     results: &mut [Val],
 ) -> wasmtime::Result<()> {
-    // One that was lent has to be given back, or the call ends in a trap.
+    // One that was lent has to be returned, or the call ends in a trap.
     for argument in arguments {
         if let Val::Resource(lent) = argument {
             lent.resource_drop(&mut store)?;
@@ -80,7 +80,7 @@ fn refuse<T: HasHost>(
             Type::List(_) => Val::List(Vec::new()),
             Type::Option(_) => Val::Option(None),
             Type::Own(_) => {
-                let handle = store.data_mut().called().hand_out(Nothing)?;
+                let handle = store.data_mut().called().create_handle(Nothing)?;
                 Val::Resource(handle.try_into_resource_any(&mut store)?)
             }
             other => wasmtime::bail!("files and sockets are not there, so there is no {other:?}"),

@@ -10,7 +10,7 @@ use wasmtime::{Caller, Config, Engine, Extern, Instance, Linker, Module, OptLeve
 
 use super::generator::{FUNCTIONS, GLOBALS, Random, generate};
 use crate::{
-    CHECKPOINT, GIVER, RESET, VERIFY,
+    CARDS_INSTANCE, CHECKPOINT, RESET, VERIFY,
     module::{self, Rewriting},
     module_shape::{ModuleShape, Space},
 };
@@ -19,7 +19,7 @@ use crate::{
 const MODULES: u64 = 400;
 const CALLS: usize = 30;
 
-/// What a host function writes to where it is told to put its result.
+/// What a host function writes to where it has to put its result.
 pub(super) const RESULT: usize = 700;
 
 /// Instances that share a memory, that of the first.
@@ -46,7 +46,7 @@ impl Running {
             let instance = linker.instantiate(&mut store, module).ok()?;
             if instances.is_empty() {
                 // By these names the others get what they share.
-                for giver in ["env", GIVER] {
+                for giver in ["env", CARDS_INSTANCE] {
                     linker.instance(&mut store, giver, instance).unwrap();
                 }
             }
@@ -290,7 +290,7 @@ fn check(engine: &Engine, seed: u64, count: &mut Count) {
         };
         if !same {
             count.trapped += 1;
-            // The host gives it up, though what it wrote is put back even so.
+            // The host discards it, though what it wrote is reset even so.
             let bytes = made.1.memory.len();
             if made.0.memory().len() == bytes {
                 made.0.call_all(RESET);

@@ -1,5 +1,5 @@
-//! The rewritten module does what the one that it was made of does, and is put
-//! back to what it was.
+//! The rewritten module does what the original does, and is reset to what it
+//! was.
 
 mod differential;
 mod generator;
@@ -245,7 +245,7 @@ proptest! {
         rewritten.call("mb-checkpoint", &[]).unwrap();
         let new = (rewritten.state(), rewritten.memory());
         for steps in rounds {
-            // As new is what the other one is: that is made anew each time.
+            // The other one is a fresh instance each time.
             let mut original = Running::new(engine, original);
             prop_assert_eq!(&original.state(), &new.0);
             if !take(&steps, &mut original, &mut rewritten) || rewritten.memory().len() != new.1.len() {
@@ -301,7 +301,7 @@ fn stores_across_the_end_of_a_page_are_put_back() {
     }
 }
 
-/// Every instruction that is let in and whose name says that it may change
+/// Every instruction that is accepted and whose name says that it may change
 /// something is known here: a new one would be looked at.
 #[test]
 fn all_that_changes_anything_is_known() {
@@ -379,7 +379,7 @@ fn what_the_host_writes_is_put_back_too() {
 }
 
 #[test]
-fn a_host_function_is_told_where_to_put_its_result() {
+fn a_host_function_gets_where_to_put_its_result() {
     let text = "(module (import \"host\" \"get\" (func $get (param i32 i32)))
         (memory (export \"memory\") 1)
         (table funcref (elem $get))
@@ -511,7 +511,7 @@ fn counting(after: &str, grow: u32) -> String {
     )
 }
 
-/// What `count` gives for each number, by an instance that was put back as
+/// What `count` gives for each number, by an instance that was reset as
 /// the host does it.
 fn counted(text: &str, numbers: &[u32]) -> (ResetInfo, Vec<String>) {
     let (bytes, info) =
@@ -559,7 +559,7 @@ fn an_instance_resets_itself_as_a_call_ends() {
         (info.resets_itself, given),
         (false, ["6", "6", "8", "6"].map(str::to_owned).to_vec())
     );
-    // One whose memory has grown is not put back, and its call is not spoilt:
+    // One whose memory has grown is not reset, and its call is not affected:
     // the host sees that it grew.
     let (_, given) = counted(&counting(after, 6), &[1, 9, 1]);
     assert_eq!(given, ["6", ">", "@"]);

@@ -18,7 +18,7 @@ import tempfile
 CRATE = pathlib.Path(__file__).resolve().parents[1]
 ROOT = CRATE.parents[1]
 
-# File, text, what stands in its place. Each text is there once, or the first
+# File, text, what replaces it. Each text is there once, or the first
 # is meant.
 MUTANTS = [
     # A width forgotten.
@@ -35,24 +35,24 @@ MUTANTS = [
     ("module.rs", "            | Operator::MemoryInit { .. } =>", "            =>"),
     # Marks that are too few, or at the wrong place.
     ("functions.rs", "        if offset > 0 {", "        if offset > 1 << 30 {"),
-    ("functions.rs", "const OVERHANG: i32 = COVERED as i32 - 1;", "const OVERHANG: i32 = 0;"),
+    ("functions.rs", "const OVERHANG: i32 = ELISION_RANGE as i32 - 1;", "const OVERHANG: i32 = 0;"),
     ("functions.rs", "            .memory_fill(self.cards);", "            .drop()\n            .drop()\n            .drop();"),
     ("functions.rs", "        for address in [ADDRESS, LAST] {", "        for address in [ADDRESS] {"),
     ("functions.rs", "            .i32_const(self.largest_result.cast_signed())", "            .i32_const(1)"),
-    ("functions.rs", "            .local_get(LENGTH)\n            .call(self.mark())", "            .i32_const(1)\n            .call(self.mark())"),
+    ("functions.rs", "            .local_get(LENGTH)\n            .call(self.write_barrier())", "            .i32_const(1)\n            .call(self.write_barrier())"),
     # Marks left out that are needed.
-    ("elision.rs", "*first <= offset && offset + size <= first + COVERED", "offset + size <= first + COVERED"),
-    ("elision.rs", "*first <= offset && offset + size <= first + COVERED", "*first <= offset && offset + size <= first + 4 * COVERED"),
+    ("elision.rs", "*first <= offset && offset + size <= first + ELISION_RANGE", "offset + size <= first + ELISION_RANGE"),
+    ("elision.rs", "*first <= offset && offset + size <= first + ELISION_RANGE", "*first <= offset && offset + size <= first + 4 * ELISION_RANGE"),
     ("elision.rs", "                self.take(1);\n                self.changes(*local_index);\n            }\n            Operator::LocalTee", "                self.take(1);\n            }\n            Operator::LocalTee"),
     ("elision.rs", "                self.changes(*local_index);\n                self.stack.push(None);", "                self.stack.push(None);"),
     ("elision.rs", "                self.stack.clear();\n                self.marked.clear();", "                self.stack.clear();"),
     ("elision.rs", "            .checked_sub(2)", "            .checked_sub(1)"),
     # What is kept, and what is copied back.
-    ("functions.rs", "        for (place, length) in &self.shape.data {", "        for (place, length) in self.shape.data.iter().skip(1) {"),
+    ("functions.rs", "        for (address, length) in &self.shape.data {", "        for (address, length) in self.shape.data.iter().skip(1) {"),
     ("functions.rs", "            body.global_get(self.kept(index)).global_set(global);", "            if index != 1 {\n                body.global_get(self.kept(index)).global_set(global);\n            }"),
     ("functions.rs", "            .chain(self.pages().map(|pages| (pages, ValType::I32)))", ""),
     ("functions.rs", "            .i32_const(8)\n            .i32_add()", "            .i32_const(16)\n            .i32_add()"),
-    ("functions.rs", "        body.memory_size(OWN).memory_size(KEPT).i32_eq().i32_and();\n", ""),
+    ("functions.rs", "        body.memory_size(OWN).memory_size(SAVED).i32_eq().i32_and();\n", ""),
     ("functions.rs", "        body.local_get(LENGTH)\n            .i32_eqz()\n            .if_(BlockType::Empty)\n            .return_()\n            .end();\n", ""),
     # What is put in front of others.
     ("functions.rs", "        after.map_or_else(|| self.in_front_of_import(function), |after| *after)", "        let _ = after;\n        self.in_front_of_import(function)"),

@@ -526,7 +526,7 @@ fn check(engine: &Engine, seed: u64, counts: &mut Counts) {
             "{}",
             at("its globals were not reset")
         );
-        // One whose call failed is given up too, though it was put back.
+        // One whose call failed is discarded too, though it was reset.
         if ended {
             count("resets");
             if wrote {

@@ -4,12 +4,12 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{Certificate, Connection, end::End};
+use super::{Certificate, Connection, close_reason::CloseReason};
 use crate::{
     access::{Failure, Identity, log_refusal},
-    dispatch::ENDED,
+    dispatch::EXPIRED,
     log::Limiter,
-    server::peer::Farewell,
+    server::peer::CloseRequest,
     system::Channel,
     transport::TlsFault,
     wire::Code,
@@ -30,7 +30,9 @@ impl Connection {
                 self.certificate = Some(Certificate { by, expires });
                 match valid.principal {
                     Some(principal) => {
-                        self.is_now(self.common.access.certified(&self.identity, &principal));
+                        self.authenticate_as(
+                            self.common.access.certified(&self.identity, &principal),
+                        );
                     }
                     None if demanded => {}
                     None => self.log_unusable_certificate("no-name"),
@@ -68,14 +70,14 @@ impl Connection {
             .unwrap_or_default()
     }
 
-    /// The peer has shown who it is.
-    pub(crate) fn is_now(&mut self, identity: Identity) {
+    /// The peer has authenticated.
+    pub(crate) fn authenticate_as(&mut self, identity: Identity) {
         let (connection, principal) = (self.peer.number(), &*identity.principal.name);
         tracing::debug!(connection, principal, "authenticated");
         self.set_identity(identity);
         self.checked = self.machine.arrived();
-        self.permit.is_known();
-        self.machine.is_known();
+        self.permit.authenticated();
+        self.machine.authenticated();
     }
 
     /// A message is about to be served: rights are those of the moment, and
@@ -90,7 +92,7 @@ impl Connection {
             self.verify_if_changed(now);
         }
         if self.is_too_old(now) {
-            self.peer.retire(Farewell::TOO_OLD);
+            self.peer.request_close(CloseRequest::TOO_OLD);
         }
     }
 
@@ -114,19 +116,19 @@ impl Connection {
                 let expires = valid.expires;
                 self.certificate = Some(Certificate { by, expires });
             }
-            Err(_) => self.set_identity(self.identity.ended()),
+            Err(_) => self.set_identity(self.identity.with_invalid_certificate()),
         }
     }
 
     pub(crate) fn set_identity(&mut self, identity: Identity) {
         self.peer.settle(&self.common.metrics.usages);
         self.identity = Arc::new(identity);
-        self.peer.is_now(Arc::clone(&self.identity));
+        self.peer.set_identity(Arc::clone(&self.identity));
     }
 
     /// Whether the peer's credentials still hold; it ends where they do not.
     pub(crate) fn is_authenticated(&mut self) -> bool {
-        let holds = !self.identity.has_ended();
+        let holds = !self.identity.is_invalid();
         if !holds {
             self.is_not_authenticated();
         }
@@ -134,9 +136,9 @@ impl Connection {
     }
 
     fn is_not_authenticated(&mut self) {
-        self.common.metrics.auth_failures.add("ended");
-        log_refusal(&self.identity, ENDED);
-        self.ends(End::Notice(Code::Unauthorized, ENDED.into()));
+        self.common.metrics.auth_failures.add("expired");
+        log_refusal(&self.identity, EXPIRED);
+        self.close_with(CloseReason::Notice(Code::Unauthorized, EXPIRED.into()));
     }
 
     fn is_too_old(&self, now: Instant) -> bool {
@@ -150,14 +152,14 @@ impl Connection {
 
     /// When the peer is to be looked after although it is silent.
     pub(crate) fn next_check(&self) -> Option<Instant> {
-        if self.machine.end().is_some() {
+        if self.machine.close_reason().is_some() {
             return None;
         }
         let config = &self.common.settings.config;
-        let known = self.identity.is_known() || self.certificate.is_some();
+        let known = self.identity.is_authenticated() || self.certificate.is_some();
         let credentials = known.then(|| self.checked + config.keep_alive_within());
         let most = config.connection_max_age.unless_zero();
-        let most = most.filter(|_| self.peer.farewell().is_none());
+        let most = most.filter(|_| self.peer.close_request().is_none());
         let age = most.and_then(|most| self.peer.since().checked_add(most));
         credentials.into_iter().chain(age).min()
     }
@@ -175,7 +177,7 @@ impl Connection {
             }
         }
         if self.is_authenticated() && self.is_too_old(now) {
-            self.peer.retire(Farewell::TOO_OLD);
+            self.peer.request_close(CloseRequest::TOO_OLD);
         }
     }
 }

@@ -1,6 +1,6 @@
-//! What a connection does next, without doing it: bytes come in, messages go
-//! to a handler, bytes go out, and each step is given the time. No I/O, no
-//! clock, no lock but that of what calls have answered late.
+//! What a connection does next, without doing it: bytes come in, messages go to
+//! a handler, bytes go out, and each step is given the time. No I/O, no clock,
+//! no lock but that of late answers.
 
 use std::{
     io,
@@ -9,35 +9,35 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::end::{End, RETRY_WHEN_BUSY_MS, notice};
+use super::close_reason::{CloseReason, RETRY_WHEN_BUSY_MS, notice};
 use crate::{
-    budget::Charge,
+    budget::Reservation,
     dispatch::{Outcome, Postponed},
     server::{
         outbox::Outbox,
-        peer::{Doing, Peer},
+        peer::{Activity, Peer},
         settings::ServerSettings,
     },
     system::{LINGER, Received},
     wire::{Code, ErrorBody, FrameError, Header, Kind, Reassembly, Taken, frame::KEEPALIVE_FRAME},
 };
 
-/// Largest message of a peer that has to say who it is and has not, in bytes.
-const MAX_MESSAGE_OF_STRANGERS: usize = 16 * 1024;
+/// Largest message of a peer that must authenticate and has not, in bytes.
+const MAX_UNAUTHENTICATED_MESSAGE: usize = 16 * 1024;
 
-/// Reads that one connection gets before others have their turn: requests that
-/// came together are answered together, and so their client sends the next
-/// ones together.
+/// Reads of one connection before others are served: requests that came
+/// together are answered together, so their client sends the next ones
+/// together.
 const MAX_READS: usize = 5;
 
-/// Messages, and bytes that are written, in one turn.
+/// Messages, and bytes that are written, in one quantum.
 const MAX_MESSAGES: usize = 1000;
 const MAX_WRITTEN: usize = 1024 * 1024;
 
-/// Turns after a deadline until it is judged although there still is something
-/// to read: after a pause of the whole process, what came in time lies in the
+/// Quanta after a deadline until it expires although there is something to
+/// read: after a pause of the whole process, what came in time lies in the
 /// buffers of the system.
-const TURNS_WHEN_LATE: u8 = 8;
+const QUANTA_WHEN_LATE: u8 = 8;
 
 /// How long a connection that waits keeps the memory of a large message for
 /// the next one of the kind.
@@ -73,11 +73,11 @@ pub(crate) enum State {
     },
     /// Has a message whose call can't begin yet. Nothing is read.
     Postponed,
-    /// Waits for calls in flight, to end after them. Nothing is read.
+    /// Waits for calls in flight, to close after them. Nothing is read.
     Ending,
 }
 
-impl From<State> for Doing {
+impl From<State> for Activity {
     fn from(state: State) -> Self {
         match state {
             State::ProxyHeader | State::Handshake => Self::Handshake,
@@ -105,7 +105,7 @@ pub(crate) enum Step {
     KeepAlive,
     /// Have a message answered.
     Message(Message),
-    /// Nothing, until there is news or the deadline.
+    /// Nothing, until the next event or the deadline.
     Wait,
     /// Close; all that was to be sent has left.
     Close,
@@ -125,7 +125,7 @@ pub(crate) struct Message {
 pub(crate) enum Late {
     /// PROXY header or TLS handshake.
     Handshake,
-    /// The peer's word who it is.
+    /// Authentication of the peer.
     Hello,
     /// Anything from the peer.
     Silence,
@@ -133,13 +133,13 @@ pub(crate) enum Late {
     Message,
     /// Memory for it.
     Memory,
-    /// The peer's taking of answers.
+    /// The peer taking answers.
     Writing,
-    /// The beginning of a postponed call. Its handler says so.
+    /// The beginning of a postponed call. Its handler answers that.
     Postponed,
-    /// Nothing; it is time to look for memory again.
+    /// Nothing; it is time to try for memory again.
     Retry,
-    /// Nothing; it is time to give back the memory of a large message.
+    /// Nothing; it is time to release the memory of a large message.
     Shrink,
 }
 
@@ -148,17 +148,17 @@ pub(crate) enum Late {
 #[derive(Debug)]
 pub(crate) struct Input {
     reassembly: Reassembly,
-    charge: Charge,
+    reservation: Reservation,
     /// Memory of the first size, once a call keeps it and the connection has
     /// another one.
-    left: OnceLock<Charge>,
+    left: OnceLock<Reservation>,
 }
 
 impl Input {
-    fn new(reassembly: Reassembly, charge: Charge) -> Self {
+    fn new(reassembly: Reassembly, reservation: Reservation) -> Self {
         Self {
             reassembly,
-            charge,
+            reservation,
             left: OnceLock::new(),
         }
     }
@@ -169,13 +169,13 @@ impl Input {
     }
 }
 
-/// What was done since others had their turn.
+/// What was done since others were served.
 #[derive(Default)]
-struct Turn {
+struct Quantum {
     reads: usize,
     messages: usize,
     written: usize,
-    /// Its calls took so long that others are next.
+    /// Its calls took so long that others are served next.
     was_long: bool,
 }
 
@@ -185,28 +185,28 @@ pub(crate) struct Machine {
     state: State,
     input: Arc<Input>,
     pub(crate) outbox: Outbox,
-    /// Why it ends, as was found out first.
-    end: Option<End>,
+    /// Why it closes: the first reason.
+    closing: Option<CloseReason>,
     /// The ERROR that closes is in the outbox.
     closing_said: bool,
     /// There may be something to read.
     pub(crate) readable: bool,
-    /// There may be room to write again.
+    /// The socket may take bytes again.
     pub(crate) writable: bool,
     /// The peer has ended the stream behind what there is to read.
     pub(crate) peer_ended: bool,
-    /// Whole messages may lie in the buffer that nobody has looked for.
+    /// Whole messages may lie in the buffer unread.
     unread: bool,
-    turn: Turn,
-    /// A deadline has passed, and is judged once nothing is left to read; after
-    /// so many turns at the latest. 0 if none has.
+    quantum: Quantum,
+    /// Quanta until a deadline that has passed expires, or until nothing is
+    /// left to read. 0 if none has passed.
     late_for: u8,
-    /// What can't begin yet, and whether to try again.
+    /// The message whose call can't begin yet, and whether to try again.
     postponed: Option<Message>,
     retries: bool,
-    /// Answers in the outbox that may be too many.
+    /// Answers in the outbox, of which `max_in_flight` leave together.
     batch: usize,
-    /// What is in the outbox leaves before anything else.
+    /// The outbox is written before anything else.
     leaves: bool,
     /// Part of a TLS record has come.
     record_begun: bool,
@@ -215,27 +215,28 @@ pub(crate) struct Machine {
     /// When the last byte arrived, or the last answer left: silence counts
     /// from here.
     active: Instant,
-    /// When a peer that has to say who it is must have done so.
+    /// Deadline for a peer that must authenticate.
     hello_until: Option<Instant>,
 }
 
 impl Machine {
-    /// A new connection in one of the first three states.
+    /// Creates the machine of a new connection, in one of the first three
+    /// states.
     pub(crate) fn new(settings: &Arc<ServerSettings>, state: State, now: Instant) -> Self {
         let reassembly = Reassembly::new(settings.config.max_message_size.0, settings.buffers.read);
-        let input = Input::new(reassembly, Charge::none(&settings.memory));
+        let input = Input::new(reassembly, Reservation::empty(&settings.memory));
         Self {
             settings: Arc::clone(settings),
             state,
             input: Arc::new(input),
             outbox: Outbox::new(&settings.memory),
-            end: None,
+            closing: None,
             closing_said: false,
             readable: false,
             writable: false,
             peer_ended: false,
             unread: false,
-            turn: Turn::default(),
+            quantum: Quantum::default(),
             late_for: 0,
             postponed: None,
             retries: false,
@@ -252,8 +253,8 @@ impl Machine {
         self.state
     }
 
-    pub(crate) fn end(&self) -> Option<&End> {
-        self.end.as_ref()
+    pub(crate) fn close_reason(&self) -> Option<&CloseReason> {
+        self.closing.as_ref()
     }
 
     /// When the last byte arrived.
@@ -266,7 +267,7 @@ impl Machine {
         &self.input
     }
 
-    /// Alone again, after calls that shared it.
+    /// Its input, which no call shares any more.
     fn own_input(&mut self) -> &mut Input {
         Arc::get_mut(&mut self.input).expect("no call reads a message of it any more")
     }
@@ -276,27 +277,27 @@ impl Machine {
         self.state = state;
     }
 
-    /// The protocol begins; whether the peer has to say who it is first.
-    pub(crate) fn open(&mut self, must_say: bool) {
+    /// Begins the protocol.
+    pub(crate) fn open(&mut self, must_authenticate: bool) {
         self.state = State::Idle;
-        if must_say {
-            let most = MAX_MESSAGE_OF_STRANGERS.min(self.settings.config.max_message_size.0);
+        if must_authenticate {
+            let most = MAX_UNAUTHENTICATED_MESSAGE.min(self.settings.config.max_message_size.0);
             self.own_input().reassembly.set_max_message_size(most);
         } else {
             self.hello_until = None;
         }
     }
 
-    /// The peer has shown who it is.
-    pub(crate) fn is_known(&mut self) {
+    /// Notes that the peer has authenticated.
+    pub(crate) fn authenticated(&mut self) {
         self.hello_until = None;
         let most = self.settings.config.max_message_size.0;
         self.own_input().reassembly.set_max_message_size(most);
     }
 
-    /// Why it ends; the first one counts.
-    pub(crate) fn ends(&mut self, end: End) {
-        if self.end.is_some() && !end.is_silent() {
+    /// Closes it after what was begun. The first reason counts.
+    pub(crate) fn close_with(&mut self, end: CloseReason) {
+        if self.closing.is_some() && !end.is_silent() {
             return;
         }
         if end.is_silent() {
@@ -305,9 +306,9 @@ impl Machine {
             self.leaves = false;
         }
         let is_silent = end.is_silent();
-        match &mut self.end {
-            None => self.end = Some(end),
-            // It could not be told why: that is what ended it.
+        match &mut self.closing {
+            None => self.closing = Some(end),
+            // It could not be sent why: that is the reason now.
             Some(before) if is_silent => *before = end,
             Some(_) => {}
         }
@@ -319,14 +320,16 @@ impl Machine {
     /// What is to be done next.
     #[inline]
     pub(crate) fn next(&mut self, peer: &Peer, now: Instant) -> Step {
-        if self.end.is_some() {
+        if self.closing.is_some() {
             return self.finish(peer, now);
         }
         match self.state {
-            // Nothing can be said before the protocol begins.
-            State::ProxyHeader | State::Handshake if let Some(farewell) = peer.farewell() => {
+            // Nothing can be sent before the protocol begins.
+            State::ProxyHeader | State::Handshake
+                if let Some(close_request) = peer.close_request() =>
+            {
                 self.closing_said = true;
-                self.ends(End::Farewell(farewell));
+                self.close_with(CloseReason::Requested(close_request));
                 return self.finish(peer, now);
             }
             State::ProxyHeader | State::Handshake if !self.readable && !self.writable => {
@@ -335,9 +338,11 @@ impl Machine {
             State::ProxyHeader => return Step::ProxyHeader,
             State::Handshake => return Step::Handshake,
             State::Writing { .. } if self.may_write() => return Step::Write,
-            // What was begun is answered; then it is told.
-            State::Writing { .. } | State::Postponed if let Some(farewell) = peer.farewell() => {
-                self.ends(End::Farewell(farewell));
+            // What was begun is answered; then the peer gets the ERROR.
+            State::Writing { .. } | State::Postponed
+                if let Some(close_request) = peer.close_request() =>
+            {
+                self.close_with(CloseReason::Requested(close_request));
                 return self.finish(peer, now);
             }
             State::Writing { .. } => return self.wait(peer, now),
@@ -355,8 +360,8 @@ impl Machine {
         if self.leaves {
             return Step::Write;
         }
-        let is_over = self.turn.was_long || self.turn.messages >= MAX_MESSAGES;
-        if is_over && !matches!(self.state, State::Memory { .. }) {
+        let is_spent = self.quantum.was_long || self.quantum.messages >= MAX_MESSAGES;
+        if is_spent && !matches!(self.state, State::Memory { .. }) {
             self.unread = true;
             if !self.outbox.is_empty() {
                 return Step::Write;
@@ -370,12 +375,12 @@ impl Machine {
                 // keep-alive between two pieces gives no more time.
                 return match taken {
                     Taken::KeepAlive => {
-                        self.turn.messages += 1;
+                        self.quantum.messages += 1;
                         Step::KeepAlive
                     }
                     Taken::Message { body, binary } => {
                         self.state = State::Idle;
-                        self.turn.messages += 1;
+                        self.quantum.messages += 1;
                         Step::Message(Message {
                             body,
                             binary,
@@ -393,27 +398,27 @@ impl Machine {
                     | FrameError::KeepAliveLength { .. }
                     | FrameError::MixedPayload => Code::InvalidFrame,
                 };
-                self.ends(End::Notice(code, error.to_string()));
+                self.close_with(CloseReason::Notice(code, error.to_string()));
                 return self.finish(peer, now);
             }
         }
-        if self.readable && self.turn.reads < MAX_READS && self.has_room(now) {
-            self.turn.reads += 1;
+        if self.readable && self.quantum.reads < MAX_READS && self.has_memory(now) {
+            self.quantum.reads += 1;
             return Step::Read;
         }
         if !self.outbox.is_empty() {
             return Step::Write;
         }
-        if let Some(farewell) = peer.farewell() {
+        if let Some(close_request) = peer.close_request() {
             self.answer_unread(peer);
-            self.ends(End::Farewell(farewell));
+            self.close_with(CloseReason::Requested(close_request));
             return self.finish(peer, now);
         }
         self.settle(now);
         self.wait(peer, now)
     }
 
-    /// There is nothing to do, unless it is too late for what it waits for.
+    /// Waits, unless it is too late for what it waits for.
     #[inline]
     fn wait(&mut self, peer: &Peer, now: Instant) -> Step {
         if self.late_for == 0 {
@@ -439,13 +444,14 @@ impl Machine {
     }
 
     fn may_write(&self) -> bool {
-        self.writable && self.turn.written < MAX_WRITTEN
+        self.writable && self.quantum.written < MAX_WRITTEN
     }
 
-    /// What is to be done at the end: all answers, then the ERROR that closes.
+    /// What is to be done before it closes: all answers, then the closing
+    /// ERROR.
     fn finish(&mut self, peer: &Peer, now: Instant) -> Step {
         let left = peer.calls_left();
-        if self.end.as_ref().is_some_and(End::is_silent) {
+        if self.closing.as_ref().is_some_and(CloseReason::is_silent) {
             self.outbox.clear();
         } else {
             peer.collect_late(&mut self.outbox);
@@ -468,7 +474,7 @@ impl Machine {
     }
 
     fn say_closing(&mut self, peer: &Peer) {
-        if let Some(closing) = self.end.as_ref().and_then(End::closing) {
+        if let Some(closing) = self.closing.as_ref().and_then(CloseReason::closing) {
             let frame = notice(closing.code, closing.message, closing.retry_after_ms);
             self.outbox.push_frame(&frame);
             peer.traffic().messages_out.add(1);
@@ -476,19 +482,19 @@ impl Machine {
         }
     }
 
-    /// Whether the read at hand is not the first of this turn.
+    /// Whether this read is not the first of the quantum.
     #[inline]
     pub(crate) fn has_read_before(&self) -> bool {
-        self.turn.reads > 1
+        self.quantum.reads > 1
     }
 
-    /// Room for the next read.
+    /// Returns the buffer for the next read.
     #[inline]
-    pub(crate) fn room(&mut self) -> &mut [u8] {
+    pub(crate) fn read_buffer(&mut self) -> &mut [u8] {
         self.own_input().reassembly.spare()
     }
 
-    /// A read has brought this.
+    /// Takes the result of a read.
     #[inline]
     pub(crate) fn received(
         &mut self,
@@ -503,29 +509,34 @@ impl Machine {
                 self.readable = more || self.peer_ended;
                 self.own_input().reassembly.advance(count);
                 (self.arrived, self.active) = (now, now);
-                peer.heard(count, now);
+                peer.bytes_arrived(count, now);
             }
-            // Told of somebody else who had this slot before, or not yet here.
+            // The event was for a connection that had this slot before, or the
+            // bytes are not here yet.
             Ok(Received::Nothing) => (self.readable, self.peer_ended) = (false, false),
             Ok(Received::End) => {
                 let midway = self.input.reassembly.is_midway();
-                self.ends(if midway { End::Truncated } else { End::Peer });
+                self.close_with(if midway {
+                    CloseReason::Truncated
+                } else {
+                    CloseReason::Peer
+                });
             }
-            Err(error) => self.ends(End::Io(error)),
+            Err(error) => self.close_with(CloseReason::Io(error)),
         }
     }
 
     /// Whether there is memory for the next read. While there is none nothing
     /// is read, so no deadline for the message runs.
-    fn has_room(&mut self, now: Instant) -> bool {
+    fn has_memory(&mut self, now: Instant) -> bool {
         let first = self.settings.buffers.read;
         let input = self.own_input();
         let wanted = input.reassembly.next_capacity().saturating_sub(first);
-        if wanted <= input.charge.held() {
-            if wanted < input.charge.held() {
-                input.charge.set(wanted);
+        if wanted <= input.reservation.held() {
+            if wanted < input.reservation.held() {
+                input.reservation.set(wanted);
             }
-        } else if !input.charge.try_raise(wanted) {
+        } else if !input.reservation.try_raise(wanted) {
             if !matches!(self.state, State::Memory { .. }) {
                 self.state = State::Memory { since: now };
             }
@@ -537,14 +548,14 @@ impl Machine {
         true
     }
 
-    /// A keep-alive goes back.
+    /// Answers a keep-alive.
     pub(crate) fn keep_alive(&mut self, peer: &Peer) {
         peer.traffic().keep_alives.add(1);
         self.outbox.push_frame(&KEEPALIVE_FRAME);
         self.batched();
     }
 
-    /// A message has its answer.
+    /// Takes the answer to a message.
     #[inline]
     pub(crate) fn answered(&mut self, header: Option<&Header<'_>>, outcome: Outcome, peer: &Peer) {
         self.outbox.answer(header, outcome, peer.traffic());
@@ -558,26 +569,28 @@ impl Machine {
             || self.outbox.len() >= settings.buffers.write;
     }
 
-    /// It is its turn to read again.
+    /// Begins a quantum.
     #[inline]
-    pub(crate) fn begin_turn(&mut self) {
-        self.turn = Turn::default();
+    pub(crate) fn begin_quantum(&mut self) {
+        self.quantum = Quantum::default();
     }
 
-    /// Its calls have taken so long that others are next.
-    pub(crate) fn end_turn(&mut self) {
-        self.turn.was_long = true;
+    /// Ends the quantum, because its calls have taken so long that others are
+    /// next.
+    pub(crate) fn end_quantum(&mut self) {
+        self.quantum.was_long = true;
     }
 
-    /// A deadline has passed. What has come in time may have yet to be read.
+    /// Notes that a deadline has passed. What arrived in time may have yet to
+    /// be read.
     pub(crate) fn is_late(&mut self) {
         if self.late_for == 0 {
-            self.late_for = TURNS_WHEN_LATE;
+            self.late_for = QUANTA_WHEN_LATE;
         }
         (self.readable, self.writable) = (true, true);
     }
 
-    /// The call of a message can't begin yet.
+    /// Postpones a message whose call can't begin yet.
     pub(crate) fn postpone(&mut self, message: Message, postponed: Postponed) {
         self.state = State::Postponed;
         self.postponed = Some(Message {
@@ -586,18 +599,18 @@ impl Machine {
         });
     }
 
-    /// What was postponed may begin.
+    /// Tries the postponed message again at the next step.
     pub(crate) fn retry(&mut self) {
         self.retries = self.postponed.is_some();
     }
 
-    /// Calls that were left behind have answered; silence counts from there.
+    /// Collects late answers; silence counts from there.
     pub(crate) fn collect_late(&mut self, peer: &Peer, now: Instant) {
         peer.collect_late(&mut self.outbox);
         self.active = now;
     }
 
-    /// All that was in the outbox has left.
+    /// Notes that the outbox is empty.
     #[inline]
     pub(crate) fn written(&mut self, now: Instant) {
         (self.batch, self.leaves) = (0, false);
@@ -609,43 +622,45 @@ impl Machine {
         }
     }
 
-    /// So many bytes were written; says whether this turn has room for more.
+    /// Takes note of written bytes. Returns whether this quantum may write
+    /// more.
     #[inline]
     pub(crate) fn wrote(&mut self, count: usize) -> bool {
         self.outbox.advance(count);
-        self.turn.written += count;
-        self.turn.written < MAX_WRITTEN
+        self.quantum.written += count;
+        self.quantum.written < MAX_WRITTEN
     }
 
-    /// The peer's system takes no more for now, or others are next.
+    /// Waits to write: the peer's system takes no more, or others are served
+    /// next.
     pub(crate) fn blocked(&mut self, now: Instant) {
-        self.writable = self.turn.written >= MAX_WRITTEN;
+        self.writable = self.quantum.written >= MAX_WRITTEN;
         if !matches!(self.state, State::Writing { .. }) {
             self.state = State::Writing { since: now };
         }
     }
 
-    /// The call at hand keeps the buffer; what lies behind its message is
-    /// copied to a new one.
+    /// Leaves the buffer to the current call, and copies what lies behind its
+    /// message to a new one.
     pub(crate) fn split_input(&mut self) {
         let reassembly = self.input.reassembly.split();
-        let mut charge = Charge::none(&self.settings.memory);
+        let mut reservation = Reservation::empty(&self.settings.memory);
         let first = self.settings.buffers.read;
-        charge.set(reassembly.capacity().saturating_sub(first));
+        reservation.set(reassembly.capacity().saturating_sub(first));
         self.unread = reassembly.is_midway();
         // Each connection has one buffer of the first size; this is a second.
-        let mut left = Charge::none(&self.settings.memory);
+        let mut left = Reservation::empty(&self.settings.memory);
         left.set(self.input.reassembly.capacity().min(first));
         let _ = self.input.left.set(left);
-        self.input = Arc::new(Input::new(reassembly, charge));
+        self.input = Arc::new(Input::new(reassembly, reservation));
     }
 
-    /// Whether there is something to do although nothing is news: others have
-    /// had their turn.
+    /// Whether there is something to do without an event, after others were
+    /// served.
     pub(crate) fn goes_on(&self) -> bool {
         match self.state {
             State::Idle | State::Message { .. } => {
-                self.end.is_none() && (self.readable || self.unread)
+                self.closing.is_none() && (self.readable || self.unread)
             }
             State::Writing { .. } => self.writable,
             State::Postponed => self.retries,
@@ -653,7 +668,8 @@ impl Machine {
         }
     }
 
-    /// About to wait: for the rest of a message, or for a new one.
+    /// Chooses the state to wait in: for the rest of a message, or for a new
+    /// one.
     fn settle(&mut self, now: Instant) {
         let midway = self.input.reassembly.is_midway() || self.record_begun;
         match self.state {
@@ -667,25 +683,26 @@ impl Machine {
         }
     }
 
-    /// What a large message needed is given back now, not when the next one
-    /// comes.
+    /// Releases what a large message needed.
     fn shrink(&mut self) {
         let first = self.settings.buffers.read;
         let Input {
-            reassembly, charge, ..
+            reassembly,
+            reservation,
+            ..
         } = self.own_input();
         let capacity = reassembly.next_capacity();
         if capacity < reassembly.capacity() {
             reassembly.spare();
         }
         let wanted = capacity.saturating_sub(first);
-        if wanted < charge.held() {
-            charge.set(wanted);
+        if wanted < reservation.held() {
+            reservation.set(wanted);
         }
     }
 
-    /// When what it waits for must have come, and what it would be; none for
-    /// as long as it takes.
+    /// Returns the deadline of what it waits for, and what is late then; none
+    /// without a deadline.
     pub(crate) fn deadline(&self, calls_left: u32) -> Option<(Instant, Late)> {
         let settings = &self.settings;
         let own = match self.state {
@@ -694,8 +711,8 @@ impl Machine {
             }
             State::Writing { since } => {
                 let mut until = since + settings.config.write_timeout.0;
-                // A peer that has to authenticate gets no longer for it than
-                // for that; or than for reading why it is sent away.
+                // A peer that must authenticate gets no longer than for that,
+                // or than to read the closing ERROR.
                 if let Some(hello) = self.hello_until {
                     until = until.min(hello.max(since + LINGER));
                 }
@@ -732,7 +749,7 @@ impl Machine {
         own.into_iter().chain(hello).min_by_key(|(until, _)| *until)
     }
 
-    /// What it waited for has not come.
+    /// Acts on a deadline that has passed.
     fn expires(&mut self, late: Late, peer: &Peer, now: Instant) {
         let settings = Arc::clone(&self.settings);
         let within =
@@ -744,14 +761,14 @@ impl Machine {
                 } else {
                     "timeout"
                 };
-                self.ends(End::Handshake(reason, "timed out".into()));
+                self.close_with(CloseReason::Handshake(reason, "timed out".into()));
             }
-            Late::Hello => self.ends(self.said_nothing()),
-            Late::Silence => self.ends(End::Notice(
+            Late::Hello => self.close_with(self.hello_timed_out()),
+            Late::Silence => self.close_with(CloseReason::Notice(
                 Code::IdleTimeout,
                 within("nothing arrived", settings.config.idle_timeout.0),
             )),
-            Late::Message => self.ends(End::Notice(
+            Late::Message => self.close_with(CloseReason::Notice(
                 Code::ReadTimeout,
                 within(
                     "a message was begun but not finished",
@@ -765,31 +782,31 @@ impl Machine {
                     settings.config.read_timeout.0,
                 );
                 let (used, limit) = (settings.memory.used(), settings.memory.limit());
-                self.ends(End::Notice(
+                self.close_with(CloseReason::Notice(
                     Code::ServerBusy,
                     format!("{message}; {used} bytes of {limit} are taken"),
                 ));
             }
-            Late::Writing => self.ends(End::WriteTimeout),
+            Late::Writing => self.close_with(CloseReason::WriteTimeout),
             Late::Postponed => self.retry(),
             // The next step tries.
             Late::Retry => self.active = now,
             Late::Shrink => {
-                // It is kept for one more read, which has not come.
-                self.room();
+                // The buffer is kept for one more read, which has not come.
+                self.read_buffer();
                 self.shrink();
             }
         }
     }
 
-    fn said_nothing(&self) -> End {
+    fn hello_timed_out(&self) -> CloseReason {
         let millis = self.settings.config.handshake_timeout.0.as_millis();
-        let message = format!("nobody said hello with a token within {millis} ms");
-        End::Notice(Code::ReadTimeout, message)
+        let message = format!("no system.hello with a token arrived within {millis} ms");
+        CloseReason::Notice(Code::ReadTimeout, message)
     }
 
-    /// The request whose end could not be read for want of memory was not
-    /// begun, and is told so if its header line is there.
+    /// Answers the request whose rest could not be read for want of memory, if
+    /// its header line has arrived: nothing ran.
     fn answer_unread(&mut self, peer: &Peer) {
         if !matches!(self.state, State::Memory { .. }) {
             return;
@@ -819,11 +836,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        access::{Access, Terms},
+        access::{Access, ListenerPolicy},
         budget::Budget,
         config::{Auth, Bytes, Config, Millis, Principals},
         dispatch::Counted,
-        server::{drain::DrainFlags, peer::Farewell, settings::Buffers},
+        server::{drain::DrainFlags, peer::CloseRequest, settings::Buffers},
         wire::frame::FrameHeader,
     };
 
@@ -859,28 +876,29 @@ mod tests {
     }
 
     impl Test {
-        fn new(state: State, must_say: bool, memory: usize) -> Self {
+        fn new(state: State, must_authenticate: bool, memory: usize) -> Self {
             let access = Access::new(Principals::new(), "/nowhere".into(), 1).unwrap();
-            let terms = Arc::new(Terms {
+            let policy = Arc::new(ListenerPolicy {
                 auth: Auth::None,
                 rights: None,
                 allow_unsecure: false,
             });
-            let stranger = access.stranger("1".into(), Ipv4Addr::LOCALHOST.into(), false, &terms);
+            let unauthenticated =
+                access.unauthenticated("1".into(), Ipv4Addr::LOCALHOST.into(), false, &policy);
             let drain = Arc::new(DrainFlags::new().unwrap());
             let settings = settings(memory);
             let from = (Ipv4Addr::LOCALHOST, 1).into();
             let peer = Peer::new(
                 (1, 0),
                 (from, None),
-                Arc::new(stranger),
+                Arc::new(unauthenticated),
                 &drain,
                 &settings.memory,
             );
             let now = Instant::now();
             let mut machine = Machine::new(&settings, state, now);
             if state == State::Idle {
-                machine.open(must_say);
+                machine.open(must_authenticate);
             }
             Self { machine, peer, now }
         }
@@ -904,10 +922,10 @@ mod tests {
 
         /// One read of what there is.
         fn read(&mut self, bytes: &mut &[u8]) -> usize {
-            let room = self.machine.room();
-            let count = room.len().min(bytes.len());
+            let read_buffer = self.machine.read_buffer();
+            let count = read_buffer.len().min(bytes.len());
             let (read, rest) = bytes.split_at(count);
-            room[..count].copy_from_slice(read);
+            read_buffer[..count].copy_from_slice(read);
             *bytes = rest;
             let received = if count == 0 {
                 Received::Nothing
@@ -928,7 +946,7 @@ mod tests {
             self.machine.is_late();
             // There is nothing to read, and no room to write.
             let mut step = self.arrives(b"");
-            while self.machine.end().is_none() {
+            while self.machine.close_reason().is_none() {
                 match step {
                     Step::Write => self.machine.blocked(until),
                     Step::ProxyHeader | Step::Handshake => {
@@ -942,7 +960,9 @@ mod tests {
         }
 
         fn ends_with(&self) -> String {
-            self.machine.end().map_or("-".into(), ToString::to_string)
+            self.machine
+                .close_reason()
+                .map_or("-".into(), ToString::to_string)
         }
 
         fn sends(&mut self) -> String {
@@ -969,8 +989,8 @@ mod tests {
 
     #[test]
     fn each_state_has_its_deadline() {
-        let wait = |state: State, must_say: bool, bytes: &[u8]| {
-            let mut test = Test::new(state, must_say, 1 << 20);
+        let wait = |state: State, must_authenticate: bool, bytes: &[u8]| {
+            let mut test = Test::new(state, must_authenticate, 1 << 20);
             assert_eq!(test.arrives(bytes), Step::Wait);
             let (late, after) = test.too_late();
             (late, after, test.ends_with())
@@ -1050,15 +1070,15 @@ mod tests {
         assert!(late.is_some() && late < closing, "{said}");
         assert_eq!(test.next(), Step::Close);
 
-        let mut told = Test::new(State::Idle, false, 1 << 20);
-        told.peer.retire(Farewell::CLOSED);
-        assert_eq!(told.next(), Step::Write);
-        assert!(told.sends().contains("SHUTTING_DOWN"));
-        assert_eq!(told.next(), Step::Close);
+        let mut notified = Test::new(State::Idle, false, 1 << 20);
+        notified.peer.request_close(CloseRequest::CLOSED);
+        assert_eq!(notified.next(), Step::Write);
+        assert!(notified.sends().contains("SHUTTING_DOWN"));
+        assert_eq!(notified.next(), Step::Close);
 
         // Before the protocol begins nothing can be said.
         let mut early = Test::new(State::Handshake, true, 1 << 20);
-        early.peer.retire(Farewell::CLOSED);
+        early.peer.request_close(CloseRequest::CLOSED);
         assert_eq!(early.next(), Step::Close);
 
         let mut gone = Test::new(State::Idle, false, 1 << 20);
@@ -1069,13 +1089,13 @@ mod tests {
     }
 
     #[test]
-    fn a_message_waits_for_memory_and_its_request_is_told() {
+    fn a_message_waits_for_memory_and_its_request_gets_an_error() {
         let mut test = Test::new(State::Idle, false, 1000);
         let large = frame(&format!("REQUEST:a.b:1.0.0:7\n{}", "x".repeat(5000)));
         assert_eq!(test.arrives(&large), Step::Wait);
         assert!(matches!(test.machine.state(), State::Memory { .. }));
         assert_eq!(test.too_late(), (Late::Retry, 0));
-        while test.machine.end().is_none() {
+        while test.machine.close_reason().is_none() {
             assert_eq!(test.next(), Step::Wait);
             test.too_late();
         }
@@ -1087,29 +1107,29 @@ mod tests {
     }
 
     #[test]
-    fn others_have_their_turn_after_so_many_reads() {
+    fn others_are_served_after_so_many_reads() {
         let mut test = Test::new(State::Idle, false, 1 << 20);
         test.machine.readable = true;
         for _ in 0..MAX_READS {
             assert_eq!(test.next(), Step::Read);
-            let room = test.machine.room();
-            let count = room.len();
-            room.copy_from_slice(&frame("").repeat(count / 8)[..count]);
+            let read_buffer = test.machine.read_buffer();
+            let count = read_buffer.len();
+            read_buffer.copy_from_slice(&frame("").repeat(count / 8)[..count]);
             let received = Ok(Received::Bytes { count, more: true });
             test.machine.received(received, false, &test.peer, test.now);
             while matches!(test.next(), Step::Message(_)) {}
-            if test.machine.turn.reads == MAX_READS {
+            if test.machine.quantum.reads == MAX_READS {
                 break;
             }
         }
         assert_eq!(test.next(), Step::Wait);
         assert!(test.machine.goes_on());
-        test.machine.begin_turn();
+        test.machine.begin_quantum();
         assert_eq!(test.next(), Step::Read);
     }
 
     #[test]
-    fn others_have_their_turn_after_so_many_messages_and_long_calls() {
+    fn others_are_served_after_so_many_messages_and_long_calls() {
         let mut test = Test::new(State::Idle, false, 1 << 20);
         let settings = ServerSettings {
             buffers: Buffers {
@@ -1120,7 +1140,7 @@ mod tests {
         };
         test.machine = Machine::new(&Arc::new(settings), State::Idle, test.now);
         test.machine.open(false);
-        let (mut messages, mut turn, mut longest) = (0, 0, 0);
+        let (mut messages, mut quantum, mut longest) = (0, 0, 0);
         // The buffer grows with what it is filled by.
         let all = frame("").repeat(30 * MAX_MESSAGES);
         let mut rest = &all[..];
@@ -1132,13 +1152,13 @@ mod tests {
                     assert!(count > 0);
                 }
                 Step::Message(_) => {
-                    (messages, turn) = (messages + 1, turn + 1);
-                    longest = longest.max(turn);
+                    (messages, quantum) = (messages + 1, quantum + 1);
+                    longest = longest.max(quantum);
                 }
                 Step::Wait => {
                     assert!(test.machine.goes_on());
-                    test.machine.begin_turn();
-                    turn = 0;
+                    test.machine.begin_quantum();
+                    quantum = 0;
                 }
                 step => panic!("{step:?}"),
             }
@@ -1147,36 +1167,36 @@ mod tests {
         let mut test = Test::new(State::Idle, false, 1 << 20);
         let step = test.arrives(&frame("x").repeat(2));
         assert!(matches!(step, Step::Message(_)));
-        test.machine.end_turn();
+        test.machine.end_quantum();
         assert_eq!(test.next(), Step::Wait);
         assert!(test.machine.goes_on());
-        test.machine.begin_turn();
+        test.machine.begin_quantum();
         assert!(matches!(test.next(), Step::Message(_)));
     }
 
     #[test]
-    fn others_have_their_turn_after_so_many_bytes() {
+    fn others_are_served_after_so_many_bytes() {
         let mut test = Test::new(State::Idle, false, 1 << 24);
         let large = Outcome::Binary(vec![7; 3 * MAX_WRITTEN / 2]);
         let (header, _) = Header::parse(b"REQUEST:a.b:1.0.0:7\n").unwrap();
         test.machine.answered(Some(&header), large, &test.peer);
         assert_eq!(test.next(), Step::Write);
-        let mut turns = 1;
+        let mut quanta = 1;
         loop {
             let count = test.machine.outbox.next().len().min(64 * 1024);
             if !test.machine.wrote(count) {
                 test.machine.blocked(test.now);
                 assert_eq!(test.next(), Step::Wait);
                 assert!(test.machine.goes_on());
-                test.machine.begin_turn();
+                test.machine.begin_quantum();
                 assert_eq!(test.next(), Step::Write);
-                turns += 1;
+                quanta += 1;
             }
             if test.machine.outbox.is_empty() {
                 break;
             }
         }
-        assert_eq!(turns, 2);
+        assert_eq!(quanta, 2);
         test.machine.written(test.now);
         assert_eq!(test.next(), Step::Wait);
         assert!(!test.machine.goes_on());
@@ -1192,7 +1212,7 @@ mod tests {
         test.machine.is_late();
         assert!(matches!(test.arrives(&all[5..]), Step::Message(_)));
         assert_eq!(test.next(), Step::Wait);
-        assert!(test.machine.end().is_none());
+        assert!(test.machine.close_reason().is_none());
         // A message that comes in drops has no more time than that.
         assert_eq!(test.arrives(&all[..5]), Step::Wait);
         test.now += Duration::from_secs(5);
@@ -1241,7 +1261,7 @@ mod tests {
         assert!(matches!(test.next(), Step::Message(_)));
 
         test.machine.postpone(again, postponed);
-        test.peer.retire(Farewell::CLOSED);
+        test.peer.request_close(CloseRequest::CLOSED);
         assert_eq!(test.next(), Step::Write, "it is not begun any more");
         assert!(test.sends().contains("SHUTTING_DOWN"));
         assert_eq!(test.next(), Step::Close);

@@ -1,9 +1,10 @@
-//! One connection: a value that moves. A worker has it while there is
-//! something to do, its slot at the poller while there is not. What it does
-//! next is `machine`'s decision; here that is done, without ever waiting.
+//! One connection, a value that moves: a worker owns it while there is
+//! something to do, and it is parked at the poller while there is not.
+//! `machine` decides what it does next; here that is done, without ever
+//! waiting.
 
+mod close_reason;
 mod credentials;
-mod end;
 mod machine;
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-pub(crate) use end::{End, RETRY_WHEN_BUSY_MS, notice};
+pub(crate) use close_reason::{CloseReason, RETRY_WHEN_BUSY_MS, notice};
 pub(crate) use machine::{Input, Message, State};
 use machine::{Machine, Step};
 
@@ -20,8 +21,8 @@ use super::{
     admission::Permit,
     common::Common,
     handshakes::Handshake,
-    peer::{Doing, Farewell, Peer},
-    poller::{News, Parked},
+    peer::{Activity, CloseRequest, Peer},
+    poller::{Events, Parked},
     settings::ListenerSettings,
 };
 use crate::{
@@ -37,11 +38,11 @@ use crate::{
 pub(crate) enum Advance {
     /// It has a message to be answered.
     Call(Call),
-    /// There is nothing to do until there is news.
+    /// There is nothing to do until the next event.
     Wait,
-    /// It has ended; only the value is left, and a socket whose peer shall
-    /// read what was said last.
-    Over(Option<Channel>),
+    /// It is closed; what is left is the value, and a socket whose peer must be
+    /// able to read what was sent last.
+    Closed(Option<Channel>),
 }
 
 /// A message that is to be answered, with all that this needs: the connection
@@ -68,9 +69,9 @@ pub(crate) struct Connection {
     common: Arc<Common>,
     listener: Arc<ListenerSettings>,
     permit: Permit,
-    /// Who the peer is, as `peer` also knows.
+    /// The peer's identity, of which `peer` has a copy.
     identity: Arc<Identity>,
-    /// Its certificate, where it has shown one.
+    /// Its certificate, if any.
     certificate: Option<Certificate>,
     /// When its credentials were last checked as a whole.
     checked: Instant,
@@ -79,8 +80,8 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// One that was just accepted; none where the system or the TLS library
-    /// refuses it.
+    /// Creates the connection of an accepted socket. Returns none where the
+    /// system or the TLS library refuses it.
     pub(crate) fn new(
         number: u64,
         stream: TcpStream,
@@ -100,7 +101,7 @@ impl Connection {
         Some(Self::over(number, channel, from, listener, common, permit))
     }
 
-    /// The same over a socket that does not block.
+    /// Creates a connection over a socket that does not block.
     pub(crate) fn over(
         number: u64,
         channel: Channel,
@@ -111,11 +112,11 @@ impl Connection {
     ) -> Self {
         tracing::debug!(connection = number, peer = %from, "connection accepted");
         let encrypted = channel.is_encrypted();
-        let identity = Arc::new(common.access.stranger(
+        let identity = Arc::new(common.access.unauthenticated(
             number.to_string(),
             from.ip(),
             encrypted,
-            &listener.terms,
+            &listener.policy,
         ));
         let own = channel.local_addr();
         let peer = Arc::new(Peer::new(
@@ -162,53 +163,53 @@ impl Connection {
         self.machine.input()
     }
 
-    /// Whether it is known why it ends.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.machine.end().is_some()
+    /// Whether it is about to close.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.machine.close_reason().is_some()
     }
 
-    /// It ends, whatever it does.
-    pub(crate) fn ends(&mut self, end: End) {
-        self.machine.ends(end);
+    /// Closes it, whatever it does.
+    pub(crate) fn close_with(&mut self, end: CloseReason) {
+        self.machine.close_with(end);
     }
 
-    /// Whether it only waits for what its peer says next.
+    /// Whether it only waits for its peer's next request.
     pub(crate) fn may_linger(&self) -> bool {
         self.machine.state() == State::Idle
-            && !self.identity.must_say()
+            && !self.identity.must_authenticate()
             && self.peer.calls_left() == 0
-            && self.peer.farewell().is_none()
+            && self.peer.close_request().is_none()
     }
 
-    /// Takes in what has happened.
+    /// Takes events that have been delivered.
     #[inline]
-    pub(crate) fn learns(&mut self, news: News, now: Instant) {
-        self.machine.begin_turn();
-        self.machine.readable |= news.has(News::READABLE);
-        self.machine.writable |= news.has(News::WRITABLE);
-        self.machine.peer_ended |= news.has(News::ENDED);
-        if news.has(News::ANSWER) {
+    pub(crate) fn take_events(&mut self, events: Events, now: Instant) {
+        self.machine.begin_quantum();
+        self.machine.readable |= events.has(Events::READABLE);
+        self.machine.writable |= events.has(Events::WRITABLE);
+        self.machine.peer_ended |= events.has(Events::PEER_CLOSED);
+        if events.has(Events::ANSWER) {
             self.machine.collect_late(&self.peer, now);
         }
-        if news.has(News::RETRY) {
+        if events.has(Events::RETRY) {
             self.machine.retry();
         }
-        if news.has(News::OVERDUE) {
+        if events.has(Events::OVERDUE) {
             self.check(now);
             self.machine.is_late();
         }
     }
 
-    /// Does all that can be done without waiting, up to the next call.
+    /// Does everything that can be done without waiting, up to the next call.
     #[inline]
     pub(crate) fn advance(&mut self, now: Instant) -> Advance {
         loop {
             match self.machine.next(&self.peer, now) {
                 Step::Read => {
                     let Some(channel) = &mut self.channel else {
-                        return Advance::Over(None);
+                        return Advance::Closed(None);
                     };
-                    let received = channel.read(self.machine.room());
+                    let received = channel.read(self.machine.read_buffer());
                     let midway = channel.is_midway();
                     if matches!(&received, Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset)
                     {
@@ -224,11 +225,12 @@ impl Connection {
                 }
                 Step::Message(message) => {
                     self.update_identity();
-                    if let Some(farewell) = self.peer.farewell() {
-                        self.machine.ends(End::Farewell(farewell));
+                    if let Some(close_request) = self.peer.close_request() {
+                        self.machine
+                            .close_with(CloseReason::Requested(close_request));
                         continue;
                     }
-                    self.peer.does(Doing::Calling);
+                    self.peer.set_activity(Activity::Calling);
                     if message.postponed.is_none() {
                         self.peer.traffic().messages_in.add(1);
                     }
@@ -240,11 +242,11 @@ impl Connection {
                     });
                 }
                 Step::Write => {
-                    self.peer.does(self.machine.state().into());
+                    self.peer.set_activity(self.machine.state().into());
                     self.write();
                 }
                 Step::Wait => {
-                    self.peer.does(self.machine.state().into());
+                    self.peer.set_activity(self.machine.state().into());
                     return Advance::Wait;
                 }
                 Step::KeepAlive => {
@@ -256,7 +258,7 @@ impl Connection {
                 Step::ProxyHeader => self.read_proxy_header(),
                 Step::Handshake => self.go_on_with_handshake(),
                 Step::Close => {
-                    return Advance::Over(self.close());
+                    return Advance::Closed(self.close());
                 }
             }
         }
@@ -287,11 +289,11 @@ impl Connection {
         match sent {
             Ok(true) => self.machine.written(now),
             Ok(false) => self.machine.blocked(now),
-            Err(error) => self.machine.ends(End::Io(error)),
+            Err(error) => self.machine.close_with(CloseReason::Io(error)),
         }
     }
 
-    /// The call at hand has its answer.
+    /// Takes the answer of the current call.
     #[inline]
     pub(crate) fn answered(&mut self, header: Option<&Header<'_>>, outcome: Outcome) {
         let mut unauthorized = false;
@@ -302,7 +304,7 @@ impl Connection {
         }
         self.machine.answered(header, outcome, &self.peer);
         if unauthorized {
-            self.machine.ends(End::Unauthorized);
+            self.machine.close_with(CloseReason::Unauthorized);
         }
     }
 
@@ -312,15 +314,15 @@ impl Connection {
     }
 
     /// Its calls have taken so long that others are next.
-    pub(crate) fn end_turn(&mut self) {
-        self.machine.end_turn();
+    pub(crate) fn end_quantum(&mut self) {
+        self.machine.end_quantum();
     }
 
-    /// Goes on without the call at hand, if so many may be left behind; its
+    /// Goes on without the current call, if so many may be left behind; its
     /// answer comes later. What came before it leaves at once.
     pub(crate) fn leave_call(&mut self) -> bool {
         let most = self.common.settings.config.max_in_flight;
-        // The one at hand counts as well.
+        // The current one counts as well.
         let leaves = self.peer.calls_left() as usize + 1 < most;
         if !self.machine.outbox.is_empty() {
             self.write();
@@ -328,7 +330,7 @@ impl Connection {
         if leaves {
             self.machine.split_input();
             self.peer.leave_call();
-            self.peer.does(self.machine.state().into());
+            self.peer.set_activity(self.machine.state().into());
         }
         leaves
     }
@@ -341,7 +343,7 @@ impl Connection {
             Ok(None) => return,
             Ok(Some(proxied)) => {
                 let address = match proxied {
-                    // It speaks for itself, and is let in as any other peer.
+                    // It speaks for itself, and is admitted as any other peer.
                     Proxied::Balancer => self.peer.address(),
                     Proxied::Peer(address) => address,
                 };
@@ -350,8 +352,8 @@ impl Connection {
                 self.begin_handshake();
             }
             Err(error) => {
-                let end = End::Handshake("proxy-header", error.to_string());
-                self.machine.ends(end);
+                let end = CloseReason::Handshake("proxy-header", error.to_string());
+                self.machine.close_with(end);
             }
         }
         // What follows the header may be there.
@@ -359,18 +361,18 @@ impl Connection {
     }
 
     fn speaks_for(&mut self, address: SocketAddr) {
-        if !self.listener.lets_in(address.ip()) {
-            self.machine.ends(End::Denied);
+        if !self.listener.admits(address.ip()) {
+            self.machine.close_with(CloseReason::Denied);
             return;
         }
         self.peer.speaks_for(address);
         let caller = &self.identity.caller;
         let (id, encrypted) = (caller.connection_id.clone(), caller.encrypted);
-        let terms = &self.listener.terms;
+        let policy = &self.listener.policy;
         let identity = self
             .common
             .access
-            .stranger(id, address.ip(), encrypted, terms);
+            .unauthenticated(id, address.ip(), encrypted, policy);
         self.set_identity(identity);
         if self.permit.claim(address.ip()) {
             return;
@@ -379,16 +381,16 @@ impl Connection {
             "{} has as many connections as one address may",
             address.ip()
         );
-        self.machine.ends(if self.listener.tls.is_some() {
-            End::Denied
+        self.machine.close_with(if self.listener.tls.is_some() {
+            CloseReason::Denied
         } else {
-            End::Notice(Code::ServerBusy, text)
+            CloseReason::Notice(Code::ServerBusy, text)
         });
     }
 
     /// Where nothing is encrypted, the protocol begins at once.
     fn begin_handshake(&mut self) {
-        if self.machine.end().is_some() {
+        if self.machine.close_reason().is_some() {
             return;
         }
         let encrypted = self.channel.as_ref().is_some_and(Channel::is_encrypted);
@@ -400,7 +402,7 @@ impl Connection {
             self.handshake = self.common.handshakes.begin(address);
             if self.handshake.is_none() {
                 // Nothing can be said before the handshake.
-                self.machine.ends(End::Handshake(
+                self.machine.close_with(CloseReason::Handshake(
                     "throttled",
                     "too many at the same time".into(),
                 ));
@@ -437,7 +439,8 @@ impl Connection {
                         .failed(&self.identity, Failure::Certificate);
                 }
                 let text = TlsFault::describe(&error);
-                self.machine.ends(End::Handshake(fault.as_str(), text));
+                self.machine
+                    .close_with(CloseReason::Handshake(fault.as_str(), text));
             }
         }
     }
@@ -446,30 +449,31 @@ impl Connection {
     fn open(&mut self) {
         self.machine.open(true);
         self.read_certificate();
-        if !self.identity.must_say() {
-            self.machine.is_known();
+        if !self.identity.must_authenticate() {
+            self.machine.authenticated();
             return;
         }
         let address = self.peer.address().ip();
         let access = &self.common.access;
-        if let Some(wait) = access.is_shut_out(address, Failure::WrongToken) {
-            self.machine.ends(End::Throttled(wait));
+        if let Some(wait) = access.throttled_for(address, Failure::WrongToken) {
+            self.machine.close_with(CloseReason::Throttled(wait));
         }
     }
 
-    /// Counts why it ends; what is returned has yet to be read.
+    /// Closes it and counts why. The peer has yet to read what is on the
+    /// returned socket.
     fn close(&mut self) -> Option<Channel> {
         let channel = self.channel.take()?;
-        let end = self.machine.end()?;
+        let end = self.machine.close_reason()?;
         let (number, peer) = (self.peer.number(), self.peer.address());
         let (metrics, traffic) = (&self.common.metrics, self.peer.traffic());
         match end {
-            End::Peer | End::Io(_) | End::Unauthorized => {}
-            End::Denied => {
+            CloseReason::Peer | CloseReason::Io(_) | CloseReason::Unauthorized => {}
+            CloseReason::Denied => {
                 metrics.denied.add(1);
-                tell_denied(peer);
+                log_denied(peer);
             }
-            End::Handshake(reason, problem) => {
+            CloseReason::Handshake(reason, problem) => {
                 // A balancer's health check may do no more than connect.
                 let looked = *reason == TlsFault::Abandoned.as_str() && traffic.bytes_in.get() == 0;
                 metrics.handshake_failures.add(reason);
@@ -478,24 +482,24 @@ impl Connection {
                     tracing::warn!(target: AUDIT, security = "handshake", connection = number, %peer, reason, "handshake failed: {problem}");
                 }
             }
-            End::Truncated => {
+            CloseReason::Truncated => {
                 metrics.truncated.add(1);
                 static LINES: Limiter = Limiter::new();
                 if LINES.allows("message cut off by the end of the stream") {
                     tracing::info!(connection = number, %peer, "message cut off by the end of the stream");
                 }
             }
-            End::WriteTimeout => metrics.write_timeouts.add(1),
-            End::Throttled(_) => {
+            CloseReason::WriteTimeout => metrics.write_timeouts.add(1),
+            CloseReason::Throttled(_) => {
                 metrics.auth_failures.add("too-many");
                 metrics.count_error(Some(Code::Unauthorized));
             }
-            End::Notice(code, _) | End::Farewell(Farewell { code, .. }) => {
+            CloseReason::Notice(code, _) | CloseReason::Requested(CloseRequest { code, .. }) => {
                 metrics.count_error(Some(*code));
             }
         }
         static LINES: Limiter = Limiter::new();
-        if LINES.allows("connection ended") {
+        if LINES.allows("connection closed") {
             tracing::info!(
                 connection = number,
                 %peer,
@@ -504,13 +508,18 @@ impl Connection {
                 requests = traffic.messages_in.get(),
                 bytes_in = traffic.bytes_in.get(),
                 bytes_out = traffic.bytes_out.get(),
-                "connection ended: {end}"
+                "connection closed: {end}"
             );
         }
-        // The peer shall read what was said last, or the alert, and not a reset.
+        // The peer must be able to read what was sent last, or the alert: no
+        // reset.
         let is_silent = matches!(
             end,
-            End::Peer | End::Io(_) | End::Truncated | End::WriteTimeout | End::Denied
+            CloseReason::Peer
+                | CloseReason::Io(_)
+                | CloseReason::Truncated
+                | CloseReason::WriteTimeout
+                | CloseReason::Denied
         );
         (!is_silent).then_some(channel)
     }
@@ -543,14 +552,14 @@ impl Parked for Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.peer.settle(&self.common.metrics.usages);
-        self.peer.traffic().end(&self.common.metrics.ended);
+        self.peer.traffic().end(&self.common.metrics.closed);
     }
 }
 
-/// A peer whose address is not let in was closed without a word.
-pub(crate) fn tell_denied(peer: SocketAddr) {
+/// Logs a peer whose address is denied.
+pub(crate) fn log_denied(peer: SocketAddr) {
     static LINES: Limiter = Limiter::audit();
-    if LINES.allows("address not let in") {
-        tracing::warn!(target: AUDIT, security = "address", %peer, "address not let in");
+    if LINES.allows("address denied") {
+        tracing::warn!(target: AUDIT, security = "address", %peer, "address denied");
     }
 }

@@ -11,7 +11,7 @@
 //! counts are the ratios within a round. Whoever is not installed is named.
 
 mod plot;
-mod speeches;
+mod protocols;
 mod stand_ins;
 mod subjects;
 
@@ -23,8 +23,8 @@ use std::{
     time::Duration,
 };
 
-use mb_server::load::{self, Length, Link, Measured, Pace, Plan, Progress};
-use speeches::{InTurn, Named};
+use mb_server::load::{self, Length, LoadPlan, LoadStream, Measured, Pace, Progress};
+use protocols::{InOrder, Named};
 use subjects::{Starter, Subject};
 
 const CONNECTIONS: usize = 32;
@@ -53,7 +53,8 @@ pub struct Arguments {
     /// Everything on one core, and 512 MiB of data for each server, as on a small host
     #[arg(long)]
     one_core: bool,
-    /// Threads that make the load: 1 is cheapest, 32 is as many clients that block
+    /// Threads that create the load: 1 is cheapest, 32 is as many clients that
+    /// block
     #[arg(long, default_value_t = 1)]
     threads: usize,
     /// Leave out the open loop
@@ -219,7 +220,7 @@ fn load_on(
     pace: Pace,
     length: Duration,
 ) -> std::io::Result<(Measured, f64)> {
-    let plan = Plan {
+    let plan = LoadPlan {
         depth,
         pace,
         warm_up: WARM_UP,
@@ -230,10 +231,13 @@ fn load_on(
     for number in 0..connections {
         let stream = TcpStream::connect(subject.address)?;
         stream.set_nodelay(true)?;
-        if let speeches::Any::Nats { .. } = subject.speech(payload, depth, number) {
+        if let protocols::Any::Nats { .. } = subject.protocol(payload, depth, number) {
             greet_nats(&stream)?;
         }
-        links.push((Link::Plain(stream), subject.speech(payload, depth, number)));
+        links.push((
+            LoadStream::Plain(stream),
+            subject.protocol(payload, depth, number),
+        ));
     }
     let progress = Progress::default();
     let before = subject.cpu_micros();
@@ -241,7 +245,7 @@ fn load_on(
         load::run(
             links
                 .into_iter()
-                .map(|(link, any)| (link, InTurn(any)))
+                .map(|(link, any)| (link, InOrder(any)))
                 .collect(),
             &plan,
             &progress,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use mb_server::{
-    access::{Access, Terms},
+    access::{Access, ListenerPolicy},
     budget::Budget,
     config::{Auth, Config, OneOrMore, Principals, access::Listener},
     dispatch::{Handle, Outcome, Reply, Request},
@@ -89,7 +89,7 @@ pub fn native(port: u16) -> ! {
     let listener = ListenerSettings {
         config: Listener::new(OneOrMore::One("127.0.0.1".into()), port, false),
         tls: None,
-        terms: Arc::new(Terms {
+        policy: Arc::new(ListenerPolicy {
             auth: Auth::None,
             rights: None,
             allow_unsecure: false,

@@ -14,7 +14,7 @@ use mb_server::{
     wire::{Payload, Topic, Version},
 };
 
-use super::speeches::Any;
+use super::protocols::Any;
 
 /// Programs of this run, ended when dropped.
 pub struct Subject {
@@ -43,7 +43,7 @@ impl Drop for Subject {
 
 impl Subject {
     /// What is said to it over one connection.
-    pub fn speech(&self, payload: &str, depth: usize, connection: usize) -> Any {
+    pub fn protocol(&self, payload: &str, depth: usize, connection: usize) -> Any {
         match self.how {
             How::Frames(topic) => {
                 let topic = Topic::parse(topic).expect("a topic");
@@ -99,7 +99,7 @@ impl Subject {
     }
 }
 
-/// Starts programs, all on the same terms.
+/// Starts programs, all on the same policy.
 pub struct Starter {
     pub dir: PathBuf,
     /// Ours.

@@ -79,7 +79,7 @@ fn log_string(_: Payload) {
 
 fn kv_list(_: Payload) -> Value {
     let bucket = Bucket::open("b").unwrap();
-    told(bucket.set("k", &vec![1; 40 << 20]))
+    asked(bucket.set("k", &vec![1; 40 << 20]))
 }
 
 fn handles(_: Payload) {
@@ -123,7 +123,7 @@ fn log_long(_: Payload) {
     log::info("y".repeat(1 << 20));
 }
 
-fn told<T>(result: Result<T, Error>) -> Value {
+fn asked<T>(result: Result<T, Error>) -> Value {
     match result {
         Ok(_) => json!("fine"),
         Err(error) => json!(Failure::from(error).message),
@@ -145,9 +145,9 @@ fn kv_keys(_: Payload) -> Result<Value, Failure> {
     let bucket = Bucket::open("")?;
     let long = "k".repeat(1 << 20);
     Ok(json!([
-        told(bucket.set("", b"v")),
-        told(bucket.set(&long, b"v")),
-        told(Bucket::open("no such/name"))
+        asked(bucket.set("", b"v")),
+        asked(bucket.set(&long, b"v")),
+        asked(Bucket::open("no such/name"))
     ]))
 }
 

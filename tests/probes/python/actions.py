@@ -486,7 +486,7 @@ def state():
     return len(STATE)
 
 
-@absent("an exception: its type, message, file and line are told", "ZeroDivisionError: division by zero")
+@absent("an exception: its type, message, file and line are reported", "ZeroDivisionError: division by zero")
 def exception():
     return 1 / 0
 

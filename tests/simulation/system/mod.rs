@@ -76,7 +76,7 @@ impl World {
         let (epolls, clock) = (inner.epolls.clone(), Arc::clone(&inner.clock));
         drop(inner);
         clock.open();
-        epolls.iter().for_each(|events| events.told.open());
+        epolls.iter().for_each(|events| events.gate.open());
     }
 
     /// A guest waits for the clock to move.
@@ -95,9 +95,9 @@ impl World {
         let nothing = |events: &Arc<Events>| {
             let state = events.state.lock().unwrap();
             // A poke is for those who wait.
-            state.ready.is_empty() && (state.pokes == 0 || events.told.resting() == 0)
+            state.ready.is_empty() && (state.wakes == 0 || events.gate.resting() == 0)
         };
-        let polling: usize = epolls.iter().map(|events| events.told.resting()).sum();
+        let polling: usize = epolls.iter().map(|events| events.gate.resting()).sum();
         threads == resting + polling && epolls.iter().all(nothing)
     }
 
@@ -202,7 +202,7 @@ struct Ends {
     room: usize,
     /// The server says nothing more.
     pub outbound_over: bool,
-    /// The server has found no room: it is told once there is some.
+    /// The server could not write: it gets an event once it can.
     wants_room: bool,
     /// The server has closed it.
     closed: bool,
@@ -222,13 +222,13 @@ impl Wire {
 
     fn change(&self, change: impl FnOnce(&mut Ends) -> bool) {
         let mut ends = self.inner.lock().unwrap();
-        let news = change(&mut ends);
-        let ready = ends.watched.clone().filter(|_| news);
+        let events = change(&mut ends);
+        let ready = ends.watched.clone().filter(|_| events);
         let ready = ready.map(|(events, slot)| (events, ends.ready(slot)));
         // Nobody waits for this lock while others go on.
         drop(ends);
         if let Some((events, ready)) = ready {
-            events.tell(ready);
+            events.deliver(ready);
         }
     }
 
@@ -407,17 +407,17 @@ pub struct Ready {
     pub ended: bool,
 }
 
-/// What is told of sockets.
+/// Events of sockets.
 #[derive(Default)]
 struct Events {
     state: std::sync::Mutex<EventState>,
-    told: Gate,
+    gate: Gate,
 }
 
 #[derive(Default)]
 struct EventState {
     ready: VecDeque<Ready>,
-    pokes: usize,
+    wakes: usize,
 }
 
 /// Wakes simulated threads.
@@ -469,14 +469,14 @@ impl Gate {
 }
 
 impl Events {
-    fn tell(&self, ready: Ready) {
+    fn deliver(&self, ready: Ready) {
         {
             let mut state = self.state.lock().unwrap();
-            // What is told twice before somebody looks is told once.
-            state.ready.retain(|told| told.slot != ready.slot);
+            // Two events before somebody looks are one.
+            state.ready.retain(|events| events.slot != ready.slot);
             state.ready.push_back(ready);
         }
-        self.told.open();
+        self.gate.open();
     }
 }
 
@@ -496,7 +496,7 @@ impl Epoll {
         ends.watched = Some((Arc::clone(&self.0), slot));
         let ready = ends.ready(slot);
         drop(ends);
-        self.0.tell(ready);
+        self.0.deliver(ready);
         Ok(())
     }
 
@@ -509,26 +509,26 @@ impl Epoll {
         let until = world.now() + timeout;
         thread::yield_now();
         loop {
-            let turn = self.0.told.turn();
+            let turn = self.0.gate.turn();
             {
                 let mut state = self.0.state.lock().unwrap();
-                let poked = std::mem::take(&mut state.pokes) > 0;
+                let woken = std::mem::take(&mut state.wakes) > 0;
                 let count = state.ready.len().min(most);
                 ready.extend(state.ready.drain(..count));
-                if poked || count > 0 {
+                if woken || count > 0 {
                     return;
                 }
             }
             if world.now() >= until {
                 return;
             }
-            self.0.told.wait(turn);
+            self.0.gate.wait(turn);
         }
     }
 
-    pub fn poke(&self) {
-        self.0.state.lock().unwrap().pokes += 1;
-        self.0.told.open();
+    pub fn wake(&self) {
+        self.0.state.lock().unwrap().wakes += 1;
+        self.0.gate.open();
     }
 }
 

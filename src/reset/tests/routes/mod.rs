@@ -372,10 +372,10 @@ fn check(engine: &Engine, row: &Row) -> Result<u32, String> {
         _ => {}
     }
     let linker = linker(engine, &original);
-    let places = exported(engine, &original);
+    let exports = exported(engine, &original);
     let steps: Vec<_> = NUMBERS
         .into_iter()
-        .flat_map(|n| places.iter().cloned().map(move |place| (place, n)))
+        .flat_map(|n| exports.iter().cloned().map(move |place| (place, n)))
         .collect();
     Running::new(&linker, &original).map_err(|error| format!("it does not start: {error:#}"))?;
     let wanted = fresh(&linker, &original, &steps);
@@ -420,7 +420,7 @@ fn check(engine: &Engine, row: &Row) -> Result<u32, String> {
 #[test]
 fn routes() {
     let mut config = Config::new();
-    // As that of the server, as far as it says what is let in.
+    // As that of the server, as far as it says what is accepted.
     config
         .concurrency_support(false)
         .wasm_memory64(false)

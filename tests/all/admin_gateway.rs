@@ -189,7 +189,7 @@ fn own_address() -> Option<Ipv4Addr> {
 #[test]
 fn from_another_machine_reading_takes_the_token_too() {
     let Some(ip) = own_address() else {
-        eprintln!("passed over: this machine has no address but loopback");
+        eprintln!("skipped: this machine has no address but loopback");
         return;
     };
     let server = setup()

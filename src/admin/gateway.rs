@@ -1,8 +1,8 @@
 //! HTTP as far as it is needed here: each connection is for one request.
 //!
-//! Whoever comes in gets a thread, within a bound, and a time in which to
-//! ask; those who have not asked yet make room for newcomers. The thread that
-//! has read a request answers it, and writes the answer within a time, so
+//! Whoever comes in gets a thread, within a bound, and a time in which to ask;
+//! those that have sent no request yet are displaced by newcomers. The thread
+//! that has read a request answers it, and writes the answer within a time, so
 //! nobody who reads slowly holds up anybody else.
 
 use std::{
@@ -22,12 +22,12 @@ use tiny_http::{HTTPVersion, Header, StatusCode};
 
 use super::{Admin, JSON_UTF8, LINES, Page, routes, token};
 use crate::{
-    budget::{Budget, Charge},
+    budget::{Budget, Reservation},
     log::{AUDIT, Limiter},
 };
 
 /// Connections at the same time.
-const MAX_GUESTS: usize = 64;
+const MAX_CLIENTS: usize = 64;
 /// Largest request line and header lines together, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
 /// Most header lines.
@@ -35,7 +35,7 @@ const MAX_HEADERS: usize = 64;
 /// Largest body of a request, in bytes.
 pub(super) const MAX_BODY: usize = 1024 * 1024;
 /// For a request to arrive as a whole.
-const ASK_WITHIN: Duration = Duration::from_secs(10);
+const READ_WITHIN: Duration = Duration::from_secs(10);
 /// Pages that are built at the same time.
 const MAX_BUILDING: usize = 4;
 /// For the building of a page to begin.
@@ -43,7 +43,7 @@ const BUILD_WITHIN: Duration = Duration::from_secs(10);
 /// Changes at the same time; they wait for each other anyway.
 const MAX_CHANGES: usize = 4;
 /// Listeners to events at the same time.
-const MAX_LISTENERS: usize = 8;
+const MAX_EVENT_STREAMS: usize = 8;
 /// Largest answer, in bytes.
 pub const MAX_ANSWER: usize = 32 * 1024 * 1024;
 /// Answers up to this size in bytes are there whatever else is held.
@@ -62,7 +62,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// A way in.
-pub enum Door {
+pub enum AdminListener {
     /// TCP. Peers of other machines must show the token to read, too.
     Tcp(TcpListener),
     /// A Unix socket: who may open its file may read.
@@ -70,49 +70,49 @@ pub enum Door {
 }
 
 /// The front, as its threads share it.
-pub(super) struct Front {
+pub(super) struct Gateway {
     admin: Admin,
-    guests: Mutex<Guests>,
+    clients: Mutex<Clients>,
     /// A guest has left.
     left: Condvar,
     /// Counting semaphores of what is done at the same time.
     building: Arc<Budget>,
     changes: Arc<Budget>,
-    listeners: Arc<Budget>,
+    event_streams: Arc<Budget>,
     /// Bytes of bodies that have come, and of answers that have yet to be taken.
     held: Arc<Budget>,
 }
 
 #[derive(Default)]
-struct Guests {
+struct Clients {
     next: u64,
     /// By number, so the longest here first.
-    here: BTreeMap<u64, Guest>,
+    open: BTreeMap<u64, Client>,
 }
 
-struct Guest {
+struct Client {
     socket: Arc<Socket>,
     /// Its request has not come yet, or was none.
-    asking: bool,
+    reading: bool,
     /// Its answer has no end.
     endless: bool,
 }
 
-/// A guest's place; given back when dropped.
-struct Place<'a> {
-    front: &'a Front,
+/// A client's slot; released when dropped.
+struct ClientSlot<'a> {
+    gateway: &'a Gateway,
     number: u64,
 }
 
-impl Drop for Place<'_> {
+impl Drop for ClientSlot<'_> {
     fn drop(&mut self) {
-        self.front.guests().here.remove(&self.number);
-        self.front.left.notify_all();
+        self.gateway.clients().open.remove(&self.number);
+        self.gateway.left.notify_all();
     }
 }
 
 /// Why a request goes no further: status, and what is said.
-type Refused = (u16, &'static str);
+type HttpError = (u16, &'static str);
 
 /// A request that is whole.
 pub(super) struct Request {
@@ -123,12 +123,12 @@ pub(super) struct Request {
     pub(super) is_old: bool,
     /// It is from this machine, or shows the token.
     pub(super) may_look: bool,
-    /// Address and port, or user and process, of who asks.
+    /// Address and port, or user and process, of the client.
     pub(super) peer: String,
     headers: Vec<(String, Vec<u8>)>,
     pub(super) body: Vec<u8>,
     /// Keeps the memory for the body, unless that is small.
-    _held: Option<Charge>,
+    _held: Option<Reservation>,
 }
 
 impl Request {
@@ -170,36 +170,36 @@ impl Write for InTime<'_> {
     }
 }
 
-impl Front {
+impl Gateway {
     pub(super) fn new(admin: Admin) -> Arc<Self> {
         Arc::new(Self {
             held: Budget::new(admin.memory),
             admin,
-            guests: Mutex::default(),
+            clients: Mutex::default(),
             left: Condvar::new(),
             building: Budget::new(MAX_BUILDING),
             changes: Budget::new(MAX_CHANGES),
-            listeners: Budget::new(MAX_LISTENERS),
+            event_streams: Budget::new(MAX_EVENT_STREAMS),
         })
     }
 
-    /// Starts to let in, on a thread of its own.
-    pub(super) fn open(self: &Arc<Self>, door: Door) -> io::Result<()> {
-        let door: Socket = match door {
-            Door::Tcp(listener) => listener.into(),
-            Door::Unix(listener) => listener.into(),
+    /// Starts to accept clients, on a thread of its own.
+    pub(super) fn open(self: &Arc<Self>, listener: AdminListener) -> io::Result<()> {
+        let listener: Socket = match listener {
+            AdminListener::Tcp(listener) => listener.into(),
+            AdminListener::Unix(listener) => listener.into(),
         };
         // One that was inherited may be otherwise.
-        door.set_nonblocking(false)?;
-        let front = Arc::clone(self);
-        let stand = move || {
+        listener.set_nonblocking(false)?;
+        let gateway = Arc::clone(self);
+        let accept_all = move || {
             loop {
-                match door.accept() {
-                    Ok((socket, _)) => front.let_in(socket),
+                match listener.accept() {
+                    Ok((socket, _)) => gateway.accept(socket),
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => {
                         if LINES.allows("admin endpoint, accepting") {
-                            tracing::warn!("admin endpoint can't accept, trying on: {error}");
+                            tracing::warn!("admin endpoint can't accept, trying again: {error}");
                         }
                         thread::sleep(PAUSE);
                     }
@@ -207,52 +207,52 @@ impl Front {
             }
         };
         thread::Builder::new()
-            .name("mb-admin-door".into())
-            .spawn(stand)
+            .name("mb-admin-listen".into())
+            .spawn(accept_all)
             .map(drop)
     }
 
     /// Waits until who has asked has the answer, as long as this at most:
     /// whoever asked for the end of the program wants to hear of it.
     pub(super) fn finish(&self, within: Duration) {
-        let answering = |guests: &mut Guests| {
-            guests
-                .here
+        let answering = |clients: &mut Clients| {
+            clients
+                .open
                 .values()
-                .any(|guest| !guest.asking && !guest.endless)
+                .any(|client| !client.reading && !client.endless)
         };
         drop(
             self.left
-                .wait_timeout_while(self.guests(), within, answering),
+                .wait_timeout_while(self.clients(), within, answering),
         );
     }
 
-    fn guests(&self) -> MutexGuard<'_, Guests> {
-        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    fn clients(&self) -> MutexGuard<'_, Clients> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn let_in(self: &Arc<Self>, socket: Socket) {
+    fn accept(self: &Arc<Self>, socket: Socket) {
         let socket = Arc::new(socket);
-        let Some(number) = self.place(&socket) else {
+        let Some(number) = self.take_slot(&socket) else {
             // A few bytes always find room in a socket that is new.
             let _ = socket.set_nonblocking(true);
             let (head, body) = refusal((503, "too many requests at the same time; try again"));
             let _ = (&*socket).write_all(&[head, body.into_bytes()].concat());
             return;
         };
-        let front = Arc::clone(self);
+        let gateway = Arc::clone(self);
         let serve = move || {
-            let place = Place {
-                front: &front,
+            let slot = ClientSlot {
+                gateway: &gateway,
                 number,
             };
-            front.serve(&socket, &place);
+            gateway.serve(&socket, &slot);
         };
         if let Err(error) = thread::Builder::new()
-            .name("mb-admin-guest".into())
+            .name("mb-admin-client".into())
             .spawn(serve)
         {
-            self.guests().here.remove(&number);
+            self.clients().open.remove(&number);
             if LINES.allows("admin endpoint, threads") {
                 tracing::warn!("admin endpoint: {error}");
             }
@@ -260,42 +260,43 @@ impl Front {
     }
 
     /// A place, if need be that of whoever is here longest and has not asked.
-    fn place(&self, socket: &Arc<Socket>) -> Option<u64> {
-        let mut guests = self.guests();
-        if guests.here.len() >= MAX_GUESTS {
-            let slow = guests
-                .here
+    fn take_slot(&self, socket: &Arc<Socket>) -> Option<u64> {
+        let mut clients = self.clients();
+        if clients.open.len() >= MAX_CLIENTS {
+            let slow = clients
+                .open
                 .iter()
-                .find(|(_, guest)| guest.asking)
+                .find(|(_, client)| client.reading)
                 .map(|(number, _)| *number)?;
-            let slow = guests.here.remove(&slow)?;
+            let slow = clients.open.remove(&slow)?;
             // Its thread ends by that.
             let _ = slow.socket.shutdown(std::net::Shutdown::Both);
         }
-        let number = guests.next;
-        guests.next += 1;
-        guests.here.insert(
+        let number = clients.next;
+        clients.next += 1;
+        clients.open.insert(
             number,
-            Guest {
+            Client {
                 socket: Arc::clone(socket),
-                asking: true,
+                reading: true,
                 endless: false,
             },
         );
         Some(number)
     }
 
-    fn serve(&self, socket: &Socket, place: &Place<'_>) {
-        let request = self.read(socket, Instant::now() + ASK_WITHIN);
-        // One that is refused makes room like one that has not asked.
+    fn serve(&self, socket: &Socket, slot: &ClientSlot<'_>) {
+        let request = self.read(socket, Instant::now() + READ_WITHIN);
+        // One that is refused can be displaced like one that has sent no
+        // request.
         if matches!(request, Ok(Some(_)))
-            && let Some(guest) = self.guests().here.get_mut(&place.number)
+            && let Some(client) = self.clients().open.get_mut(&slot.number)
         {
-            guest.asking = false;
+            client.reading = false;
         }
         let refused = match request {
             Ok(None) => return,
-            Ok(Some(request)) => match self.answer(socket, place, &request) {
+            Ok(Some(request)) => match self.answer(socket, slot, &request) {
                 Ok(()) => return,
                 Err(refused) => refused,
             },
@@ -312,16 +313,21 @@ impl Front {
     }
 
     /// Answers a request, or says why not.
-    fn answer(&self, socket: &Socket, place: &Place<'_>, request: &Request) -> Result<(), Refused> {
-        let is_listener = request.looks() && request.url.trim_end_matches('?') == "/events";
-        if is_listener && self.admin.is_addressed(request) {
-            return self.stream(socket, place, request);
+    fn answer(
+        &self,
+        socket: &Socket,
+        slot: &ClientSlot<'_>,
+        request: &Request,
+    ) -> Result<(), HttpError> {
+        let is_event_stream = request.looks() && request.url.trim_end_matches('?') == "/events";
+        if is_event_stream && self.admin.is_addressed(request) {
+            return self.stream(socket, slot, request);
         }
         let (status, kind, body) = self.build(request)?;
         if body.len() > MAX_ANSWER.min(self.held.limit()) {
             return Err((
                 400,
-                "the answer is over 32 MiB, or a sixteenth of memory; ask for less with limit=NUMBER",
+                "the answer exceeds 32 MiB, or a sixteenth of memory; ask for less with limit=NUMBER",
             ));
         }
         let counted = if body.len() > SMALL_ANSWER {
@@ -345,7 +351,7 @@ impl Front {
     }
 
     /// Makes the page that is asked for, or the change.
-    fn build(&self, request: &Request) -> Result<Page, Refused> {
+    fn build(&self, request: &Request) -> Result<Page, HttpError> {
         if let Some(page) = self.admin.probe(request) {
             return Ok(page);
         }
@@ -355,10 +361,10 @@ impl Front {
             None
         } else if request.looks() {
             let building = hold(&self.building, 1, now + BUILD_WITHIN);
-            Some(building.ok_or((503, "too many pages are asked for; try again"))?)
+            Some(building.ok_or((503, "too many pages are requested; try again"))?)
         } else {
             let change = hold(&self.changes, 1, now);
-            Some(change.ok_or((503, "other changes are being made; try again"))?)
+            Some(change.ok_or((503, "other changes are in progress; try again"))?)
         };
         // A panic is logged by its hook.
         catch_unwind(AssertUnwindSafe(|| self.admin.route(request)))
@@ -366,24 +372,29 @@ impl Front {
     }
 
     /// Answers with events until the listener goes.
-    fn stream(&self, socket: &Socket, place: &Place<'_>, request: &Request) -> Result<(), Refused> {
-        let _listener = hold(&self.listeners, 1, Instant::now())
+    fn stream(
+        &self,
+        socket: &Socket,
+        slot: &ClientSlot<'_>,
+        request: &Request,
+    ) -> Result<(), HttpError> {
+        let _event_stream = hold(&self.event_streams, 1, Instant::now())
             .ok_or((503, "as many listen already as may"))?;
-        if let Some(guest) = self.guests().here.get_mut(&place.number) {
-            guest.endless = true;
+        if let Some(client) = self.clients().open.get_mut(&slot.number) {
+            client.endless = true;
         }
         // It ends with the first write that fails, a second after the
         // listener went; a panic ends it too.
-        let speak = || {
+        let write_events = || {
             self.admin
-                .speak(&mut InTime(socket), request.method == "HEAD")
+                .write_events(&mut InTime(socket), request.method == "HEAD")
         };
-        let _ = catch_unwind(AssertUnwindSafe(speak));
+        let _ = catch_unwind(AssertUnwindSafe(write_events));
         Ok(())
     }
 
     /// Reads a request to its end; none if the peer goes without asking.
-    fn read(&self, socket: &Socket, deadline: Instant) -> Result<Option<Request>, Refused> {
+    fn read(&self, socket: &Socket, deadline: Instant) -> Result<Option<Request>, HttpError> {
         let mut bytes = Vec::new();
         let head = loop {
             let seen = bytes.len();
@@ -400,7 +411,7 @@ impl Front {
             match end.map(|at| at + 4) {
                 Some(end) if end <= MAX_HEAD => break end,
                 None if bytes.len() < MAX_HEAD => {}
-                _ => return Err((431, "the header is over 16 KiB")),
+                _ => return Err((431, "the header exceeds 16 KiB")),
             }
         };
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
@@ -409,14 +420,14 @@ impl Front {
         let mut body = match request.parse(&bytes) {
             Ok(status) if status.is_complete() => body,
             Err(httparse::Error::TooManyHeaders) => {
-                return Err((431, "there are over 64 header lines"));
+                return Err((431, "there are more than 64 header lines"));
             }
             _ => return Err((400, "this is no HTTP/1.1 request")),
         };
         let (length, continues) = framing(request.headers)?;
         let method = request.method.unwrap_or_default().to_owned();
         let (authority, url) = target(request.path.unwrap_or_default());
-        let mut asked = Request {
+        let mut received = Request {
             method,
             url: url.to_owned(),
             is_old: request.version == Some(0),
@@ -426,14 +437,14 @@ impl Front {
             body: Vec::new(),
             _held: None,
         };
-        if !asked.may_look && !asked.is_probe() {
+        if !received.may_look && !received.is_probe() {
             static REMOTE: Limiter = Limiter::audit();
             if REMOTE.allows("admin endpoint from other machines") {
                 tracing::warn!(
                     target: AUDIT,
                     security = "admin-token",
-                    peer = asked.peer,
-                    "another machine asked without the token"
+                    peer = received.peer,
+                    "another machine requested without the token"
                 );
             }
             return Err((
@@ -443,7 +454,7 @@ impl Front {
         }
         if length > MAX_HEAD {
             let held = hold(&self.held, length, Instant::now());
-            asked._held =
+            received._held =
                 Some(held.ok_or((503, "other large requests are being read; try again"))?);
         }
         if continues && body.is_empty() {
@@ -469,9 +480,9 @@ impl Front {
             let value = if is_own { b"localhost" } else { value };
             (header.name.to_owned(), value.to_owned())
         });
-        asked.headers = headers.collect();
-        asked.body = body;
-        Ok(Some(asked))
+        received.headers = headers.collect();
+        received.body = body;
+        Ok(Some(received))
     }
 
     /// Whoever is on this machine may read; what changes something takes the
@@ -510,8 +521,8 @@ fn peer_of(socket: &Socket) -> String {
 }
 
 /// Takes so much of a semaphore, if it is there by the deadline.
-fn hold(budget: &Arc<Budget>, amount: usize, deadline: Instant) -> Option<Charge> {
-    let mut held = Charge::none(budget);
+fn hold(budget: &Arc<Budget>, amount: usize, deadline: Instant) -> Option<Reservation> {
+    let mut held = Reservation::empty(budget);
     held.raise_until(amount, deadline).then_some(held)
 }
 
@@ -528,8 +539,8 @@ fn target(target: &str) -> (Option<&[u8]>, &str) {
     (Some(authority.as_bytes()), path)
 }
 
-/// The body's length, and whether the peer waits to be told to send it.
-fn framing(headers: &[httparse::Header<'_>]) -> Result<(usize, bool), Refused> {
+/// The body's length, and whether the peer waits for `100 Continue`.
+fn framing(headers: &[httparse::Header<'_>]) -> Result<(usize, bool), HttpError> {
     let named = |name: &'static str| {
         headers
             .iter()
@@ -552,7 +563,7 @@ fn framing(headers: &[httparse::Header<'_>]) -> Result<(usize, bool), Refused> {
         (Some(_), Some(_)) => return Err((400, "Content-Length is there twice")),
     };
     if length > MAX_BODY {
-        return Err((413, "the body is over 1 MiB"));
+        return Err((413, "the body exceeds 1 MiB"));
     }
     Ok((length, named("expect").next().is_some()))
 }
@@ -623,7 +634,7 @@ fn find(bytes: &[u8], wanted: &[u8], from: usize) -> Option<usize> {
 }
 
 /// Head and body of an answer of the front's own.
-fn refusal((status, error): Refused) -> (Vec<u8>, String) {
+fn refusal((status, error): HttpError) -> (Vec<u8>, String) {
     let body = json!({"error": error}).to_string();
     (head(status, JSON_UTF8, body.len(), None), body)
 }
@@ -671,16 +682,16 @@ mod tests {
     use super::{super::tests::admin, *};
 
     /// What the front makes of these bytes and the end of the stream.
-    fn read(bytes: &[u8]) -> Result<Option<Request>, Refused> {
+    fn read(bytes: &[u8]) -> Result<Option<Request>, HttpError> {
         let (inside, mut outside) = UnixStream::pair().unwrap();
         outside.write_all(bytes).unwrap();
         outside.shutdown(std::net::Shutdown::Write).unwrap();
-        Front::new(admin()).read(&Socket::from(inside), Instant::now() + ASK_WITHIN)
+        Gateway::new(admin()).read(&Socket::from(inside), Instant::now() + READ_WITHIN)
     }
 
     #[test]
     fn a_body_takes_memory_before_it_comes() {
-        let front = Front::new(Admin {
+        let gateway = Gateway::new(Admin {
             memory: 100_000,
             ..admin()
         });
@@ -692,7 +703,7 @@ mod tests {
             )
             .unwrap();
             outside.write_all(&vec![b'x'; length]).unwrap();
-            front.read(&Socket::from(inside), Instant::now() + ASK_WITHIN)
+            gateway.read(&Socket::from(inside), Instant::now() + READ_WITHIN)
         };
         let first = ask(60_000).unwrap();
         assert_eq!(ask(60_000).err().map(|(status, _)| status), Some(503));
@@ -720,7 +731,7 @@ mod tests {
         assert_eq!(request.header("X-Name"), None, "it is no UTF-8");
         assert!(
             read(b"GET / HTTP/1.1\r\nhost: x\r\n").unwrap().is_none(),
-            "it went before it had asked"
+            "it went before it had sent a request"
         );
     }
 

@@ -14,7 +14,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{Exit, failure};
 use crate::{
-    admin::Door,
+    admin::AdminListener,
     config::Config,
     transport::{Inherited, is_absent, listen, resolve},
 };
@@ -24,17 +24,17 @@ use crate::{
 const BACKLOG: u32 = 128;
 
 /// The ways in.
-pub(super) struct Doors {
-    pub(super) doors: Vec<Door>,
+pub(super) struct AdminListeners {
+    pub(super) listeners: Vec<AdminListener>,
     /// How each is reached, for people.
     pub(super) names: Vec<String>,
 }
 
-impl Doors {
+impl AdminListeners {
     /// Opens those that the settings name, or takes them over.
     pub(super) fn open(config: &Config, inherited: &mut Inherited) -> Result<Self, (Exit, String)> {
         let mut opened = Self {
-            doors: Vec::new(),
+            listeners: Vec::new(),
             names: Vec::new(),
         };
         let (host, port, path) = (&config.admin.host, config.admin.port, &config.admin.socket);
@@ -58,10 +58,10 @@ impl Doors {
             opened.names.push(format!(
                 "http://{}/",
                 listener.local_addr().map_err(|error| failure(format!(
-                    "the address of the admin endpoint can't be told: {error}"
+                    "the address of the admin endpoint is unknown: {error}"
                 )))?
             ));
-            opened.doors.push(Door::Tcp(listener));
+            opened.listeners.push(AdminListener::Tcp(listener));
         }
         if !path.as_os_str().is_empty() {
             let listener = inherited
@@ -74,7 +74,7 @@ impl Doors {
                     ))
                 })?;
             opened.names.push(format!("unix:{}", path.display()));
-            opened.doors.push(Door::Unix(listener));
+            opened.listeners.push(AdminListener::Unix(listener));
         }
         Ok(opened)
     }

@@ -10,7 +10,7 @@ use std::{
 use super::{Exit, connect::Connect, usage};
 use crate::{
     client::check_token_path,
-    load::Link,
+    load::LoadStream,
     transport::{client_config, resolve_until},
     wire::FrameHeader,
 };
@@ -20,11 +20,11 @@ const MAX_HELLO_SIZE: usize = 64 * 1024;
 
 impl Connect {
     /// Bare connections that have said hello where a token is to be shown.
-    pub(super) fn links(
+    pub(super) fn load_streams(
         &self,
         count: usize,
         timeout: Duration,
-    ) -> Result<Vec<Link>, (Exit, String)> {
+    ) -> Result<Vec<LoadStream>, (Exit, String)> {
         let server = self.server();
         let unreachable = |error: &dyn std::fmt::Display| {
             (Exit::Unreachable, format!("can't reach {server}: {error}"))
@@ -50,13 +50,13 @@ impl Connect {
         if token.is_some() && tls.is_none() && !self.allow_unsecure {
             check_token_path(address).map_err(usage)?;
         }
-        let open = |_| -> io::Result<Link> {
+        let open = |_| -> io::Result<LoadStream> {
             let stream = TcpStream::connect_timeout(&address, timeout)?;
             stream.set_nodelay(true)?;
             stream.set_read_timeout(Some(timeout))?;
             stream.set_write_timeout(Some(timeout))?;
-            let mut link = match &tls {
-                None => Link::Plain(stream),
+            let mut stream = match &tls {
+                None => LoadStream::Plain(stream),
                 Some((config, name)) => {
                     let session = rustls::ClientConnection::new(
                         Arc::clone(config),
@@ -67,13 +67,13 @@ impl Connect {
                     while stream.conn.is_handshaking() {
                         stream.conn.complete_io(&mut stream.sock)?;
                     }
-                    Link::Tls(Box::new(stream))
+                    LoadStream::Tls(Box::new(stream))
                 }
             };
             if let Some(token) = &token {
-                hello(&mut link, token)?;
+                hello(&mut stream, token)?;
             }
-            Ok(link)
+            Ok(stream)
         };
         (0..count)
             .map(open)
@@ -91,7 +91,7 @@ impl Connect {
 }
 
 /// Shows a token, and waits until it was taken.
-fn hello(link: &mut Link, token: &str) -> io::Result<()> {
+fn hello(stream: &mut LoadStream, token: &str) -> io::Result<()> {
     let body = format!(
         "REQUEST:system.hello:1.0.0:hello\n{}",
         serde_json::json!({ "token": token })
@@ -102,14 +102,14 @@ fn hello(link: &mut Link, token: &str) -> io::Result<()> {
         binary: false,
         more: false,
     };
-    link.write_all(&[&header.encode(), body.as_bytes()].concat())?;
-    link.flush()?;
+    stream.write_all(&[&header.encode(), body.as_bytes()].concat())?;
+    stream.flush()?;
     let mut head = [0; 8];
-    link.read_exact(&mut head)?;
+    stream.read_exact(&mut head)?;
     let header = FrameHeader::parse(head)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
     let mut answer = vec![0; (header.length as usize).min(MAX_HELLO_SIZE)];
-    link.read_exact(&mut answer)?;
+    stream.read_exact(&mut answer)?;
     if answer.starts_with(b"RESPONSE:") {
         return Ok(());
     }

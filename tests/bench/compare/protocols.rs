@@ -1,6 +1,6 @@
 //! The protocols of the others, as far as one request and its answer go.
 
-use mb_server::load::{Frames, Heard, Speech};
+use mb_server::load::{Frames, ParsedReply, Protocol};
 
 /// Any of them.
 #[derive(Clone)]
@@ -131,32 +131,32 @@ fn http(read: &[u8]) -> Result<Option<(usize, Option<usize>)>, ()> {
 
 /// In turn or not is a matter of the protocol, so there are two kinds.
 #[derive(Clone)]
-pub struct InTurn(pub Any);
+pub struct InOrder(pub Any);
 
 /// Answers name their request.
 #[derive(Clone)]
 pub struct Named(pub Any);
 
-impl Speech for InTurn {
-    const IN_TURN: bool = true;
+impl Protocol for InOrder {
+    const IN_ORDER: bool = true;
 
-    fn ask(&mut self, _slot: usize, out: &mut Vec<u8>) {
+    fn write_request(&mut self, _slot: usize, out: &mut Vec<u8>) {
         if let Any::Redis(request) | Any::Http(request) = &self.0 {
             out.extend_from_slice(request);
         }
     }
 
-    fn hear(&mut self, read: &[u8]) -> Result<Option<Heard>, String> {
-        heard(&self.0, read)
+    fn parse_reply(&mut self, read: &[u8]) -> Result<Option<ParsedReply>, String> {
+        reply(&self.0, read)
     }
 }
 
-impl Speech for Named {
-    const IN_TURN: bool = false;
+impl Protocol for Named {
+    const IN_ORDER: bool = false;
 
-    fn ask(&mut self, slot: usize, out: &mut Vec<u8>) {
+    fn write_request(&mut self, slot: usize, out: &mut Vec<u8>) {
         match &mut self.0 {
-            Any::Frames(frames) => frames.ask(slot, out),
+            Any::Frames(frames) => frames.write_request(slot, out),
             Any::Nats {
                 payload,
                 connection,
@@ -175,19 +175,19 @@ impl Speech for Named {
         }
     }
 
-    fn hear(&mut self, read: &[u8]) -> Result<Option<Heard>, String> {
+    fn parse_reply(&mut self, read: &[u8]) -> Result<Option<ParsedReply>, String> {
         if let Any::Frames(frames) = &mut self.0 {
-            return frames.hear(read);
+            return frames.parse_reply(read);
         }
-        heard(&self.0, read)
+        reply(&self.0, read)
     }
 }
 
-fn heard(any: &Any, read: &[u8]) -> Result<Option<Heard>, String> {
+fn reply(any: &Any, read: &[u8]) -> Result<Option<ParsedReply>, String> {
     let Some((bytes, slot)) = any.take(read)? else {
         return Ok(None);
     };
-    Ok((bytes <= read.len()).then_some(Heard {
+    Ok((bytes <= read.len()).then_some(ParsedReply {
         bytes,
         slot,
         refused: None,

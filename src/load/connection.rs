@@ -7,20 +7,20 @@ use std::{
 
 use rustls::{ClientConnection, StreamOwned};
 
-use super::speech::{Heard, Speech};
+use super::protocol::{ParsedReply, Protocol};
 
 /// First size of the read buffer, in bytes.
 const READ_SIZE: usize = 64 * 1024;
 
 /// A connected stream, with TLS or without.
-pub enum Link {
+pub enum LoadStream {
     /// Without.
     Plain(TcpStream),
     /// After the handshake.
     Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
 }
 
-impl Link {
+impl LoadStream {
     /// What lies below.
     #[must_use]
     pub fn socket(&self) -> &TcpStream {
@@ -36,7 +36,7 @@ impl Link {
     }
 }
 
-impl Read for Link {
+impl Read for LoadStream {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(stream) => stream.read(buf),
@@ -45,7 +45,7 @@ impl Read for Link {
     }
 }
 
-impl Write for Link {
+impl Write for LoadStream {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match self {
             Self::Plain(stream) => stream.write(buf),
@@ -62,9 +62,9 @@ impl Write for Link {
 }
 
 /// A connection, what is spoken over it, and what waits on it.
-pub(super) struct Peer<S> {
-    pub(super) link: Link,
-    speech: S,
+pub(super) struct LoadConnection<S> {
+    pub(super) stream: LoadStream,
+    protocol: S,
     /// Waits for room to be written.
     pub(super) blocked: bool,
     /// When each slot's request was sent or due, in nanoseconds.
@@ -72,7 +72,7 @@ pub(super) struct Peer<S> {
     free: Vec<usize>,
     /// Of a protocol that answers in turn: the slot whose answer is next, and
     /// the one whose request is next.
-    turn: (usize, usize),
+    order: (usize, usize),
     out: Vec<u8>,
     sent: usize,
     buf: Vec<u8>,
@@ -81,15 +81,15 @@ pub(super) struct Peer<S> {
     filled: usize,
 }
 
-impl<S: Speech> Peer<S> {
-    pub(super) fn new(link: Link, speech: S, depth: usize) -> Self {
+impl<S: Protocol> LoadConnection<S> {
+    pub(super) fn new(stream: LoadStream, protocol: S, depth: usize) -> Self {
         Self {
-            link,
-            speech,
+            stream,
+            protocol,
             blocked: false,
             since: vec![0; depth].into(),
             free: (0..depth).rev().collect(),
-            turn: (0, 0),
+            order: (0, 0),
             out: Vec::new(),
             sent: 0,
             buf: vec![0; READ_SIZE],
@@ -98,7 +98,7 @@ impl<S: Speech> Peer<S> {
         }
     }
 
-    pub(super) fn has_room(&self) -> bool {
+    pub(super) fn has_free_slot(&self) -> bool {
         !self.free.is_empty()
     }
 
@@ -109,21 +109,21 @@ impl<S: Speech> Peer<S> {
     /// Puts one request where it waits to be written.
     pub(super) fn ask(&mut self, since: u64) {
         let Some(free) = self.free.pop() else { return };
-        let slot = if S::IN_TURN {
-            let slot = self.turn.1;
-            self.turn.1 = (slot + 1) % self.since.len();
+        let slot = if S::IN_ORDER {
+            let slot = self.order.1;
+            self.order.1 = (slot + 1) % self.since.len();
             slot
         } else {
             free
         };
         self.since[slot] = since;
-        self.speech.ask(slot, &mut self.out);
+        self.protocol.write_request(slot, &mut self.out);
     }
 
     /// Writes what the system takes; says whether that was all.
     pub(super) fn write(&mut self) -> io::Result<bool> {
         while self.sent < self.out.len() {
-            match self.link.write(&self.out[self.sent..]) {
+            match self.stream.write(&self.out[self.sent..]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(sent) => self.sent += sent,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
@@ -133,8 +133,8 @@ impl<S: Speech> Peer<S> {
         }
         self.out.clear();
         self.sent = 0;
-        if self.link.holds_back() {
-            match self.link.flush() {
+        if self.stream.holds_back() {
+            match self.stream.flush() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 result => result?,
             }
@@ -154,14 +154,14 @@ impl<S: Speech> Peer<S> {
                 self.buf.resize(self.buf.len() * 2, 0);
             }
         }
-        match self.link.read(&mut self.buf[self.filled..]) {
+        match self.stream.read(&mut self.buf[self.filled..]) {
             Ok(0) => Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 "the server has closed a connection",
             )),
             Ok(count) => {
                 self.filled += count;
-                Ok(self.filled == self.buf.len() || matches!(self.link, Link::Tls(_)))
+                Ok(self.filled == self.buf.len() || matches!(self.stream, LoadStream::Tls(_)))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
@@ -170,23 +170,23 @@ impl<S: Speech> Peer<S> {
     }
 
     /// The next whole answer, and since when it was waited for.
-    pub(super) fn next(&mut self) -> io::Result<Option<(Heard, u64)>> {
+    pub(super) fn next(&mut self) -> io::Result<Option<(ParsedReply, u64)>> {
         let waiting = &self.buf[self.taken..self.filled];
-        let heard = self
-            .speech
-            .hear(waiting)
+        let reply = self
+            .protocol
+            .parse_reply(waiting)
             .map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem))?;
-        let Some(heard) = heard else { return Ok(None) };
-        self.taken += heard.bytes;
-        let slot = heard.slot.unwrap_or(self.turn.0);
-        if S::IN_TURN {
-            self.turn.0 = (slot + 1) % self.since.len();
+        let Some(reply) = reply else { return Ok(None) };
+        self.taken += reply.bytes;
+        let slot = reply.slot.unwrap_or(self.order.0);
+        if S::IN_ORDER {
+            self.order.0 = (slot + 1) % self.since.len();
         }
         let since = *self
             .since
             .get(slot)
             .ok_or_else(|| io::Error::other("an answer to what was never asked"))?;
         self.free.push(slot);
-        Ok(Some((heard, since)))
+        Ok(Some((reply, since)))
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Addresses that are remembered, once for each way in which they failed;
-/// those that have long been quiet make room.
+/// the longest-quiet ones are displaced.
 const MAX_ADDRESSES: usize = 8192;
 
 /// A way to fail. Each has a throttle of its own: who fails in one way does
@@ -26,12 +26,12 @@ pub enum Failure {
 /// Failures by address. For each, one instant is kept: when all its failures
 /// will be forgotten, of which one is in each sixtieth, third or whatever
 /// part of a minute.
-pub(super) struct Guesses {
+pub(super) struct AuthThrottle {
     per_minute: u32,
     forgotten: Mutex<HashMap<(IpAddr, Failure), Instant>>,
 }
 
-impl Guesses {
+impl AuthThrottle {
     pub(super) fn new(per_minute: u32) -> Self {
         Self {
             per_minute: per_minute.max(1),
@@ -93,64 +93,64 @@ mod tests {
 
     #[test]
     fn failures_are_forgotten_one_by_one() {
-        let guesses = Guesses::new(3);
+        let throttle = AuthThrottle::new(3);
         let now = Instant::now();
         let one: IpAddr = "2001:db8::1".parse().unwrap();
         let same_network: IpAddr = "2001:db8::ffff:1".parse().unwrap();
         let other: IpAddr = "2001:db8:0:1::1".parse().unwrap();
         for _ in 0..3 {
-            assert_eq!(guesses.wait(one, Failure::WrongToken, now), None);
-            guesses.failed(one, Failure::WrongToken, now);
+            assert_eq!(throttle.wait(one, Failure::WrongToken, now), None);
+            throttle.failed(one, Failure::WrongToken, now);
         }
         assert_eq!(
-            guesses.wait(one, Failure::WrongToken, now),
+            throttle.wait(one, Failure::WrongToken, now),
             Some(Duration::from_secs(20))
         );
         assert_eq!(
-            guesses.wait(same_network, Failure::WrongToken, now),
+            throttle.wait(same_network, Failure::WrongToken, now),
             Some(Duration::from_secs(20))
         );
         assert_eq!(
-            guesses.wait(one, Failure::NoToken, now),
+            throttle.wait(one, Failure::NoToken, now),
             None,
             "each way has a throttle of its own"
         );
-        assert_eq!(guesses.wait(other, Failure::WrongToken, now), None);
-        guesses.failed(one, Failure::WrongToken, now);
+        assert_eq!(throttle.wait(other, Failure::WrongToken, now), None);
+        throttle.failed(one, Failure::WrongToken, now);
         assert_eq!(
-            guesses.wait(one, Failure::WrongToken, now + Duration::from_secs(20)),
+            throttle.wait(one, Failure::WrongToken, now + Duration::from_secs(20)),
             None,
             "more failures don't wait for longer"
         );
-        guesses.failed(one, Failure::WrongToken, now + Duration::from_secs(20));
+        throttle.failed(one, Failure::WrongToken, now + Duration::from_secs(20));
         assert!(
-            guesses
+            throttle
                 .wait(one, Failure::WrongToken, now + Duration::from_secs(20))
                 .is_some()
         );
         assert_eq!(
-            guesses.wait(one, Failure::WrongToken, now + Duration::from_secs(81)),
+            throttle.wait(one, Failure::WrongToken, now + Duration::from_secs(81)),
             None
         );
     }
 
     #[test]
     fn so_many_addresses_are_remembered() {
-        let guesses = Guesses::new(1);
+        let throttle = AuthThrottle::new(1);
         let now = Instant::now();
         for number in 0..u32::try_from(MAX_ADDRESSES).unwrap() + 10 {
-            guesses.failed(IpAddr::from(number.to_be_bytes()), Failure::NoToken, now);
+            throttle.failed(IpAddr::from(number.to_be_bytes()), Failure::NoToken, now);
         }
-        assert_eq!(guesses.forgotten.lock().unwrap().len(), MAX_ADDRESSES);
-        guesses.failed(
+        assert_eq!(throttle.forgotten.lock().unwrap().len(), MAX_ADDRESSES);
+        throttle.failed(
             "9.9.9.9".parse().unwrap(),
             Failure::NoToken,
             now + Duration::from_secs(61),
         );
         assert_eq!(
-            guesses.forgotten.lock().unwrap().len(),
+            throttle.forgotten.lock().unwrap().len(),
             1,
-            "what is forgotten makes room"
+            "forgotten addresses free capacity"
         );
     }
 }

@@ -10,7 +10,7 @@ use crate::wire::{
 
 /// A whole answer at the beginning of what was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Heard {
+pub struct ParsedReply {
     /// How many bytes it takes.
     pub bytes: usize,
     /// Which request it answers; none where answers come in turn.
@@ -20,18 +20,18 @@ pub struct Heard {
 }
 
 /// A protocol of requests and answers, all requests of one connection alike.
-pub trait Speech: Send {
+pub trait Protocol: Send {
     /// Answers come in the order of their requests and name none.
-    const IN_TURN: bool;
+    const IN_ORDER: bool;
 
     /// Appends the request of a slot.
-    fn ask(&mut self, slot: usize, out: &mut Vec<u8>);
+    fn write_request(&mut self, slot: usize, out: &mut Vec<u8>);
 
     /// Takes the first answer out of what was read; none if it is not whole.
     ///
     /// # Errors
     /// If this is no answer of this protocol.
-    fn hear(&mut self, read: &[u8]) -> Result<Option<Heard>, String>;
+    fn parse_reply(&mut self, read: &[u8]) -> Result<Option<ParsedReply>, String>;
 }
 
 /// This project's protocol.
@@ -65,14 +65,14 @@ impl Frames {
     }
 }
 
-impl Speech for Frames {
-    const IN_TURN: bool = false;
+impl Protocol for Frames {
+    const IN_ORDER: bool = false;
 
-    fn ask(&mut self, slot: usize, out: &mut Vec<u8>) {
+    fn write_request(&mut self, slot: usize, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.requests[slot]);
     }
 
-    fn hear(&mut self, read: &[u8]) -> Result<Option<Heard>, String> {
+    fn parse_reply(&mut self, read: &[u8]) -> Result<Option<ParsedReply>, String> {
         let Some((&head, rest)) = read.split_first_chunk::<FRAME_HEADER_SIZE>() else {
             return Ok(None);
         };
@@ -97,7 +97,7 @@ impl Speech for Frames {
         match (id, refused) {
             (None, Some(code)) => Err(format!("the server says {code}")),
             (None, None) => Err("an answer without the id of a request".into()),
-            (slot, refused) => Ok(Some(Heard {
+            (slot, refused) => Ok(Some(ParsedReply {
                 bytes: FRAME_HEADER_SIZE + body.len(),
                 slot,
                 refused,
@@ -130,15 +130,15 @@ mod tests {
             12,
         );
         let mut out = Vec::new();
-        frames.ask(11, &mut out);
+        frames.write_request(11, &mut out);
         for cut in 0..out.len() {
-            assert_eq!(frames.hear(&out[..cut]), Ok(None));
+            assert_eq!(frames.parse_reply(&out[..cut]), Ok(None));
         }
         let whole = out.len();
         out.extend_from_slice(b"rest");
         assert_eq!(
-            frames.hear(&out),
-            Ok(Some(Heard {
+            frames.parse_reply(&out),
+            Ok(Some(ParsedReply {
                 bytes: whole,
                 slot: Some(11),
                 refused: None
@@ -149,11 +149,11 @@ mod tests {
         refusal.extend_from_slice(&(body.len() as u32).to_be_bytes());
         refusal.extend_from_slice(&[0; 4]);
         refusal.extend_from_slice(body);
-        let heard = frames.hear(&refusal).unwrap().unwrap();
+        let reply = frames.parse_reply(&refusal).unwrap().unwrap();
         assert_eq!(
-            (heard.slot, heard.refused.as_deref()),
+            (reply.slot, reply.refused.as_deref()),
             (Some(3), Some("TIMEOUT"))
         );
-        assert!(frames.hear(b"HTTP/1.1 400 Bad Request\r\n").is_err());
+        assert!(frames.parse_reply(b"HTTP/1.1 400 Bad Request\r\n").is_err());
     }
 }

@@ -1,5 +1,6 @@
-//! The last good files of each service, kept outside of the services folder:
-//! what is served when a new file is broken, and what a rollback goes back to.
+//! The last-known-good files of each service, kept outside of the services
+//! folder: what is served when a new file is broken, and what a rollback goes
+//! back to.
 //!
 //! ```text
 //! STATE_DIR/components/FOLDER/calc/00000001-3fa9….wasm
@@ -16,7 +17,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 use super::load::{ENDINGS, has_ending};
-use crate::{files, sandbox::Code};
+use crate::{files, sandbox::ComponentFile};
 
 /// Files that are kept of each service.
 const MAX_KEPT: usize = 3;
@@ -25,13 +26,13 @@ const ROLLBACK: &str = "rollback";
 
 /// Where the files are kept.
 #[derive(Debug, Clone)]
-pub(super) struct Kept {
+pub(super) struct LastKnownGood {
     dir: PathBuf,
 }
 
 /// A file that is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct KeptFile {
+pub(super) struct LastKnownGoodFile {
     order: u64,
     /// `sha256:…`
     pub(super) digest: String,
@@ -47,7 +48,7 @@ pub(super) struct Rollback {
     pub(super) served: String,
 }
 
-impl Kept {
+impl LastKnownGood {
     /// In this folder, which is made for this user alone; apart from those
     /// of other servers of this user, which have other services folders.
     pub(super) fn open(state_dir: &Path, services_dir: &Path) -> io::Result<Self> {
@@ -67,20 +68,20 @@ impl Kept {
     }
 
     /// The files of a stem (`calc`, `calc@1.0.0`), oldest first.
-    pub(super) fn files(&self, stem: &str) -> Vec<KeptFile> {
+    pub(super) fn files(&self, stem: &str) -> Vec<LastKnownGoodFile> {
         let entries = fs::read_dir(self.dir.join(stem))
             .into_iter()
             .flatten()
             .flatten();
         let mut files: Vec<_> = entries
-            .filter_map(|entry| KeptFile::parse(entry.path()))
+            .filter_map(|entry| LastKnownGoodFile::parse(entry.path()))
             .collect();
         files.sort_by_key(|file| file.order);
         files
     }
 
     /// Keeps a good file as the newest of its stem, unless it is that already.
-    pub(super) fn keep(&self, stem: &str, digest: &str, code: &Code) -> io::Result<()> {
+    pub(super) fn keep(&self, stem: &str, digest: &str, code: &ComponentFile) -> io::Result<()> {
         let files = self.files(stem);
         if files.last().is_some_and(|newest| newest.digest == digest) {
             return Ok(());
@@ -139,7 +140,7 @@ impl Kept {
     }
 }
 
-impl KeptFile {
+impl LastKnownGoodFile {
     fn parse(path: PathBuf) -> Option<Self> {
         let (order, hex) = path.file_stem()?.to_str()?.split_once('-')?;
         let is_code = ENDINGS.iter().any(|ending| has_ending(&path, ending));
@@ -156,17 +157,17 @@ impl KeptFile {
 mod tests {
     use super::*;
 
-    fn code(content: &str) -> Code {
+    fn code(content: &str) -> ComponentFile {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("x.wasm");
         fs::write(&file, content).unwrap();
-        Code::read(&file, 100).unwrap().unwrap()
+        ComponentFile::read(&file, 100).unwrap().unwrap()
     }
 
     #[test]
     fn the_newest_few_are_kept_once_each() {
         let dir = tempfile::tempdir().unwrap();
-        let kept = Kept::open(dir.path(), dir.path()).unwrap();
+        let kept = LastKnownGood::open(dir.path(), dir.path()).unwrap();
         let digests = || {
             kept.files("calc")
                 .into_iter()
@@ -189,7 +190,7 @@ mod tests {
     #[test]
     fn rollbacks_are_remembered() {
         let dir = tempfile::tempdir().unwrap();
-        let kept = Kept::open(dir.path(), dir.path()).unwrap();
+        let kept = LastKnownGood::open(dir.path(), dir.path()).unwrap();
         kept.keep("calc", "sha256:a", &code("a")).unwrap();
         assert_eq!(kept.rollback("calc"), None);
         let rollback = Rollback {

@@ -1,40 +1,40 @@
-//! Why a connection ends, and what its peer is told.
+//! Why a connection closes, and the ERROR that its peer gets.
 
 use std::{fmt, io, time::Duration};
 
 use crate::{
     dispatch::TOO_MANY_FAILURES,
-    server::peer::Farewell,
+    server::peer::CloseRequest,
     wire::{Code, ErrorBody, message::write_error},
 };
 
-/// What a client that is sent away is told to wait, in milliseconds.
+/// `retryAfterMs` of a refused client.
 pub(crate) const RETRY_WHEN_BUSY_MS: u64 = 1000;
 
-/// Why a connection ends.
+/// Why a connection closes.
 #[derive(Debug)]
-pub(crate) enum End {
+pub(crate) enum CloseReason {
     /// The peer ended the stream, between two messages.
     Peer,
     /// The peer ended the stream inside a message.
     Truncated,
     /// Reading or writing failed.
     Io(io::Error),
-    /// A PROXY header or a TLS handshake came to nothing.
+    /// A PROXY header or a TLS handshake failed.
     Handshake(&'static str, String),
-    /// The peer's address is not let in.
+    /// The peer's address is denied.
     Denied,
-    /// The peer was told UNAUTHORIZED in answer to a request.
+    /// The peer got UNAUTHORIZED in answer to a request.
     Unauthorized,
     /// The peer took no answer within `write_timeout`.
     WriteTimeout,
-    /// The peer's address has failed to authenticate too often; when there
-    /// will be another chance.
+    /// The peer's address has failed to authenticate too often; the time until
+    /// it may try again.
     Throttled(Duration),
-    /// The server says why and closes.
+    /// The server sends this ERROR and closes.
     Notice(Code, String),
-    /// The same, for a reason that is known before the connection looks.
-    Farewell(Farewell),
+    /// The drain, the operator or an eviction closes it.
+    Requested(CloseRequest),
 }
 
 /// The ERROR that closes a connection.
@@ -44,8 +44,9 @@ pub(crate) struct Closing<'a> {
     pub(crate) retry_after_ms: Option<u64>,
 }
 
-impl End {
-    /// The peer is gone, or takes nothing: nothing can be sent any more.
+impl CloseReason {
+    /// Whether nothing can be sent any more, because the peer is gone or takes
+    /// nothing.
     pub(crate) fn is_silent(&self) -> bool {
         matches!(
             self,
@@ -53,11 +54,11 @@ impl End {
         )
     }
 
-    /// What the peer is told last, if anything.
+    /// Returns the closing ERROR, if the peer gets one.
     pub(crate) fn closing(&self) -> Option<Closing<'_>> {
         let (code, message) = match self {
             Self::Notice(code, message) => (*code, &**message),
-            Self::Farewell(Farewell { code, message }) => (*code, *message),
+            Self::Requested(CloseRequest { code, message }) => (*code, *message),
             Self::Throttled(wait) => {
                 let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
                 return Some(Closing {
@@ -76,24 +77,24 @@ impl End {
     }
 }
 
-impl fmt::Display for End {
+impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Peer => f.write_str("by the peer"),
             Self::Truncated => f.write_str("by the peer, inside a message"),
             Self::Io(error) => write!(f, "{error}"),
             Self::Handshake(reason, problem) => write!(f, "handshake failed, {reason}: {problem}"),
-            Self::Denied => f.write_str("the peer's address is not let in"),
-            Self::Unauthorized => f.write_str("the peer has not shown who it is"),
+            Self::Denied => f.write_str("the peer's address is denied"),
+            Self::Unauthorized => f.write_str("the peer has not authenticated"),
             Self::WriteTimeout => f.write_str("the peer took no answer"),
             Self::Throttled(_) => f.write_str(TOO_MANY_FAILURES),
             Self::Notice(code, message) => write!(f, "{code}: {message}"),
-            Self::Farewell(Farewell { code, message }) => write!(f, "{code}: {message}"),
+            Self::Requested(CloseRequest { code, message }) => write!(f, "{code}: {message}"),
         }
     }
 }
 
-/// An ERROR that answers no request.
+/// Encodes an ERROR that answers no request.
 pub(crate) fn notice(code: Code, message: &str, retry_after_ms: Option<u64>) -> Vec<u8> {
     let mut body = ErrorBody::server(code, message.to_owned());
     if let Some(millis) = retry_after_ms {
