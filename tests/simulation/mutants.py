@@ -127,10 +127,6 @@ MUTANTS = [
      "attendant.look().map(NoTurn::Stopped)", "attendant.look().filter(|_| false).map(NoTurn::Stopped)"),
     ("../scheduler/mod.rs", "the deadline of a call that waits is not looked at",
      "stop.or_else(|| (now >= deadline).then_some(NoTurn::Deadline))", "stop.or_else(|| None)"),
-    ("../scheduler/queue.rs", "who has received least is not next",
-     "best.is_some_and(|(least, ..)| least <= service.received)", "best.is_some()"),
-    ("../scheduler/queue.rs", "nobody's slice is over",
-     "        if slice < SLICE {\n            return true;\n        }", "        if slice < SLICE || true {\n            return true;\n        }"),
     # What is given back.
     ("workers.rs", "the permit of a connection that is over is kept",
      "                    self.shared.linger(channel);\n                    drop(connection);\n",

@@ -5,7 +5,7 @@
 //! Held at each rest: no more calls hold a permit than there are permits; none
 //! is free while a call waits that may have it; no call waits that was stopped
 //! or whose deadline has passed, and none for long. At the end all permits are
-//! back.
+//! back. Who is next is held by the tests beside the queue.
 
 use std::{
     sync::{
