@@ -79,7 +79,7 @@ fn a_timeout_says_how_long_the_call_ran_and_waited() {
 }
 
 #[test]
-fn a_call_that_waits_for_its_turn_is_killed_at_once() {
+fn a_call_that_waits_for_a_processor_is_killed_at_once() {
     let server = with_loops().start();
     let mut others = loops(&server, "loop", 16);
     server.until("somebody waits", |server| {
@@ -166,7 +166,7 @@ fn a_share_of_a_processor_is_not_exceeded() {
 /// Calls of a service that is over its share wait for a run permit before they
 /// begin. They hold half of the threads at most, as all that wait to begin.
 #[test]
-fn calls_that_wait_for_their_turn_to_begin_leave_threads_for_others() {
+fn calls_that_wait_to_begin_leave_threads_for_others() {
     let server = with_loops()
         .set("max_threads = 8")
         .set("services.hostile.cpu = 0.001")
