@@ -1,4 +1,4 @@
-// Elements and drawings. Whatever guests and peers can name goes in as text, never as markup.
+// Elements and drawings. What services and peers can name goes in as text, never as markup.
 
 const SVG = 'http://www.w3.org/2000/svg';
 

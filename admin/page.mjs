@@ -22,18 +22,18 @@ async function read(path) {
 async function change(method, path, body) {
   try {
     const answer = await fetch(path, { method, headers: { authorization: `Bearer ${sessionStorage.token ?? ''}` }, body: body && JSON.stringify(body) });
-    const told = await answer.json();
-    tell(answer.ok ? (told.done ?? '') : told.error);
+    const result = await answer.json();
+    notify(answer.ok ? (result.done ?? '') : result.error);
     if (answer.ok) show();
-    return answer.ok ? told : undefined;
+    return answer.ok ? result : undefined;
   } catch (error) {
-    tell(`Not reached: ${error.message}`);
+    notify(`Not reached: ${error.message}`);
     return undefined;
   }
 }
 
 let silence;
-function tell(text) {
+function notify(text) {
   said.textContent = text;
   clearTimeout(silence);
   silence = setTimeout(() => { said.textContent = ''; }, 8000);
@@ -53,7 +53,7 @@ function sample(name, value) {
   if (series.length > SAMPLES) series.shift();
 }
 
-function heard(event) {
+function receive(event) {
   const { totals, calls, lines, accepting } = JSON.parse(event.data);
   const before = state.totals;
   Object.assign(state, { totals, calls, alive: true, lines: [...state.lines, ...lines].slice(-500) });
@@ -80,7 +80,7 @@ function announce(word) {
 
 function listen() {
   const events = new EventSource('/events');
-  events.onmessage = heard;
+  events.onmessage = receive;
   events.onerror = () => {
     state.alive = false;
     state.totals = null;

@@ -1,5 +1,5 @@
-//! Principals, and what they may do: principals, tokens, rights, rates,
-//! and a bound on how often one may guess.
+//! Principals and what they may do: tokens, rights, rates, and a throttle on
+//! failures to authenticate.
 
 mod throttle;
 pub mod tokens;
@@ -36,53 +36,53 @@ use crate::{
 /// Principals that are remembered at the same time; unused ones are displaced.
 const MAX_PRINCIPALS: usize = 10_000;
 
-/// Somebody who may ask, over all their connections.
+/// A principal, over all its connections.
 #[derive(Debug)]
 pub struct Principal {
-    /// Who it is.
+    /// Its name.
     pub name: String,
-    /// What they may call.
+    /// What it may call.
     pub rights: Arc<[Right]>,
-    /// How often they may ask.
+    /// Requests a second that it may send; none for no limit.
     pub rate: Option<Rate>,
-    /// How many of their calls may run at the same time.
+    /// Permits for its calls that run at the same time; none for no limit.
     pub calls: Option<Arc<Budget>>,
 }
 
-/// What a listener asks of its peers.
+/// What a listener requires of its peers.
 #[derive(Debug, Clone)]
 pub struct ListenerPolicy {
     /// Whether they must authenticate.
     pub auth: Auth,
     /// The most that anybody may call; none for everything.
     pub rights: Option<Arc<[Right]>>,
-    /// Tokens may come over connections that others can read.
+    /// Tokens are accepted over connections that others can read.
     pub allow_unsecure: bool,
 }
 
-/// Who is at the other end of a connection, as far as it is known. Replaced
-/// as a whole when they authenticate, and by [`Access::current`] when the
-/// settings of principals have changed.
+/// The identity of a connection's peer. Replaced as a whole when the peer
+/// authenticates, and by [`Access::current`] when the settings of principals
+/// have changed.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// As services see it.
     pub caller: Arc<Caller>,
-    /// Whose rates and places count.
+    /// Whose rates and permits count.
     pub principal: Arc<Principal>,
-    /// Of a token, instead of the principal's.
+    /// Rights of its token, which replace the principal's.
     rights: Option<Arc<[Right]>>,
     policy: Arc<ListenerPolicy>,
     token: Option<Arc<tokens::Token>>,
-    /// Their certificate is not valid any more.
+    /// Its certificate is no longer valid.
     certificate_invalid: bool,
-    /// Of the settings that rights and rates are from.
+    /// Generation of the settings that rights and rates are from.
     generation: u64,
     /// The right to everything.
     everything: Arc<[Right]>,
     address: IpAddr,
 }
 
-/// Why somebody is not who they say.
+/// Why a peer is not authenticated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Denied {
     /// The token is unknown, expired or revoked.
@@ -91,11 +91,11 @@ pub enum Denied {
     NoToken,
     /// A token over a connection that others can read.
     Exposed,
-    /// Too many failures; when there will be another chance.
+    /// Too many failures; the time until the next try is allowed.
     TooMany(Duration),
 }
 
-/// Everybody who may ask.
+/// Tokens, principals and the throttle of one server.
 pub struct Access {
     /// Counts the changes of the settings; raised after them.
     generation: AtomicU64,
@@ -108,7 +108,7 @@ pub struct Access {
 }
 
 impl Access {
-    /// With the tokens of a file, which may not be there yet.
+    /// Creates it with the tokens of a file, which need not exist yet.
     ///
     /// # Errors
     /// If the file is there and can't be used.
@@ -129,11 +129,11 @@ impl Access {
         }))
     }
 
-    /// Reads the tokens again. Those that are gone end at once, on open
+    /// Reads the tokens again. Revoked ones are invalid at once, on open
     /// connections too.
     ///
     /// # Errors
-    /// If the file can't be used; the tokens from before stay.
+    /// If the file can't be used; the earlier tokens stay in effect.
     pub fn reload(&self) -> Result<usize, TokensError> {
         let fresh = Tokens::load(&self.file)?;
         let count = fresh.len();
@@ -142,7 +142,7 @@ impl Access {
         Ok(count)
     }
 
-    /// Other settings. They hold from the next request on, for open
+    /// Replaces the settings. They apply from the next request on, on open
     /// connections too.
     pub fn set_principals(&self, settings: Principals) {
         let mut principals = self
@@ -160,8 +160,8 @@ impl Access {
         self.generation.fetch_add(1, Release);
     }
 
-    /// The same peer with the rights and rates of the present settings; none
-    /// if it has them.
+    /// Returns the identity with the rights and rates of the current settings;
+    /// none if it has them.
     #[must_use]
     #[inline]
     pub fn current(&self, identity: &Identity) -> Option<Identity> {
@@ -194,7 +194,7 @@ impl Access {
         &self.file
     }
 
-    /// Whoever has just connected.
+    /// Returns the identity of a new connection.
     #[must_use]
     pub fn unauthenticated(
         &self,
@@ -224,7 +224,7 @@ impl Access {
         }
     }
 
-    /// The same peer under the principal of its certificate.
+    /// Returns the identity under the principal of its certificate.
     #[must_use]
     pub fn certified(&self, identity: &Identity, name: &str) -> Identity {
         let known = identity.become_principal(self.principal(name), None);
@@ -232,8 +232,8 @@ impl Access {
         known
     }
 
-    /// Whether an address has failed too often in one way; when there will be
-    /// another chance.
+    /// Returns the time until an address may try again, if it has failed too
+    /// often in one way.
     #[must_use]
     pub fn throttled_for(&self, address: IpAddr, way: Failure) -> Option<Duration> {
         self.throttle.wait(address, way, Instant::now())
@@ -247,7 +247,7 @@ impl Access {
             .any(|way| self.throttled_for(address, way).is_some())
     }
 
-    /// The same peer under the principal of its token.
+    /// Returns the identity under the principal of its token.
     ///
     /// # Errors
     /// Why not. A wrong token counts as a failure of its address.
@@ -327,7 +327,7 @@ impl Access {
     }
 }
 
-/// What is said about a principal. Nobody is anonymous because nothing is.
+/// Returns the settings of a principal: its own, or those of `default`.
 fn settings_of<'a>(settings: &'a Principals, name: &str) -> Option<&'a PrincipalSettings> {
     let fallback = || {
         settings
@@ -337,7 +337,7 @@ fn settings_of<'a>(settings: &'a Principals, name: &str) -> Option<&'a Principal
     settings.get(name).or_else(fallback)
 }
 
-/// Notes in the audit trail that a peer is not, or no longer, authenticated.
+/// Logs in the audit trail that a peer is not, or no longer, authenticated.
 pub fn log_refusal(identity: &Identity, reason: &str) {
     static LINES: Limiter = Limiter::audit();
     if LINES.allows("not authenticated") {
@@ -346,7 +346,7 @@ pub fn log_refusal(identity: &Identity, reason: &str) {
     }
 }
 
-/// A peer authenticated by its token or its certificate.
+/// Logs that a peer has authenticated by its token or its certificate.
 fn log_login(identity: &Identity, by: &str) {
     static LINES: Limiter = Limiter::audit();
     if LINES.allows("authenticated") {
@@ -356,7 +356,7 @@ fn log_login(identity: &Identity, by: &str) {
     }
 }
 
-/// Of peers that are not authenticated.
+/// Returns the principal of unauthenticated peers.
 fn everything(settings: &Principals) -> Principal {
     let own = settings.get(ANONYMOUS);
     Principal {
@@ -403,15 +403,15 @@ impl Identity {
         self.policy.auth == Auth::Required && !self.is_authenticated()
     }
 
-    /// Whether their token has expired or was revoked since they showed it,
-    /// or their certificate.
+    /// Whether its token or certificate has expired or was revoked since.
     #[must_use]
     pub fn is_invalid(&self) -> bool {
         let token_invalid = |token: &Arc<tokens::Token>| token.is_invalid(Instant::now());
         self.certificate_invalid || self.token.as_ref().is_some_and(token_invalid)
     }
 
-    /// The same peer, whose certificate is not valid any more.
+    /// Returns the identity, marked as one whose certificate is no longer
+    /// valid.
     #[must_use]
     pub fn with_invalid_certificate(&self) -> Self {
         Self {
@@ -420,14 +420,14 @@ impl Identity {
         }
     }
 
-    /// Whether they may call a topic in the version asked for.
+    /// Whether it may call a topic in the requested version.
     #[must_use]
     pub fn may_call(&self, topic: &str, version: [u64; 3]) -> bool {
         let allow = |rights: &[Right]| rights.iter().any(|right| right.covers(topic, version));
         allow(self.rights()) && self.policy.rights.as_deref().is_none_or(allow)
     }
 
-    /// Whether they may call anything of a service.
+    /// Whether it may call any action of a service.
     #[must_use]
     pub fn may_see(&self, service: &str) -> bool {
         let allow = |rights: &[Right]| rights.iter().any(|right| right.concerns(service));

@@ -1,4 +1,4 @@
-//! What the operator may change, and how a request asks for it.
+//! What the operator may change, and the requests for it.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use super::{Admin, JSON_UTF8, Page, gateway::Request, pages::decode, routes::Route, shown, token};
 use crate::log::{AUDIT, Limiter};
 
-/// How long an action that is tried may take, in milliseconds, if nobody says.
+/// Default timeout of an action that is tried, in milliseconds.
 const DEFAULT_TRY_MS: u64 = 5000;
-/// How long it may take at most.
+/// Longest timeout of it.
 const MAX_TRY_MS: u64 = 60_000;
 
 /// Lines about changes in a second.
@@ -16,10 +16,10 @@ const MAX_CHANGES: u32 = 100;
 
 /// What the operator may do to a running server.
 pub trait Commands: Send + Sync {
-    /// Looks for changed components; names what changed.
+    /// Looks for changed components. Returns what changed.
     ///
     /// # Errors
-    /// Why that is not possible; likewise below.
+    /// Why that is not possible; the same applies below.
     fn reload(&self) -> Result<Vec<String>, String>;
 
     /// Reads the certificates again.
@@ -28,8 +28,8 @@ pub trait Commands: Send + Sync {
     /// See above.
     fn reload_tls(&self) -> Result<(), String>;
 
-    /// Reads the settings again and applies what can be applied: what came of
-    /// it, as JSON.
+    /// Reads the settings again and applies what can be applied. Returns the
+    /// result as JSON.
     ///
     /// # Errors
     /// See above; nothing was changed.
@@ -41,34 +41,35 @@ pub trait Commands: Send + Sync {
     /// See above.
     fn rollback(&self, service: &str, version: Option<&str>) -> Result<String, String>;
 
-    /// Serves the file again that was gone back from.
+    /// Undoes a rollback: serves the file in the services folder again.
     ///
     /// # Errors
     /// See above.
     fn undo_rollback(&self, service: &str, version: Option<&str>) -> Result<String, String>;
 
-    /// Has a service, or one of its versions, served or not.
+    /// Enables or disables a service, or one of its versions.
     ///
     /// # Errors
     /// See above.
     fn switch(&self, service: &str, version: Option<&str>, on: bool) -> Result<String, String>;
 
-    /// Has a call stopped; false if there is none of this number.
+    /// Stops a call. Returns false if there is none of this number.
     fn kill(&self, call: u64) -> bool;
 
-    /// Has a connection closed in order; false if there is none.
+    /// Closes a connection gracefully. Returns false if there is none of this
+    /// number.
     fn close(&self, connection: u64) -> bool;
 
-    /// Has all connections of a principal closed in order; says how many.
+    /// Closes all connections of a principal gracefully. Returns how many.
     fn close_principal(&self, principal: &str) -> usize;
 
-    /// Begins the end of the server.
+    /// Begins the drain of the server.
     fn drain(&self);
 
-    /// Calls an action once, as the operator: what came of it, as JSON.
+    /// Calls an action once, as the operator. Returns the result as JSON.
     ///
     /// # Errors
-    /// It can't be asked for, as with a version that is none.
+    /// If the request is not possible, as with an invalid version.
     fn try_action(&self, attempt: &Attempt<'_>) -> Result<Value, String>;
 }
 
@@ -103,7 +104,7 @@ fn refuse(status: u16, error: &str) -> Page {
 }
 
 impl Admin {
-    /// Whether a request may change something; the answer if not.
+    /// Checks that a request may change something. Returns the refusal if not.
     pub(super) fn authorise(&self, request: &Request) -> Result<(), Page> {
         let Some(token) = &self.token else {
             return Err(refuse(
@@ -131,7 +132,7 @@ impl Admin {
         Err(refuse(401, error))
     }
 
-    /// Answers what is not GET.
+    /// Answers requests other than GET.
     pub(super) fn change(&self, request: &Request, route: &Route, values: &[&str]) -> Page {
         if let Err(page) = self.authorise(request) {
             return page;

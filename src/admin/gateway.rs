@@ -1,9 +1,10 @@
-//! HTTP as far as it is needed here: each connection is for one request.
+//! The subset of HTTP that the endpoint needs: each connection is for one
+//! request.
 //!
-//! Whoever comes in gets a thread, within a bound, and a time in which to ask;
-//! those that have sent no request yet are displaced by newcomers. The thread
-//! that has read a request answers it, and writes the answer within a time, so
-//! nobody who reads slowly holds up anybody else.
+//! Each client gets a thread, within a limit, and a time to send its request.
+//! Beyond the limit, the longest-connected client without a request is
+//! displaced. The thread that has read a request also writes the answer, within
+//! a time, so a slow reader delays no other client.
 
 use std::{
     collections::BTreeMap,
@@ -34,67 +35,66 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 /// Largest body of a request, in bytes.
 pub(super) const MAX_BODY: usize = 1024 * 1024;
-/// For a request to arrive as a whole.
+/// Time for a whole request to arrive.
 const READ_WITHIN: Duration = Duration::from_secs(10);
 /// Pages that are built at the same time.
 const MAX_BUILDING: usize = 4;
-/// For the building of a page to begin.
+/// Time for the building of a page to begin.
 const BUILD_WITHIN: Duration = Duration::from_secs(10);
 /// Changes at the same time; they wait for each other anyway.
 const MAX_CHANGES: usize = 4;
-/// Listeners to events at the same time.
+/// Event streams at the same time.
 const MAX_EVENT_STREAMS: usize = 8;
 /// Largest answer, in bytes.
 pub const MAX_ANSWER: usize = 32 * 1024 * 1024;
-/// Answers up to this size in bytes are there whatever else is held.
+/// Answers up to this size in bytes are sent whatever memory is taken.
 const SMALL_ANSWER: usize = 64 * 1024;
-/// For an answer to be taken as a whole; of a stream without end, for each
-/// part of it.
+/// Time for a client to take a whole answer; of an event stream, each part of
+/// it.
 const TAKE_WITHIN: Duration = Duration::from_secs(10);
-/// For a peer that was refused to read why, while what it still sends is
-/// dropped.
+/// Time for a refused client to read why, while what it still sends is dropped.
 const LINGER: Duration = Duration::from_secs(2);
 /// Pause after an error of the accept call.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The page loads what comes from here, and nothing else.
+/// The page loads only from this server.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// A way in.
+/// A listener of the endpoint.
 pub enum AdminListener {
     /// TCP. Peers of other machines must show the token to read, too.
     Tcp(TcpListener),
-    /// A Unix socket: who may open its file may read.
+    /// A Unix socket: users who may open its file may read.
     Unix(UnixListener),
 }
 
-/// The front, as its threads share it.
+/// The gateway, as its threads share it.
 pub(super) struct Gateway {
     admin: Admin,
     clients: Mutex<Clients>,
-    /// A guest has left.
+    /// A client has left.
     left: Condvar,
     /// Counting semaphores of what is done at the same time.
     building: Arc<Budget>,
     changes: Arc<Budget>,
     event_streams: Arc<Budget>,
-    /// Bytes of bodies that have come, and of answers that have yet to be taken.
+    /// Bytes of received bodies, and of answers that have yet to be taken.
     held: Arc<Budget>,
 }
 
 #[derive(Default)]
 struct Clients {
     next: u64,
-    /// By number, so the longest here first.
+    /// By number, so the longest-connected first.
     open: BTreeMap<u64, Client>,
 }
 
 struct Client {
     socket: Arc<Socket>,
-    /// Its request has not come yet, or was none.
+    /// Its request has not arrived, or was invalid.
     reading: bool,
-    /// Its answer has no end.
+    /// Its answer is an event stream.
     endless: bool,
 }
 
@@ -111,17 +111,17 @@ impl Drop for ClientSlot<'_> {
     }
 }
 
-/// Why a request goes no further: status, and what is said.
+/// Why a request is refused: status and message.
 type HttpError = (u16, &'static str);
 
-/// A request that is whole.
+/// A whole request.
 pub(super) struct Request {
     pub(super) method: String,
     /// Path and query.
     pub(super) url: String,
     /// HTTP/1.0, which needs no Host. Browsers do not speak it.
     pub(super) is_old: bool,
-    /// It is from this machine, or shows the token.
+    /// It is from this machine, or has the token.
     pub(super) may_look: bool,
     /// Address and port, or user and process, of the client.
     pub(super) peer: String,
@@ -132,7 +132,8 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// The first header of this name, in any case; none where it is no text.
+    /// Returns the first header of this name, in any case; none where it is not
+    /// UTF-8.
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         let (_, value) = self
             .headers
@@ -145,12 +146,12 @@ impl Request {
         self.url.split('?').next().unwrap_or_default()
     }
 
-    /// It asks whether the server is there, which anybody may.
+    /// Whether it is a probe, which any client may send.
     pub(super) fn is_probe(&self) -> bool {
         self.looks() && matches!(self.path(), "/healthz" | "/readyz")
     }
 
-    /// It changes nothing.
+    /// Whether it only reads.
     fn looks(&self) -> bool {
         matches!(&*self.method, "GET" | "HEAD")
     }
@@ -212,8 +213,8 @@ impl Gateway {
             .map(drop)
     }
 
-    /// Waits until who has asked has the answer, as long as this at most:
-    /// whoever asked for the end of the program wants to hear of it.
+    /// Waits until the clients have their answers, at most this long: a client
+    /// that drains the server must get the answer to that.
     pub(super) fn finish(&self, within: Duration) {
         let answering = |clients: &mut Clients| {
             clients
@@ -259,7 +260,8 @@ impl Gateway {
         }
     }
 
-    /// A place, if need be that of whoever is here longest and has not asked.
+    /// Takes a slot, if need be that of the longest-connected client without a
+    /// request.
     fn take_slot(&self, socket: &Arc<Socket>) -> Option<u64> {
         let mut clients = self.clients();
         if clients.open.len() >= MAX_CLIENTS {
@@ -312,7 +314,7 @@ impl Gateway {
         }
     }
 
-    /// Answers a request, or says why not.
+    /// Answers a request, or returns why not.
     fn answer(
         &self,
         socket: &Socket,
@@ -350,7 +352,7 @@ impl Gateway {
         Ok(())
     }
 
-    /// Makes the page that is asked for, or the change.
+    /// Builds the requested page, or makes the change.
     fn build(&self, request: &Request) -> Result<Page, HttpError> {
         if let Some(page) = self.admin.probe(request) {
             return Ok(page);
@@ -371,7 +373,7 @@ impl Gateway {
             .map_err(|_| (500, "a defect of the server; its log says more"))
     }
 
-    /// Answers with events until the listener goes.
+    /// Writes events until the client leaves.
     fn stream(
         &self,
         socket: &Socket,
@@ -393,7 +395,7 @@ impl Gateway {
         Ok(())
     }
 
-    /// Reads a request to its end; none if the peer goes without asking.
+    /// Reads a whole request; none if the client leaves before.
     fn read(&self, socket: &Socket, deadline: Instant) -> Result<Option<Request>, HttpError> {
         let mut bytes = Vec::new();
         let head = loop {
@@ -485,8 +487,8 @@ impl Gateway {
         Ok(Some(received))
     }
 
-    /// Whoever is on this machine may read; what changes something takes the
-    /// token in any case, further in.
+    /// Whether a client may read: from this machine, or with the token. A
+    /// change takes the token in any case, which is checked later.
     fn may_look(&self, socket: &Socket, headers: &[httparse::Header<'_>]) -> bool {
         let is_unix = socket.local_addr().is_ok_and(|own| own.is_unix());
         let peer = socket.peer_addr().ok().and_then(|peer| peer.as_socket());
@@ -520,14 +522,14 @@ fn peer_of(socket: &Socket) -> String {
     })
 }
 
-/// Takes so much of a semaphore, if it is there by the deadline.
+/// Reserves an amount by the deadline, if it is available.
 fn hold(budget: &Arc<Budget>, amount: usize, deadline: Instant) -> Option<Reservation> {
     let mut held = Reservation::empty(budget);
     held.raise_until(amount, deadline).then_some(held)
 }
 
-/// The authority of a target in absolute form, as proxies send it, which
-/// stands in the place of Host; and path and query.
+/// Splits a target in absolute form, as proxies send it, into the authority,
+/// which replaces Host, and path and query.
 fn target(target: &str) -> (Option<&[u8]>, &str) {
     let rest = match target.split_at_checked(7) {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http://") => rest,
@@ -633,7 +635,7 @@ fn find(bytes: &[u8], wanted: &[u8], from: usize) -> Option<usize> {
         .map(|at| from + at)
 }
 
-/// Head and body of an answer of the front's own.
+/// Returns head and body of a refusal.
 fn refusal((status, error): HttpError) -> (Vec<u8>, String) {
     let body = json!({"error": error}).to_string();
     (head(status, JSON_UTF8, body.len(), None), body)

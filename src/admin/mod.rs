@@ -30,10 +30,10 @@ use crate::{
     metrics::{Metrics, snapshot::Snapshot},
 };
 
-/// How long the end of the process waits for answers on their way.
+/// Time that the end of the process waits for answers.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// Lines about what goes wrong here: it may go wrong ten times a second.
+/// Limits lines about errors of the endpoint.
 static LINES: Limiter = Limiter::new();
 
 /// Describes a service in each of its versions; none if there is none.
@@ -53,11 +53,11 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// Changes things.
     pub commands: Box<dyn Commands>,
-    /// What a request that changes something must carry; none if nobody may.
+    /// The token that a change needs; none if no change is allowed.
     pub token: Option<String>,
     /// Host headers that are answered besides loopback ones.
     pub allowed_hosts: Vec<String>,
-    /// Bytes of bodies and answers together, small ones aside.
+    /// Bytes of bodies and answers together, except small ones.
     pub memory: usize,
 }
 
@@ -65,8 +65,7 @@ pub struct Admin {
 pub struct Running(Arc<Gateway>);
 
 impl Running {
-    /// Before the process ends: waits for answers that are on their way, for
-    /// a second at most.
+    /// Waits for answers before the process ends, for a second at most.
     pub fn finish(&self) {
         self.0.finish(LAST_ANSWERS);
     }
@@ -138,9 +137,9 @@ impl Admin {
         }
     }
 
-    /// What a probe of a load balancer or of Kubernetes gets, from wherever and
-    /// under whatever name it asks: the status and nothing else. None for a
-    /// request that gets a whole page, or is no probe.
+    /// Answers a probe of a load balancer or of Kubernetes, from any address
+    /// and under any Host, with the status alone. None for a request that gets
+    /// a whole page, or is no probe.
     fn probe(&self, request: &Request) -> Option<Page> {
         if !request.is_probe() || request.may_look && self.is_addressed(request) {
             return None;

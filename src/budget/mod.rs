@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_idle_is_given_back_before_anyone_waits() {
+    fn what_is_idle_is_released_before_anyone_waits() {
         let budget = Budget::new(4);
         assert!(budget.try_take(4));
         let idle = Arc::downgrade(&budget);

@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_breaks_callers_is_told() {
+    fn what_breaks_callers_is_reported() {
         let object = |required: &[&str], properties: Value| json!({"type": "object", "required": required, "properties": properties});
         let check = |old: Value, new: Value, takes: &[&str], answers: &[&str]| {
             let other = object(&[], json!({}));

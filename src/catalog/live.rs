@@ -20,16 +20,17 @@ use super::{
 };
 use crate::{config::Config, sandbox::Sandbox, wire::Version};
 
-/// The current catalog, and what it is made from.
+/// The current catalog, and the loader that it comes from.
 pub struct LiveCatalog {
     current: Arc<ArcSwap<Catalog>>,
     loader: Mutex<Loader>,
-    /// Why the last look at the folder gave nothing.
+    /// Why the last scan of the folder failed.
     folder_error: ArcSwapOption<String>,
 }
 
 impl LiveCatalog {
-    /// Loads the folder, and keeps good files under `state_dir`, if it can.
+    /// Loads the folder, and keeps last-known-good files under `state_dir`, if
+    /// it can.
     ///
     /// # Errors
     /// If the folder of components can't be read.
@@ -49,25 +50,26 @@ impl LiveCatalog {
         }))
     }
 
-    /// Why the last look at the folder gave nothing, so that what was loaded
-    /// before is still served; none where it did.
+    /// Returns why the last scan of the folder failed, so that what was loaded
+    /// before is still served; none if it succeeded.
     #[must_use]
     pub fn folder_error(&self) -> Option<String> {
         self.folder_error.load().as_deref().cloned()
     }
 
-    /// For whoever reads it request by request.
+    /// Returns the shared catalog, for a reader of each request.
     #[must_use]
     pub fn shared(&self) -> Arc<ArcSwap<Catalog>> {
         Arc::clone(&self.current)
     }
 
-    /// As it is now.
+    /// Returns the current catalog.
     pub fn current(&self) -> Guard<Arc<Catalog>> {
         self.current.load()
     }
 
-    /// Looks for changes now, by what is in the files; names what changed.
+    /// Looks for changes now, by the contents of the files. Returns what
+    /// changed.
     ///
     /// # Errors
     /// If the folder can't be read, or all its files are gone at once.
@@ -95,7 +97,7 @@ impl LiveCatalog {
             .map(drop)
     }
 
-    /// Goes back to the file that was good before the one that is served.
+    /// Goes back to the last-known-good file before the one that is served.
     ///
     /// # Errors
     /// Says why there is none.
@@ -122,7 +124,8 @@ impl LiveCatalog {
         Ok(done)
     }
 
-    /// Has a service, or one version of it, served or not, until the next start.
+    /// Enables or disables a service, or one version of it, until the next
+    /// start.
     ///
     /// # Errors
     /// If there is no such service.
@@ -138,12 +141,12 @@ impl LiveCatalog {
         Ok(done)
     }
 
-    /// Serves everything under other settings. Those that concern a service
-    /// load it again; where that fails, it is not served, since what it was
-    /// allowed may be what was taken away.
+    /// Replaces the settings. A service that they concern is loaded again; if
+    /// that fails, it is not served, since its earlier grants may have been
+    /// withdrawn.
     ///
     /// # Errors
-    /// If they want what is settled at the start; nothing has changed then.
+    /// If they need what is fixed at the start; nothing has changed then.
     pub fn set_policy(&self, config: &Config) -> Result<Vec<String>, ChangeError> {
         let mut loader = self.lock();
         let changes = loader.set_policy(config)?;

@@ -308,7 +308,7 @@ pub enum FileError {
     Silent(String),
     /// What it says does not follow the schema.
     Description(DescriptionError),
-    /// It says that it is somebody else than its file says.
+    /// Its name or version differs from that of its file.
     Disagrees {
         /// What the file says.
         promised: FileName,

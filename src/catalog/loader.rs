@@ -1,5 +1,5 @@
-//! Follows the files of the folder: what changed, what is good, what was good
-//! before.
+//! Follows the files of the folder: which have changed, which load, and which
+//! are the last-known-good ones.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,31 +22,31 @@ use crate::{config::Config, metrics::ServiceStats, sandbox::Sandbox, wire::Versi
 /// How long a file that ends too early may still be growing.
 const COPYING: Duration = Duration::from_secs(10);
 
-/// How long the files that were served may be gone, all of them, until that is
-/// taken for what somebody wants.
+/// Time after which the disappearance of all served files is believed to be
+/// intended.
 const EMPTY_FOR: Duration = Duration::from_secs(10);
 
-/// What is known about the files of the folder.
+/// The files of the folder, and what is served of each.
 pub(super) struct Loader {
     sandbox: Arc<Sandbox>,
     settings: LoadSettings,
     /// None where there is no folder for them.
     last_known_good: Option<LastKnownGood>,
     files: BTreeMap<PathBuf, Entry>,
-    /// What callers are advised to wait for.
+    /// Files that are being loaded, for which callers are advised to wait.
     loading: Arc<Loading>,
     empty_folder: EmptyFolder,
     /// What the operator switched on or off since the start: a version, or
     /// all of a service.
     switched: BTreeMap<(String, Option<Version>), bool>,
-    /// Counts the looks: what was loaded by the same one came together.
+    /// Counts the scans: what the same scan loaded was copied together.
     generation: u64,
 }
 
-/// How the folder is looked at.
+/// How the folder is scanned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ScanMode {
-    /// A changed file counts once it stays as it is from one look to the next.
+    /// A changed file counts once it is the same in two scans.
     Watch,
     /// It counts at once.
     Now,
@@ -61,21 +61,20 @@ pub(super) struct Entry {
     stamp: Option<Stamp>,
     /// Digest of the bytes that were settled; none if they could not be read.
     read: Option<String>,
-    /// When it was seen to be like this.
+    /// When it was first seen like this.
     since: Instant,
-    /// It was loaded, or refused, as it is.
+    /// It was loaded or refused as it is.
     settled: bool,
     pub(super) service: Option<Arc<Service>>,
     /// The version that was served until the settings changed, and its
-    /// counts, which go on.
+    /// counters, which continue.
     counted: Option<(Version, Arc<ServiceStats>)>,
     /// When the service was loaded, in changes.
     pub(super) generation: u64,
     pub(super) source: Source,
     /// Why the file, as it is, is not served.
     pub(super) error: Option<String>,
-    /// Digest of the file, where it is passed over because the operator went
-    /// back from it.
+    /// Digest of the file in the folder, where the operator rolled it back.
     pub(super) rolled_back_from: Option<String>,
 }
 
@@ -91,7 +90,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// The word that the operator sees.
+    /// Returns its name in JSON.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -102,12 +101,12 @@ impl Source {
     }
 }
 
-/// Tells one state of a file from another.
+/// Distinguishes two states of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     size: u64,
     modified: (i64, i64),
-    /// What nobody can set back, as `cp -p` does with the other.
+    /// Time of the last change of the inode, which `cp -p` can't set.
     changed: (i64, i64),
     inode: u64,
 }
@@ -133,7 +132,8 @@ struct EmptyFolder {
 }
 
 impl EmptyFolder {
-    /// Takes note of a look; whether what it found is not yet to be believed.
+    /// Takes note of a scan. Returns whether an empty folder is not believed
+    /// yet.
     fn applies(&mut self, is_empty: bool, now: Instant) -> bool {
         if !is_empty {
             self.since = None;
@@ -143,12 +143,12 @@ impl EmptyFolder {
     }
 }
 
-/// Why something that the operator asked for can't be done.
+/// Why a change by the operator is not possible.
 pub type ChangeError = String;
 
 impl Loader {
-    /// Of a folder that was not looked at yet; keeps good files under
-    /// `state_dir`, if it can.
+    /// Creates the loader of a folder that was not scanned yet. It keeps
+    /// last-known-good files under `state_dir`, if it can.
     pub(super) fn new(sandbox: &Arc<Sandbox>, settings: LoadSettings, state_dir: &Path) -> Self {
         let kept = LastKnownGood::open(state_dir, &settings.dir).inspect_err(|error| {
             tracing::warn!(
@@ -168,7 +168,7 @@ impl Loader {
         }
     }
 
-    /// Takes in what changed in the folder.
+    /// Scans the folder and loads what changed.
     ///
     /// # Errors
     /// If the folder can't be read, or what it shows is doubted; nothing has
@@ -348,7 +348,8 @@ impl Loader {
         }
     }
 
-    /// A good file takes the place of what was served from it before.
+    /// Serves a loaded service in place of the one that was served of the file
+    /// before.
     fn serve(
         &self,
         path: &Path,
@@ -481,7 +482,7 @@ impl Loader {
         if failed { Err(done) } else { Ok(done) }
     }
 
-    /// The one file that is called so, or serves so.
+    /// Returns the only file of this name or service.
     fn path_of(&self, name: &str, version: Option<Version>) -> Result<PathBuf, ChangeError> {
         let wanted = FileName {
             name: name.to_owned(),
@@ -511,8 +512,7 @@ impl Loader {
         }
     }
 
-    /// Serves the file in the folder again, which the operator had gone back
-    /// from.
+    /// Undoes a rollback: serves the file in the folder again.
     pub(super) fn undo_rollback(
         &mut self,
         name: &str,
@@ -586,8 +586,7 @@ impl Loader {
         }
     }
 
-    /// Notes that the operator wants a service, or one version of it, served or
-    /// not.
+    /// Enables or disables a service, or one version of it.
     pub(super) fn switch(
         &mut self,
         name: &str,
@@ -646,7 +645,7 @@ impl Loader {
         Ok(self.take_in(paths, ScanMode::Now))
     }
 
-    /// Leaves those that are not loaded yet, once the others are served.
+    /// Loads the files that were left for later, once the others are served.
     pub(super) fn loaded(&self) {
         let waiting = self
             .files
@@ -668,7 +667,7 @@ impl Loader {
     }
 }
 
-/// What a file is called without its ending.
+/// The name of a file without its ending.
 fn stem(path: &Path) -> String {
     path.file_stem()
         .unwrap_or_default()

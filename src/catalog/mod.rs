@@ -43,7 +43,7 @@ const ELLIPSIS: &str = "…";
 
 /// One version of a service, ready to be called.
 pub struct Service {
-    /// Who it is.
+    /// Its name, version and actions.
     pub description: Description,
     /// Where it came from.
     pub file: PathBuf,

@@ -246,7 +246,7 @@ impl Pending {
         if let Some(answer) = self.slot.wait(self.deadline) {
             return answer;
         }
-        let (entry, trouble) = {
+        let (entry, last_error) = {
             let mut state = self.shared.state();
             (state.queue.remove(&self.id), state.last_error.clone())
         };
@@ -262,7 +262,7 @@ impl Pending {
                 let why = match entry.sent {
                     Sent::Maybe(_) => late.into(),
                     Sent::No | Sent::Later(_) => {
-                        trouble.unwrap_or_else(|| "not sent within its timeout".into())
+                        last_error.unwrap_or_else(|| "not sent within its timeout".into())
                     }
                 };
                 Err(entry.without_answer(false, why))

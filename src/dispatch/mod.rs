@@ -1,5 +1,5 @@
-//! From a message to its answer: parse, authorise, route, call, and turn
-//! whatever comes of it into a code of the protocol.
+//! From a message to its answer: parse, authorise, route, call, and map the
+//! result to a code of the protocol.
 
 mod run;
 mod system;
@@ -36,27 +36,27 @@ pub const TOO_MANY_FAILURES: &str = "too many failures from this address";
 pub const EXPIRED: &str =
     "the token or the certificate of this connection has expired or was revoked";
 
-/// Of a peer's own text, an error repeats at most this many characters.
+/// Characters of a peer's own text that an error repeats at most.
 const MAX_REPEATED: usize = 200;
 
-/// A whole message, and who sent it.
+/// A whole message, and its sender.
 pub struct Request<'a> {
     /// Header line and payload.
     pub body: &'a [u8],
     /// The payload is opaque bytes.
     pub binary: bool,
-    /// What is known of it, where its call could not begin before.
+    /// What is known of its call, if that was postponed before.
     pub postponed: Option<Postponed>,
-    /// When its last byte was read; its timeout counts from here.
+    /// When its last byte was read, from which its timeout counts.
     pub arrived: Instant,
     /// The identity of the peer.
     pub identity: &'a Arc<Identity>,
-    /// Looks after a slow call.
+    /// Watches its call.
     pub watch: Arc<dyn Watch>,
 }
 
-/// Until when a call must begin that a message asks for; none if it asks for
-/// none, or nobody may ask yet.
+/// Returns the deadline for the call of a message to begin; none if the message
+/// needs no call, or its peer must authenticate first.
 #[must_use]
 pub fn must_begin(
     body: &[u8],
@@ -84,12 +84,12 @@ impl Request<'_> {
     }
 }
 
-/// A call that could not begin, and is to be asked for again.
+/// A call that could not begin and has to be tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Postponed {
     /// Its deadline.
     pub until: Instant,
-    /// Which rates need not count it again.
+    /// Which rates have counted it.
     pub counted: Counted,
 }
 
@@ -104,23 +104,23 @@ pub enum Counted {
     ByService,
 }
 
-/// What goes back.
+/// A reply.
 #[derive(Debug)]
 pub struct Reply<'a> {
-    /// The header of what is answered; none where no request can be named.
+    /// The header of the request; none where it could not be parsed.
     pub header: Option<Header<'a>>,
     /// The answer.
     pub outcome: Outcome,
     /// The identity, if it has just been authenticated.
     pub identity: Option<Identity>,
-    /// Memory that is reserved for the answer until whoever sends it counts it.
+    /// Memory that is reserved for the answer until the outbox counts it.
     pub held: Option<Reservation>,
     /// What the call has used, but for those that its service made.
     pub used: Used,
 }
 
 impl<'a> Reply<'a> {
-    /// An answer after which the peer is who it was.
+    /// Creates a reply that leaves the peer's identity as it is.
     #[must_use]
     pub fn new(header: Option<Header<'a>>, outcome: Outcome) -> Self {
         Self {
@@ -142,7 +142,7 @@ pub enum Outcome {
     Json(String),
     /// RESPONSE with bytes.
     Binary(Vec<u8>),
-    /// Nothing yet: it is to be handled again, as [`Watch::queues`] has it.
+    /// Nothing yet: the message has to be handled again, see [`Watch::queues`].
     Postponed(Postponed),
     /// ERROR; the code is the server's, or none if it is the service's.
     Error(Option<Code>, ErrorBody<'static>),
@@ -193,7 +193,7 @@ impl Refusal {
         self
     }
 
-    /// Over somebody's rate.
+    /// Refuses a request beyond a rate.
     fn too_often(whose: &str, per_second: u32, wait: Duration) -> Self {
         let message = format!("more than the {per_second} requests a second of {whose}");
         // Rounded up: a millisecond too early would be refused again.
@@ -262,8 +262,8 @@ impl Handle for Dispatcher {
 }
 
 impl Dispatcher {
-    /// A dispatcher over a catalog. What is built for one request, beside what
-    /// its service holds, is taken from `memory`.
+    /// Creates a dispatcher over a catalog. What is built for one request,
+    /// except what its service holds, is reserved from `memory`.
     #[must_use]
     pub fn new(
         catalog: Arc<ArcSwap<Catalog>>,
@@ -320,13 +320,13 @@ impl Core {
         }
     }
 
-    /// Keeps a request that was refused before its service was looked for.
+    /// Records a request in the history that was refused before it was routed.
     fn keep_unrouted(&self, header: &Header<'_>, identity: &Identity, refusal: &Refusal) {
         let context = context(header, identity, Instant::now());
         self.keep_refused(&header.topic, None, &context, refusal);
     }
 
-    /// The checks in the order that the protocol gives them.
+    /// Makes the checks in the order of the protocol.
     fn route(
         self: &Arc<Self>,
         header: &Header<'_>,
@@ -383,9 +383,9 @@ impl Core {
         })
     }
 
-    /// Rights, rate and share of a principal, in this order. What is returned
-    /// keeps the place of the call, where its principal has so many; none if it
-    /// is postponed.
+    /// Checks rights, rate and concurrency of a principal, in this order.
+    /// Returns the permit of the call, where its principal has a limit; none if
+    /// it is postponed.
     fn permit(
         &self,
         header: &Header<'_>,
@@ -440,8 +440,8 @@ impl Core {
         }
     }
 
-    /// Memory for an answer of so many bytes, if it is there: system topics wait
-    /// for nothing. None for a small one.
+    /// Reserves memory for an answer of a system topic, if it is available:
+    /// system topics do not wait. None for a small answer.
     fn reserve_now(&self, bytes: usize) -> Result<Option<Reservation>, Refusal> {
         if bytes <= SMALL_ANSWER {
             return Ok(None);
@@ -454,7 +454,8 @@ impl Core {
         Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS))
     }
 
-    /// What comes back of a PUBLISH: without an id nothing, whatever happened.
+    /// Returns the reply to a PUBLISH: nothing without an id, whatever
+    /// happened.
     fn published(&self, header: &Header<'_>, outcome: Outcome) -> Outcome {
         match (header.request_id, outcome) {
             (_, postponed @ Outcome::Postponed(_)) => postponed,
@@ -473,7 +474,7 @@ impl Core {
     }
 }
 
-/// Counts a request of a principal, if that may ask so often.
+/// Counts a request against the rate of its principal.
 fn take_rate(principal: &Principal) -> Result<(), Refusal> {
     let Some(rate) = &principal.rate else {
         return Ok(());
@@ -504,8 +505,8 @@ fn check_json(payload: &[u8]) -> Result<&str, Refusal> {
         .map_err(|error| Refusal::new(Code::InvalidPayload, format!("payload is {error}")))
 }
 
-/// The answer to a request whose handling panicked: a defect of the server.
-/// The log line carries the same id.
+/// Returns the answer to a request whose handling panicked, a defect of the
+/// server. The log line has the same id.
 #[must_use]
 pub fn internal_error<'a>(body: &'a [u8], error_id: &str) -> Reply<'a> {
     let header = Header::parse(body).ok().map(|(header, _)| header);

@@ -458,7 +458,7 @@ fn timed_out(millis: u128, phase: Phase, cost: Option<Cost>) -> Refusal {
     Refusal::new(Code::Timeout, message).with(&details)
 }
 
-/// Tells the scheduler that a call is over, on every way out.
+/// Reports the end of a call to the scheduler, on every way out.
 struct Finishes<'a>(Option<&'a Ticket>);
 
 impl Finishes<'_> {

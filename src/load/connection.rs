@@ -21,7 +21,7 @@ pub enum LoadStream {
 }
 
 impl LoadStream {
-    /// What lies below.
+    /// Returns the socket.
     #[must_use]
     pub fn socket(&self) -> &TcpStream {
         match self {
@@ -61,16 +61,16 @@ impl Write for LoadStream {
     }
 }
 
-/// A connection, what is spoken over it, and what waits on it.
+/// A connection, its protocol, and the requests that wait on it.
 pub(super) struct LoadConnection<S> {
     pub(super) stream: LoadStream,
     protocol: S,
-    /// Waits for room to be written.
+    /// Waits until the socket takes more.
     pub(super) blocked: bool,
     /// When each slot's request was sent or due, in nanoseconds.
     since: Box<[u64]>,
     free: Vec<usize>,
-    /// Of a protocol that answers in turn: the slot whose answer is next, and
+    /// Of a protocol that answers in order: the slot whose answer is next, and
     /// the one whose request is next.
     order: (usize, usize),
     out: Vec<u8>,
@@ -106,7 +106,7 @@ impl<S: Protocol> LoadConnection<S> {
         self.free.len() < self.since.len()
     }
 
-    /// Puts one request where it waits to be written.
+    /// Queues one request.
     pub(super) fn ask(&mut self, since: u64) {
         let Some(free) = self.free.pop() else { return };
         let slot = if S::IN_ORDER {
@@ -120,7 +120,7 @@ impl<S: Protocol> LoadConnection<S> {
         self.protocol.write_request(slot, &mut self.out);
     }
 
-    /// Writes what the system takes; says whether that was all.
+    /// Writes what the system takes. Returns whether that was all.
     pub(super) fn write(&mut self) -> io::Result<bool> {
         while self.sent < self.out.len() {
             match self.stream.write(&self.out[self.sent..]) {
@@ -142,7 +142,7 @@ impl<S: Protocol> LoadConnection<S> {
         Ok(true)
     }
 
-    /// Reads once; says whether there may be more at once.
+    /// Reads once. Returns whether there may be more at once.
     pub(super) fn read(&mut self) -> io::Result<bool> {
         if self.taken == self.filled {
             (self.taken, self.filled) = (0, 0);
@@ -169,7 +169,7 @@ impl<S: Protocol> LoadConnection<S> {
         }
     }
 
-    /// The next whole answer, and since when it was waited for.
+    /// Returns the next whole answer, and when its request was sent or due.
     pub(super) fn next(&mut self) -> io::Result<Option<(ParsedReply, u64)>> {
         let waiting = &self.buf[self.taken..self.filled];
         let reply = self

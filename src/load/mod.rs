@@ -1,10 +1,10 @@
-//! Load: makes requests over many connections from few threads and measures
-//! when the answers come.
+//! Load: sends requests over many connections from few threads and measures
+//! when the answers arrive.
 //!
 //! A thread drives its connections by `epoll`, so that what measures costs less
 //! than what is measured. In a closed loop every answer frees a slot for the
 //! next request; in an open one requests are due at a fixed rate, and what is
-//! measured begins when a request was due, not when there was room for it: a
+//! measured begins when a request was due, not when a slot was free: a
 //! server that stops for a second is charged with every request of that second.
 
 mod connection;
@@ -50,7 +50,7 @@ pub enum Length {
     Count(u64),
 }
 
-/// What is to be done.
+/// What to measure.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadPlan {
     /// Requests that wait for their answers at the same time, by connection;
@@ -66,7 +66,7 @@ pub struct LoadPlan {
     pub threads: usize,
 }
 
-/// What came of it.
+/// The result of a measurement.
 #[derive(Debug, Clone)]
 pub struct Measured {
     /// Answers that counted, refusals among them.
@@ -119,11 +119,11 @@ pub struct Progress {
     pub stop: AtomicBool,
 }
 
-/// Makes load over these connections, and says what came of it.
+/// Sends load over these connections. Returns the result.
 ///
 /// # Errors
-/// If a connection ends, is spoken to in another protocol, or nothing is
-/// answered for 30 s.
+/// If a connection is closed, answers in another protocol, or no answer arrives
+/// for 30 s.
 pub fn run<S: Protocol>(
     streams: Vec<(LoadStream, S)>,
     plan: &LoadPlan,
@@ -154,7 +154,7 @@ pub fn run<S: Protocol>(
     })
 }
 
-/// One thread's share of it.
+/// One thread of a measurement.
 struct Driver<'a, S> {
     connections: Vec<LoadConnection<S>>,
     epoll: rustix::fd::OwnedFd,
@@ -167,7 +167,7 @@ struct Driver<'a, S> {
     sent: u64,
     /// Requests that will be; without a warm-up just as many as answers count.
     to_send: u64,
-    /// The connection that is asked for room next.
+    /// The connection whose free slots are used next.
     next: usize,
     measured: Measured,
 }
@@ -296,8 +296,8 @@ impl<'a, S: Protocol> Driver<'a, S> {
             .any(LoadConnection::waits_for_answers)
     }
 
-    /// Of an open loop: sends what is due where there is room. Says how long
-    /// there is nothing to send.
+    /// Sends what is due in an open loop, where slots are free. Returns the
+    /// time until the next request is due.
     fn send_what_is_due(&mut self) -> io::Result<Timespec> {
         const IDLE: Duration = Duration::from_millis(100);
         if self.plan.pace == Pace::Closed {

@@ -1,5 +1,5 @@
-//! What is said over a connection: this project's protocol, and the seam for
-//! others that it is compared with.
+//! The protocol of a connection: this project's, and a trait for others that it
+//! is compared with.
 
 use crate::wire::{
     Payload, Version,
@@ -13,9 +13,9 @@ use crate::wire::{
 pub struct ParsedReply {
     /// How many bytes it takes.
     pub bytes: usize,
-    /// Which request it answers; none where answers come in turn.
+    /// Which request it answers; none where answers come in order.
     pub slot: Option<usize>,
-    /// The code, if it refuses.
+    /// The code of an ERROR.
     pub refused: Option<String>,
 }
 

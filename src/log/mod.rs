@@ -69,8 +69,8 @@ pub fn start(filter: &str, format: Format) -> Result<(), String> {
     Ok(())
 }
 
-/// Has a thread of its own write to standard error from here on: whoever logs
-/// never waits, and what nobody reads is dropped and counted.
+/// Writes to standard error from a thread from here on: logging never waits,
+/// and lines that are not read in time are dropped and counted.
 ///
 /// # Errors
 /// If the thread can't be started.

@@ -1,5 +1,5 @@
-//! Standard error behind a bounded queue, so that whoever logs never waits
-//! for whoever reads the log.
+//! Standard error behind a bounded queue, so that logging never waits for the
+//! reader of the log.
 
 use std::{
     collections::VecDeque,

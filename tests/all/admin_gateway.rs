@@ -20,7 +20,7 @@ fn silent(server: &TestServer) -> TcpStream {
 }
 
 #[test]
-fn two_hundred_that_say_nothing_make_room_for_one_that_asks() {
+fn two_hundred_silent_clients_are_displaced_for_one_that_asks() {
     let server = start();
     let mut peers: Vec<_> = (0..200).map(|_| silent(&server)).collect();
     for _ in 0..20 {
@@ -117,7 +117,7 @@ fn it_answers_again_after_a_time_without_descriptors() {
 }
 
 #[test]
-fn those_who_are_refused_make_room() {
+fn refused_clients_are_displaced() {
     let server = start();
     let refused: Vec<_> = (0..64)
         .map(|_| {

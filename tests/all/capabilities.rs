@@ -264,7 +264,7 @@ fn shared_instances_are_used_again_but_not_after_a_failure() {
 }
 
 #[test]
-fn over_its_concurrency_a_call_waits_for_its_turn_within_its_deadline() {
+fn over_its_concurrency_a_call_waits_within_its_deadline() {
     let server = Setup::new(BINARY)
         .set("[services.hostile]\nconcurrency = 1")
         .start();

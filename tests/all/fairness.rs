@@ -113,7 +113,7 @@ fn what_a_service_has_used_is_counted() {
 }
 
 #[test]
-fn a_call_that_waits_for_its_turn_is_killed_at_once() {
+fn a_call_that_waits_for_a_processor_is_killed_at_once() {
     let server = with_loops().start();
     let mut others = loops(&server, "loop", 16);
     server.until("somebody waits", |server| {
@@ -200,7 +200,7 @@ fn a_share_of_a_processor_is_not_exceeded() {
 /// Calls of a service that is over its share wait for a run permit before they
 /// begin. They hold half of the threads at most, as all that wait to begin.
 #[test]
-fn calls_that_wait_for_their_turn_to_begin_leave_threads_for_others() {
+fn calls_that_wait_to_begin_leave_threads_for_others() {
     let server = with_loops()
         .set("max_threads = 8")
         .set("services.hostile.cpu = 0.001")

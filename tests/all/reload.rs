@@ -255,7 +255,7 @@ fn a_broken_file_keeps_the_old_one_serving_and_a_partial_one_is_waited_for() {
 }
 
 #[test]
-fn a_start_with_a_broken_file_serves_the_last_good_one() {
+fn a_start_with_a_broken_file_serves_the_last_known_good_one() {
     let state = tempfile::tempdir().unwrap();
     let set = format!("state_dir = {:?}", state.path());
     let folder = state.path().join("services");

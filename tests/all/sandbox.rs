@@ -100,7 +100,7 @@ fn every_request_gets_a_fresh_instance() {
 
 /// What a component remembers, as it sees it itself: all of its memory.
 #[test]
-fn an_instance_that_is_put_back_is_as_one_that_is_made() {
+fn an_instance_that_is_reset_is_as_a_fresh_one() {
     let digest = |client: &mut RawClient| client.ask("hostile.digest", "").text();
     let fresh = setup().set("[services.hostile]\nreset = false").start();
     let new = digest(&mut fresh.connect());

@@ -194,6 +194,12 @@ fn coined_words_are_not_used() {
         for (number, line) in text.lines().enumerate() {
             for identifier in identifiers(line) {
                 let parts = parts(identifier);
+                let phrase = parts.join(" ");
+                for (coined, better) in PHRASES {
+                    if find(&phrase, coined).is_some() && !may_stay(&name, coined, &mut needed) {
+                        found.push(format!("{name}:{}: {identifier}: {better}", number + 1));
+                    }
+                }
                 for (word, better) in IDENTIFIERS {
                     if parts.iter().any(|part| part == word) && !may_stay(&name, word, &mut needed)
                     {

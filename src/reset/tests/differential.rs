@@ -167,7 +167,7 @@ pub(super) fn on_all_threads<T: Default + Send>(
     })
 }
 
-/// The host: its function leaves something where it is told to.
+/// The host: its function leaves something where it has to.
 pub(super) fn host(engine: &Engine) -> Linker<()> {
     let mut linker = Linker::new(engine);
     let get = |mut caller: Caller<'_, ()>, with: i32, to: i32| {

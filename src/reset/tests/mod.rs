@@ -239,7 +239,7 @@ fn take(steps: &[Step], original: &mut Running, rewritten: &mut Running) -> bool
 
 proptest! {
     #[test]
-    fn it_does_the_same_and_is_put_back(rounds in prop::collection::vec(prop::collection::vec(step(), 1..12), 1..4)) {
+    fn it_does_the_same_and_is_reset(rounds in prop::collection::vec(prop::collection::vec(step(), 1..12), 1..4)) {
         let (engine, original, rewritten) = modules();
         let mut rewritten = Running::new(engine, rewritten);
         rewritten.call("mb-checkpoint", &[]).unwrap();
@@ -279,7 +279,7 @@ proptest! {
 }
 
 #[test]
-fn stores_across_the_end_of_a_page_are_put_back() {
+fn stores_across_the_end_of_a_page_are_reset() {
     let (engine, _, rewritten) = modules();
     let mut running = Running::new(engine, rewritten);
     running.call("mb-checkpoint", &[]).unwrap();
@@ -357,7 +357,7 @@ fn all_that_changes_anything_is_known() {
 }
 
 #[test]
-fn what_the_host_writes_is_put_back_too() {
+fn what_the_host_writes_is_reset_too() {
     let (engine, _, rewritten) = modules();
     let mut running = Running::new(engine, rewritten);
     running.call("mb-checkpoint", &[]).unwrap();
@@ -409,7 +409,7 @@ fn a_host_function_gets_where_to_put_its_result() {
 }
 
 #[test]
-fn what_several_modules_share_is_put_back() {
+fn what_several_modules_share_is_reset() {
     let text = "(component
       (core module $env
         (memory (export \"memory\") 2) (global (export \"sp\") (mut i32) (i32.const 5000))
@@ -607,7 +607,7 @@ fn what_tool_chains_make_is_reset() {
 }
 
 #[test]
-fn what_can_not_be_put_back_is_refused() {
+fn what_can_not_be_reset_is_refused() {
     let module =
         |inside: &str| format!("(core module $m {inside}) (core instance $i (instantiate $m))");
     let memory = "(memory (export \"memory\") 1)";
