@@ -74,7 +74,7 @@ impl Labelled {
     }
 }
 
-/// Bytes and messages, of one connection or of all that have ended.
+/// Bytes and messages, of one connection or of all closed ones.
 #[derive(Debug, Default)]
 pub struct Traffic {
     /// Bytes read.
@@ -180,7 +180,7 @@ pub struct Metrics {
     pub auth_failures: Labelled,
     /// Calls that failed or were slow.
     pub history: History,
-    /// Traffic of the connections that have ended.
+    /// Traffic of closed connections.
     pub closed: Traffic,
     /// The highest sums that were shown: a sum is taken while connections
     /// end, and may lack one of them; what is shown never falls.
