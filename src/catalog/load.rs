@@ -232,7 +232,7 @@ pub(crate) fn digest_of(bytes: &[u8]) -> String {
 }
 
 /// What can be known of a file that is no service: its size, and its digest
-/// unless it is over the limit.
+/// unless it exceeds the limit.
 ///
 /// # Errors
 /// If the file can't be read.

@@ -23,7 +23,7 @@ const MAX_BYTES: usize = 8 * 1024 * 1024;
 /// What takes longer is slow, however it ended.
 const SLOW: Duration = Duration::from_millis(10);
 
-/// A call that has ended.
+/// A finished call.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PastCall {

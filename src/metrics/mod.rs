@@ -92,7 +92,7 @@ impl Labelled {
     }
 }
 
-/// Bytes and messages, of one connection or of all that have ended.
+/// Bytes and messages, of one connection or of all closed ones.
 #[derive(Debug, Default)]
 pub struct Traffic {
     /// Bytes read.
@@ -218,7 +218,7 @@ pub struct Metrics {
     pub auth_failures: Labelled,
     /// Calls that failed or were slow.
     pub history: History,
-    /// Traffic of the connections that have ended.
+    /// Traffic of closed connections.
     pub closed: Traffic,
     /// What principals have used.
     pub usages: Usages,

@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_for_resets_counts_with_what_grows() {
+    fn what_is_kept_for_resets_counts_with_shared_memory() {
         let shared = Budget::new(4 << 20);
         let mut guest = guest(8 << 20, 10, &shared, soon());
         let kept = KEPT_MEMORY.0;

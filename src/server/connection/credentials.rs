@@ -81,7 +81,7 @@ impl Connection {
     }
 
     /// A message is about to be served: rights are those of the moment, and
-    /// whoever serves it sees whether the credentials have ended.
+    /// whoever serves it sees whether the credentials are still valid.
     #[inline]
     pub(crate) fn update_identity(&mut self) {
         if let Some(current) = self.common.access.current(&self.identity) {
