@@ -138,7 +138,7 @@ impl Traffic {
         self.errors.add(errors.get());
     }
 
-    /// So far, but for the peak of memory, which begins anew.
+    /// So far, but for the peak of memory, which starts again at 0.
     pub fn usage(&self) -> Usage {
         Usage {
             requests: self.messages_in.get(),

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-/// Principals that are told apart; what those use that come later counts for
+/// Principals that are counted separately; what those use that come later counts for
 /// callers without a name.
 const MAX_PRINCIPALS: usize = 10_000;
 
