@@ -101,7 +101,7 @@ impl<'a> Precompiled<'a> {
     }
 
     /// Checks the bytes of a file. Who could have written it is not seen in
-    /// them; see [`super::Code`].
+    /// them; see [`super::ComponentFile`].
     ///
     /// # Errors
     /// It is for another version, or it is not as it was written.

@@ -276,7 +276,7 @@ impl RunQueue {
     }
 
     /// Counts what a service uses in calls that are not very short; see
-    /// [`RunQueue::is_over`].
+    /// [`RunQueue::is_over_share`].
     pub fn fills_window(&mut self, now: Duration, service: ServiceId, amount: Duration) {
         let rate = self.fair_rate(service);
         if let Some(service) = self.services.get_mut(&service) {
