@@ -114,7 +114,7 @@ test('connections come and go, and one is closed by its button', async () => {
   // Others may still be listed.
   await press('main button[aria-label^="Close connection"]', `127.0.0.1:${port}`);
   await ended;
-  await until('Nobody is connected.');
+  await until('No connections.');
 });
 
 test('a call is stopped by its button', async () => {
@@ -210,7 +210,7 @@ test('it is readable in both widths and themes, and axe finds nothing serious', 
 test('it waits calmly for a server that is gone', async () => {
   await go('#/');
   await gone(server);
-  await until('gone; it is asked again');
+  await until('unreachable; trying again');
   server = await start(adminPort);
   await page.waitForFunction(() => document.querySelector('#health').dataset.state === 'ready', { timeout: PATIENCE });
 });
