@@ -19,6 +19,8 @@ import sys
 import tempfile
 import urllib.request
 
+import soak
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 GRANTS = """
 services_dir = "{services}"
@@ -70,14 +72,11 @@ class Server:
         with open(log, "w") as errors:
             self.process = subprocess.Popen([program, "serve", "--config", config], stdout=subprocess.PIPE,
                                             stderr=errors, text=True)
-        for line in self.process.stdout:
-            if "listening" in line:
-                self.address = line.split()[1]
-            if "admin " in line:
-                self.admin = line.split()[1].rstrip("/")
-            if "ready in" in line:
-                return
-        sys.exit(f"the server did not start: {pathlib.Path(log).read_text()}")
+        try:
+            ((host, port), *_), admin = soak.addresses(self.process)
+        except SystemExit as stopped:
+            sys.exit(f"{stopped}{self.said()}")
+        self.address, self.admin = f"{host}:{port}", f"http://{admin[0]}:{admin[1]}"
 
     def call(self, topic, payload):
         done = subprocess.run([self.program, "call", topic, payload, "--server", self.address],

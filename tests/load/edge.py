@@ -21,6 +21,8 @@ import sys
 import tempfile
 import time
 
+import soak
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SERVER = ROOT / "target/release/mb-server"
 SERVICES = ROOT / "services/dist"
@@ -42,18 +44,7 @@ class Server:
         file.write_text(common + settings + "\n")
         self.process = subprocess.Popen([*before, SERVER, "serve", "--services", SERVICES, "--config", file],
                                         stdout=subprocess.PIPE, text=True)
-        self.listeners = []
-        for line in self.process.stdout:
-            if "listening" in line:
-                host, port = line.split()[1].rsplit(":", 1)
-                self.listeners.append((host, int(port)))
-            if "admin " in line:
-                host, port = line.strip().rstrip("/").rsplit("/", 1)[1].rsplit(":", 1)
-                self.admin = (host, int(port))
-            if "ready in" in line:
-                break
-        else:
-            sys.exit("the server did not start; was it built?")
+        self.listeners, self.admin = soak.addresses(self.process)
         self.address = self.listeners[0]
 
     def token(self):

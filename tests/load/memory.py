@@ -25,6 +25,8 @@ import tempfile
 import time
 from collections import Counter
 
+import soak
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MEMORY, BEYOND = 64, 64
 # The most that the server derives from `memory`.
@@ -54,17 +56,7 @@ class Server:
         (folder / "mb.toml").write_text(f'state_dir = "{folder}/state"\n{COMMON}{settings}')
         self.process = subprocess.Popen(
             [program, "serve", "--services", services, "--config", folder / "mb.toml"], stdout=subprocess.PIPE, text=True)
-        for line in self.process.stdout:
-            if "listening" in line:
-                host, port = line.split()[1].rsplit(":", 1)
-                self.address = (host, int(port))
-            if "admin " in line:
-                host, port = line.strip().rstrip("/").rsplit("/", 1)[1].rsplit(":", 1)
-                self.admin = (host, int(port))
-            if "ready in" in line:
-                break
-        else:
-            sys.exit("the server did not start; was it built?")
+        (self.address, *_), self.admin = soak.addresses(self.process)
         # The peak counts from here.
         pathlib.Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
         self.ready = self.status("VmRSS")

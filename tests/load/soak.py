@@ -15,9 +15,28 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SERVER = ROOT / "target/release/mb-server"
+
+
+def addresses(process):
+    """Where a server listens, and where its admin endpoint does, as (host,
+    port), once it is ready. Ends the script if the server ends before."""
+    listeners, admin, said = [], None, ""
+    for line in process.stdout:
+        said += line
+        match line.split():
+            case ["listening", where, *_]:
+                host, port = where.rsplit(":", 1)
+                listeners.append((host, int(port)))
+            case ["admin", where]:
+                url = urllib.parse.urlsplit(where)
+                admin = (url.hostname, url.port)
+            case ["ready", "in", *_]:
+                return listeners, admin
+    sys.exit(f"the server did not start; was it built?\n{said}")
 
 
 class Server:
@@ -26,16 +45,7 @@ class Server:
         env.update({f"MB_{name.upper()}": str(value) for name, value in settings.items()})
         self.process = subprocess.Popen(
             [SERVER, "serve", "--services", services], env=env, stdout=subprocess.PIPE, text=True)
-        for line in self.process.stdout:
-            if "listening" in line:
-                host, port = line.split()[1].rsplit(":", 1)
-                self.address = (host, int(port))
-            if "admin" in line:
-                host, port = line.strip().rstrip("/").rsplit("/", 1)[1].rsplit(":", 1)
-                self.admin = (host, int(port))
-            if "ready in" in line:
-                return
-        sys.exit("the server did not start; was it built?")
+        (self.address, *_), self.admin = addresses(self.process)
 
     def usage(self):
         """Descriptors, threads and resident KiB, once nobody is connected."""

@@ -298,17 +298,8 @@ class Server:
             stderr=subprocess.STDOUT, text=True, start_new_session=True)
         late = threading.Timer(START, self.process.kill)
         late.start()
-        said = []
         try:
-            for line in self.process.stdout:
-                said.append(line)
-                if "listening" in line:
-                    host, port = line.split()[1].rsplit(":", 1)
-                    self.address = host, int(port)
-                if "ready in" in line:
-                    break
-            else:
-                sys.exit("the server did not start; was it built?\n" + "".join(said))
+            (self.address, *_), _ = soak.addresses(self.process)
         except BaseException:
             self.stop()
             raise
