@@ -11,7 +11,7 @@ use std::{
     thread::{self, Thread},
 };
 
-use super::instance::Live;
+use super::{instance::Live, slots::Slots};
 use crate::stripes::Stripes;
 
 /// An instance between two calls: of a service with `isolation = "shared"`, or
@@ -30,6 +30,8 @@ pub(super) struct IdleInstances {
     any: Arc<AnyIdle>,
     /// Slots that instances of the component have, idle or not.
     pub(super) slots: AtomicUsize,
+    /// One of these that its last instance has left behind.
+    kept_slot: Mutex<Option<Arc<Slots>>>,
     /// How many of its calls wait for a slot, and their threads.
     waiting: AtomicUsize,
     waiters: Mutex<Vec<Thread>>,
@@ -90,6 +92,7 @@ impl IdleInstances {
             instances: Stripes::default(),
             any: Arc::clone(any),
             slots: AtomicUsize::new(0),
+            kept_slot: Mutex::default(),
             waiting: AtomicUsize::new(0),
             waiters: Mutex::default(),
         }
@@ -142,11 +145,36 @@ impl IdleInstances {
         self.wake_one();
     }
 
+    /// Keeps the slot of the last instance for the next one. Returns false if
+    /// one is kept already.
+    pub(super) fn keep_slot(&self, of: &Arc<Slots>) -> bool {
+        let mut kept = lock(&self.kept_slot);
+        let keeps = kept.is_none();
+        if keeps {
+            *kept = Some(Arc::clone(of));
+        }
+        keeps
+    }
+
+    /// Takes the slot that is kept, if it is one of these.
+    pub(super) fn take_kept_slot(&self, of: &Arc<Slots>) -> bool {
+        let is_of = |slots: &mut Arc<Slots>| Arc::ptr_eq(slots, of);
+        lock(&self.kept_slot).take_if(is_of).is_some()
+    }
+
+    /// Releases the slot that is kept.
+    fn release_kept_slot(&self) -> bool {
+        let kept = lock(&self.kept_slot).take();
+        kept.map(|slots| slots.release_kept()).is_some()
+    }
+
     /// Gives instances up, because others need their slots and memory; says
     /// whether there were any.
     pub(super) fn evict(&self, which: IdleEviction) -> bool {
         if which == IdleEviction::One {
-            return self.take().is_some();
+            // The slot of the last one is kept at first.
+            return self.release_kept_slot()
+                || self.take().map(drop).is_some() | self.release_kept_slot();
         }
         let mut keeps = which != IdleEviction::All;
         let mut any = false;
@@ -166,6 +194,12 @@ impl IdleInstances {
             drop(idle);
         }
         any
+    }
+}
+
+impl Drop for IdleInstances {
+    fn drop(&mut self) {
+        self.release_kept_slot();
     }
 }
 

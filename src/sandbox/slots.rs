@@ -1,5 +1,7 @@
 //! Slots for instances, shared among services: while calls wait for one, the
-//! next that is released goes to the service that holds fewest.
+//! next that is released goes to the service that holds fewest. A service keeps
+//! its last slot when the instance in it ends, so that its next call need not
+//! wait until a call of another service ends.
 
 use std::{
     sync::{
@@ -21,8 +23,6 @@ use crate::{
 
 /// One slot in so many is kept for services that hold few.
 const RESERVE: usize = 16;
-/// So many are few.
-const FEW: usize = 4;
 
 /// Slots, and who waits for one.
 pub(super) struct Slots {
@@ -37,7 +37,16 @@ struct Queued {
     has_slot: AtomicBool,
 }
 
-/// A slot of a service, released when dropped.
+impl Queued {
+    /// Gives it a slot that was taken for it.
+    fn give(&self) {
+        self.idle.slots.fetch_add(1, Relaxed);
+        self.has_slot.store(true, SeqCst);
+        self.thread.unpark();
+    }
+}
+
+/// A slot of a service, released or kept for its next instance when dropped.
 pub(super) struct Slot {
     slots: Arc<Slots>,
     of: Arc<IdleInstances>,
@@ -45,8 +54,10 @@ pub(super) struct Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.of.slots.fetch_sub(1, Relaxed);
-        self.slots.free.release(1);
+        let is_last = self.of.slots.fetch_sub(1, SeqCst) == 1;
+        if !is_last || !self.of.keep_slot(&self.slots) {
+            self.slots.free.release(1);
+        }
         self.slots.pass_on();
     }
 }
@@ -69,20 +80,25 @@ impl Slots {
     }
 
     fn try_take(self: &Arc<Self>, of: &Arc<IdleInstances>) -> Option<Slot> {
-        // Nobody overtakes those who wait.
-        let is_free =
-            self.waiting.load(SeqCst) == 0 && self.has_one_for(of) && self.free.try_take(1);
+        // Nobody overtakes those who wait, but with what is kept for it.
+        let is_free = of.take_kept_slot(self)
+            || self.waiting.load(SeqCst) == 0 && self.has_one_for(of) && self.free.try_take(1);
         is_free.then(|| self.slot(of))
     }
 
-    /// The last slots are for services that hold few: one that needs a second
-    /// instance for a moment would wait for others to end, however long they
-    /// run.
+    /// Of the last slots, a service gets one only if more are left than it
+    /// holds: one that needs a first or second instance for a moment would wait
+    /// for calls of others to end, however long they run.
     fn has_one_for(&self, of: &IdleInstances) -> bool {
         let reserve = self.free.limit() / RESERVE;
-        reserve == 0
-            || of.slots.load(Relaxed) < FEW
-            || self.free.limit().saturating_sub(self.free.used()) > reserve
+        let left = self.free.limit().saturating_sub(self.free.used());
+        left > reserve.min(of.slots.load(Relaxed))
+    }
+
+    /// Releases a slot that was kept for a service.
+    pub(super) fn release_kept(self: &Arc<Self>) {
+        self.free.release(1);
+        self.pass_on();
     }
 
     fn slot(self: &Arc<Self>, of: &Arc<IdleInstances>) -> Slot {
@@ -165,11 +181,16 @@ impl Slots {
 
     /// Gives free slots to those that wait: first to the service that holds
     /// fewest, of its calls to the one that waits longest.
-    fn pass_on(&self) {
+    fn pass_on(self: &Arc<Self>) {
         if self.waiting.load(SeqCst) == 0 {
             return;
         }
         let queue = self.lock();
+        for one in queue.iter() {
+            if !one.has_slot.load(SeqCst) && one.idle.take_kept_slot(self) {
+                one.give();
+            }
+        }
         loop {
             let without = queue.iter().filter(|one| !one.has_slot.load(SeqCst));
             let Some(next) = without.min_by_key(|one| one.idle.slots.load(Relaxed)) else {
@@ -178,9 +199,7 @@ impl Slots {
             if !self.has_one_for(&next.idle) || !self.free.try_take(1) {
                 return;
             }
-            next.idle.slots.fetch_add(1, Relaxed);
-            next.has_slot.store(true, SeqCst);
-            next.thread.unpark();
+            next.give();
         }
     }
 

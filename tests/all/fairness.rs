@@ -227,3 +227,30 @@ fn calls_that_wait_to_begin_leave_threads_for_others() {
     let calls = server.json("/calls")["calls"].clone();
     assert!(calls.as_array().unwrap().len() <= 6, "{calls}");
 }
+
+/// A service keeps the slot of its last instance, though each call gets a fresh
+/// one while others would take every slot.
+#[test]
+fn a_service_keeps_a_slot_beside_loops_of_others() {
+    let server = with_loops()
+        .set("memory = \"32MiB\"")
+        .set("services.echo.reset = false")
+        .start();
+    let mut client = server.connect();
+    assert_eq!(client.ask("echo.say", "1").text(), "1");
+    let begin = |number: usize| {
+        let mut client = server.connect();
+        client.request_within("hostile.spin", &format!("loop{number}"), 600_000, "");
+        client
+    };
+    // More than there are slots: 14, of which 10 are for calls from outside.
+    let _loops: Vec<_> = (0..20).map(begin).collect();
+    server.until("loops hold all other slots", |server| {
+        server.metric("mb_calls_waiting_to_run") >= 5
+    });
+    until_running(&server, 20);
+    for _ in 0..20 {
+        let answer = client.ask("echo.say", "1");
+        assert_eq!(answer.line, "RESPONSE:echo.say:1.0.0:ask");
+    }
+}
