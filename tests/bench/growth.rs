@@ -265,7 +265,7 @@ fn overtaking() {
 
 fn idle(count: usize) {
     let settings = format!(
-        "memory = \"3GiB\"\nmax_connections = {}\nidle_timeout = 600000",
+        "memory = \"4GiB\"\nmax_connections = {}\nidle_timeout = 600000",
         count + 100
     );
     let settings = &*settings;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Unauthenticated peers of a real server: what they cost authenticated ones.
 
-    cargo build --release && python3 tests/load/edge.py [guess|drip|unread|files|haproxy]...
+    cargo build --release && python3 tests/load/edge.py [guess|drip|unread|files|haproxy|idle]...
 
 Starts its own servers on free loopback ports, prints figures, exits 1 where a
 bound is broken. Needs Linux; `haproxy` needs that program.
@@ -14,6 +14,7 @@ import resource
 import selectors
 import shutil
 import socket
+import ssl
 import statistics
 import struct
 import subprocess
@@ -357,9 +358,47 @@ listen mb
     server.stop()
 
 
+def idle():
+    """Quiet TLS connections, each of which has been served once."""
+    count = 4000
+    print(f"idle: {count} quiet TLS connections beside 32 that ask")
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([SERVER, "cert", "dev", folder], check=True, capture_output=True)
+        ca = f"{folder}/ca.crt"
+        server = Server(f'memory = "4GiB"\nidle_timeout = 600000\nmax_connections = {count + 100}\n'
+                        f'[tls]\nport = 0\ncert = "{folder}/server.crt"\nkey = "{folder}/server.key"')
+        context = ssl.create_default_context(cafile=ca)
+        address = server.listeners[1]
+        where = f"localhost:{address[1]}"
+
+        def active():
+            done = subprocess.run([SERVER, "bench", "echo.say", '"text"', "--server", where, "--ca", ca, "--threads", "1",
+                                   "-c", "32", "-d", "2", "--warm-up", "1", "--json"],
+                                  capture_output=True, text=True, check=True)
+            return json.loads(done.stdout)["micros"]["p99"] / 1000
+
+        def threads():
+            return len(os.listdir(f"/proc/{server.process.pid}/task"))
+
+        alone = statistics.median(active() for _ in range(5))
+        before, threads_before = server.resident(), threads()
+        quiet = []
+        for number in range(count):
+            connection = context.wrap_socket(socket.create_connection(address), server_hostname="localhost")
+            connection.sendall(frame("echo.say", number, "1"))
+            assert read(connection).startswith(b"RESPONSE")
+            quiet.append(connection)
+        bound("memory of each", (server.resident() - before) / count, 24, " KiB")
+        bound("threads beyond those before", threads() - threads_before, 2)
+        beside = statistics.median(active() for _ in range(5))
+        print(f"  p99 of 32 that ask: {alone:.3f} ms alone, {beside:.3f} ms beside")
+        bound("ratio of these", beside / alone, 1.3)
+        server.stop()
+
+
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    parts = {"guess": guess, "drip": drip, "unread": unread, "files": files, "haproxy": haproxy}
+    resource.setrlimit(resource.RLIMIT_NOFILE, (8192, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    parts = {"guess": guess, "drip": drip, "unread": unread, "files": files, "haproxy": haproxy, "idle": idle}
     for name in sys.argv[1:] or parts:
         parts[name]()
     if broken:
