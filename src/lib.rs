@@ -41,4 +41,4 @@ pub mod system;
 pub mod transport;
 #[cfg(feature = "runtime")]
 pub mod trusted;
-pub mod wire;
+pub use mb_wire as wire;

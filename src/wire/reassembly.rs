@@ -369,7 +369,7 @@ impl Reassembly {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::frame::KEEPALIVE_FRAME;
+    use crate::frame::KEEPALIVE_FRAME;
     use proptest::prelude::*;
 
     const LIMIT: usize = 300;
