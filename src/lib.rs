@@ -18,6 +18,8 @@ pub mod dispatch;
 pub mod files;
 #[cfg(feature = "runtime")]
 pub mod host;
+#[cfg(feature = "runtime")]
+pub mod http;
 #[cfg(feature = "compiler")]
 pub mod load;
 #[cfg(feature = "runtime")]

@@ -199,6 +199,16 @@ impl Catalog {
         }
     }
 
+    /// Returns the highest version of a service that is loaded and not disabled.
+    #[must_use]
+    pub fn highest(&self, name: &str) -> Option<Version> {
+        let versions = self.services.get(name)?.iter();
+        versions
+            .filter(|listed| !listed.disabled)
+            .map(|listed| listed.service.description.version)
+            .max()
+    }
+
     /// Whether a file is being loaded that may serve a request: its name
     /// promises the service, and the version where it holds one.
     #[must_use]

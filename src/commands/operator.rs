@@ -107,6 +107,7 @@ impl Commands for Operator {
         let request = Request {
             body: body.as_bytes(),
             binary: false,
+            any_version: false,
             postponed: None,
             arrived: begun,
             identity: &identity,
@@ -118,6 +119,7 @@ impl Commands for Operator {
             identity: _,
             held: _held,
             used: _,
+            served: _,
         } = self.dispatcher.handle(request);
         let elapsed = begun.elapsed().as_secs_f64() * 1e3;
         if header.is_none() {

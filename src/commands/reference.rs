@@ -7,7 +7,7 @@ use clap::{Arg, Command, CommandFactory as _};
 
 use super::{Arguments, live_settings::is_live};
 use crate::config::{
-    Admin, Config, Entry, Sandbox, Tls,
+    Admin, Config, Entry, Http, Sandbox, Tls,
     access::{Listener, PrincipalSettings},
     services::{Grants, Overlay},
 };
@@ -96,6 +96,12 @@ fn the_reference_of_settings_is_generated() {
         "The [admin endpoint](API.md).",
         "admin.",
         &Admin::reference(),
+    );
+    table(
+        "[http]",
+        "HTTP on the ports of the services.",
+        "http.",
+        &Http::reference(),
     );
     table(
         "[tls]",

@@ -37,6 +37,21 @@ pub enum Auth {
     Required,
 }
 
+/// What a listener speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// The wire protocol.
+    Frames,
+    /// HTTP/1.1 and 1.0.
+    Http,
+}
+
+impl Protocol {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Frames, Self::Http];
+}
+
 /// Topics that may be called: `*`, `math.*` or `orders.create`, and after an
 /// `@` the versions: `orders.create@1`, `orders.*@1.2`, `math.add@1.2.3`. The
 /// version is the one that the caller asks for.
@@ -248,6 +263,9 @@ documented! {
         /// As the setting `auth`. Left out: that one holds.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub auth: Option<Auth>,
+        /// As the setting `protocols`. Left out: that one holds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub protocols: Option<Vec<Protocol>>,
         /// The most that any peer may call over this listener, whatever its own rights,
         /// at most 256 rights. Left out: everything.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -276,6 +294,7 @@ impl Listener {
             port,
             tls,
             auth: None,
+            protocols: None,
             rights: None,
             allow: Vec::new(),
             deny: Vec::new(),
@@ -341,6 +360,14 @@ pub(super) fn check(
             key("tls"),
             on || !listener.tls,
             "false, or tls.cert and tls.key set",
+        );
+        bounds.that(
+            key("protocols"),
+            listener
+                .protocols
+                .as_ref()
+                .is_none_or(|spoken| !spoken.is_empty()),
+            "frames, http or both",
         );
         let rights = listener.rights.as_ref().map_or(0, Vec::len);
         bounds.that(key("rights"), rights <= 256, "at most 256 rights");

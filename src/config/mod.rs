@@ -50,6 +50,9 @@ settings! {
         pub port: u16 = 8081,
         /// Listen on `port` without TLS.
         pub plain: bool = true,
+        /// What is spoken: `frames`, `http` or both. The first byte of a connection
+        /// decides.
+        pub protocols: Vec<access::Protocol> = access::Protocol::ALL.to_vec(),
         /// Whether peers authenticate: `none`, `optional` or `required`.
         pub auth: Auth = Auth::None,
         /// File of the tokens of clients, as `mb-server token` writes it. Empty:
@@ -142,6 +145,8 @@ settings! {
         pub log_format: Format = Format::Auto,
         /// The admin endpoint.
         pub admin: Admin = Admin::default(),
+        /// HTTP on the ports of the services.
+        pub http: Http = Http::default(),
         /// What components are loaded and run with.
         pub sandbox: Sandbox = Sandbox::default(),
         /// TLS.
@@ -169,6 +174,17 @@ settings! {
         pub socket: PathBuf = PathBuf::new(),
         /// Host headers that are answered besides loopback names, at most 16.
         pub allowed_hosts: Vec<String> = Vec::new(),
+    }
+}
+
+settings! {
+    /// HTTP on the ports of the services.
+    pub struct Http {
+        /// Origins whose pages may call, such as `https://app.example`, at most 16.
+        pub origins: Vec<String> = Vec::new(),
+        /// Host headers that are answered without authentication besides addresses and
+        /// `localhost`, at most 16.
+        pub hosts: Vec<String> = Vec::new(),
     }
 }
 
@@ -337,6 +353,7 @@ impl Config {
         bounds.that("plain", some, "true, or another listener given");
         access::check(tls, &self.principals, &self.listeners, &mut bounds);
         self.check_ranges("", &mut bounds);
+        self.http.check_ranges("http.", &mut bounds);
         admin.check_ranges("admin.", &mut bounds);
         sandbox.check_ranges("sandbox.", &mut bounds);
         if self.connection_max_age.unless_zero().is_some() {
@@ -374,6 +391,13 @@ impl Config {
             socket.len() <= 107,
             "a path of at most 107 bytes, as the system has it",
         );
+        bounds.that(
+            "protocols",
+            !self.protocols.is_empty(),
+            "frames, http or both",
+        );
+        bounds.that("http.origins", self.http.origins.len() <= 16, "at most 16");
+        bounds.that("http.hosts", self.http.hosts.len() <= 16, "at most 16");
         bounds.that(
             "admin.allowed_hosts",
             admin.allowed_hosts.len() <= 16,

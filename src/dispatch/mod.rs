@@ -45,6 +45,8 @@ pub struct Request<'a> {
     pub body: &'a [u8],
     /// The payload is opaque bytes.
     pub binary: bool,
+    /// Any version serves it: the highest, whatever the header line says.
+    pub any_version: bool,
     /// What is known of its call, if that was postponed before.
     pub postponed: Option<Postponed>,
     /// When its last byte was read, from which its timeout counts.
@@ -117,6 +119,8 @@ pub struct Reply<'a> {
     pub held: Option<Reservation>,
     /// What the call has used, but for those that its service made.
     pub used: Used,
+    /// The version that served it.
+    pub served: Option<Version>,
 }
 
 impl<'a> Reply<'a> {
@@ -129,6 +133,7 @@ impl<'a> Reply<'a> {
             identity: None,
             held: None,
             used: Used::default(),
+            served: None,
         }
     }
 }
@@ -172,6 +177,7 @@ struct Found {
     identity: Option<Identity>,
     held: Option<Reservation>,
     used: Used,
+    served: Option<Version>,
 }
 
 /// A refusal, before it is joined with the header that it answers.
@@ -215,13 +221,18 @@ impl Refusal {
 impl Handle for Dispatcher {
     fn handle<'a>(&self, request: Request<'a>) -> Reply<'a> {
         let core = &self.0;
-        let (header, payload) = match Header::parse(request.body) {
+        let (mut header, payload) = match Header::parse(request.body) {
             Ok(parsed) => parsed,
             Err(error) => {
                 let refusal = Refusal::new(Code::MalformedMessage, error.to_string());
                 return Reply::new(None, Outcome::Error(refusal.code, refusal.body));
             }
         };
+        if request.any_version
+            && let Some(highest) = core.catalog.load().highest(header.topic.service())
+        {
+            header.version = highest;
+        }
         if let Err(refusal) = core.admits(&header, request.identity) {
             core.keep_unrouted(&header, request.identity, &refusal);
             let Refusal { code, body } = refusal;
@@ -250,6 +261,7 @@ impl Handle for Dispatcher {
             identity,
             held,
             used,
+            served,
         } = found;
         Reply {
             header: Some(header),
@@ -257,6 +269,7 @@ impl Handle for Dispatcher {
             identity,
             held,
             used,
+            served,
         }
     }
 }
@@ -364,6 +377,7 @@ impl Core {
         };
         let context = context(header, request.identity, deadline);
         let (answered, held, used) = self.run(Task {
+            served: &mut found.served,
             topic: header.topic,
             version: header.version,
             payload,
@@ -395,11 +409,16 @@ impl Core {
         let Request {
             identity, watch, ..
         } = request;
+        // A right that names versions covers no request that names none.
         let Version {
             major,
             minor,
             patch,
-        } = header.version;
+        } = if request.any_version {
+            Version::new(0, 0, 0)
+        } else {
+            header.version
+        };
         let principal = &identity.principal;
         if !identity.may_call(header.topic.as_str(), [major, minor, patch]) {
             let message = format!(
@@ -566,6 +585,7 @@ mod tests {
         let request = Request {
             body,
             binary,
+            any_version: false,
             postponed: None,
             arrived: Instant::now(),
             identity,
@@ -577,6 +597,7 @@ mod tests {
             identity: _,
             held: _,
             used: _,
+            served: _,
         } = dispatcher.handle(request);
         let id = header
             .and_then(|header| header.request_id)

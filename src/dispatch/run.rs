@@ -48,6 +48,8 @@ pub(super) struct Task<'a> {
     /// The rate of its service has yet to count it: a client asks, not a
     /// service, and for the first time.
     pub(super) counts: bool,
+    /// Where the version that serves it is put.
+    pub(super) served: &'a mut Option<Version>,
 }
 
 /// An answer that was checked.
@@ -85,6 +87,7 @@ impl Core {
             timeout,
             outlives_reset,
             counts,
+            served,
         } = task;
         // Held until the call is over: counting the holders of the service
         // would have all processors write to one place.
@@ -105,6 +108,7 @@ impl Core {
                 return (Err(refusal), None, Used::default());
             }
         };
+        *served = Some(service.description.version);
         let action = topic.action();
         if service.component.policy().granted.may_call() {
             context.calls = Some(Arc::new(Arc::clone(self)));
@@ -372,6 +376,7 @@ impl Calls for Arc<Core> {
             timeout,
             outlives_reset: false,
             counts: false,
+            served: &mut None,
         };
         // The answer is copied to the calling service at once.
         let (answered, _held, _used) = Core::run(self, task);

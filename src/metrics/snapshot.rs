@@ -22,6 +22,8 @@ pub struct ConnectionRow {
     pub principal: Option<String>,
     /// `1.2` or `1.3` where it is encrypted.
     pub tls: Option<&'static str>,
+    /// `frames` or `http`, once that has shown.
+    pub protocol: Option<&'static str>,
     /// `handshake`, `idle`, `reading`, `calling` or `closing`.
     pub state: &'static str,
     /// When it was accepted, RFC 3339.

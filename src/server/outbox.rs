@@ -5,9 +5,10 @@ use std::{collections::VecDeque, mem, sync::Arc, time::SystemTime};
 use crate::{
     budget::{Budget, Reservation},
     dispatch::Outcome,
+    http::{Exchange, Response},
     metrics::Traffic,
     wire::{
-        Header, Kind,
+        Header, Kind, Version,
         message::{write_error, write_head, write_message_bytes},
         reassembly::KEPT_SIZE,
     },
@@ -69,6 +70,52 @@ impl Outbox {
             }
         }
         traffic.messages_out.add(1);
+        self.update_reservation();
+    }
+
+    /// Puts the response to an HTTP request behind what is there, and counts it.
+    pub(crate) fn respond_http(
+        &mut self,
+        exchange: &Exchange,
+        served: Option<Version>,
+        outcome: Outcome,
+        traffic: &Traffic,
+    ) {
+        let out = self.end();
+        match outcome {
+            Outcome::Silence | Outcome::Postponed(_) => return,
+            Outcome::Error(code, body) => {
+                traffic.errors.add(1);
+                Response::Error(code, &body).write(out, exchange, served);
+            }
+            Outcome::Json(text) if text.len() < LARGE || exchange.is_head => {
+                Response::Json(text.as_bytes()).write(out, exchange, served);
+            }
+            Outcome::Binary(bytes) if bytes.len() < LARGE => {
+                Response::Binary(&bytes).write(out, exchange, served);
+            }
+            Outcome::Json(text) => self.respond_large(exchange, served, text.into_bytes(), false),
+            Outcome::Binary(bytes) => self.respond_large(exchange, served, bytes, true),
+        }
+        traffic.messages_out.add(1);
+        self.update_reservation();
+    }
+
+    fn respond_large(
+        &mut self,
+        exchange: &Exchange,
+        served: Option<Version>,
+        payload: Vec<u8>,
+        binary: bool,
+    ) {
+        let size = payload.len();
+        Response::Large { binary, size }.write(self.end(), exchange, served);
+        self.push(payload);
+    }
+
+    /// Puts a response that no service gives behind what is there.
+    pub(crate) fn push_response(&mut self, response: &Response<'_>, exchange: &Exchange) {
+        response.write(self.end(), exchange, None);
         self.update_reservation();
     }
 

@@ -14,14 +14,13 @@ use super::{drain::DrainFlags, outbox::Outbox};
 use crate::{
     access::Identity,
     budget::Budget,
-    dispatch::Outcome,
     metrics::{Traffic, Usage, Usages, Used, snapshot::ConnectionRow},
     system::{
         self, AtomicU8, AtomicU32, AtomicU64, Mutex,
         Ordering::{Relaxed, SeqCst},
         lock,
     },
-    wire::{Code, Header},
+    wire::Code,
 };
 
 /// What is shared about one connection.
@@ -36,6 +35,7 @@ pub(crate) struct Peer {
     ends: Option<(SocketAddr, SocketAddr)>,
     since: (Instant, SystemTime),
     tls: OnceLock<&'static str>,
+    protocol: OnceLock<&'static str>,
     identity: ArcSwap<Identity>,
     /// What the owner does, as [`Activity`] has it.
     activity: AtomicU8,
@@ -123,6 +123,7 @@ impl Peer {
             ends: own.map(|own| (own, from)),
             since: (system::now(), SystemTime::now()),
             tls: OnceLock::new(),
+            protocol: OnceLock::new(),
             identity: ArcSwap::new(identity),
             activity: AtomicU8::new(Activity::Handshake as u8),
             last_request: AtomicU64::new(0),
@@ -163,6 +164,10 @@ impl Peer {
     }
 
     /// When it was accepted.
+    pub(crate) fn speaks(&self, protocol: &'static str) {
+        let _ = self.protocol.set(protocol);
+    }
+
     pub(crate) fn since(&self) -> Instant {
         self.since.0
     }
@@ -245,6 +250,11 @@ impl Peer {
         self.drain.is_cutting_off()
     }
 
+    /// Whether the server drains.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.drain.draining()
+    }
+
     /// The connection goes on while a call runs.
     pub(crate) fn leave_call(&self) {
         self.left.fetch_add(1, SeqCst);
@@ -256,9 +266,9 @@ impl Peer {
     }
 
     /// Stores the answer of such a call. The owner has yet to be notified.
-    pub(crate) fn answer_late(&self, header: Option<&Header<'_>>, outcome: Outcome) {
+    pub(crate) fn answer_late(&self, put: impl FnOnce(&mut Outbox, &Traffic)) {
         let mut late = lock(&self.late);
-        late.answer(header, outcome, &self.traffic);
+        put(&mut late, &self.traffic);
         // Under the lock: whoever sees no call left finds all answers.
         self.left.fetch_sub(1, SeqCst);
     }
@@ -298,6 +308,7 @@ impl Peer {
             ends: self.ends,
             principal: identity.caller.principal.clone(),
             tls: self.tls.get().copied(),
+            protocol: self.protocol.get().copied(),
             state,
             since: text(self.since.1),
             last_activity: text(last_activity),

@@ -8,7 +8,11 @@ use ipnet::IpNet;
 use crate::{
     access::ListenerPolicy,
     budget::Budget,
-    config::{Config, access::Listener, memory::READ_BUFFER},
+    config::{
+        Config,
+        access::{Listener, Protocol},
+        memory::READ_BUFFER,
+    },
     transport::ServerTls,
 };
 
@@ -76,6 +80,13 @@ impl ListenerSettings {
         self.tls
             .as_ref()
             .is_some_and(|tls| tls.load().takes_certificates())
+    }
+
+    /// Whether it speaks frames, and whether it speaks HTTP.
+    pub(crate) fn speaks(&self, config: &Config) -> (bool, bool) {
+        let spoken = self.config.protocols.as_ref().unwrap_or(&config.protocols);
+        let has = |protocol| spoken.contains(&protocol);
+        (has(Protocol::Frames), has(Protocol::Http))
     }
 
     pub(crate) fn is_proxy(&self, address: IpAddr) -> bool {

@@ -301,12 +301,13 @@ impl Worker {
                         identity,
                         held: _held,
                         used,
+                        served,
                     } = reply;
                     same.peer().used(used);
                     if let Outcome::Postponed(postponed) = outcome {
                         same.postpone(call.message, postponed);
                     } else {
-                        same.answered(header.as_ref(), outcome);
+                        same.answered(header.as_ref(), outcome, served);
                         // The buffer is the connection's alone again.
                         drop(call);
                     }
@@ -332,7 +333,16 @@ impl Worker {
                             .common
                             .note_error(&peer, &call.identity, header, *code, body);
                     }
-                    peer.answer_late(reply.header.as_ref(), reply.outcome);
+                    let Reply {
+                        header,
+                        outcome,
+                        served,
+                        ..
+                    } = reply;
+                    peer.answer_late(|late, traffic| match &call.exchange {
+                        None => late.answer(header.as_ref(), outcome, traffic),
+                        Some(exchange) => late.respond_http(exchange, served, outcome, traffic),
+                    });
                     return self.shared.poller.take_with(peer.slot(), Events::ANSWER);
                 }
             }
@@ -347,6 +357,7 @@ impl Worker {
             message,
             arrived,
             identity,
+            ..
         } = call;
         let body = input.message(message.body.clone());
         let timeout = self.shared.common.settings.config.default_timeout.0;
@@ -399,12 +410,14 @@ impl Worker {
         let Message {
             body,
             binary,
+            any_version,
             postponed,
         } = &call.message;
         let body = call.input.message(body.clone());
         let request = Request {
             body,
             binary: *binary,
+            any_version: *any_version,
             postponed: *postponed,
             arrived: call.arrived,
             identity: &call.identity,

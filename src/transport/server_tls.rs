@@ -21,7 +21,7 @@ use x509_parser::{
 use super::{
     client_tls::describe_identity_error,
     pem::{TlsError, read_cas, read_chain, read_crls, read_key},
-    tls::{ALPN, TlsFault},
+    tls::{ALPN, HTTP_ALPN, TlsFault},
     validity::Validity,
 };
 use crate::{
@@ -90,7 +90,7 @@ impl ServerTls {
         let mut config = builder
             .with_single_cert(chain, key_der.clone_key())
             .map_err(|error| describe_identity_error(&error, (cert, key), &key_der))?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = vec![ALPN.to_vec(), HTTP_ALPN.to_vec()];
         Ok(Self {
             config: Arc::new(config),
             demands_certificate: verifier.is_some() && *reject_unauthorized,

@@ -215,15 +215,6 @@ pub fn write_error(
     body: &ErrorBody<'_>,
     now: SystemTime,
 ) {
-    #[derive(Serialize)]
-    struct Document<'a> {
-        code: &'a str,
-        message: &'a str,
-        timestamp: String,
-        origin: Origin,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        details: Option<&'a RawValue>,
-    }
     let mut writer = FrameWriter::begin_line(out);
     match request.map(|header| (header.topic, header.version, header.request_id)) {
         None => writer.line(format_args!("ERROR:system.error:1.0.0")),
@@ -233,6 +224,28 @@ pub fn write_error(
         Some((topic, version, Some(id))) => {
             writer.line(format_args!("ERROR:{}:{version}:{id}", topic.as_str()))
         }
+    }
+    append_document(writer.payload(), body, now);
+    writer.finish(false);
+}
+
+/// Returns the payload of an ERROR: a JSON object.
+#[must_use]
+pub fn error_document(body: &ErrorBody<'_>, now: SystemTime) -> Vec<u8> {
+    let mut document = Vec::new();
+    append_document(&mut document, body, now);
+    document
+}
+
+fn append_document(out: &mut Vec<u8>, body: &ErrorBody<'_>, now: SystemTime) {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        code: &'a str,
+        message: &'a str,
+        timestamp: String,
+        origin: Origin,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        details: Option<&'a RawValue>,
     }
     let ErrorBody {
         code,
@@ -249,8 +262,7 @@ pub fn write_error(
         details: details.as_deref(),
     };
     // Strings and a checked JSON text can't fail to serialise into memory.
-    let _ = serde_json::to_writer(writer.payload(), &document);
-    writer.finish(false);
+    let _ = serde_json::to_writer(out, &document);
 }
 
 #[cfg(test)]

@@ -193,6 +193,12 @@ impl Reassembly {
         &self.buf[body..self.filled]
     }
 
+    /// Bytes that arrived and were not parsed.
+    #[must_use]
+    pub fn unparsed(&self) -> &[u8] {
+        &self.buf[self.parsed..self.filled]
+    }
+
     /// Takes note that a read put `count` bytes into [`Reassembly::spare`].
     ///
     /// # Panics

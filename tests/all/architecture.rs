@@ -3,12 +3,13 @@
 use std::{collections::HashMap, fs, path::Path};
 
 /// Each module and the modules of the project that it may use.
-const MAY_USE: [(&str, &[&str]); 21] = [
+const MAY_USE: [(&str, &[&str]); 22] = [
     ("wire", &[]),
     ("reset", &[]),
     ("log", &[]),
     ("transport", &["config"]),
     ("config", &[]),
+    ("http", &["wire"]),
     ("metrics", &["wire"]),
     ("budget", &[]),
     ("store", &[]),
@@ -54,6 +55,7 @@ const MAY_USE: [(&str, &[&str]); 21] = [
             "config",
             "dispatch",
             "host",
+            "http",
             "metrics",
             "scheduler",
             "system",

@@ -18,6 +18,7 @@ mod documents;
 mod drain;
 mod fairness;
 mod hostile;
+mod http;
 mod languages;
 mod live_settings;
 mod memory;

@@ -26,7 +26,9 @@
     reason = "what is simulated is the server's, which has all of it"
 )]
 
-use mb_server::{access, budget, config, dispatch, host, log, metrics, scheduler, transport, wire};
+use mb_server::{
+    access, budget, config, dispatch, host, http, log, metrics, scheduler, transport, wire,
+};
 
 mod machine;
 #[path = "../../src/server/mod.rs"]

@@ -16,6 +16,8 @@ pub(crate) const RETRY_WHEN_BUSY_MS: u64 = 1000;
 pub(crate) enum CloseReason {
     /// The peer ended the stream, between two messages.
     Peer,
+    /// The last response of HTTP was sent.
+    Answered,
     /// The peer ended the stream inside a message.
     Truncated,
     /// Reading or writing failed.
@@ -81,6 +83,7 @@ impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Peer => f.write_str("by the peer"),
+            Self::Answered => f.write_str("after its last response"),
             Self::Truncated => f.write_str("by the peer, inside a message"),
             Self::Io(error) => write!(f, "{error}"),
             Self::Handshake(reason, problem) => write!(f, "handshake failed, {reason}: {problem}"),

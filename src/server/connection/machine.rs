@@ -9,17 +9,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::close_reason::{CloseReason, RETRY_WHEN_BUSY_MS, notice};
+use super::{
+    buffer::Buffer,
+    close_reason::{CloseReason, RETRY_WHEN_BUSY_MS, notice},
+};
 use crate::{
     budget::Reservation,
     dispatch::{Outcome, Postponed},
+    http::{self, Exchange, Head, Refusal, Response},
     server::{
         outbox::Outbox,
         peer::{Activity, Peer},
         settings::ServerSettings,
     },
     system::{LINGER, Received},
-    wire::{Code, ErrorBody, FrameError, Header, Kind, Reassembly, Taken, frame::KEEPALIVE_FRAME},
+    wire::{
+        Code, ErrorBody, FrameError, Header, Kind, Reassembly, Taken, Version,
+        frame::KEEPALIVE_FRAME,
+    },
 };
 
 /// Largest message of a peer that must authenticate and has not, in bytes.
@@ -105,6 +112,8 @@ pub(crate) enum Step {
     KeepAlive,
     /// Have a message answered.
     Message(Message),
+    /// Decide what to do with a request of HTTP whose head has arrived.
+    Head(Box<Head>),
     /// Nothing, until the next event or the deadline.
     Wait,
     /// Close; all that was to be sent has left.
@@ -116,6 +125,8 @@ pub(crate) enum Step {
 pub(crate) struct Message {
     pub(crate) body: Range<usize>,
     pub(crate) binary: bool,
+    /// Any version may serve it.
+    pub(crate) any_version: bool,
     /// What is known of its call, where that could not begin before.
     pub(crate) postponed: Option<Postponed>,
 }
@@ -147,7 +158,7 @@ pub(crate) enum Late {
 /// A call that reads its message here shares it.
 #[derive(Debug)]
 pub(crate) struct Input {
-    reassembly: Reassembly,
+    buffer: Buffer,
     reservation: Reservation,
     /// Memory of the first size, once a call keeps it and the connection has
     /// another one.
@@ -155,9 +166,9 @@ pub(crate) struct Input {
 }
 
 impl Input {
-    fn new(reassembly: Reassembly, reservation: Reservation) -> Self {
+    fn new(buffer: Buffer, reservation: Reservation) -> Self {
         Self {
-            reassembly,
+            buffer,
             reservation,
             left: OnceLock::new(),
         }
@@ -165,7 +176,7 @@ impl Input {
 
     /// A message that was taken.
     pub(crate) fn message(&self, body: Range<usize>) -> &[u8] {
-        self.reassembly.message(body)
+        self.buffer.message(body)
     }
 }
 
@@ -179,12 +190,28 @@ struct Quantum {
     was_long: bool,
 }
 
+/// What is decided of a request of HTTP.
+#[derive(Default)]
+struct HttpState {
+    /// Frames and HTTP are both spoken, and nothing has arrived.
+    is_undecided: bool,
+    /// Its request that is not answered, unless its call was left.
+    exchange: Option<Exchange>,
+    any_version: bool,
+    /// No further request is read: the call of one was left.
+    is_busy: bool,
+    /// The connection closes once the present request is answered.
+    closes: bool,
+}
+
 /// See the module.
 pub(crate) struct Machine {
     settings: Arc<ServerSettings>,
     state: State,
     input: Arc<Input>,
     pub(crate) outbox: Outbox,
+    /// What HTTP has of its request.
+    http: HttpState,
     /// Why it closes: the first reason.
     closing: Option<CloseReason>,
     /// The ERROR that closes is in the outbox.
@@ -224,12 +251,16 @@ impl Machine {
     /// states.
     pub(crate) fn new(settings: &Arc<ServerSettings>, state: State, now: Instant) -> Self {
         let reassembly = Reassembly::new(settings.config.max_message_size.0, settings.buffers.read);
-        let input = Input::new(reassembly, Reservation::empty(&settings.memory));
+        let input = Input::new(
+            Buffer::Frames(reassembly),
+            Reservation::empty(&settings.memory),
+        );
         Self {
             settings: Arc::clone(settings),
             state,
             input: Arc::new(input),
             outbox: Outbox::new(&settings.memory),
+            http: HttpState::default(),
             closing: None,
             closing_said: false,
             readable: false,
@@ -278,11 +309,15 @@ impl Machine {
     }
 
     /// Begins the protocol.
-    pub(crate) fn open(&mut self, must_authenticate: bool) {
+    pub(crate) fn open(&mut self, must_authenticate: bool, (frames, http): (bool, bool)) {
         self.state = State::Idle;
+        self.http.is_undecided = frames && http;
+        if !frames {
+            self.speak_http();
+        }
         if must_authenticate {
             let most = MAX_UNAUTHENTICATED_MESSAGE.min(self.settings.config.max_message_size.0);
-            self.own_input().reassembly.set_max_message_size(most);
+            self.own_input().buffer.set_max_message_size(most);
         } else {
             self.hello_until = None;
         }
@@ -292,7 +327,7 @@ impl Machine {
     pub(crate) fn authenticated(&mut self) {
         self.hello_until = None;
         let most = self.settings.config.max_message_size.0;
-        self.own_input().reassembly.set_max_message_size(most);
+        self.own_input().buffer.set_max_message_size(most);
     }
 
     /// Closes it after what was begun. The first reason counts.
@@ -369,7 +404,19 @@ impl Machine {
             return self.wait(peer, now);
         }
         self.unread = false;
-        match self.own_input().reassembly.take() {
+        if self.http.is_undecided {
+            self.decide(peer);
+        }
+        let taken = match &mut self.own_input().buffer {
+            Buffer::Frames(reassembly) => reassembly.take(),
+            Buffer::Http(_) => {
+                if let Some(step) = self.next_http(peer, now) {
+                    return step;
+                }
+                Ok(None)
+            }
+        };
+        match taken {
             Ok(Some(taken)) => {
                 // The next message's time begins when it is waited for. A
                 // keep-alive between two pieces gives no more time.
@@ -384,6 +431,7 @@ impl Machine {
                         Step::Message(Message {
                             body,
                             binary,
+                            any_version: false,
                             postponed: None,
                         })
                     }
@@ -402,7 +450,11 @@ impl Machine {
                 return self.finish(peer, now);
             }
         }
-        if self.readable && self.quantum.reads < MAX_READS && self.has_memory(now) {
+        if self.readable
+            && self.may_read()
+            && self.quantum.reads < MAX_READS
+            && self.has_memory(now)
+        {
             self.quantum.reads += 1;
             return Step::Read;
         }
@@ -416,6 +468,142 @@ impl Machine {
         }
         self.settle(now);
         self.wait(peer, now)
+    }
+
+    /// The first byte decides what the peer speaks: a frame's is a length.
+    fn decide(&mut self, peer: &Peer) {
+        let Buffer::Frames(reassembly) = &self.input.buffer else {
+            return;
+        };
+        let Some(first) = reassembly.unparsed().first() else {
+            return;
+        };
+        let is_http = first.is_ascii_uppercase();
+        self.http.is_undecided = false;
+        peer.speaks(if is_http { "http" } else { "frames" });
+        if is_http {
+            self.speak_http();
+        }
+    }
+
+    fn speak_http(&mut self) {
+        let must_authenticate = self.hello_until.is_some();
+        let (most, read) = (
+            self.settings.config.max_message_size.0,
+            self.settings.buffers.read,
+        );
+        let most = if must_authenticate {
+            MAX_UNAUTHENTICATED_MESSAGE.min(most)
+        } else {
+            most
+        };
+        let input = self.own_input();
+        if let Buffer::Frames(reassembly) = &input.buffer {
+            let incoming = http::Incoming::new(reassembly.unparsed(), most, read);
+            input.buffer = Buffer::Http(incoming);
+        }
+    }
+
+    /// The next request of HTTP, once the one before is answered.
+    fn next_http(&mut self, peer: &Peer, now: Instant) -> Option<Step> {
+        if self.http.is_busy {
+            return None;
+        }
+        if self.http.closes && self.http.exchange.is_none() {
+            self.close_with(CloseReason::Answered);
+            return Some(self.finish(peer, now));
+        }
+        let any_version = self.http.any_version;
+        let Buffer::Http(incoming) = &mut self.own_input().buffer else {
+            return None;
+        };
+        match incoming.take() {
+            Ok(None) => None,
+            Ok(Some(http::Taken::Head(head))) => Some(Step::Head(head)),
+            Ok(Some(http::Taken::Message { body, binary })) => {
+                self.state = State::Idle;
+                self.quantum.messages += 1;
+                Some(Step::Message(Message {
+                    body,
+                    binary,
+                    any_version,
+                    postponed: None,
+                }))
+            }
+            Err(refusal) => {
+                let exchange = self.http.exchange.take().unwrap_or_default();
+                self.refuse(&refusal, exchange, true, peer);
+                Some(self.next(peer, now))
+            }
+        }
+    }
+
+    /// Reads the body of a request whose head was taken.
+    pub(crate) fn admit(&mut self, head: &Head, exchange: Exchange, peer: &Peer) {
+        let Buffer::Http(incoming) = &mut self.own_input().buffer else {
+            return;
+        };
+        if let Err(refusal) = incoming.admit(head, &exchange.request_id) {
+            return self.refuse(&refusal, exchange, true, peer);
+        }
+        self.http.any_version =
+            matches!(head.asked, Ok(http::Route::Message { version: None, .. }));
+        self.http.closes = exchange.closes;
+        let waits = head.expects_continue && !self.input.buffer.has_more();
+        self.http.exchange = Some(exchange);
+        if waits && head.framing != http::Framing::Length(0) {
+            self.outbox
+                .push_response(&Response::Continue, &Exchange::default());
+            self.leaves = true;
+        }
+    }
+
+    /// Answers a request without its body; `closes` where that is not read.
+    pub(crate) fn refuse(
+        &mut self,
+        refusal: &Refusal,
+        exchange: Exchange,
+        closes: bool,
+        peer: &Peer,
+    ) {
+        peer.traffic().errors.add(1);
+        self.respond(&Response::Refusal(refusal), exchange, closes, peer);
+    }
+
+    /// The same with any response.
+    pub(crate) fn respond(
+        &mut self,
+        response: &Response<'_>,
+        mut exchange: Exchange,
+        closes: bool,
+        peer: &Peer,
+    ) {
+        exchange.closes |= closes;
+        self.http.closes = exchange.closes;
+        self.outbox.push_response(response, &exchange);
+        peer.traffic().messages_in.add(1);
+        peer.traffic().messages_out.add(1);
+        self.quantum.messages += 1;
+        self.state = State::Idle;
+        if closes {
+            return self.close_with(CloseReason::Answered);
+        }
+        if let Buffer::Http(incoming) = &mut self.own_input().buffer {
+            incoming.skip();
+        }
+        self.batch += 1;
+        self.batched();
+    }
+
+    /// Whether what arrives may be read: behind a call of HTTP that was left
+    /// only as much as shows that the peer is gone.
+    fn may_read(&self) -> bool {
+        !self.http.is_busy || self.input.buffer.has_room()
+    }
+
+    /// The exchange of the message that was taken last.
+    pub(crate) fn exchange(&self) -> Option<&Exchange> {
+        self.http.exchange.as_ref()
     }
 
     /// Waits, unless it is too late for what it waits for.
@@ -474,7 +662,23 @@ impl Machine {
     }
 
     fn say_closing(&mut self, peer: &Peer) {
-        if let Some(closing) = self.closing.as_ref().and_then(CloseReason::closing) {
+        let closing = self.closing.as_ref().and_then(CloseReason::closing);
+        if let (Some(closing), Buffer::Http(incoming)) = (&closing, &self.input.buffer) {
+            let was_asked = self.http.exchange.is_some() || incoming.is_midway();
+            if was_asked {
+                let refusal = Refusal::new(closing.code, closing.message.to_owned());
+                let exchange = Exchange {
+                    closes: true,
+                    ..self.http.exchange.take().unwrap_or_default()
+                };
+                self.outbox
+                    .push_response(&Response::Refusal(&refusal), &exchange);
+                peer.traffic().messages_out.add(1);
+                peer.traffic().errors.add(1);
+            }
+            return;
+        }
+        if let Some(closing) = closing {
             let frame = notice(closing.code, closing.message, closing.retry_after_ms);
             self.outbox.push_frame(&frame);
             peer.traffic().messages_out.add(1);
@@ -491,7 +695,7 @@ impl Machine {
     /// Returns the buffer for the next read.
     #[inline]
     pub(crate) fn read_buffer(&mut self) -> &mut [u8] {
-        self.own_input().reassembly.spare()
+        self.own_input().buffer.spare()
     }
 
     /// Takes the result of a read.
@@ -507,7 +711,7 @@ impl Machine {
         match received {
             Ok(Received::Bytes { count, more }) => {
                 self.readable = more || self.peer_ended;
-                self.own_input().reassembly.advance(count);
+                self.own_input().buffer.advance(count);
                 (self.arrived, self.active) = (now, now);
                 peer.bytes_arrived(count, now);
             }
@@ -515,7 +719,7 @@ impl Machine {
             // bytes are not here yet.
             Ok(Received::Nothing) => (self.readable, self.peer_ended) = (false, false),
             Ok(Received::End) => {
-                let midway = self.input.reassembly.is_midway();
+                let midway = self.input.buffer.is_midway();
                 self.close_with(if midway {
                     CloseReason::Truncated
                 } else {
@@ -531,7 +735,7 @@ impl Machine {
     fn has_memory(&mut self, now: Instant) -> bool {
         let first = self.settings.buffers.read;
         let input = self.own_input();
-        let wanted = input.reassembly.next_capacity().saturating_sub(first);
+        let wanted = input.buffer.next_capacity().saturating_sub(first);
         if wanted <= input.reservation.held() {
             if wanted < input.reservation.held() {
                 input.reservation.set(wanted);
@@ -557,8 +761,21 @@ impl Machine {
 
     /// Takes the answer to a message.
     #[inline]
-    pub(crate) fn answered(&mut self, header: Option<&Header<'_>>, outcome: Outcome, peer: &Peer) {
-        self.outbox.answer(header, outcome, peer.traffic());
+    pub(crate) fn answered(
+        &mut self,
+        header: Option<&Header<'_>>,
+        outcome: Outcome,
+        served: Option<Version>,
+        peer: &Peer,
+    ) {
+        match self.http.exchange.take() {
+            None => self.outbox.answer(header, outcome, peer.traffic()),
+            Some(mut exchange) => {
+                exchange.closes |= peer.close_request().is_some();
+                self.outbox
+                    .respond_http(&exchange, served, outcome, peer.traffic());
+            }
+        }
         self.batch += 1;
         self.batched();
     }
@@ -608,6 +825,10 @@ impl Machine {
     pub(crate) fn collect_late(&mut self, peer: &Peer, now: Instant) {
         peer.collect_late(&mut self.outbox);
         self.active = now;
+        if self.http.is_busy && peer.calls_left() == 0 {
+            self.http.is_busy = false;
+            self.unread = true;
+        }
     }
 
     /// Notes that the outbox is empty.
@@ -643,16 +864,19 @@ impl Machine {
     /// Leaves the buffer to the current call, and copies what lies behind its
     /// message to a new one.
     pub(crate) fn split_input(&mut self) {
-        let reassembly = self.input.reassembly.split();
+        let buffer = self.input.buffer.split();
         let mut reservation = Reservation::empty(&self.settings.memory);
         let first = self.settings.buffers.read;
-        reservation.set(reassembly.capacity().saturating_sub(first));
-        self.unread = reassembly.is_midway();
+        reservation.set(buffer.capacity().saturating_sub(first));
+        self.unread = buffer.is_midway();
+        self.http.is_busy = matches!(buffer, Buffer::Http(_));
+        // Its answer comes with what it needs of the exchange.
+        self.http.exchange = None;
         // Each connection has one buffer of the first size; this is a second.
         let mut left = Reservation::empty(&self.settings.memory);
-        left.set(self.input.reassembly.capacity().min(first));
+        left.set(self.input.buffer.capacity().min(first));
         let _ = self.input.left.set(left);
-        self.input = Arc::new(Input::new(reassembly, reservation));
+        self.input = Arc::new(Input::new(buffer, reservation));
     }
 
     /// Whether there is something to do without an event, after others were
@@ -660,7 +884,8 @@ impl Machine {
     pub(crate) fn goes_on(&self) -> bool {
         match self.state {
             State::Idle | State::Message { .. } => {
-                self.closing.is_none() && (self.readable || self.unread)
+                self.closing.is_none()
+                    && (self.readable && self.may_read() || self.unread && !self.http.is_busy)
             }
             State::Writing { .. } => self.writable,
             State::Postponed => self.retries,
@@ -671,14 +896,15 @@ impl Machine {
     /// Chooses the state to wait in: for the rest of a message, or for a new
     /// one.
     fn settle(&mut self, now: Instant) {
-        let midway = self.input.reassembly.is_midway() || self.record_begun;
+        // What waits behind a call is not what it waits for.
+        let midway = !self.http.is_busy && self.input.buffer.is_midway() || self.record_begun;
         match self.state {
             State::Memory { .. } => return,
             State::Message { .. } if midway => {}
             _ if midway => self.state = State::Message { since: now },
             _ => self.state = State::Idle,
         }
-        if !self.input.reassembly.is_kept_large() {
+        if !self.input.buffer.is_kept_large() {
             self.shrink();
         }
     }
@@ -687,13 +913,13 @@ impl Machine {
     fn shrink(&mut self) {
         let first = self.settings.buffers.read;
         let Input {
-            reassembly,
+            buffer,
             reservation,
             ..
         } = self.own_input();
-        let capacity = reassembly.next_capacity();
-        if capacity < reassembly.capacity() {
-            reassembly.spare();
+        let capacity = buffer.next_capacity();
+        if capacity < buffer.capacity() {
+            buffer.spare();
         }
         let wanted = capacity.saturating_sub(first);
         if wanted < reservation.held() {
@@ -739,7 +965,7 @@ impl Machine {
             State::Message { since } => {
                 Some((since + settings.config.read_timeout.0, Late::Message))
             }
-            State::Idle if self.input.reassembly.is_kept_large() => {
+            State::Idle if self.input.buffer.is_kept_large() => {
                 Some((self.active + KEPT_LARGE_FOR, Late::Shrink))
             }
             State::Idle if calls_left > 0 => None,
@@ -812,7 +1038,10 @@ impl Machine {
             return;
         }
         let input = Arc::clone(&self.input);
-        let header = Header::parse(input.reassembly.partial())
+        let Buffer::Frames(reassembly) = &input.buffer else {
+            return;
+        };
+        let header = Header::parse(reassembly.partial())
             .ok()
             .map(|(header, _)| header);
         if header.is_some_and(|header| header.kind == Kind::Request && header.request_id.is_some())
@@ -898,7 +1127,7 @@ mod tests {
             let now = Instant::now();
             let mut machine = Machine::new(&settings, state, now);
             if state == State::Idle {
-                machine.open(must_authenticate);
+                machine.open(must_authenticate, (true, true));
             }
             Self { machine, peer, now }
         }
@@ -1063,7 +1292,8 @@ mod tests {
         assert_eq!(test.machine.deadline(1), None, "a call has its own");
         let body = ErrorBody::server(Code::Timeout, "late");
         let outcome = Outcome::Error(Some(Code::Timeout), body);
-        test.peer.answer_late(None, outcome);
+        test.peer
+            .answer_late(|late, traffic| late.answer(None, outcome, traffic));
         assert_eq!(test.next(), Step::Write);
         let said = test.sends();
         let (late, closing) = (said.find("TIMEOUT"), said.find("INVALID_FRAME"));
@@ -1139,7 +1369,7 @@ mod tests {
             ..ServerSettings::clone(&settings(1 << 20))
         };
         test.machine = Machine::new(&Arc::new(settings), State::Idle, test.now);
-        test.machine.open(false);
+        test.machine.open(false, (true, true));
         let (mut messages, mut quantum, mut longest) = (0, 0, 0);
         // The buffer grows with what it is filled by.
         let all = frame("").repeat(30 * MAX_MESSAGES);
@@ -1179,7 +1409,8 @@ mod tests {
         let mut test = Test::new(State::Idle, false, 1 << 24);
         let large = Outcome::Binary(vec![7; 3 * MAX_WRITTEN / 2]);
         let (header, _) = Header::parse(b"REQUEST:a.b:1.0.0:7\n").unwrap();
-        test.machine.answered(Some(&header), large, &test.peer);
+        test.machine
+            .answered(Some(&header), large, None, &test.peer);
         assert_eq!(test.next(), Step::Write);
         let mut quanta = 1;
         loop {

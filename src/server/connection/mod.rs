@@ -3,8 +3,10 @@
 //! `machine` decides what it does next; here that is done, without ever
 //! waiting.
 
+mod buffer;
 mod close_reason;
 mod credentials;
+mod http;
 mod machine;
 
 use std::{
@@ -28,10 +30,11 @@ use super::{
 use crate::{
     access::{Failure, Identity},
     dispatch::{Outcome, Postponed},
+    http::Exchange,
     log::{AUDIT, Limiter},
     system::{self, Channel},
     transport::{Proxied, ServerTls, TlsFault},
-    wire::{Code, Header},
+    wire::{Code, Header, Version},
 };
 
 /// What has become of a connection.
@@ -52,6 +55,8 @@ pub(crate) struct Call {
     pub(crate) message: Message,
     pub(crate) arrived: Instant,
     pub(crate) identity: Arc<Identity>,
+    /// The exchange of HTTP that it belongs to.
+    pub(crate) exchange: Option<Exchange>,
 }
 
 /// A certificate that was valid when it was last verified.
@@ -77,6 +82,8 @@ pub(crate) struct Connection {
     checked: Instant,
     /// One of the few handshakes of an address that has failed too often.
     handshake: Option<Handshake>,
+    /// What HTTP has beside it.
+    http: http::Credentials,
 }
 
 impl Connection {
@@ -144,6 +151,7 @@ impl Connection {
             certificate: None,
             checked: now,
             handshake: None,
+            http: http::Credentials::default(),
         };
         if state == State::Handshake {
             connection.begin_handshake();
@@ -239,8 +247,10 @@ impl Connection {
                         message,
                         arrived: self.machine.arrived(),
                         identity: Arc::clone(&self.identity),
+                        exchange: self.machine.exchange().cloned(),
                     });
                 }
+                Step::Head(head) => self.decide_on(&head),
                 Step::Write => {
                     self.peer.set_activity(self.machine.state().into());
                     self.write();
@@ -295,14 +305,19 @@ impl Connection {
 
     /// Takes the answer of the current call.
     #[inline]
-    pub(crate) fn answered(&mut self, header: Option<&Header<'_>>, outcome: Outcome) {
+    pub(crate) fn answered(
+        &mut self,
+        header: Option<&Header<'_>>,
+        outcome: Outcome,
+        served: Option<Version>,
+    ) {
         let mut unauthorized = false;
         if let Outcome::Error(code, body) = &outcome {
             unauthorized = *code == Some(Code::Unauthorized);
             self.common
                 .note_error(&self.peer, &self.identity, header, *code, body);
         }
-        self.machine.answered(header, outcome, &self.peer);
+        self.machine.answered(header, outcome, served, &self.peer);
         if unauthorized {
             self.machine.close_with(CloseReason::Unauthorized);
         }
@@ -447,7 +462,13 @@ impl Connection {
 
     /// The protocol begins.
     fn open(&mut self) {
-        self.machine.open(true);
+        let spoken = self.listener.speaks(&self.common.settings.config);
+        self.machine.open(true, spoken);
+        match spoken {
+            (true, true) => {}
+            (true, false) => self.peer.speaks("frames"),
+            (false, _) => self.peer.speaks("http"),
+        }
         self.read_certificate();
         if !self.identity.must_authenticate() {
             self.machine.authenticated();
@@ -468,7 +489,10 @@ impl Connection {
         let (number, peer) = (self.peer.number(), self.peer.address());
         let (metrics, traffic) = (&self.common.metrics, self.peer.traffic());
         match end {
-            CloseReason::Peer | CloseReason::Io(_) | CloseReason::Unauthorized => {}
+            CloseReason::Peer
+            | CloseReason::Io(_)
+            | CloseReason::Unauthorized
+            | CloseReason::Answered => {}
             CloseReason::Denied => {
                 metrics.denied.add(1);
                 log_denied(peer);
