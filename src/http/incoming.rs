@@ -338,3 +338,119 @@ fn line(head: &Head, request_id: &str) -> Vec<u8> {
     line.push(b'\n');
     line
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MOST: usize = 20_000;
+    const READ: usize = 256;
+
+    /// Feeds bytes in pieces. Returns the messages, and the status of the
+    /// refusal that ended it.
+    fn feed(bytes: &[u8], pieces: &[usize]) -> (Vec<Vec<u8>>, Option<u16>) {
+        let mut incoming = Incoming::new(&[], MOST, READ);
+        let (mut messages, mut left) = (Vec::new(), bytes);
+        let mut pieces = pieces.iter().copied().cycle();
+        loop {
+            loop {
+                match incoming.take() {
+                    Ok(None) => break,
+                    Ok(Some(Taken::Head(head))) if head.asked.is_ok() => {
+                        if let Err(refusal) = incoming.admit(&head, "id") {
+                            return (messages, Some(refusal.status));
+                        }
+                    }
+                    Ok(Some(Taken::Head(head))) if head.framing == Framing::Length(0) => {
+                        incoming.skip();
+                    }
+                    Ok(Some(Taken::Head(_))) => return (messages, None),
+                    Ok(Some(Taken::Message { body, .. })) => {
+                        messages.push(incoming.message(body).to_vec());
+                    }
+                    Err(refusal) => return (messages, Some(refusal.status)),
+                }
+            }
+            if left.is_empty() {
+                return (messages, None);
+            }
+            let promised = incoming.next_capacity();
+            let spare = incoming.spare();
+            let count = spare.len().min(left.len()).min(pieces.next().unwrap_or(1));
+            spare[..count].copy_from_slice(&left[..count]);
+            incoming.advance(count);
+            left = &left[count..];
+            assert!(incoming.buf.len() <= promised.max(READ));
+            // The line of a message may be longer than its head.
+            let bound = MOST + MAX_HEAD_SIZE + READ + 1024;
+            assert!(incoming.capacity() <= bound, "{}", incoming.capacity());
+        }
+    }
+
+    fn request(payload: &str, chunk: Option<usize>) -> String {
+        let head = "POST /call/a.b HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n";
+        let Some(chunk) = chunk else {
+            return format!("{head}Content-Length: {}\r\n\r\n{payload}", payload.len());
+        };
+        let mut text = format!("{head}Transfer-Encoding: chunked\r\n\r\n");
+        for piece in payload.as_bytes().chunks(chunk) {
+            let piece = String::from_utf8_lossy(piece);
+            text += &format!("{:x};x=y\r\n{piece}\r\n", piece.len());
+        }
+        text + "0\r\nA: b\r\n\r\n"
+    }
+
+    proptest! {
+        /// However the bytes are split, the messages are the same.
+        #[test]
+        fn messages_are_what_was_sent(
+            sent in proptest::collection::vec(
+                ("[ -~]{0,3000}", proptest::option::of(1..700usize)), 1..6),
+            pieces in proptest::collection::vec(1..2000usize, 1..20),
+        ) {
+            let bytes: String = sent.iter().map(|(text, chunk)| request(text, *chunk)).collect();
+            let expected: Vec<_> = sent.iter()
+                .map(|(text, _)| format!("REQUEST:a.b:0.0.0:id\n{text}").into_bytes())
+                .collect();
+            prop_assert_eq!(feed(bytes.as_bytes(), &pieces), (expected, None));
+        }
+
+        /// What is broken is read alike however it is split, within its bounds.
+        #[test]
+        fn broken_bytes_are_read_alike(
+            text in "[ -~]{0,200}",
+            chunk in proptest::option::of(1..50usize),
+            broken in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            pieces in proptest::collection::vec(1..100usize, 1..9),
+        ) {
+            let mut bytes = request(&text, chunk).repeat(2).into_bytes();
+            for (at, byte) in broken {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            prop_assert_eq!(feed(&bytes, &pieces), feed(&bytes, &[1_000_000]));
+        }
+    }
+
+    #[test]
+    fn bounds_hold_for_what_is_announced() {
+        let announced = |length: usize| {
+            let head = "POST /call/a.b HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n";
+            feed(
+                format!("{head}Content-Length: {length}\r\n\r\n").as_bytes(),
+                &[7],
+            )
+            .1
+        };
+        assert_eq!((announced(MOST), announced(MOST + 1)), (None, Some(413)));
+        let text = "x".repeat(MOST + 1);
+        assert_eq!(
+            feed(request(&text, Some(999)).as_bytes(), &[5000]).1,
+            Some(413)
+        );
+        let long = format!("GET /healthz HTTP/1.1\r\nX: {}", "x".repeat(20_000));
+        assert_eq!(feed(long.as_bytes(), &[300]).1, Some(431));
+    }
+}
