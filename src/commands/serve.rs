@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     catalog::Catalog,
-    config::{self, Config, ConfigError, Flags, Loaded, MemoryPlan},
+    config::{self, Config, ConfigError, Flags, Loaded, MemoryPlan, access::Protocol},
     log::{self, Limiter},
     transport::Inherited,
     trusted::{self, OpenToOthers},
@@ -314,8 +314,9 @@ fn announce(
     }
     let millis = begun.elapsed().as_millis();
     text += &format!(
-        "ready in {millis} ms; try: mb-server call system.services{}\n",
-        server_flag(&wire)
+        "ready in {millis} ms; try: mb-server call system.services{}{}\n",
+        server_flag(&wire),
+        curl(&wire, config)
     );
     let print = move || {
         let mut out = io::stdout().lock();
@@ -332,14 +333,6 @@ fn announce(
 /// The flag with which a client on this machine reaches one of the addresses;
 /// none where it needs none.
 fn server_flag(wire: &[SocketAddr]) -> String {
-    let reached = |address: &SocketAddr| {
-        let ip = match address.ip() {
-            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-            ip => ip,
-        };
-        SocketAddr::new(ip, address.port()).to_string()
-    };
     let reached: Vec<_> = wire.iter().map(reached).collect();
     match reached.first() {
         Some(first) if !reached.iter().any(|address| address == DEFAULT_SERVER) => {
@@ -347,6 +340,26 @@ fn server_flag(wire: &[SocketAddr]) -> String {
         }
         _ => String::new(),
     }
+}
+
+/// What to try over HTTP, where that is spoken without TLS.
+fn curl(wire: &[SocketAddr], config: &Config) -> String {
+    match wire.first() {
+        Some(first) if config.protocols.contains(&Protocol::Http) => {
+            format!(", or curl http://{}/services", reached(first))
+        }
+        _ => String::new(),
+    }
+}
+
+/// How a client on this machine reaches a listener.
+fn reached(address: &SocketAddr) -> String {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port()).to_string()
 }
 
 #[cfg(test)]

@@ -23,7 +23,9 @@ use crate::{
     log::Limiter,
     metrics::{Metrics, Used},
     sandbox::SMALL_ANSWER,
-    wire::{Code, ErrorBody, Header, Kind, Payload, Reason, Version, json as wire_json},
+    wire::{
+        Code, ErrorBody, Header, Kind, Payload, Reason, SYSTEM_VERSION, Version, json as wire_json,
+    },
 };
 
 /// The one topic that unauthenticated peers may use where authentication is
@@ -228,10 +230,14 @@ impl Handle for Dispatcher {
                 return Reply::new(None, Outcome::Error(refusal.code, refusal.body));
             }
         };
-        if request.any_version
-            && let Some(highest) = core.catalog.load().highest(header.topic.service())
-        {
-            header.version = highest;
+        if request.any_version {
+            let service = header.topic.service();
+            let highest = if service == SYSTEM {
+                Some(SYSTEM_VERSION)
+            } else {
+                core.catalog.load().highest(service)
+            };
+            header.version = highest.unwrap_or(header.version);
         }
         if let Err(refusal) = core.admits(&header, request.identity) {
             core.keep_unrouted(&header, request.identity, &refusal);

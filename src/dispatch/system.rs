@@ -57,7 +57,7 @@ impl Core {
             return Err(Refusal::new(Code::VersionNotSupported, message).with(&details));
         }
         let action = header.topic.action();
-        if !["hello", "ping", "services"].contains(&action) {
+        if !["heartbeat", "hello", "ping", "services"].contains(&action) {
             return Err(Refusal::new(
                 Code::TopicNotSupported,
                 format!("the server has no action {action}"),
@@ -72,6 +72,7 @@ impl Core {
         match action {
             "hello" => self.hello(text, identity, known),
             "ping" => ping(text),
+            "heartbeat" => Ok(heartbeat()),
             _ => self.services(text, identity),
         }
     }
@@ -202,6 +203,12 @@ impl Core {
 
 /// Levels that the answer to a ping puts around what it returns.
 const PONG_DEPTH: usize = 1;
+
+/// Clients send it to stay connected. What they send with it is not looked at.
+fn heartbeat() -> String {
+    let now = humantime::format_rfc3339_millis(SystemTime::now());
+    json!({"timestamp": now.to_string()}).to_string()
+}
 
 fn ping(payload: &str) -> Result<String, Refusal> {
     #[derive(Serialize)]

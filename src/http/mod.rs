@@ -1,5 +1,9 @@
-//! HTTP/1.1 as a second way to ask what frames ask: bytes in, messages with a
-//! header line out, and answers back as responses. No I/O and no clock.
+#![doc = include_str!("HTTP.md")]
+//!
+//! # The module
+//!
+//! Bytes in, messages with a header line out, and answers back as responses. No
+//! I/O and no clock.
 //!
 //! `head` reads a request's head and decides what is asked, `chunked` undoes
 //! the transfer coding, `incoming` is the buffer that joins both, `response`

@@ -39,7 +39,7 @@ impl FrameHeader {
         let flags = u32::from_be_bytes([f0, f1, f2, f3]);
         let keep_alive = flags & KEEPALIVE != 0;
         if flags & !(KEEPALIVE | BINARY | MORE) != 0 {
-            Err(FrameError::ReservedFlags { flags })
+            Err(FrameError::ReservedFlags { length, flags })
         } else if keep_alive && flags != KEEPALIVE {
             Err(FrameError::KeepAliveFlags { flags })
         } else if keep_alive && length != 0 {
@@ -78,6 +78,8 @@ impl FrameHeader {
 pub enum FrameError {
     /// A flag is set that has no meaning yet.
     ReservedFlags {
+        /// What would be its length.
+        length: u32,
         /// All flags of the frame.
         flags: u32,
     },
@@ -102,13 +104,26 @@ pub enum FrameError {
     },
 }
 
+/// What bytes that are no frame look like, where that is plain.
+fn likeness(length: u32, flags: u32) -> &'static str {
+    let is_text = |bytes: u32| bytes.to_be_bytes().iter().all(u8::is_ascii_alphabetic);
+    match (length >> 16, is_text(flags)) {
+        // A handshake record, and TLS 1.0 to 1.2 as its version.
+        (0x1601..=0x1603 | 0x1600, _) => "; this looks like TLS, which this port does not speak",
+        (..0x0400, true) => "; this looks like a frame without flags: they follow the length",
+        _ if is_text(length) => "; this looks like text, such as HTTP, not like a frame",
+        _ => "",
+    }
+}
+
 impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ReservedFlags { flags } => {
+            Self::ReservedFlags { length, flags } => {
                 write!(
                     f,
-                    "flags {flags:#010x} use a reserved bit; known are 0x1, 0x2 and 0x4"
+                    "flags {flags:#010x} use a reserved bit; known are 0x1, 0x2 and 0x4{}",
+                    likeness(*length, *flags)
                 )
             }
             Self::KeepAliveFlags { flags } => {
@@ -181,11 +196,17 @@ mod tests {
         );
         check(
             [0, 0, 0, 0, 0, 0, 0, 8],
-            Err(FrameError::ReservedFlags { flags: 8 }),
+            Err(FrameError::ReservedFlags {
+                length: 0,
+                flags: 8,
+            }),
         );
         check(
             [0, 0, 0, 0, 0x80, 0, 0, 1],
-            Err(FrameError::ReservedFlags { flags: 0x8000_0001 }),
+            Err(FrameError::ReservedFlags {
+                length: 0,
+                flags: 0x8000_0001,
+            }),
         );
         check(
             [0, 0, 0, 0, 0, 0, 0, 3],
@@ -199,5 +220,18 @@ mod tests {
             [0, 0, 0, 1, 0, 0, 0, 1],
             Err(FrameError::KeepAliveLength { length: 1 }),
         );
+    }
+
+    #[test]
+    fn bytes_of_other_protocols_are_named() {
+        for (bytes, named) in [
+            (*b"\0\0\0\x2aREQU", "without flags"),
+            (*b"\x16\x03\x01\x02\0\x01\0\x01", "TLS"),
+            (*b"get / HT", "text"),
+            (*b"\0\0\0\x2a\0\0\0\x08", "0x4"),
+        ] {
+            let error = FrameHeader::parse(bytes).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
     }
 }

@@ -462,13 +462,29 @@ fn routes_are_those_of_the_endpoint() {
         .map(|cell| cell.replace('`', ""))
         .collect();
     assert_eq!(documented, there);
-    // And wherever else one is named.
+    // And wherever else one is named, but for those of the other port.
     for document in for_users() {
+        let answered = document.name.starts_with("src/http/");
         for span in document.spans() {
             let method = ["GET ", "POST ", "DELETE "]
                 .iter()
                 .any(|method| span.starts_with(method));
-            if method && span.contains(" /") {
+            let of_services = [
+                " /call/",
+                " /publish/",
+                " /services",
+                " /healthz",
+                " /readyz",
+            ]
+            .iter()
+            .any(|path| span.contains(path));
+            if answered || of_services && span.contains("SERVICE") {
+                assert!(
+                    !method || of_services,
+                    "{}: there is no route {span}",
+                    document.name
+                );
+            } else if method && span.contains(" /") {
                 let named = span.split('?').next().unwrap();
                 let named = named.replace("NAME", "{name}").replace("ID", "{id}");
                 assert!(
@@ -575,6 +591,28 @@ fn codes_are_those_of_the_protocol() {
         .map(|code| code.as_str().to_owned())
         .collect();
     assert_eq!(documented, there);
+}
+
+#[test]
+fn statuses_are_those_of_http() {
+    let page = Document::read("src/http/HTTP.md");
+    let mut named = BTreeSet::new();
+    for line in page.section("## Responses") {
+        let mut cells = line.trim_matches('|').split('|').map(str::trim);
+        let Some(Ok(status)) = cells.next().map(str::parse::<u16>) else {
+            continue;
+        };
+        for code in spans(cells.next().unwrap_or_default()) {
+            if let Some(code) = Code::ALL.iter().find(|known| known.as_str() == code) {
+                assert_eq!(mb_server::http::status_of(Some(*code)), status, "{code:?}");
+                named.insert(code.as_str());
+            }
+        }
+    }
+    // Nobody is left to read the response that it has been silent for too long.
+    named.insert("IDLE_TIMEOUT");
+    assert_eq!(named.len(), Code::ALL.len(), "{named:?}");
+    assert_eq!(mb_server::http::status_of(None), 422);
 }
 
 /// All sources of the server in one text, with literals that go over several

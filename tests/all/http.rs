@@ -185,6 +185,8 @@ fn failures_have_their_status() {
         ("/call/calc%2Eadd", SUM, 400, "MALFORMED_MESSAGE"),
         ("/services/", "1", 404, "NO_ROUTE_FOUND"),
         ("/services", "1", 405, "INVALID_REQUEST"),
+        ("/call/system.ping", "1", 200, ""),
+        ("/call/system.heartbeat", "1", 200, ""),
         ("/call/hostile.trap", "1", 502, "SERVICE_FAILED"),
         ("/call/hostile.spin", "1", 504, "TIMEOUT"),
     ] {
