@@ -80,6 +80,8 @@ pub struct Identity {
     /// The right to everything.
     everything: Arc<[Right]>,
     address: IpAddr,
+    /// For whom a trusted proxy asks.
+    forwarded: Option<IpAddr>,
 }
 
 /// Why a peer is not authenticated.
@@ -221,6 +223,7 @@ impl Access {
             generation,
             everything,
             address,
+            forwarded: None,
         }
     }
 
@@ -252,7 +255,7 @@ impl Access {
     /// # Errors
     /// Why not. A wrong token counts as a failure of its address.
     pub fn authenticate(&self, identity: &Identity, token: &str) -> Result<Identity, Denied> {
-        if let Some(wait) = self.throttled_for(identity.address, Failure::WrongToken) {
+        if let Some(wait) = self.throttled_for(identity.asks_from(), Failure::WrongToken) {
             log_refusal(identity, "too many failures");
             return Err(Denied::TooMany(wait));
         }
@@ -283,7 +286,7 @@ impl Access {
     /// which counts as a failure of its address.
     #[must_use]
     pub fn without_token(&self, identity: &Identity) -> Denied {
-        if let Some(wait) = self.throttled_for(identity.address, Failure::NoToken) {
+        if let Some(wait) = self.throttled_for(identity.asks_from(), Failure::NoToken) {
             log_refusal(identity, "too many failures");
             return Denied::TooMany(wait);
         }
@@ -293,7 +296,8 @@ impl Access {
 
     /// Counts a failure to authenticate against the peer's address.
     pub fn failed(&self, identity: &Identity, way: Failure) {
-        self.throttle.failed(identity.address, way, Instant::now());
+        self.throttle
+            .failed(identity.asks_from(), way, Instant::now());
         let reason = match way {
             Failure::NoToken => "no token",
             Failure::WrongToken => "wrong token",
@@ -342,7 +346,7 @@ pub fn log_refusal(identity: &Identity, reason: &str) {
     static LINES: Limiter = Limiter::audit();
     if LINES.allows("not authenticated") {
         let connection = &*identity.caller.connection_id;
-        tracing::warn!(target: AUDIT, security = "authentication", connection, peer = %identity.address, reason, "not authenticated");
+        tracing::warn!(target: AUDIT, security = "authentication", connection, peer = %identity.asks_from(), reason, "not authenticated");
     }
 }
 
@@ -352,7 +356,7 @@ fn log_login(identity: &Identity, by: &str) {
     if LINES.allows("authenticated") {
         let connection = &*identity.caller.connection_id;
         let principal = &*identity.principal.name;
-        tracing::info!(target: AUDIT, security = "login", connection, peer = %identity.address, principal, by, "authenticated");
+        tracing::info!(target: AUDIT, security = "login", connection, peer = %identity.asks_from(), principal, by, "authenticated");
     }
 }
 
@@ -425,6 +429,22 @@ impl Identity {
     pub fn may_call(&self, topic: &str, version: [u64; 3]) -> bool {
         let allow = |rights: &[Right]| rights.iter().any(|right| right.covers(topic, version));
         allow(self.rights()) && self.policy.rights.as_deref().is_none_or(allow)
+    }
+
+    /// The same for a request that a trusted proxy passes on from an address.
+    /// Its rights are those of the connection.
+    #[must_use]
+    pub fn forwarded_for(&self, address: Option<IpAddr>) -> Self {
+        Self {
+            forwarded: address,
+            ..self.clone()
+        }
+    }
+
+    /// The address that failures to authenticate count for.
+    #[must_use]
+    pub fn asks_from(&self) -> IpAddr {
+        self.forwarded.unwrap_or(self.address)
     }
 
     /// Whether it may call any action of a service.

@@ -182,6 +182,10 @@ settings! {
     pub struct Http {
         /// Origins whose pages may call, such as `https://app.example`, at most 16.
         pub origins: Vec<String> = Vec::new(),
+        /// Networks of proxies, such as `10.0.0.0/8`, at most 1,024. Of their requests
+        /// the rightmost address in `Forwarded` or `X-Forwarded-For` that is none of
+        /// these counts for throttles and logs, never for rights.
+        pub forwarded_from: Vec<ipnet::IpNet> = Vec::new(),
         /// Host headers that are answered without authentication besides addresses and
         /// `localhost`, at most 16.
         pub hosts: Vec<String> = Vec::new(),
@@ -397,6 +401,11 @@ impl Config {
             "frames, http or both",
         );
         bounds.that("http.origins", self.http.origins.len() <= 16, "at most 16");
+        bounds.that(
+            "http.forwarded_from",
+            self.http.forwarded_from.len() <= 1024,
+            "at most 1,024 networks",
+        );
         bounds.that("http.hosts", self.http.hosts.len() <= 16, "at most 16");
         bounds.that(
             "admin.allowed_hosts",

@@ -1,7 +1,10 @@
 //! The head of a request: what RFC 9110 and 9112 let through, and what of it is
 //! asked of this server. Whatever could be read in two ways is refused.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use super::response::Refusal;
 use crate::wire::{
@@ -95,6 +98,9 @@ pub struct Head {
     pub is_cross_site: bool,
     /// Bearer token; an empty one stands for credentials of another scheme.
     pub token: Option<Box<str>>,
+    /// Addresses that proxies have passed it on from, the last one first, up to
+    /// one that is none.
+    pub forwarded: Vec<IpAddr>,
     /// Its request id.
     pub request_id: Option<Box<str>>,
     /// The request that caused it.
@@ -250,6 +256,7 @@ impl Head {
                 .fetch_site
                 .is_some_and(|site| matches!(site, "cross-site" | "same-site")),
             token: fields.authorization.map(|value| bearer(value).into()),
+            forwarded: fields.forwarded,
             request_id: boxed(fields.request_id),
             parent_request_id: boxed(fields.parent_request_id),
             timeout: timeout.flatten(),
@@ -274,6 +281,7 @@ struct Fields<'a> {
     expect: Option<&'a str>,
     closes: bool,
     keeps_alive: bool,
+    forwarded: Vec<IpAddr>,
 }
 
 impl<'a> Fields<'a> {
@@ -295,6 +303,7 @@ impl<'a> Fields<'a> {
                 expect,
                 closes,
                 keeps_alive,
+                ..
             } = &mut read;
             let once = match field.name.len() {
                 14 if is("content-length") => length,
@@ -324,6 +333,7 @@ impl<'a> Fields<'a> {
                 return Err(malformed("a field stands there twice that may only once"));
             }
         }
+        read.forwarded = forwarded(fields);
         Ok(read)
     }
 
@@ -373,6 +383,39 @@ impl<'a> Fields<'a> {
         self.expect
             .is_some_and(|expected| expected.eq_ignore_ascii_case("100-continue"))
     }
+}
+
+/// The addresses of `Forwarded`, else of `X-Forwarded-For`, from the right, until
+/// one that is none.
+fn forwarded(fields: &[httparse::Header<'_>]) -> Vec<IpAddr> {
+    let entries = |name: &'static str| {
+        let named = move |field: &&httparse::Header<'_>| field.name.eq_ignore_ascii_case(name);
+        let text = |field: &httparse::Header<'_>| String::from_utf8_lossy(field.value).into_owned();
+        let values: Vec<_> = fields.iter().filter(named).map(text).collect();
+        values.join(",")
+    };
+    let standard = entries("forwarded");
+    let (text, is_standard) = match standard.is_empty() {
+        true => (entries("x-forwarded-for"), false),
+        false => (standard, true),
+    };
+    let address = |entry: &str| {
+        let entry = match is_standard {
+            false => entry,
+            true => entry.split(';').find_map(|pair| {
+                let (name, value) = pair.split_once('=')?;
+                name.trim().eq_ignore_ascii_case("for").then_some(value)
+            })?,
+        };
+        let entry = entry.trim().trim_matches('"');
+        let bare = entry
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
+        let bare = bare.unwrap_or(entry);
+        let with_port = || entry.parse().map(|address: SocketAddr| address.ip()).ok();
+        bare.parse().ok().or_else(with_port)
+    };
+    text.rsplit(',').map_while(address).collect()
 }
 
 fn bearer(value: &str) -> &str {
@@ -461,4 +504,39 @@ fn route(path: &str, method: Method) -> Result<Route, Refusal> {
         allow: Some(takes),
         ..Refusal::with_status(405, Code::InvalidRequest, message)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_come_from_the_right() {
+        for (fields, expected) in [
+            ("", &[][..]),
+            (
+                "X-Forwarded-For: 1.2.3.4, 5.6.7.8\r\n",
+                &["5.6.7.8", "1.2.3.4"],
+            ),
+            (
+                "X-Forwarded-For: 1.1.1.1\r\nx-forwarded-for: [::2]:80,3.3.3.3:1\r\n",
+                &["3.3.3.3", "::2", "1.1.1.1"],
+            ),
+            (
+                "X-Forwarded-For: 1.1.1.1, unknown, 2.2.2.2\r\n",
+                &["2.2.2.2"],
+            ),
+            (
+                "X-Forwarded-For: 9.9.9.9\r\nForwarded: for=1.1.1.1;proto=http, For=\"[::1]:9\"\r\n",
+                &["::1", "1.1.1.1"],
+            ),
+            ("Forwarded: proto=http\r\n", &[]),
+            ("Forwarded: for=_hidden, for=2.2.2.2\r\n", &["2.2.2.2"]),
+        ] {
+            let text = format!("GET /healthz HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+            let head = Head::parse(text.as_bytes()).unwrap();
+            let expected: Vec<IpAddr> = expected.iter().map(|ip| ip.parse().unwrap()).collect();
+            assert_eq!(head.forwarded, expected, "{fields}");
+        }
+    }
 }

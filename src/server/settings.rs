@@ -94,7 +94,7 @@ impl ListenerSettings {
     }
 }
 
-fn contains(networks: &[IpNet], address: IpAddr) -> bool {
+pub(crate) fn contains(networks: &[IpNet], address: IpAddr) -> bool {
     // IPv4 within IPv6 is IPv4.
     let address = address.to_canonical();
     networks.iter().any(|network| network.contains(&address))

@@ -17,7 +17,8 @@ use super::Socket;
 
 /// Name of the protocol in the handshake (ALPN).
 pub const ALPN: &[u8] = b"mb/1";
-/// The same of HTTP.
+/// The same of HTTP, which servers speak.
+#[cfg(feature = "runtime")]
 pub(super) const HTTP_ALPN: &[u8] = b"http/1.1";
 
 /// Ciphertext that is read at once, in bytes.

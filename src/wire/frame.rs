@@ -106,10 +106,11 @@ pub enum FrameError {
 
 /// What bytes that are no frame look like, where that is plain.
 fn likeness(length: u32, flags: u32) -> &'static str {
-    let is_text = |bytes: u32| bytes.to_be_bytes().iter().all(u8::is_ascii_alphabetic);
+    let is_text =
+        |bytes: u32| (bytes.to_be_bytes().iter()).all(|byte| (b' '..=b'~').contains(byte));
     match (length >> 16, is_text(flags)) {
         // A handshake record, and TLS 1.0 to 1.2 as its version.
-        (0x1601..=0x1603 | 0x1600, _) => "; this looks like TLS, which this port does not speak",
+        (0x1600..=0x1603, _) => "; this looks like TLS, which this port does not speak",
         (..0x0400, true) => "; this looks like a frame without flags: they follow the length",
         _ if is_text(length) => "; this looks like text, such as HTTP, not like a frame",
         _ => "",

@@ -761,3 +761,36 @@ fn curl_calls_over_tls() {
         Err(error) => absent("curl", &error),
     }
 }
+
+/// Failures count for whom a trusted proxy names, not for the proxy.
+#[test]
+fn a_proxy_names_its_clients() {
+    let setup = setup();
+    let file = setup.dir.path().join("tokens.json");
+    let server = setup
+        .set(&format!(
+            "tokens = {:?}\nauth = \"required\"\nauth_failures = 3\n[http]\nforwarded_from = [\"127.0.0.1/32\", \"10.0.0.0/8\"]",
+            file.display().to_string()
+        ))
+        .start();
+    let guess = |from: &str| {
+        let fields = format!("{from}Authorization: Bearer mbt_wrong\r\n");
+        let answer = Http::connect(server.wire).ask(&post("/call/echo.say", &fields, "1"));
+        assert_eq!(answer.status, 401);
+        answer.json()["message"].as_str().unwrap().to_owned()
+    };
+    let throttled = "too many failures from this address";
+    for from in [
+        "X-Forwarded-For: 1.2.3.4\r\n",
+        "Forwarded: for=2.2.2.2, for=10.1.1.1\r\n",
+    ] {
+        for _ in 0..3 {
+            assert_ne!(guess(from), throttled, "{from}");
+        }
+        assert_eq!(guess(from), throttled, "{from}");
+    }
+    // What a client writes in front of what the proxy adds is nothing to it.
+    assert_eq!(guess("X-Forwarded-For: 7.7.7.7, 1.2.3.4\r\n"), throttled);
+    assert_ne!(guess("X-Forwarded-For: 1.2.3.4, 7.7.7.7\r\n"), throttled);
+    assert_ne!(guess(""), throttled);
+}

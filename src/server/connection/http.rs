@@ -8,6 +8,7 @@ use crate::{
     access::{Denied, Identity},
     dispatch::TOO_MANY_FAILURES,
     http::{Exchange, Framing, Head, Method, Refusal, Response, Route},
+    server::settings::contains,
     wire::Code,
 };
 
@@ -55,9 +56,10 @@ impl Connection {
             is_http10: head.is_http10,
             closes: head.closes || self.peer.close_request().is_some(),
         };
+        let own = self.whose(head);
         // A body that is not read is in the way of the next request.
         let closes = head.framing != Framing::Length(0);
-        match self.judge(head, exchange.origin.is_some()) {
+        match self.judge(head, own, exchange.origin.is_some()) {
             Ok(Verdict::Serve) => self.machine.admit(head, exchange, &self.peer),
             Ok(Verdict::Respond(response)) => {
                 self.machine
@@ -72,7 +74,32 @@ impl Connection {
         }
     }
 
-    fn judge(&mut self, head: &Head, is_listed: bool) -> Result<Verdict, Refusal> {
+    /// Who asks if the request has no token: the peer of the connection, or whom
+    /// a trusted proxy names.
+    fn whose(&mut self, head: &Head) -> Arc<Identity> {
+        let own = self
+            .http
+            .own
+            .get_or_insert_with(|| Arc::clone(&self.identity));
+        let proxies = &self.common.settings.config.http.forwarded_from;
+        let is_proxy = |address: IpAddr| contains(proxies, address);
+        if proxies.is_empty() || !is_proxy(self.peer.address().ip()) {
+            return Arc::clone(own);
+        }
+        let mut address = head.forwarded.iter().copied();
+        let address = address.find(|address| !is_proxy(*address));
+        if own.asks_from() != address.unwrap_or(self.peer.address().ip()) {
+            *own = Arc::new(own.forwarded_for(address));
+        }
+        Arc::clone(own)
+    }
+
+    fn judge(
+        &mut self,
+        head: &Head,
+        own: Arc<Identity>,
+        is_listed: bool,
+    ) -> Result<Verdict, Refusal> {
         if !is_listed && (head.origin.is_some() || head.is_cross_site) {
             let message = "pages of this origin may not ask; http.origins lists those that may";
             return Err(Refusal::new(Code::Forbidden, message));
@@ -100,7 +127,7 @@ impl Connection {
             Route::Ready => return Ok(ALIVE),
             Route::Message { .. } | Route::Services => {}
         }
-        self.authenticate_request(head.token.as_deref())?;
+        self.authenticate_request(head.token.as_deref(), &own)?;
         if !self.identity.is_authenticated() && !self.answers_to(head.host.as_deref()) {
             let message = "this Host is not answered without authentication; use an address or \
                            localhost, or add it to http.hosts";
@@ -110,17 +137,17 @@ impl Connection {
     }
 
     /// Whose request it is: of its token, or else of the connection.
-    fn authenticate_request(&mut self, token: Option<&str>) -> Result<(), Refusal> {
-        let own = self
-            .http
-            .own
-            .get_or_insert_with(|| Arc::clone(&self.identity));
-        let own = Arc::clone(own);
+    fn authenticate_request(
+        &mut self,
+        token: Option<&str>,
+        own: &Arc<Identity>,
+    ) -> Result<(), Refusal> {
         let Some(token) = token else {
             if own.must_authenticate() {
-                return Err(self.denied(&self.common.access.without_token(&own)));
+                return Err(self.denied(&self.common.access.without_token(own)));
             }
-            if self.identity.is_authenticated() && !own.is_authenticated() {
+            let is_same = self.identity.asks_from() == own.asks_from();
+            if !is_same || self.identity.is_authenticated() && !own.is_authenticated() {
                 self.set_identity(own.as_ref().clone());
             }
             return Ok(());
@@ -128,11 +155,12 @@ impl Connection {
         if let Some((last, identity)) = &self.http.last
             && **last == *token
             && Arc::ptr_eq(identity, &self.identity)
+            && identity.asks_from() == own.asks_from()
         {
             // It is looked at again before its message is served.
             return Ok(());
         }
-        match self.common.access.authenticate(&own, token) {
+        match self.common.access.authenticate(own, token) {
             Ok(identity) => {
                 self.authenticate_as(identity);
                 self.http.last = Some((token.into(), Arc::clone(&self.identity)));
