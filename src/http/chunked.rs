@@ -160,6 +160,9 @@ impl Chunked {
             At::Trailer { bytes, .. } if bytes == MAX_TRAILERS => {
                 return Err(Malformed("trailers are too long"));
             }
+            At::Trailer { line: 0, .. } if matches!(byte, b' ' | b'\t') => {
+                return Err(Malformed("a trailer begins with white space"));
+            }
             At::Trailer { bytes, line } if byte == b'\r' => At::TrailerEnd { bytes, line },
             At::Trailer { bytes, line } if byte == b'\t' || (b' '..=b'~').contains(&byte) => {
                 At::Trailer {

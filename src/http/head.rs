@@ -442,6 +442,10 @@ fn is_authority(text: &str) -> bool {
 /// Splits a target into the authority that it may name, and its path without a
 /// query.
 fn split(target: &str) -> Result<(Option<&str>, &str), Refusal> {
+    // Bytes beyond ASCII may stand in no target, and have no place to be cut at.
+    if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(malformed("the target holds bytes that a path may not"));
+    }
     let scheme = ["http://", "https://"].into_iter().find(|scheme| {
         target.len() >= scheme.len() && target[..scheme.len()].eq_ignore_ascii_case(scheme)
     });

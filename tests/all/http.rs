@@ -422,6 +422,28 @@ fn nothing_is_read_in_two_ways() {
             &[400],
         ),
         ("GET /healthz HTTP/1.0\r\n\r\n".into(), &[200]),
+        // Found by a second table, on which the first parser panicked.
+        (h("POST /call/\u{e9} HTTP/1.1", "", ""), &[400]),
+        (h("POST \u{e9}\u{e9}\u{e9}\u{e9} HTTP/1.1", "", ""), &[400]),
+        (p(chunked, "1\r\n1\r\n0\r\n a: b\r\n\r\n"), &[400]),
+        (p(chunked, "1\r\n1\r\n0\r\nA: b\r\n\tc\r\n\r\n"), &[400]),
+        (p(chunked, "1 \r\n1\r\n0\r\n\r\n"), &[400]),
+        (p(chunked, "1;a\nb\r\n1\r\n0\r\n\r\n"), &[400]),
+        (p(chunked, "1;\0\r\n1\r\n0\r\n\r\n"), &[400]),
+        (p("Content-Length: 1;a\r\n", "1"), &[400]),
+        (p("Content-Length: 1e0\r\n", "1"), &[400]),
+        (p("Transfer-Encoding: \"chunked\"\r\n", "0\r\n\r\n"), &[400]),
+        (p("Transfer-Encoding: chunked;a=b\r\n", "0\r\n\r\n"), &[400]),
+        (
+            p("Authorization: Bearer a\r\nAuthorization: Bearer a\r\n", ""),
+            &[400],
+        ),
+        (
+            p("Request-Timeout: 5\r\nRequest-Timeout: 5\r\n", ""),
+            &[400],
+        ),
+        (p("Host: a,b\r\n", ""), &[400]),
+        (p("X\u{e9}: a\r\n", ""), &[400]),
         // A body that is refused is not read as a request.
         (
             p("Origin: http://evil.example\r\nContent-Length: 1\r\n", "1"),
