@@ -816,3 +816,48 @@ fn a_proxy_names_its_clients() {
     assert_ne!(guess("X-Forwarded-For: 1.2.3.4, 7.7.7.7\r\n"), throttled);
     assert_ne!(guess(""), throttled);
 }
+
+/// A token counts for one request also where the connection has a certificate.
+#[test]
+fn a_token_leaves_nothing_to_a_certificate() {
+    let pki = Pki::new();
+    pki.issue("client", &["ann"], (2020, 2040), 10);
+    let setup = setup();
+    let tokens = setup.dir.path().join("tokens.json");
+    let mut command = Command::new(BINARY);
+    command.args(["token", "new", "bob", "--file"]).arg(&tokens);
+    let token = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let tls = pki.settings(&pki.ca_setting());
+    let server = setup
+        .set(&format!(
+            "tokens = {:?}\n{tls}\n[principals.ann]\nrights = [\"calc.*\"]\n[principals.bob]\nrights = [\"echo.*\"]",
+            tokens.display().to_string()
+        ))
+        .start();
+    let url = format!(
+        "https://localhost:{}/call/echo.say",
+        server.listeners[1].port()
+    );
+    let file = |name: &str| pki.path(name).display().to_string();
+    let mut command = Command::new("curl");
+    let bearer = format!("Authorization: Bearer {}", token.trim());
+    for (index, fields) in [&[][..], &["-H", &bearer], &[]].iter().enumerate() {
+        if index > 0 {
+            command.arg("--next");
+        }
+        command.args(["-s", "--http1.1", "--cacert", &file("ca.crt"), "-d", "1"]);
+        command.args(["--cert", &file("client.crt"), "--key", &file("client.key")]);
+        command.args(["-H", "Content-Type: application/json", "-o", "/dev/null"]);
+        command
+            .args(*fields)
+            .args(["-w", "%{http_code} %{num_connects} ", &url]);
+    }
+    match command.output() {
+        Ok(output) => assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "403 1 200 0 403 0 ",
+            "{output:?}"
+        ),
+        Err(error) => absent("curl", &error),
+    }
+}

@@ -146,9 +146,10 @@ impl Connection {
             if own.must_authenticate() {
                 return Err(self.denied(&self.common.access.without_token(own)));
             }
-            let is_same = self.identity.asks_from() == own.asks_from();
-            if !is_same || self.identity.is_authenticated() && !own.is_authenticated() {
+            // Nothing of a token or a hello is left, whoever the connection is of.
+            if !Arc::ptr_eq(&self.identity, own) {
                 self.set_identity(own.as_ref().clone());
+                self.http.own = Some(Arc::clone(&self.identity));
             }
             return Ok(());
         };
