@@ -47,13 +47,14 @@ impl Host {
     /// Works with the service's part of the store, in time.
     fn stored<T>(
         &mut self,
-        work: impl FnOnce(&Namespace) -> Result<T, StoreError>,
+        work: impl FnOnce(&Namespace, Instant) -> Result<T, StoreError>,
     ) -> StoreResult<T> {
+        let deadline = self.context.deadline;
         let Some(namespace) = self.granted.keyvalue.clone() else {
             return Ok(Err(store::Error::AccessDenied));
         };
         self.waiting = true;
-        let result = work(&namespace);
+        let result = work(&namespace, deadline);
         if let Some(stop) = self.tick().or_else(|| self.end_wait()) {
             return Err(stop.into());
         }
@@ -68,14 +69,13 @@ impl Host {
         bytes: usize,
         work: impl FnOnce(&Namespace, Instant) -> Result<T, StoreError>,
     ) -> StoreResult<T> {
-        let deadline = self.context.deadline;
         // What the store refuses for its size waits for nothing.
         let _held = match bytes {
             ..SMALL | MAX_BATCH_BYTES.. => None,
             bytes => self.reserve(COPIES * bytes)?,
         };
         self.begin_wait();
-        self.stored(|namespace| work(namespace, deadline))
+        self.stored(work)
     }
 
     fn bucket(&self, bucket: &Resource<Bucket>) -> wasmtime::Result<Box<str>> {
@@ -85,7 +85,7 @@ impl Host {
 
 impl store::Host for Host {
     fn open(&mut self, identifier: String) -> StoreResult<Resource<Bucket>> {
-        if let Err(error) = self.stored(|namespace| namespace.open(&identifier))? {
+        if let Err(error) = self.stored(|namespace, _| namespace.open(&identifier))? {
             return Ok(Err(error));
         }
         Ok(Ok(self.create_handle(Bucket(identifier.into()))?))
@@ -95,7 +95,7 @@ impl store::Host for Host {
 impl store::HostBucket for Host {
     fn get(&mut self, bucket: Resource<Bucket>, key: String) -> StoreResult<Option<Vec<u8>>> {
         let bucket = self.bucket(&bucket)?;
-        self.stored(|namespace| namespace.get(&bucket, &key))
+        self.stored(|namespace, deadline| namespace.get(&bucket, &key, deadline))
     }
 
     fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> StoreResult<()> {
@@ -115,7 +115,7 @@ impl store::HostBucket for Host {
 
     fn exists(&mut self, bucket: Resource<Bucket>, key: String) -> StoreResult<bool> {
         let bucket = self.bucket(&bucket)?;
-        self.stored(|namespace| namespace.exists(&bucket, &key))
+        self.stored(|namespace, deadline| namespace.exists(&bucket, &key, deadline))
     }
 
     fn list_keys(
@@ -124,7 +124,8 @@ impl store::HostBucket for Host {
         cursor: Option<String>,
     ) -> StoreResult<store::KeyResponse> {
         let bucket = self.bucket(&bucket)?;
-        let page = self.stored(|namespace| namespace.list(&bucket, cursor.as_deref()))?;
+        let page = self
+            .stored(|namespace, deadline| namespace.list(&bucket, cursor.as_deref(), deadline))?;
         Ok(page.map(|page| store::KeyResponse {
             keys: page.keys,
             cursor: page.next,
@@ -169,7 +170,7 @@ impl atomics::Host for Host {
 
 impl Host {
     fn look(&mut self, bucket: Box<str>, key: String) -> StoreResult<Resource<Cas>> {
-        match self.stored(|namespace| namespace.digest(&bucket, &key))? {
+        match self.stored(|namespace, deadline| namespace.digest(&bucket, &key, deadline))? {
             Ok(seen) => {
                 let cas = Cas { bucket, key, seen };
                 let bytes = cas.bytes();
@@ -191,7 +192,7 @@ impl atomics::HostCas for Host {
     fn current(&mut self, cas: Resource<Cas>) -> StoreResult<Option<Vec<u8>>> {
         let Cas { bucket, key, .. } = self.table.get(&cas)?;
         let (bucket, key) = (bucket.clone(), key.clone());
-        let now = self.stored(|namespace| namespace.get(&bucket, &key))?;
+        let now = self.stored(|namespace, deadline| namespace.get(&bucket, &key, deadline))?;
         if let Ok(now) = &now {
             self.table.get_mut(&cas)?.seen = now.as_deref().map(digest);
         }
@@ -211,7 +212,8 @@ impl batch::Host for Host {
         keys: Vec<String>,
     ) -> StoreResult<Vec<Option<(String, Vec<u8>)>>> {
         let bucket = self.bucket(&bucket)?;
-        let values = self.stored(|namespace| namespace.get_many(&bucket, &keys))?;
+        let values =
+            self.stored(|namespace, deadline| namespace.get_many(&bucket, &keys, deadline))?;
         Ok(values.map(|values| {
             keys.into_iter()
                 .zip(values)

@@ -11,44 +11,13 @@ use std::{
 use redb::{Database, Durability, ReadableTable as _, Table};
 
 use super::{
-    Digest, StoreError, USED, VALUES, digest,
+    Change, Done, Op, StoreError, digest,
+    embedded::{USED, VALUES},
     entry::{EntryKey, counted, seal, unseal, value_size},
 };
 
 /// Writes that are committed together at most.
 const MAX_GROUP: usize = 256;
-
-/// Keys and their new values; none removes.
-pub(super) type Pairs = Vec<(String, Option<Vec<u8>>)>;
-
-/// One write of one service.
-pub(super) struct Op {
-    pub(super) service: Arc<str>,
-    pub(super) quota: u64,
-    pub(super) bucket: Box<str>,
-    pub(super) change: Change,
-}
-
-pub(super) enum Change {
-    Put(Pairs),
-    Increment {
-        key: String,
-        delta: i64,
-    },
-    Swap {
-        key: String,
-        expected: Option<Digest>,
-        value: Vec<u8>,
-    },
-}
-
-/// What came of a write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Done {
-    Written,
-    Number(i64),
-    Swapped(bool),
-}
 
 type OpResult = Result<Done, StoreError>;
 

@@ -10,7 +10,7 @@ use std::{
 
 use redb::{Builder, Database, backends::FileBackend};
 
-use super::{StoreError, prepare};
+use super::{StoreError, embedded::prepare};
 use crate::files::{PRIVATE, Unfinished};
 
 /// Page of redb, in bytes: what a creation writes before anything else.

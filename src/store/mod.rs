@@ -1,12 +1,10 @@
-//! The store behind `wasi:keyvalue`: values by service, bucket and key in one
-//! file (redb), durable before they are acknowledged, with a quota for each
-//! service.
-//!
-//! Reads never wait for writers. Writers that come at the same time are
-//! committed together (`commit`), because making anything durable costs one
-//! flush of the disk, whatever the number.
+//! The store behind `wasi:keyvalue`: values by service, bucket and key, durable
+//! before they are acknowledged, with a quota for each service. `engine` is
+//! what holds them: `embedded`, one file of redb.
 
 mod commit;
+mod embedded;
+mod engine;
 mod entry;
 mod error;
 mod file;
@@ -14,25 +12,17 @@ mod health;
 mod salvage;
 mod transfer;
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
-    time::Instant,
-};
+use std::{io::BufRead, path::Path, sync::Arc, time::Instant};
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
-
-use commit::{Change, Done, Op, Queue};
-use entry::unseal;
+pub use embedded::CACHE;
+use embedded::Embedded;
+use engine::{Change, Done, Engine, Op, Pairs};
 pub use error::StoreError;
 pub use health::Health;
 pub use salvage::{Checked, Reader};
 pub use transfer::ExportError;
 
 use sha2::{Digest as _, Sha256};
-
-use crate::log::panic_text;
 
 /// Longest key in bytes; an empty one is refused too.
 pub const MAX_KEY: usize = 1024;
@@ -47,13 +37,6 @@ const MAX_PAGE: usize = 1000;
 /// What one batch reads or writes, and one page lists, in bytes.
 pub const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
 
-/// Memory that an open store uses as cache, in bytes. A larger one is no faster:
-/// reads come from the page cache.
-pub const CACHE: usize = 8 * 1024 * 1024;
-
-/// Version of the tables below, in the file under `format`.
-const FORMAT: u64 = 2;
-
 /// SHA-256 of a value: two values with the same one are the same.
 pub type Digest = [u8; 32];
 
@@ -63,23 +46,9 @@ pub fn digest(value: &[u8]) -> Digest {
     Sha256::digest(value).into()
 }
 
-/// (service, bucket, key) to value, as `entry` seals it.
-const VALUES: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("values");
-/// What the entries of each service count, in bytes; see `entry`.
-const USED: TableDefinition<'_, &str, u64> = TableDefinition::new("used");
-/// About the file itself.
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-
 /// The store of one server.
 pub struct Store {
-    /// None after an error from which opening again did not recover; the next
-    /// one who comes tries.
-    database: RwLock<Option<Database>>,
-    open: Box<dyn Fn() -> Result<Database, StoreError> + Send + Sync>,
-    /// None in tests, which have no file.
-    file: Option<PathBuf>,
-    queue: Queue,
-    health: Health,
+    engine: Arc<dyn Engine>,
 }
 
 /// What a store takes, in bytes.
@@ -99,71 +68,43 @@ impl Store {
     /// Another process has it open, it is of another format or damaged, or the
     /// system refuses.
     pub fn open(file: &Path, cache: usize) -> Result<Arc<Self>, StoreError> {
-        contain(|| file::ensure(file, cache))?;
-        let path = file.to_owned();
-        Self::with(Some(file.to_owned()), move || file::open(&path, cache))
+        Ok(Self::on(Arc::new(Embedded::open(file, cache)?)))
     }
 
-    fn with(
-        file: Option<PathBuf>,
-        open: impl Fn() -> Result<Database, StoreError> + Send + Sync + 'static,
-    ) -> Result<Arc<Self>, StoreError> {
-        let database = contain(|| {
-            let database = open()?;
-            prepare(&database)?;
-            Ok(database)
-        })?;
-        Ok(Arc::new(Self {
-            database: RwLock::new(Some(database)),
-            open: Box::new(open),
-            file,
-            queue: Queue::default(),
-            health: Health::default(),
-        }))
+    fn on(engine: Arc<dyn Engine>) -> Arc<Self> {
+        Arc::new(Self { engine })
     }
 
     /// How it does.
     #[must_use]
     pub fn health(&self) -> &Health {
-        &self.health
+        self.engine.health()
     }
 
-    /// What it takes. Reads one number for each service. A reader of the
-    /// server asks this, so it neither waits for the file to be opened again
-    /// nor opens it, which may read all of it.
+    /// What it takes; does not wait.
     ///
     /// # Errors
     /// If it can't be read, or is closed at present.
     pub fn size(&self) -> Result<Size, StoreError> {
-        let database = self.database.try_read().map_err(|_| closed())?;
-        let used = contain(|| {
-            let database = database.as_ref().ok_or_else(closed)?;
-            let mut sum = 0;
-            for entry in database.begin_read()?.open_table(USED)?.iter()? {
-                sum += entry?.1.value();
-            }
-            Ok(sum)
-        })?;
-        Ok(Size {
-            used,
-            on_disk: self.file.as_deref().map_or(0, file::size_on_disk),
-        })
+        self.engine.size()
     }
 
-    /// Gives what the file does not need back to the disk. Reads and writes
-    /// wait meanwhile. Reads and writes most of the file.
+    /// Gives what the file does not need back to the disk.
     ///
     /// # Errors
     /// If the disk fails; nothing is lost then.
     pub fn compact(&self) -> Result<(), StoreError> {
-        let mut database = self
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some(database) = database.as_mut() else {
-            return Err(closed());
-        };
-        contain(|| Ok(database.compact().map(drop)?))
+        self.engine.compact()
+    }
+
+    /// Reads a backup into this store, all of it or nothing; says how many
+    /// entries.
+    ///
+    /// # Errors
+    /// The backup is broken or cut off; the store is not empty and `merge` is
+    /// not asked for, which lets the backup's values win; the disk fails.
+    pub fn import(&self, input: &mut dyn BufRead, merge: bool) -> Result<u64, StoreError> {
+        self.engine.import(input, merge)
     }
 
     /// What one service sees of it.
@@ -175,90 +116,7 @@ impl Store {
             quota,
         }
     }
-
-    /// Works with the database. After an error of the disk redb refuses to go
-    /// on, so the file is opened again, now or by who comes next.
-    fn work<T>(
-        &self,
-        work: impl FnOnce(&Database) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        let is_closed = self
-            .database
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_none();
-        if is_closed {
-            self.reopen()?;
-        }
-        let result = {
-            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-            contain(|| work(database.as_ref().ok_or_else(closed)?))
-        };
-        if result.as_ref().is_err_and(StoreError::needs_reopening) {
-            // The error is this one's; opening again is for the next.
-            let _ = self.reopen();
-        }
-        result
-    }
-
-    fn reopen(&self) -> Result<(), StoreError> {
-        let mut database = self
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        let old = database.take();
-        *database = Some(contain(|| {
-            // The old one holds the lock of the file.
-            drop(old);
-            let opened = (self.open)()?;
-            prepare(&opened)?;
-            Ok(opened)
-        })?);
-        Ok(())
-    }
 }
-
-fn closed() -> StoreError {
-    StoreError::Io("it could not be opened again".into())
-}
-
-/// redb panics where a page is not what it wrote: that is an error of this one
-/// read or write.
-fn contain<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        // Of an assertion, the first line says enough.
-        let text = panic_text(&*panic);
-        Err(StoreError::Broken(
-            text.lines().next().unwrap_or_default().into(),
-        ))
-    })
-}
-
-/// Makes the tables of a new file, and refuses one of another format.
-fn prepare(database: &Database) -> Result<(), StoreError> {
-    let transaction = database.begin_write()?;
-    {
-        let mut meta = transaction.open_table(META)?;
-        let format = meta.get("format")?.map(|format| format.value());
-        match format {
-            Some(FORMAT) => {}
-            Some(found) => {
-                return Err(StoreError::Format {
-                    found,
-                    known: FORMAT,
-                });
-            }
-            None => drop(meta.insert("format", FORMAT)?),
-        }
-        transaction.open_table(VALUES)?;
-        transaction.open_table(USED)?;
-    }
-    transaction.commit()?;
-    Ok(())
-}
-
-/// The table of values, to be read.
-type Values = redb::ReadOnlyTable<(&'static str, &'static str, &'static str), &'static [u8]>;
 
 /// One service's part of the store.
 #[derive(Clone)]
@@ -290,31 +148,40 @@ impl Namespace {
     /// The value of a key, if there is one.
     ///
     /// # Errors
-    /// The key or bucket breaks its bounds, or the disk fails; likewise below.
-    pub fn get(&self, bucket: &str, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+    /// The key or bucket breaks its bounds, or the engine fails; likewise below.
+    pub fn get(
+        &self,
+        bucket: &str,
+        key: &str,
+        deadline: Instant,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
         check_key(bucket, key)?;
-        self.read(|values| self.value(values, bucket, key))
+        let entry_key = (&*self.service, bucket, key);
+        self.store.engine.get(entry_key, deadline)
     }
 
     /// What stands for the value of a key, if there is one: see [`digest`].
     ///
     /// # Errors
     /// As [`Namespace::get`].
-    pub fn digest(&self, bucket: &str, key: &str) -> Result<Option<Digest>, StoreError> {
-        check_key(bucket, key)?;
-        self.read(|values| {
-            let value = self.value(values, bucket, key)?;
-            Ok(value.map(|value| digest(&value)))
-        })
+    pub fn digest(
+        &self,
+        bucket: &str,
+        key: &str,
+        deadline: Instant,
+    ) -> Result<Option<Digest>, StoreError> {
+        let value = self.get(bucket, key, deadline)?;
+        Ok(value.map(|value| digest(&value)))
     }
 
     /// Whether a key has a value.
     ///
     /// # Errors
     /// As [`Namespace::get`].
-    pub fn exists(&self, bucket: &str, key: &str) -> Result<bool, StoreError> {
+    pub fn exists(&self, bucket: &str, key: &str, deadline: Instant) -> Result<bool, StoreError> {
         check_key(bucket, key)?;
-        self.read(|values| Ok(values.get((&*self.service, bucket, key))?.is_some()))
+        let entry_key = (&*self.service, bucket, key);
+        self.store.engine.exists(entry_key, deadline)
     }
 
     /// The values of several keys, as they are at one time.
@@ -325,51 +192,29 @@ impl Namespace {
         &self,
         bucket: &str,
         keys: &[String],
+        deadline: Instant,
     ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        check_bucket(bucket)?;
         check_batch(keys.len())?;
         keys.iter().try_for_each(|key| check_key(bucket, key))?;
-        self.read(|values| {
-            let mut bytes = 0;
-            let mut one = |key: &String| {
-                let value = self.value(values, bucket, key)?;
-                bytes += value.as_ref().map_or(0, Vec::len);
-                if bytes > MAX_BATCH_BYTES {
-                    Err(batch_too_large(bytes))
-                } else {
-                    Ok(value)
-                }
-            };
-            keys.iter().map(&mut one).collect()
-        })
+        let place = (&*self.service, bucket);
+        self.store.engine.get_many(place, keys, deadline)
     }
 
     /// Keys of a bucket in order, from one on.
     ///
     /// # Errors
     /// As [`Namespace::get`].
-    pub fn list(&self, bucket: &str, from: Option<&str>) -> Result<KeyPage, StoreError> {
+    pub fn list(
+        &self,
+        bucket: &str,
+        from: Option<&str>,
+        deadline: Instant,
+    ) -> Result<KeyPage, StoreError> {
         check_bucket(bucket)?;
-        self.read(|values| {
-            let mut page = KeyPage {
-                keys: Vec::new(),
-                next: None,
-            };
-            let mut bytes = 0;
-            for entry in values.range((&*self.service, bucket, from.unwrap_or_default())..)? {
-                let (entry_key, _) = entry?;
-                let (service, its_bucket, key) = entry_key.value();
-                if service != &*self.service || its_bucket != bucket {
-                    break;
-                }
-                bytes += key.len();
-                if page.keys.len() == MAX_PAGE || bytes > MAX_BATCH_BYTES {
-                    page.next = Some(key.to_owned());
-                    break;
-                }
-                page.keys.push(key.to_owned());
-            }
-            Ok(page)
-        })
+        let place = (&*self.service, bucket);
+        let from = from.unwrap_or_default();
+        self.store.engine.list(place, from, deadline)
     }
 
     /// Sets a value.
@@ -440,7 +285,7 @@ impl Namespace {
         )
     }
 
-    fn put(&self, bucket: &str, pairs: commit::Pairs, deadline: Instant) -> Result<(), StoreError> {
+    fn put(&self, bucket: &str, pairs: Pairs, deadline: Instant) -> Result<(), StoreError> {
         check_batch(pairs.len())?;
         pairs
             .iter()
@@ -503,32 +348,7 @@ impl Namespace {
             bucket: bucket.into(),
             change,
         };
-        self.store.queue.submit(op, deadline, |ops| {
-            let result = self.store.work(|database| commit::apply(database, ops));
-            self.store.health.wrote(ops.len(), &result);
-            result
-        })
-    }
-
-    fn read<T>(&self, read: impl Fn(&Values) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let result = self
-            .store
-            .work(|database| read(&database.begin_read()?.open_table(VALUES)?));
-        self.store.health.read(&result);
-        result
-    }
-
-    fn value(
-        &self,
-        values: &Values,
-        bucket: &str,
-        key: &str,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        let entry_key = (&*self.service, bucket, key);
-        let stored = values.get(entry_key)?;
-        stored
-            .map(|stored| unseal(entry_key, stored.value()).map(<[u8]>::to_vec))
-            .transpose()
+        self.store.engine.write(op, deadline)
     }
 }
 

@@ -16,7 +16,8 @@ use redb::{
 };
 
 use super::{
-    FORMAT, META, StoreError, USED, VALUES, Values, contain,
+    StoreError,
+    embedded::{FORMAT, META, USED, VALUES, Values, contain},
     entry::{EntryKey, counted, named, unseal, value_size},
     file::{self, State},
 };

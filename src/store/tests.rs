@@ -62,11 +62,12 @@ impl Disk {
 
     fn open(&self) -> Result<Arc<Store>, StoreError> {
         let disk = self.clone();
-        Store::with(None, move || {
+        let embedded = Embedded::with(None, move || {
             Ok(Builder::new()
                 .set_cache_size(1 << 20)
                 .create_with_backend(disk.clone())?)
-        })
+        })?;
+        Ok(Store::on(Arc::new(embedded)))
     }
 }
 
@@ -147,13 +148,13 @@ fn values_come_back_each_to_its_own() {
     one.set("b", "k".into(), b"1".to_vec(), soon()).unwrap();
     other.set("b", "k".into(), b"2".to_vec(), soon()).unwrap();
     one.set("", "k".into(), b"3".to_vec(), soon()).unwrap();
-    assert_eq!(one.get("b", "k"), Ok(Some(b"1".to_vec())));
-    assert_eq!(other.get("b", "k"), Ok(Some(b"2".to_vec())));
-    assert_eq!(one.get("", "k"), Ok(Some(b"3".to_vec())));
-    assert_eq!(one.list("b", None).unwrap().keys, ["k"]);
+    assert_eq!(one.get("b", "k", soon()), Ok(Some(b"1".to_vec())));
+    assert_eq!(other.get("b", "k", soon()), Ok(Some(b"2".to_vec())));
+    assert_eq!(one.get("", "k", soon()), Ok(Some(b"3".to_vec())));
+    assert_eq!(one.list("b", None, soon()).unwrap().keys, ["k"]);
     one.delete("b", "k".into(), soon()).unwrap();
     assert_eq!(
-        (one.exists("b", "k"), other.exists("b", "k")),
+        (one.exists("b", "k", soon()), other.exists("b", "k", soon())),
         (Ok(false), Ok(true))
     );
 }
@@ -164,7 +165,7 @@ fn numbers_and_swaps() {
     let ns = namespace(&store);
     assert_eq!(ns.increment("", "n".into(), 5, soon()), Ok(5));
     assert_eq!(ns.increment("", "n".into(), -7, soon()), Ok(-2));
-    assert_eq!(ns.get("", "n"), Ok(Some(b"-2".to_vec())));
+    assert_eq!(ns.get("", "n", soon()), Ok(Some(b"-2".to_vec())));
     ns.set("", "n".into(), i64::MAX.to_string().into_bytes(), soon())
         .unwrap();
     assert_eq!(
@@ -190,7 +191,7 @@ fn numbers_and_swaps() {
         ),
         Ok(true)
     );
-    assert_eq!(ns.get("", "t"), Ok(Some(b"new".to_vec())));
+    assert_eq!(ns.get("", "t", soon()), Ok(Some(b"new".to_vec())));
 }
 
 #[test]
@@ -198,13 +199,13 @@ fn bounds() {
     let store = Disk::default().open().unwrap();
     let ns = store.namespace("svc", 1 << 30);
     let key = |size: usize| "k".repeat(size);
-    assert_eq!(ns.get("", ""), Err(StoreError::Key { size: 0 }));
+    assert_eq!(ns.get("", "", soon()), Err(StoreError::Key { size: 0 }));
     assert_eq!(
         ns.set("", key(1025), vec![], soon()),
         Err(StoreError::Key { size: 1025 })
     );
     assert_eq!(ns.set("", key(1024), vec![], soon()), Ok(()));
-    assert_eq!(ns.get("a b", "k"), Err(StoreError::Bucket));
+    assert_eq!(ns.get("a b", "k", soon()), Err(StoreError::Bucket));
     let value = MAX_VALUE + 1;
     assert_eq!(
         ns.set("", key(1), vec![0; value], soon()),
@@ -269,7 +270,7 @@ fn pages_cover_everything_once() {
     }
     let (mut found, mut from) = (Vec::new(), None);
     loop {
-        let page = ns.list("b", from.as_deref()).unwrap();
+        let page = ns.list("b", from.as_deref(), soon()).unwrap();
         found.extend(page.keys);
         from = page.next;
         if from.is_none() {
@@ -277,7 +278,9 @@ fn pages_cover_everything_once() {
         }
     }
     assert_eq!(found, keys);
-    let some = ns.get_many("b", &["00000".into(), "x".into()]).unwrap();
+    let some = ns
+        .get_many("b", &["00000".into(), "x".into()], soon())
+        .unwrap();
     assert_eq!(some, [Some(vec![1]), None]);
 }
 
@@ -297,7 +300,10 @@ fn many_threads_write_and_nothing_is_lost() {
             });
         }
     });
-    assert_eq!(namespace(&store).get("", "n"), Ok(Some(b"400".to_vec())));
+    assert_eq!(
+        namespace(&store).get("", "n", soon()),
+        Ok(Some(b"400".to_vec()))
+    );
 }
 
 #[test]
@@ -391,8 +397,8 @@ fn a_full_disk_harms_nothing() {
     assert_eq!((health.full(), health.failed()), (3, 0));
     assert_eq!(health.problem(), Some("the disk is full".into()));
     disk.lock().full = false;
-    assert_eq!(ns.get("", "kept"), Ok(Some(b"1".to_vec())));
-    assert_eq!(ns.get("", "lost"), Ok(None));
+    assert_eq!(ns.get("", "kept", soon()), Ok(Some(b"1".to_vec())));
+    assert_eq!(ns.get("", "lost", soon()), Ok(None));
     assert_eq!(ns.set("", "lost".into(), vec![1; 100_000], soon()), Ok(()));
     assert_eq!((health.full(), health.problem()), (3, None));
 }
@@ -417,7 +423,7 @@ fn names_count_and_what_is_deleted_goes_back_to_the_disk() {
     assert!(size.on_disk < 4 * limit, "{size:?}");
     let mut from = None;
     loop {
-        let page = ns.list(&bucket, from.as_deref()).unwrap();
+        let page = ns.list(&bucket, from.as_deref(), soon()).unwrap();
         ns.delete_many(&bucket, page.keys, soon()).unwrap();
         from = page.next;
         if from.is_none() {
@@ -433,18 +439,22 @@ fn names_count_and_what_is_deleted_goes_back_to_the_disk() {
 #[test]
 fn to_look_at_the_size_neither_waits_nor_opens_the_file_again() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Store::open(&dir.path().join("store.redb"), 1 << 20).unwrap();
+    let embedded = Arc::new(Embedded::open(&dir.path().join("store.redb"), 1 << 20).unwrap());
+    let store = Store::on(Arc::clone(&embedded) as Arc<dyn Engine>);
     let ns = store.namespace("svc", 1 << 20);
     ns.set("", "key".into(), vec![0; 100], soon()).unwrap();
     assert!(store.size().unwrap().used > 100);
     // As while it is opened again.
-    let mut database = store.database.write().unwrap();
+    let mut database = embedded.database.write().unwrap();
     assert!(store.size().is_err());
     *database = None;
     drop(database);
     assert!(store.size().is_err());
-    assert!(store.database.read().unwrap().is_none());
-    assert!(ns.get("", "key").unwrap().is_some(), "a service opens it");
+    assert!(embedded.database.read().unwrap().is_none());
+    assert!(
+        ns.get("", "key", soon()).unwrap().is_some(),
+        "a service opens it"
+    );
     assert!(store.size().unwrap().used > 100);
 }
 
@@ -537,13 +547,13 @@ fn a_damaged_value_is_named_and_never_read_as_another() {
     let store = disk.open().unwrap();
     let ns = store.namespace("svc", 1 << 30);
     assert!(matches!(
-        ns.get("b", "key00777"),
+        ns.get("b", "key00777", soon()),
         Err(StoreError::Damaged(_))
     ));
     assert_eq!(store.health().damaged(), 1);
-    assert!(ns.get("b", "key00778").unwrap().is_some());
+    assert!(ns.get("b", "key00778", soon()).unwrap().is_some());
     ns.set("b", "key00777".into(), vec![1], soon()).unwrap();
-    assert_eq!(ns.get("b", "key00777"), Ok(Some(vec![1])));
+    assert_eq!(ns.get("b", "key00777", soon()), Ok(Some(vec![1])));
 }
 
 #[test]
@@ -588,7 +598,7 @@ fn damaged_pages_are_named_and_everything_around_them_is_exported() {
             // A server serves the rest, and says what it can't.
             let Ok(store) = damaged.open() else { continue };
             let ns = store.namespace("svc", 1 << 30);
-            let read = |key: &String| ns.get("b", key);
+            let read = |key: &String| ns.get("b", key, soon());
             let served = pairs.iter().filter(|(key, value)| match read(key) {
                 Ok(Some(got)) => {
                     assert_eq!(got, **value);
@@ -639,8 +649,8 @@ proptest! {
             bits & 1 == 1
         });
         let ns = disk.open().unwrap().namespace("svc", 1 << 30);
-        let keys = ns.list("", None).unwrap().keys.into_iter().filter(|key| key != "n");
-        let found: BTreeMap<_, _> = keys.map(|key| (key.clone(), ns.get("", &key).unwrap().unwrap())).collect();
+        let keys = ns.list("", None, soon()).unwrap().keys.into_iter().filter(|key| key != "n");
+        let found: BTreeMap<_, _> = keys.map(|key| (key.clone(), ns.get("", &key, soon()).unwrap().unwrap())).collect();
         prop_assert!(found == after || (!acknowledged && found == before), "acknowledged: {}", acknowledged);
         prop_assert_eq!(ns.increment("", "n".into(), 0, soon()), Ok(counted));
     }

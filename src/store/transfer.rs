@@ -7,7 +7,8 @@ use redb::{ReadableTable as _, ReadableTableMetadata as _};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Checked, MAX_KEY, MAX_VALUE, Reader, Store, StoreError, USED, VALUES,
+    Checked, MAX_KEY, MAX_VALUE, Reader, StoreError,
+    embedded::{Embedded, USED, VALUES},
     entry::{counted, seal, value_size},
     salvage::Met,
 };
@@ -87,14 +88,13 @@ impl Reader {
     }
 }
 
-impl Store {
-    /// Reads a backup into this store, all of it or nothing; says how many
-    /// entries.
-    ///
-    /// # Errors
-    /// The backup is broken or cut off; the store is not empty and `merge` is
-    /// not asked for, which lets the backup's values win; the disk fails.
-    pub fn import(&self, input: &mut dyn BufRead, merge: bool) -> Result<u64, StoreError> {
+impl Embedded {
+    /// See [`Store::import`](super::Store::import).
+    pub(super) fn read_backup(
+        &self,
+        input: &mut dyn BufRead,
+        merge: bool,
+    ) -> Result<u64, StoreError> {
         let refuse = |error: &str| StoreError::Import(error.into());
         self.work(|database| {
             let transaction = database.begin_write()?;

@@ -1,0 +1,80 @@
+//! What holds the values, whatever it is: one trait, so that services find the
+//! same behind it.
+
+use std::{io::BufRead, sync::Arc, time::Instant};
+
+use super::{Digest, Health, KeyPage, Size, StoreError, entry::EntryKey};
+
+/// What holds the values of all services. Its caller has checked all bounds of
+/// names, keys, values and batches. Every function ends at the deadline, with
+/// an error that says whether the write may have been done.
+pub(super) trait Engine: Send + Sync {
+    fn get(
+        &self,
+        entry_key: EntryKey<'_>,
+        deadline: Instant,
+    ) -> Result<Option<Vec<u8>>, StoreError>;
+
+    fn exists(&self, entry_key: EntryKey<'_>, deadline: Instant) -> Result<bool, StoreError>;
+
+    /// The values of several keys, as they are at one time, of at most
+    /// `MAX_BATCH_BYTES` together.
+    fn get_many(
+        &self,
+        place: (&str, &str),
+        keys: &[String],
+        deadline: Instant,
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError>;
+
+    /// At most `MAX_PAGE` keys of a bucket in the order of their bytes.
+    fn list(
+        &self,
+        place: (&str, &str),
+        from: &str,
+        deadline: Instant,
+    ) -> Result<KeyPage, StoreError>;
+
+    /// Does a write whole or not at all.
+    fn write(&self, op: Op, deadline: Instant) -> Result<Done, StoreError>;
+
+    fn health(&self) -> &Health;
+
+    /// Does not wait.
+    fn size(&self) -> Result<Size, StoreError>;
+
+    fn compact(&self) -> Result<(), StoreError>;
+
+    fn import(&self, input: &mut dyn BufRead, merge: bool) -> Result<u64, StoreError>;
+}
+
+/// Keys and their new values; none removes.
+pub(super) type Pairs = Vec<(String, Option<Vec<u8>>)>;
+
+/// One write of one service.
+pub(super) struct Op {
+    pub(super) service: Arc<str>,
+    pub(super) quota: u64,
+    pub(super) bucket: Box<str>,
+    pub(super) change: Change,
+}
+
+pub(super) enum Change {
+    Put(Pairs),
+    Increment {
+        key: String,
+        delta: i64,
+    },
+    Swap {
+        key: String,
+        expected: Option<Digest>,
+        value: Vec<u8>,
+    },
+}
+
+/// What came of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Done {
+    Written,
+    Number(i64),
+    Swapped(bool),
+}
