@@ -285,12 +285,12 @@ impl Text {
     fn store(&mut self, store: Option<&StoreRow>) {
         self.gauge(
             "mb_store_failing",
-            "1 while the store refuses writes or could not be opened.",
+            "1 while the store refuses writes, is away or could not be opened.",
             u8::from(store.is_some_and(|store| store.status != "ok")),
         );
         let count = |count: fn(&StoreRow) -> u64| store.map_or(0, count);
         let name = "mb_store_write_failures_total";
-        self.head(name, "Writes that the store refused, by reason.", "counter");
+        self.head(name, "Writes that the store refused or did not answer, by reason.", "counter");
         self.line(name, &[("reason", "disk-full")], count(|store| store.full));
         self.line(name, &[("reason", "error")], count(|store| store.failed));
         self.counter(

@@ -203,6 +203,13 @@ fn readiness(snapshot: &Snapshot) -> Page {
         .map(|service| json!({"name": service.name, "digest": service.digest}))
         .collect();
     let (status, word) = readiness_word(snapshot.accepting);
+    // Services without durable values are served all the same.
+    let is_whole = snapshot.store.as_ref().is_none_or(|store| store.status == "ok");
+    let word = if snapshot.accepting && !is_whole {
+        "degraded"
+    } else {
+        word
+    };
     (
         status,
         JSON_UTF8,

@@ -10,6 +10,7 @@ use crate::config::{
     Admin, Config, Entry, Http, Sandbox, Tls,
     access::{Listener, PrincipalSettings},
     services::{Grants, Overlay},
+    store::Store,
 };
 
 /// Compares a page with the committed one, or writes it where `UPDATE` is set.
@@ -84,6 +85,7 @@ fn the_reference_of_settings_is_generated() {
     let tables = [
         "admin",
         "sandbox",
+        "store",
         "tls",
         "principals",
         "listeners",
@@ -126,6 +128,12 @@ fn the_reference_of_settings_is_generated() {
         "How components are compiled and run.",
         "sandbox.",
         &Sandbox::reference(),
+    );
+    table(
+        "[store]",
+        "Where [durable values](DEPLOYING.md#state-on-valkey-or-redis) are kept.",
+        "store.",
+        &Store::reference(),
     );
     let mut service = Overlay::reference();
     service.retain(|entry| entry.name != "grants");

@@ -26,7 +26,7 @@ use crate::{
     catalog::{LiveCatalog, LoadSettings, ServicePolicies},
     config::{
         Config, DEFAULT_PRINCIPAL, Loaded, MemoryPlan, PrincipalSettings, Principals,
-        services::Overlay,
+        services::Overlay, store::{MAX_CONNECTIONS, Remote},
     },
     dispatch::{Dispatcher, Handle},
     log::AUDIT,
@@ -51,6 +51,9 @@ const TAKE_OVER: Duration = Duration::from_secs(5);
 
 /// How often the store is tried that another process has open.
 const STORE_RETRY: Duration = Duration::from_millis(20);
+
+/// How often it is looked whether the store is there, and what of it has ended.
+const TEND_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the audit trail says what principals have used.
 const USAGE_EVERY: Duration = Duration::from_secs(60);
@@ -124,7 +127,10 @@ impl Serving {
         } else {
             config.drain_timeout.0 + TAKE_OVER
         };
-        let store = open_store(&config, always_store, patience);
+        let store = open_store(&config, always_store, patience, &memory);
+        if let Some(store) = store.opened() {
+            tend(store).map_err(|error| failure(error.to_string()))?;
+        }
         let scheduler = Scheduler::of_this_machine();
         bound_principals(&scheduler, &config.principals);
         let policy = ServicePolicies::new(&config, store.opened(), Arc::clone(&scheduler));
@@ -245,9 +251,12 @@ pub(super) struct Capacity {
 
 impl Capacity {
     pub(super) fn of(config: &Config) -> Self {
+        let remote = config.store.remote().ok().flatten();
+        let to_store = remote.map_or(0, |remote| remote.nodes.len() * MAX_CONNECTIONS);
         Self::within(
             MemoryPlan::of(config).connections,
-            crate::system::raise_open_files(),
+            crate::system::raise_open_files()
+                .map(|files| files.saturating_sub(to_store as u64)),
         )
     }
 
@@ -346,7 +355,7 @@ impl StoreState {
                     failed: health.failed(),
                     damaged: health.damaged(),
                     used_bytes: size.map(|size| size.used),
-                    file_bytes: size.map(|size| size.on_disk),
+                    file_bytes: size.map(|size| size.on_disk).filter(|bytes| *bytes > 0),
                     ..row(status, problem)
                 })
             }
@@ -357,10 +366,25 @@ impl StoreState {
 /// Opens the store if any service is granted durable values, or `always`.
 /// Without it the
 /// others are served all the same.
-fn open_store(config: &Config, always: bool, patience: Duration) -> StoreState {
+fn open_store(
+    config: &Config,
+    always: bool,
+    patience: Duration,
+    memory: &Arc<Budget>,
+) -> StoreState {
     let wanted = |overlay: &Overlay| overlay.grants.keyvalue == Some(true);
     if !always && !config.services.values().any(wanted) {
         return StoreState::Unwanted;
+    }
+    match config.store.remote() {
+        Ok(None) => {}
+        Ok(Some(remote)) => {
+            return match connect_store(remote, memory) {
+                Ok(store) => StoreState::Open(store),
+                Err(error) => unavailable(format!("store: {error}")),
+            };
+        }
+        Err(problem) => return unavailable(format!("store.url must be {problem}")),
     }
     let file = config.store_file();
     let until = Instant::now() + patience;
@@ -384,12 +408,44 @@ fn open_store(config: &Config, always: bool, patience: Duration) -> StoreState {
             compact(&store);
             StoreState::Open(store)
         }
-        Err(error) => {
-            let error = format!("store {}: {error}", file.display());
-            tracing::error!("{error}");
-            StoreState::Unavailable(error)
-        }
+        Err(error) => unavailable(format!("store {}: {error}", file.display())),
     }
+}
+
+fn unavailable(error: String) -> StoreState {
+    tracing::error!("{error}");
+    StoreState::Unavailable(error)
+}
+
+#[cfg(feature = "redis")]
+fn connect_store(
+    remote: Remote,
+    memory: &Arc<Budget>,
+) -> std::result::Result<Arc<Store>, StoreError> {
+    if remote.password_file.is_some() && !remote.tls {
+        tracing::warn!(
+            "store: the password goes over connections that are not encrypted; rediss:// encrypts them"
+        );
+    }
+    Store::remote(remote, Some(Arc::clone(memory)))
+}
+
+/// Settings that name such a store are out of bounds.
+#[cfg(not(feature = "redis"))]
+fn connect_store(_: Remote, _: &Arc<Budget>) -> std::result::Result<Arc<Store>, StoreError> {
+    Err(StoreError::Away("this program has no client for it".into()))
+}
+
+/// Does what is due for the store, until the process ends.
+fn tend(store: Arc<Store>) -> io::Result<()> {
+    let tend = move || {
+        loop {
+            thread::sleep(TEND_EVERY);
+            store.tend();
+        }
+    };
+    let named = thread::Builder::new().name("mb-store".into());
+    named.spawn(tend).map(drop)
 }
 
 /// Compacts a file that is mostly empty.

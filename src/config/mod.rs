@@ -9,6 +9,7 @@ mod define;
 pub mod memory;
 pub mod services;
 mod source;
+pub mod store;
 mod units;
 
 use std::{
@@ -149,6 +150,8 @@ settings! {
         pub http: Http = Http::default(),
         /// What components are loaded and run with.
         pub sandbox: Sandbox = Sandbox::default(),
+        /// Where durable values are kept.
+        pub store: store::Store = store::Store::default(),
         /// TLS.
         pub tls: Tls = Tls::default(),
         /// What each principal may do: `[principals.NAME]`.
@@ -320,6 +323,8 @@ impl Config {
             &mut self.state_dir,
             &mut self.admin.socket,
             &mut self.sandbox.cache_dir,
+            &mut self.store.password_file,
+            &mut self.store.ca,
             cert,
             key,
             ca,
@@ -360,6 +365,7 @@ impl Config {
         self.http.check_ranges("http.", &mut bounds);
         admin.check_ranges("admin.", &mut bounds);
         sandbox.check_ranges("sandbox.", &mut bounds);
+        self.store.check_ranges("store.", &mut bounds);
         if self.connection_max_age.unless_zero().is_some() {
             bounds.range(
                 "connection_max_age",
@@ -412,6 +418,7 @@ impl Config {
             admin.allowed_hosts.len() <= 16,
             "at most 16 names",
         );
+        self.store.check(&mut bounds);
         services::check(&self.services, sandbox.require_digest, &mut bounds);
         if bounds.0.is_empty() {
             bounds.0 = MemoryPlan::of(self).conflicts(self);

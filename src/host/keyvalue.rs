@@ -53,6 +53,9 @@ impl Host {
         let Some(namespace) = self.granted.keyvalue.clone() else {
             return Ok(Err(store::Error::AccessDenied));
         };
+        if namespace.waits_to_read() {
+            self.begin_wait();
+        }
         self.waiting = true;
         let result = work(&namespace, deadline);
         if let Some(stop) = self.tick().or_else(|| self.end_wait()) {

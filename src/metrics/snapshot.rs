@@ -250,20 +250,21 @@ pub struct StaleFiles {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StoreRow {
-    /// `ok`, `failing` while writes are refused, or `unavailable` where it
-    /// could not be opened.
+    /// `ok`, `failing` while writes are refused or the engine is away, or
+    /// `unavailable` where it could not be opened.
     pub status: &'static str,
     /// Why it does not do what it should.
     pub error: Option<String>,
     /// Writes refused because the disk is full.
     pub full: u64,
-    /// Writes that failed for another reason of the disk or the file.
+    /// Writes that failed for another reason of the disk or the file, and all
+    /// that an engine over the network refused or did not answer.
     pub failed: u64,
     /// Reads that met a damaged page or value.
     pub damaged: u64,
     /// What the entries of all services count, in bytes.
     pub used_bytes: Option<u64>,
-    /// What the file takes on the disk, in bytes.
+    /// What the file takes on the disk, in bytes; none without a file.
     pub file_bytes: Option<u64>,
 }
 

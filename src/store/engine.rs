@@ -37,6 +37,17 @@ pub(super) trait Engine: Send + Sync {
     /// Does a write whole or not at all.
     fn write(&self, op: Op, deadline: Instant) -> Result<Done, StoreError>;
 
+    /// Whether reads wait for others, and not only for the disk.
+    fn waits_to_read(&self) -> bool {
+        false
+    }
+
+    /// There is such a service.
+    fn serves(&self, _service: &Arc<str>) {}
+
+    /// What is done every few seconds.
+    fn tend(&self) {}
+
     fn health(&self) -> &Health;
 
     /// Does not wait.

@@ -5,7 +5,7 @@ use std::{fmt, io};
 use super::{MAX_BUCKET, MAX_KEY, MAX_VALUE};
 
 /// Why the store did not do what it was asked. Nothing was written, but for
-/// `Io` and `Full`, where it can't be known.
+/// `Io`, `Full` and `Unconfirmed`, where it can't be known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreError {
     /// An empty or too long key.
@@ -64,6 +64,12 @@ pub enum StoreError {
     Import(String),
     /// Reading or writing failed.
     Io(String),
+    /// The engine can't be reached, or has no data at present. Nothing was done.
+    Away(String),
+    /// The engine did not answer, so it is not known whether it did it.
+    Unconfirmed(String),
+    /// The engine refused. Nothing was done.
+    Refused(String),
 }
 
 impl StoreError {
@@ -127,6 +133,14 @@ impl fmt::Display for StoreError {
             ),
             Self::Import(error) => write!(f, "can't be imported, nothing was written: {error}"),
             Self::Io(error) => write!(f, "the store failed: {error}"),
+            Self::Away(why) => write!(f, "the store is away, nothing was written: {why}"),
+            Self::Unconfirmed(why) => {
+                write!(
+                    f,
+                    "the store did not answer, a write may have been done: {why}"
+                )
+            }
+            Self::Refused(why) => write!(f, "the store refused, nothing was written: {why}"),
         }
     }
 }

@@ -90,6 +90,17 @@ impl Health {
         }
     }
 
+    /// Notes what came of a question over the network: reads fail like writes.
+    #[cfg(feature = "redis")]
+    pub(super) fn asked<T>(&self, result: &Result<T, StoreError>) {
+        match result {
+            Err(
+                error @ (StoreError::Away(_) | StoreError::Unconfirmed(_) | StoreError::Refused(_)),
+            ) => self.refused(1, error),
+            _ => self.wrote(1, &Ok(())),
+        }
+    }
+
     fn refused(&self, writes: u64, error: &StoreError) {
         let count = match error {
             StoreError::Full => &self.full,

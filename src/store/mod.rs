@@ -1,6 +1,6 @@
 //! The store behind `wasi:keyvalue`: values by service, bucket and key, durable
 //! before they are acknowledged, with a quota for each service. `engine` is
-//! what holds them: `embedded`, one file of redb.
+//! what holds them: `embedded`, one file of redb, or `remote`, Valkey or Redis.
 
 mod commit;
 mod embedded;
@@ -9,6 +9,8 @@ mod entry;
 mod error;
 mod file;
 mod health;
+#[cfg(feature = "redis")]
+mod remote;
 mod salvage;
 mod transfer;
 
@@ -71,6 +73,19 @@ impl Store {
         Ok(Self::on(Arc::new(Embedded::open(file, cache)?)))
     }
 
+    /// Values in Valkey or Redis; connects to it when it is asked first. Long
+    /// answers are taken from the memory that is named.
+    ///
+    /// # Errors
+    /// The file of the CAs can't be read.
+    #[cfg(feature = "redis")]
+    pub fn remote(
+        settings: crate::config::store::Remote,
+        memory: Option<Arc<crate::budget::Budget>>,
+    ) -> Result<Arc<Self>, StoreError> {
+        Ok(Self::on(Arc::new(remote::Remote::new(settings, memory)?)))
+    }
+
     fn on(engine: Arc<dyn Engine>) -> Arc<Self> {
         Arc::new(Self { engine })
     }
@@ -79,6 +94,11 @@ impl Store {
     #[must_use]
     pub fn health(&self) -> &Health {
         self.engine.health()
+    }
+
+    /// Does what is due every few seconds.
+    pub fn tend(&self) {
+        self.engine.tend();
     }
 
     /// What it takes; does not wait.
@@ -110,9 +130,11 @@ impl Store {
     /// What one service sees of it.
     #[must_use]
     pub fn namespace(self: &Arc<Self>, service: &str, quota: u64) -> Namespace {
+        let service = service.into();
+        self.engine.serves(&service);
         Namespace {
             store: Arc::clone(self),
-            service: service.into(),
+            service,
             quota,
         }
     }
@@ -137,6 +159,12 @@ pub struct KeyPage {
 }
 
 impl Namespace {
+    /// Whether reads wait for more than the disk.
+    #[must_use]
+    pub fn waits_to_read(&self) -> bool {
+        self.store.engine.waits_to_read()
+    }
+
     /// Whether a bucket may have this name; every such bucket is there.
     ///
     /// # Errors

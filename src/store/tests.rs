@@ -2,7 +2,6 @@ use std::{
     collections::BTreeMap,
     io,
     sync::{Arc, Mutex, MutexGuard},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -142,86 +141,6 @@ fn namespace(store: &Arc<Store>) -> Namespace {
 }
 
 #[test]
-fn values_come_back_each_to_its_own() {
-    let store = Disk::default().open().unwrap();
-    let (one, other) = (store.namespace("one", 1000), store.namespace("other", 1000));
-    one.set("b", "k".into(), b"1".to_vec(), soon()).unwrap();
-    other.set("b", "k".into(), b"2".to_vec(), soon()).unwrap();
-    one.set("", "k".into(), b"3".to_vec(), soon()).unwrap();
-    assert_eq!(one.get("b", "k", soon()), Ok(Some(b"1".to_vec())));
-    assert_eq!(other.get("b", "k", soon()), Ok(Some(b"2".to_vec())));
-    assert_eq!(one.get("", "k", soon()), Ok(Some(b"3".to_vec())));
-    assert_eq!(one.list("b", None, soon()).unwrap().keys, ["k"]);
-    one.delete("b", "k".into(), soon()).unwrap();
-    assert_eq!(
-        (one.exists("b", "k", soon()), other.exists("b", "k", soon())),
-        (Ok(false), Ok(true))
-    );
-}
-
-#[test]
-fn numbers_and_swaps() {
-    let store = Disk::default().open().unwrap();
-    let ns = namespace(&store);
-    assert_eq!(ns.increment("", "n".into(), 5, soon()), Ok(5));
-    assert_eq!(ns.increment("", "n".into(), -7, soon()), Ok(-2));
-    assert_eq!(ns.get("", "n", soon()), Ok(Some(b"-2".to_vec())));
-    ns.set("", "n".into(), i64::MAX.to_string().into_bytes(), soon())
-        .unwrap();
-    assert_eq!(
-        ns.increment("", "n".into(), 1, soon()),
-        Err(StoreError::NotANumber)
-    );
-    ns.set("", "t".into(), b"text".to_vec(), soon()).unwrap();
-    assert_eq!(
-        ns.increment("", "t".into(), 1, soon()),
-        Err(StoreError::NotANumber)
-    );
-    assert_eq!(
-        ns.swap("", "t".into(), None, b"new".to_vec(), soon()),
-        Ok(false)
-    );
-    assert_eq!(
-        ns.swap(
-            "",
-            "t".into(),
-            Some(digest(b"text")),
-            b"new".to_vec(),
-            soon()
-        ),
-        Ok(true)
-    );
-    assert_eq!(ns.get("", "t", soon()), Ok(Some(b"new".to_vec())));
-}
-
-#[test]
-fn bounds() {
-    let store = Disk::default().open().unwrap();
-    let ns = store.namespace("svc", 1 << 30);
-    let key = |size: usize| "k".repeat(size);
-    assert_eq!(ns.get("", "", soon()), Err(StoreError::Key { size: 0 }));
-    assert_eq!(
-        ns.set("", key(1025), vec![], soon()),
-        Err(StoreError::Key { size: 1025 })
-    );
-    assert_eq!(ns.set("", key(1024), vec![], soon()), Ok(()));
-    assert_eq!(ns.get("a b", "k", soon()), Err(StoreError::Bucket));
-    let value = MAX_VALUE + 1;
-    assert_eq!(
-        ns.set("", key(1), vec![0; value], soon()),
-        Err(StoreError::Value { size: value })
-    );
-    assert!(matches!(
-        ns.delete_many("", vec![key(1); 1001], soon()),
-        Err(StoreError::Batch { .. })
-    ));
-    assert_eq!(
-        ns.set("", key(1), vec![], Instant::now()),
-        Err(StoreError::Busy)
-    );
-}
-
-#[test]
 fn the_quota_is_exact_and_outlives_the_process() {
     let disk = Disk::default();
     let store = disk.open().unwrap();
@@ -252,57 +171,6 @@ fn the_quota_is_exact_and_outlives_the_process() {
         store.namespace("svc", 10).delete("", "e".into(), soon()),
         Ok(()),
         "less is always allowed"
-    );
-}
-
-#[test]
-fn pages_cover_everything_once() {
-    let store = Disk::default().open().unwrap();
-    let ns = store.namespace("svc", 1 << 20);
-    let keys: Vec<String> = (0..2500).map(|i| format!("{i:05}")).collect();
-    for chunk in keys.chunks(1000) {
-        ns.set_many(
-            "b",
-            chunk.iter().map(|key| (key.clone(), vec![1])).collect(),
-            soon(),
-        )
-        .unwrap();
-    }
-    let (mut found, mut from) = (Vec::new(), None);
-    loop {
-        let page = ns.list("b", from.as_deref(), soon()).unwrap();
-        found.extend(page.keys);
-        from = page.next;
-        if from.is_none() {
-            break;
-        }
-    }
-    assert_eq!(found, keys);
-    let some = ns
-        .get_many("b", &["00000".into(), "x".into()], soon())
-        .unwrap();
-    assert_eq!(some, [Some(vec![1]), None]);
-}
-
-#[test]
-fn many_threads_write_and_nothing_is_lost() {
-    let store = Disk::default().open().unwrap();
-    thread::scope(|scope| {
-        for thread in 0..8 {
-            let ns = namespace(&store);
-            scope.spawn(move || {
-                for round in 0..50 {
-                    ns.increment("", "n".into(), 1, soon()).unwrap();
-                    // Wrong ones among them spoil nothing.
-                    let wrong = ns.set("", format!("{thread}-{round}"), vec![0; 20_000], soon());
-                    assert!(matches!(wrong, Err(StoreError::Quota { .. })));
-                }
-            });
-        }
-    });
-    assert_eq!(
-        namespace(&store).get("", "n", soon()),
-        Ok(Some(b"400".to_vec()))
     );
 }
 

@@ -31,6 +31,7 @@ mod routing;
 mod sandbox;
 mod stalls;
 mod state;
+mod store;
 mod tls;
 mod untrusted;
 mod waiting;

@@ -8,6 +8,7 @@
 )]
 
 pub mod pki;
+pub mod redis;
 pub mod wat;
 
 use std::{

@@ -1,0 +1,431 @@
+//! The engine of several machines: Valkey or Redis. Each operation is one
+//! script, which the engine does whole or not at all, so that quotas and the
+//! order of keys hold whichever server asks.
+//!
+//! All that is held of a service has one hash tag, so it is in one slot of a
+//! cluster: a hash of the values, a sorted set of the names in order, one of
+//! when those end that do, and what all count.
+
+mod connection;
+mod nodes;
+mod pool;
+
+use std::{
+    collections::BTreeMap,
+    io::BufRead,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use redis::{Cmd, Script, Value, cmd};
+
+use super::{
+    Change, Done, Engine, Health, KeyPage, MAX_BATCH_BYTES, MAX_KEY, MAX_PAGE, MAX_VALUE, Op, Size,
+    StoreError, batch_too_large, digest,
+    entry::{EntryKey, OVERHEAD},
+};
+use crate::{
+    budget::Budget,
+    config::store::Remote as Settings,
+    transport::{ClientTls, client_config},
+};
+use connection::Login;
+use nodes::{Nodes, Question};
+
+/// An engine that has not answered for so long is taken for one that is away.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+/// Of the time that a call has left, its operation gets so many tenths: a
+/// service is to see the failure, and to answer with it.
+const SHARE: u32 = 9;
+/// Bytes of an answer beside the values or names in it.
+const FRAME: usize = 64 * 1024;
+
+macro_rules! script {
+    ($name:ident, $file:literal) => {
+        static $name: LazyLock<(Script, &str)> = LazyLock::new(|| {
+            let text = concat!(
+                include_str!("scripts/common.lua"),
+                include_str!(concat!("scripts/", $file, ".lua"))
+            );
+            (Script::new(text), text)
+        });
+    };
+}
+
+script!(GET, "get");
+script!(EXISTS, "exists");
+script!(LIST, "list");
+script!(PUT, "put");
+script!(INCREMENT, "increment");
+script!(SWAP, "swap");
+script!(TEND, "tend");
+
+/// An engine over the network.
+pub(super) struct Remote {
+    nodes: Nodes,
+    health: Health,
+    services: Mutex<BTreeMap<Arc<str>, u64>>,
+}
+
+impl Remote {
+    /// Connects to nothing yet.
+    pub(super) fn new(settings: Settings, memory: Option<Arc<Budget>>) -> Result<Self, StoreError> {
+        let tls = if settings.tls {
+            let tls = ClientTls {
+                ca: settings.ca.clone(),
+                ..ClientTls::default()
+            };
+            let config =
+                client_config(&tls).map_err(|error| StoreError::Away(error.to_string()))?;
+            let mut config = (*config).clone();
+            // That of our own protocol.
+            config.alpn_protocols.clear();
+            Some(Arc::new(config))
+        } else {
+            None
+        };
+        let login = Login {
+            tls,
+            user: settings.user.clone(),
+            password_file: settings.password_file.clone(),
+            db: settings.db,
+            memory,
+        };
+        Ok(Self {
+            nodes: Nodes::new(settings, login),
+            health: Health::default(),
+            services: Mutex::default(),
+        })
+    }
+
+    /// Runs a script on what is held of a service.
+    fn run(
+        &self,
+        service: &str,
+        (script, text): &(Script, &str),
+        arguments: &dyn Fn(&mut Cmd),
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<Value, StoreError> {
+        let build = |name: &str, script: &str| {
+            let mut command = cmd(name);
+            command.arg(script).arg(4);
+            for part in ["values", "keys", "ends", "used"] {
+                command.arg(format!("mb:{{{service}}}:{part}"));
+            }
+            // An entry's name has a byte between bucket and key.
+            command.arg(service.len() as u64 + OVERHEAD - 1);
+            arguments(&mut command);
+            command.get_packed_command()
+        };
+        let question = Question {
+            command: &build("EVALSHA", script.get_hash()),
+            whole: &|| build("EVAL", text),
+            limit: limit + FRAME,
+            deadline: before(deadline),
+        };
+        let result = self.nodes.ask(&service.into(), &question);
+        self.health.asked(&result);
+        result
+    }
+
+    /// The parts of a script's answer: what came of it, and a value.
+    fn outcome(
+        &self,
+        op: &Op,
+        script: &(Script, &str),
+        arguments: &dyn Fn(&mut Cmd),
+        deadline: Instant,
+    ) -> Result<(Vec<u8>, Vec<u8>), StoreError> {
+        let with_quota = |command: &mut Cmd| {
+            command.arg(op.quota);
+            arguments(command);
+        };
+        let answer = self.run(&op.service, script, &with_quota, 0, deadline)?;
+        let mut parts = strings(answer)?.into_iter().map(Option::unwrap_or_default);
+        Ok((
+            parts.next().unwrap_or_default(),
+            parts.next().unwrap_or_default(),
+        ))
+    }
+
+    fn put(
+        &self,
+        op: &Op,
+        pairs: &[(String, Option<Vec<u8>>)],
+        deadline: Instant,
+    ) -> Result<Done, StoreError> {
+        // Of a key that stands twice the last one counts.
+        let last: BTreeMap<_, _> = pairs.iter().map(|(key, value)| (key, value)).collect();
+        let arguments = |command: &mut Cmd| {
+            command.arg("");
+            for (key, value) in &last {
+                command.arg(name(&op.bucket, key));
+                match value {
+                    Some(value) => command.arg("1").arg(&**value),
+                    None => command.arg("0").arg(""),
+                };
+            }
+        };
+        let (kind, value) = self.outcome(op, &PUT, &arguments, deadline)?;
+        match &kind[..] {
+            b"written" => Ok(Done::Written),
+            _ => Err(refused(op, &kind, &value)),
+        }
+    }
+
+    fn increment(
+        &self,
+        op: &Op,
+        key: &str,
+        delta: i64,
+        deadline: Instant,
+    ) -> Result<Done, StoreError> {
+        let arguments = |command: &mut Cmd| {
+            command.arg(name(&op.bucket, key)).arg(delta);
+        };
+        let (kind, value) = self.outcome(op, &INCREMENT, &arguments, deadline)?;
+        match &kind[..] {
+            b"number" => std::str::from_utf8(&value)
+                .ok()
+                .and_then(|text| text.parse().ok())
+                .map(Done::Number)
+                .ok_or(StoreError::NotANumber),
+            _ => Err(refused(op, &kind, &value)),
+        }
+    }
+
+    /// Holds the value against the digest here, and has the engine compare the
+    /// whole of it.
+    fn swap(
+        &self,
+        op: &Op,
+        key: &str,
+        expected: Option<super::Digest>,
+        value: &[u8],
+        deadline: Instant,
+    ) -> Result<Done, StoreError> {
+        let present = match expected {
+            None => None,
+            Some(expected) => {
+                let present = self.get((&op.service, &op.bucket, key), deadline)?;
+                match present.filter(|present| digest(present) == expected) {
+                    None => return Ok(Done::Swapped(false)),
+                    present => present,
+                }
+            }
+        };
+        let arguments = |command: &mut Cmd| {
+            command.arg(name(&op.bucket, key));
+            match &present {
+                Some(present) => command.arg("1").arg(&**present),
+                None => command.arg("0").arg(""),
+            };
+            command.arg(value);
+        };
+        let (kind, detail) = self.outcome(op, &SWAP, &arguments, deadline)?;
+        match &kind[..] {
+            b"swapped" => Ok(Done::Swapped(true)),
+            b"differs" => Ok(Done::Swapped(false)),
+            _ => Err(refused(op, &kind, &detail)),
+        }
+    }
+}
+
+impl Engine for Remote {
+    fn get(
+        &self,
+        (service, bucket, key): EntryKey<'_>,
+        deadline: Instant,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let arguments = |command: &mut Cmd| {
+            command.arg(MAX_VALUE).arg(MAX_VALUE).arg(name(bucket, key));
+        };
+        let answer = self.run(service, &GET, &arguments, MAX_VALUE, deadline)?;
+        Ok(values(answer)?.into_iter().next().flatten())
+    }
+
+    fn exists(
+        &self,
+        (service, bucket, key): EntryKey<'_>,
+        deadline: Instant,
+    ) -> Result<bool, StoreError> {
+        let arguments = |command: &mut Cmd| {
+            command.arg(name(bucket, key));
+        };
+        let answer = self.run(service, &EXISTS, &arguments, 0, deadline)?;
+        Ok(answer == Value::Int(1))
+    }
+
+    fn get_many(
+        &self,
+        (service, bucket): (&str, &str),
+        keys: &[String],
+        deadline: Instant,
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let arguments = |command: &mut Cmd| {
+            command.arg(MAX_VALUE).arg(MAX_BATCH_BYTES);
+            for key in keys {
+                command.arg(name(bucket, key));
+            }
+        };
+        let answer = self.run(service, &GET, &arguments, MAX_BATCH_BYTES, deadline)?;
+        let values = values(answer)?;
+        if values.len() == keys.len() {
+            Ok(values)
+        } else {
+            Err(unexpected())
+        }
+    }
+
+    fn list(
+        &self,
+        (service, bucket): (&str, &str),
+        from: &str,
+        deadline: Instant,
+    ) -> Result<KeyPage, StoreError> {
+        let arguments = |command: &mut Cmd| {
+            let lowest = [b"[", &*name(bucket, from)].concat();
+            let above = [b"(", bucket.as_bytes(), b"\x01"].concat();
+            command.arg(lowest).arg(above).arg(MAX_PAGE);
+        };
+        let limit = (MAX_PAGE + 1) * (MAX_KEY + 128);
+        let answer = self.run(service, &LIST, &arguments, limit, deadline)?;
+        let key = |name: Vec<u8>| {
+            let key = name.get(bucket.len() + 1..).ok_or_else(unexpected)?;
+            String::from_utf8(key.to_vec()).map_err(|_| unexpected())
+        };
+        let mut names = strings(answer)?.into_iter();
+        let next = names.next().flatten().map(key).transpose()?;
+        let keys = names.flatten().map(key).collect::<Result<_, _>>()?;
+        Ok(KeyPage { keys, next })
+    }
+
+    fn write(&self, op: Op, deadline: Instant) -> Result<Done, StoreError> {
+        match &op.change {
+            Change::Put(pairs) => self.put(&op, pairs, deadline),
+            Change::Increment { key, delta } => self.increment(&op, key, *delta, deadline),
+            Change::Swap {
+                key,
+                expected,
+                value,
+            } => self.swap(&op, key, *expected, value, deadline),
+        }
+    }
+
+    fn waits_to_read(&self) -> bool {
+        true
+    }
+
+    fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// As of the last look.
+    fn size(&self) -> Result<Size, StoreError> {
+        let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Size {
+            used: services.values().sum(),
+            on_disk: 0,
+        })
+    }
+
+    fn compact(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn import(&self, _: &mut dyn BufRead, _: bool) -> Result<u64, StoreError> {
+        Err(StoreError::Import("not to this engine".into()))
+    }
+
+    fn serves(&self, service: &Arc<str>) {
+        let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        services.entry(Arc::clone(service)).or_default();
+    }
+
+    /// Looks at each service: what it uses, and what of it has ended. So it is
+    /// noticed without any call that the engine is away, or back.
+    fn tend(&self) {
+        let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        let names: Vec<_> = services.keys().cloned().collect();
+        drop(services);
+        for service in names {
+            let deadline = Instant::now() + Duration::from_secs(2);
+            let Ok(answer) = self.run(&service, &TEND, &|_| {}, 0, deadline) else {
+                return;
+            };
+            let Value::Array(parts) = answer else {
+                continue;
+            };
+            if let Some(Value::BulkString(used)) = parts.get(1)
+                && let Some(used) = std::str::from_utf8(used)
+                    .ok()
+                    .and_then(|text| text.parse().ok())
+            {
+                let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+                services.insert(service, used);
+            }
+        }
+    }
+}
+
+/// Before the deadline of a call, so that the service still sees what came of
+/// it.
+fn before(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    let remaining = deadline.saturating_duration_since(now).min(MAX_WAIT);
+    now + remaining * SHARE / 10
+}
+
+/// The name of an entry: as in a file, keys of a bucket are together and in
+/// order, because no bucket's name has a NUL.
+fn name(bucket: &str, key: &str) -> Vec<u8> {
+    [bucket.as_bytes(), b"\0", key.as_bytes()].concat()
+}
+
+/// Values, unless they are too large: such ones are not this program's.
+fn values(answer: Value) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+    match answer {
+        Value::Int(size) => {
+            let size = usize::try_from(size).unwrap_or(usize::MAX);
+            if size > MAX_BATCH_BYTES {
+                Err(batch_too_large(size))
+            } else {
+                Err(StoreError::Value { size })
+            }
+        }
+        answer => strings(answer),
+    }
+}
+
+fn strings(answer: Value) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+    let Value::Array(parts) = answer else {
+        return Err(unexpected());
+    };
+    let string = |part| match part {
+        Value::BulkString(bytes) => Ok(Some(bytes)),
+        Value::Nil => Ok(None),
+        _ => Err(unexpected()),
+    };
+    parts.into_iter().map(string).collect()
+}
+
+fn unexpected() -> StoreError {
+    StoreError::Refused("its answer is none of this program's scripts".into())
+}
+
+/// Why a script wrote nothing.
+fn refused(op: &Op, kind: &[u8], value: &[u8]) -> StoreError {
+    let number = || std::str::from_utf8(value).ok()?.parse().ok();
+    match kind {
+        b"quota" => StoreError::Quota {
+            wanted: number().unwrap_or(u64::MAX),
+            limit: op.quota,
+        },
+        b"number" => StoreError::NotANumber,
+        _ => unexpected(),
+    }
+}

@@ -1,0 +1,291 @@
+//! Which process of an engine has a service's values: the only one, the primary
+//! that Sentinels name, or the one of a cluster to which the others point.
+//!
+//! A command is sent again only where the engine has said that it did not do
+//! it, or where it was not sent. The cluster client of the crate `redis` sends
+//! again what was cut off on the way, 16 times, so it is not used.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use redis::{Value, cmd};
+
+use super::{
+    connection::{Connection, Fault, Login, Role, refusal},
+    pool::{Lease, Pool},
+};
+use crate::{
+    config::store::{Node, Remote},
+    store::StoreError,
+};
+
+/// How often one command is pointed to another node.
+const MAX_REDIRECTS: usize = 5;
+/// Nodes whose connections are kept.
+const MAX_NODES: usize = 1024;
+/// Pause before a command is sent again whose slot is on its way.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Longest answer of a Sentinel, in bytes.
+const MAX_SENTINEL: usize = 4096;
+
+/// A command in the engine's encoding, and what an answer may have.
+pub(super) struct Question<'a> {
+    pub(super) command: &'a [u8],
+    /// Sent where the engine does not know the script.
+    pub(super) whole: &'a dyn Fn() -> Vec<u8>,
+    /// Bytes of the answer.
+    pub(super) limit: usize,
+    pub(super) deadline: Instant,
+}
+
+pub(super) struct Nodes {
+    remote: Remote,
+    login: Arc<Login>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    pools: HashMap<Node, Arc<Pool>>,
+    /// The node that answered last, by service.
+    homes: HashMap<Arc<str>, Node>,
+}
+
+impl Nodes {
+    pub(super) fn new(remote: Remote, login: Login) -> Self {
+        Self {
+            remote,
+            login: Arc::new(login),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Asks the node that has the service's values.
+    pub(super) fn ask(
+        &self,
+        service: &Arc<str>,
+        question: &Question<'_>,
+    ) -> Result<Value, StoreError> {
+        let mut tried = Vec::new();
+        let mut redirects = 0;
+        let mut node = self.first(service, question.deadline)?;
+        let mut asking = false;
+        loop {
+            let answer = self.ask_node(&node, asking, question);
+            asking = false;
+            match answer {
+                Ok(Value::ServerError(error)) => match error.code() {
+                    "MOVED" | "ASK" if redirects < MAX_REDIRECTS => {
+                        redirects += 1;
+                        asking = error.code() == "ASK";
+                        node = pointed_to(error.details(), &node)
+                            .ok_or_else(|| StoreError::Refused(refusal(&error)))?;
+                    }
+                    "TRYAGAIN" if question.deadline > Instant::now() + PAUSE => {
+                        thread::sleep(PAUSE)
+                    }
+                    // It is no primary any more, or not yet; another may be.
+                    "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "LOADING" | "MOVED" | "ASK" => {
+                        self.forget(service, Some(&node));
+                        return Err(StoreError::Away(format!("{node}: {}", refusal(&error))));
+                    }
+                    _ => return Err(StoreError::Refused(refusal(&error))),
+                },
+                Ok(value) => {
+                    self.settle(service, &node);
+                    return Ok(value);
+                }
+                Err(Fault::Unanswered(why)) => {
+                    self.forget(service, None);
+                    return Err(StoreError::Unconfirmed(why));
+                }
+                Err(Fault::Unsent(why)) => {
+                    self.forget(service, None);
+                    tried.push(node);
+                    match self.next(&tried, question.deadline) {
+                        Some(next) => node = next,
+                        None => return Err(StoreError::Away(why)),
+                    }
+                }
+            }
+        }
+    }
+
+    fn ask_node(&self, node: &Node, asking: bool, question: &Question<'_>) -> Result<Value, Fault> {
+        let Question {
+            command,
+            whole,
+            limit,
+            deadline,
+        } = *question;
+        let mut lease = self.pool(node).take(deadline)?;
+        if asking {
+            ask_for_it(&mut lease, deadline)?;
+        }
+        let answer = lease.ask(command, limit, deadline)?;
+        if !matches!(&answer, Value::ServerError(error) if error.code() == "NOSCRIPT") {
+            return Ok(answer);
+        }
+        if asking {
+            ask_for_it(&mut lease, deadline)?;
+        }
+        lease.ask(&whole(), limit, deadline)
+    }
+
+    /// Where a command of a service goes first.
+    fn first(&self, service: &Arc<str>, deadline: Instant) -> Result<Node, StoreError> {
+        let home = self.lock().homes.get(service).cloned();
+        match (home, &self.remote.primary) {
+            (Some(home), _) => Ok(home),
+            (None, Some(name)) => self.primary(name, deadline),
+            (None, None) => Ok(self.remote.nodes[0].clone()),
+        }
+    }
+
+    /// Where it goes if nobody was reached so far: any node of a cluster points
+    /// to the right one.
+    fn next(&self, tried: &[Node], deadline: Instant) -> Option<Node> {
+        if let Some(name) = &self.remote.primary {
+            let now = self.primary(name, deadline).ok()?;
+            return (!tried.contains(&now)).then_some(now);
+        }
+        self.remote
+            .nodes
+            .iter()
+            .find(|node| !tried.contains(node))
+            .cloned()
+    }
+
+    /// Asks the Sentinels for the primary.
+    fn primary(&self, name: &str, deadline: Instant) -> Result<Node, StoreError> {
+        let question = cmd("SENTINEL")
+            .arg("GET-MASTER-ADDR-BY-NAME")
+            .arg(name)
+            .get_packed_command();
+        let mut last = String::new();
+        for sentinel in &self.remote.nodes {
+            let told = Connection::open(sentinel, &self.login, Role::Sentinel, deadline).and_then(
+                |mut connection| match connection.ask(&question, MAX_SENTINEL, deadline) {
+                    Ok(Value::Array(parts)) => match &parts[..] {
+                        [Value::BulkString(host), Value::BulkString(port)] => {
+                            node(host, port).ok_or_else(|| "its answer is no address".into())
+                        }
+                        _ => Err("its answer is no address".into()),
+                    },
+                    Ok(Value::ServerError(error)) => Err(refusal(&error)),
+                    Ok(_) => Err(format!("knows no primary {name:?}")),
+                    Err(Fault::Unsent(why) | Fault::Unanswered(why)) => Err(why),
+                },
+            );
+            match told {
+                Ok(node) => return Ok(node),
+                Err(why) => last = format!("Sentinel {sentinel}: {why}"),
+            }
+        }
+        Err(StoreError::Away(last))
+    }
+
+    fn role(&self) -> Role {
+        if self.remote.primary.is_some() {
+            Role::Primary
+        } else if self.remote.nodes.len() > 1 {
+            Role::Member
+        } else {
+            Role::Any
+        }
+    }
+
+    fn pool(&self, node: &Node) -> Arc<Pool> {
+        let mut state = self.lock();
+        if state.pools.len() >= MAX_NODES {
+            state.pools.clear();
+        }
+        let pool = state.pools.entry(node.clone()).or_insert_with(|| {
+            Arc::new(Pool::new(
+                node.clone(),
+                self.role(),
+                Arc::clone(&self.login),
+            ))
+        });
+        Arc::clone(pool)
+    }
+
+    /// This node has the service's values.
+    fn settle(&self, service: &Arc<str>, node: &Node) {
+        let mut state = self.lock();
+        if state.homes.get(service) != Some(node) {
+            state.homes.insert(Arc::clone(service), node.clone());
+        }
+    }
+
+    /// The service's values may be elsewhere by now. A node that is no primary
+    /// any more loses its connections as well.
+    fn forget(&self, service: &Arc<str>, node: Option<&Node>) {
+        let mut state = self.lock();
+        state.homes.remove(service);
+        if let Some(node) = node {
+            state.pools.remove(node);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Of a slot that is on its way, the next command may be asked for here.
+fn ask_for_it(lease: &mut Lease, deadline: Instant) -> Result<(), Fault> {
+    let asked = lease.ask(&cmd("ASKING").get_packed_command(), MAX_SENTINEL, deadline);
+    match asked {
+        Ok(_) => Ok(()),
+        Err(Fault::Unsent(why) | Fault::Unanswered(why)) => Err(Fault::Unsent(why)),
+    }
+}
+
+/// The node in `SLOT HOST:PORT`; without a host, it is the one that says so.
+fn pointed_to(details: Option<&str>, said_by: &Node) -> Option<Node> {
+    let (host, port) = details?.split(' ').nth(1)?.rsplit_once(':')?;
+    let mut found = node(host.as_bytes(), port.as_bytes())?;
+    if found.host.is_empty() || found.host == "?" {
+        found.host.clone_from(&said_by.host);
+    }
+    Some(found)
+}
+
+fn node(host: &[u8], port: &[u8]) -> Option<Node> {
+    let text = |bytes| std::str::from_utf8(bytes).ok();
+    let host = text(host)?.trim_matches(['[', ']']).to_owned();
+    let port = text(port)?.parse().ok()?;
+    Some(Node { host, port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_names_a_node() {
+        let asked = Node {
+            host: "here".into(),
+            port: 1,
+        };
+        let check = |details: &str, expected: Option<(&str, u16)>| {
+            let found = pointed_to(Some(details), &asked);
+            let expected = expected.map(|(host, port)| Node {
+                host: host.into(),
+                port,
+            });
+            assert_eq!(found, expected, "{details}");
+        };
+        check("3999 127.0.0.1:6381", Some(("127.0.0.1", 6381)));
+        check("3999 ::1:6381", Some(("::1", 6381)));
+        check("3999 :6381", Some(("here", 6381)));
+        check("3999 ?:6381", Some(("here", 6381)));
+        check("3999", None);
+        check("3999 a:b", None);
+    }
+}
