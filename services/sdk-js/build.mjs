@@ -126,7 +126,7 @@ function world(folder, imports) {
   mkdirSync(path.join(folder, 'deps/mb-service'));
   cpSync(path.join(CONTRACT, 'service.wit'), path.join(folder, 'deps/mb-service/service.wit'));
   const lines = [...imports].sort().map((name) => `    import ${name};`);
-  writeFileSync(path.join(folder, 'world.wit'), `package local:service;\nworld app {\n    include mb:service/service@1.0.0;\n${lines.join('\n')}\n}\n`);
+  writeFileSync(path.join(folder, 'world.wit'), `package local:service;\nworld app {\n    include mb:service/service@1.1.0;\n${lines.join('\n')}\n}\n`);
 }
 
 /** What QuickJS says went wrong while the modules loaded, in the files as they were written. */

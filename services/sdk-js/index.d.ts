@@ -75,11 +75,14 @@ export class Bucket {
   exists(key: string): boolean;
   /** It is on the disk when this returns. */
   set(key: string, value: string | Uint8Array): void;
+  /** Ends after so many milliseconds: then the key has no value. */
+  setFor(key: string, value: string | Uint8Array, milliseconds: number): void;
   delete(key: string): void;
   keys(): IterableIterator<string>;
+  keysFrom(prefix: string): IterableIterator<string>;
   /** Adds to a number that begins at 0, safe against other calls, and answers the sum. */
   increment(key: string, delta?: number): number;
-  /** Safe against other calls: `change` runs again where another call was quicker. */
+  /** Safe against other calls: `change` runs again where another call was quicker. Where it throws, nothing is written. */
   update(key: string, change: (value: Uint8Array | undefined) => string | Uint8Array): void;
   setMany(pairs: Iterable<[string, string | Uint8Array]>): void;
   deleteMany(keys: Iterable<string>): void;

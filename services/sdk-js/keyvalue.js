@@ -50,15 +50,30 @@ export class Bucket {
     attempt(() => this.#bucket.set(key, encode(value)));
   }
 
+  /** Writes a text or bytes that end after so many milliseconds: then the key has no value. */
+  setFor(key, value, milliseconds) {
+    if (!Number.isSafeInteger(milliseconds)) throw new TypeError(`${milliseconds} is no whole number of milliseconds`);
+    attempt(() => imported.setFor(this.#bucket, key, encode(value), milliseconds));
+  }
+
   delete(key) {
     attempt(() => this.#bucket.delete(key));
   }
 
   /** All keys, in order. */
-  *keys() {
+  keys() {
+    return this.#pages((cursor) => this.#bucket.listKeys(cursor));
+  }
+
+  /** The keys that begin with `prefix`, in order. */
+  keysFrom(prefix) {
+    return this.#pages((cursor) => imported.keysFrom(this.#bucket, prefix, cursor));
+  }
+
+  *#pages(read) {
     let cursor;
     do {
-      const page = attempt(() => this.#bucket.listKeys(cursor));
+      const page = attempt(() => read(cursor));
       for (const key of page.keys) yield key;
       cursor = page.cursor ?? undefined;
     } while (cursor !== undefined);
@@ -70,7 +85,10 @@ export class Bucket {
     return attempt(() => imported.increment(this.#bucket, key, delta));
   }
 
-  /** Sets what `change` makes of the bytes under `key` (or of undefined); again where another call was quicker. */
+  /**
+   * Sets what `change` makes of the bytes under `key` (or of undefined); again where another call was quicker. Where it
+   * throws, nothing is written.
+   */
   update(key, change) {
     attempt(() => {
       let seen = imported.Cas.new(this.#bucket, key);

@@ -1,5 +1,7 @@
 //! What the operator may change, and the requests for it.
 
+use std::io::Write;
+
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -66,6 +68,14 @@ pub trait Commands: Send + Sync {
     /// Begins the drain of the server.
     fn drain(&self);
 
+    /// Writes a backup of the durable values. Returns how many entries it has.
+    ///
+    /// # Errors
+    /// There is no store, or it or `out` fails.
+    fn export(&self, _out: &mut dyn Write) -> Result<u64, String> {
+        Err("there is no store".into())
+    }
+
     /// Calls an action once, as the operator. Returns the result as JSON.
     ///
     /// # Errors
@@ -99,6 +109,28 @@ struct Body {
     undo: bool,
 }
 
+/// Writes the head of an answer before its first bytes.
+struct Headed<'a> {
+    out: &'a mut dyn Write,
+    begun: bool,
+}
+
+impl Write for Headed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.out.write_all(
+                b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/x-ndjson\r\n\
+                  Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n\r\n",
+            )?;
+        }
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
+
 fn refuse(status: u16, error: &str) -> Page {
     (status, JSON_UTF8, json!({"error": error}).to_string())
 }
@@ -130,6 +162,31 @@ impl Admin {
         }
         let error = "this takes the header Authorization: Bearer TOKEN; the token is in state_dir/admin.token";
         Err(refuse(401, error))
+    }
+
+    /// Writes a backup, if the request may have one; the head comes with its
+    /// first bytes. None once some were written.
+    pub(super) fn export(&self, request: &Request, out: &mut dyn Write) -> Option<Page> {
+        if let Err(page) = self.authorise(request) {
+            return Some(page);
+        }
+        let mut out = Headed { out, begun: false };
+        let exported = self.commands.export(&mut out);
+        let said = match &exported {
+            Ok(entries) => format!("{entries} entries were exported"),
+            Err(error) => format!("the export failed: {error}"),
+        };
+        tracing::info!(
+            target: AUDIT,
+            security = "change",
+            peer = request.peer,
+            path = shown(&request.url),
+            "by the operator: {said}"
+        );
+        exported
+            .err()
+            .filter(|_| !out.begun)
+            .map(|error| refuse(409, &error))
     }
 
     /// Answers requests other than GET.

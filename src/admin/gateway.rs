@@ -8,7 +8,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, Read as _, Write},
+    io::{self, BufWriter, Read as _, Write},
     net::{IpAddr, TcpListener},
     os::unix::net::UnixListener,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -52,6 +52,9 @@ const SMALL_ANSWER: usize = 64 * 1024;
 /// Time for a client to take a whole answer; of an event stream, each part of
 /// it.
 const TAKE_WITHIN: Duration = Duration::from_secs(10);
+/// Time for a client to take a whole backup. As long as it takes it, a file
+/// keeps what is overwritten meanwhile.
+const EXPORT_WITHIN: Duration = Duration::from_secs(3600);
 /// Time for a refused client to read why, while what it still sends is dropped.
 const LINGER: Duration = Duration::from_secs(2);
 /// Pause after an error of the accept call.
@@ -79,6 +82,7 @@ pub(super) struct Gateway {
     building: Arc<Budget>,
     changes: Arc<Budget>,
     event_streams: Arc<Budget>,
+    exports: Arc<Budget>,
     /// Bytes of received bodies, and of answers that have yet to be taken.
     held: Arc<Budget>,
 }
@@ -158,11 +162,13 @@ impl Request {
 }
 
 /// Writes to a peer, each write within its time.
-struct InTime<'a>(&'a Socket);
+struct InTime<'a>(&'a Socket, Option<Instant>);
 
 impl Write for InTime<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        write_before(self.0, bytes, Instant::now() + TAKE_WITHIN)?;
+        let soon = Instant::now() + TAKE_WITHIN;
+        let deadline = self.1.map_or(soon, |end| end.min(soon));
+        write_before(self.0, bytes, deadline)?;
         Ok(bytes.len())
     }
 
@@ -181,6 +187,7 @@ impl Gateway {
             building: Budget::new(MAX_BUILDING),
             changes: Budget::new(MAX_CHANGES),
             event_streams: Budget::new(MAX_EVENT_STREAMS),
+            exports: Budget::new(1),
         })
     }
 
@@ -325,7 +332,16 @@ impl Gateway {
         if is_event_stream && self.admin.is_addressed(request) {
             return self.stream(socket, slot, request);
         }
-        let (status, kind, body) = self.build(request)?;
+        let is_export = request.method == "POST" && request.path() == "/store/export";
+        let (status, kind, body) =
+            if is_export && request.may_look && self.admin.is_addressed(request) {
+                match self.export(socket, request)? {
+                    None => return Ok(()),
+                    Some(page) => page,
+                }
+            } else {
+                self.build(request)?
+            };
         if body.len() > MAX_ANSWER.min(self.held.limit()) {
             return Err((
                 400,
@@ -389,10 +405,29 @@ impl Gateway {
         // listener went; a panic ends it too.
         let write_events = || {
             self.admin
-                .write_events(&mut InTime(socket), request.method == "HEAD")
+                .write_events(&mut InTime(socket, None), request.method == "HEAD")
         };
         let _ = catch_unwind(AssertUnwindSafe(write_events));
         Ok(())
+    }
+
+    /// Writes a backup; a page where there is none.
+    fn export(&self, socket: &Socket, request: &Request) -> Result<Option<Page>, HttpError> {
+        let _export = hold(&self.exports, 1, Instant::now())
+            .ok_or((503, "another export is in progress; try again"))?;
+        let mut out = InTime(socket, Some(Instant::now() + EXPORT_WITHIN));
+        let export = || {
+            let mut out = BufWriter::with_capacity(SMALL_ANSWER, &mut out);
+            let page = self.admin.export(request, &mut out);
+            let _ = out.flush();
+            page
+        };
+        let page = catch_unwind(AssertUnwindSafe(export))
+            .map_err(|_| (500, "a defect of the server; its log says more"))?;
+        if page.is_none() {
+            let _ = socket.shutdown(std::net::Shutdown::Write);
+        }
+        Ok(page)
     }
 
     /// Reads a whole request; none if the client leaves before.

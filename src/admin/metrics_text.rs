@@ -290,7 +290,11 @@ impl Text {
         );
         let count = |count: fn(&StoreRow) -> u64| store.map_or(0, count);
         let name = "mb_store_write_failures_total";
-        self.head(name, "Writes that the store refused or did not answer, by reason.", "counter");
+        self.head(
+            name,
+            "Writes that the store refused or did not answer, by reason.",
+            "counter",
+        );
         self.line(name, &[("reason", "disk-full")], count(|store| store.full));
         self.line(name, &[("reason", "error")], count(|store| store.failed));
         self.counter(

@@ -187,7 +187,7 @@ pub fn version() -> serde_json::Value {
         "name": env!("CARGO_PKG_NAME"),
         "version": env!("CARGO_PKG_VERSION"),
         "protocol": crate::wire::PROTOCOL_VERSION,
-        "contract": "mb:service@1.0.0",
+        "contract": "mb:service@1.1.0",
     })
 }
 

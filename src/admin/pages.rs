@@ -204,7 +204,10 @@ fn readiness(snapshot: &Snapshot) -> Page {
         .collect();
     let (status, word) = readiness_word(snapshot.accepting);
     // Services without durable values are served all the same.
-    let is_whole = snapshot.store.as_ref().is_none_or(|store| store.status == "ok");
+    let is_whole = snapshot
+        .store
+        .as_ref()
+        .is_none_or(|store| store.status == "ok");
     let word = if snapshot.accepting && !is_whole {
         "degraded"
     } else {

@@ -25,6 +25,7 @@ pub struct Route {
 
 pub(super) const JSON: &str = "application/json";
 pub(super) const PROMETHEUS: &str = "text/plain; version=0.0.4";
+pub(super) const LINES: &str = "application/x-ndjson";
 pub(super) const EVENTS: &str = "text/event-stream";
 
 const fn get(path: &'static str, what: &'static str) -> Route {
@@ -188,6 +189,14 @@ pub const ROUTES: &[Route] = &[
         "close all connections of a principal gracefully: what was begun is answered, then UNAUTHORIZED",
         &[200],
     ),
+    Route {
+        answers: (LINES, &[200, 409]),
+        ..post(
+            "/store/export",
+            "a backup of the durable values, as lines of JSON; one at a time",
+            &[200],
+        )
+    },
     post(
         "/tls/reload",
         "read the certificates again; connections whose certificate does not hold any more are closed",

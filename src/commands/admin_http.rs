@@ -2,7 +2,7 @@
 
 use std::{
     cell::OnceCell,
-    io::{self, Read as _, Write as _},
+    io::{self, BufRead as _, Read as _, Write as _},
     net::SocketAddr,
     path::PathBuf,
     time::{Duration, Instant},
@@ -24,6 +24,10 @@ const CONNECT: Duration = Duration::from_secs(5);
 const PAGE: Duration = Duration::from_secs(5);
 /// For a change to be made; the server may have to compile.
 const CHANGE: Duration = Duration::from_secs(120);
+/// For a backup to arrive as a whole.
+const DOWNLOAD: Duration = Duration::from_secs(3600);
+/// Longest head of its answer, in bytes.
+const MAX_HEAD: u64 = 16 * 1024;
 /// What to do about a server that is silent.
 const STOPPED: &str = "; is the server stopped (kill -CONT PID lets it go on), or overloaded?";
 /// Longest answer that is read with its head, in bytes.
@@ -56,6 +60,15 @@ pub(super) struct Endpoint {
 }
 
 impl AdminTarget {
+    /// For a command that has these as arguments of its own.
+    pub(super) fn new(admin: String, config: Option<PathBuf>, allow_unsecure: bool) -> Self {
+        Self {
+            admin: Some(admin),
+            config,
+            allow_unsecure,
+        }
+    }
+
     pub(super) fn endpoint(&self) -> Result<Endpoint> {
         let config = config::load(self.config.as_deref(), Flags::default())
             .map_err(usage)?
@@ -103,6 +116,49 @@ impl Endpoint {
         self.exchange("GET", "/healthz", "", "", PAGE)?;
         let (status, answer) = self.exchange("POST", path, &authorization, body, CHANGE)?;
         Ok((status, serde_json::from_str(&answer).unwrap_or_default()))
+    }
+
+    /// Has the server do something whose answer may be long, and writes it out;
+    /// the status and, where it is not 200, the answer.
+    pub(super) fn download(&self, path: &str, out: &mut dyn io::Write) -> Result<(u16, String)> {
+        let authorization = self.authorization()?;
+        self.exchange("GET", "/healthz", "", "", PAGE)?;
+        let broke_off = |error: io::Error| {
+            let problem = format!("the admin endpoint {} broke off: {error}", self.address);
+            (Exit::Unreachable, problem)
+        };
+        let (mut connection, host) = self
+            .connect(Instant::now() + CONNECT)
+            .map_err(|error| self.unreachable(&error))?;
+        connection.deadline = Instant::now() + DOWNLOAD;
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}Content-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        connection
+            .write_all(request.as_bytes())
+            .map_err(broke_off)?;
+        let mut reader = io::BufReader::new(connection);
+        let (mut head, mut line) = (String::new(), String::new());
+        while line != "\r\n" {
+            line.clear();
+            let read = reader.by_ref().take(MAX_HEAD).read_line(&mut line);
+            if read.map_err(broke_off)? == 0 || head.len() as u64 > MAX_HEAD {
+                return Err(broke_off(io::ErrorKind::UnexpectedEof.into()));
+            }
+            head += &line;
+        }
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok());
+        if status == Some(200) {
+            io::copy(&mut reader, out).map_err(broke_off)?;
+            return Ok((200, String::new()));
+        }
+        let mut answer = String::new();
+        let read = reader.take(MAX_READ as u64).read_to_string(&mut answer);
+        read.map_err(broke_off)?;
+        Ok((status.unwrap_or(0), answer))
     }
 
     /// The header with the token, where it may be sent.

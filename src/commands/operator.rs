@@ -1,6 +1,7 @@
 //! What the admin endpoint may do to a running server.
 
 use std::{
+    io::Write,
     net::{IpAddr, Ipv4Addr},
     sync::{
         Arc,
@@ -21,6 +22,7 @@ use crate::{
     dispatch::{Dispatcher, Handle as _, Outcome, Reply, Request},
     host::{Unwatched, grant_for},
     server::View,
+    store::Store,
     wire::Version,
 };
 
@@ -33,6 +35,8 @@ pub(super) struct Operator {
     pub(super) end: mpsc::Sender<()>,
     pub(super) dispatcher: Dispatcher,
     pub(super) settings: Arc<LiveSettings>,
+    /// None where no service is granted durable values.
+    pub(super) store: Option<Arc<Store>>,
 }
 
 impl Commands for Operator {
@@ -60,6 +64,15 @@ impl Commands for Operator {
 
     fn switch(&self, service: &str, version: Option<&str>, on: bool) -> Result<String, String> {
         self.catalog.switch(service, parse(version)?, on)
+    }
+
+    fn export(&self, out: &mut dyn Write) -> Result<u64, String> {
+        let store = self.store.as_ref().ok_or("there is no store")?;
+        let mut lost = |what: &str| tracing::error!("store: the backup lacks {what}");
+        let exported = store.export(out, &mut lost);
+        exported
+            .map(|checked| checked.entries)
+            .map_err(|error| error.0.to_string())
     }
 
     fn kill(&self, call: u64) -> bool {

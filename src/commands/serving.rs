@@ -26,7 +26,8 @@ use crate::{
     catalog::{LiveCatalog, LoadSettings, ServicePolicies},
     config::{
         Config, DEFAULT_PRINCIPAL, Loaded, MemoryPlan, PrincipalSettings, Principals,
-        services::Overlay, store::{MAX_CONNECTIONS, Remote},
+        services::Overlay,
+        store::{MAX_CONNECTIONS, Remote},
     },
     dispatch::{Dispatcher, Handle},
     log::AUDIT,
@@ -192,6 +193,7 @@ impl Serving {
             end,
             dispatcher: trying,
             settings: Arc::clone(&settings),
+            store: store.opened(),
         };
         let endpoint = start_admin(
             &config,
@@ -255,8 +257,7 @@ impl Capacity {
         let to_store = remote.map_or(0, |remote| remote.nodes.len() * MAX_CONNECTIONS);
         Self::within(
             MemoryPlan::of(config).connections,
-            crate::system::raise_open_files()
-                .map(|files| files.saturating_sub(to_store as u64)),
+            crate::system::raise_open_files().map(|files| files.saturating_sub(to_store as u64)),
         )
     }
 

@@ -2,13 +2,13 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, BufWriter},
+    io::{self, BufReader, BufWriter, Write},
     path::{Path, PathBuf},
 };
 
-use super::{Exit, Result, failure, usage};
+use super::{Exit, Result, admin_http::AdminTarget, failure, printable, usage};
 use crate::{
-    config::{self, Flags},
+    config::{self, Flags, store::Remote},
     files::{PRIVATE, Unfinished},
     store::{CACHE, Checked, Reader, Store},
 };
@@ -18,8 +18,10 @@ const MAX_NAMED: u32 = 100;
 
 /// Back up the durable values of the services, restore, check or compact them
 ///
-/// Stop the server first: one process at a time has the store open. Exit codes:
-/// 0 done, 1 it could not be done, or something is damaged.
+/// Stop the server first, or export from the running one with --admin: one
+/// process at a time has the file open. Where `store.url` names Valkey or Redis,
+/// export and import work on that. Exit codes: 0 done, 1 it could not be done, or
+/// something is damaged.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -36,8 +38,14 @@ enum Action {
         /// File to write; - is standard output
         #[arg(default_value = "-")]
         to: PathBuf,
+        /// Export from the running server, over its admin endpoint
+        #[arg(long, value_name = "HOST:PORT|unix:FILE")]
+        admin: Option<String>,
+        /// Send the token also to another machine, where everybody on the way can read it
+        #[arg(long, requires = "admin")]
+        allow_unsecure: bool,
     },
-    /// Read a backup, all of it or nothing
+    /// Read a backup; into a file all of it or nothing
     Import {
         /// File to read; - is standard input
         from: PathBuf,
@@ -56,6 +64,18 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let config = config::load(arguments.config.as_deref(), Flags::default())
         .map_err(usage)?
         .config;
+    if let Action::Export {
+        to,
+        admin: Some(admin),
+        allow_unsecure,
+    } = &arguments.action
+    {
+        let target = AdminTarget::new(admin.clone(), arguments.config.clone(), *allow_unsecure);
+        return download(&target, to);
+    }
+    if let Some(remote) = config.store.remote().ok().flatten() {
+        return run_remote(remote, &arguments.action);
+    }
     let file = config.store_file();
     if !matches!(arguments.action, Action::Import { .. }) && !file.exists() {
         return Err(named(
@@ -66,8 +86,18 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     // A panic of redb at a damaged page is caught, and named once.
     std::panic::set_hook(Box::new(|_| {}));
     match &arguments.action {
-        Action::Export { to } => export(&file, to),
-        Action::Import { from, merge } => import(&file, from, *merge),
+        Action::Export { to, .. } => {
+            let reader = Reader::open(&file, CACHE, false).map_err(|e| named(&file, &e))?;
+            let checked = write_whole(to, &mut |out| {
+                let exported = reader.export(out, &mut name_lost());
+                exported.map_err(|error| error.0)
+            })?;
+            Ok(verdict(checked, "they are not in the backup"))
+        }
+        Action::Import { from, merge } => {
+            let store = Store::open(&file, CACHE).map_err(|e| named(&file, &e))?;
+            import(&store, &file, from, *merge)
+        }
         Action::Check => {
             let reader = Reader::open(&file, CACHE, true).map_err(|e| named(&file, &e))?;
             Ok(verdict(
@@ -79,31 +109,119 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     }
 }
 
-fn export(file: &Path, to: &Path) -> Result {
-    let reader = Reader::open(file, CACHE, false).map_err(|e| named(file, &e))?;
-    let checked = if is_dash(to) {
-        let mut out = BufWriter::new(io::stdout().lock());
-        let exported = reader.export(&mut out, &mut name_lost());
-        exported.map_err(|e| named(Path::new("standard output"), &e.0))?
-    } else {
-        if to.exists() {
-            return Err(named(to, &"there is such a file; name another"));
+/// Works on an engine over the network.
+#[cfg(feature = "redis")]
+fn run_remote(remote: Remote, action: &Action) -> Result {
+    let url = PathBuf::from("store.url");
+    let store = Store::remote(remote, None).map_err(|e| named(&url, &e))?;
+    match action {
+        Action::Export { to, .. } => {
+            let checked = write_whole(to, &mut |out| {
+                let exported = store.export(out, &mut name_lost());
+                exported.map_err(|error| error.0)
+            })?;
+            Ok(verdict(checked, "they are not in the backup"))
         }
-        let refused = |error: io::Error| named(to, &error);
-        // Under its name only when it is whole.
-        let unfinished = Unfinished::create(to, PRIVATE).map_err(refused)?;
-        let mut out = BufWriter::new(&unfinished.file);
-        let exported = reader.export(&mut out, &mut name_lost());
-        let checked = exported.map_err(|e| refused(e.0))?;
-        drop(out);
-        unfinished.publish().map_err(refused)?;
-        checked
-    };
-    Ok(verdict(checked, "they are not in the backup"))
+        Action::Import { from, merge } => import(&store, &url, from, *merge),
+        Action::Check | Action::Compact => {
+            Err(failure("store.url names an engine that does this itself"))
+        }
+    }
 }
 
-fn import(file: &Path, from: &Path, merge: bool) -> Result {
-    let store = Store::open(file, CACHE).map_err(|e| named(file, &e))?;
+/// Settings that name one are out of bounds.
+#[cfg(not(feature = "redis"))]
+fn run_remote(_: Remote, _: &Action) -> Result {
+    Err(failure("this program has no client for store.url"))
+}
+
+/// Takes a backup from a running server.
+fn download(target: &AdminTarget, to: &Path) -> Result {
+    let endpoint = target.endpoint()?;
+    let mut refused = None;
+    let entries = write_whole(to, &mut |out| {
+        let mut out = LastLine {
+            out,
+            last: Vec::new(),
+        };
+        match endpoint.download("/store/export", &mut out) {
+            Ok((200, _)) => out
+                .entries()
+                .ok_or_else(|| io::Error::other("it was cut off; the server's log says why")),
+            Ok((_, answer)) => Err(io::Error::other(printable(&answer))),
+            Err(problem) => {
+                let text = problem.1.clone();
+                refused = Some(problem);
+                Err(io::Error::other(text))
+            }
+        }
+    });
+    match (entries, refused) {
+        (_, Some(problem)) => Err(problem),
+        (Ok(entries), None) => {
+            complain!("{entries} entries");
+            Ok(Exit::Success)
+        }
+        (Err(problem), None) => Err(problem),
+    }
+}
+
+/// Keeps the last line of what it writes: a backup is whole if that says so.
+struct LastLine<'a> {
+    out: &'a mut dyn Write,
+    last: Vec<u8>,
+}
+
+impl LastLine<'_> {
+    /// More than the last line of a backup takes, in bytes.
+    const MAX: usize = 64;
+
+    fn entries(&self) -> Option<u64> {
+        let text = String::from_utf8_lossy(&self.last);
+        let line = text.strip_suffix('\n')?.rsplit('\n').next()?;
+        serde_json::from_str::<serde_json::Value>(line).ok()?["entries"].as_u64()
+    }
+}
+
+impl Write for LastLine<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        let tail = &bytes[written.saturating_sub(Self::MAX)..written];
+        self.last.extend_from_slice(tail);
+        self.last.drain(..self.last.len().saturating_sub(Self::MAX));
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Writes a backup: to standard output, or to a file that is there only once it
+/// is whole.
+fn write_whole<T>(
+    to: &Path,
+    write: &mut dyn FnMut(&mut dyn Write) -> io::Result<T>,
+) -> std::result::Result<T, (Exit, String)> {
+    if is_dash(to) {
+        let mut out = BufWriter::new(io::stdout().lock());
+        let written = write(&mut out).and_then(|written| out.flush().map(|()| written));
+        return written.map_err(|error| named(Path::new("standard output"), &error));
+    }
+    if to.exists() {
+        return Err(named(to, &"there is such a file; name another"));
+    }
+    let refused = |error: io::Error| named(to, &error);
+    let unfinished = Unfinished::create(to, PRIVATE).map_err(refused)?;
+    let mut out = BufWriter::new(&unfinished.file);
+    let written = write(&mut out).and_then(|written| out.flush().map(|()| written));
+    let written = written.map_err(refused)?;
+    drop(out);
+    unfinished.publish().map_err(refused)?;
+    Ok(written)
+}
+
+fn import(store: &Store, file: &Path, from: &Path, merge: bool) -> Result {
     let entries = if is_dash(from) {
         store.import(&mut io::stdin().lock(), merge)
     } else {

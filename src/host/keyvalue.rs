@@ -1,13 +1,16 @@
-//! `wasi:keyvalue`: durable values of one service, in buckets that it names
-//! itself.
+//! `wasi:keyvalue` and `mb:service/values`: durable values of one service, in
+//! buckets that it names itself.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use wasmtime::component::Resource;
 
 use super::{
     Host,
-    bindings::wasi::keyvalue::{atomics, batch, store},
+    bindings::{
+        mb::service::values,
+        wasi::keyvalue::{atomics, batch, store},
+    },
 };
 use crate::store::{Digest, MAX_BATCH_BYTES, Namespace, StoreError, digest};
 
@@ -127,8 +130,9 @@ impl store::HostBucket for Host {
         cursor: Option<String>,
     ) -> StoreResult<store::KeyResponse> {
         let bucket = self.bucket(&bucket)?;
-        let page = self
-            .stored(|namespace, deadline| namespace.list(&bucket, cursor.as_deref(), deadline))?;
+        let page = self.stored(|namespace, deadline| {
+            namespace.list(&bucket, "", cursor.as_deref(), deadline)
+        })?;
         Ok(page.map(|page| store::KeyResponse {
             keys: page.keys,
             cursor: page.next,
@@ -138,6 +142,39 @@ impl store::HostBucket for Host {
     fn drop(&mut self, bucket: Resource<Bucket>) -> wasmtime::Result<()> {
         self.drop_handle(bucket)?;
         Ok(())
+    }
+}
+
+impl values::Host for Host {
+    fn set_for(
+        &mut self,
+        bucket: Resource<Bucket>,
+        key: String,
+        value: Vec<u8>,
+        milliseconds: u64,
+    ) -> StoreResult<()> {
+        let bucket = self.bucket(&bucket)?;
+        let bytes = key.len() + value.len();
+        let life = Duration::from_millis(milliseconds);
+        self.written(bytes, |namespace, deadline| {
+            namespace.set_for(&bucket, key, value, life, deadline)
+        })
+    }
+
+    fn keys_from(
+        &mut self,
+        bucket: Resource<Bucket>,
+        prefix: String,
+        cursor: Option<String>,
+    ) -> StoreResult<store::KeyResponse> {
+        let bucket = self.bucket(&bucket)?;
+        let page = self.stored(|namespace, deadline| {
+            namespace.list(&bucket, &prefix, cursor.as_deref(), deadline)
+        })?;
+        Ok(page.map(|page| store::KeyResponse {
+            keys: page.keys,
+            cursor: page.next,
+        }))
     }
 }
 

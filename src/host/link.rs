@@ -27,10 +27,11 @@ enum Needs {
 
 /// Interfaces by their names without versions, and what each needs. Those of
 /// WASI that only refuse are recognised by their package.
-const INTERFACES: [(&str, Needs); 12] = [
+const INTERFACES: [(&str, Needs); 13] = [
     ("mb:service/context", Needs::Nothing),
     ("mb:service/types", Needs::Nothing),
     ("mb:service/calls", Needs::Calls),
+    ("mb:service/values", Needs::KeyValue),
     ("wasi:logging/logging", Needs::Log),
     ("wasi:config/store", Needs::Settings),
     ("wasi:keyvalue/", Needs::KeyValue),
@@ -106,6 +107,7 @@ pub fn link<T: HasHost>(
         mb::context::add_to_linker::<T, HasSelf<Host>>(linker, T::called)?;
         mb::types::add_to_linker::<T, HasSelf<Host>>(linker, T::called)?;
         mb::calls::add_to_linker::<T, HasSelf<Host>>(linker, T::called)?;
+        mb::values::add_to_linker::<T, HasSelf<Host>>(linker, T::called)?;
         capability::logging::logging::add_to_linker::<T, HasSelf<Host>>(linker, T::called)?;
         capability::config::store::add_to_linker::<T, HasSelf<Host>>(linker, T::called)?;
         capability::keyvalue::store::add_to_linker::<T, HasSelf<Host>>(linker, T::called)?;
@@ -180,7 +182,7 @@ impl fmt::Display for LinkError {
             Self::Contract(error) => {
                 write!(
                     f,
-                    "does not fit the contract mb:service@1.0.0, was it built against another one? {error}"
+                    "does not fit the contract mb:service@1.1.0, was it built against another one? {error}"
                 )
             }
         }

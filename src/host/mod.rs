@@ -56,8 +56,8 @@ pub mod bindings {
     });
 }
 
-/// The interface that every component exports.
-pub const HANDLER: &str = "mb:service/handler@1.0.0";
+/// The interface that every component exports, in any minor version.
+pub const HANDLER: &str = "mb:service/handler@1";
 
 /// How long a call that waits for memory may go without being looked after.
 const LOOK_EVERY: Duration = Duration::from_millis(10);

@@ -33,6 +33,7 @@ pub(super) const SDK: &[(&str, &str)] = files!(
     [
         "Cargo.toml",
         "src/calls.rs",
+        "src/clock.rs",
         "src/config.rs",
         "src/context.rs",
         "src/describe.rs",

@@ -220,7 +220,7 @@ impl Component {
             .exports(&sandbox.engine)
             .map(|(name, _)| name.to_owned())
             .collect();
-        if !exports.iter().any(|name| name == HANDLER) {
+        if !exports.iter().any(|name| is_handler(name)) {
             return Err(LoadError::Export { exports });
         }
         let linked = linker
@@ -411,12 +411,12 @@ impl fmt::Display for LoadError {
                 let exports = if exports.is_empty() { "nothing".into() } else { exports.join(", ") };
                 write!(
                     f,
-                    "does not export {HANDLER}, so it is no service for this server; it exports {exports}; build it \
-                     against the world mb:service/service@1.0.0"
+                    "does not export {HANDLER}.0.0, so it is no service for this server; it exports {exports}; build it \
+                     against the world mb:service/service@1.1.0"
                 )
             }
             Self::Contract(error) => {
-                write!(f, "does not fit the contract mb:service@1.0.0, was it built against another one? {error}")
+                write!(f, "does not fit the contract mb:service@1.1.0, was it built against another one? {error}")
             }
             Self::NoCompiler => f.write_str(
                 "this build of mb-server has no compiler: run mb-server compile on this file where one has, and put \
@@ -432,3 +432,10 @@ impl fmt::Display for LoadError {
 }
 
 impl std::error::Error for LoadError {}
+
+/// Whether an export is the handler, in any minor version that has come so far.
+fn is_handler(export: &str) -> bool {
+    export
+        .strip_prefix(HANDLER)
+        .is_some_and(|rest| rest.starts_with('.'))
+}

@@ -12,8 +12,8 @@ use redb::{Database, Durability, ReadableTable as _, Table};
 
 use super::{
     Change, Done, Op, StoreError, digest,
-    embedded::{USED, VALUES},
-    entry::{EntryKey, counted, seal, unseal, value_size},
+    embedded::{SOME_END, USED, VALUES},
+    entry::{EntryKey, counted, has_ended, now, seal, tail_size, unseal, value_size},
 };
 
 /// Writes that are committed together at most.
@@ -159,17 +159,38 @@ impl Op {
                     .iter()
                     .map(|(key, value)| (&**key, value.as_deref()))
                     .collect();
-                self.put(&pairs, values, used).map(|()| Done::Written)
+                self.put(&pairs, None, values, used).map(|()| Done::Written)
+            }
+            Change::SetFor { key, value, life } => {
+                let life = u64::try_from(life.as_millis()).unwrap_or(u64::MAX);
+                let end = Some(now().saturating_add(life));
+                self.put(&[(key, Some(value))], end, values, used)?;
+                if values.get(SOME_END)?.is_none() {
+                    values.insert(SOME_END, &*seal(SOME_END, b"", None))?;
+                }
+                Ok(Done::Written)
+            }
+            Change::End(keys) => {
+                let mut ended = Vec::new();
+                for key in keys {
+                    let entry_key = self.entry_key(key);
+                    let stored = values.get(entry_key)?;
+                    if stored.is_some_and(|stored| has_ended(entry_key, stored.value())) {
+                        ended.push((&**key, None));
+                    }
+                }
+                self.put(&ended, None, values, used).map(|()| Done::Written)
             }
             Change::Increment { key, delta } => {
-                let before = self.value(key, values)?;
+                let (before, end) = self.value(key, values)?.unzip();
                 let before = before.map_or(Some(0), |text| {
                     std::str::from_utf8(&text).ok()?.parse::<i64>().ok()
                 });
                 let sum = before
                     .and_then(|number| number.checked_add(*delta))
                     .ok_or(StoreError::NotANumber)?;
-                self.put(&[(key, Some(sum.to_string().as_bytes()))], values, used)?;
+                let text = sum.to_string();
+                self.put(&[(key, Some(text.as_bytes()))], end.flatten(), values, used)?;
                 Ok(Done::Number(sum))
             }
             Change::Swap {
@@ -177,11 +198,11 @@ impl Op {
                 expected,
                 value,
             } => {
-                let present = self.value(key, values)?.map(|value| digest(&value));
-                if present != *expected {
+                let (present, end) = self.value(key, values)?.unzip();
+                if present.map(|value| digest(&value)) != *expected {
                     return Ok(Done::Swapped(false));
                 }
-                self.put(&[(key, Some(value))], values, used)?;
+                self.put(&[(key, Some(value))], end.flatten(), values, used)?;
                 Ok(Done::Swapped(true))
             }
         }
@@ -191,17 +212,24 @@ impl Op {
         (&self.service, &self.bucket, key)
     }
 
-    fn value(&self, key: &str, values: &Values<'_>) -> Result<Option<Vec<u8>>, StoreError> {
+    /// The value of a key, and when it ends.
+    fn value(
+        &self,
+        key: &str,
+        values: &Values<'_>,
+    ) -> Result<Option<(Vec<u8>, Option<u64>)>, StoreError> {
         let entry_key = self.entry_key(key);
-        let stored = values.get(entry_key)?;
-        stored
-            .map(|stored| unseal(entry_key, stored.value()).map(<[u8]>::to_vec))
-            .transpose()
+        let Some(stored) = values.get(entry_key)? else {
+            return Ok(None);
+        };
+        let live = unseal(entry_key, stored.value())?.live();
+        Ok(live.map(|live| (live.value.to_vec(), live.end)))
     }
 
     fn put(
         &self,
         pairs: &[(&str, Option<&[u8]>)],
+        end: Option<u64>,
         values: &mut Values<'_>,
         used: &mut Used<'_>,
     ) -> Result<(), StoreError> {
@@ -216,7 +244,7 @@ impl Op {
             let old = values
                 .get(self.entry_key(key))?
                 .map(|stored| value_size(stored.value()));
-            let new = size(key, value.map(<[u8]>::len));
+            let new = size(key, value.map(|value| value.len() + tail_size(end)));
             grows |= new > size(key, old);
             wanted = (wanted + new).saturating_sub(size(key, old));
         }
@@ -229,7 +257,7 @@ impl Op {
         for (key, value) in last {
             let entry_key = self.entry_key(key);
             match value {
-                Some(value) => drop(values.insert(entry_key, &*seal(entry_key, value))?),
+                Some(value) => drop(values.insert(entry_key, &*seal(entry_key, value, end))?),
                 None => drop(values.remove(entry_key)?),
             }
         }

@@ -1,20 +1,21 @@
 //! The engine of one machine: one file of redb in this process.
 
 use std::{
-    io::BufRead,
+    collections::BTreeMap,
+    io::{self, BufRead, Write},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{PoisonError, RwLock},
-    time::Instant,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
 use super::{
-    Done, Engine, Health, KeyPage, MAX_BATCH_BYTES, MAX_PAGE, Op, Size, StoreError,
-    batch_too_large,
+    Change, Checked, Done, Engine, ExportError, Health, KeyPage, MAX_BATCH_BYTES, MAX_PAGE, Op,
+    Reader, Size, StoreError, batch_too_large,
     commit::{self, Queue},
-    entry::{EntryKey, unseal},
+    entry::{EntryKey, has_ended, unseal},
     file,
 };
 use crate::log::panic_text;
@@ -34,6 +35,14 @@ pub(super) const USED: TableDefinition<'_, &str, u64> = TableDefinition::new("us
 /// About the file itself.
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
+/// Entry of no service, which is there once any value ends.
+pub(super) const SOME_END: EntryKey<'static> = ("", "", "some-end");
+/// Entries at which one look for what has ended looks, and their bytes.
+const TEND_ENTRIES: usize = 10_000;
+const TEND_BYTES: usize = 8 * 1024 * 1024;
+/// Time for removing them.
+const TEND_TIME: Duration = Duration::from_secs(1);
+
 /// A file of redb. Reads never wait for writers. Writers that come at the same
 /// time are committed together (`commit`), because making anything durable
 /// costs one flush of the disk, whatever the number.
@@ -46,6 +55,8 @@ pub(super) struct Embedded {
     file: Option<PathBuf>,
     queue: Queue,
     health: Health,
+    /// Where the next look for what has ended begins.
+    next: Mutex<(String, String, String)>,
 }
 
 impl Embedded {
@@ -72,6 +83,7 @@ impl Embedded {
             file,
             queue: Queue::default(),
             health: Health::default(),
+            next: Mutex::default(),
         })
     }
 
@@ -129,7 +141,10 @@ impl Engine for Embedded {
     }
 
     fn exists(&self, entry_key: EntryKey<'_>, _: Instant) -> Result<bool, StoreError> {
-        self.read(|values| Ok(values.get(entry_key)?.is_some()))
+        self.read(|values| {
+            let stored = values.get(entry_key)?;
+            Ok(stored.is_some_and(|stored| !has_ended(entry_key, stored.value())))
+        })
     }
 
     fn get_many(
@@ -156,6 +171,7 @@ impl Engine for Embedded {
     fn list(
         &self,
         (service, bucket): (&str, &str),
+        prefix: &str,
         from: &str,
         _: Instant,
     ) -> Result<KeyPage, StoreError> {
@@ -166,10 +182,13 @@ impl Engine for Embedded {
             };
             let mut bytes = 0;
             for entry in values.range((service, bucket, from)..)? {
-                let (entry_key, _) = entry?;
+                let (entry_key, stored) = entry?;
                 let (its_service, its_bucket, key) = entry_key.value();
-                if its_service != service || its_bucket != bucket {
+                if its_service != service || its_bucket != bucket || !key.starts_with(prefix) {
                     break;
+                }
+                if has_ended(entry_key.value(), stored.value()) {
+                    continue;
                 }
                 bytes += key.len();
                 if page.keys.len() == MAX_PAGE || bytes > MAX_BATCH_BYTES {
@@ -188,6 +207,27 @@ impl Engine for Embedded {
             self.health.wrote(ops.len(), &result);
             result
         })
+    }
+
+    /// Looks at a part of the entries, in turn, and removes what has ended of
+    /// them; at none as long as no entry ends.
+    fn tend(&self) {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = std::mem::take(&mut *next);
+        let Ok(found) = self.work(|database| ended_from(database, &from)) else {
+            return;
+        };
+        *next = found.next;
+        for ((service, bucket), keys) in found.ended {
+            let op = Op {
+                service,
+                quota: u64::MAX,
+                bucket,
+                change: Change::End(keys),
+            };
+            // What is not removed now is found in the next round.
+            let _ = self.write(op, Instant::now() + TEND_TIME);
+        }
     }
 
     fn health(&self) -> &Health {
@@ -225,16 +265,62 @@ impl Engine for Embedded {
         contain(|| Ok(database.compact().map(drop)?))
     }
 
+    /// As it is at one time; writes go on meanwhile.
+    fn export(
+        &self,
+        out: &mut dyn Write,
+        lost: &mut dyn FnMut(&str),
+    ) -> Result<Checked, ExportError> {
+        let reader = self.work(Reader::of);
+        let reader = reader.map_err(|error| ExportError(io::Error::other(error.to_string())))?;
+        reader.export(out, lost)
+    }
+
     fn import(&self, input: &mut dyn BufRead, merge: bool) -> Result<u64, StoreError> {
         self.read_backup(input, merge)
     }
 }
 
+/// What of some entries has ended, and where the next ones begin.
+#[derive(Default)]
+struct Ended {
+    ended: BTreeMap<(Arc<str>, Box<str>), Vec<String>>,
+    next: (String, String, String),
+}
+
+fn ended_from(
+    database: &Database,
+    (service, bucket, key): &(String, String, String),
+) -> Result<Ended, StoreError> {
+    let values = database.begin_read()?.open_table(VALUES)?;
+    let mut found = Ended::default();
+    if values.get(SOME_END)?.is_none() {
+        return Ok(found);
+    }
+    let mut bytes = 0;
+    for (count, entry) in values.range((&**service, &**bucket, &**key)..)?.enumerate() {
+        let (entry_key, stored) = entry?;
+        let entry_key @ (service, bucket, key) = entry_key.value();
+        if count == TEND_ENTRIES || bytes > TEND_BYTES {
+            found.next = (service.into(), bucket.into(), key.into());
+            break;
+        }
+        bytes += stored.value().len();
+        if has_ended(entry_key, stored.value()) {
+            let place = (service.into(), bucket.into());
+            found.ended.entry(place).or_default().push(key.into());
+        }
+    }
+    Ok(found)
+}
+
 fn value(values: &Values, entry_key: EntryKey<'_>) -> Result<Option<Vec<u8>>, StoreError> {
     let stored = values.get(entry_key)?;
-    stored
-        .map(|stored| unseal(entry_key, stored.value()).map(<[u8]>::to_vec))
-        .transpose()
+    let Some(stored) = stored else {
+        return Ok(None);
+    };
+    let live = unseal(entry_key, stored.value())?.live();
+    Ok(live.map(|live| live.value.to_vec()))
 }
 
 fn closed() -> StoreError {

@@ -1,9 +1,13 @@
 //! What holds the values, whatever it is: one trait, so that services find the
 //! same behind it.
 
-use std::{io::BufRead, sync::Arc, time::Instant};
+use std::{
+    io::{BufRead, Write},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use super::{Digest, Health, KeyPage, Size, StoreError, entry::EntryKey};
+use super::{Checked, Digest, ExportError, Health, KeyPage, Size, StoreError, entry::EntryKey};
 
 /// What holds the values of all services. Its caller has checked all bounds of
 /// names, keys, values and batches. Every function ends at the deadline, with
@@ -26,10 +30,12 @@ pub(super) trait Engine: Send + Sync {
         deadline: Instant,
     ) -> Result<Vec<Option<Vec<u8>>>, StoreError>;
 
-    /// At most `MAX_PAGE` keys of a bucket in the order of their bytes.
+    /// At most `MAX_PAGE` keys of a bucket that begin so, in the order of their
+    /// bytes, from one on that is not below the prefix.
     fn list(
         &self,
         place: (&str, &str),
+        prefix: &str,
         from: &str,
         deadline: Instant,
     ) -> Result<KeyPage, StoreError>;
@@ -55,6 +61,13 @@ pub(super) trait Engine: Send + Sync {
 
     fn compact(&self) -> Result<(), StoreError>;
 
+    /// Writes a backup, and names what can't be read.
+    fn export(
+        &self,
+        out: &mut dyn Write,
+        lost: &mut dyn FnMut(&str),
+    ) -> Result<Checked, ExportError>;
+
     fn import(&self, input: &mut dyn BufRead, merge: bool) -> Result<u64, StoreError>;
 }
 
@@ -71,6 +84,15 @@ pub(super) struct Op {
 
 pub(super) enum Change {
     Put(Pairs),
+    /// A value that ends after so long.
+    SetFor {
+        key: String,
+        value: Vec<u8>,
+        life: Duration,
+    },
+    /// Removes those of the keys whose values have ended.
+    End(Vec<String>),
+    /// Leaves the end of the value as it is; so does `Swap`.
     Increment {
         key: String,
         delta: i64,

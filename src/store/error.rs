@@ -20,6 +20,8 @@ pub enum StoreError {
     },
     /// A bucket's name breaks its grammar.
     Bucket,
+    /// A time to live out of its range.
+    Life,
     /// Too many keys or bytes at once.
     Batch {
         /// How many.
@@ -62,6 +64,13 @@ pub enum StoreError {
     Broken(String),
     /// What is imported is not what was exported.
     Import(String),
+    /// A part of what is imported was written.
+    ImportedPart {
+        /// Entries that were.
+        entries: u64,
+        /// Why no more.
+        why: String,
+    },
     /// Reading or writing failed.
     Io(String),
     /// The engine can't be reached, or has no data at present. Nothing was done.
@@ -92,6 +101,7 @@ impl fmt::Display for StoreError {
                     "a bucket is named with at most {MAX_BUCKET} letters, digits, dots, dashes and underscores"
                 )
             }
+            Self::Life => f.write_str("a time to live is 1 ms to ten years"),
             Self::Batch { size, limit, unit } => {
                 write!(f, "batch of {size} {unit} exceeds the limit of {limit}")
             }
@@ -132,6 +142,10 @@ impl fmt::Display for StoreError {
                 "the file of the store is damaged; see mb-server store check: {error}"
             ),
             Self::Import(error) => write!(f, "can't be imported, nothing was written: {error}"),
+            Self::ImportedPart { entries, why } => write!(
+                f,
+                "{entries} entries were imported, then no more, --merge imports them again: {why}"
+            ),
             Self::Io(error) => write!(f, "the store failed: {error}"),
             Self::Away(why) => write!(f, "the store is away, nothing was written: {why}"),
             Self::Unconfirmed(why) => {

@@ -122,7 +122,7 @@ impl Health {
         let refused = std::mem::take(&mut state.refused);
         drop(state);
         tracing::error!(
-            "store: {refused} writes were refused, services get STORE_FAILED; the log says so once a minute: {error}"
+            "store: {refused} reads or writes were refused, services get STORE_FAILED; the log says so once a minute: {error}"
         );
     }
 
@@ -133,7 +133,7 @@ impl Health {
         let refused = state.refused;
         if std::mem::take(&mut state.announced) {
             drop(state);
-            tracing::warn!("store: a write succeeded again, after {refused} more were refused");
+            tracing::warn!("store: it works again, after {refused} more were refused");
         }
     }
 

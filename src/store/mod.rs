@@ -14,7 +14,12 @@ mod remote;
 mod salvage;
 mod transfer;
 
-use std::{io::BufRead, path::Path, sync::Arc, time::Instant};
+use std::{
+    io::{BufRead, Write},
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 pub use embedded::CACHE;
 use embedded::Embedded;
@@ -38,6 +43,9 @@ pub const MAX_BATCH: usize = 1000;
 const MAX_PAGE: usize = 1000;
 /// What one batch reads or writes, and one page lists, in bytes.
 pub const MAX_BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// Longest time to live of a value: ten years.
+const MAX_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// SHA-256 of a value: two values with the same one are the same.
 pub type Digest = [u8; 32];
@@ -117,8 +125,20 @@ impl Store {
         self.engine.compact()
     }
 
-    /// Reads a backup into this store, all of it or nothing; says how many
-    /// entries.
+    /// Writes a backup while services go on, and names what can't be read.
+    ///
+    /// # Errors
+    /// What is written to fails, or the engine.
+    pub fn export(
+        &self,
+        out: &mut dyn Write,
+        lost: &mut dyn FnMut(&str),
+    ) -> Result<Checked, ExportError> {
+        self.engine.export(out, lost)
+    }
+
+    /// Reads a backup into this store; says how many entries. Into a file, all
+    /// of it or nothing.
     ///
     /// # Errors
     /// The backup is broken or cut off; the store is not empty and `merge` is
@@ -229,20 +249,21 @@ impl Namespace {
         self.store.engine.get_many(place, keys, deadline)
     }
 
-    /// Keys of a bucket in order, from one on.
+    /// Keys of a bucket that begin so, in order, from one on.
     ///
     /// # Errors
     /// As [`Namespace::get`].
     pub fn list(
         &self,
         bucket: &str,
+        prefix: &str,
         from: Option<&str>,
         deadline: Instant,
     ) -> Result<KeyPage, StoreError> {
         check_bucket(bucket)?;
         let place = (&*self.service, bucket);
-        let from = from.unwrap_or_default();
-        self.store.engine.list(place, from, deadline)
+        let from = from.unwrap_or_default().max(prefix);
+        self.store.engine.list(place, prefix, from, deadline)
     }
 
     /// Sets a value.
@@ -258,6 +279,27 @@ impl Namespace {
         deadline: Instant,
     ) -> Result<(), StoreError> {
         self.set_many(bucket, vec![(key, value)], deadline)
+    }
+
+    /// Sets a value that ends after so long.
+    ///
+    /// # Errors
+    /// As [`Namespace::set`]; a time that is too short or too long.
+    pub fn set_for(
+        &self,
+        bucket: &str,
+        key: String,
+        value: Vec<u8>,
+        life: Duration,
+        deadline: Instant,
+    ) -> Result<(), StoreError> {
+        check_key(bucket, &key)?;
+        check_value(&value)?;
+        if !(Duration::from_millis(1)..=MAX_LIFE).contains(&life) {
+            return Err(StoreError::Life);
+        }
+        let change = Change::SetFor { key, value, life };
+        self.write(bucket, change, deadline).map(drop)
     }
 
     /// Removes a key; one without a value is no error.

@@ -17,8 +17,8 @@ use redb::{
 
 use super::{
     StoreError,
-    embedded::{FORMAT, META, USED, VALUES, Values, contain},
-    entry::{EntryKey, counted, named, unseal, value_size},
+    embedded::{FORMAT, META, SOME_END, USED, VALUES, Values, contain},
+    entry::{EntryKey, Unsealed, counted, named, unseal, value_size},
     file::{self, State},
 };
 
@@ -35,8 +35,8 @@ pub struct Reader {
     transaction: ReadTransaction,
     /// Why redb's checksums do not hold, where they were verified.
     structure: Option<String>,
-    /// Keeps the file open.
-    _database: Opened,
+    /// Keeps the file open; none of one that a server has open.
+    _database: Option<Opened>,
 }
 
 enum Opened {
@@ -55,7 +55,7 @@ pub struct Checked {
 
 /// What reading everything meets.
 pub(super) enum Met<'a> {
-    Entry(EntryKey<'a>, &'a [u8]),
+    Entry(EntryKey<'a>, Unsealed<'a>),
     /// What is lost, and where.
     Lost(String),
 }
@@ -80,6 +80,15 @@ impl Reader {
             Ok(Box::new(FileBackend::new(file)?))
         };
         Self::with(&backend, cache, verify)
+    }
+
+    /// Reads what is open, as it is now.
+    pub(super) fn of(database: &Database) -> Result<Self, StoreError> {
+        Ok(Self {
+            transaction: database.begin_read()?,
+            structure: None,
+            _database: None,
+        })
     }
 
     pub(super) fn with(
@@ -140,7 +149,7 @@ impl Reader {
         Ok(Self {
             transaction,
             structure,
-            _database: database,
+            _database: Some(database),
         })
     }
 
@@ -188,13 +197,16 @@ impl Reader {
             }
             Ok(values) => {
                 let gaps = read_around(&values, &mut |entry_key, stored| {
+                    if entry_key == SOME_END {
+                        return Ok(());
+                    }
                     let (service, ..) = entry_key;
                     // A service's name as long as a damaged page says.
                     *sums.entry(service.into()).or_default() +=
                         counted(entry_key, value_size(stored));
-                    if let Ok(value) = unseal(entry_key, stored) {
+                    if let Ok(unsealed) = unseal(entry_key, stored) {
                         entries += 1;
-                        each(Met::Entry(entry_key, value))
+                        each(Met::Entry(entry_key, unsealed))
                     } else {
                         lose(each, format!("the value of {}", named(entry_key)))
                     }

@@ -291,7 +291,7 @@ fn names_count_and_what_is_deleted_goes_back_to_the_disk() {
     assert!(size.on_disk < 4 * limit, "{size:?}");
     let mut from = None;
     loop {
-        let page = ns.list(&bucket, from.as_deref(), soon()).unwrap();
+        let page = ns.list(&bucket, "", from.as_deref(), soon()).unwrap();
         ns.delete_many(&bucket, page.keys, soon()).unwrap();
         from = page.next;
         if from.is_none() {
@@ -517,7 +517,7 @@ proptest! {
             bits & 1 == 1
         });
         let ns = disk.open().unwrap().namespace("svc", 1 << 30);
-        let keys = ns.list("", None, soon()).unwrap().keys.into_iter().filter(|key| key != "n");
+        let keys = ns.list("", "", None, soon()).unwrap().keys.into_iter().filter(|key| key != "n");
         let found: BTreeMap<_, _> = keys.map(|key| (key.clone(), ns.get("", &key, soon()).unwrap().unwrap())).collect();
         prop_assert!(found == after || (!acknowledged && found == before), "acknowledged: {}", acknowledged);
         prop_assert_eq!(ns.increment("", "n".into(), 0, soon()), Ok(counted));

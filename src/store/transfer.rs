@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Checked, MAX_KEY, MAX_VALUE, Reader, StoreError,
-    embedded::{Embedded, USED, VALUES},
-    entry::{counted, seal, value_size},
+    embedded::{Embedded, SOME_END, USED, VALUES},
+    entry::{Unsealed, counted, seal, tail_size, value_size},
     salvage::Met,
 };
 
@@ -25,7 +25,7 @@ const MAX_LINE: u64 = (MAX_VALUE / 3 * 4 + 6 * MAX_KEY + 1024) as u64;
 /// One line of a backup.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
-enum Line {
+pub(super) enum Line {
     First {
         kind: String,
         format: u64,
@@ -35,6 +35,9 @@ enum Line {
         bucket: String,
         key: String,
         value: String,
+        /// Milliseconds since 1970.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ends: Option<u64>,
     },
     Last {
         entries: u64,
@@ -57,21 +60,16 @@ impl Reader {
         lost: &mut dyn FnMut(&str),
     ) -> Result<Checked, ExportError> {
         let mut write = || {
-            line(
-                out,
-                &Line::First {
-                    kind: KIND.into(),
-                    format: BACKUP_FORMAT,
-                },
-            )?;
+            line(out, &first_line())?;
             let checked = self.walk(&mut |met| match met {
-                Met::Entry((service, bucket, key), value) => line(
+                Met::Entry((service, bucket, key), Unsealed { value, end }) => line(
                     out,
                     &Line::Entry {
                         service: service.into(),
                         bucket: bucket.into(),
                         key: key.into(),
                         value: BASE64_STANDARD.encode(value),
+                        ends: end,
                     },
                 ),
                 Met::Lost(what) => {
@@ -107,18 +105,7 @@ impl Embedded {
                         "the store is not empty; --merge lets the backup's values win",
                     ));
                 }
-                match read_line(input, 1)? {
-                    Line::First {
-                        kind,
-                        format: BACKUP_FORMAT,
-                    } if kind == KIND => {}
-                    Line::First { format, .. } => {
-                        return Err(refuse(&format!(
-                            "it has format {format}, this program knows {BACKUP_FORMAT}"
-                        )));
-                    }
-                    _ => return Err(refuse("line 1 does not say that this is a backup")),
-                }
+                read_first(input)?;
                 loop {
                     match read_line(input, entries + 2)? {
                         Line::Entry {
@@ -126,18 +113,22 @@ impl Embedded {
                             bucket,
                             key,
                             value,
+                            ends,
                         } => {
                             let value = BASE64_STANDARD
                                 .decode(value)
                                 .map_err(|e| refuse(&e.to_string()))?;
                             let entry_key = (&*service, &*bucket, &*key);
                             let old = values
-                                .insert(entry_key, &*seal(entry_key, &value))?
+                                .insert(entry_key, &*seal(entry_key, &value, ends))?
                                 .map(|old| counted(entry_key, value_size(old.value())));
                             let before = used.get(&*service)?.map_or(0, |used| used.value());
-                            let sum = (before + counted(entry_key, value.len()))
+                            let sum = (before + counted(entry_key, value.len() + tail_size(ends)))
                                 .saturating_sub(old.unwrap_or(0));
                             used.insert(&*service, sum)?;
+                            if ends.is_some() && values.get(SOME_END)?.is_none() {
+                                values.insert(SOME_END, &*seal(SOME_END, b"", None))?;
+                            }
                             entries += 1;
                         }
                         Line::Last { entries: announced } if announced == entries => break,
@@ -153,13 +144,41 @@ impl Embedded {
     }
 }
 
-fn line(out: &mut dyn Write, line: &Line) -> io::Result<()> {
+impl From<io::Error> for ExportError {
+    fn from(error: io::Error) -> Self {
+        Self(error)
+    }
+}
+
+/// What says that this is a backup.
+pub(super) fn first_line() -> Line {
+    Line::First {
+        kind: KIND.into(),
+        format: BACKUP_FORMAT,
+    }
+}
+
+pub(super) fn read_first(input: &mut dyn BufRead) -> Result<(), StoreError> {
+    let problem = match read_line(input, 1)? {
+        Line::First {
+            kind,
+            format: BACKUP_FORMAT,
+        } if kind == KIND => return Ok(()),
+        Line::First { format, .. } => {
+            format!("it has format {format}, this program knows {BACKUP_FORMAT}")
+        }
+        _ => "line 1 does not say that this is a backup".into(),
+    };
+    Err(StoreError::Import(problem))
+}
+
+pub(super) fn line(out: &mut dyn Write, line: &Line) -> io::Result<()> {
     let mut text = serde_json::to_string(line)?;
     text.push('\n');
     out.write_all(text.as_bytes())
 }
 
-fn read_line(input: &mut dyn BufRead, number: u64) -> Result<Line, StoreError> {
+pub(super) fn read_line(input: &mut dyn BufRead, number: u64) -> Result<Line, StoreError> {
     let mut text = String::new();
     let read = input.take(MAX_LINE + 1).read_line(&mut text);
     read.map_err(|error| StoreError::Import(format!("line {number}: {error}")))?;

@@ -120,7 +120,7 @@ fn the_contract_is_printed_and_written() {
     let dir = tempfile::tempdir().unwrap();
     let (code, said, _) = run(&["wit"], dir.path());
     assert_eq!(
-        (code, said.contains("package mb:service@1.0.0;")),
+        (code, said.contains("package mb:service@1.1.0;")),
         (Some(0), true)
     );
     assert_eq!(run(&["wit", "--dir", "wit"], dir.path()).0, Some(0));
@@ -143,7 +143,7 @@ fn inspect_prints_what_a_component_takes_and_needs() {
     assert_eq!(code, Some(0), "{error}");
     for part in [
         "name         order",
-        "mb:service/calls@1.0.0  needs the grant calls = [\"service.action\"]",
+        "mb:service/calls@1.1.0  needs the grant calls = [\"service.action\"]",
         "wasi:config/store@0.2.0-rc.1  needs the grant config = { … }",
         "KiB when an instance begins",
         " code, ",

@@ -99,6 +99,18 @@ fn an_order_uses_all_of_them() {
         tour,
         json!({"keys": ["a", "c", "n"], "value": "1!", "number": 83, "left": false})
     );
+    let newer = client.ask("greedy.kv-newer", "").json();
+    let never = newer["never"].as_str().unwrap_or_default();
+    assert!(
+        never.contains("a time to live is 1 ms to ten years"),
+        "{newer}"
+    );
+    assert_eq!(newer["keys"], json!(["b/1"]), "{newer}");
+    assert_eq!(newer["refused"], json!({"Err": "NO"}), "{newer}");
+    assert_eq!(
+        (&newer["value"], &newer["went"]),
+        (&json!("3"), &json!(true))
+    );
     assert_eq!(
         client.ask("counter.get", "{\"name\":\"orders\"}").text(),
         "{\"value\":2}",

@@ -59,6 +59,9 @@ const SUITE: &[Case] = &[
     ("quota", the_quota_is_exact),
     ("batches", batches_are_done_whole_or_not_at_all),
     ("pages", pages_cover_everything_once_in_order),
+    ("prefixes", keys_are_listed_by_their_beginning),
+    ("ends", values_end),
+    ("backup", a_backup_is_taken_and_restored),
     ("threads", many_threads_write_and_nothing_is_lost),
 ];
 
@@ -118,7 +121,7 @@ fn each_value_has_its_place(store: &Arc<Store>) {
     assert_eq!(one.get("", "k", soon()), Ok(Some(vec![])));
     assert_eq!(one.get("", "x", soon()), Ok(None));
     assert_eq!(one.digest("", "x", soon()), Ok(None));
-    assert_eq!(one.list("b", None, soon()).unwrap().keys, ["k"]);
+    assert_eq!(one.list("b", "", None, soon()).unwrap().keys, ["k"]);
     one.delete("b", "k".into(), soon()).unwrap();
     one.delete("b", "k".into(), soon()).unwrap();
     assert_eq!(one.get("b", "k", soon()), Ok(None));
@@ -295,7 +298,7 @@ fn batches_are_done_whole_or_not_at_all(store: &Arc<Store>) {
     ));
     assert_eq!(ns.exists("b", "5", soon()), Ok(false), "none of them");
     ns.delete_many("b", all, soon()).unwrap();
-    assert_eq!(ns.list("b", None, soon()).unwrap().keys, [""; 0]);
+    assert_eq!(ns.list("b", "", None, soon()).unwrap().keys, [""; 0]);
 }
 
 fn pages_cover_everything_once_in_order(store: &Arc<Store>) {
@@ -311,7 +314,7 @@ fn pages_cover_everything_once_in_order(store: &Arc<Store>) {
     }
     let (mut found, mut from) = (Vec::new(), None);
     loop {
-        let page = ns.list("b", from.as_deref(), soon()).unwrap();
+        let page = ns.list("b", "", from.as_deref(), soon()).unwrap();
         assert!(page.next.is_none() || page.keys.len() == 1000);
         found.extend(page.keys);
         from = page.next;
@@ -320,9 +323,9 @@ fn pages_cover_everything_once_in_order(store: &Arc<Store>) {
         }
     }
     assert_eq!(found, keys);
-    let after = ns.list("b", Some("02499a"), soon()).unwrap();
+    let after = ns.list("b", "", Some("02499a"), soon()).unwrap();
     assert_eq!(after.keys, ["zz", "zz\0", "é", "\u{ffff}", "\u{10ffff}"]);
-    assert_eq!(ns.list("c", None, soon()).unwrap().keys, [""; 0]);
+    assert_eq!(ns.list("c", "", None, soon()).unwrap().keys, [""; 0]);
 }
 
 fn many_threads_write_and_nothing_is_lost(store: &Arc<Store>) {
@@ -421,8 +424,8 @@ impl StandIn {
                 let (mut stream, count) = (stream.unwrap(), Arc::clone(&count));
                 thread::spawn(move || {
                     let mut buf = [0; 4096];
-                    while let Ok(1..) = stream.read(&mut buf) {
-                        let text = String::from_utf8_lossy(&buf);
+                    while let Ok(count @ 1..) = stream.read(&mut buf) {
+                        let text = String::from_utf8_lossy(&buf[..count]);
                         if text.contains("MYID") {
                             let _ = stream.write_all(b"$2\r\nid\r\n");
                             continue;
@@ -504,20 +507,32 @@ fn an_answer_is_bounded_and_taken_from_memory() {
     );
 }
 
-/// What the engine must let the user do, as the guide for operators has it.
-const ACL: &str = "+eval +evalsha +time +get +set +exists +hget +hset +hdel +hexists +hstrlen +hincrby +hscan \
-                   +zadd +zrem +zscore +zrangebylex +zrangebyscore +scan +select +role +asking +cluster|myid";
+/// The guide for operators, which says what the engine must let the user do.
+const GUIDE: &str = include_str!("../../admin/DEPLOYING.md");
 
 #[test]
 fn tls_and_a_user_with_few_rights_are_enough() {
     let pki = Pki::new();
     pki.issue("engine", &["localhost"], (2020, 2040), 1);
     let path = |name: &str| pki.path(name).display().to_string();
-    std::fs::write(path("users.acl"), format!("user default off\nuser mb on >s3cret ~mb:* {ACL}\n")).unwrap();
+    let user = GUIDE.lines().find(|line| line.starts_with("user mb on"));
+    let user = user.unwrap().replace("PASSWORD", "s3cret");
+    std::fs::write(path("users.acl"), format!("user default off\n{user}\n")).unwrap();
     let tls = [
-        "--port", "0", "--tls-port", "{port}", "--tls-auth-clients", "no",
-        "--tls-cert-file", &path("engine.crt"), "--tls-key-file", &path("engine.key"),
-        "--tls-ca-cert-file", &path("ca.crt"), "--aclfile", &path("users.acl"),
+        "--port",
+        "0",
+        "--tls-port",
+        "{port}",
+        "--tls-auth-clients",
+        "no",
+        "--tls-cert-file",
+        &path("engine.crt"),
+        "--tls-key-file",
+        &path("engine.key"),
+        "--tls-ca-cert-file",
+        &path("ca.crt"),
+        "--aclfile",
+        &path("users.acl"),
     ];
     let Some(redis) = Redis::start(&tls) else {
         return;
@@ -531,7 +546,10 @@ fn tls_and_a_user_with_few_rights_are_enough() {
             ca: pki.path("ca.crt"),
         };
         let store = Store::remote(settings.remote().unwrap().unwrap(), None).unwrap();
-        store.namespace("secure", 1000).increment("", "n".into(), 1, soon()).map(|_| store)
+        store
+            .namespace("secure", 1000)
+            .increment("", "n".into(), 1, soon())
+            .map(|_| store)
     };
     let refused = |host, user, password, part: &str| match connect(host, user, password) {
         Err(StoreError::Away(why)) => {
@@ -542,7 +560,10 @@ fn tls_and_a_user_with_few_rights_are_enough() {
     refused("localhost", "mb", "wrong", "does not let us in: WRONGPASS");
     refused("localhost", "other", "s3cret", "does not let us in");
     refused("127.0.0.1", "mb", "s3cret", "TLS failed");
-    holds_the_suite("redis with TLS", &connect("localhost", "mb", "s3cret").unwrap());
+    holds_the_suite(
+        "redis with TLS",
+        &connect("localhost", "mb", "s3cret").unwrap(),
+    );
 }
 
 #[test]
@@ -561,7 +582,14 @@ fn sentinels_name_the_primary() {
     let port = free_port();
     let started = std::process::Command::new("redis-server")
         .arg(&file)
-        .args(["--sentinel", "--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"])
+        .args([
+            "--sentinel",
+            "--port",
+            &port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+        ])
         .arg(dir.path())
         .stdout(std::process::Stdio::null())
         .spawn();
@@ -576,16 +604,23 @@ fn sentinels_name_the_primary() {
     until("the Sentinel knows the replica", || {
         redis::ask(port, &["SENTINEL", "MASTER", "mine"]).is_ok()
             && redis::ask(port, &["SENTINEL", "REPLICAS", "mine"]).is_ok_and(|line| line == "*1")
-            && second.ask(&["INFO", "replication"]).contains("master_link_status:up")
+            && second
+                .ask(&["INFO", "replication"])
+                .contains("master_link_status:up")
     });
     let store = remote(&[format!("redis+sentinel://127.0.0.1:{port}/mine")]);
     let ns = store.namespace("watched", 1000);
     assert_eq!(ns.increment("", "n".into(), 1, soon()), Ok(1));
     // So that it is not lost with the primary.
-    until("it is copied", || second.ask(&["HGET", "mb:{watched}:values", "\0n"]) == "1");
+    until("it is copied", || {
+        second.ask(&["HGET", "mb:{watched}:values", "\0n"]) == "1"
+    });
     first.kill();
     until("another is the primary", || {
-        in_time(Duration::from_secs(5), |deadline| ns.increment("", "n".into(), 1, deadline)).is_ok()
+        in_time(Duration::from_secs(5), |deadline| {
+            ns.increment("", "n".into(), 1, deadline)
+        })
+        .is_ok()
     });
     assert_eq!(second.ask(&["HGET", "mb:{watched}:values", "\0n"]), "2");
     assert_eq!(store.health().problem(), None);
@@ -631,10 +666,17 @@ fn servers_share_a_store_and_say_when_it_is_away() {
         server.until("degraded", is("degraded"));
         let row = server.json("/readyz")["store"].clone();
         assert_eq!(row["status"], "failing", "{row}");
-        assert!(row["error"].as_str().unwrap().contains("no answer in time"), "{row}");
+        assert!(
+            row["error"].as_str().unwrap().contains("no answer in time"),
+            "{row}"
+        );
         assert_eq!(server.metric("mb_store_failing"), 1);
     }
-    assert_eq!(one.connect().ask("echo.echo", "1").text(), "1", "others are served");
+    assert_eq!(
+        one.connect().ask("echo.say", "1").text(),
+        "1",
+        "others are served"
+    );
     redis.signal("CONT");
     one.until("ready", is("ready"));
     other.until("ready", is("ready"));
@@ -644,6 +686,231 @@ fn servers_share_a_store_and_say_when_it_is_away() {
     redis.start_again();
     one.until("ready", is("ready"));
     other.until("ready", is("ready"));
-    assert_eq!(add(&other).json()["value"], before + 1, "nothing acknowledged is lost");
+    assert_eq!(
+        add(&other).json()["value"],
+        before + 1,
+        "nothing acknowledged is lost"
+    );
     assert_eq!(one.metric("mb_store_failing"), 0);
+}
+
+fn keys_are_listed_by_their_beginning(store: &Arc<Store>) {
+    let ns = store.namespace("prefixes", 1 << 20);
+    let keys = [
+        "a",
+        "b",
+        "b/",
+        "b/1",
+        "b/2",
+        "b/é",
+        "b/\u{10ffff}x",
+        "b0",
+        "c",
+    ];
+    let pairs = keys.iter().map(|key| ((*key).into(), vec![1]));
+    ns.set_many("", pairs.collect(), soon()).unwrap();
+    let list = |prefix: &str, from| ns.list("", prefix, from, soon()).unwrap().keys;
+    assert_eq!(
+        list("b/", None),
+        ["b/", "b/1", "b/2", "b/é", "b/\u{10ffff}x"]
+    );
+    assert_eq!(list("b/", Some("b/2")), ["b/2", "b/é", "b/\u{10ffff}x"]);
+    assert_eq!(
+        list("b/", Some("a")),
+        ["b/", "b/1", "b/2", "b/é", "b/\u{10ffff}x"]
+    );
+    assert_eq!(list("b/", Some("c")), [""; 0]);
+    assert_eq!(list("x", None), [""; 0]);
+    let many: Vec<_> = (0..1500).map(|i| (format!("many{i:04}"), vec![])).collect();
+    for chunk in many.chunks(1000) {
+        ns.set_many("", chunk.to_vec(), soon()).unwrap();
+    }
+    let first = ns.list("", "many", None, soon()).unwrap();
+    assert_eq!(
+        (first.keys.len(), first.next.as_deref()),
+        (1000, Some("many1000"))
+    );
+    assert_eq!(list("many", first.next.as_deref()).len(), 500);
+}
+
+fn values_end(store: &Arc<Store>) {
+    let each = 4 + 1 + OVERHEAD;
+    let ns = store.namespace("ends", 3 * (each + 16) + 100);
+    let long = Duration::from_secs(3600);
+    let set_for =
+        |key: &str, size: usize, life| ns.set_for("", key.into(), vec![b'1'; size], life, soon());
+    for life in [Duration::ZERO, Duration::from_secs(400_000_000)] {
+        assert_eq!(set_for("a", 1, life), Err(StoreError::Life));
+    }
+    set_for("a", 1, long).unwrap();
+    set_for("b", 1, Duration::from_millis(1)).unwrap();
+    until("it ends", || !ns_exists(store, "b"));
+    assert_eq!(ns.get("", "b", soon()), Ok(None));
+    assert_eq!(ns.digest("", "b", soon()), Ok(None));
+    let both = ["a".into(), "b".into()];
+    assert_eq!(
+        ns.get_many("", &both, soon()),
+        Ok(vec![Some(b"1".to_vec()), None])
+    );
+    assert_eq!(ns.list("", "", None, soon()).unwrap().keys, ["a"]);
+    // Of a number that ended, the next is the first.
+    assert_eq!(ns.increment("", "b".into(), 5, soon()), Ok(5));
+    set_for("b", 1, Duration::from_millis(1)).unwrap();
+    until("it ends", || !ns_exists(store, "b"));
+    assert_eq!(
+        ns.swap("", "b".into(), None, b"2".to_vec(), soon()),
+        Ok(true)
+    );
+    // Both keep an end, and `set` removes it.
+    set_for("n", 1, Duration::from_millis(1500)).unwrap();
+    assert_eq!(ns.increment("", "n".into(), 1, soon()), Ok(2));
+    let swapped = ns.swap("", "n".into(), Some(digest(b"2")), b"3".to_vec(), soon());
+    assert_eq!(swapped, Ok(true));
+    set_for("b", 1, Duration::from_millis(1)).unwrap();
+    ns.set("", "b".into(), b"stays".to_vec(), soon()).unwrap();
+    until("it ends", || !ns_exists(store, "n"));
+    assert_eq!(ns.get("", "b", soon()), Ok(Some(b"stays".to_vec())));
+    // What has ended makes room.
+    ns.delete("", "b".into(), soon()).unwrap();
+    until("there is room", || {
+        store.tend();
+        set_for("c", 100 + each as usize + 14, long).is_ok()
+    });
+    assert!(matches!(
+        set_for("d", 100, long),
+        Err(StoreError::Quota { .. })
+    ));
+    assert_eq!(ns.get("", "a", soon()), Ok(Some(b"1".to_vec())));
+}
+
+fn ns_exists(store: &Arc<Store>, key: &str) -> bool {
+    store.namespace("ends", 1).exists("", key, soon()).unwrap()
+}
+
+fn a_backup_is_taken_and_restored(store: &Arc<Store>) {
+    let ns = store.namespace("backup", 1 << 20);
+    let value: Vec<u8> = (0..=255).collect();
+    ns.set("b", "k\"\0é".into(), value.clone(), soon()).unwrap();
+    ns.increment("", "n".into(), 3, soon()).unwrap();
+    let hour = Duration::from_secs(3600);
+    ns.set_for("", "ends".into(), b"later".to_vec(), hour, soon())
+        .unwrap();
+    let mut backup = Vec::new();
+    let exported = store
+        .export(&mut backup, &mut |lost| panic!("{lost}"))
+        .unwrap();
+    // Into the other kind of engine, which has the same lines.
+    let dir = tempfile::tempdir().unwrap();
+    let copy = Store::open(&dir.path().join("store.redb"), 1 << 20).unwrap();
+    assert_eq!(copy.import(&mut &*backup, false), Ok(exported.entries));
+    let restored = copy.namespace("backup", 1 << 20);
+    assert_eq!(restored.get("b", "k\"\0é", soon()), Ok(Some(value)));
+    assert_eq!(restored.get("", "n", soon()), Ok(Some(b"3".to_vec())));
+    assert_eq!(
+        restored.get("", "ends", soon()),
+        Ok(Some(b"later".to_vec()))
+    );
+    let mut again = Vec::new();
+    copy.export(&mut again, &mut |lost| panic!("{lost}"))
+        .unwrap();
+    assert!(
+        String::from_utf8(again).unwrap().contains("\"ends\":1"),
+        "milliseconds"
+    );
+    // And back, over what is there.
+    ns.set("", "n".into(), b"4".to_vec(), soon()).unwrap();
+    let refused = store.import(&mut &*backup, false);
+    assert!(matches!(refused, Err(StoreError::Import(_))), "{refused:?}");
+    assert_eq!(store.import(&mut &*backup, true), Ok(exported.entries));
+    assert_eq!(ns.get("", "n", soon()), Ok(Some(b"3".to_vec())));
+    assert_eq!(ns.get("", "ends", soon()), Ok(Some(b"later".to_vec())));
+    let cut = &backup[..backup.len() - 5];
+    assert!(store.import(&mut &cut[..], true).is_err());
+}
+
+/// Runs `mb-server store` with settings in the environment.
+fn command(environment: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = std::process::Command::new(BINARY)
+        .arg("store")
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+#[test]
+fn a_running_server_hands_out_a_backup() {
+    let server = Setup::empty(BINARY)
+        .with_as("services", "granted/counter.wasm", "counter.wasm")
+        .set("[services.counter.grants]\nkeyvalue = true")
+        .start();
+    server
+        .connect()
+        .ask("counter.add", r#"{"name":"x","by":7}"#);
+    let home = server.settings_file().parent().unwrap().to_owned();
+    let (state, file) = (home.join("state"), home.join("values.jsonl"));
+    let (state, file) = (state.to_str().unwrap(), file.to_str().unwrap());
+    let admin = server.admin.to_string();
+    let export = ["export", file, "--admin", &admin];
+    let (code, _, said) = command(&[("XDG_STATE_HOME", state)], &export);
+    assert_eq!((code, said.trim()), (Some(0), "1 entries"));
+    let other = home.join("other");
+    let elsewhere = [("MB_STATE_DIR", other.to_str().unwrap())];
+    let (code, _, said) = command(&elsewhere, &["import", file]);
+    assert_eq!((code, said.trim()), (Some(0), "1 entries"));
+    let (_, lines, _) = command(&elsewhere, &["export"]);
+    assert_eq!(lines, std::fs::read_to_string(file).unwrap());
+    // A token of another server is none.
+    let (code, _, said) = command(&elsewhere, &["export", "-", "--admin", &admin]);
+    assert!(code != Some(0) && said.contains("token"), "{said}");
+    let post = |headers: &str| {
+        let request = format!(
+            "POST /store/export HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        crate::support::http(server.admin, &request)
+    };
+    assert_eq!(post("").0, 401);
+    let bearer = format!("Authorization: Bearer {}\r\n", server.token());
+    assert_eq!(post(&bearer), (200, lines));
+    let without = Setup::empty(BINARY).with("services", "echo.wasm").start();
+    let home = without.settings_file().parent().unwrap().join("state");
+    let state = [("XDG_STATE_HOME", home.to_str().unwrap())];
+    let (code, _, said) = command(
+        &state,
+        &["export", "-", "--admin", &without.admin.to_string()],
+    );
+    assert!(
+        code == Some(1) && said.contains("there is no store"),
+        "{said}"
+    );
+}
+
+#[test]
+fn the_command_works_on_an_engine_over_the_network() {
+    let Some(redis) = Redis::start(&[]) else {
+        return;
+    };
+    let ns = remote(&[redis.url()]).namespace("cli", 1000);
+    ns.increment("", "n".into(), 7, soon()).unwrap();
+    let url = redis.url();
+    let settings = [("MB_STORE__URL", &*url)];
+    let (code, lines, said) = command(&settings, &["export"]);
+    assert_eq!((code, said.trim()), (Some(0), "1 entries"), "{lines}");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("values.jsonl");
+    std::fs::write(&file, &lines).unwrap();
+    let file = file.to_str().unwrap();
+    let (code, _, said) = command(&settings, &["import", file]);
+    assert!(code == Some(1) && said.contains("not empty"), "{said}");
+    redis.ask(&["FLUSHALL"]);
+    let (code, _, said) = command(&settings, &["import", file]);
+    assert_eq!((code, said.trim()), (Some(0), "1 entries"));
+    assert_eq!(ns.get("", "n", soon()), Ok(Some(b"7".to_vec())));
+    assert_eq!(command(&settings, &["check"]).0, Some(1));
 }

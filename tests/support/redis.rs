@@ -146,7 +146,11 @@ pub fn launch(
             "--dir",
         ])
         .arg(dir)
-        .args(options.iter().map(|option| option.replace("{port}", &port.to_string())))
+        .args(
+            options
+                .iter()
+                .map(|option| option.replace("{port}", &port.to_string())),
+        )
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())

@@ -1,1 +1,1 @@
-export { call } from 'mb:service/calls@1.0.0';
+export { call } from 'mb:service/calls@1.1.0';

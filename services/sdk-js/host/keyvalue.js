@@ -2,6 +2,7 @@ import { Cas as ImportedCas, increment as add, swap } from 'wasi:keyvalue/atomic
 import { open as imported } from 'wasi:keyvalue/store@0.2.0-draft2';
 import { atEnd } from '#start';
 export { setMany, deleteMany } from 'wasi:keyvalue/batch@0.2.0-draft2';
+export { setFor, keysFrom } from 'mb:service/values@1.1.0';
 export { swap };
 
 // A handle that outlives its call would cost a fresh instance.

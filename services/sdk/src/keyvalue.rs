@@ -4,9 +4,14 @@
 //! written is on the disk before the function returns. Buckets need not be
 //! made: each name is one.
 
+use std::time::Duration;
+
 use crate::Failure;
 #[cfg(target_arch = "wasm32")]
-use crate::bindings::wasi::keyvalue::{atomics, batch, store};
+use crate::bindings::{
+    mb::service::values,
+    wasi::keyvalue::{atomics, batch, store},
+};
 #[cfg(not(target_arch = "wasm32"))]
 use crate::{bindings::wasi::keyvalue::store, mock};
 
@@ -56,6 +61,22 @@ impl Bucket {
         self.0.set(key, value)
     }
 
+    /// Sets a value that ends after a time of 1 ms to ten years: then the key has
+    /// none. [`Bucket::increment`] and [`Bucket::update`] leave the end as it is,
+    /// [`Bucket::set`] removes it.
+    ///
+    /// # Errors
+    /// As [`Bucket::set`]; the time is out of that range.
+    pub fn set_for(&self, key: &str, value: &[u8], time: Duration) -> Result<(), Error> {
+        #[cfg(target_arch = "wasm32")]
+        {
+            let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            values::set_for(&self.0, key, value, milliseconds)
+        }
+        #[cfg(not(target_arch = "wasm32"))]
+        self.0.set_for(key, value, time)
+    }
+
     /// Removes a key; one without a value is no error.
     ///
     /// # Errors
@@ -68,8 +89,17 @@ impl Bucket {
     pub fn keys(&self) -> Keys<'_> {
         Keys {
             bucket: self,
+            prefix: None,
             page: Vec::new().into_iter(),
             cursor: Some(None),
+        }
+    }
+
+    /// The keys that begin with `prefix`, in order, read page by page.
+    pub fn keys_from(&self, prefix: &str) -> Keys<'_> {
+        Keys {
+            prefix: Some(prefix.into()),
+            ..self.keys()
         }
     }
 
@@ -96,20 +126,35 @@ impl Bucket {
         key: &str,
         mut change: impl FnMut(Option<Vec<u8>>) -> Vec<u8>,
     ) -> Result<(), Error> {
+        self.try_update(key, |value| Ok(change(value)))
+    }
+
+    /// The same with a function that may refuse; then nothing is written.
+    ///
+    /// # Errors
+    /// As [`Bucket::set`]; what the function refuses with.
+    pub fn try_update<E: From<Error>>(
+        &self,
+        key: &str,
+        mut change: impl FnMut(Option<Vec<u8>>) -> Result<Vec<u8>, E>,
+    ) -> Result<(), E> {
         #[cfg(target_arch = "wasm32")]
         {
             let mut seen = atomics::Cas::new(&self.0, key)?;
             loop {
-                let value = change(seen.current()?);
+                let value = change(seen.current()?)?;
                 match atomics::swap(seen, &value) {
                     Ok(()) => return Ok(()),
-                    Err(atomics::CasError::StoreError(error)) => return Err(error),
+                    Err(atomics::CasError::StoreError(error)) => return Err(error.into()),
                     Err(atomics::CasError::CasFailed(now)) => seen = now,
                 }
             }
         }
         #[cfg(not(target_arch = "wasm32"))]
-        self.set(key, &change(self.get(key)?))
+        {
+            let value = change(self.get(key)?)?;
+            Ok(self.0.replace(key, &value)?)
+        }
     }
 
     /// Sets several values, all or none.
@@ -137,9 +182,28 @@ impl Bucket {
     }
 }
 
+impl Bucket {
+    fn page(
+        &self,
+        prefix: Option<&str>,
+        cursor: Option<&str>,
+    ) -> Result<store::KeyResponse, Error> {
+        match prefix {
+            None => self.0.list_keys(cursor),
+            #[cfg(target_arch = "wasm32")]
+            Some(prefix) => values::keys_from(&self.0, prefix, cursor),
+            #[cfg(not(target_arch = "wasm32"))]
+            Some(prefix) => self.0.keys_from(prefix),
+        }
+    }
+}
+
 /// The keys of a bucket. Ends after an error.
 pub struct Keys<'a> {
     bucket: &'a Bucket,
+    /// None for all keys, which needs nothing that is newer than the contract's
+    /// first version.
+    prefix: Option<String>,
     page: std::vec::IntoIter<String>,
     /// Where the next page begins: none at the end, none inside at the start.
     cursor: Option<Option<String>>,
@@ -153,7 +217,8 @@ impl Iterator for Keys<'_> {
             if let Some(key) = self.page.next() {
                 return Some(Ok(key));
             }
-            match self.bucket.0.list_keys(self.cursor.take()?.as_deref()) {
+            let cursor = self.cursor.take()?;
+            match self.bucket.page(self.prefix.as_deref(), cursor.as_deref()) {
                 Err(error) => return Some(Err(error)),
                 Ok(page) => {
                     self.page = page.keys.into_iter();

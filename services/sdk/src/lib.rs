@@ -46,6 +46,7 @@
 //! what a function may take and answer.
 
 pub mod calls;
+mod clock;
 pub mod config;
 pub mod context;
 mod describe;
@@ -60,6 +61,7 @@ mod schema;
 
 pub use bindings::exports::mb::service::handler::Guest;
 pub use bindings::mb::service::types::{Failure, Payload};
+pub use clock::now;
 pub use describe::{Action, Description};
 pub use handler::{Answer, Arguments, call};
 /// The level 1, 2 and 3 of what is known of a handler's types.

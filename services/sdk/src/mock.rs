@@ -21,7 +21,12 @@
 //! It has no limits, no quota and no deadline, and nothing fails by itself:
 //! what a service does with a full store is seen in the server only.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    rc::Rc,
+    time::{Duration, SystemTime},
+};
 
 use crate::{
     Payload,
@@ -35,10 +40,17 @@ type Serves = Rc<dyn Fn(Payload) -> Result<Payload, CallError>>;
 #[derive(Default)]
 struct State {
     config: BTreeMap<String, String>,
-    buckets: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+    buckets: BTreeMap<String, BTreeMap<String, Stored>>,
+    passed: Duration,
     services: BTreeMap<String, Serves>,
     lines: Vec<String>,
     context: Context,
+}
+
+/// A value, and when it ends.
+struct Stored {
+    value: Vec<u8>,
+    end: Option<SystemTime>,
 }
 
 /// What [`context`](mod@crate::context) tells; set with [`context()`].
@@ -102,10 +114,19 @@ pub fn service(topic: &str, answer: impl Fn(Payload) -> Result<Payload, CallErro
     with(|state| state.services.insert(topic.into(), Rc::new(answer)));
 }
 
+/// Has time pass: for [`now`](crate::now), and for values that end.
+pub fn pass(time: Duration) {
+    with(|state| state.passed += time);
+}
+
+pub(crate) fn passed() -> Option<Duration> {
+    STATE.with(|state| Some(state.try_borrow().ok()?.passed))
+}
+
 /// The durable value of a key, if there is one.
 #[must_use]
 pub fn value(bucket: &str, key: &str) -> Option<Vec<u8>> {
-    with(|state| state.buckets.get(bucket)?.get(key).cloned())
+    Bucket(bucket.into()).with(|values| Some(values.get(key)?.value.clone()))
 }
 
 /// Takes the lines of the log so far, each `level: text`.
@@ -150,12 +171,23 @@ impl Bucket {
         Ok(Self(name.into()))
     }
 
-    fn with<R>(&self, act: impl FnOnce(&mut BTreeMap<String, Vec<u8>>) -> R) -> R {
-        with(|state| act(state.buckets.entry(self.0.clone()).or_default()))
+    /// Works with what has not ended.
+    fn with<R>(&self, act: impl FnOnce(&mut BTreeMap<String, Stored>) -> R) -> R {
+        let now = crate::now();
+        with(|state| {
+            let values = state.buckets.entry(self.0.clone()).or_default();
+            values.retain(|_, stored| stored.end.is_none_or(|end| end > now));
+            act(values)
+        })
+    }
+
+    fn put(&self, key: &str, value: &[u8], end: Option<SystemTime>) {
+        let value = value.into();
+        self.with(|values| values.insert(key.into(), Stored { value, end }));
     }
 
     pub(crate) fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Error> {
-        Ok(self.with(|values| values.get(key).cloned()))
+        Ok(self.with(|values| Some(values.get(key)?.value.clone())))
     }
 
     pub(crate) fn exists(&self, key: &str) -> Result<bool, Error> {
@@ -163,7 +195,19 @@ impl Bucket {
     }
 
     pub(crate) fn set(&self, key: &str, value: &[u8]) -> Result<(), Error> {
-        self.with(|values| values.insert(key.into(), value.into()));
+        self.put(key, value, None);
+        Ok(())
+    }
+
+    pub(crate) fn set_for(&self, key: &str, value: &[u8], time: Duration) -> Result<(), Error> {
+        self.put(key, value, Some(crate::now() + time));
+        Ok(())
+    }
+
+    /// Leaves the end as it is.
+    pub(crate) fn replace(&self, key: &str, value: &[u8]) -> Result<(), Error> {
+        let end = self.with(|values| values.get(key)?.end);
+        self.put(key, value, end);
         Ok(())
     }
 
@@ -173,26 +217,32 @@ impl Bucket {
     }
 
     pub(crate) fn list_keys(&self, _cursor: Option<&str>) -> Result<KeyResponse, Error> {
+        self.keys_from("")
+    }
+
+    pub(crate) fn keys_from(&self, prefix: &str) -> Result<KeyResponse, Error> {
         Ok(self.with(|values| KeyResponse {
-            keys: values.keys().cloned().collect(),
+            keys: values
+                .keys()
+                .filter(|key| key.starts_with(prefix))
+                .cloned()
+                .collect(),
             cursor: None,
         }))
     }
 
     pub(crate) fn increment(&self, key: &str, delta: i64) -> Result<i64, Error> {
-        self.with(|values| {
-            let text = values.get(key).map_or(&b"0"[..], Vec::as_slice);
-            let number: Option<i64> = std::str::from_utf8(text)
-                .ok()
-                .and_then(|text| text.parse().ok());
-            let sum = number.and_then(|number| number.checked_add(delta));
-            let sum = sum.ok_or_else(|| {
-                Error::Other(format!(
-                    "the value of {key} is no number that can be added to"
-                ))
-            })?;
-            values.insert(key.into(), sum.to_string().into_bytes());
-            Ok(sum)
-        })
+        let text = self.get(key)?.unwrap_or_else(|| b"0".to_vec());
+        let number: Option<i64> = std::str::from_utf8(&text)
+            .ok()
+            .and_then(|text| text.parse().ok());
+        let sum = number.and_then(|number| number.checked_add(delta));
+        let sum = sum.ok_or_else(|| {
+            Error::Other(format!(
+                "the value of {key} is no number that can be added to"
+            ))
+        })?;
+        self.replace(key, sum.to_string().as_bytes())?;
+        Ok(sum)
     }
 }

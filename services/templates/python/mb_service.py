@@ -66,6 +66,7 @@ if wit_world:
     _store = _imported("wasi:keyvalue/store", ("wasi_keyvalue_store", "open"), ("store", "open"))
     _atomics = _imported("wasi:keyvalue/atomics", ("atomics", "increment"))
     _batch = _imported("wasi:keyvalue/batch", ("batch", "set_many"))
+    _values = _imported("mb:service/values", ("values", "set_for"))
     _calls = _imported("mb:service/calls", ("calls", "call"))
 
 
@@ -147,6 +148,13 @@ class Bucket:
         else:
             self._held[key] = bytes(value)
 
+    def set_for(self, key, value, seconds):
+        """A value that ends after so many seconds: then the key has none."""
+        if wit_world:
+            _told("STORE_FAILED", _values.set_for, self._bucket, key, bytes(value), round(seconds * 1000))
+        else:
+            self._held[key] = bytes(value)
+
     def delete(self, key):
         if wit_world:
             _told("STORE_FAILED", self._bucket.delete, key)
@@ -156,12 +164,16 @@ class Bucket:
     def exists(self, key):
         return _told("STORE_FAILED", self._bucket.exists, key) if wit_world else key in self._held
 
-    def keys(self):
+    def keys(self, prefix=""):
+        """All keys, or those that begin so, in order."""
         if not wit_world:
-            return sorted(self._held)
+            return sorted(key for key in self._held if key.startswith(prefix))
         found, cursor = [], None
         while True:
-            answer = _told("STORE_FAILED", self._bucket.list_keys, cursor)
+            if prefix:
+                answer = _told("STORE_FAILED", _values.keys_from, self._bucket, prefix, cursor)
+            else:
+                answer = _told("STORE_FAILED", self._bucket.list_keys, cursor)
             found.extend(answer.keys)
             cursor = answer.cursor
             if cursor is None:

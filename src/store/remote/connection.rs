@@ -83,7 +83,10 @@ impl Connection {
         role: Role,
         deadline: Instant,
     ) -> Result<Self, String> {
-        let deadline = deadline.min(Instant::now() + CONNECT_TIMEOUT);
+        // Another node may be reached in the other half.
+        let now = Instant::now();
+        let half = deadline.saturating_duration_since(now) / 2;
+        let deadline = now + half.min(CONNECT_TIMEOUT);
         let stream = connect(node, login, deadline)?;
         let mut connection = Self {
             stream,

@@ -6,13 +6,14 @@
 //! cluster: a hash of the values, a sorted set of the names in order, one of
 //! when those end that do, and what all count.
 
+mod backup;
 mod connection;
 mod nodes;
 mod pool;
 
 use std::{
     collections::BTreeMap,
-    io::BufRead,
+    io::{BufRead, Write},
     sync::{Arc, LazyLock, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -20,12 +21,12 @@ use std::{
 use redis::{Cmd, Script, Value, cmd};
 
 use super::{
-    Change, Done, Engine, Health, KeyPage, MAX_BATCH_BYTES, MAX_KEY, MAX_PAGE, MAX_VALUE, Op, Size,
-    StoreError, batch_too_large, digest,
+    Change, Checked, Done, Engine, ExportError, Health, KeyPage, MAX_BATCH_BYTES, MAX_KEY,
+    MAX_PAGE, MAX_VALUE, Op, Size, StoreError, batch_too_large, digest,
     entry::{EntryKey, OVERHEAD},
 };
 use crate::{
-    budget::Budget,
+    budget::{Budget, Reservation},
     config::store::Remote as Settings,
     transport::{ClientTls, client_config},
 };
@@ -37,32 +38,32 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 /// Of the time that a call has left, its operation gets so many tenths: a
 /// service is to see the failure, and to answer with it.
 const SHARE: u32 = 9;
+/// Copies of a value that is sent: itself, in a command, and as it is sent.
+const COPIES: usize = 3;
 /// Bytes of an answer beside the values or names in it.
 const FRAME: usize = 64 * 1024;
 
 macro_rules! script {
-    ($name:ident, $file:literal) => {
+    ($name:ident, $($file:literal),+) => {
         static $name: LazyLock<(Script, &str)> = LazyLock::new(|| {
-            let text = concat!(
-                include_str!("scripts/common.lua"),
-                include_str!(concat!("scripts/", $file, ".lua"))
-            );
+            let text = concat!($(include_str!(concat!("scripts/", $file, ".lua"))),+);
             (Script::new(text), text)
         });
     };
 }
 
-script!(GET, "get");
-script!(EXISTS, "exists");
-script!(LIST, "list");
-script!(PUT, "put");
-script!(INCREMENT, "increment");
-script!(SWAP, "swap");
-script!(TEND, "tend");
+script!(GET, "common", "get");
+script!(EXISTS, "common", "exists");
+script!(LIST, "common", "list");
+script!(PUT, "common", "put");
+script!(INCREMENT, "increment-fast", "common", "increment");
+script!(SWAP, "common", "swap");
+script!(TEND, "common", "tend");
 
 /// An engine over the network.
 pub(super) struct Remote {
     nodes: Nodes,
+    memory: Option<Arc<Budget>>,
     health: Health,
     services: Mutex<BTreeMap<Arc<str>, u64>>,
 }
@@ -89,10 +90,11 @@ impl Remote {
             user: settings.user.clone(),
             password_file: settings.password_file.clone(),
             db: settings.db,
-            memory,
+            memory: memory.clone(),
         };
         Ok(Self {
             nodes: Nodes::new(settings, login),
+            memory,
             health: Health::default(),
             services: Mutex::default(),
         })
@@ -149,20 +151,39 @@ impl Remote {
         ))
     }
 
-    fn put(
+    /// Memory for a value that goes back to the engine.
+    fn reserve(&self, bytes: usize, deadline: Instant) -> Result<Option<Reservation>, StoreError> {
+        let Some(memory) = self.memory.as_ref().filter(|_| bytes >= FRAME) else {
+            return Ok(None);
+        };
+        let mut held = Reservation::empty(memory);
+        // Nobody could wait for more than there is.
+        let bytes = (COPIES * bytes).min(memory.limit());
+        if held.raise_until(bytes, before(deadline)) {
+            Ok(Some(held))
+        } else {
+            Err(StoreError::Away("no memory in time".into()))
+        }
+    }
+
+    fn put<'a>(
         &self,
         op: &Op,
-        pairs: &[(String, Option<Vec<u8>>)],
+        pairs: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>,
+        life: Option<Duration>,
         deadline: Instant,
     ) -> Result<Done, StoreError> {
         // Of a key that stands twice the last one counts.
-        let last: BTreeMap<_, _> = pairs.iter().map(|(key, value)| (key, value)).collect();
+        let last: BTreeMap<_, _> = pairs.collect();
         let arguments = |command: &mut Cmd| {
-            command.arg("");
+            match life {
+                Some(life) => command.arg(u64::try_from(life.as_millis()).unwrap_or(u64::MAX)),
+                None => command.arg(""),
+            };
             for (key, value) in &last {
                 command.arg(name(&op.bucket, key));
                 match value {
-                    Some(value) => command.arg("1").arg(&**value),
+                    Some(value) => command.arg("1").arg(*value),
                     None => command.arg("0").arg(""),
                 };
             }
@@ -215,6 +236,7 @@ impl Remote {
                 }
             }
         };
+        let _held = self.reserve(present.as_ref().map_or(0, Vec::len), deadline)?;
         let arguments = |command: &mut Cmd| {
             command.arg(name(&op.bucket, key));
             match &present {
@@ -284,12 +306,14 @@ impl Engine for Remote {
     fn list(
         &self,
         (service, bucket): (&str, &str),
+        prefix: &str,
         from: &str,
         deadline: Instant,
     ) -> Result<KeyPage, StoreError> {
         let arguments = |command: &mut Cmd| {
             let lowest = [b"[", &*name(bucket, from)].concat();
-            let above = [b"(", bucket.as_bytes(), b"\x01"].concat();
+            // No text has the byte 0xff.
+            let above = [b"(", &*name(bucket, prefix), b"\xff"].concat();
             command.arg(lowest).arg(above).arg(MAX_PAGE);
         };
         let limit = (MAX_PAGE + 1) * (MAX_KEY + 128);
@@ -306,7 +330,16 @@ impl Engine for Remote {
 
     fn write(&self, op: Op, deadline: Instant) -> Result<Done, StoreError> {
         match &op.change {
-            Change::Put(pairs) => self.put(&op, pairs, deadline),
+            Change::Put(pairs) => {
+                let pairs = pairs.iter().map(|(key, value)| (&**key, value.as_deref()));
+                self.put(&op, pairs, None, deadline)
+            }
+            Change::SetFor { key, value, life } => {
+                let pair = (&**key, Some(&**value));
+                self.put(&op, [pair].into_iter(), Some(*life), deadline)
+            }
+            // This engine finds them by itself.
+            Change::End(_) => Ok(Done::Written),
             Change::Increment { key, delta } => self.increment(&op, key, *delta, deadline),
             Change::Swap {
                 key,
@@ -337,8 +370,12 @@ impl Engine for Remote {
         Ok(())
     }
 
-    fn import(&self, _: &mut dyn BufRead, _: bool) -> Result<u64, StoreError> {
-        Err(StoreError::Import("not to this engine".into()))
+    fn export(&self, out: &mut dyn Write, _: &mut dyn FnMut(&str)) -> Result<Checked, ExportError> {
+        self.write_backup(out)
+    }
+
+    fn import(&self, input: &mut dyn BufRead, merge: bool) -> Result<u64, StoreError> {
+        self.read_backup(input, merge)
     }
 
     fn serves(&self, service: &Arc<str>) {

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{Value, cmd};
+use redis::{Cmd, Value, cmd};
 
 use super::{
     connection::{Connection, Fault, Login, Role, refusal},
@@ -31,6 +31,9 @@ const MAX_NODES: usize = 1024;
 const PAUSE: Duration = Duration::from_millis(20);
 /// Longest answer of a Sentinel, in bytes.
 const MAX_SENTINEL: usize = 4096;
+
+/// Longest answer about the slots of a cluster, in bytes.
+const MAX_SLOTS: usize = 8 * 1024 * 1024;
 
 /// A command in the engine's encoding, and what an answer may have.
 pub(super) struct Question<'a> {
@@ -53,6 +56,8 @@ struct State {
     pools: HashMap<Node, Arc<Pool>>,
     /// The node that answered last, by service.
     homes: HashMap<Arc<str>, Node>,
+    /// Which of the nodes in the settings is asked first: one that was reached.
+    first: usize,
 }
 
 impl Nodes {
@@ -105,6 +110,7 @@ impl Nodes {
                 }
                 Err(Fault::Unsent(why)) => {
                     self.forget(service, None);
+                    self.pass_over(&node);
                     tried.push(node);
                     match self.next(&tried, question.deadline) {
                         Some(next) => node = next,
@@ -113,6 +119,45 @@ impl Nodes {
                 }
             }
         }
+    }
+
+    /// Asks one node, whatever it has.
+    pub(super) fn ask_at(
+        &self,
+        node: &Node,
+        command: &Cmd,
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<Value, StoreError> {
+        let asked = self
+            .pool(node)
+            .take(deadline)
+            .and_then(|mut lease| lease.ask(&command.get_packed_command(), limit, deadline));
+        match asked {
+            Ok(Value::ServerError(error)) => Err(StoreError::Refused(refusal(&error))),
+            Ok(value) => Ok(value),
+            Err(Fault::Unsent(why)) => Err(StoreError::Away(why)),
+            Err(Fault::Unanswered(why)) => Err(StoreError::Unconfirmed(why)),
+        }
+    }
+
+    /// All nodes that have values.
+    pub(super) fn all(&self, deadline: Instant) -> Result<Vec<Node>, StoreError> {
+        if let Some(name) = &self.remote.primary {
+            return Ok(vec![self.primary(name, deadline)?]);
+        }
+        let mut last = StoreError::Away("no node".into());
+        for asked in &self.listed() {
+            match self.ask_at(asked, cmd("CLUSTER").arg("SLOTS"), MAX_SLOTS, deadline) {
+                Ok(slots) => return Ok(primaries(&slots, asked)),
+                // It is the only one.
+                Err(StoreError::Refused(_)) if self.remote.nodes.len() == 1 => {
+                    return Ok(vec![asked.clone()]);
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
     }
 
     fn ask_node(&self, node: &Node, asking: bool, question: &Question<'_>) -> Result<Value, Fault> {
@@ -142,7 +187,24 @@ impl Nodes {
         match (home, &self.remote.primary) {
             (Some(home), _) => Ok(home),
             (None, Some(name)) => self.primary(name, deadline),
-            (None, None) => Ok(self.remote.nodes[0].clone()),
+            (None, None) => Ok(self.listed()[0].clone()),
+        }
+    }
+
+    /// The nodes of the settings, the one first that was reached last.
+    fn listed(&self) -> Vec<Node> {
+        let first = self.lock().first;
+        let mut nodes = self.remote.nodes.clone();
+        nodes.rotate_left(first);
+        nodes
+    }
+
+    /// This node of the settings was not reached, so another is asked first.
+    fn pass_over(&self, node: &Node) {
+        let nodes = &self.remote.nodes;
+        let mut state = self.lock();
+        if nodes.get(state.first) == Some(node) {
+            state.first = (state.first + 1) % nodes.len();
         }
     }
 
@@ -153,11 +215,8 @@ impl Nodes {
             let now = self.primary(name, deadline).ok()?;
             return (!tried.contains(&now)).then_some(now);
         }
-        self.remote
-            .nodes
-            .iter()
-            .find(|node| !tried.contains(node))
-            .cloned()
+        let mut listed = self.listed().into_iter();
+        listed.find(|node| !tried.contains(node))
     }
 
     /// Asks the Sentinels for the primary.
@@ -167,7 +226,7 @@ impl Nodes {
             .arg(name)
             .get_packed_command();
         let mut last = String::new();
-        for sentinel in &self.remote.nodes {
+        for sentinel in &self.listed() {
             let told = Connection::open(sentinel, &self.login, Role::Sentinel, deadline).and_then(
                 |mut connection| match connection.ask(&question, MAX_SENTINEL, deadline) {
                     Ok(Value::Array(parts)) => match &parts[..] {
@@ -183,7 +242,10 @@ impl Nodes {
             );
             match told {
                 Ok(node) => return Ok(node),
-                Err(why) => last = format!("Sentinel {sentinel}: {why}"),
+                Err(why) => {
+                    self.pass_over(sentinel);
+                    last = format!("Sentinel {sentinel}: {why}");
+                }
             }
         }
         Err(StoreError::Away(last))
@@ -254,6 +316,33 @@ fn pointed_to(details: Option<&str>, said_by: &Node) -> Option<Node> {
         found.host.clone_from(&said_by.host);
     }
     Some(found)
+}
+
+/// The primaries of an answer to `CLUSTER SLOTS`: of each range of slots, the
+/// first node.
+fn primaries(slots: &Value, asked: &Node) -> Vec<Node> {
+    let array = |value: &Value| match value {
+        Value::Array(parts) => parts.clone(),
+        _ => Vec::new(),
+    };
+    let mut found = Vec::new();
+    for range in array(slots) {
+        let first = array(&range).get(2).map(array).unwrap_or_default();
+        let host = match first.first() {
+            Some(Value::BulkString(host)) if !host.is_empty() => {
+                String::from_utf8_lossy(host).into_owned()
+            }
+            _ => asked.host.clone(),
+        };
+        if let Some(Value::Int(port)) = first.get(1)
+            && let Ok(port) = u16::try_from(*port)
+        {
+            found.push(Node { host, port });
+        }
+    }
+    found.sort();
+    found.dedup();
+    found
 }
 
 fn node(host: &[u8], port: &[u8]) -> Option<Node> {

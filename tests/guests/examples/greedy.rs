@@ -165,6 +165,27 @@ fn kv_tour(_: Payload) -> Result<Value, Failure> {
     Ok(json!({ "keys": keys, "value": value, "number": number, "left": bucket.exists("a")? }))
 }
 
+/// What is newer than the contract's first version.
+fn kv_newer(_: Payload) -> Result<Value, Failure> {
+    let bucket = Bucket::open("newer")?;
+    bucket.set_for("b/1", b"1", Duration::from_secs(3600))?;
+    bucket.set_for("b/2", b"2", Duration::from_millis(1))?;
+    bucket.set("c", b"3")?;
+    let begun = mb_service::now();
+    while bucket.exists("b/2")? {}
+    let keys: Vec<String> = bucket.keys_from("b/").collect::<Result<_, _>>()?;
+    let refused = bucket.try_update("c", |_| Err(Failure::new("NO", "not now")));
+    let value = String::from_utf8(bucket.get("c")?.unwrap_or_default()).unwrap_or_default();
+    let never = asked(bucket.set_for("d", b"4", Duration::ZERO));
+    Ok(json!({
+        "keys": keys,
+        "refused": refused.map_err(|failure| failure.code),
+        "value": value,
+        "never": never,
+        "went": mb_service::now() > begun,
+    }))
+}
+
 #[derive(Deserialize)]
 struct Call {
     topic: String,
@@ -236,6 +257,8 @@ service! {
     "kv-keys" => kv_keys,
     /// Does everything that a bucket does.
     "kv-tour" => kv_tour,
+    /// Uses values that end, and keys by prefix.
+    "kv-newer" => kv_newer,
     /// Calls {"topic","payload"} and answers what came of it.
     "call" => call,
 }

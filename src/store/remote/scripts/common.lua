@@ -20,8 +20,7 @@ local function has_ended(field)
 end
 
 local function counted(field, size, end_at)
-  local own = overhead + #field
-  return own + size + (end_at and own + 8 or 0)
+  return overhead + #field + size + (end_at and 16 or 0)
 end
 
 local function present(field)

@@ -1,5 +1,4 @@
--- Arguments: quota, name, what is added. The engine adds: Lua's numbers are
--- exact to 53 bits only.
+-- What increment-fast.lua left to do.
 local quota, field, delta = tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local at = redis.call('ZSCORE', ends, field)
 if at and tonumber(at) <= now() then

@@ -1,0 +1,273 @@
+//! Backup of what an engine holds, in the same lines as that of a file. Entries
+//! are read by scanning, each as it is at its time.
+
+use std::{
+    io::{self, BufRead, Write},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use redis::{Cmd, Value, cmd};
+
+use super::{Remote, strings, unexpected};
+use crate::store::{
+    Change, Checked, Engine as _, MAX_BATCH_BYTES, Op, StoreError, entry,
+    transfer::{ExportError, Line, first_line, line, read_first, read_line},
+};
+
+/// Entries that one step reads, about.
+const STEP: usize = 8;
+/// Names of keys that one step reads, about.
+const STEP_KEYS: usize = 1000;
+/// Longest answer of a step, in bytes.
+const MAX_STEP: usize = 16 * MAX_BATCH_BYTES;
+/// Time for one step.
+const STEP_TIME: Duration = Duration::from_secs(10);
+/// Entries that are written at once, and their bytes.
+const MAX_GROUP: usize = 100;
+const MAX_GROUP_BYTES: usize = 1024 * 1024;
+
+impl Remote {
+    pub(super) fn write_backup(&self, out: &mut dyn Write) -> Result<Checked, ExportError> {
+        let failed = |error: StoreError| ExportError(io::Error::other(error.to_string()));
+        line(out, &first_line())?;
+        let mut entries = 0;
+        for service in self.stored_services().map_err(failed)? {
+            let mut cursor = b"0".to_vec();
+            loop {
+                let (next, found) = self.step(&service, &cursor).map_err(failed)?;
+                for (name, value, ends) in found {
+                    line(
+                        out,
+                        &entry_line(&service, &name, &value, ends).map_err(failed)?,
+                    )?;
+                    entries += 1;
+                }
+                cursor = next;
+                if cursor == b"0" {
+                    break;
+                }
+            }
+        }
+        line(out, &Line::Last { entries })?;
+        out.flush().map_err(ExportError)?;
+        Ok(Checked {
+            entries,
+            damaged: 0,
+        })
+    }
+
+    /// Services that have values, wherever they are.
+    fn stored_services(&self) -> Result<Vec<Arc<str>>, StoreError> {
+        let mut services = Vec::new();
+        for node in self.nodes.all(Instant::now() + STEP_TIME)? {
+            let mut cursor = b"0".to_vec();
+            loop {
+                let mut scan = cmd("SCAN");
+                scan.arg(&cursor).arg("MATCH").arg("mb:{*}:values");
+                scan.arg("COUNT").arg(STEP_KEYS);
+                let deadline = Instant::now() + STEP_TIME;
+                let (next, keys) = scanned(self.nodes.ask_at(&node, &scan, MAX_STEP, deadline)?)?;
+                let names = keys.into_iter().filter_map(|key| {
+                    let key = String::from_utf8(key).ok()?;
+                    Some(Arc::<str>::from(
+                        key.strip_prefix("mb:{")?.strip_suffix("}:values")?,
+                    ))
+                });
+                services.extend(names);
+                cursor = next;
+                if cursor == b"0" {
+                    break;
+                }
+            }
+        }
+        services.sort();
+        services.dedup();
+        Ok(services)
+    }
+
+    /// Some entries of a service, each with its end, and where to go on.
+    #[allow(clippy::type_complexity, reason = "name, value, end")]
+    fn step(
+        &self,
+        service: &Arc<str>,
+        cursor: &[u8],
+    ) -> Result<(Vec<u8>, Vec<(Vec<u8>, Vec<u8>, Option<u64>)>), StoreError> {
+        let deadline = Instant::now() + STEP_TIME;
+        let mut scan = cmd("HSCAN");
+        scan.arg(format!("mb:{{{service}}}:values")).arg(cursor);
+        scan.arg("COUNT").arg(STEP);
+        let (next, parts) = scanned(self.plain(service, &scan, deadline)?)?;
+        let ends = format!("mb:{{{service}}}:ends");
+        let some_end = self.plain(service, cmd("EXISTS").arg(&ends), deadline)? == Value::Int(1);
+        let mut parts = parts.into_iter();
+        let mut found = Vec::new();
+        while let (Some(name), Some(value)) = (parts.next(), parts.next()) {
+            let mut score = cmd("ZSCORE");
+            score.arg(&ends).arg(&name);
+            let answer = if some_end {
+                self.plain(service, &score, deadline)?
+            } else {
+                Value::Nil
+            };
+            let ends = match answer {
+                Value::BulkString(text) => std::str::from_utf8(&text)
+                    .ok()
+                    .and_then(|text| text.parse::<f64>().ok())
+                    .map(|end| end as u64),
+                _ => None,
+            };
+            found.push((name, value, ends));
+        }
+        Ok((next, found))
+    }
+
+    fn plain(
+        &self,
+        service: &Arc<str>,
+        command: &Cmd,
+        deadline: Instant,
+    ) -> Result<Value, StoreError> {
+        let command = command.get_packed_command();
+        let question = super::Question {
+            command: &command,
+            whole: &|| command.clone(),
+            limit: MAX_STEP,
+            deadline,
+        };
+        self.nodes.ask(service, &question)
+    }
+
+    /// Group by group: an engine has no transaction over all of it.
+    pub(super) fn read_backup(
+        &self,
+        input: &mut dyn BufRead,
+        merge: bool,
+    ) -> Result<u64, StoreError> {
+        if !merge && !self.stored_services()?.is_empty() {
+            return Err(StoreError::Import(
+                "the store is not empty; --merge lets the backup's values win".into(),
+            ));
+        }
+        read_first(input)?;
+        let mut written = 0;
+        let mut read = || -> Result<(), StoreError> {
+            let mut group: Option<(Arc<str>, Box<str>, Vec<(String, Option<Vec<u8>>)>)> = None;
+            let (mut number, mut bytes) = (2, 0);
+            loop {
+                let next = read_line(input, number)?;
+                number += 1;
+                let (service, bucket, key, value, ends) = match next {
+                    Line::Entry {
+                        service,
+                        bucket,
+                        key,
+                        value,
+                        ends,
+                    } => (service, bucket, key, value, ends),
+                    Line::Last { entries } => {
+                        written += self.write_group(group.take())?;
+                        if entries + 3 == number {
+                            return Ok(());
+                        }
+                        return Err(StoreError::Import(
+                            "the last line does not fit the number of entries".into(),
+                        ));
+                    }
+                    Line::First { .. } => {
+                        return Err(StoreError::Import(format!("line {number} begins another")));
+                    }
+                };
+                let value = BASE64_STANDARD
+                    .decode(value)
+                    .map_err(|error| StoreError::Import(error.to_string()))?;
+                let fits = group.as_ref().is_some_and(|(of, place, pairs)| {
+                    **of == *service
+                        && **place == *bucket
+                        && pairs.len() < MAX_GROUP
+                        && bytes < MAX_GROUP_BYTES
+                });
+                if !fits || ends.is_some() {
+                    written += self.write_group(group.take())?;
+                    bytes = 0;
+                }
+                if let Some(end) = ends {
+                    let life = end.saturating_sub(entry::now());
+                    if life > 0 {
+                        let life = Duration::from_millis(life);
+                        self.write_one(&service, &bucket, Change::SetFor { key, value, life })?;
+                    }
+                    written += 1;
+                    continue;
+                }
+                bytes += value.len();
+                group
+                    .get_or_insert_with(|| (service.into(), bucket.into(), Vec::new()))
+                    .2
+                    .push((key, Some(value)));
+            }
+        };
+        match read() {
+            Ok(()) => Ok(written),
+            Err(error) if written == 0 => Err(error),
+            Err(error) => Err(StoreError::ImportedPart {
+                entries: written,
+                why: error.to_string(),
+            }),
+        }
+    }
+
+    #[allow(clippy::type_complexity, reason = "service, bucket, pairs")]
+    fn write_group(
+        &self,
+        group: Option<(Arc<str>, Box<str>, Vec<(String, Option<Vec<u8>>)>)>,
+    ) -> Result<u64, StoreError> {
+        let Some((service, bucket, pairs)) = group else {
+            return Ok(0);
+        };
+        let count = pairs.len() as u64;
+        self.write_one(&service, &bucket, Change::Put(pairs))?;
+        Ok(count)
+    }
+
+    fn write_one(&self, service: &str, bucket: &str, change: Change) -> Result<(), StoreError> {
+        let op = Op {
+            service: service.into(),
+            // Whatever the service may have: it had it before.
+            quota: u64::MAX,
+            bucket: bucket.into(),
+            change,
+        };
+        self.write(op, Instant::now() + STEP_TIME).map(drop)
+    }
+}
+
+fn entry_line(
+    service: &str,
+    name: &[u8],
+    value: &[u8],
+    ends: Option<u64>,
+) -> Result<Line, StoreError> {
+    let name = std::str::from_utf8(name).map_err(|_| unexpected())?;
+    let (bucket, key) = name.split_once('\0').ok_or_else(unexpected)?;
+    Ok(Line::Entry {
+        service: service.into(),
+        bucket: bucket.into(),
+        key: key.into(),
+        value: BASE64_STANDARD.encode(value),
+        ends,
+    })
+}
+
+/// Where a scan goes on, and what it found.
+fn scanned(answer: Value) -> Result<(Vec<u8>, Vec<Vec<u8>>), StoreError> {
+    let Value::Array(parts) = answer else {
+        return Err(unexpected());
+    };
+    let [cursor, found] = <[Value; 2]>::try_from(parts).map_err(|_| unexpected())?;
+    let Value::BulkString(cursor) = cursor else {
+        return Err(unexpected());
+    };
+    Ok((cursor, strings(found)?.into_iter().flatten().collect()))
+}
