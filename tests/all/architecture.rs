@@ -12,7 +12,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
     ("http", &["wire"]),
     ("metrics", &["wire"]),
     ("budget", &[]),
-    ("store", &[]),
+    ("store", &["budget", "config", "transport"]),
     ("scheduler", &["system"]),
     ("host", &["budget", "config", "scheduler", "store", "wire"]),
     ("access", &["budget", "config", "host"]),

@@ -243,7 +243,7 @@ fn what_a_start_learns_is_of_its_own_caller() {
     // The start asks for the connection, and the answer says which it was.
     let guest = wat::importing_guest(
         "learns",
-        "(import \"mb:service/context@1.0.0\" \"connection-id\" (func $connection (param i32)))",
+        "(import \"mb:service/context@1.1.0\" \"connection-id\" (func $connection (param i32)))",
         "(func (export \"_initialize\") (call $connection (i32.const 40000)))",
         "(i32.store8 (i32.sub (i32.load (i32.const 40000)) (i32.const 1)) (i32.const 34))
          (i32.store8 (i32.add (i32.load (i32.const 40000)) (i32.load (i32.const 40004))) (i32.const 34))

@@ -421,7 +421,7 @@ impl StandIn {
         let count = Arc::clone(&scripts);
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let (mut stream, count) = (stream.unwrap(), Arc::clone(&count));
+                let (mut stream, scripts) = (stream.unwrap(), Arc::clone(&count));
                 thread::spawn(move || {
                     let mut buf = [0; 4096];
                     while let Ok(count @ 1..) = stream.read(&mut buf) {
@@ -430,7 +430,7 @@ impl StandIn {
                             let _ = stream.write_all(b"$2\r\nid\r\n");
                             continue;
                         }
-                        count.fetch_add(1, SeqCst);
+                        scripts.fetch_add(1, SeqCst);
                         if answer.is_empty() || stream.write_all(answer).is_err() {
                             return;
                         }

@@ -39,8 +39,8 @@ fn module(describe: &str, imports: &str, more: &str, body: &str) -> Vec<u8> {
             (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
                 (global.get $heap)
                 (global.set $heap (i32.and (i32.add (global.get $heap) (i32.add (local.get 3) (i32.const 7))) (i32.const -8))))
-            (func (export "mb:service/handler@1.0.0#describe") (result i32) (i32.const 16))
-            (func (export "mb:service/handler@1.0.0#handle") (param i32 i32 i32 i32 i32) (result i32)
+            (func (export "mb:service/handler@1.1.0#describe") (result i32) (i32.const 16))
+            (func (export "mb:service/handler@1.1.0#handle") (param i32 i32 i32 i32 i32) (result i32)
                 {body}
                 (i32.const 32)))"#
     );

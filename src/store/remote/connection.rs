@@ -126,10 +126,10 @@ impl Connection {
                 })?;
             }
             Role::Primary => {
-                let Value::Array(told) = ask(&cmd("ROLE"))? else {
+                let Value::Array(said) = ask(&cmd("ROLE"))? else {
                     return Err("it does not say its role".into());
                 };
-                if told.first() != Some(&Value::BulkString(b"master".to_vec())) {
+                if said.first() != Some(&Value::BulkString(b"master".to_vec())) {
                     return Err("it is not the primary, as the Sentinels say".into());
                 }
             }
@@ -165,6 +165,9 @@ impl Connection {
         limit: usize,
         deadline: Instant,
     ) -> Result<Value, Fault> {
+        if Instant::now() >= deadline {
+            return Err(Fault::Unsent("no time is left".into()));
+        }
         let mut rest = command;
         while !rest.is_empty() {
             match self.stream.write(rest, deadline) {

@@ -227,7 +227,7 @@ impl Nodes {
             .get_packed_command();
         let mut last = String::new();
         for sentinel in &self.listed() {
-            let told = Connection::open(sentinel, &self.login, Role::Sentinel, deadline).and_then(
+            let said = Connection::open(sentinel, &self.login, Role::Sentinel, deadline).and_then(
                 |mut connection| match connection.ask(&question, MAX_SENTINEL, deadline) {
                     Ok(Value::Array(parts)) => match &parts[..] {
                         [Value::BulkString(host), Value::BulkString(port)] => {
@@ -240,7 +240,7 @@ impl Nodes {
                     Err(Fault::Unsent(why) | Fault::Unanswered(why)) => Err(why),
                 },
             );
-            match told {
+            match said {
                 Ok(node) => return Ok(node),
                 Err(why) => {
                     self.pass_over(sentinel);
