@@ -90,6 +90,7 @@ pub(super) struct Serving {
     /// Where its admin endpoint listens.
     pub(super) admin: Vec<String>,
     endpoint: Running,
+    store: Option<Arc<Store>>,
 }
 
 impl Serving {
@@ -187,6 +188,7 @@ impl Serving {
             dispatcher: trying,
             settings: Arc::clone(&settings),
         };
+        let opened = store.opened();
         let endpoint = start_admin(
             &config,
             listeners,
@@ -206,6 +208,7 @@ impl Serving {
             settings,
             admin,
             endpoint,
+            store: opened,
         })
     }
 
@@ -230,6 +233,9 @@ impl Serving {
             drained.cut_off
         );
         self.endpoint.finish();
+        if let Some(store) = self.store {
+            store.end();
+        }
     }
 }
 

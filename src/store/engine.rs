@@ -44,6 +44,9 @@ pub(super) trait Engine: Send + Sync {
 
     fn compact(&self) -> Result<(), StoreError>;
 
+    /// Puts its files in order before the process ends.
+    fn end(&self) {}
+
     fn import(&self, input: &mut dyn BufRead, merge: bool) -> Result<u64, StoreError>;
 }
 

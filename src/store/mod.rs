@@ -1,6 +1,6 @@
 //! The store behind `wasi:keyvalue`: values by service, bucket and key, durable
 //! before they are acknowledged, with a quota for each service. `engine` is
-//! what holds them: `embedded`, one file of redb.
+//! what holds them: `embedded`, redb and a journal.
 
 mod commit;
 mod embedded;
@@ -9,6 +9,8 @@ mod entry;
 mod error;
 mod file;
 mod health;
+mod journal;
+mod journaled;
 mod salvage;
 mod transfer;
 
@@ -95,6 +97,12 @@ impl Store {
     /// If the disk fails; nothing is lost then.
     pub fn compact(&self) -> Result<(), StoreError> {
         self.engine.compact()
+    }
+
+    /// Puts its files in order before the process ends: then a copy of the
+    /// store's file is a backup, and the next start has nothing to take in.
+    pub fn end(&self) {
+        self.engine.end();
     }
 
     /// Reads a backup into this store, all of it or nothing; says how many

@@ -147,7 +147,7 @@ impl Embedded {
                     }
                 }
             }
-            transaction.commit()?;
+            database.flush(transaction)?;
             Ok(entries)
         })
     }
