@@ -94,6 +94,7 @@ pub(super) struct Serving {
     /// Where its admin endpoint listens.
     pub(super) admin: Vec<String>,
     endpoint: Running,
+    store: Option<Arc<Store>>,
 }
 
 impl Serving {
@@ -195,6 +196,7 @@ impl Serving {
             settings: Arc::clone(&settings),
             store: store.opened(),
         };
+        let opened = store.opened();
         let endpoint = start_admin(
             &config,
             listeners,
@@ -214,6 +216,7 @@ impl Serving {
             settings,
             admin,
             endpoint,
+            store: opened,
         })
     }
 
@@ -238,6 +241,9 @@ impl Serving {
             drained.cut_off
         );
         self.endpoint.finish();
+        if let Some(store) = self.store {
+            store.end();
+        }
     }
 }
 

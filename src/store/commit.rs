@@ -8,12 +8,14 @@ use std::{
     time::Instant,
 };
 
-use redb::{Database, Durability, ReadableTable as _, Table};
+use redb::ReadableTable as _;
 
 use super::{
     Change, Done, Op, StoreError, digest,
-    embedded::{SOME_END, USED, VALUES},
+    embedded::SOME_END,
     entry::{EntryKey, counted, has_ended, now, seal, tail_size, unseal, value_size},
+    journal::Effect,
+    journaled::{Journaled, Tables},
 };
 
 /// Writes that are committed together at most.
@@ -26,19 +28,59 @@ type OpResult = Result<Done, StoreError>;
 #[derive(Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
-    changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
+    /// In turn. The first one's thread leads once no other does.
     waiting: VecDeque<Arc<Ticket>>,
-    /// A thread commits.
+    /// A thread commits, or the first in turn was notified that it shall.
     led: bool,
 }
 
 struct Ticket {
     op: Op,
-    outcome: Mutex<Option<OpResult>>,
+    turn: Mutex<Turn>,
+    changed: Condvar,
+}
+
+/// What a write waits for.
+#[derive(Default)]
+enum Turn {
+    #[default]
+    Later,
+    /// To lead. It is still among those that wait.
+    Leads,
+    Done(OpResult),
+}
+
+impl Ticket {
+    fn set(&self, turn: Turn) {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = turn;
+        self.changed.notify_one();
+    }
+
+    /// Waits until the instant, or without end.
+    fn wait(&self, until: Option<Instant>) -> Turn {
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if !matches!(*turn, Turn::Later) {
+                return std::mem::take(&mut *turn);
+            }
+            let remaining = until.map(|until| until.saturating_duration_since(Instant::now()));
+            turn = match remaining {
+                Some(remaining) if remaining.is_zero() => return Turn::Later,
+                Some(remaining) => {
+                    let waited = self.changed.wait_timeout(turn, remaining);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => {
+                    let waited = self.changed.wait(turn);
+                    waited.unwrap_or_else(PoisonError::into_inner)
+                }
+            };
+        }
+    }
 }
 
 impl Queue {
@@ -52,55 +94,55 @@ impl Queue {
     ) -> OpResult {
         let ticket = Arc::new(Ticket {
             op,
-            outcome: Mutex::default(),
+            turn: Mutex::default(),
+            changed: Condvar::new(),
         });
+        let leads = {
+            let mut state = self.lock();
+            state.waiting.push_back(Arc::clone(&ticket));
+            !std::mem::replace(&mut state.led, true)
+        };
+        let turn = if leads {
+            Turn::Leads
+        } else {
+            ticket.wait(Some(deadline))
+        };
+        if let Turn::Done(outcome) = turn {
+            return outcome;
+        }
         let mut state = self.lock();
-        state.waiting.push_back(Arc::clone(&ticket));
-        loop {
-            if let Some(outcome) = ticket
-                .outcome
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take()
-            {
-                return outcome;
-            }
-            let entry_key = state
-                .waiting
-                .iter()
-                .position(|waiting| Arc::ptr_eq(waiting, &ticket));
-            let remaining = deadline.saturating_duration_since(Instant::now());
-            match entry_key {
-                Some(entry_key) if remaining.is_zero() => {
-                    state.waiting.remove(entry_key);
-                    return Err(StoreError::Busy);
+        if Instant::now() >= deadline {
+            let mut waiting = state.waiting.iter();
+            if let Some(place) = waiting.position(|waiting| Arc::ptr_eq(waiting, &ticket)) {
+                state.waiting.remove(place);
+                let notified = || matches!(ticket.wait(Some(deadline)), Turn::Leads);
+                if matches!(turn, Turn::Leads) || notified() {
+                    state.pass_on();
                 }
-                Some(_) if !state.led => {
-                    state.led = true;
-                    let count = state.waiting.len().min(MAX_GROUP);
-                    let group: Vec<_> = state.waiting.drain(..count).collect();
-                    drop(state);
-                    lead(&group, &commit);
-                    state = self.lock();
-                    state.led = false;
-                    self.changed.notify_all();
-                }
-                Some(_) => {
-                    state = self
-                        .changed
-                        .wait_timeout(state, remaining)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0;
-                }
-                // Taken: it may be committed, so only its outcome counts now.
-                None => {
-                    state = self
-                        .changed
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner)
-                }
+                return Err(StoreError::Busy);
             }
         }
+        if matches!(turn, Turn::Later) {
+            drop(state);
+            // Taken: it may be committed, so only its outcome counts now.
+            return match ticket.wait(None) {
+                Turn::Done(outcome) => outcome,
+                Turn::Later | Turn::Leads => Err(StoreError::Io("it was not committed".into())),
+            };
+        }
+        let count = state.waiting.len().min(MAX_GROUP);
+        let group: Vec<_> = state.waiting.drain(..count).collect();
+        drop(state);
+        let mut outcomes = lead(&group, &commit).into_iter();
+        // The next group first: it has a flush to wait for. Of all that wait,
+        // only those are woken that have something to do.
+        self.lock().pass_on();
+        // Its own is the first in turn.
+        let own = outcomes.next();
+        for (member, outcome) in group.iter().skip(1).zip(outcomes) {
+            member.set(Turn::Done(outcome));
+        }
+        own.unwrap_or_else(|| Err(StoreError::Io("no outcome".into())))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -108,65 +150,61 @@ impl Queue {
     }
 }
 
-/// Commits a group and hands each its outcome, whatever happens.
-fn lead(group: &[Arc<Ticket>], commit: impl Fn(&[&Op]) -> Result<Vec<OpResult>, StoreError>) {
+impl State {
+    /// Has the next in turn lead, if there is one.
+    fn pass_on(&mut self) {
+        match self.waiting.front() {
+            Some(next) => next.set(Turn::Leads),
+            None => self.led = false,
+        }
+    }
+}
+
+/// Commits a group; there is an outcome for each, whatever happens.
+fn lead(
+    group: &[Arc<Ticket>],
+    commit: impl Fn(&[&Op]) -> Result<Vec<OpResult>, StoreError>,
+) -> Vec<OpResult> {
     let ops: Vec<_> = group.iter().map(|ticket| &ticket.op).collect();
     let outcomes = catch_unwind(AssertUnwindSafe(|| commit(&ops)))
         .unwrap_or_else(|_| Err(StoreError::Io("defect while writing".into())));
-    let outcomes = outcomes.unwrap_or_else(|error| vec![Err(error); group.len()]);
-    for (ticket, outcome) in group.iter().zip(outcomes) {
-        *ticket
-            .outcome
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(outcome);
-    }
+    outcomes.unwrap_or_else(|error| vec![Err(error); group.len()])
 }
 
 /// Writes a group in one transaction. One that fails by its own fault leaves
 /// the others alone; an error of the disk is everybody's.
-pub(super) fn apply(database: &Database, ops: &[&Op]) -> Result<Vec<OpResult>, StoreError> {
-    let mut transaction = database.begin_write()?;
-    transaction.set_durability(Durability::Immediate)?;
-    // Services choose what is written: with two phases a commit that a crash
-    // cuts off can't be made to look like a whole one. Implied by the other,
-    // which keeps opening after a crash short.
-    transaction.set_two_phase_commit(true);
-    transaction.set_quick_repair(true);
+pub(super) fn apply(database: &Journaled, ops: &[&Op]) -> Result<Vec<OpResult>, StoreError> {
+    let transaction = database.begin_write()?;
     let mut outcomes = Vec::with_capacity(ops.len());
-    {
-        let mut values = transaction.open_table(VALUES)?;
-        let mut used = transaction.open_table(USED)?;
-        for op in ops {
-            match op.apply(&mut values, &mut used) {
-                Err(error) if error.needs_reopening() => return Err(error),
-                outcome => outcomes.push(outcome),
-            }
+    let mut tables = Tables::open(&transaction)?;
+    for op in ops {
+        match op.apply(&mut tables) {
+            Err(error) if error.needs_reopening() => return Err(error),
+            outcome => outcomes.push(outcome),
         }
     }
-    transaction.commit()?;
+    let record = tables.finish();
+    database.commit(transaction, record)?;
     Ok(outcomes)
 }
 
-type Values<'txn> = Table<'txn, (&'static str, &'static str, &'static str), &'static [u8]>;
-type Used<'txn> = Table<'txn, &'static str, u64>;
-
 impl Op {
     /// Checks first and writes then, so that it has its whole effect or none.
-    fn apply(&self, values: &mut Values<'_>, used: &mut Used<'_>) -> OpResult {
+    fn apply(&self, tables: &mut Tables<'_>) -> OpResult {
         match &self.change {
             Change::Put(pairs) => {
                 let pairs: Vec<_> = pairs
                     .iter()
                     .map(|(key, value)| (&**key, value.as_deref()))
                     .collect();
-                self.put(&pairs, None, values, used).map(|()| Done::Written)
+                self.put(&pairs, None, tables).map(|()| Done::Written)
             }
             Change::SetFor { key, value, life } => {
                 let life = u64::try_from(life.as_millis()).unwrap_or(u64::MAX);
                 let end = Some(now().saturating_add(life));
-                self.put(&[(key, Some(value))], end, values, used)?;
-                if values.get(SOME_END)?.is_none() {
-                    values.insert(SOME_END, &*seal(SOME_END, b"", None))?;
+                self.put(&[(key, Some(value))], end, tables)?;
+                if tables.values.get(SOME_END)?.is_none() {
+                    tables.apply(Effect::Put(SOME_END, &seal(SOME_END, b"", None)))?;
                 }
                 Ok(Done::Written)
             }
@@ -174,15 +212,15 @@ impl Op {
                 let mut ended = Vec::new();
                 for key in keys {
                     let entry_key = self.entry_key(key);
-                    let stored = values.get(entry_key)?;
+                    let stored = tables.values.get(entry_key)?;
                     if stored.is_some_and(|stored| has_ended(entry_key, stored.value())) {
                         ended.push((&**key, None));
                     }
                 }
-                self.put(&ended, None, values, used).map(|()| Done::Written)
+                self.put(&ended, None, tables).map(|()| Done::Written)
             }
             Change::Increment { key, delta } => {
-                let (before, end) = self.value(key, values)?.unzip();
+                let (before, end) = self.value(key, tables)?.unzip();
                 let before = before.map_or(Some(0), |text| {
                     std::str::from_utf8(&text).ok()?.parse::<i64>().ok()
                 });
@@ -190,7 +228,7 @@ impl Op {
                     .and_then(|number| number.checked_add(*delta))
                     .ok_or(StoreError::NotANumber)?;
                 let text = sum.to_string();
-                self.put(&[(key, Some(text.as_bytes()))], end.flatten(), values, used)?;
+                self.put(&[(key, Some(text.as_bytes()))], end.flatten(), tables)?;
                 Ok(Done::Number(sum))
             }
             Change::Swap {
@@ -198,11 +236,11 @@ impl Op {
                 expected,
                 value,
             } => {
-                let (present, end) = self.value(key, values)?.unzip();
+                let (present, end) = self.value(key, tables)?.unzip();
                 if present.map(|value| digest(&value)) != *expected {
                     return Ok(Done::Swapped(false));
                 }
-                self.put(&[(key, Some(value))], end.flatten(), values, used)?;
+                self.put(&[(key, Some(value))], end.flatten(), tables)?;
                 Ok(Done::Swapped(true))
             }
         }
@@ -216,10 +254,10 @@ impl Op {
     fn value(
         &self,
         key: &str,
-        values: &Values<'_>,
+        tables: &Tables<'_>,
     ) -> Result<Option<(Vec<u8>, Option<u64>)>, StoreError> {
         let entry_key = self.entry_key(key);
-        let Some(stored) = values.get(entry_key)? else {
+        let Some(stored) = tables.values.get(entry_key)? else {
             return Ok(None);
         };
         let live = unseal(entry_key, stored.value())?.live();
@@ -230,10 +268,10 @@ impl Op {
         &self,
         pairs: &[(&str, Option<&[u8]>)],
         end: Option<u64>,
-        values: &mut Values<'_>,
-        used: &mut Used<'_>,
+        tables: &mut Tables<'_>,
     ) -> Result<(), StoreError> {
-        let before = used.get(&*self.service)?.map_or(0, |used| used.value());
+        let before = tables.used.get(&*self.service)?;
+        let before = before.map_or(0, |used| used.value());
         // Of a key that stands twice the last one counts.
         let last: std::collections::BTreeMap<_, _> = pairs.iter().copied().collect();
         let size = |key: &str, value: Option<usize>| {
@@ -241,7 +279,8 @@ impl Op {
         };
         let (mut wanted, mut grows) = (before, false);
         for (key, value) in &last {
-            let old = values
+            let old = tables
+                .values
                 .get(self.entry_key(key))?
                 .map(|stored| value_size(stored.value()));
             let new = size(key, value.map(|value| value.len() + tail_size(end)));
@@ -257,11 +296,15 @@ impl Op {
         for (key, value) in last {
             let entry_key = self.entry_key(key);
             match value {
-                Some(value) => drop(values.insert(entry_key, &*seal(entry_key, value, end))?),
-                None => drop(values.remove(entry_key)?),
+                Some(value) => {
+                    tables.apply(Effect::Put(entry_key, &seal(entry_key, value, end)))?;
+                }
+                None => tables.apply(Effect::Remove(entry_key))?,
             }
         }
-        used.insert(&*self.service, wanted)?;
+        if wanted != before {
+            tables.apply(Effect::Used(&self.service, wanted))?;
+        }
         Ok(())
     }
 }

@@ -4,19 +4,20 @@ use std::{
     collections::BTreeMap,
     io::{self, BufRead, Write},
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
 
 use super::{
     Change, Checked, Done, Engine, ExportError, Health, KeyPage, MAX_BATCH_BYTES, MAX_PAGE, Op,
     Reader, Size, StoreError, batch_too_large,
     commit::{self, Queue},
     entry::{EntryKey, has_ended, unseal},
-    file,
+    file::{self, Files},
+    journaled::{Journaled, Medium},
 };
 use crate::log::panic_text;
 
@@ -25,7 +26,9 @@ use crate::log::panic_text;
 pub const CACHE: usize = 8 * 1024 * 1024;
 
 /// Version of the tables below, in the file under `format`.
-pub(super) const FORMAT: u64 = 2;
+pub(super) const FORMAT: u64 = 3;
+/// The same tables, without those of a journal.
+pub(super) const FORMAT_BEFORE: u64 = 2;
 
 /// (service, bucket, key) to value, as `entry` seals it.
 pub(super) const VALUES: TableDefinition<'_, (&str, &str, &str), &[u8]> =
@@ -43,16 +46,15 @@ const TEND_BYTES: usize = 8 * 1024 * 1024;
 /// Time for removing them.
 const TEND_TIME: Duration = Duration::from_secs(1);
 
-/// A file of redb. Reads never wait for writers. Writers that come at the same
-/// time are committed together (`commit`), because making anything durable
-/// costs one flush of the disk, whatever the number.
+/// A file of redb and its journal. Reads never wait for writers. Writers that
+/// come at the same time are committed together (`commit`), because making
+/// anything durable costs one flush of the disk, whatever the number.
 pub(super) struct Embedded {
     /// None after an error from which opening again did not recover; the next
     /// one who comes tries.
-    pub(super) database: RwLock<Option<Database>>,
-    open: Box<dyn Fn() -> Result<Database, StoreError> + Send + Sync>,
-    /// None in tests, which have no file.
-    file: Option<PathBuf>,
+    pub(super) database: RwLock<Option<Journaled>>,
+    medium: Arc<dyn Medium>,
+    cache: usize,
     queue: Queue,
     health: Health,
     /// Where the next look for what has ended begins.
@@ -64,23 +66,15 @@ impl Embedded {
     /// disk left empty at its creation is created again, with a warning.
     pub(super) fn open(file: &Path, cache: usize) -> Result<Self, StoreError> {
         contain(|| file::ensure(file, cache))?;
-        let path = file.to_owned();
-        Self::with(Some(file.to_owned()), move || file::open(&path, cache))
+        Self::with(Arc::new(Files::of(file)), cache)
     }
 
-    pub(super) fn with(
-        file: Option<PathBuf>,
-        open: impl Fn() -> Result<Database, StoreError> + Send + Sync + 'static,
-    ) -> Result<Self, StoreError> {
-        let database = contain(|| {
-            let database = open()?;
-            prepare(&database)?;
-            Ok(database)
-        })?;
+    pub(super) fn with(medium: Arc<dyn Medium>, cache: usize) -> Result<Self, StoreError> {
+        let database = contain(|| Journaled::open(Arc::clone(&medium), cache))?;
         Ok(Self {
             database: RwLock::new(Some(database)),
-            open: Box::new(open),
-            file,
+            medium,
+            cache,
             queue: Queue::default(),
             health: Health::default(),
             next: Mutex::default(),
@@ -91,7 +85,7 @@ impl Embedded {
     /// on, so the file is opened again, now or by who comes next.
     pub(super) fn work<T>(
         &self,
-        work: impl FnOnce(&Database) -> Result<T, StoreError>,
+        work: impl FnOnce(&Journaled) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let is_closed = self
             .database
@@ -121,9 +115,7 @@ impl Embedded {
         *database = Some(contain(|| {
             // The old one holds the lock of the file.
             drop(old);
-            let opened = (self.open)()?;
-            prepare(&opened)?;
-            Ok(opened)
+            Journaled::open(Arc::clone(&self.medium), self.cache)
         })?);
         Ok(())
     }
@@ -249,7 +241,7 @@ impl Engine for Embedded {
         })?;
         Ok(Size {
             used,
-            on_disk: self.file.as_deref().map_or(0, file::size_on_disk),
+            on_disk: self.medium.size(),
         })
     }
 
@@ -262,7 +254,14 @@ impl Engine for Embedded {
         let Some(database) = database.as_mut() else {
             return Err(closed());
         };
-        contain(|| Ok(database.compact().map(drop)?))
+        contain(|| database.compact())
+    }
+
+    fn end(&self) {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(database) = &*database {
+            database.end();
+        }
     }
 
     /// As it is at one time; writes go on meanwhile.
@@ -289,7 +288,7 @@ struct Ended {
 }
 
 fn ended_from(
-    database: &Database,
+    database: &Journaled,
     (service, bucket, key): &(String, String, String),
 ) -> Result<Ended, StoreError> {
     let values = database.begin_read()?.open_table(VALUES)?;
@@ -340,25 +339,21 @@ pub(super) fn contain<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result
 }
 
 /// Makes the tables of a new file, and refuses one of another format.
-pub(super) fn prepare(database: &Database) -> Result<(), StoreError> {
-    let transaction = database.begin_write()?;
-    {
-        let mut meta = transaction.open_table(META)?;
-        let format = meta.get("format")?.map(|format| format.value());
-        match format {
-            Some(FORMAT) => {}
-            Some(found) => {
-                return Err(StoreError::Format {
-                    found,
-                    known: FORMAT,
-                });
-            }
-            None => drop(meta.insert("format", FORMAT)?),
+pub(super) fn prepare(transaction: &WriteTransaction) -> Result<(), StoreError> {
+    let mut meta = transaction.open_table(META)?;
+    let format = meta.get("format")?.map(|format| format.value());
+    match format {
+        Some(FORMAT) => {}
+        Some(FORMAT_BEFORE) | None => drop(meta.insert("format", FORMAT)?),
+        Some(found) => {
+            return Err(StoreError::Format {
+                found,
+                known: FORMAT,
+            });
         }
-        transaction.open_table(VALUES)?;
-        transaction.open_table(USED)?;
     }
-    transaction.commit()?;
+    transaction.open_table(VALUES)?;
+    transaction.open_table(USED)?;
     Ok(())
 }
 

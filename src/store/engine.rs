@@ -68,6 +68,9 @@ pub(super) trait Engine: Send + Sync {
         lost: &mut dyn FnMut(&str),
     ) -> Result<Checked, ExportError>;
 
+    /// Puts its files in order before the process ends.
+    fn end(&self) {}
+
     fn import(&self, input: &mut dyn BufRead, merge: bool) -> Result<u64, StoreError>;
 }
 

@@ -1,6 +1,6 @@
 //! The store behind `wasi:keyvalue`: values by service, bucket and key, durable
 //! before they are acknowledged, with a quota for each service. `engine` is
-//! what holds them: `embedded`, one file of redb, or `remote`, Valkey or Redis.
+//! what holds them: `embedded`, redb and a journal, or `remote`, Valkey or Redis.
 
 mod commit;
 mod embedded;
@@ -9,6 +9,8 @@ mod entry;
 mod error;
 mod file;
 mod health;
+mod journal;
+mod journaled;
 #[cfg(feature = "redis")]
 mod remote;
 mod salvage;
@@ -123,6 +125,12 @@ impl Store {
     /// If the disk fails; nothing is lost then.
     pub fn compact(&self) -> Result<(), StoreError> {
         self.engine.compact()
+    }
+
+    /// Puts its files in order before the process ends: then a copy of the
+    /// store's file is a backup, and the next start has nothing to take in.
+    pub fn end(&self) {
+        self.engine.end();
     }
 
     /// Writes a backup while services go on, and names what can't be read.

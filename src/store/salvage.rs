@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    fs::File,
     io,
     ops::{Bound, RangeBounds},
     path::Path,
@@ -12,14 +11,16 @@ use std::{
 
 use redb::{
     BackendError, Builder, Database, ReadOnlyDatabase, ReadTransaction, ReadableDatabase as _,
-    ReadableTable as _, StorageBackend, backends::FileBackend,
+    ReadableTable as _, StorageBackend,
 };
 
 use super::{
     StoreError,
-    embedded::{FORMAT, META, SOME_END, USED, VALUES, Values, contain},
+    embedded::{FORMAT, FORMAT_BEFORE, META, SOME_END, USED, VALUES, Values, contain},
     entry::{EntryKey, Unsealed, counted, named, unseal, value_size},
-    file::{self, State},
+    file::{self, Files, State},
+    journal::{Effect, Journal},
+    journaled::{Journaled, Medium, generation},
 };
 
 /// Looks into damaged ranges, all of them together.
@@ -35,6 +36,10 @@ pub struct Reader {
     transaction: ReadTransaction,
     /// Why redb's checksums do not hold, where they were verified.
     structure: Option<String>,
+    /// What was written after what redb's file has.
+    journal: Replayed,
+    /// Why that is not all.
+    journal_error: Option<StoreError>,
     /// Keeps the file open; none of one that a server has open.
     _database: Option<Opened>,
 }
@@ -75,24 +80,23 @@ impl Reader {
             State::Empty(size) => return Err(StoreError::Empty { size }),
             State::Present => {}
         }
-        let backend = || -> Result<Box<dyn StorageBackend>, StoreError> {
-            let file = File::options().read(true).write(true).open(path)?;
-            Ok(Box::new(FileBackend::new(file)?))
-        };
-        Self::with(&backend, cache, verify)
+        Self::with(&Files::of(path), cache, verify)
     }
 
     /// Reads what is open, as it is now.
-    pub(super) fn of(database: &Database) -> Result<Self, StoreError> {
+    pub(super) fn of(database: &Journaled) -> Result<Self, StoreError> {
         Ok(Self {
             transaction: database.begin_read()?,
             structure: None,
+            // redb has what is in the journal, only not on the disk.
+            journal: Replayed::default(),
+            journal_error: None,
             _database: None,
         })
     }
 
     pub(super) fn with(
-        backend: &dyn Fn() -> Result<Box<dyn StorageBackend>, StoreError>,
+        medium: &dyn Medium,
         cache: usize,
         verify: bool,
     ) -> Result<Self, StoreError> {
@@ -102,7 +106,7 @@ impl Reader {
             builder
         };
         let whole =
-            || contain(|| Ok(builder().create_with_backend(Overlay::new(backend()?, false))?));
+            || contain(|| Ok(builder().create_with_backend(Overlay::new(medium.file()?, false))?));
         let structure = verify.then(|| {
             let mut database = whole()?;
             contain(|| Ok(database.check_integrity()?))
@@ -118,7 +122,7 @@ impl Reader {
             // It was not closed in order, so redb wants it whole. As long as
             // nothing is written, what can be read of it is read.
             Err(StoreError::Broken(_)) => {
-                let closed = Overlay::new(backend()?, true);
+                let closed = Overlay::new(medium.file()?, true);
                 Opened::Damaged(contain(|| {
                     Ok(builder().open_read_only_with_backend(closed)?)
                 })?)
@@ -136,7 +140,7 @@ impl Reader {
             Ok(meta.get("format")?.map(|format| format.value()))
         });
         match format {
-            Ok(Some(found)) if found != FORMAT => {
+            Ok(Some(found)) if ![FORMAT_BEFORE, FORMAT].contains(&found) => {
                 return Err(StoreError::Format {
                     found,
                     known: FORMAT,
@@ -146,9 +150,13 @@ impl Reader {
             Ok(_) | Err(StoreError::Broken(_)) => {}
             Err(error) => return Err(error),
         }
+        let mut journal = Replayed::default();
+        let replayed = contain(|| journal.read(medium, &transaction));
         Ok(Self {
             transaction,
             structure,
+            journal,
+            journal_error: replayed.err(),
             _database: Some(database),
         })
     }
@@ -178,78 +186,143 @@ impl Reader {
         &self,
         each: &mut dyn FnMut(Met<'_>) -> io::Result<()>,
     ) -> io::Result<Checked> {
-        let (mut entries, mut damaged) = (0, 0);
-        let mut sums: BTreeMap<String, u64> = BTreeMap::new();
-        let mut lose = |each: &mut dyn FnMut(Met<'_>) -> io::Result<()>, what: String| {
-            damaged += 1;
-            each(Met::Lost(what))
+        let mut walk = Walk {
+            each,
+            entries: 0,
+            damaged: 0,
+            sums: BTreeMap::new(),
         };
         if let Some(error) = &self.structure {
-            lose(
-                each,
-                format!("the checksums of the file do not hold: {error}"),
-            )?;
+            walk.lose(format!("the checksums of the file do not hold: {error}"))?;
         }
+        if let Some(error) = &self.journal_error {
+            walk.lose(format!("some of what was written last: {error}"))?;
+        }
+        let mut written = self.journal.values.iter().peekable();
         let gaps = match contain(|| Ok(self.transaction.open_table(VALUES)?)) {
             Err(error) => {
-                lose(each, format!("all values: {error}"))?;
+                walk.lose(format!("all values: {error}"))?;
                 true
             }
             Ok(values) => {
                 let gaps = read_around(&values, &mut |entry_key, stored| {
-                    if entry_key == SOME_END {
+                    let place = joined(entry_key);
+                    while let Some((place, stored)) = written.next_if(|(next, _)| **next < place) {
+                        walk.journaled(place, stored.as_deref())?;
+                    }
+                    if self.journal.values.contains_key(&place) {
                         return Ok(());
                     }
-                    let (service, ..) = entry_key;
-                    // A service's name as long as a damaged page says.
-                    *sums.entry(service.into()).or_default() +=
-                        counted(entry_key, value_size(stored));
-                    if let Ok(unsealed) = unseal(entry_key, stored) {
-                        entries += 1;
-                        each(Met::Entry(entry_key, unsealed))
-                    } else {
-                        lose(each, format!("the value of {}", named(entry_key)))
-                    }
+                    walk.entry(entry_key, stored)
                 })?;
                 for (after, before, error) in &gaps {
-                    lose(
-                        each,
-                        format!("what is after {after} and before {before}: {error}"),
-                    )?;
+                    walk.lose(format!(
+                        "what is after {after} and before {before}: {error}"
+                    ))?;
                 }
                 !gaps.is_empty()
             }
         };
+        for (place, stored) in written {
+            walk.journaled(place, stored.as_deref())?;
+        }
         let recorded = contain(|| {
             let mut recorded = BTreeMap::new();
             for entry in self.transaction.open_table(USED)?.iter()? {
                 let (service, used) = entry?;
                 recorded.insert(service.value().to_owned(), used.value());
             }
+            recorded.extend(self.journal.used.clone());
             Ok(recorded)
         });
         match recorded {
-            Err(error) => lose(each, format!("what each service has used: {error}"))?,
+            Err(error) => walk.lose(format!("what each service has used: {error}"))?,
             // Where something is known to be missing, no more is known by this.
-            Ok(_) if gaps => {}
+            Ok(_) if gaps || self.journal_error.is_some() => {}
             Ok(recorded) => {
+                let sums = std::mem::take(&mut walk.sums);
                 let names: std::collections::BTreeSet<_> =
                     sums.keys().chain(recorded.keys()).collect();
                 for name in names {
                     let of = |counts: &BTreeMap<String, u64>| counts.get(name).copied();
                     let (read, recorded) = (of(&sums).unwrap_or(0), of(&recorded).unwrap_or(0));
                     if read != recorded {
-                        lose(
-                            each,
-                            format!(
-                                "of service {name:?}, {read} bytes were read and {recorded} are recorded"
-                            ),
-                        )?;
+                        walk.lose(format!(
+                            "of service {name:?}, {read} bytes were read and {recorded} are recorded"
+                        ))?;
                     }
                 }
             }
         }
-        Ok(Checked { entries, damaged })
+        Ok(Checked {
+            entries: walk.entries,
+            damaged: walk.damaged,
+        })
+    }
+}
+
+/// What the records of a journal come to.
+#[derive(Default)]
+struct Replayed {
+    /// By place; none was removed.
+    values: BTreeMap<String, Option<Vec<u8>>>,
+    used: BTreeMap<String, u64>,
+}
+
+impl Replayed {
+    fn read(
+        &mut self,
+        medium: &dyn Medium,
+        transaction: &ReadTransaction,
+    ) -> Result<(), StoreError> {
+        let Some(generation) = generation(transaction)? else {
+            return Ok(());
+        };
+        Journal::open(medium.journal()?, generation)?.replay(&mut |effect| {
+            match effect {
+                Effect::Put(entry_key, stored) => {
+                    self.values.insert(joined(entry_key), Some(stored.into()));
+                }
+                Effect::Remove(entry_key) => drop(self.values.insert(joined(entry_key), None)),
+                Effect::Used(service, used) => drop(self.used.insert(service.into(), used)),
+            }
+            Ok(())
+        })
+    }
+}
+
+/// What is counted while everything is handed over.
+struct Walk<'a> {
+    each: &'a mut dyn FnMut(Met<'_>) -> io::Result<()>,
+    entries: u64,
+    damaged: u64,
+    /// What the entries of each service count.
+    sums: BTreeMap<String, u64>,
+}
+
+impl Walk<'_> {
+    fn lose(&mut self, what: String) -> io::Result<()> {
+        self.damaged += 1;
+        (self.each)(Met::Lost(what))
+    }
+
+    fn entry(&mut self, entry_key: EntryKey<'_>, stored: &[u8]) -> io::Result<()> {
+        if entry_key == SOME_END {
+            return Ok(());
+        }
+        let (service, ..) = entry_key;
+        // A service's name as long as a damaged page says.
+        *self.sums.entry(service.into()).or_default() += counted(entry_key, value_size(stored));
+        if let Ok(unsealed) = unseal(entry_key, stored) {
+            self.entries += 1;
+            (self.each)(Met::Entry(entry_key, unsealed))
+        } else {
+            self.lose(format!("the value of {}", named(entry_key)))
+        }
+    }
+
+    fn journaled(&mut self, place: &str, stored: Option<&[u8]>) -> io::Result<()> {
+        stored.map_or(Ok(()), |stored| self.entry(parts(place), stored))
     }
 }
 

@@ -6,18 +6,27 @@ use std::{
 };
 
 use proptest::prelude::*;
-use redb::{Builder, StorageBackend};
+use redb::{Builder, Database, StorageBackend};
 
-use super::*;
+use super::{embedded::Embedded, journaled::Medium, *};
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-/// A disk whose power can be cut: what was not synced is lost, or only some
-/// of it arrives.
+/// Two files on a disk whose power can be cut: what was not synced is lost, or
+/// only some of it arrives.
 #[derive(Debug, Clone, Default)]
-struct Disk(Arc<Mutex<Platters>>);
+struct Disk {
+    database: Drive,
+    journal: Drive,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Drive {
+    platters: Arc<Mutex<Platters>>,
+    power: Arc<Mutex<Power>>,
+}
 
 #[derive(Debug, Default)]
 struct Platters {
@@ -25,55 +34,89 @@ struct Platters {
     synced: Vec<u8>,
     /// Writes since the last sync: offset and bytes, or a new length.
     pending: Vec<(usize, Result<Vec<u8>, ()>)>,
-    /// The power goes at this sync, counted down; nothing works after it.
+    full: bool,
+    syncs: u32,
+}
+
+#[derive(Debug, Default)]
+struct Power {
+    /// It goes at this sync, counted down; nothing works after it.
     cut_at: Option<u32>,
     dark: bool,
-    full: bool,
+}
+
+/// What a disk writes whole or not at all.
+const SECTOR: usize = 512;
+
+impl Platters {
+    fn write(image: &mut Vec<u8>, at: usize, bytes: &[u8]) {
+        image.resize(image.len().max(at + bytes.len()), 0);
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn of(image: Vec<u8>) -> Self {
+        Self {
+            live: image.clone(),
+            synced: image,
+            ..Self::default()
+        }
+    }
+
+    fn after_power_cut(&self, arrives: &mut dyn FnMut() -> bool) -> Vec<u8> {
+        let mut image = self.synced.clone();
+        for (at, write) in &self.pending {
+            let Ok(bytes) = write else {
+                // A new length is the file system's own journal's business.
+                image.resize(*at, 0);
+                continue;
+            };
+            for (sector, bytes) in bytes.chunks(SECTOR).enumerate() {
+                if arrives() {
+                    Self::write(&mut image, at + sector * SECTOR, bytes);
+                }
+            }
+        }
+        image
+    }
 }
 
 impl Disk {
+    fn new() -> Self {
+        let disk = Self::default();
+        let power = Arc::clone(&disk.database.power);
+        Self {
+            journal: Drive {
+                power,
+                ..disk.journal
+            },
+            ..disk
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Platters> {
-        self.0.lock().unwrap()
+        self.database.lock()
     }
 
     /// What is there after the power comes back: of the writes that were not
     /// synced those that `arrives` picks.
     fn after_power_cut(&self, mut arrives: impl FnMut() -> bool) -> Self {
-        let platters = self.lock();
-        let mut image = platters.synced.clone();
-        for (at, write) in &platters.pending {
-            match write {
-                Ok(bytes) if arrives() => {
-                    image.resize(image.len().max(at + bytes.len()), 0);
-                    image[*at..at + bytes.len()].copy_from_slice(bytes);
-                }
-                // A new length is the file system's own journal's business.
-                Err(()) => image.resize(*at, 0),
-                Ok(_) => {}
-            }
+        let disk = Self::new();
+        for (before, after) in [
+            (&self.database, &disk.database),
+            (&self.journal, &disk.journal),
+        ] {
+            *after.lock() = Platters::of(before.lock().after_power_cut(&mut arrives));
         }
-        drop(platters);
-        let disk = Self::default();
-        disk.lock().live = image.clone();
-        disk.lock().synced = image;
         disk
     }
 
     fn open(&self) -> Result<Arc<Store>, StoreError> {
-        let disk = self.clone();
-        let embedded = Embedded::with(None, move || {
-            Ok(Builder::new()
-                .set_cache_size(1 << 20)
-                .create_with_backend(disk.clone())?)
-        })?;
+        let embedded = Embedded::with(Arc::new(self.clone()), 1 << 20)?;
         Ok(Store::on(Arc::new(embedded)))
     }
-}
 
-impl Disk {
     fn read(&self, verify: bool) -> Result<Reader, StoreError> {
-        let disk = self.clone();
-        Reader::with(&|| Ok(Box::new(disk.clone())), 1 << 20, verify)
+        Reader::with(self, 1 << 20, verify)
     }
 
     /// A backup, and what it lacks.
@@ -85,7 +128,57 @@ impl Disk {
     }
 }
 
-impl StorageBackend for Disk {
+impl Medium for Disk {
+    fn database(&self, builder: &Builder) -> Result<Database, StoreError> {
+        Ok(builder.create_with_backend(self.database.clone())?)
+    }
+
+    fn file(&self) -> Result<Box<dyn StorageBackend>, StoreError> {
+        Ok(Box::new(self.database.clone()))
+    }
+
+    fn journal(&self) -> io::Result<Option<Box<dyn StorageBackend>>> {
+        let is_there = !self.journal.lock().live.is_empty();
+        Ok(is_there.then(|| Box::new(self.journal.clone()) as _))
+    }
+
+    fn create_journal(
+        &self,
+        fill: &mut dyn FnMut(&dyn StorageBackend) -> io::Result<()>,
+    ) -> io::Result<Box<dyn StorageBackend>> {
+        *self.journal.lock() = Platters::default();
+        fill(&self.journal)?;
+        Ok(Box::new(self.journal.clone()))
+    }
+
+    fn remove_journal(&self) -> io::Result<()> {
+        *self.journal.lock() = Platters::default();
+        Ok(())
+    }
+
+    fn has_room(&self) -> bool {
+        !self.lock().full
+    }
+
+    fn size(&self) -> u64 {
+        0
+    }
+}
+
+impl Drive {
+    fn lock(&self) -> MutexGuard<'_, Platters> {
+        self.platters.lock().unwrap()
+    }
+
+    fn has_power(&self) -> io::Result<()> {
+        if self.power.lock().unwrap().dark {
+            return Err(io::Error::other("no power"));
+        }
+        Ok(())
+    }
+}
+
+impl StorageBackend for Drive {
     fn len(&self) -> Result<u64, io::Error> {
         Ok(self.lock().live.len() as u64)
     }
@@ -107,30 +200,38 @@ impl StorageBackend for Disk {
     }
 
     fn sync_data(&self) -> Result<(), io::Error> {
-        let mut platters = self.lock();
-        match &mut platters.cut_at {
+        let mut power = self.power.lock().unwrap();
+        match &mut power.cut_at {
             Some(0) => {
-                platters.dark = true;
+                power.dark = true;
                 return Err(io::Error::other("no power"));
             }
             Some(left) => *left -= 1,
             None => {}
         }
-        platters.synced = platters.live.clone();
-        platters.pending.clear();
+        drop(power);
+        let mut platters = self.lock();
+        platters.syncs += 1;
+        let Platters {
+            synced, pending, ..
+        } = &mut *platters;
+        for (at, write) in pending.drain(..) {
+            match write {
+                Ok(bytes) => Platters::write(synced, at, &bytes),
+                Err(()) => synced.resize(at, 0),
+            }
+        }
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
+        self.has_power()?;
         let mut platters = self.lock();
         if platters.full {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
         }
-        if platters.cut_at == Some(0) && platters.dark {
-            return Err(io::Error::other("no power"));
-        }
         let at = offset as usize;
-        platters.live[at..at + data.len()].copy_from_slice(data);
+        Platters::write(&mut platters.live, at, data);
         platters.pending.push((at, Ok(data.to_vec())));
         Ok(())
     }
@@ -142,7 +243,7 @@ fn namespace(store: &Arc<Store>) -> Namespace {
 
 #[test]
 fn the_quota_is_exact_and_outlives_the_process() {
-    let disk = Disk::default();
+    let disk = Disk::new();
     let store = disk.open().unwrap();
     // What an entry of "svc" with a key of one byte counts beside its value.
     let each = 3 + 1 + entry::OVERHEAD;
@@ -176,7 +277,7 @@ fn the_quota_is_exact_and_outlives_the_process() {
 
 #[test]
 fn a_backup_is_taken_back_whole_or_not_at_all() {
-    let disk = Disk::default();
+    let disk = Disk::new();
     let store = disk.open().unwrap();
     let ns = namespace(&store);
     ns.set("b", "k\"ey".into(), vec![0, 255, 10], soon())
@@ -184,7 +285,7 @@ fn a_backup_is_taken_back_whole_or_not_at_all() {
     ns.increment("", "n".into(), 3, soon()).unwrap();
     let (backup, entries, lost) = disk.export();
     assert!(entries == 2 && lost.is_empty(), "{lost:?}");
-    let copied = Disk::default();
+    let copied = Disk::new();
     let copy = copied.open().unwrap();
     for cut in [0, 10, backup.len() / 2, backup.len() - 15] {
         assert!(
@@ -250,7 +351,7 @@ fn a_file_is_private_and_has_one_owner() {
 
 #[test]
 fn a_full_disk_harms_nothing() {
-    let disk = Disk::default();
+    let disk = Disk::new();
     let store = disk.open().unwrap();
     let ns = store.namespace("svc", 1 << 30);
     ns.set("", "kept".into(), b"1".to_vec(), soon()).unwrap();
@@ -359,7 +460,7 @@ fn a_file_that_a_full_disk_left_empty_is_created_again() {
 
 /// Values of 100 bytes under 2,000 keys, in a file that was closed in order.
 fn filled() -> (Disk, BTreeMap<String, Vec<u8>>) {
-    let disk = Disk::default();
+    let disk = Disk::new();
     let store = disk.open().unwrap();
     let ns = store.namespace("svc", 1 << 30);
     let pairs: BTreeMap<_, _> = (0..2000_u32)
@@ -446,7 +547,7 @@ fn damaged_pages_are_named_and_everything_around_them_is_exported() {
         &leaves[11..13],
     ] {
         for bytes in [0..4, 8..12, 0..4096] {
-            let damaged = Disk::default();
+            let damaged = Disk::new();
             let mut live = disk.lock().live.clone();
             for page in hurt {
                 live[page + bytes.start..page + bytes.end].fill(0xff);
@@ -480,6 +581,105 @@ fn damaged_pages_are_named_and_everything_around_them_is_exported() {
     }
 }
 
+impl Disk {
+    /// Flushes of redb's file and of the journal so far.
+    fn syncs(&self) -> (u32, u32) {
+        (self.database.lock().syncs, self.journal.lock().syncs)
+    }
+}
+
+#[test]
+fn a_write_is_one_flush_of_the_journal_and_there_after_a_crash() {
+    let disk = Disk::new();
+    let store = disk.open().unwrap();
+    let ns = namespace(&store);
+    ns.set("", "gone".into(), b"1".to_vec(), soon()).unwrap();
+    ns.increment("", "n".into(), 1, soon()).unwrap();
+    let (database, journal) = disk.syncs();
+    assert_eq!(ns.increment("", "n".into(), 1, soon()), Ok(2));
+    ns.delete("", "gone".into(), soon()).unwrap();
+    let now = disk.syncs();
+    // Where its file grows, redb makes the length durable at once.
+    assert!(now.1 == journal + 2 && now.0 <= database + 1, "{now:?}");
+    let other = Some(digest(b"other"));
+    assert_eq!(ns.swap("", "n".into(), other, vec![], soon()), Ok(false));
+    assert_eq!(disk.syncs(), now, "nothing has changed");
+    let size = store.size().unwrap();
+
+    let crashed = disk.after_power_cut(|| false);
+    let before = crashed.database.lock().live.clone();
+    let (backup, count, lost) = crashed.export();
+    assert!(count == 1 && lost.is_empty(), "{lost:?}");
+    assert_eq!(entries(&backup)["n"], b"2");
+    let checked = crashed
+        .read(true)
+        .unwrap()
+        .check(&mut |lost| panic!("{lost}"));
+    assert_eq!((checked.entries, checked.damaged), (1, 0));
+    assert!(
+        crashed.database.lock().live == before,
+        "looking changes nothing"
+    );
+    // Twice, and once more after an end in order.
+    for sum in 3..6 {
+        let store = crashed.open().unwrap();
+        let ns = namespace(&store);
+        assert_eq!(ns.exists("", "gone", soon()), Ok(false));
+        assert_eq!(store.size().unwrap().used, size.used);
+        assert_eq!(ns.increment("", "n".into(), 1, soon()), Ok(sum));
+        if sum < 5 {
+            std::mem::forget(store);
+        }
+    }
+    assert!(crashed.journal.lock().live.is_empty());
+    let ended = crashed.after_power_cut(|| false);
+    assert_eq!(entries(&ended.export().0)["n"], b"5");
+}
+
+#[test]
+fn a_journal_that_is_missing_or_damaged_is_named_and_nothing_is_rolled_back() {
+    let disk = Disk::new();
+    let store = disk.open().unwrap();
+    let ns = namespace(&store);
+    ns.set("", "old".into(), b"1".to_vec(), soon()).unwrap();
+    for key in ["a", "b", "c"] {
+        ns.set("", key.into(), b"1".to_vec(), soon()).unwrap();
+    }
+    let harms: [(fn(&mut Vec<u8>), u64); 3] = [
+        (Vec::clear, 1),
+        (|journal| journal[20] ^= 1, 1),
+        // The second of three records.
+        (|journal| journal[2 * 4096 + 40] ^= 1, 2),
+    ];
+    for (harm, kept) in harms {
+        let crashed = disk.after_power_cut(|| false);
+        harm(&mut crashed.journal.lock().live);
+        let opened = crashed.open().map(drop);
+        assert!(matches!(opened, Err(StoreError::Broken(_))), "{opened:?}");
+        let (_, count, lost) = crashed.export();
+        assert_eq!((count, lost.len()), (kept, 1), "{lost:?}");
+        assert!(lost[0].contains("journal"), "{lost:?}");
+    }
+}
+
+#[test]
+fn with_little_room_or_large_values_redb_is_flushed_at_once() {
+    let disk = Disk::new();
+    let store = disk.open().unwrap();
+    let ns = store.namespace("svc", 1 << 30);
+    ns.increment("", "n".into(), 1, soon()).unwrap();
+    let (_, journal) = disk.syncs();
+    ns.set("", "large".into(), vec![1; MAX_VALUE], soon())
+        .unwrap();
+    assert_eq!(disk.syncs().1, journal);
+    ns.increment("", "n".into(), 1, soon()).unwrap();
+    assert_eq!(disk.syncs().1, journal + 1);
+    let crashed = disk.after_power_cut(|| false);
+    let ns = crashed.open().unwrap().namespace("svc", 1 << 30);
+    assert_eq!(ns.increment("", "n".into(), 0, soon()), Ok(2));
+    assert!(ns.exists("", "large", soon()).unwrap());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
@@ -492,7 +692,7 @@ proptest! {
         arrivals in any::<u64>(),
         cut_at in 0..4_u32,
     ) {
-        let disk = Disk::default();
+        let disk = Disk::new();
         let store = disk.open().unwrap();
         let ns = store.namespace("svc", 1 << 30);
         let (mut before, mut after, mut counted) = (BTreeMap::new(), BTreeMap::new(), 0);
@@ -503,7 +703,7 @@ proptest! {
             after.insert(key.clone(), value.clone());
             let last = round + 1 == writes.len();
             if last {
-                disk.lock().cut_at = Some(cut_at);
+                disk.database.power.lock().unwrap().cut_at = Some(cut_at);
             }
             acknowledged = ns.set("", key, value, soon()).is_ok();
             prop_assert!(acknowledged || last);

@@ -100,7 +100,8 @@ impl Embedded {
             {
                 let mut values = transaction.open_table(VALUES)?;
                 let mut used = transaction.open_table(USED)?;
-                if !merge && !values.is_empty()? {
+                let marks = u64::from(values.get(SOME_END)?.is_some());
+                if !merge && values.len()? > marks {
                     return Err(refuse(
                         "the store is not empty; --merge lets the backup's values win",
                     ));
@@ -138,7 +139,7 @@ impl Embedded {
                     }
                 }
             }
-            transaction.commit()?;
+            database.flush(transaction)?;
             Ok(entries)
         })
     }

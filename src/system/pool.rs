@@ -3,19 +3,18 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    thread,
     time::{Duration, Instant},
 };
 
-use threadpool::ThreadPool;
-
 use crate::log::Limiter;
 
-/// Threads beyond the first ones that are kept once they were started. Each
-/// keeps the deepest stack that it has touched, some hundred KiB, so more of
-/// them end with their job.
+/// Threads beyond the first ones that are kept without a job. Each keeps the
+/// deepest stack that it has touched, some hundred KiB, so more of them end
+/// with their job.
 const KEPT: usize = 16;
 
 /// How long the system is not asked for a thread after it has refused one.
@@ -23,24 +22,31 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// A bounded number of threads, of which a few are kept.
 ///
-/// `threadpool` queues without bound, so nothing is given to it that it has no
-/// thread for. It ends no thread but with the whole pool, so those that are
-/// not kept are pools of one thread each.
+/// No job waits for another: it goes to a thread that has none, or to a new
+/// one. Each thread waits for itself, so that a job wakes the one that gets it
+/// and no other: a call that waits costs two wake-ups, this one and its own.
 pub struct Pool {
-    threads: Mutex<Threads>,
-    /// Threads that are kept, and all of them, at most.
-    kept: usize,
+    shared: Arc<Shared>,
+    /// Threads at most.
     limit: usize,
     stack: usize,
-    /// Jobs of kept threads, and of the others. They rise under the lock.
-    busy: Arc<AtomicUsize>,
-    others: Arc<AtomicUsize>,
-    /// Idle threads, for the admin side.
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Threads without a job, at most.
+    kept: usize,
+    /// All of them, for the admin side.
     count: AtomicUsize,
 }
 
-struct Threads {
-    pool: ThreadPool,
+#[derive(Default)]
+struct State {
+    /// Those without a job. The last one to have had one, whose stack is in
+    /// the caches still, gets the next.
+    idle: Vec<Arc<Seat>>,
+    threads: usize,
+    is_closed: bool,
     /// Threads could not be started; said once.
     is_short: bool,
     /// When the system has refused one. It is not asked again at once: each
@@ -48,101 +54,124 @@ struct Threads {
     refused: Option<Instant>,
 }
 
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Where a thread waits for its next job; none ends it.
+#[derive(Default)]
+struct Seat {
+    next: Mutex<Option<Option<Job>>>,
+    given: Condvar,
+}
+
+impl Seat {
+    fn give(&self, job: Option<Job>) {
+        *self.next.lock().unwrap_or_else(PoisonError::into_inner) = Some(job);
+        self.given.notify_one();
+    }
+
+    fn wait(&self) -> Option<Job> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(job) = next.take() {
+                return job;
+            }
+            let given = self.given.wait(next);
+            next = given.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
 impl Pool {
-    /// So many threads at the start, and at most; with so much stack each.
+    /// Keeps so many threads and some more, and has so many at most; with so
+    /// much stack each.
     #[must_use]
     pub fn new(first: usize, limit: usize, stack: usize) -> Self {
         let limit = limit.max(first);
         Self {
-            threads: Mutex::new(Threads {
-                pool: pool(first, stack),
-                is_short: false,
-                refused: None,
+            shared: Arc::new(Shared {
+                state: Mutex::default(),
+                kept: limit.min(first + KEPT),
+                count: AtomicUsize::new(0),
             }),
-            kept: limit.min(first + KEPT),
             limit,
             stack,
-            busy: Arc::default(),
-            others: Arc::default(),
-            count: AtomicUsize::new(first),
         }
     }
 
     /// Threads that there are.
     pub fn threads(&self) -> usize {
-        self.count.load(Relaxed) + self.others.load(Relaxed)
+        self.shared.count.load(Relaxed)
     }
 
     /// Gives a job to a thread that has none; false if there is none.
     #[must_use]
     pub fn execute(&self, job: impl FnOnce() + Send + 'static) -> bool {
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = threads.pool.max_count();
-        if self.busy.load(SeqCst) < count {
-            run(&threads.pool, &self.busy, job);
+        let job: Job = Box::new(job);
+        let mut state = self.shared.lock();
+        if let Some(seat) = state.idle.pop() {
+            drop(state);
+            seat.give(Some(job));
             return true;
         }
-        if count < self.kept {
-            let is_started = threads.start(self.threads(), |pool| pool.set_num_threads(count + 1));
-            if is_started.is_none() {
-                // It panics before it has one, and wants it none the less.
-                threads.pool.set_num_threads(count);
-                return false;
-            }
-            self.count.store(count + 1, Relaxed);
-            run(&threads.pool, &self.busy, job);
-            return true;
-        }
-        if count + self.others.load(SeqCst) >= self.limit {
+        let is_paused = state.refused.is_some_and(|at| at.elapsed() < PAUSE);
+        if state.threads >= self.limit || is_paused {
             return false;
         }
-        let Some(one) = threads.start(self.threads(), |_| pool(1, self.stack)) else {
+        let shared = Arc::clone(&self.shared);
+        let started = thread::Builder::new()
+            .name("mb-worker".into())
+            .stack_size(self.stack)
+            .spawn(move || shared.run(job));
+        if started.is_err() {
+            state.refuse();
             return false;
-        };
-        // Its thread ends with the job: nobody can give it another one.
-        run(&one, &self.others, job);
+        }
+        (state.is_short, state.refused) = (false, None);
+        state.threads += 1;
+        self.shared.count.store(state.threads, Relaxed);
         true
     }
 }
 
-fn pool(threads: usize, stack: usize) -> ThreadPool {
-    threadpool::Builder::new()
-        .num_threads(threads)
-        .thread_name("mb-worker".into())
-        .thread_stack_size(stack)
-        .build()
-}
-
-fn run(pool: &ThreadPool, count: &Arc<AtomicUsize>, job: impl FnOnce() + Send + 'static) {
-    count.fetch_add(1, SeqCst);
-    let busy = Busy(Arc::clone(count));
-    pool.execute(move || {
-        let _busy = busy;
-        job();
-    });
-}
-
-/// That a thread has a job, until this is dropped.
-struct Busy(Arc<AtomicUsize>);
-
-impl Drop for Busy {
+impl Drop for Pool {
+    /// Threads with a job end after it.
     fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
+        let mut state = self.shared.lock();
+        state.is_closed = true;
+        for seat in state.idle.drain(..) {
+            seat.give(None);
+        }
     }
 }
 
-impl Threads {
-    /// Has a thread started, of which `threadpool` panics where the system has
-    /// none; then this is none.
-    fn start<T>(&mut self, count: usize, start: impl FnOnce(&mut ThreadPool) -> T) -> Option<T> {
-        if self.refused.is_some_and(|at| at.elapsed() < PAUSE) {
-            return None;
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a thread does.
+    fn run(&self, first: Job) {
+        let seat = Arc::<Seat>::default();
+        let mut next = Some(first);
+        while let Some(job) = next {
+            // The hook has logged it.
+            let _ = catch_unwind(AssertUnwindSafe(job));
+            let mut state = self.lock();
+            if state.is_closed || state.idle.len() >= self.kept {
+                break;
+            }
+            state.idle.push(Arc::clone(&seat));
+            drop(state);
+            next = seat.wait();
         }
-        let started = catch_unwind(AssertUnwindSafe(|| start(&mut self.pool)));
-        if let Ok(started) = started {
-            (self.is_short, self.refused) = (false, None);
-            return Some(started);
-        }
+        let mut state = self.lock();
+        state.threads -= 1;
+        self.count.store(state.threads, Relaxed);
+    }
+}
+
+impl State {
+    fn refuse(&mut self) {
         self.refused = Some(Instant::now());
         if !self.is_short {
             self.is_short = true;
@@ -151,11 +180,11 @@ impl Threads {
             static LINES: Limiter = Limiter::new();
             if LINES.allows("no further threads") {
                 tracing::error!(
-                    "the system refuses more than {count} threads; further calls wait for slow ones"
+                    "the system refuses more than {} threads; further calls wait for slow ones",
+                    self.threads
                 );
             }
         }
-        None
     }
 }
 
@@ -187,6 +216,25 @@ mod tests {
         assert!(is_done.recv().is_err(), "all have ended");
         while pool.threads() > 1 + KEPT || !pool.execute(|| {}) {
             std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_panic_ends_a_job_and_the_end_of_the_pool_its_threads() {
+        let pool = Pool::new(1, 1, 256 * 1024);
+        assert!(pool.execute(|| panic!("this one")));
+        let (done, is_done) = mpsc::channel();
+        while !pool.execute({
+            let done = done.clone();
+            move || done.send(()).unwrap()
+        }) {
+            thread::yield_now();
+        }
+        is_done.recv().unwrap();
+        let shared = Arc::downgrade(&pool.shared);
+        drop(pool);
+        while shared.strong_count() > 0 {
+            thread::yield_now();
         }
     }
 }
