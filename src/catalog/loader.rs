@@ -623,8 +623,7 @@ impl Loader {
     /// Takes other settings, and reloads what they concern.
     pub(super) fn set_policy(&mut self, config: &Config) -> Result<Vec<String>, ChangeError> {
         let policy = self.settings.policy.renewed(config)?;
-        self.sandbox
-            .fits_pool(policy.largest_instance(), policy.largest_table())?;
+        self.sandbox.fits_pool(policy.largest_instance())?;
         // What can't be read now would leave nothing to serve.
         let paths = self
             .list()

@@ -29,6 +29,9 @@ use crate::{
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
+/// Times in a minute that one address may fail to authenticate, in each way.
+const AUTH_FAILURES: u32 = 10;
+
 /// TLS and tokens of a running server.
 pub(super) struct Edge {
     pub(super) access: Arc<Access>,
@@ -92,7 +95,7 @@ impl Edge {
         let access = Access::new(
             config.principals.clone(),
             config.client_tokens(),
-            config.auth_failures,
+            AUTH_FAILURES,
         );
         let edge = Self {
             access: access.map_err(usage)?,

@@ -191,19 +191,22 @@ mod tests {
             source: "default".into(),
         };
         let before = [
-            row("backlog", "1"),
+            row("max_threads", "1"),
             row("log", "a"),
             row("services.x.rate", "1"),
         ];
         let after = [
-            row("backlog", "2"),
+            row("max_threads", "2"),
             row("log", "a"),
             row("services.y.rate", "1"),
         ];
         let changed: Vec<_> = differing(&before, &after).into_iter().collect();
-        assert_eq!(changed, ["backlog", "services.x.rate", "services.y.rate"]);
+        assert_eq!(
+            changed,
+            ["max_threads", "services.x.rate", "services.y.rate"]
+        );
         assert!(is_live("log") && is_live("services.x.rate") && is_live("principals.a.rights"));
-        assert!(!is_live("log_format") && !is_live("backlog") && !is_live("services_dir"));
+        assert!(!is_live("log_format") && !is_live("max_threads") && !is_live("services_dir"));
     }
 
     #[test]

@@ -174,27 +174,6 @@ settings! {
     }
 }
 
-/// Least version of TLS that is spoken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum TlsVersion {
-    /// TLS 1.2.
-    #[serde(rename = "1.2", alias = "TLSv1.2")]
-    V12,
-    /// TLS 1.3.
-    #[serde(rename = "1.3", alias = "TLSv1.3")]
-    V13,
-}
-
-/// Which name in a client's certificate is its principal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PrincipalFrom {
-    /// The first DNS name, mail address or URI among the alternative names.
-    San,
-    /// The common name of the subject.
-    Cn,
-}
-
 settings! {
     /// TLS of the listener on `tls.port`, and of those of `[[listeners]]` that
     /// have `tls = true`. Switched on by `cert`.
@@ -219,11 +198,6 @@ settings! {
         /// With `ca`: a client must show a valid certificate. `false`: a client without
         /// one stays anonymous.
         pub reject_unauthorized: bool = true,
-        /// Least version that is spoken: `1.2` or `1.3`, or `TLSv1.2`, `TLSv1.3`.
-        pub min_version: TlsVersion = TlsVersion::V12,
-        /// What names the principal of a client certificate: `san`, the first DNS name,
-        /// mail address or URI of its alternative names, or `cn`, its common name.
-        pub principal: PrincipalFrom = PrincipalFrom::San,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
         calls::{self, Calls, Nested},
     },
     metrics::{self, History, PastCall, Used},
-    sandbox::{Call, CallError, CallReport, Phase, ServiceAnswer, Wanted},
+    sandbox::{CALL_DEPTH, Call, CallError, CallReport, Phase, ServiceAnswer, Wanted},
     scheduler::{Cost, Ticket},
     wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::COMPILING},
 };
@@ -114,7 +114,7 @@ impl Core {
             context.calls = Some(Arc::new(Arc::clone(self)));
         }
         let client = context.depth() == 0;
-        if outlives_reset || client && !service.component.policy().settings.cancel_on_reset {
+        if outlives_reset {
             watch.outlives_reset();
         }
         let about = context.clone();
@@ -388,7 +388,7 @@ impl Calls for Arc<Core> {
     }
 
     fn max_depth(&self) -> usize {
-        self.config.sandbox.call_depth
+        CALL_DEPTH
     }
 }
 

@@ -157,10 +157,7 @@ impl Host {
         }
         let depth = chain.as_ref().map_or(0, |link| link.depth) + 1;
         if depth > calls.max_depth() {
-            let message = format!(
-                "nested deeper than the limit of {}, sandbox.call_depth",
-                calls.max_depth()
-            );
+            let message = format!("nested deeper than the limit of {}", calls.max_depth());
             return Err(refuse(Code::Forbidden, message));
         }
         let link = CallChain {

@@ -11,6 +11,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -25,8 +26,6 @@ use super::{
     engine::{Sandbox, SandboxConfig},
     helper::{Helper, JobOutcome, JobResult},
 };
-use crate::config::Bytes;
-
 /// The signal that ends what takes more processor time than it may.
 const SIGXCPU: i32 = 24;
 
@@ -39,9 +38,6 @@ const MAIN_STACK: u64 = 8 * 1024 * 1024;
 /// What a worker gets on its command line.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 pub struct CompileJob {
-    /// Call stack of a component, in bytes
-    #[arg(long)]
-    stack: usize,
     /// Linear memory of the largest instance, in bytes
     #[arg(long)]
     largest_instance: usize,
@@ -72,7 +68,6 @@ impl CompileJob {
     /// The same as arguments of a command.
     pub(super) fn arguments(&self) -> Vec<String> {
         let Self {
-            stack,
             largest_instance,
             on_demand,
             any_cpu,
@@ -83,7 +78,6 @@ impl CompileJob {
             seconds,
         } = self;
         let numbers = [
-            ("stack", *stack as u64),
             ("largest-instance", *largest_instance as u64),
             ("memory", *memory),
             ("seconds", *seconds),
@@ -142,7 +136,6 @@ impl CompileJob {
             .map_err(|e| e.to_string())?;
         let mut config = SandboxConfig::for_compiling(self.quick, self.copy_memory);
         config.largest_instance = self.largest_instance;
-        config.settings.stack = Bytes(self.stack);
         let cpu = if self.any_cpu { Cpu::Any } else { Cpu::This };
         let engine =
             compiling_engine(&config, self.on_demand, cpu).map_err(|e| format!("{e:#}"))?;
@@ -165,12 +158,13 @@ pub struct CompileWorker {
 }
 
 impl CompileWorker {
-    /// Starts the helper process. Where that fails, each file that is to be
-    /// compiled fails with the reason; nothing is compiled in this process.
+    /// Starts the helper process, which is this program or another one like it.
+    /// Where that fails, each file that is to be compiled fails with the reason;
+    /// nothing is compiled in this process.
     #[must_use]
-    pub fn start(memory: usize, timeout: Duration) -> Self {
+    pub fn start(program: &Path, memory: usize, timeout: Duration) -> Self {
         Self {
-            helper: Helper::start()
+            helper: Helper::start(program)
                 .map(Arc::new)
                 .map_err(|error| error.to_string()),
             memory,
@@ -189,7 +183,6 @@ impl CompileWorker {
         let config = &sandbox.config;
         self.work(
             CompileJob {
-                stack: config.settings.stack.0,
                 largest_instance: config.largest_instance,
                 on_demand: !sandbox.pooled,
                 any_cpu: false,
@@ -211,7 +204,6 @@ impl CompileWorker {
         let config = SandboxConfig::for_compiling(false, false);
         self.work(
             CompileJob {
-                stack: config.settings.stack.0,
                 largest_instance: config.largest_instance,
                 on_demand: ahead.on_demand,
                 any_cpu: ahead.cpu == Cpu::Any,
@@ -256,7 +248,7 @@ impl CompileWorker {
             JobOutcome::Exited(1) => LoadError::Worker(complaint),
             JobOutcome::NotStarted(error) => failed(&error),
             JobOutcome::TimedOut | JobOutcome::Killed(SIGXCPU) => LoadError::Compile(format!(
-                "compiling took longer than sandbox.compile_timeout, {} ms",
+                "compiling took longer than {} ms",
                 self.timeout.as_millis()
             )),
             JobOutcome::Exited(code) => LoadError::Compile(format!(

@@ -5,8 +5,10 @@ use std::{
     path::Path,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
+    time::Duration,
 };
 
+use mb_server::sandbox::{Ahead, CompileWorker, Cpu};
 use serde_json::{Value, json};
 
 use crate::{
@@ -612,14 +614,20 @@ fn a_component_that_takes_too_much_to_compile_hurts_nobody() {
     let many = "(global.set $x (i64.add (i64.mul (global.get $x) (global.get $x)) (i64.const 7)))"
         .repeat(60_000);
     let bomb = wat::guest("bomb", "(global $x (mut i64) (i64.const 1))", &many);
-    for (setting, part) in [
-        ("sandbox.compile_timeout = 100", "compile_timeout"),
-        ("sandbox.compile_memory = \"64MiB\"", "compile_memory"),
-    ] {
-        let folder = start(Setup::new(BINARY).set(setting));
-        fs::write(folder.services.join("bomb.wasm"), &bomb).unwrap();
-        let row = folder.until_row("bomb is refused", |row| row["error"].is_string());
-        assert!(row["error"].as_str().unwrap().contains(part), "{row}");
-        assert_eq!(folder.asks("echo.say"), "null");
-    }
+    let little = "sandbox.compile_memory = \"64MiB\"";
+    let folder = start(Setup::new(BINARY).set(little));
+    fs::write(folder.services.join("bomb.wasm"), &bomb).unwrap();
+    let row = folder.until_row("bomb is refused", |row| row["error"].is_string());
+    let error = row["error"].as_str().unwrap();
+    assert!(error.contains("compile_memory"), "{row}");
+    assert_eq!(folder.asks("echo.say"), "null");
+
+    let soon = Duration::from_millis(100);
+    let worker = CompileWorker::start(Path::new(BINARY), 1 << 30, soon);
+    let ahead = Ahead {
+        cpu: Cpu::Any,
+        on_demand: false,
+    };
+    let error = worker.precompile(&bomb, ahead).unwrap_err().to_string();
+    assert!(error.contains("took longer than 100 ms"), "{error}");
 }

@@ -260,7 +260,6 @@ impl Machine {
             max_threads: random.of(4..13),
             linger: Millis::new(random.of(0..3) as u64),
             max_message_size: Bytes(MAX_MESSAGE),
-            max_in_flight: random.of(1..5),
             read_timeout: Millis(READ_TIMEOUT),
             handshake_timeout: Millis::secs(10),
             write_timeout: Millis(WRITE_TIMEOUT),
@@ -282,6 +281,7 @@ impl Machine {
             buffers: Buffers {
                 read: 1 << random.of(4..9),
                 write: 1 << random.of(7..11),
+                in_flight: random.of(1..5),
             },
             thread_stack: 0,
             memory: Budget::new(random.of(1500..6000)),
