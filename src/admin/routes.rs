@@ -90,7 +90,7 @@ pub const ROUTES: &[Route] = &[
         answers: (JSON, &[200, 404]),
         ..get(
             "/connections/{id}",
-            "one of them, with what the kernel knows of its socket",
+            "one of them, with its calls",
         )
     },
     Route {

@@ -1119,7 +1119,7 @@ mod tests {
             let from = (Ipv4Addr::LOCALHOST, 1).into();
             let peer = Peer::new(
                 (1, 0),
-                (from, None),
+                from,
                 Arc::new(unauthenticated),
                 &drain,
                 &settings.memory,

@@ -125,10 +125,9 @@ impl Connection {
             encrypted,
             &listener.policy,
         ));
-        let own = channel.local_addr();
         let peer = Arc::new(Peer::new(
             (number, permit.slot()),
-            (from, own),
+            from,
             Arc::clone(&identity),
             &common.drain,
             &common.settings.memory,

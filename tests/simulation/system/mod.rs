@@ -316,10 +316,6 @@ impl Channel {
         Self(Arc::clone(wire))
     }
 
-    pub fn local_addr(&self) -> Option<SocketAddr> {
-        Some((Ipv4Addr::LOCALHOST, 1).into())
-    }
-
     pub fn is_encrypted(&self) -> bool {
         false
     }
