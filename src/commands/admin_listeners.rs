@@ -79,10 +79,7 @@ impl AdminListeners {
 fn tcp(host: &str, port: u16, inherited: &mut Inherited) -> io::Result<TcpListener> {
     let mut last = io::ErrorKind::NotFound.into();
     for address in resolve(host, port)? {
-        match inherited
-            .take(address)
-            .map_or_else(|| listen(address), Ok)
-        {
+        match inherited.take(address).map_or_else(|| listen(address), Ok) {
             Err(error) if is_absent(&error) => last = error,
             result => return result,
         }

@@ -1,7 +1,6 @@
 //! What the admin side shows: plain copies, taken without a lock. The field
 //! names are those of its JSON.
 
-
 use serde::Serialize;
 
 use super::Usage;

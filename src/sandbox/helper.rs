@@ -291,7 +291,8 @@ fn run(
 ) -> io::Result<Option<JobOutcome>> {
     let deadline = Instant::now() + request.timeout;
     let mut command = Command::new(PROGRAM);
-    command.arg("compile-worker").args(request.job.arguments());
+    let job = serde_json::to_string(&request.job)?;
+    command.args(["compile-worker", &job]);
     command.env_clear().current_dir("/");
     command.stdin(stdin).stdout(stdout).stderr(stderr);
     let started = command.spawn();

@@ -2,8 +2,8 @@
 //! without any right: the compiler reads a file that the server can't trust,
 //! and a few kilobytes can crash it, keep it busy for hours or take all memory.
 //!
-//! The protocol: `mb-server compile-worker` gets a [`CompileJob`] as its
-//! arguments and the component on its standard input, and writes what
+//! The protocol: `mb-server compile-worker` gets a [`CompileJob`] as JSON
+//! in its argument and the component on its standard input, and writes what
 //! [`super::precompiled`] describes to its standard output. It exits with 0,
 //! with 1 and the reason on its standard error, or is killed by a limit or a
 //! defect. It opens no file ([`super::confinement`]); what it makes is kept by
@@ -36,71 +36,28 @@ const NICE: i32 = 19;
 const MAIN_STACK: u64 = 8 * 1024 * 1024;
 
 /// What a worker gets on its command line.
-#[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CompileJob {
     /// Linear memory of the largest instance, in bytes
-    #[arg(long)]
     largest_instance: usize,
     /// The server has no pool of instances
-    #[arg(long)]
     on_demand: bool,
     /// For every processor of this architecture, not only for this one
-    #[arg(long)]
     any_cpu: bool,
     /// Compile quickly, to code that runs slowly
-    #[arg(long)]
     quick: bool,
     /// Rewrite it, so that its instances can be reset
-    #[arg(long)]
     reset: bool,
     /// Instances get their first memory copied, not mapped
-    #[arg(long)]
     copy_memory: bool,
     /// Memory that may be taken, in bytes
-    #[arg(long)]
     memory: u64,
     /// Processor time that may be taken, in seconds
-    #[arg(long)]
     seconds: u64,
 }
 
 impl CompileJob {
-    /// The same as arguments of a command.
-    pub(super) fn arguments(&self) -> Vec<String> {
-        let Self {
-            largest_instance,
-            on_demand,
-            any_cpu,
-            quick,
-            reset,
-            copy_memory,
-            memory,
-            seconds,
-        } = self;
-        let numbers = [
-            ("largest-instance", *largest_instance as u64),
-            ("memory", *memory),
-            ("seconds", *seconds),
-        ];
-        let flags = [
-            ("on-demand", *on_demand),
-            ("any-cpu", *any_cpu),
-            ("quick", *quick),
-            ("reset", *reset),
-            ("copy-memory", *copy_memory),
-        ];
-        numbers
-            .map(|(name, number)| format!("--{name}={number}"))
-            .into_iter()
-            .chain(
-                flags
-                    .into_iter()
-                    .filter(|(_, set)| *set)
-                    .map(|(name, _)| format!("--{name}")),
-            )
-            .collect()
-    }
-
     /// Does what the worker is started for.
     ///
     /// # Errors
