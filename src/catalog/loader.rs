@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -17,7 +16,7 @@ use super::{
     load::{component_files, digest_of, load_code, read_bounded, read_code},
     truncated::is_truncated,
 };
-use crate::{config::Config, metrics::ServiceStats, sandbox::Sandbox, wire::Version};
+use crate::{config::Config, files::Stamp, metrics::ServiceStats, sandbox::Sandbox, wire::Version};
 
 /// How long a file that ends too early may still be growing.
 const COPYING: Duration = Duration::from_secs(10);
@@ -98,28 +97,6 @@ impl Source {
             Self::LastKnownGood => "lastKnownGood",
             Self::RolledBack => "rolledBack",
         }
-    }
-}
-
-/// Distinguishes two states of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    size: u64,
-    modified: (i64, i64),
-    /// Time of the last change of the inode, which `cp -p` can't set.
-    changed: (i64, i64),
-    inode: u64,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
-        let metadata = fs::metadata(path)?;
-        Ok(Self {
-            size: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-            inode: metadata.ino(),
-        })
     }
 }
 

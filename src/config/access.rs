@@ -13,7 +13,7 @@ use super::{
     OneOrMore, Share,
     define::{Bounds, documented, settings},
     given,
-    services::is_pattern,
+    services::{covers, is_pattern},
 };
 
 /// The table whose settings hold for principals that have none of their own.
@@ -76,14 +76,8 @@ impl Right {
     /// Whether it covers a topic in the version asked for.
     #[must_use]
     pub fn covers(&self, topic: &str, version: [u64; 3]) -> bool {
-        let topic_fits = match &self.topic {
-            None => true,
-            Some(pattern) => match pattern.strip_suffix('*') {
-                Some(start) => topic.starts_with(start),
-                None => topic == pattern,
-            },
-        };
-        topic_fits && version.starts_with(&self.version)
+        let covered = |pattern: &String| covers(pattern, topic);
+        self.topic.as_ref().is_none_or(covered) && version.starts_with(&self.version)
     }
 
     /// Whether any topic of a service may be covered, in any version.

@@ -343,6 +343,15 @@ fn check_one(name: &str, overlay: &Overlay, bounds: &mut Bounds) {
     }
 }
 
+/// Whether a pattern (`calc.add`, `calc.*`) covers a topic.
+#[must_use]
+pub fn covers(pattern: &str, topic: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(start) => topic.starts_with(start),
+        None => pattern == topic,
+    }
+}
+
 /// `service.action`, where the action may be `*` or end in `.*`.
 pub(super) fn is_pattern(text: &str) -> bool {
     let mut segments = text.split('.').peekable();
@@ -386,6 +395,15 @@ mod tests {
             (other.weight, other.concurrency, other.memory),
             (7, 64, None)
         );
+    }
+
+    #[test]
+    fn patterns_cover() {
+        assert!(covers("calc.add", "calc.add"));
+        assert!(!covers("calc.add", "calc.added"));
+        assert!(covers("calc.*", "calc.add") && covers("calc.*", "calc.a.b"));
+        assert!(!covers("calc.*", "calcs.add"));
+        assert!(covers("a.b.*", "a.b.c") && !covers("a.b.*", "a.c"));
     }
 
     #[test]

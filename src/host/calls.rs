@@ -17,6 +17,7 @@ use super::{
     },
 };
 use crate::{
+    config::services::covers,
     scheduler::Account,
     wire::{Code, Topic, Version},
 };
@@ -89,15 +90,6 @@ pub trait Calls: Send + Sync {
 
     /// How deep services may call each other.
     fn max_depth(&self) -> usize;
-}
-
-/// Whether a pattern (`calc.add`, `calc.*`) covers a topic.
-#[must_use]
-pub fn covers(pattern: &str, topic: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(start) => topic.starts_with(start),
-        None => pattern == topic,
-    }
 }
 
 impl Host {
@@ -231,15 +223,6 @@ impl calls::Host for Host {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn patterns_cover() {
-        assert!(covers("calc.add", "calc.add"));
-        assert!(!covers("calc.add", "calc.added"));
-        assert!(covers("calc.*", "calc.add") && covers("calc.*", "calc.a.b"));
-        assert!(!covers("calc.*", "calcs.add"));
-        assert!(covers("a.b.*", "a.b.c") && !covers("a.b.*", "a.c"));
-    }
 
     #[test]
     fn a_chain_remembers_everyone() {

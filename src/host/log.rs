@@ -216,15 +216,7 @@ fn emit(granted: &Granted, context: &Context, level: LogLevel, source: &str, tex
 /// ends the line or turns the direction of writing.
 fn escape(text: &str, limit: usize) -> String {
     let cut = &text[..text.floor_char_boundary(limit)];
-    let mut escaped = String::with_capacity(cut.len());
-    for c in cut.chars() {
-        let hidden = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-        if c.is_control() || hidden {
-            let _ = write!(escaped, "{}", c.escape_default());
-        } else {
-            escaped.push(c);
-        }
-    }
+    let mut escaped = crate::log::escaped(cut, &[]);
     if cut.len() < text.len() {
         let _ = write!(escaped, "… ({} bytes more)", text.len() - cut.len());
     }
