@@ -123,6 +123,9 @@ impl EmptyFolder {
 /// Why a change by the operator is not possible.
 pub type ChangeError = String;
 
+/// What came of a file: what is served, or what is not and why.
+type Change = Result<String, String>;
+
 impl Loader {
     /// Creates the loader of a folder that was not scanned yet. It keeps
     /// last-known-good files under `state_dir`, if it can.
@@ -232,7 +235,7 @@ impl Loader {
         self.loading.set(loading);
         for (path, entry, change) in self.settle_all(unsettled) {
             self.files.insert(path, entry);
-            changes.extend(change);
+            changes.extend(change.map(|change| change.unwrap_or_else(|failed| failed)));
         }
         changes
     }
@@ -248,7 +251,7 @@ impl Loader {
     fn settle_all(
         &self,
         unsettled: Vec<(PathBuf, Entry)>,
-    ) -> Vec<(PathBuf, Entry, Option<String>)> {
+    ) -> Vec<(PathBuf, Entry, Option<Change>)> {
         let threads = thread::available_parallelism()
             .map_or(1, usize::from)
             .min(unsettled.len());
@@ -273,7 +276,7 @@ impl Loader {
     }
 
     /// Loads a file as it is. None if nothing changes by it.
-    fn settle(&self, path: &Path, entry: &mut Entry) -> Option<String> {
+    fn settle(&self, path: &Path, entry: &mut Entry) -> Option<Change> {
         let code = match read_code(path) {
             Ok(code) => code,
             Err(error) => {
@@ -281,7 +284,7 @@ impl Loader {
                 entry.settled = !matches!(error, FileError::Read(_));
                 entry.read = None;
                 let known = entry.error.as_ref() == Some(&error.to_string());
-                return (!known).then(|| self.refuse(path, entry, &error));
+                return (!known).then(|| Err(self.refuse(path, entry, &error)));
             }
         };
         // Nothing is known of how a file came that was there at the start.
@@ -296,7 +299,7 @@ impl Loader {
             return entry
                 .error
                 .take()
-                .map(|_| format!("{} is as it was", path.display()));
+                .map(|_| Ok(format!("{} is as it was", path.display())));
         }
         let stem = stem(path);
         let rollback = self
@@ -319,9 +322,9 @@ impl Loader {
                 {
                     tracing::warn!("{} is not kept: {error}", path.display());
                 }
-                Some(self.serve(path, entry, service, Source::File))
+                Some(Ok(self.serve(path, entry, service, Source::File)))
             }
-            Err(error) => Some(self.refuse(path, entry, &error)),
+            Err(error) => Some(Err(self.refuse(path, entry, &error))),
         }
     }
 
@@ -454,9 +457,8 @@ impl Loader {
         self.generation += 1;
         let mut entry = self.files.remove(&path).ok_or("it was removed meanwhile")?;
         let done = self.go_back(&path, &mut entry, &rollback);
-        let failed = entry.source != Source::RolledBack;
         self.files.insert(path, entry);
-        if failed { Err(done) } else { Ok(done) }
+        done
     }
 
     /// Returns the only file of this name or service.
@@ -505,27 +507,22 @@ impl Loader {
         forgotten.map_err(|error| format!("can't be forgotten: {error}"))?;
         self.generation += 1;
         let mut entry = self.files.remove(&path).ok_or("it was removed meanwhile")?;
-        let done = self.settle(&path, &mut entry);
-        let failed = entry.source != Source::File || entry.error.is_some();
-        if failed {
+        let done = self.settle(&path, &mut entry).unwrap_or_else(|| {
+            let known = entry.error.clone();
+            Err(known.unwrap_or_else(|| "the file ends too early".into()))
+        });
+        if done.is_err() {
             entry.rolled_back_from = Some(rollback.refused.clone());
         }
-        let entry_error = entry.error.clone();
         self.files.insert(path, entry);
-        let done = done
-            .or(entry_error)
-            .unwrap_or_else(|| "the file ends too early".into());
-        if !failed {
-            return Ok(done);
-        }
-        match kept.set_rollback(&stem, Some(&rollback)) {
-            Ok(()) => Err(done),
-            Err(error) => Err(format!("{done}; and it can't be remembered: {error}")),
-        }
+        done.map_err(|failed| match kept.set_rollback(&stem, Some(&rollback)) {
+            Ok(()) => failed,
+            Err(error) => format!("{failed}; and it can't be remembered: {error}"),
+        })
     }
 
     /// Serves the file that a rollback names.
-    fn go_back(&self, path: &Path, entry: &mut Entry, rollback: &Rollback) -> String {
+    fn go_back(&self, path: &Path, entry: &mut Entry, rollback: &Rollback) -> Change {
         let stem = stem(path);
         let files = self
             .last_known_good
@@ -546,11 +543,11 @@ impl Loader {
                     "{} is not served, because the operator rolled it back; mb-server rollback --undo serves it",
                     path.display()
                 );
-                format!("{what}, as it was before the present file")
+                Ok(format!("{what}, as it was before the present file"))
             }
             Err(error) => {
                 self.forget_rollback(&stem);
-                self.refuse(path, entry, &error)
+                Err(self.refuse(path, entry, &error))
             }
         }
     }
