@@ -8,14 +8,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{
-    edge::{self, Edge},
-    operator::masked,
-    serving::bound_principals,
-};
+use super::edge::{self, Edge};
 use crate::{
     catalog::LiveCatalog,
-    config::{Loaded, Row},
+    config::{DEFAULT_PRINCIPAL, Loaded, PrincipalSettings, Principals, Row},
     log,
     scheduler::Scheduler,
 };
@@ -175,6 +171,40 @@ fn differing(before: &[Row], after: &[Row]) -> BTreeSet<String> {
     before
         .symmetric_difference(&after)
         .map(|(key, _)| key.clone())
+        .collect()
+}
+
+/// Tells the scheduler what principals may use of the processors.
+pub(super) fn bound_principals(scheduler: &Scheduler, principals: &Principals) {
+    let own = principals
+        .iter()
+        .filter(|(name, _)| *name != DEFAULT_PRINCIPAL);
+    let bound =
+        |(name, settings): (&String, &PrincipalSettings)| (name.clone(), settings.cpu.bound());
+    let others = principals.get(DEFAULT_PRINCIPAL);
+    scheduler.set_principals(
+        own.map(bound).collect(),
+        others.and_then(|settings| settings.cpu.bound()),
+    );
+}
+
+/// The settings for the admin side: what may be secret is masked.
+fn masked(rows: &[Row]) -> Value {
+    let is_secret = |key: &str| {
+        let key = key.to_lowercase();
+        key.contains(".grants.config.")
+            || key.contains(".grants.secrets.")
+            || ["secret", "password", "token"].iter().any(|word| {
+                key.rsplit('.')
+                    .next()
+                    .is_some_and(|last| last.contains(word))
+            })
+    };
+    rows.iter()
+        .map(|Row { key, value, source }| {
+            let value = if is_secret(key) { "***" } else { value };
+            json!({"key": key, "value": value, "source": source})
+        })
         .collect()
 }
 

@@ -17,7 +17,7 @@ use crate::{
     access::ListenerPolicy,
     admin::{Attempt, Commands},
     catalog::{Catalog, LiveCatalog, Service},
-    config::{Auth, Row},
+    config::Auth,
     dispatch::{Dispatcher, Handle as _, Outcome, Reply, Request},
     host::{Unwatched, grant_for},
     server::View,
@@ -178,26 +178,6 @@ fn version(service: &Service) -> Value {
         "imports": imports,
         "grants": grants,
     })
-}
-
-/// The settings for the admin side: what may be secret is masked.
-pub(super) fn masked(rows: &[Row]) -> Value {
-    let is_secret = |key: &str| {
-        let key = key.to_lowercase();
-        key.contains(".grants.config.")
-            || key.contains(".grants.secrets.")
-            || ["secret", "password", "token"].iter().any(|word| {
-                key.rsplit('.')
-                    .next()
-                    .is_some_and(|last| last.contains(word))
-            })
-    };
-    rows.iter()
-        .map(|Row { key, value, source }| {
-            let value = if is_secret(key) { "***" } else { value };
-            json!({"key": key, "value": value, "source": source})
-        })
-        .collect()
 }
 
 fn parse(version: Option<&str>) -> Result<Option<Version>, String> {

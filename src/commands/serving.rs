@@ -15,7 +15,7 @@ use super::{
     admin_listeners::AdminListeners,
     edge::{Edge, peers_can_say},
     failure,
-    live_settings::{LiveSettings, ReadSettings},
+    live_settings::{LiveSettings, ReadSettings, bound_principals},
     operator::{self, Operator},
     usage,
 };
@@ -25,10 +25,7 @@ use crate::{
     admin::{Admin, AdminListener, Running, token},
     budget::Budget,
     catalog::{LiveCatalog, LoadSettings, ServicePolicies},
-    config::{
-        Config, DEFAULT_PRINCIPAL, Loaded, MemoryPlan, PrincipalSettings, Principals,
-        services::Overlay,
-    },
+    config::{Config, Loaded, MemoryPlan, services::Overlay},
     dispatch::{Dispatcher, Handle},
     log::AUDIT,
     metrics::{
@@ -440,20 +437,6 @@ fn load_catalog(
             dir.display()
         ))
     })
-}
-
-/// Tells the scheduler what principals may use of the processors.
-pub(super) fn bound_principals(scheduler: &Scheduler, principals: &Principals) {
-    let own = principals
-        .iter()
-        .filter(|(name, _)| *name != DEFAULT_PRINCIPAL);
-    let bound =
-        |(name, settings): (&String, &PrincipalSettings)| (name.clone(), settings.cpu.bound());
-    let others = principals.get(DEFAULT_PRINCIPAL);
-    scheduler.set_principals(
-        own.map(bound).collect(),
-        others.and_then(|settings| settings.cpu.bound()),
-    );
 }
 
 fn server_settings(
