@@ -22,9 +22,6 @@ pub use message::{ErrorBody, FrameWriter, Origin, Payload};
 pub use reassembly::{Incoming, Reassembly, Taken};
 pub use version::Version;
 
-/// Default of `max_message_size`: 1 MiB, header line included.
-pub const DEFAULT_MAX_MESSAGE_SIZE: usize = 1024 * 1024;
-
 /// Time that a request gets whose header names none.
 pub const DEFAULT_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(5_000);
 
