@@ -249,4 +249,26 @@ mod tests {
             assert_eq!(is_table, live.ends_with('.'), "{live}");
         }
     }
+
+    #[test]
+    fn what_may_be_secret_is_masked() {
+        let row = |key: &str| Row {
+            key: key.into(),
+            value: "\"v\"".into(),
+            source: "default".into(),
+        };
+        let shown = masked(&[
+            row("port"),
+            row("services.a.grants.config.url"),
+            row("services.a.grants.secrets.signing"),
+            row("tokens"),
+        ]);
+        let values: Vec<_> = shown
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row["value"].as_str().unwrap())
+            .collect();
+        assert_eq!(values, ["\"v\"", "***", "***", "***"]);
+    }
 }
