@@ -77,26 +77,15 @@ pub(super) struct Entry {
     pub(super) rolled_back_from: Option<String>,
 }
 
-/// Which file a service came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// The one in the folder, as it is or as it was.
-    File,
-    /// The last-known-good one, because the one in the folder is broken.
-    LastKnownGood,
-    /// An earlier one, because the operator went back to it.
-    RolledBack,
-}
-
-impl Source {
-    /// Returns its name in JSON.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::File => "file",
-            Self::LastKnownGood => "lastKnownGood",
-            Self::RolledBack => "rolledBack",
-        }
+crate::wire::words! {
+    /// Which file a service came from.
+    pub enum Source {
+        /// The one in the folder, as it is or as it was.
+        File = "file",
+        /// The last-known-good one, because the one in the folder is broken.
+        LastKnownGood = "lastKnownGood",
+        /// An earlier one, because the operator went back to it.
+        RolledBack = "rolledBack",
     }
 }
 

@@ -62,30 +62,18 @@ pub struct Call<'a> {
     pub watch: Arc<dyn Watch>,
 }
 
-/// What a deadline covers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// The instance was being made.
-    Start,
-    /// The service was running.
-    Call,
-    /// The service waited for a host function: a sleep, another service, the
-    /// store.
-    HostCall,
-    /// The call waited for a processor.
-    Scheduling,
-}
-
-impl Phase {
-    /// The word on the wire.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::Call => "call",
-            Self::HostCall => "host-call",
-            Self::Scheduling => "scheduling",
-        }
+crate::wire::words! {
+    /// What a deadline covers.
+    pub enum Phase {
+        /// The instance was being made.
+        Start = "start",
+        /// The service was running.
+        Call = "call",
+        /// The service waited for a host function: a sleep, another service, the
+        /// store.
+        HostCall = "host-call",
+        /// The call waited for a processor.
+        Scheduling = "scheduling",
     }
 }
 
