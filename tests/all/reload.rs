@@ -405,6 +405,43 @@ fn a_rollback_is_shown_and_undone() {
 }
 
 #[test]
+fn a_rollback_after_another_that_fails_is_reported_as_failed() {
+    let folder =
+        start(Setup::empty(BINARY).with_as("guests", "versions@1.0.0.wasm", "versions.wasm"));
+    for version in ["1.2.0", "2.0.0"] {
+        folder.copy(
+            "guests",
+            &format!("versions@{version}.wasm"),
+            "versions.wasm",
+        );
+        folder.until_row("it is served", |row| row["version"] == version);
+    }
+    assert_eq!(folder.post("/services/versions/rollback", "").0, 200);
+    // Of the files that are kept, the first one is damaged.
+    let first = fs::read(component("guests", "versions@1.0.0.wasm")).unwrap();
+    let mut dirs = vec![folder.server.settings_file().with_file_name("state")];
+    let mut damaged = 0;
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if fs::read(&path).unwrap() == first {
+                fs::write(&path, "damaged").unwrap();
+                damaged += 1;
+            }
+        }
+    }
+    assert_eq!(damaged, 1);
+    let (status, answer) = folder.post("/services/versions/rollback", "");
+    assert!(
+        status == 409 && answer.to_string().contains("was changed"),
+        "{answer}"
+    );
+    assert_eq!(folder.asks("versions.which"), "{\"version\":\"1.2.0\"}");
+}
+
+#[test]
 fn a_file_of_the_same_size_time_and_inode_is_seen_to_have_changed() {
     // By a POST, where nobody watches, and by the watcher.
     for interval in ["0", "50"] {
