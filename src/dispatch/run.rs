@@ -459,8 +459,7 @@ impl Drop for Finishes<'_> {
     }
 }
 
-/// A call that has ended, for whoever asks about it: the caller, the history and
-/// the log.
+/// A call that has ended, for its caller, the history and the log.
 struct EndedCall<'a> {
     service: &'a Service,
     action: &'a str,

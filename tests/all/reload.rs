@@ -414,7 +414,7 @@ fn a_rollback_after_another_that_fails_is_reported_as_failed() {
             &format!("versions@{version}.wasm"),
             "versions.wasm",
         );
-        folder.until_row("it is served", |row| row["version"] == version);
+        folder.until_row("versions is the new one", |row| row["version"] == version);
     }
     assert_eq!(folder.post("/services/versions/rollback", "").0, 200);
     // Of the files that are kept, the first one is damaged.
