@@ -82,10 +82,11 @@ settings! {
         /// waits or takes longer than about two milliseconds. Calls that wait to begin
         /// hold half of them at most; further requests stay unread until one begins.
         pub max_threads: usize = 1280 => 8..=16_384,
-        /// Time that a thread waits for the next request of a peer that it has answered
-        /// before it serves others. 50 ms help where many clients that block run on the
-        /// same processors.
-        pub linger: Millis = Millis::new(0) => Millis::new(0)..=Millis::new(100),
+        /// Where connections wait for their next request: `"poller"`, without a thread,
+        /// or `"threads"`, where each busy one has a thread that reads, up to
+        /// `max_threads`. Threads are faster for clients that block on the same
+        /// processors, and slower for clients that send for many connections.
+        pub waiting: Waiting = Waiting::Poller,
         /// Connections of one address (of IPv6, one /64). 0: no limit.
         pub max_connections_per_address: usize = 0 => 0..=10_000,
         /// Per cent of the connections that are reserved for authenticated peers. It
@@ -219,6 +220,16 @@ settings! {
         /// must have a `digest`, or the server does not start.
         pub require_digest: bool = false,
     }
+}
+
+/// Where connections wait for their next request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Waiting {
+    /// At the poller, without a thread.
+    Poller,
+    /// Busy ones in a thread that reads; the others at the poller.
+    Threads,
 }
 
 /// One value or a list of them.

@@ -12,7 +12,7 @@ use shuttle::{FailurePersistence, Runner, scheduler::RandomScheduler, thread};
 use crate::{
     access::{Access, ListenerPolicy},
     budget::Budget,
-    config::{Auth, Bytes, Config, Millis, OneOrMore, Principals, access::Listener},
+    config::{Auth, Bytes, Config, Millis, OneOrMore, Principals, Waiting, access::Listener},
     dispatch::{Counted, Handle, Outcome, Postponed, Reply, Request},
     host::Stop,
     metrics::Metrics,
@@ -258,7 +258,11 @@ impl Machine {
         });
         let config = Config {
             max_threads: random.of(4..13),
-            linger: Millis::new(random.of(0..3) as u64),
+            waiting: if random.happens(33) {
+                Waiting::Threads
+            } else {
+                Waiting::Poller
+            },
             max_message_size: Bytes(MAX_MESSAGE),
             max_in_flight: random.of(1..5),
             read_timeout: Millis(READ_TIMEOUT),
