@@ -5,7 +5,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU32, Ordering::Relaxed},
@@ -17,6 +17,32 @@ pub const PRIVATE: u32 = 0o600;
 pub const ORDINARY: u32 = 0o666;
 /// Ending of the temporary names.
 const UNFINISHED: &str = "part";
+
+/// Distinguishes two states of a file: it was written, or replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    size: u64,
+    modified: (i64, i64),
+    /// Time of the last change of the inode, which `cp -p` can't set.
+    changed: (i64, i64),
+    inode: u64,
+}
+
+impl Stamp {
+    /// Looks at a file.
+    ///
+    /// # Errors
+    /// If it can't be looked at.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::metadata(path)?;
+        Ok(Self {
+            size: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            inode: metadata.ino(),
+        })
+    }
+}
 
 /// Writes a file in the place of one that may be there.
 ///

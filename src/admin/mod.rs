@@ -8,7 +8,6 @@ mod gateway;
 mod metrics_text;
 mod pages;
 mod routes;
-mod socket;
 pub mod token;
 
 use std::{

@@ -107,9 +107,7 @@ impl Admin {
                     .iter()
                     .filter(|call| call.connection == row.id)
                     .collect();
-                ok(
-                    json!({"connection": row, "socket": row.ends.map(super::socket::of), "calls": calls}),
-                )
+                ok(json!({"connection": row, "calls": calls}))
             }
             "/calls" => ok(json!({"calls": (self.snapshot)().calls})),
             "/calls/past" => {

@@ -88,10 +88,7 @@ pub const ROUTES: &[Route] = &[
     },
     Route {
         answers: (JSON, &[200, 404]),
-        ..get(
-            "/connections/{id}",
-            "one of them, with what the kernel knows of its socket",
-        )
+        ..get("/connections/{id}", "one of them, with its calls")
     },
     Route {
         method: "DELETE",

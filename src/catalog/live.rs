@@ -102,10 +102,7 @@ impl LiveCatalog {
     /// # Errors
     /// Says why there is none.
     pub fn rollback(&self, name: &str, version: Option<Version>) -> Result<String, ChangeError> {
-        let mut loader = self.lock();
-        let done = loader.rollback(name, version)?;
-        self.swap(&loader);
-        Ok(done)
+        self.change(|loader| loader.rollback(name, version))
     }
 
     /// Serves the file in the folder again that [`Self::rollback`] went back
@@ -118,10 +115,7 @@ impl LiveCatalog {
         name: &str,
         version: Option<Version>,
     ) -> Result<String, ChangeError> {
-        let mut loader = self.lock();
-        let done = loader.undo_rollback(name, version)?;
-        self.swap(&loader);
-        Ok(done)
+        self.change(|loader| loader.undo_rollback(name, version))
     }
 
     /// Enables or disables a service, or one version of it, until the next
@@ -135,10 +129,7 @@ impl LiveCatalog {
         version: Option<Version>,
         on: bool,
     ) -> Result<String, ChangeError> {
-        let mut loader = self.lock();
-        let done = loader.switch(name, version, on)?;
-        self.swap(&loader);
-        Ok(done)
+        self.change(|loader| loader.switch(name, version, on))
     }
 
     /// Replaces the settings. A service that they concern is loaded again; if
@@ -148,11 +139,20 @@ impl LiveCatalog {
     /// # Errors
     /// If they need what is fixed at the start; nothing has changed then.
     pub fn set_policy(&self, config: &Config) -> Result<Vec<String>, ChangeError> {
-        let mut loader = self.lock();
-        let changes = loader.set_policy(config)?;
-        self.swap(&loader);
-        loader.loaded();
+        let changes = self.change(|loader| loader.set_policy(config))?;
+        self.lock().loaded();
         Ok(changes)
+    }
+
+    /// Has what is decided under the loader's lock served in one step.
+    fn change<T>(
+        &self,
+        decide: impl FnOnce(&mut Loader) -> Result<T, ChangeError>,
+    ) -> Result<T, ChangeError> {
+        let mut loader = self.lock();
+        let done = decide(&mut loader)?;
+        self.swap(&loader);
+        Ok(done)
     }
 
     fn look(&self, how: ScanMode) -> io::Result<Vec<String>> {

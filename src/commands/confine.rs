@@ -43,9 +43,6 @@ const STARTS_PROGRAMS_X32: [i64; 0] = [];
 
 /// Holds for this thread and those that it starts, so it comes before others.
 pub(super) fn confine(config: &Config) {
-    if !config.landlock {
-        return;
-    }
     let own = own_folders(config);
     for dir in &own {
         // Only a folder that is there can be allowed. One that can't be made
@@ -81,7 +78,9 @@ fn own_folders(config: &Config) -> Vec<PathBuf> {
     let mut own = vec![config.state_dir()];
     own.extend(parent(&config.store_file()));
     own.extend(parent(&config.admin.socket));
-    own.extend(cache_dir(&config.sandbox.cache_dir));
+    if cfg!(feature = "compiler") {
+        own.push(cache_dir());
+    }
     own.sort();
     own.dedup();
     own

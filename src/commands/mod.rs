@@ -66,7 +66,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::log;
+use crate::log::{self, escaped};
 
 /// What the process ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,20 +219,6 @@ fn printable(text: &str) -> String {
 /// The same for a text of several lines.
 fn printable_lines(text: &str) -> String {
     escaped(text, &['\n', '\t'])
-}
-
-fn escaped(text: &str, kept: &[char]) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        let harmful = c.is_control()
-            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
-        if harmful && !kept.contains(&c) {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::{
     access::ListenerPolicy,
     admin::{Attempt, Commands},
     catalog::{Catalog, LiveCatalog, Service},
-    config::{Auth, Isolation, Row},
+    config::Auth,
     dispatch::{Dispatcher, Handle as _, Outcome, Reply, Request},
     host::{Unwatched, grant_for},
     server::View,
@@ -167,39 +167,17 @@ fn version(service: &Service) -> Value {
         "version": description.version.to_string(),
         "description": description.description,
         "actions": description.actions,
-        "isolation": match settings.isolation { Isolation::Request => "request", Isolation::Shared => "shared" },
+        "isolation": settings.isolation,
         "limits": {
             "timeout": settings.timeout.to_string(),
             "memory": policy.memory,
             "answerSize": policy.answer_size,
             "concurrency": settings.concurrency,
             "rate": settings.rate,
-            "tableElements": settings.table_elements,
-            "logLines": settings.log_lines,
         },
         "imports": imports,
         "grants": grants,
     })
-}
-
-/// The settings for the admin side: what may be secret is masked.
-pub(super) fn masked(rows: &[Row]) -> Value {
-    let is_secret = |key: &str| {
-        let key = key.to_lowercase();
-        key.contains(".grants.config.")
-            || key.contains(".grants.secrets.")
-            || ["secret", "password", "token"].iter().any(|word| {
-                key.rsplit('.')
-                    .next()
-                    .is_some_and(|last| last.contains(word))
-            })
-    };
-    rows.iter()
-        .map(|Row { key, value, source }| {
-            let value = if is_secret(key) { "***" } else { value };
-            json!({"key": key, "value": value, "source": source})
-        })
-        .collect()
 }
 
 fn parse(version: Option<&str>) -> Result<Option<Version>, String> {
@@ -209,31 +187,4 @@ fn parse(version: Option<&str>) -> Result<Option<Version>, String> {
                 .map_err(|_| format!("{text:?} is no version, as 1.2.0 is"))
         })
         .transpose()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_may_be_secret_is_masked() {
-        let row = |key: &str| Row {
-            key: key.into(),
-            value: "\"v\"".into(),
-            source: "default".into(),
-        };
-        let shown = masked(&[
-            row("port"),
-            row("services.a.grants.config.url"),
-            row("services.a.grants.secrets.signing"),
-            row("tokens"),
-        ]);
-        let values: Vec<_> = shown
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|row| row["value"].as_str().unwrap())
-            .collect();
-        assert_eq!(values, ["\"v\"", "***", "***", "***"]);
-    }
 }

@@ -20,9 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::log::Format;
 
-pub use access::{
-    Auth, DEFAULT_PRINCIPAL, PrincipalFrom, PrincipalSettings, Principals, Right, Tls, TlsVersion,
-};
+pub use access::{Auth, DEFAULT_PRINCIPAL, PrincipalSettings, Principals, Right, Tls};
 #[cfg(test)]
 pub(crate) use define::Entry;
 pub use define::OutOfBounds;
@@ -31,6 +29,10 @@ pub use memory::MemoryPlan;
 pub use services::{Isolation, LogLevel, ServiceSettings, Services};
 pub use source::{ConfigError, Flags, Loaded, Row, load};
 pub use units::{Bytes, Millis, Share};
+
+/// Answers of one connection that the server collects before it writes them, and
+/// slow calls of one connection that run side by side.
+pub const MAX_IN_FLIGHT: usize = 64;
 
 const LEAST: Millis = Millis::new(10);
 const HOUR: Millis = Millis::secs(3600);
@@ -58,19 +60,6 @@ settings! {
         /// File of the tokens of clients, as `mb-server token` writes it. Empty:
         /// `tokens.json` in `state_dir`.
         pub tokens: PathBuf = PathBuf::new(),
-        /// Times in a minute that one address (of IPv6, one /64) may fail to
-        /// authenticate, in each of three ways: without a token, with a wrong token,
-        /// without a valid certificate. Beyond, the server refuses the address for a
-        /// while.
-        pub auth_failures: u32 = 10 => 1..=6000,
-        /// Connections that the kernel holds until the server accepts them.
-        pub backlog: u32 = 1024 => 1..=65_535,
-        /// TCP keep-alive probes on idle connections.
-        pub keep_alive: bool = true,
-        /// Idle time before the first of these probes.
-        pub keep_alive_initial_delay: Millis = Millis::secs(60) => Millis::secs(1)..=Millis::secs(7200),
-        /// TCP_NODELAY: small answers leave at once.
-        pub no_delay: bool = true,
         /// Memory for connections, services and messages together. Other sizes follow
         /// from it (see [`MemoryPlan`]).
         pub memory: Bytes = Bytes::mib(256) => Bytes::mib(32)..=Bytes::mib(1024 * 1024),
@@ -89,15 +78,9 @@ settings! {
         pub waiting: Waiting = Waiting::Poller,
         /// Connections of one address (of IPv6, one /64). 0: no limit.
         pub max_connections_per_address: usize = 0 => 0..=10_000,
-        /// Per cent of the connections that are reserved for authenticated peers. It
-        /// has an effect only where peers can authenticate.
-        pub reserved_connections: usize = 12 => 0..=90,
         /// Size of one message with its header line, and of the payload of an answer.
         /// Half of the shared memory must hold it.
         pub max_message_size: Bytes = Bytes::mib(1) => Bytes::kib(1)..=Bytes::mib(64),
-        /// Answers of one connection that the server collects before it writes them,
-        /// and slow calls of one connection that run side by side.
-        pub max_in_flight: usize = 64 => 1..=4096,
         /// Time from the first byte of a message to its last.
         pub read_timeout: Millis = Millis::secs(10) => LEAST..=HOUR,
         /// Time for a PROXY header, the TLS handshake and, where authentication is
@@ -135,9 +118,6 @@ settings! {
         /// Allow listeners without authentication on addresses that are not loopback,
         /// and tokens over connections that are not encrypted.
         pub allow_unsecure: bool = false,
-        /// The process may write to its own folders only (Landlock) and start no program
-        /// (seccomp), where the kernel has these.
-        pub landlock: bool = true,
         /// What is logged: `error`, `warn`, `info`, `debug`, `trace` or `off`, for all
         /// or by target, such as `info,mb_server::server=debug`.
         pub log: String = "info".into(),
@@ -196,23 +176,9 @@ settings! {
 settings! {
     /// Settings of the sandbox.
     pub struct Sandbox {
-        /// Call stack of a component. The threads that serve connections reserve as
-        /// much, and 128 KiB, for each call that may be nested and for the first.
-        pub stack: Bytes = Bytes::kib(512) => Bytes::kib(64)..=Bytes::mib(2),
-        /// Folder of the compiled code, created with mode 0700. Empty:
-        /// `$XDG_CACHE_HOME/mb-server`, else `~/.cache/mb-server`.
-        pub cache_dir: PathBuf = PathBuf::new(),
-        /// Size of all compiled code in that folder. Beyond it, the server removes
-        /// what was not used for the longest time.
-        pub cache_size: Bytes = Bytes::mib(1024) => Bytes::mib(1)..=Bytes::mib(1024 * 1024),
         /// Memory of the process that compiles one component. It is not counted in
         /// `memory`.
         pub compile_memory: Bytes = Bytes::mib(1024) => Bytes::mib(64)..=Bytes::mib(64 * 1024),
-        /// Time for compiling one component.
-        pub compile_timeout: Millis = Millis::secs(60) => Millis::new(100)..=HOUR,
-        /// Depth to which services may call each other. Each level reserves one more
-        /// call stack in each thread.
-        pub call_depth: usize = 4 => 0..=16,
         /// One of so many resets of instances is verified, at random and beside the
         /// calls. At most a hundredth of one processor's time is spent on it. 0: none.
         pub verify_resets: u32 = 1000 => 0..=1_000_000_000,
@@ -330,7 +296,6 @@ impl Config {
             &mut self.services_dir,
             &mut self.state_dir,
             &mut self.admin.socket,
-            &mut self.sandbox.cache_dir,
             cert,
             key,
             ca,

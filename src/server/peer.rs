@@ -31,8 +31,6 @@ pub(crate) struct Peer {
     from: SocketAddr,
     /// The address that the load balancer names.
     speaks_for: OnceLock<SocketAddr>,
-    /// Own address and that of the other end.
-    ends: Option<(SocketAddr, SocketAddr)>,
     since: (Instant, SystemTime),
     tls: OnceLock<&'static str>,
     protocol: OnceLock<&'static str>,
@@ -110,7 +108,7 @@ impl CloseRequest {
 impl Peer {
     pub(crate) fn new(
         (number, slot): (u64, usize),
-        (from, own): (SocketAddr, Option<SocketAddr>),
+        from: SocketAddr,
         identity: Arc<Identity>,
         drain: &Arc<DrainFlags>,
         memory: &Arc<Budget>,
@@ -120,7 +118,6 @@ impl Peer {
             slot,
             from,
             speaks_for: OnceLock::new(),
-            ends: own.map(|own| (own, from)),
             since: (system::now(), SystemTime::now()),
             tls: OnceLock::new(),
             protocol: OnceLock::new(),
@@ -305,7 +302,6 @@ impl Peer {
         ConnectionRow {
             id: identity.caller.connection_id.clone(),
             peer: self.address().to_string(),
-            ends: self.ends,
             principal: identity.caller.principal.clone(),
             tls: self.tls.get().copied(),
             protocol: self.protocol.get().copied(),

@@ -6,7 +6,7 @@ use std::{
     fmt,
     io::{self, Read, Write as _},
     mem,
-    net::{Shutdown, SocketAddr, TcpStream},
+    net::{Shutdown, TcpStream},
     time::Duration,
 };
 
@@ -95,12 +95,6 @@ impl Channel {
     #[must_use]
     pub fn socket(&self) -> &TcpStream {
         &self.socket
-    }
-
-    /// Its own end.
-    #[must_use]
-    pub fn local_addr(&self) -> Option<SocketAddr> {
-        self.socket.local_addr().ok()
     }
 
     /// Gives up what is spoken over it.

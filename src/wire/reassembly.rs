@@ -74,8 +74,6 @@ pub struct Reassembly {
     piece: Option<bool>,
     max_message_size: usize,
     read_size: usize,
-    /// The last read left no room: there may be more.
-    full: bool,
     /// A read did so since the buffer was empty last.
     cramped: bool,
 }
@@ -100,7 +98,6 @@ impl Reassembly {
             piece: None,
             max_message_size,
             read_size,
-            full: false,
             cramped: false,
         }
     }
@@ -205,15 +202,8 @@ impl Reassembly {
     /// If that is more than there was room for.
     pub fn advance(&mut self, count: usize) {
         self.filled += count;
-        self.full = self.filled == self.buf.len();
-        self.cramped |= self.full;
+        self.cramped |= self.filled == self.buf.len();
         self.invariants();
-    }
-
-    /// Whether the last read left no room, so that there may be more at once.
-    #[must_use]
-    pub fn was_filled(&self) -> bool {
-        self.full
     }
 
     /// The next thing that is whole, or none until more has arrived.
@@ -285,7 +275,6 @@ impl Reassembly {
         buffer.buf[..rest.len()].copy_from_slice(rest);
         buffer.filled = rest.len();
         // What the last read left is for this one to read.
-        buffer.full = self.full;
         buffer.invariants();
         buffer
     }

@@ -132,17 +132,6 @@ fn a_running_call_is_seen_and_stopped() {
         ),
         (&json!(1), &call["id"])
     );
-    // A machine that stands still for a moment sends again what it has sent.
-    assert!(
-        connection["socket"]["retransmits"].as_u64() < Some(100),
-        "{connection}"
-    );
-    assert!(
-        connection["socket"]["roundTripMs"]
-            .as_f64()
-            .is_some_and(|rtt| rtt > 0.0),
-        "{connection}"
-    );
     assert_eq!(
         change(&server, "DELETE", &format!("/calls/{}", call["id"]), "").0,
         200

@@ -264,7 +264,6 @@ impl Machine {
                 Waiting::Poller
             },
             max_message_size: Bytes(MAX_MESSAGE),
-            max_in_flight: random.of(1..5),
             read_timeout: Millis(READ_TIMEOUT),
             handshake_timeout: Millis::secs(10),
             write_timeout: Millis(WRITE_TIMEOUT),
@@ -286,6 +285,7 @@ impl Machine {
             buffers: Buffers {
                 read: 1 << random.of(4..9),
                 write: 1 << random.of(7..11),
+                in_flight: random.of(1..5),
             },
             thread_stack: 0,
             memory: Budget::new(random.of(1500..6000)),

@@ -231,7 +231,7 @@ pub(crate) struct Machine {
     /// The message whose call can't begin yet, and whether to try again.
     postponed: Option<Message>,
     retries: bool,
-    /// Answers in the outbox, of which `max_in_flight` leave together.
+    /// Answers in the outbox, of which `Buffers::in_flight` leave together.
     batch: usize,
     /// The outbox is written before anything else.
     leaves: bool,
@@ -782,8 +782,8 @@ impl Machine {
 
     fn batched(&mut self) {
         let settings = &self.settings;
-        self.leaves |= self.batch >= settings.config.max_in_flight
-            || self.outbox.len() >= settings.buffers.write;
+        self.leaves |=
+            self.batch >= settings.buffers.in_flight || self.outbox.len() >= settings.buffers.write;
     }
 
     /// Begins a quantum.
@@ -1076,7 +1076,6 @@ mod tests {
     fn settings(memory: usize) -> Arc<ServerSettings> {
         let config = Config {
             max_message_size: Bytes(100_000),
-            max_in_flight: 2,
             read_timeout: Millis::secs(5),
             handshake_timeout: Millis::secs(10),
             write_timeout: Millis::secs(20),
@@ -1092,6 +1091,7 @@ mod tests {
             buffers: Buffers {
                 read: 64,
                 write: 1000,
+                in_flight: 2,
             },
             thread_stack: 0,
             memory: Budget::new(memory),
@@ -1119,7 +1119,7 @@ mod tests {
             let from = (Ipv4Addr::LOCALHOST, 1).into();
             let peer = Peer::new(
                 (1, 0),
-                (from, None),
+                from,
                 Arc::new(unauthenticated),
                 &drain,
                 &settings.memory,

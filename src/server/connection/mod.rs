@@ -126,10 +126,9 @@ impl Connection {
             encrypted,
             &listener.policy,
         ));
-        let own = channel.local_addr();
         let peer = Arc::new(Peer::new(
             (number, permit.slot()),
-            (from, own),
+            from,
             Arc::clone(&identity),
             &common.drain,
             &common.settings.memory,
@@ -353,7 +352,7 @@ impl Connection {
     /// Goes on without the current call, if so many may be left behind; its
     /// answer comes later. What came before it leaves at once.
     pub(crate) fn leave_call(&mut self) -> bool {
-        let most = self.common.settings.config.max_in_flight;
+        let most = self.common.settings.buffers.in_flight;
         // The current one counts as well.
         let leaves = self.peer.calls_left() as usize + 1 < most;
         if !self.machine.outbox.is_empty() {

@@ -324,10 +324,6 @@ impl Channel {
         }
     }
 
-    pub fn local_addr(&self) -> Option<SocketAddr> {
-        Some((Ipv4Addr::LOCALHOST, 1).into())
-    }
-
     pub fn is_encrypted(&self) -> bool {
         false
     }
