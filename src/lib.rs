@@ -43,4 +43,6 @@ pub mod system;
 pub mod transport;
 #[cfg(feature = "runtime")]
 pub mod trusted;
+#[cfg(feature = "runtime")]
+pub mod websocket;
 pub use mb_wire as wire;
