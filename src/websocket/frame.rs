@@ -1,6 +1,6 @@
 //! Heads of frames, and masking.
 
-use super::CloseCode;
+use super::Fault;
 
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,10 @@ pub struct FrameHead {
 }
 
 /// Longest payload of a control frame, in bytes.
-pub const MAX_CONTROL: u64 = 125;
+const MAX_CONTROL: u64 = 125;
+
+/// Longest head of a frame of a client, in bytes.
+pub const MAX_HEAD_SIZE: usize = 14;
 
 impl FrameHead {
     /// Reads a head. Returns it and its size once it is whole.
@@ -73,40 +76,45 @@ impl FrameHead {
     /// Reserved bits, unknown opcodes, control frames in pieces or over 125
     /// bytes, lengths that are not written in their shortest form, and frames
     /// without a mask: each as soon as the byte is there that shows it.
-    pub fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, CloseCode> {
+    pub fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, Fault> {
         let Some(&first) = bytes.first() else {
             return Ok(None);
         };
-        let opcode = Opcode::parse(first & 0x0f).ok_or(CloseCode::Protocol)?;
+        let opcode = Opcode::parse(first & 0x0f).ok_or(Fault::Protocol("a reserved opcode"))?;
         let is_last = first & 0x80 != 0;
-        if first & 0x70 != 0 || opcode.is_control() && !is_last {
-            return Err(CloseCode::Protocol);
+        if first & 0x70 != 0 {
+            return Err(Fault::Protocol("a reserved bit is set"));
+        }
+        if opcode.is_control() && !is_last {
+            return Err(Fault::Protocol("a control frame in pieces"));
         }
         let Some(&second) = bytes.get(1) else {
             return Ok(None);
         };
-        let short = u64::from(second & 0x7f);
-        if second & 0x80 == 0 || opcode.is_control() && short > MAX_CONTROL {
-            return Err(CloseCode::Protocol);
+        if second & 0x80 == 0 {
+            return Err(Fault::Protocol("a frame without a mask"));
         }
-        let extended = match short {
-            126 => 2,
-            127 => 8,
-            _ => 0,
+        let short = u64::from(second & 0x7f);
+        if opcode.is_control() && short > MAX_CONTROL {
+            return Err(Fault::Protocol("a control frame of more than 125 bytes"));
+        }
+        let (extended, least) = match short {
+            126 => (2, 126),
+            127 => (8, 0x1_0000),
+            _ => (0, 0),
         };
         let Some(rest) = bytes.get(2..2 + extended + 4) else {
             return Ok(None);
         };
-        let (extended, mask) = rest.split_at(extended);
-        let length = match extended.len() {
-            0 => short,
-            _ => extended
+        let (length, mask) = rest.split_at(extended);
+        let length = match length {
+            [] => short,
+            bytes => bytes
                 .iter()
                 .fold(0, |length, byte| length << 8 | u64::from(*byte)),
         };
-        let least = [0, 126, 0x1_0000][usize::from(short >= 126) + usize::from(short == 127)];
         if length < least || length > i64::MAX as u64 {
-            return Err(CloseCode::Protocol);
+            return Err(Fault::Protocol("a length that is not in its shortest form"));
         }
         let mask = [mask[0], mask[1], mask[2], mask[3]];
         let head = Self {
@@ -115,7 +123,7 @@ impl FrameHead {
             length,
             mask,
         };
-        Ok(Some((head, 2 + extended.len() + 4)))
+        Ok(Some((head, 2 + extended + 4)))
     }
 }
 
@@ -149,10 +157,12 @@ pub fn write_head(out: &mut Vec<u8>, opcode: Opcode, length: usize) {
     }
 }
 
-/// Appends a close frame.
-pub fn write_close(out: &mut Vec<u8>, code: CloseCode) {
-    write_head(out, Opcode::Close, 2);
-    out.extend_from_slice(&(code as u16).to_be_bytes());
+/// Appends a close frame; of its reason, what there is room for.
+pub fn write_close(out: &mut Vec<u8>, code: u16, reason: &str) {
+    let reason = &reason[..reason.floor_char_boundary(MAX_CONTROL as usize - 2)];
+    write_head(out, Opcode::Close, 2 + reason.len());
+    out.extend_from_slice(&code.to_be_bytes());
+    out.extend_from_slice(reason.as_bytes());
 }
 
 #[cfg(test)]
@@ -161,7 +171,7 @@ mod tests {
 
     #[test]
     fn heads_to_the_byte() {
-        let wrong = Err(CloseCode::Protocol);
+        let wrong = Err(());
         let head = |opcode, is_last, length, size| {
             let mask = [1, 2, 3, 4];
             Ok(Some((
@@ -219,9 +229,10 @@ mod tests {
             (b"\x81\xff\0\0\0\0\x00\x00\xff\xff\x01\x02\x03\x04", wrong),
             (b"\x81\xff\x80\0\0\0\0\0\0\0\x01\x02\x03\x04", wrong),
         ] {
-            assert_eq!(FrameHead::parse(bytes), expected, "{bytes:?}");
+            let parse = |bytes| FrameHead::parse(bytes).map_err(drop);
+            assert_eq!(parse(bytes), expected, "{bytes:?}");
             for end in 0..bytes.len() {
-                let part = FrameHead::parse(&bytes[..end]);
+                let part = parse(&bytes[..end]);
                 assert!(part == expected || part == Ok(None), "{:?}", &bytes[..end]);
             }
         }
@@ -257,7 +268,11 @@ mod tests {
         assert_eq!(written(65_535), [0x81, 126, 255, 255]);
         assert_eq!(written(65_536), [0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]);
         let mut out = Vec::new();
-        write_close(&mut out, CloseCode::GoingAway);
+        write_close(&mut out, 1001, "");
         assert_eq!(out, [0x88, 2, 3, 0xe9]);
+        // A reason is cut between two characters.
+        out.clear();
+        write_close(&mut out, 1008, &"\u{e9}".repeat(100));
+        assert_eq!((&out[..4], out.len()), (&[0x88, 124, 3, 0xf0][..], 126));
     }
 }

@@ -2,7 +2,7 @@
 
 /// What has been seen of a text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Utf8 {
+pub(super) struct Utf8 {
     /// The beginning of a character whose rest has not arrived.
     begun: [u8; 4],
     count: usize,
@@ -12,7 +12,7 @@ impl Utf8 {
     /// Takes the next piece. Returns false once the text can't be UTF-8,
     /// whatever follows.
     #[must_use]
-    pub fn take(&mut self, piece: &[u8]) -> bool {
+    pub(super) fn take(&mut self, piece: &[u8]) -> bool {
         let mut rest = piece;
         while self.count > 0 {
             let Some((&byte, behind)) = rest.split_first() else {
@@ -42,7 +42,7 @@ impl Utf8 {
 
     /// Whether the text may end here.
     #[must_use]
-    pub fn is_whole(&self) -> bool {
+    pub(super) fn is_whole(&self) -> bool {
         self.count == 0
     }
 }
