@@ -217,15 +217,9 @@ fn the_handshake() {
         (get(&[UPGRADE, KEY, VERSION, VERSION]), 400),
         (get(&[UPGRADE, VERSION]), 400),
         (get(&[UPGRADE, short, VERSION]), 400),
-        (
-            get(&[UPGRADE, "Sec-WebSocket-Key: ????\r\n", VERSION]),
-            400,
-        ),
+        (get(&[UPGRADE, "Sec-WebSocket-Key: ????\r\n", VERSION]), 400),
         (get(&[UPGRADE, KEY, KEY, VERSION]), 400),
-        (
-            get(&[UPGRADE, KEY, VERSION, "Content-Length: 1\r\n"]),
-            400,
-        ),
+        (get(&[UPGRADE, KEY, VERSION, "Content-Length: 1\r\n"]), 400),
         (handshake("").replace("GET", "HEAD"), 405),
         (handshake("").replace("GET", "POST"), 405),
         (handshake("").replace("/ws", "/ws/"), 404),
@@ -323,11 +317,7 @@ fn messages_are_those_of_frames() {
             "RESPONSE:system.heartbeat:1.0.0:3",
             "",
         ),
-        (
-            "publish:calc.add:1.0.0:4",
-            "RESPONSE:calc.add:1.0.0:4",
-            "",
-        ),
+        ("publish:calc.add:1.0.0:4", "RESPONSE:calc.add:1.0.0:4", ""),
         (
             "request:no.where:1.0.0:5",
             "ERROR:no.where:1.0.0:5",
@@ -444,7 +434,11 @@ fn what_closes_and_with_which_code() {
         ("a promise", large, 1009),
         ("bytes over the limit", frame(0x82, &[0; 1_048_577]), 1009),
         ("a close", close(1000, b""), 1000),
-        ("a close with a reason", close(1001, "\u{e9}".as_bytes()), 1001),
+        (
+            "a close with a reason",
+            close(1001, "\u{e9}".as_bytes()),
+            1001,
+        ),
         ("a close of the client's own", close(4999, b"x"), 4999),
         ("a close without a code", frame(0x88, b""), 1000),
         ("a close of one byte", frame(0x88, b"\x03"), 1002),
@@ -482,12 +476,18 @@ fn a_slow_call_holds_up_nothing_and_a_close_waits_for_it() {
     let stop = || {
         server.until("the call is stopped", |server| {
             crate::admin::stop_calls(server);
-            server.json("/calls")["calls"].as_array().unwrap().is_empty()
+            server.json("/calls")["calls"]
+                .as_array()
+                .unwrap()
+                .is_empty()
         });
     };
     let runs = || {
         server.until("the call runs", |server| {
-            !server.json("/calls")["calls"].as_array().unwrap().is_empty()
+            !server.json("/calls")["calls"]
+                .as_array()
+                .unwrap()
+                .is_empty()
         });
     };
     let quick = text("REQUEST:echo.say:1.0.0:quick\n1");
@@ -518,7 +518,10 @@ fn a_drain_closes_with_1001() {
     quiet.request("echo.say", "1", "1").text();
     busy.request("hostile.spin", "slow", "1");
     server.until("the call runs", |server| {
-        !server.json("/calls")["calls"].as_array().unwrap().is_empty()
+        !server.json("/calls")["calls"]
+            .as_array()
+            .unwrap()
+            .is_empty()
     });
     server.signal("TERM");
     assert_eq!(quiet.closing(), ("SHUTTING_DOWN".into(), 1001));
@@ -602,7 +605,9 @@ fn who_may_send_what() {
     let services = format!("GET /services HTTP/1.1\r\nHost: localhost\r\n{bearer}\r\n");
     let (status, head) = socket.opens(&services);
     assert_eq!(status, 200);
-    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("Content-Length: "));
     let mut body = vec![0; length.unwrap().parse().unwrap()];
     socket.stream.read_exact(&mut body).unwrap();
     assert_eq!(socket.opens(&handshake("")).0, 101);

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import venv
 
 import soak
 
@@ -123,10 +124,11 @@ def install(client, folder):
         script = folder / "client.mjs"
         script.write_text(JAVASCRIPT)
         return ["node", script]
-    run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder / "python", package])
-    script = folder / "python/client.py"
+    venv.create(folder / "venv", with_pip=True)
+    run([folder / "venv/bin/pip", "install", "--quiet", "--no-deps", package])
+    script = folder / "client.py"
     script.write_text(PYTHON)
-    return [sys.executable, script]
+    return [folder / "venv/bin/python", script]
 
 
 def talk(command, scheme, folder):

@@ -488,7 +488,10 @@ fn a_websocket_begins_behind_its_handshake() {
     test.machine.keep_alive(ping, &test.peer);
     assert_eq!(test.next(), Step::Write);
     let sent = test.sends();
-    assert!(sent.starts_with("HTTP/1.1 101 ") && sent.ends_with("two"), "{sent}");
+    assert!(
+        sent.starts_with("HTTP/1.1 101 ") && sent.ends_with("two"),
+        "{sent}"
+    );
     // The close frame is answered behind the call.
     assert_eq!(test.next(), Step::Wait);
     let (header, _) = Header::parse(b"REQUEST:a.b:1.0.0:7\n").unwrap();
@@ -498,7 +501,10 @@ fn a_websocket_begins_behind_its_handshake() {
     });
     assert_eq!(kept.message(message.body), b"one");
     assert_eq!(test.next(), Step::Write);
-    assert!(test.sends().starts_with("\u{fffd}\u{1b}RESPONSE:a.b:1.0.0:7\n\"late\"\u{fffd}"));
+    assert!(
+        test.sends()
+            .starts_with("\u{fffd}\u{1b}RESPONSE:a.b:1.0.0:7\n\"late\"\u{fffd}")
+    );
     assert_eq!(test.next(), Step::Close);
 }
 
@@ -517,5 +523,8 @@ fn a_message_of_a_websocket_waits_for_memory() {
     assert_eq!(test.next(), Step::Write);
     let sent = test.sends();
     assert!(sent.contains("ERROR:a.b:1.0.0:7\n"), "{sent}");
-    assert!(sent.contains("SERVICE_UNAVAILABLE") && sent.contains("SERVER_BUSY"), "{sent}");
+    assert!(
+        sent.contains("SERVICE_UNAVAILABLE") && sent.contains("SERVER_BUSY"),
+        "{sent}"
+    );
 }
