@@ -3,11 +3,13 @@
 //! `machine` decides what it does next; here that is done, without ever
 //! waiting.
 
-mod buffer;
 mod close_reason;
 mod credentials;
+mod decoder;
 mod http;
 mod machine;
+mod message;
+mod requests;
 
 use std::{
     net::{SocketAddr, TcpStream},
@@ -17,21 +19,22 @@ use std::{
 };
 
 pub(crate) use close_reason::{CloseReason, RETRY_WHEN_BUSY_MS, notice};
-pub(crate) use machine::{Input, Message, State};
+pub(crate) use machine::{Input, State};
 use machine::{Machine, Step};
+pub(crate) use message::Message;
 
 use super::{
     admission::Permit,
     common::Common,
+    encoding::Encoding,
     handshakes::Handshake,
-    peer::{Activity, CloseRequest, Peer},
+    peer::{Activity, CloseRequest, Peer, Protocol},
     poller::{Events, Parked},
     settings::ListenerSettings,
 };
 use crate::{
     access::{Failure, Identity},
     dispatch::{Outcome, Postponed},
-    http::Exchange,
     log::{AUDIT, Limiter},
     system::{self, Channel},
     transport::{Proxied, ServerTls, TlsFault},
@@ -56,8 +59,6 @@ pub(crate) struct Call {
     pub(crate) message: Message,
     pub(crate) arrived: Instant,
     pub(crate) identity: Arc<Identity>,
-    /// The exchange of HTTP that it belongs to.
-    pub(crate) exchange: Option<Exchange>,
 }
 
 /// A certificate that was valid when it was last verified.
@@ -263,7 +264,6 @@ impl Connection {
                         message,
                         arrived: self.machine.arrived(),
                         identity: Arc::clone(&self.identity),
-                        exchange: self.machine.exchange().cloned(),
                     });
                 }
                 Step::Head(head) => self.decide_on(&head),
@@ -275,10 +275,10 @@ impl Connection {
                     self.peer.set_activity(self.machine.state().into());
                     return Advance::Wait;
                 }
-                Step::KeepAlive => {
+                Step::KeepAlive(keep_alive) => {
                     self.update_identity();
                     if self.is_authenticated() {
-                        self.machine.keep_alive(&self.peer);
+                        self.machine.keep_alive(keep_alive, &self.peer);
                     }
                 }
                 Step::ProxyHeader => self.read_proxy_header(),
@@ -323,6 +323,7 @@ impl Connection {
     #[inline]
     pub(crate) fn answered(
         &mut self,
+        encoding: Encoding,
         header: Option<&Header<'_>>,
         outcome: Outcome,
         served: Option<Version>,
@@ -333,7 +334,8 @@ impl Connection {
             self.common
                 .note_error(&self.peer, &self.identity, header, *code, body);
         }
-        self.machine.answered(header, outcome, served, &self.peer);
+        self.machine
+            .answered(encoding, header, outcome, served, &self.peer);
         if unauthorized {
             self.machine.close_with(CloseReason::Unauthorized);
         }
@@ -482,8 +484,8 @@ impl Connection {
         self.machine.open(true, spoken);
         match spoken {
             (true, true) => {}
-            (true, false) => self.peer.speaks("frames"),
-            (false, _) => self.peer.speaks("http"),
+            (true, false) => self.peer.speaks(Protocol::Frames),
+            (false, _) => self.peer.speaks(Protocol::Http),
         }
         self.read_certificate();
         if !self.identity.must_authenticate() {
@@ -506,6 +508,7 @@ impl Connection {
         let (metrics, traffic) = (&self.common.metrics, self.peer.traffic());
         match end {
             CloseReason::Peer
+            | CloseReason::CloseFrame(_)
             | CloseReason::Io(_)
             | CloseReason::Unauthorized
             | CloseReason::Answered => {}
