@@ -23,7 +23,7 @@ use crate::sandbox::CompileWorker;
 use crate::{
     admin::{Admin, AdminListener, Running, token},
     budget::Budget,
-    catalog::{LiveCatalog, LoadSettings, ServicePolicies},
+    catalog::{Deploys, LiveCatalog, LoadSettings, MAX_SIZE, ServicePolicies},
     config::{
         Config, DEFAULT_PRINCIPAL, Loaded, MemoryPlan, PrincipalSettings, Principals,
         services::Overlay,
@@ -186,6 +186,7 @@ impl Serving {
             end,
             dispatcher: trying,
             settings: Arc::clone(&settings),
+            deploys: Deploys::new(Arc::clone(&catalog), &config.services_dir),
         };
         let endpoint = start_admin(
             &config,
@@ -532,6 +533,12 @@ fn start_admin(
             file.display()
         );
     });
+    let deploy_token = config.admin.deploy.then(|| {
+        let file = config.deploy_token_file();
+        token::load_or_create(&file).inspect_err(|error| {
+            tracing::warn!("nothing can be deployed: token {}: {error}", file.display());
+        })
+    });
     let settings = Arc::clone(&operator.settings);
     let (view, catalog, described) = (
         operator.view.clone(),
@@ -564,6 +571,8 @@ fn start_admin(
         metrics,
         commands: Box::new(operator),
         token: token.ok(),
+        deploy_token: deploy_token.and_then(Result::ok),
+        max_upload: MAX_SIZE,
         allowed_hosts: config.admin.allowed_hosts.clone(),
         memory: MemoryPlan::of(config).admin,
     }
