@@ -512,12 +512,13 @@ fn what_arrives_is_bounded_and_one_deploy_is_made_at_a_time() {
     fleet.holds_only(&["versions.wasm"]);
     let (code, text) = fleet.deploy(&file, &[]);
     assert_eq!(code, 0, "{text}");
-    // What a file is served as changes between the check and the switch.
+    // What is served changes between the check and the switch.
     let (status, held) = put(server, "/services/versions?force=true", Some(TOKEN), &bytes);
     assert_eq!(status, 200, "{held}");
-    fs::remove_file(fleet.folders[0].join("versions.wasm")).unwrap();
-    server.until("it is gone", |server| {
-        server.json("/services")["services"] == json!([])
+    let other = fleet.guest("versions@1.0.0.wasm", "other");
+    fs::rename(other, fleet.folders[0].join("versions.wasm")).unwrap();
+    server.until("it is followed", |server| {
+        server.json("/services")["services"][0]["version"] == "1.0.0"
     });
     let body = json!({"digest": held["digest"]});
     let (status, answer) = post(server, "/services/versions/deploy", &body);
