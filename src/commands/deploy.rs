@@ -2,6 +2,7 @@
 //! all of them or on none.
 
 use std::{
+    borrow::Borrow,
     fs::File,
     io::Read as _,
     path::{Path, PathBuf},
@@ -14,7 +15,7 @@ use super::{
     Exit, Result,
     admin_http::{self, Endpoint, on_all, text},
     failure, printable,
-    service::{Servers, done, file_stem, report},
+    service::{Servers, done, failed, file_stem, show},
     usage,
     watch::{Seen, Watch},
 };
@@ -45,7 +46,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with = "dry_run")]
     watch: Option<Duration>,
     /// Share of calls that the server may end during --watch: traps, limits, timeouts
-    #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = parse_percent)]
+    #[arg(long, value_name = "PERCENT", default_value = "1%", value_parser = parse_percent, requires = "watch")]
     max_errors: f64,
     #[command(flatten)]
     servers: Servers,
@@ -134,30 +135,19 @@ impl Deploy {
     fn hold(&self, bytes: &[u8], query: &str) -> admin_http::Result<Vec<Value>> {
         let path = format!("/services/{}{query}", self.file);
         let answers = on_all(&self.servers, |server| {
-            self.verdict(server.put(&path, bytes))
+            let answer = self.verdict(server.put(&path, bytes));
+            show(server, &answer.as_ref().map(found).map_err(Clone::clone));
+            answer
         });
-        let mut lines = Vec::new();
-        for answer in &answers {
-            lines.push(answer.as_ref().map(found).map_err(Clone::clone));
-        }
-        match report(&self.servers, &lines) {
-            None => Ok(answers
-                .into_iter()
-                .filter_map(|answer| answer.ok())
-                .collect()),
-            Some(exit) => {
-                // Those that hold it drop it.
-                on_all(&self.servers, |server| self.post(server, true).ok());
-                let refused = lines.iter().filter(|line| line.is_err()).count();
-                Err((
-                    exit,
-                    format!(
-                        "nothing was changed: {refused} of {} servers can't take it",
-                        self.servers.len()
-                    ),
-                ))
-            }
-        }
+        let Some(exit) = failed(&answers) else {
+            return answers.into_iter().collect();
+        };
+        // Those that hold it drop it.
+        on_all(&self.servers, |server| self.post(server, true).ok());
+        let refused = answers.iter().filter(|answer| answer.is_err()).count();
+        let all = self.servers.len();
+        let error = format!("nothing was changed: {refused} of {all} servers can't take it");
+        Err((exit, error))
     }
 
     fn verdict(&self, answer: admin_http::Result<(u16, Value)>) -> admin_http::Result<Value> {
@@ -180,8 +170,8 @@ impl Deploy {
 
     /// Has all servers serve what they hold; all go back where one does not.
     fn switch(&self) -> admin_http::Result<()> {
-        let answers = on_all(&self.servers, |server| self.post(server, false));
-        match report(&self.servers, &answers) {
+        let answers = self.post_to(&self.servers, false);
+        match failed(&answers) {
             None => Ok(()),
             Some(_) => {
                 // One that has answered why serves what it did before.
@@ -201,13 +191,24 @@ impl Deploy {
             .enumerate()
             .filter_map(|(at, server)| concerned(at).then_some(server))
             .collect();
-        let answers = on_all(&servers, |server| self.post(server, true));
-        match report(&servers, &answers) {
+        match failed(&self.post_to(&servers, true)) {
             None => failure(reason),
             Some(_) => failure(format!(
                 "{reason}; but not all servers could: mb-server status shows which serve what"
             )),
         }
+    }
+
+    fn post_to<S: Borrow<Endpoint> + Sync>(
+        &self,
+        servers: &[S],
+        undo: bool,
+    ) -> Vec<admin_http::Result<String>> {
+        on_all(servers, |server| {
+            let answer = self.post(server, undo);
+            show(server, &answer);
+            answer
+        })
     }
 
     fn post(&self, server: &Endpoint, undo: bool) -> admin_http::Result<String> {

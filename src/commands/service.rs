@@ -1,9 +1,6 @@
 //! `mb-server service`: what running servers serve, one server or several.
 
-use std::{
-    borrow::Borrow,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -119,15 +116,16 @@ fn change(what: &What, change: &str, undo: bool) -> Result {
     }
     let (path, body) = (format!("/services/{name}/{change}"), body.to_string());
     let servers = servers.to_change()?;
-    let answers = on_all(&servers, |server| done(server.post(&path, &body)));
-    if let ([_], [answer]) = (&*servers, &*answers) {
-        return answer.clone().map(|done| {
-            say!("{done}");
-            Exit::Success
-        });
+    if let [server] = &*servers {
+        say!("{}", done(server.post(&path, &body))?);
+        return Ok(Exit::Success);
     }
-    let failed = report(&servers, &answers);
-    match failed {
+    let answers = on_all(&servers, |server| {
+        let answer = done(server.post(&path, &body));
+        show(server, &answer);
+        answer
+    });
+    match failed(&answers) {
         None => Ok(Exit::Success),
         Some(exit) => Err((exit, "not all servers have done it".into())),
     }
@@ -145,28 +143,21 @@ pub(super) fn done(answer: admin_http::Result<(u16, Value)>) -> admin_http::Resu
     }
 }
 
-/// Prints a line for each server. Returns how the command ends where not all
-/// have done it: unreachable, if nothing else is wrong.
-pub(super) fn report<S: Borrow<Endpoint>>(
-    servers: &[S],
-    answers: &[admin_http::Result<String>],
-) -> Option<Exit> {
-    let mut failed = None;
-    for (server, answer) in servers.iter().zip(answers) {
-        let server = server.borrow();
-        match answer {
-            Ok(done) => say!("  {}  {done}", server.address),
-            Err((exit, error)) => {
-                say!("  {}  failed: {error}", server.address);
-                failed = Some(match failed {
-                    None => *exit,
-                    Some(other) if other == *exit => other,
-                    Some(_) => Exit::Failure,
-                });
-            }
-        }
+/// Prints what a server has answered.
+pub(super) fn show(server: &Endpoint, answer: &admin_http::Result<String>) {
+    match answer {
+        Ok(done) => say!("  {}  {done}", server.address),
+        Err((_, error)) => say!("  {}  failed: {error}", server.address),
     }
-    failed
+}
+
+/// How the command ends where not all servers have done it: unreachable, if
+/// nothing else is wrong.
+pub(super) fn failed<T>(answers: &[admin_http::Result<T>]) -> Option<Exit> {
+    let errors = answers.iter().filter_map(|answer| answer.as_ref().err());
+    errors
+        .map(|(exit, _)| *exit)
+        .reduce(|one, other| if one == other { one } else { Exit::Failure })
 }
 
 /// The name of a file as a part of a path of the admin endpoint.

@@ -572,6 +572,69 @@ fn a_version_that_fails_is_rolled_back_by_the_watch() {
 }
 
 #[test]
+fn a_deploy_under_load_loses_no_call() {
+    let fleet = Fleet::start(3, "");
+    let file = fleet.guest("versions@1.2.0.wasm", "versions.wasm");
+    let is_over = AtomicBool::new(false);
+    let addresses: Vec<_> = fleet.servers.iter().map(|server| server.wire).collect();
+    let counts: Vec<u32> = thread::scope(|scope| {
+        let is_over = &is_over;
+        let call = |address| {
+            move || {
+                let mut client = RawClient::connect(address);
+                let mut count = 0;
+                while !is_over.load(SeqCst) {
+                    let answer = client.ask("versions.which", "null");
+                    assert!(answer.line.starts_with("RESPONSE"), "{answer:?}");
+                    count += 1;
+                }
+                count
+            }
+        };
+        let callers: Vec<_> = addresses
+            .iter()
+            .map(|address| scope.spawn(call(*address)))
+            .collect();
+        let deployed = fleet.deploy(&file, &[]);
+        is_over.store(true, SeqCst);
+        assert_eq!(deployed.0, 0, "{}", deployed.1);
+        callers
+            .into_iter()
+            .map(|caller| caller.join().unwrap())
+            .collect()
+    });
+    assert!(counts.iter().all(|count| *count > 10), "{counts:?}");
+    assert_eq!(fleet.versions(), ["1.2.0"; 3]);
+}
+
+#[test]
+fn a_unix_socket_takes_deploys() {
+    let setup = Setup::empty(BINARY);
+    let socket = setup.dir.path().join("admin.sock");
+    let state = setup.dir.path().join("state/mb-server");
+    let server = setup
+        .set(&format!("[admin]\ndeploy = true\nsocket = {socket:?}"))
+        .start();
+    let output = Command::new(BINARY)
+        .args(["service", "deploy"])
+        .arg(component("guests", "versions@2.0.0.wasm"))
+        .args(["--admin", &format!("unix:{}", socket.display())])
+        // The token is that of the settings.
+        .env("MB_STATE_DIR", state)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    let row = &server.json("/services")["services"][0];
+    assert_eq!(
+        (&row["version"], &row["source"]),
+        (&json!("2.0.0"), &json!("file"))
+    );
+    let trail = server.json("/log?target=audit").to_string();
+    assert!(trail.contains("unix:uid="), "{trail}");
+}
+
+#[test]
 fn services_are_disabled_on_several_and_differences_are_shown() {
     let fleet = Fleet::start(2, "");
     let (code, text) = fleet.service(&["disable", "versions"]);
