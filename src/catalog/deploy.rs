@@ -35,6 +35,8 @@ struct State {
     /// The component that is being received or checked, if there is one.
     receiving: Option<String>,
     held: Option<Held>,
+    /// A thread drops it in time.
+    expires: bool,
     /// The last one that was served.
     done: Option<Deployed>,
 }
@@ -220,18 +222,25 @@ impl Deploys {
         Ok(undone)
     }
 
-    /// Drops what is held when its time is over: nobody may come for it.
+    /// Drops what is held when its time is over, from one thread for all: nobody
+    /// may come for it.
     fn expire_later(self: &Arc<Self>) -> io::Result<()> {
+        if std::mem::replace(&mut self.state().expires, true) {
+            return Ok(());
+        }
         let deploys = Arc::downgrade(self);
         let expire = move || {
-            thread::sleep(HELD_FOR);
-            if let Some(deploys) = deploys.upgrade() {
-                deploys.state().expire();
+            while let Some(until) = deploys
+                .upgrade()
+                .and_then(|deploys| deploys.state().expire())
+            {
+                thread::sleep(until.saturating_duration_since(Instant::now()));
             }
         };
         let named = thread::Builder::new().name("mb-deploy".into());
         named.spawn(expire).map(drop).inspect_err(|_| {
-            self.state().held = None;
+            let mut state = self.state();
+            (state.held, state.expires) = (None, false);
         })
     }
 
@@ -241,12 +250,21 @@ impl Deploys {
 }
 
 impl State {
-    fn expire(&mut self) {
+    /// Drops what was held for too long. Returns until when something is held;
+    /// its thread ends where nothing is.
+    fn expire(&mut self) -> Option<Instant> {
+        self.drop_expired();
+        let until = self.held.as_ref().map(|held| held.until);
+        self.expires = until.is_some();
+        until
+    }
+
+    fn drop_expired(&mut self) {
         self.held.take_if(|held| held.until <= Instant::now());
     }
 
     fn take(&mut self, stem: &str, digest: &str) -> Option<Held> {
-        self.expire();
+        self.drop_expired();
         self.held.take_if(|held| held.deployed.is(stem, digest))
     }
 }
@@ -257,7 +275,7 @@ struct Receiving<'a>(&'a Deploys);
 impl<'a> Receiving<'a> {
     fn begin(deploys: &'a Deploys, stem: &str) -> Result<Self, String> {
         let mut state = deploys.state();
-        state.expire();
+        state.drop_expired();
         if let Some(other) = &state.receiving {
             return Err(format!("a deploy of {other} is in progress; try again"));
         }

@@ -165,7 +165,7 @@ impl AdminTarget {
 
 impl Endpoint {
     /// The token for deploys, in place of the one for changes.
-    pub(super) fn to_deploy(self) -> Self {
+    pub(super) fn for_deploys(self) -> Self {
         Self {
             token_file: self.config.deploy_token_file(),
             ..self

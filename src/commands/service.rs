@@ -76,7 +76,7 @@ impl Servers {
     }
 
     pub(super) fn to_deploy(&self) -> admin_http::Result<Vec<Endpoint>> {
-        self.with(Endpoint::to_deploy)
+        self.with(Endpoint::for_deploys)
     }
 
     fn with(&self, chosen: impl Fn(Endpoint) -> Endpoint) -> admin_http::Result<Vec<Endpoint>> {
