@@ -155,6 +155,12 @@ settings! {
         pub socket: PathBuf = PathBuf::new(),
         /// Host headers that are answered besides loopback names, at most 16.
         pub allowed_hosts: Vec<String> = Vec::new(),
+        /// Components may be deployed over the endpoint: the server then writes to
+        /// `services_dir`. Only where every address of `admin.host` is loopback.
+        pub deploy: bool = false,
+        /// File of the token that deploying takes. Empty: `deploy.token` in
+        /// `state_dir`, created at the start with mode 0600.
+        pub deploy_token: PathBuf = PathBuf::new(),
     }
 }
 
@@ -263,6 +269,13 @@ impl Config {
         self.state_dir().join("admin.token")
     }
 
+    /// The file of the token that deploying components takes.
+    #[must_use]
+    pub fn deploy_token_file(&self) -> PathBuf {
+        given(&self.admin.deploy_token)
+            .map_or_else(|| self.state_dir().join("deploy.token"), Path::to_owned)
+    }
+
     /// Folder of what outlives the process: the setting, else
     /// `$XDG_STATE_HOME/mb-server`, else `$HOME/.local/state/mb-server`, else
     /// `/var/lib/mb-server`.
@@ -296,6 +309,7 @@ impl Config {
             &mut self.services_dir,
             &mut self.state_dir,
             &mut self.admin.socket,
+            &mut self.admin.deploy_token,
             cert,
             key,
             ca,
