@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -13,10 +13,16 @@ use std::{
 use super::{
     Catalog, FileError, FileName, LoadSettings, Loading, Service,
     last_known_good::{LastKnownGood, Rollback},
-    load::{component_files, digest_of, load_code, read_bounded, read_code},
+    load::{ENDINGS, component_files, digest_of, load_code, read_bounded, read_code},
     truncated::is_truncated,
 };
-use crate::{config::Config, files::Stamp, metrics::ServiceStats, sandbox::Sandbox, wire::Version};
+use crate::{
+    config::Config,
+    files::{self, Stamp},
+    metrics::ServiceStats,
+    sandbox::Sandbox,
+    wire::Version,
+};
 
 /// How long a file that ends too early may still be growing.
 const COPYING: Duration = Duration::from_secs(10);
@@ -75,6 +81,24 @@ pub(super) struct Entry {
     pub(super) error: Option<String>,
     /// Digest of the file in the folder, where the operator rolled it back.
     pub(super) rolled_back_from: Option<String>,
+}
+
+impl Entry {
+    /// One that was not looked into.
+    fn new(stamp: Option<Stamp>) -> Self {
+        Self {
+            stamp,
+            read: None,
+            since: Instant::now(),
+            settled: false,
+            service: None,
+            counted: None,
+            generation: 0,
+            source: Source::File,
+            error: None,
+            rolled_back_from: None,
+        }
+    }
 }
 
 crate::wire::words! {
@@ -192,20 +216,11 @@ impl Loader {
                 // Reading it will say why.
                 Err(_) => None,
             };
-            let fresh = || Entry {
-                stamp,
-                read: None,
-                since: Instant::now(),
-                settled: false,
-                service: None,
-                counted: None,
-                generation: 0,
-                source: Source::File,
-                error: None,
-                rolled_back_from: None,
-            };
             let known = self.files.contains_key(&path);
-            let mut entry = self.files.remove(&path).unwrap_or_else(fresh);
+            let mut entry = self
+                .files
+                .remove(&path)
+                .unwrap_or_else(|| Entry::new(stamp));
             let still = known
                 && entry.stamp == stamp
                 && (mode != ScanMode::Reread || !entry.settled || self.is_as_read(&path, &entry));
@@ -529,7 +544,7 @@ impl Loader {
                 let what = self.serve(path, entry, service, Source::RolledBack);
                 entry.rolled_back_from = Some(rollback.refused.clone());
                 tracing::warn!(
-                    "{} is not served, because the operator rolled it back; mb-server rollback --undo serves it",
+                    "{} is not served, because the operator rolled it back; mb-server service rollback --undo serves it",
                     path.display()
                 );
                 Ok(format!("{what}, as it was before the present file"))
@@ -539,6 +554,93 @@ impl Loader {
                 Err(self.refuse(path, entry, &error))
             }
         }
+    }
+
+    /// What a file would be loaded with.
+    pub(super) fn to_load(&self) -> (Arc<Sandbox>, LoadSettings) {
+        (Arc::clone(&self.sandbox), self.settings.clone())
+    }
+
+    /// Digest of what is served of a file.
+    pub(super) fn served(&self, path: &Path) -> Option<&str> {
+        let service = self.files.get(path)?.service.as_ref()?;
+        Some(&service.digest)
+    }
+
+    /// Checks that a file with this digest may take the place of another one,
+    /// and that the way back is open.
+    pub(super) fn may_replace(&self, path: &Path, digest: &str) -> Result<(), ChangeError> {
+        let stem = stem(path);
+        let kept = self.last_known_good.as_ref().ok_or(
+            "last-known-good files are not kept, so there would be no way back; set state_dir to a folder that can be written",
+        )?;
+        if kept
+            .rollback(&stem)
+            .is_some_and(|rollback| rollback.refused == digest)
+        {
+            return Err(format!(
+                "the operator went back from this very file; mb-server service rollback {stem} --undo serves it again"
+            ));
+        }
+        let before = self.served(path);
+        if before.is_some_and(|before| !kept.files(&stem).iter().any(|file| file.digest == before))
+        {
+            return Err(format!(
+                "what is served of {} is not kept, so there would be no way back; copy it there again",
+                path.display()
+            ));
+        }
+        let machine = path.with_extension(ENDINGS[1]);
+        if fs::symlink_metadata(&machine).is_ok() {
+            return Err(format!(
+                "{} is there, and only one of both is served; remove it",
+                machine.display()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Puts the last-known-good file with this digest into the folder again; none
+    /// removes what is there.
+    pub(super) fn restore(
+        &mut self,
+        path: &Path,
+        before: Option<&str>,
+    ) -> Result<String, ChangeError> {
+        let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        let Some(before) = before else {
+            fs::remove_file(path).map_err(|error| failed(&error))?;
+            self.files.remove(path);
+            let removed = format!("{} was removed", path.display());
+            tracing::info!("{removed}");
+            return Ok(removed);
+        };
+        let files = self
+            .last_known_good
+            .as_ref()
+            .map(|kept| kept.files(&stem(path)));
+        let file = files
+            .into_iter()
+            .flatten()
+            .find(|file| file.digest == before);
+        let file = file.ok_or_else(|| failed(&"the earlier file is no longer kept"))?;
+        let code = read_code(&file.path).map_err(|error| failed(&error))?;
+        if digest_of(code.bytes()) != before {
+            return Err(failed(&"the earlier file was changed where it was kept"));
+        }
+        files::replace(path, files::ORDINARY, code.bytes()).map_err(|error| failed(&error))?;
+        self.settle_now(path)
+    }
+
+    /// Loads a file that is known to be whole.
+    pub(super) fn settle_now(&mut self, path: &Path) -> Result<String, ChangeError> {
+        self.generation += 1;
+        let stamp = Stamp::of(path).ok();
+        let mut entry = self.files.remove(path).unwrap_or_else(|| Entry::new(stamp));
+        (entry.stamp, entry.since, entry.settled) = (stamp, Instant::now(), false);
+        let change = self.settle(path, &mut entry);
+        self.files.insert(path.to_owned(), entry);
+        change.unwrap_or_else(|| Ok(format!("{} is as it was", path.display())))
     }
 
     fn forget_rollback(&self, stem: &str) {
@@ -630,7 +732,7 @@ impl Loader {
 }
 
 /// The name of a file without its ending.
-fn stem(path: &Path) -> String {
+pub(super) fn stem(path: &Path) -> String {
     path.file_stem()
         .unwrap_or_default()
         .to_string_lossy()

@@ -81,6 +81,9 @@ fn own_folders(config: &Config) -> Vec<PathBuf> {
     if cfg!(feature = "compiler") {
         own.push(cache_dir());
     }
+    // One that is not there is an error of the start, and not created.
+    let services = Some(config.services_dir.clone());
+    own.extend(services.filter(|dir| config.admin.deploy && dir.is_dir()));
     own.sort();
     own.dedup();
     own
@@ -115,6 +118,24 @@ mod tests {
     use std::{io, process::Command, thread};
 
     use super::*;
+    use crate::config::Admin;
+
+    #[test]
+    fn the_services_folder_is_its_own_only_to_deploy() {
+        let dir = tempfile::tempdir().unwrap();
+        let is_own = |deploy| {
+            let config = Config {
+                services_dir: dir.path().into(),
+                admin: Admin {
+                    deploy,
+                    ..Admin::default()
+                },
+                ..Config::default()
+            };
+            own_folders(&config).contains(&config.services_dir)
+        };
+        assert!(is_own(true) && !is_own(false));
+    }
 
     #[test]
     fn a_thread_that_is_confined_writes_nothing_else() {

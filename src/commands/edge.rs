@@ -313,9 +313,17 @@ pub(super) fn check_exposure(config: &Config) -> Result<(), (super::Exit, String
     };
     let host = &config.admin.host;
     if !host.is_empty()
-        && !config.allow_unsecure
+        && (!config.allow_unsecure || config.admin.deploy)
         && let Some(open) = find("admin.host", host, config.admin.port)?
     {
+        if config.admin.deploy {
+            return Err(usage(format!(
+                "`admin.deploy` = true, and `admin.host` = {host:?} is {}, which others can reach, and the admin endpoint \
+                 speaks no TLS: set admin.host to a loopback address, or to \"\" with admin.socket, and deploy over a \
+                 tunnel, such as ssh -L 9090:127.0.0.1:9090",
+                open.ip()
+            )));
+        }
         return Err(usage(format!(
             "`admin.host` = {host:?} is {}, which others can reach, and the admin endpoint speaks no TLS: use a tunnel \
              to a loopback address, or set allow_unsecure = true if you mean it; it then takes the token to read, too",

@@ -37,6 +37,7 @@ mod compile_worker;
 mod completions;
 mod confine;
 mod connect;
+mod deploy;
 #[cfg(feature = "compiler")]
 mod dev;
 mod edge;
@@ -52,12 +53,13 @@ mod operator;
 mod ping;
 #[cfg(all(test, feature = "compiler"))]
 mod reference;
-mod rollback;
 mod serve;
+mod service;
 mod serving;
 mod status;
 mod store;
 mod token;
+mod watch;
 mod why;
 #[cfg(feature = "compiler")]
 mod wit;
@@ -131,7 +133,7 @@ enum Command {
     Status(status::Arguments),
     Why(why::Arguments),
     Store(store::Arguments),
-    Rollback(rollback::Arguments),
+    Service(service::Arguments),
     Token(token::Arguments),
     #[cfg(feature = "compiler")]
     Cert(cert::Arguments),
@@ -171,7 +173,7 @@ impl Arguments {
             Command::Status(arguments) => status::run(&arguments),
             Command::Why(arguments) => why::run(&arguments),
             Command::Store(arguments) => store::run(&arguments),
-            Command::Rollback(arguments) => rollback::run(&arguments),
+            Command::Service(arguments) => service::run(&arguments),
             Command::Token(arguments) => token::run(arguments),
             #[cfg(feature = "compiler")]
             Command::Cert(arguments) => cert::run(&arguments),

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use super::{edge::Edge, live_settings::LiveSettings};
 use crate::{
     access::ListenerPolicy,
-    admin::{Attempt, Commands},
-    catalog::{Catalog, LiveCatalog, Service},
+    admin::{Attempt, Commands, Upload},
+    catalog::{Catalog, Deploys, LiveCatalog, Refusal, Service, Verdict},
     config::Auth,
     dispatch::{Dispatcher, Handle as _, Outcome, Reply, Request},
     host::{Unwatched, grant_for},
@@ -33,6 +33,7 @@ pub(super) struct Operator {
     pub(super) end: mpsc::Sender<()>,
     pub(super) dispatcher: Dispatcher,
     pub(super) settings: Arc<LiveSettings>,
+    pub(super) deploys: Arc<Deploys>,
 }
 
 impl Commands for Operator {
@@ -60,6 +61,26 @@ impl Commands for Operator {
 
     fn switch(&self, service: &str, version: Option<&str>, on: bool) -> Result<String, String> {
         self.catalog.switch(service, parse(version)?, on)
+    }
+
+    fn hold(&self, upload: Upload<'_>) -> Result<Value, Value> {
+        let Upload {
+            file,
+            body,
+            force,
+            check,
+        } = upload;
+        let verdict = self.deploys.hold(file, body, force, check);
+        verdict
+            .map(|verdict| found(&verdict))
+            .map_err(|Refusal { error, breaks }| json!({"error": error, "breaks": breaks}))
+    }
+
+    fn deploy(&self, file: &str, digest: &str, undo: bool) -> Result<String, String> {
+        match undo {
+            false => self.deploys.serve(file, digest),
+            true => self.deploys.undo(file, digest),
+        }
     }
 
     fn kill(&self, call: u64) -> bool {
@@ -149,6 +170,26 @@ impl Commands for Operator {
     }
 }
 
+/// What the check of a component found, as JSON.
+fn found(verdict: &Verdict) -> Value {
+    let Verdict {
+        name,
+        version,
+        digest,
+        size,
+        before,
+        breaks,
+        warnings,
+    } = verdict;
+    let before = before
+        .as_ref()
+        .map(|(version, digest)| json!({"version": version.to_string(), "digest": digest}));
+    json!({
+        "name": name, "version": version.to_string(), "digest": digest, "size": size,
+        "before": before, "breaks": breaks, "warnings": warnings,
+    })
+}
+
 /// What one service is in each of its versions, for its own page.
 pub(super) fn described(catalog: &Catalog, name: &str) -> Vec<Value> {
     catalog.versions(name).map(version).collect()
@@ -177,6 +218,7 @@ fn version(service: &Service) -> Value {
         },
         "imports": imports,
         "grants": grants,
+        "durations": service.stats.sum().latency().buckets().collect::<Vec<_>>(),
     })
 }
 

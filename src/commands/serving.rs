@@ -24,7 +24,7 @@ use crate::sandbox::{CompileWorker, PROGRAM};
 use crate::{
     admin::{Admin, AdminListener, Running, token},
     budget::Budget,
-    catalog::{LiveCatalog, LoadSettings, ServicePolicies},
+    catalog::{Deploys, LiveCatalog, LoadSettings, MAX_SIZE, ServicePolicies},
     config::{Config, Loaded, MemoryPlan, services::Overlay},
     dispatch::{Dispatcher, Handle},
     log::AUDIT,
@@ -194,6 +194,7 @@ impl Serving {
             end,
             dispatcher: trying,
             settings: Arc::clone(&settings),
+            deploys: Deploys::new(Arc::clone(&catalog), &config.services_dir),
         };
         let endpoint = start_admin(
             &config,
@@ -525,6 +526,12 @@ fn start_admin(
             file.display()
         );
     });
+    let deploy_token = config.admin.deploy.then(|| {
+        let file = config.deploy_token_file();
+        token::load_or_create(&file).inspect_err(|error| {
+            tracing::warn!("nothing can be deployed: token {}: {error}", file.display());
+        })
+    });
     let settings = Arc::clone(&operator.settings);
     let (view, catalog, described) = (
         operator.view.clone(),
@@ -557,6 +564,8 @@ fn start_admin(
         metrics,
         commands: Box::new(operator),
         token: token.ok(),
+        deploy_token: deploy_token.and_then(Result::ok),
+        max_upload: MAX_SIZE,
         allowed_hosts: config.admin.allowed_hosts.clone(),
         memory: MemoryPlan::of(config).admin,
     }

@@ -52,8 +52,8 @@ settings! {
         pub port: u16 = 8081,
         /// Listen on `port` without TLS.
         pub plain: bool = true,
-        /// What is spoken: `frames`, `http` or both. The first byte of a connection
-        /// decides.
+        /// What is spoken: `frames`, `http` (with WebSocket) or both. The first
+        /// byte of a connection decides.
         pub protocols: Vec<access::Protocol> = access::Protocol::ALL.to_vec(),
         /// Whether peers authenticate: `none`, `optional` or `required`.
         pub auth: Auth = Auth::None,
@@ -71,10 +71,11 @@ settings! {
         /// waits or takes longer than about two milliseconds. Calls that wait to begin
         /// hold half of them at most; further requests stay unread until one begins.
         pub max_threads: usize = 1280 => 8..=16_384,
-        /// Time that a thread waits for the next request of a peer that it has answered
-        /// before it serves others. 50 ms help where many clients that block run on the
-        /// same processors.
-        pub linger: Millis = Millis::new(0) => Millis::new(0)..=Millis::new(100),
+        /// Where connections wait for their next request: `"poller"`, without a thread,
+        /// or `"threads"`, where each busy one has a thread that reads, up to
+        /// `max_threads`. Threads are faster for clients that block on the same
+        /// processors, and slower for clients that send for many connections.
+        pub waiting: Waiting = Waiting::Poller,
         /// Connections of one address (of IPv6, one /64). 0: no limit.
         pub max_connections_per_address: usize = 0 => 0..=10_000,
         /// Size of one message with its header line, and of the payload of an answer.
@@ -154,6 +155,12 @@ settings! {
         pub socket: PathBuf = PathBuf::new(),
         /// Host headers that are answered besides loopback names, at most 16.
         pub allowed_hosts: Vec<String> = Vec::new(),
+        /// Components may be deployed over the endpoint: the server then writes to
+        /// `services_dir`. Only where every address of `admin.host` is loopback.
+        pub deploy: bool = false,
+        /// File of the token that deploying takes. Empty: `deploy.token` in
+        /// `state_dir`, created at the start with mode 0600.
+        pub deploy_token: PathBuf = PathBuf::new(),
     }
 }
 
@@ -185,6 +192,16 @@ settings! {
         /// must have a `digest`, or the server does not start.
         pub require_digest: bool = false,
     }
+}
+
+/// Where connections wait for their next request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Waiting {
+    /// At the poller, without a thread.
+    Poller,
+    /// Busy ones in a thread that reads; the others at the poller.
+    Threads,
 }
 
 /// One value or a list of them.
@@ -252,6 +269,13 @@ impl Config {
         self.state_dir().join("admin.token")
     }
 
+    /// The file of the token that deploying components takes.
+    #[must_use]
+    pub fn deploy_token_file(&self) -> PathBuf {
+        given(&self.admin.deploy_token)
+            .map_or_else(|| self.state_dir().join("deploy.token"), Path::to_owned)
+    }
+
     /// Folder of what outlives the process: the setting, else
     /// `$XDG_STATE_HOME/mb-server`, else `$HOME/.local/state/mb-server`, else
     /// `/var/lib/mb-server`.
@@ -285,6 +309,7 @@ impl Config {
             &mut self.services_dir,
             &mut self.state_dir,
             &mut self.admin.socket,
+            &mut self.admin.deploy_token,
             cert,
             key,
             ca,

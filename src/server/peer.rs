@@ -33,7 +33,8 @@ pub(crate) struct Peer {
     speaks_for: OnceLock<SocketAddr>,
     since: (Instant, SystemTime),
     tls: OnceLock<&'static str>,
-    protocol: OnceLock<&'static str>,
+    /// What it speaks, as [`Protocol`] has it.
+    protocol: AtomicU8,
     identity: ArcSwap<Identity>,
     /// What the owner does, as [`Activity`] has it.
     activity: AtomicU8,
@@ -72,6 +73,22 @@ impl Activity {
         (Self::Calling, "calling"),
         (Self::Closing, "closing"),
     ];
+}
+
+/// What a peer speaks, as `/connections` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Protocol {
+    /// Nothing has arrived.
+    Unknown,
+    Frames,
+    Http,
+    WebSocket,
+}
+
+impl Protocol {
+    const NAMES: [Option<&'static str>; 4] =
+        [None, Some("frames"), Some("http"), Some("websocket")];
 }
 
 /// The ERROR for a peer whose connection is closed gracefully: its earlier
@@ -120,7 +137,7 @@ impl Peer {
             speaks_for: OnceLock::new(),
             since: (system::now(), SystemTime::now()),
             tls: OnceLock::new(),
-            protocol: OnceLock::new(),
+            protocol: AtomicU8::new(Protocol::Unknown as u8),
             identity: ArcSwap::new(identity),
             activity: AtomicU8::new(Activity::Handshake as u8),
             last_request: AtomicU64::new(0),
@@ -160,11 +177,12 @@ impl Peer {
         let _ = self.tls.set(version);
     }
 
-    /// When it was accepted.
-    pub(crate) fn speaks(&self, protocol: &'static str) {
-        let _ = self.protocol.set(protocol);
+    /// Sets what it speaks.
+    pub(crate) fn speaks(&self, protocol: Protocol) {
+        self.protocol.store(protocol as u8, Relaxed);
     }
 
+    /// When it was accepted.
     pub(crate) fn since(&self) -> Instant {
         self.since.0
     }
@@ -304,7 +322,7 @@ impl Peer {
             peer: self.address().to_string(),
             principal: identity.caller.principal.clone(),
             tls: self.tls.get().copied(),
-            protocol: self.protocol.get().copied(),
+            protocol: Protocol::NAMES[usize::from(self.protocol.load(Relaxed))],
             state,
             since: text(self.since.1),
             last_activity: text(last_activity),

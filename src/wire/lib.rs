@@ -4,7 +4,7 @@
 //!
 //! Everything here is pure: bytes in, values out, no socket and no clock, so
 //! that each rule above is tested without either. In reading order:
-//! [`frame`], [`reassembly`], [`version`], [`header`], [`json`], [`codes`],
+//! [`frame`], [`buffer`], [`reassembly`], [`version`], [`header`], [`json`], [`codes`],
 //! [`message`].
 
 /// Defines an enum each of whose variants has a word, on the wire or elsewhere:
@@ -44,6 +44,7 @@ macro_rules! words {
     };
 }
 
+pub mod buffer;
 pub mod codes;
 pub mod frame;
 pub mod header;
@@ -52,6 +53,7 @@ pub mod message;
 pub mod reassembly;
 pub mod version;
 
+pub use buffer::Buffer;
 pub use codes::{Code, Reason};
 pub use frame::{FrameError, FrameHeader};
 pub use header::{Header, HeaderError, Kind, Topic};

@@ -65,7 +65,7 @@ pub fn stop_calls(server: &TestServer) {
 
 #[test]
 fn no_route_is_open_without_the_token() {
-    let server = start();
+    let server = setup().set("[admin]\ndeploy = true").start();
     let all = routes(&server);
     assert!(all.len() > 20, "{all:?}");
     for (method, path) in &all {

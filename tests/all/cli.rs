@@ -422,7 +422,11 @@ fn a_server_that_is_stopped_is_given_up() {
     let client = ["--server", &wire, "--timeout", "1000"];
     let give_up = &give_up;
     std::thread::scope(|scope| {
-        for command in [&["status"][..], &["why", "x"], &["rollback", "echo"]] {
+        for command in [
+            &["status"][..],
+            &["why", "x"],
+            &["service", "rollback", "echo"],
+        ] {
             let arguments = [command, &operator].concat();
             scope.spawn(move || give_up(&arguments, "is the server stopped"));
         }
@@ -453,7 +457,7 @@ fn a_token_does_not_leave_the_machine_unencrypted() {
         (&["call", "echo.say"][..], client, 3),
         (&["ping"], client, 3),
         (&["bench"], client, 2),
-        (&["rollback", "echo"], operator, 2),
+        (&["service", "rollback", "echo"], operator, 2),
     ] {
         let (status, _, error) = run(&[command, &flags].concat(), b"");
         assert_eq!(status, Some(code), "{command:?}: {error}");

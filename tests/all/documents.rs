@@ -481,7 +481,7 @@ fn routes_are_those_of_the_endpoint() {
     for document in for_users() {
         let answered = document.name.starts_with("src/http/");
         for span in document.spans() {
-            let method = ["GET ", "POST ", "DELETE "]
+            let method = ["GET ", "POST ", "PUT ", "DELETE "]
                 .iter()
                 .any(|method| span.starts_with(method));
             let of_services = [

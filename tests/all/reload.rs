@@ -313,6 +313,7 @@ fn the_operator_goes_back_and_the_next_file_lifts_it() {
         let mut command = std::process::Command::new(BINARY);
         command
             .args([
+                "service",
                 "rollback",
                 name,
                 "--admin",

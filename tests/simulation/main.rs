@@ -27,7 +27,8 @@
 )]
 
 use mb_server::{
-    access, budget, config, dispatch, host, http, log, metrics, scheduler, transport, wire,
+    access, budget, config, dispatch, host, http, log, metrics, scheduler, transport, websocket,
+    wire,
 };
 
 mod machine;

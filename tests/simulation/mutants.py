@@ -96,9 +96,9 @@ MUTANTS = [
     ("peer.rs", "a call that has answered counts as left behind",
      "        self.left.fetch_sub(1, SeqCst);\n", ""),
     ("peer.rs", "a call is over before its answer is there",
-     "        let mut late = lock(&self.late);\n        late.answer(header, outcome, &self.traffic);\n"
+     "        let mut late = lock(&self.late);\n        put(&mut late, &self.traffic);\n"
      "        // Under the lock: whoever sees no call left finds all answers.\n        self.left.fetch_sub(1, SeqCst);\n",
-     "        self.left.fetch_sub(1, SeqCst);\n        lock(&self.late).answer(header, outcome, &self.traffic);\n"),
+     "        self.left.fetch_sub(1, SeqCst);\n        put(&mut lock(&self.late), &self.traffic);\n"),
     ("connection/machine.rs", "the ERROR that closes does not wait for calls",
      "if left == 0 && !self.closing_said {", "if !self.closing_said {"),
     ("connection/machine.rs", "the last late answers are not collected before the ERROR that closes",
@@ -108,9 +108,9 @@ MUTANTS = [
      "if left > 0 { Step::Wait } else { Step::Close }", "Step::Close"),
     # What is read.
     ("connection/machine.rs", "messages behind one that is in a call are left lying",
-     "self.unread = reassembly.is_midway();", "self.unread = false;"),
+     "self.unread = decoder.is_midway();", "self.unread = false;"),
     ("connection/machine.rs", "what others were served before is left lying",
-     "self.closing.is_none() && (self.readable || self.unread)", "self.closing.is_none() && self.unread"),
+     "&& (self.readable && decoder.may_read() || self.unread", "&& (self.unread"),
     ("connection/machine.rs", "the end behind the last bytes is not read",
      "self.readable = more || self.peer_ended;", "self.readable = more;"),
     # Turns.
