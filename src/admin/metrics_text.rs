@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, fs};
 
 use crate::metrics::{
-    Usage,
+    ProtocolUse, Usage,
     snapshot::{Distribution, PrincipalRow, ServiceRow, Snapshot, StoreRow, Totals},
 };
 
@@ -12,6 +12,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
     let Totals {
         uptime_seconds,
         connections,
+        protocols,
         max_connections,
         threads,
         memory,
@@ -116,6 +117,7 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
         "Unauthenticated connections evicted to free capacity for others.",
         *evicted,
     );
+    text.protocols(protocols);
     for (name, help, counts) in [
         (
             "mb_handshake_failures_total",
@@ -216,6 +218,36 @@ impl Text {
             [] => writeln!(self.0, "{name} {value}"),
             labels => writeln!(self.0, "{name}{{{}}} {value}", labels.join(",")),
         };
+    }
+
+    fn protocols(&mut self, protocols: &[(&str, ProtocolUse)]) {
+        type Value = fn(&ProtocolUse) -> u64;
+        let metrics: [(&str, &str, &str, Value); 3] = [
+            (
+                "mb_protocol_connections",
+                "Open connections, by protocol.",
+                "gauge",
+                |used| used.open,
+            ),
+            (
+                "mb_protocol_connections_total",
+                "Connections so far, by protocol.",
+                "counter",
+                |used| used.connections,
+            ),
+            (
+                "mb_protocol_requests_total",
+                "Whole requests read, by protocol.",
+                "counter",
+                |used| used.requests,
+            ),
+        ];
+        for (name, help, kind, value) in metrics {
+            self.head(name, help, kind);
+            for (protocol, used) in protocols {
+                self.line(name, &[("protocol", protocol)], value(used));
+            }
+        }
     }
 
     /// What connections have used, by principal.

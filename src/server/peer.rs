@@ -163,11 +163,16 @@ impl Peer {
         let _ = self.tls.set(version);
     }
 
-    /// When it was accepted.
     pub(crate) fn speaks(&self, protocol: &'static str) {
         let _ = self.protocol.set(protocol);
     }
 
+    /// What it speaks, once that has shown.
+    pub(crate) fn protocol(&self) -> Option<&'static str> {
+        self.protocol.get().copied()
+    }
+
+    /// When it was accepted.
     pub(crate) fn since(&self) -> Instant {
         self.since.0
     }
@@ -308,7 +313,7 @@ impl Peer {
             ends: self.ends,
             principal: identity.caller.principal.clone(),
             tls: self.tls.get().copied(),
-            protocol: self.protocol.get().copied(),
+            protocol: self.protocol(),
             state,
             since: text(self.since.1),
             last_activity: text(last_activity),

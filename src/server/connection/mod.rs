@@ -576,7 +576,11 @@ impl Parked for Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.peer.settle(&self.common.metrics.usages);
-        self.peer.traffic().end(&self.common.metrics.closed);
+        let (traffic, metrics) = (self.peer.traffic(), &self.common.metrics);
+        traffic.end(&metrics.closed);
+        if let Some(protocol) = self.peer.protocol() {
+            metrics.protocols.end(protocol, traffic.messages_in.get());
+        }
     }
 }
 
