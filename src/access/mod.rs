@@ -97,6 +97,37 @@ pub enum Denied {
     TooMany(Duration),
 }
 
+/// The message for peers whose address has failed too often.
+pub const TOO_MANY_FAILURES: &str = "too many failures from this address";
+
+impl Denied {
+    /// One word, for metrics.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::NoToken => "missing",
+            Self::Exposed => "exposed",
+            Self::TooMany(_) => "too-many",
+        }
+    }
+
+    /// The message for the peer.
+    #[must_use]
+    pub fn message(&self) -> &'static str {
+        match self {
+            Self::Token => "the token is unknown, expired or revoked",
+            Self::NoToken => {
+                "a token is needed here: in system.hello, or over HTTP as Authorization: Bearer TOKEN"
+            }
+            Self::Exposed => {
+                "a token is taken over TLS only, since others can read this connection"
+            }
+            Self::TooMany(_) => TOO_MANY_FAILURES,
+        }
+    }
+}
+
 /// Tokens, principals and the throttle of one server.
 pub struct Access {
     /// Counts the changes of the settings; raised after them.

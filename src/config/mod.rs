@@ -50,8 +50,8 @@ settings! {
         pub port: u16 = 8081,
         /// Listen on `port` without TLS.
         pub plain: bool = true,
-        /// What is spoken: `frames`, `http` or both. The first byte of a connection
-        /// decides.
+        /// What is spoken: `frames`, `http` (with WebSocket) or both. The first
+        /// byte of a connection decides.
         pub protocols: Vec<access::Protocol> = access::Protocol::ALL.to_vec(),
         /// Whether peers authenticate: `none`, `optional` or `required`.
         pub auth: Auth = Auth::None,

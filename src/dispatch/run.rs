@@ -48,8 +48,28 @@ pub(super) struct Task<'a> {
     /// The rate of its service has yet to count it: a client asks, not a
     /// service, and for the first time.
     pub(super) counts: bool,
-    /// Where the version that serves it is put.
-    pub(super) served: &'a mut Option<Version>,
+}
+
+/// What a call came to.
+pub(super) struct Ran {
+    pub(super) answered: Result<Checked, Refusal>,
+    /// Keeps the memory of the answer.
+    pub(super) held: Option<Reservation>,
+    pub(super) used: Used,
+    /// The version that served it, if one was found.
+    pub(super) served: Option<Version>,
+}
+
+impl From<Result<Checked, Refusal>> for Ran {
+    /// Nothing ran.
+    fn from(answered: Result<Checked, Refusal>) -> Self {
+        Self {
+            answered,
+            held: None,
+            used: Used::default(),
+            served: None,
+        }
+    }
 }
 
 /// An answer that was checked.
@@ -72,12 +92,8 @@ impl Checked {
 }
 
 impl Core {
-    /// Runs a call to its end. What is returned beside the answer keeps the
-    /// memory for it, and says what the call has used.
-    pub(super) fn run(
-        self: &Arc<Self>,
-        task: Task<'_>,
-    ) -> (Result<Checked, Refusal>, Option<Reservation>, Used) {
+    /// Runs a call to its end.
+    pub(super) fn run(self: &Arc<Self>, task: Task<'_>) -> Ran {
         let Task {
             topic,
             version,
@@ -87,7 +103,6 @@ impl Core {
             timeout,
             outlives_reset,
             counts,
-            served,
         } = task;
         // Held until the call is over: counting the holders of the service
         // would have all processors write to one place.
@@ -102,13 +117,12 @@ impl Core {
         });
         let service = match ready {
             Ok(service) => service,
-            Err((_, Unbegun::Postponed)) => return (Ok(Checked::Postponed), None, Used::default()),
+            Err((_, Unbegun::Postponed)) => return Ok(Checked::Postponed).into(),
             Err((service, Unbegun::Refused(refusal))) => {
                 self.keep_refused(&topic, service, &context, &refusal);
-                return (Err(refusal), None, Used::default());
+                return Err(refusal).into();
             }
         };
-        *served = Some(service.description.version);
         let action = topic.action();
         if service.component.policy().granted.may_call() {
             context.calls = Some(Arc::new(Arc::clone(self)));
@@ -139,7 +153,7 @@ impl Core {
             held,
         } = report;
         if matches!(result, Err(CallError::Postponed)) {
-            return (Ok(Checked::Postponed), None, Used::default());
+            return Ok(Checked::Postponed).into();
         }
         let cost = ticket.finish();
         if client
@@ -203,7 +217,12 @@ impl Core {
             backtrace: &backtrace,
         };
         ended.log(result.as_ref().err());
-        (result, held, used)
+        Ran {
+            answered: result,
+            held,
+            used,
+            served: Some(service.description.version),
+        }
     }
 
     /// Whether a payload fits its schema, where that is asked for; within the
@@ -376,11 +395,10 @@ impl Calls for Arc<Core> {
             timeout,
             outlives_reset: false,
             counts: false,
-            served: &mut None,
         };
         // The answer is copied to the calling service at once.
-        let (answered, _held, _used) = Core::run(self, task);
-        match answered.map_err(refuse)? {
+        let ran = Core::run(self, task);
+        match ran.answered.map_err(refuse)? {
             Checked::Json(text) => Ok(PayloadResult::Json(text)),
             Checked::Binary(bytes) => Ok(PayloadResult::Binary(bytes)),
             Checked::Postponed => Err(refuse(Refusal::unavailable(POSTPONED, RETRY_WHEN_FULL_MS))),

@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, io::Write as _, time::SystemTime};
 
+use super::upgrade::{SUBPROTOCOL, Upgrade};
 use crate::wire::{Code, ErrorBody, Version, message::error_document};
 
 /// What is known of a request while it is answered.
@@ -76,8 +77,12 @@ pub fn status_of(code: Option<Code>) -> u16 {
     }
 }
 
+/// With 101, and with 426.
+const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n";
+
 fn reason(status: u16) -> &'static str {
     match status {
+        101 => "Switching Protocols",
         200 => "OK",
         202 => "Accepted",
         204 => "No Content",
@@ -91,6 +96,7 @@ fn reason(status: u16) -> &'static str {
         415 => "Unsupported Media Type",
         421 => "Misdirected Request",
         422 => "Unprocessable Content",
+        426 => "Upgrade Required",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
@@ -105,12 +111,10 @@ fn reason(status: u16) -> &'static str {
 
 /// What a response says.
 pub enum Response<'a> {
-    /// JSON of a service or of the server.
+    /// JSON of the server.
     Json(&'a [u8]),
-    /// Opaque bytes.
-    Binary(&'a [u8]),
-    /// Only its length is written here; the bytes follow.
-    Large {
+    /// A payload, of which only the length is written here; the bytes follow.
+    Payload {
         /// JSON, or opaque bytes.
         binary: bool,
         /// Bytes of it.
@@ -124,6 +128,8 @@ pub enum Response<'a> {
     Preflight,
     /// The body may follow.
     Continue,
+    /// WebSocket follows.
+    SwitchingProtocols(&'a Upgrade),
 }
 
 impl Response<'_> {
@@ -137,11 +143,7 @@ impl Response<'_> {
                 head(out, success, exchange, served);
                 body(out, json, text, exchange);
             }
-            Self::Binary(bytes) => {
-                head(out, success, exchange, served);
-                body(out, "application/octet-stream", bytes, exchange);
-            }
-            Self::Large { binary, size } => {
+            Self::Payload { binary, size } => {
                 head(out, success, exchange, served);
                 let media_type = if *binary {
                     "application/octet-stream"
@@ -152,6 +154,14 @@ impl Response<'_> {
                     out,
                     "Content-Type: {media_type}\r\nContent-Length: {size}\r\n\r\n"
                 );
+            }
+            Self::SwitchingProtocols(upgrade) => {
+                head(out, 101, exchange, None);
+                let _ = write!(out, "{UPGRADE}Sec-WebSocket-Accept: {}\r\n", upgrade.accept);
+                if upgrade.names_subprotocol {
+                    let _ = write!(out, "Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n");
+                }
+                out.extend_from_slice(b"\r\n");
             }
             Self::Preflight => {
                 head(out, 204, exchange, None);
@@ -184,6 +194,9 @@ impl Response<'_> {
                 }
                 if refusal.status == 503 {
                     out.extend_from_slice(b"Retry-After: 1\r\n");
+                }
+                if refusal.status == 426 {
+                    let _ = write!(out, "{UPGRADE}Sec-WebSocket-Version: 13\r\n");
                 }
                 if let Some(allow) = refusal.allow {
                     let _ = write!(out, "Allow: {allow}\r\n");

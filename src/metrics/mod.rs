@@ -28,7 +28,7 @@ use snapshot::Distribution;
 use crate::{stripes::Stripes, wire::Code};
 
 /// Protocols that are shown from the start.
-const PROTOCOLS: [&str; 2] = ["frames", "http"];
+const PROTOCOLS: [&str; 3] = ["frames", "http", "websocket"];
 
 /// A counter that only rises.
 #[derive(Debug, Default)]

@@ -26,9 +26,8 @@ use super::{
     workers::Workers,
 };
 use crate::{
-    access::Failure,
+    access::{Failure, TOO_MANY_FAILURES},
     config::Auth,
-    dispatch::TOO_MANY_FAILURES,
     log::Limiter,
     system::{self, Channel},
     transport::SocketOptions,

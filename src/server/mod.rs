@@ -9,6 +9,7 @@ pub(crate) mod admission;
 pub(crate) mod common;
 pub(crate) mod connection;
 pub(crate) mod drain;
+mod encoding;
 pub(crate) mod handshakes;
 mod outbox;
 pub(crate) mod peer;

@@ -35,7 +35,10 @@ pub(crate) struct Peer {
     ends: Option<(SocketAddr, SocketAddr)>,
     since: (Instant, SystemTime),
     tls: OnceLock<&'static str>,
-    protocol: OnceLock<&'static str>,
+    /// What it speaks, as [`Protocol`] has it.
+    protocol: AtomicU8,
+    /// Requests of HTTP before it spoke WebSocket.
+    before_websocket: AtomicU64,
     identity: ArcSwap<Identity>,
     /// What the owner does, as [`Activity`] has it.
     activity: AtomicU8,
@@ -74,6 +77,22 @@ impl Activity {
         (Self::Calling, "calling"),
         (Self::Closing, "closing"),
     ];
+}
+
+/// What a peer speaks, as `/connections` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Protocol {
+    /// Nothing has arrived.
+    Unknown,
+    Frames,
+    Http,
+    WebSocket,
+}
+
+impl Protocol {
+    const NAMES: [Option<&'static str>; 4] =
+        [None, Some("frames"), Some("http"), Some("websocket")];
 }
 
 /// The ERROR for a peer whose connection is closed gracefully: its earlier
@@ -123,7 +142,8 @@ impl Peer {
             ends: own.map(|own| (own, from)),
             since: (system::now(), SystemTime::now()),
             tls: OnceLock::new(),
-            protocol: OnceLock::new(),
+            protocol: AtomicU8::new(Protocol::Unknown as u8),
+            before_websocket: AtomicU64::new(0),
             identity: ArcSwap::new(identity),
             activity: AtomicU8::new(Activity::Handshake as u8),
             last_request: AtomicU64::new(0),
@@ -163,13 +183,30 @@ impl Peer {
         let _ = self.tls.set(version);
     }
 
-    pub(crate) fn speaks(&self, protocol: &'static str) {
-        let _ = self.protocol.set(protocol);
+    /// Sets what it speaks.
+    pub(crate) fn speaks(&self, protocol: Protocol) {
+        if protocol == Protocol::WebSocket {
+            self.before_websocket
+                .store(self.traffic.messages_in.get(), Relaxed);
+        }
+        self.protocol.store(protocol as u8, SeqCst);
     }
 
     /// What it speaks, once that has shown.
-    pub(crate) fn protocol(&self) -> Option<&'static str> {
-        self.protocol.get().copied()
+    fn protocol(&self) -> Option<&'static str> {
+        Protocol::NAMES[usize::from(self.protocol.load(SeqCst))]
+    }
+
+    /// Its requests by protocol, and whether that is what it speaks now: one
+    /// of WebSocket was one of HTTP before.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = (&'static str, u64, bool)> {
+        let now = self.protocol();
+        let all = self.traffic.messages_in.get();
+        let is_upgraded = now == Protocol::NAMES[Protocol::WebSocket as usize];
+        let before = self.before_websocket.load(Relaxed);
+        let http = is_upgraded.then_some(("http", before, false));
+        let now = now.map(|name| (name, all.saturating_sub(before), true));
+        http.into_iter().chain(now)
     }
 
     /// When it was accepted.

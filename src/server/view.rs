@@ -100,12 +100,11 @@ impl View {
         let mut protocols = metrics.protocols.closed();
         let mut connections = 0;
         for peer in self.admission.peers() {
-            let traffic = peer.traffic();
-            if traffic.add_unless_closed(&sum)
-                && let Some(protocol) = peer.protocol()
-            {
-                let used = protocols.entry(protocol).or_default();
-                used.add(true, traffic.messages_in.get());
+            if peer.traffic().add_unless_closed(&sum) {
+                for (protocol, requests, is_open) in peer.requests() {
+                    let used = protocols.entry(protocol).or_default();
+                    used.add(is_open, requests);
+                }
             }
             connections += 1;
         }

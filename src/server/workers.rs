@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     common::Common,
-    connection::{Advance, Call, CloseReason, Connection, Input, Message},
+    connection::{Advance, Call, CloseReason, Connection, Input},
     peer::Peer,
     poller::{Events, Parked, PollOptions, Poller, Taken},
     running::Listed,
@@ -284,7 +284,15 @@ impl Worker {
             self.ticks.store(0, Relaxed);
             self.outlives_reset.store(false, Relaxed);
             drop(held);
-            let reply = self.call(&call);
+            let reply = self.call(Request {
+                body: call.input.message(call.message.body.clone()),
+                binary: call.message.binary,
+                any_version: call.message.any_version,
+                postponed: call.message.postponed,
+                arrived: call.arrived,
+                identity: &call.identity,
+                watch: Arc::<Self>::clone(self),
+            });
             self.call_finished();
             held = self.held();
             // A reader may hold it for a moment longer.
@@ -307,9 +315,10 @@ impl Worker {
                     if let Outcome::Postponed(postponed) = outcome {
                         same.postpone(call.message, postponed);
                     } else {
-                        same.answered(header.as_ref(), outcome, served);
+                        let encoding = call.message.encoding;
+                        same.answered(encoding, header.as_ref(), outcome, served);
                         // The buffer is the connection's alone again.
-                        drop(call);
+                        drop(call.input);
                     }
                     connection = held.connection.as_mut()?;
                     ticks += self.ticks.load(Relaxed);
@@ -339,9 +348,9 @@ impl Worker {
                         served,
                         ..
                     } = reply;
-                    peer.answer_late(|late, traffic| match &call.exchange {
-                        None => late.answer(header.as_ref(), outcome, traffic),
-                        Some(exchange) => late.respond_http(exchange, served, outcome, traffic),
+                    let encoding = &call.message.encoding;
+                    peer.answer_late(|late, traffic| {
+                        late.answer(encoding, header.as_ref(), outcome, served, traffic);
                     });
                     return self.shared.poller.take_with(peer.slot(), Events::ANSWER);
                 }
@@ -406,23 +415,8 @@ impl Worker {
         !self.polls.load(Relaxed)
     }
 
-    fn call<'a>(self: &Arc<Self>, call: &'a Call) -> Reply<'a> {
-        let Message {
-            body,
-            binary,
-            any_version,
-            postponed,
-        } = &call.message;
-        let body = call.input.message(body.clone());
-        let request = Request {
-            body,
-            binary: *binary,
-            any_version: *any_version,
-            postponed: *postponed,
-            arrived: call.arrived,
-            identity: &call.identity,
-            watch: Arc::<Self>::clone(self),
-        };
+    fn call<'a>(&self, request: Request<'a>) -> Reply<'a> {
+        let body = request.body;
         catch_unwind(AssertUnwindSafe(|| self.shared.handle.handle(request)))
             .unwrap_or_else(|panic| internal_error(body, &log_panic(&*panic)))
     }

@@ -4,9 +4,10 @@
 //!
 //! Everything here is pure: bytes in, values out, no socket and no clock, so
 //! that each rule above is tested without either. In reading order:
-//! [`frame`], [`reassembly`], [`version`], [`header`], [`json`], [`codes`],
+//! [`frame`], [`buffer`], [`reassembly`], [`version`], [`header`], [`json`], [`codes`],
 //! [`message`].
 
+pub mod buffer;
 pub mod codes;
 pub mod frame;
 pub mod header;
@@ -15,6 +16,7 @@ pub mod message;
 pub mod reassembly;
 pub mod version;
 
+pub use buffer::Buffer;
 pub use codes::{Code, Reason};
 pub use frame::{FrameError, FrameHeader};
 pub use header::{Header, HeaderError, Kind, Topic};

@@ -686,11 +686,20 @@ fn connections_and_requests_are_counted_by_protocol() {
         assert_eq!(http(server.wire, &request).0, status, "{request}");
     }
     server.until("all are counted", |_| row("http") == [1, 4, 8]);
+    // One of WebSocket was one of HTTP.
+    let upgrade = "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let ping = [0x89, 0x80, 0, 0, 0, 0];
+    open.write_all(upgrade.as_bytes()).unwrap();
+    open.write_all(&ping).unwrap();
+    server.until("it was upgraded", |_| row("websocket") == [1, 1, 0]);
+    assert_eq!(row("http"), [0, 4, 9]);
     drop((client, open, silent));
     server.until("all have ended", |server| {
         server.metric("mb_connections") == 0
     });
-    assert_eq!((row("frames"), row("http")), ([0, 2, 4], [0, 4, 8]));
+    assert_eq!((row("frames"), row("http")), ([0, 2, 4], [0, 4, 9]));
+    assert_eq!(row("websocket"), [0, 1, 0]);
 }
 
 #[test]

@@ -34,6 +34,7 @@ mod state;
 mod tls;
 mod untrusted;
 mod waiting;
+mod websocket;
 mod wire;
 mod words;
 

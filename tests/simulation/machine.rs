@@ -51,6 +51,10 @@ const MAX_STEPS: usize = 400_000;
 const MAX_LOOKS: usize = 40_000;
 pub const MAX_MESSAGE: usize = 2000;
 
+const HANDSHAKE: &[u8] = b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\
+    Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
 /// What guests panic with.
 const ON_PURPOSE: &str = "a defect, on purpose";
 
@@ -222,6 +226,8 @@ struct Client {
     ends: Vec<(usize, String, bool)>,
     sent: usize,
     received: Received,
+    /// What it has of WebSocket; none if it speaks frames or HTTP.
+    websocket: Option<WebSocket>,
     answered: HashSet<String>,
     quick_answers: Vec<String>,
     keep_alives: (usize, usize),
@@ -245,6 +251,73 @@ enum Received {
         /// The status of requests that call nobody, by id.
         statuses: HashMap<String, u16>,
     },
+}
+
+/// What a peer has received over WebSocket.
+#[derive(Default)]
+struct WebSocket {
+    unread: Vec<u8>,
+    is_open: bool,
+    /// A close frame has come, or a response that opens none.
+    is_closed: bool,
+}
+
+impl WebSocket {
+    /// A masked frame; the mask is all zeros.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![first];
+        match u8::try_from(payload.len()) {
+            Ok(length @ ..126) => frame.push(0x80 | length),
+            _ => {
+                frame.push(0xfe);
+                frame.extend((payload.len() as u16).to_be_bytes());
+            }
+        }
+        frame.extend([0; 4]);
+        frame.extend(payload);
+        frame
+    }
+
+    /// What has come, as frames of the wire protocol would have it.
+    fn translate(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.unread.extend(bytes);
+        let mut frames = Vec::new();
+        if !self.is_open {
+            let head = self.unread.windows(4).position(|four| four == b"\r\n\r\n");
+            let Some(end) = head else { return frames };
+            self.is_open = self.unread.starts_with(b"HTTP/1.1 101 ");
+            self.is_closed = !self.is_open;
+            self.unread.drain(..end + 4);
+        }
+        while self.is_open {
+            let (length, start) = match self.unread[..] {
+                [_, 126, high, low, ..] => (usize::from(u16::from_be_bytes([high, low])), 4),
+                [_, length @ ..126, ..] => (usize::from(length), 2),
+                _ => break,
+            };
+            if self.unread.len() < start + length {
+                break;
+            }
+            assert!(!self.is_closed, "something comes behind the close frame");
+            let frame: Vec<_> = self.unread.drain(..start + length).collect();
+            match frame[0] {
+                0x81 => {
+                    let header = FrameHeader {
+                        length: length as u32,
+                        binary: false,
+                        more: false,
+                        keep_alive: false,
+                    };
+                    frames.extend(header.encode());
+                    frames.extend(&frame[start..]);
+                }
+                0x8a => frames.extend(KEEPALIVE_FRAME),
+                0x88 => self.is_closed = true,
+                first => panic!("{first:#x}"),
+            }
+        }
+        frames
+    }
 }
 
 struct Machine {
@@ -429,7 +502,7 @@ impl Machine {
         let (shared, listener) = (Arc::clone(&self.shared), Arc::clone(&self.listener));
         let channel = Channel::over(&wire);
         let from = SocketAddr::from((Ipv4Addr::LOCALHOST, 2));
-        let received = if self.random.happens(50) {
+        let received = if self.random.happens(60) {
             Received::Frames(Reassembly::new(1 << 20, 64))
         } else {
             Received::Http {
@@ -449,10 +522,15 @@ impl Machine {
         });
         self.admission.admit(None, job, |_| false);
         if taken.load(std::sync::atomic::Ordering::SeqCst) {
+            let is_frames = matches!(received, Received::Frames(_));
+            let is_websocket = is_frames && self.random.happens(50);
+            let websocket = is_websocket.then(WebSocket::default);
+            let handshake = websocket.as_ref().map_or(&[][..], |_| HANDSHAKE);
             self.clients.push(Client {
                 wire,
                 number,
-                unsent: Vec::new(),
+                unsent: handshake.to_vec(),
+                websocket,
                 asked: HashMap::new(),
                 order: Vec::new(),
                 ends: Vec::new(),
@@ -479,7 +557,11 @@ impl Machine {
         }
         let speaks_http = matches!(client.received, Received::Http { .. });
         if random.happens(10) && !speaks_http {
-            client.unsent.extend(KEEPALIVE_FRAME);
+            let frame = match client.websocket {
+                None => KEEPALIVE_FRAME.to_vec(),
+                Some(_) => WebSocket::frame(0x89, b"ping"),
+            };
+            client.unsent.extend(frame);
             return;
         }
         for _ in 0..random.of(1..4) {
@@ -520,7 +602,14 @@ impl Machine {
             let pieces = random.of(1..3);
             let size = body.len().div_ceil(pieces);
             let mut chunks = body.as_bytes().chunks(size).peekable();
+            let mut opcode = 1;
             while let Some(chunk) = chunks.next() {
+                if client.websocket.is_some() {
+                    let first = opcode | if chunks.peek().is_none() { 0x80 } else { 0 };
+                    client.unsent.extend(WebSocket::frame(first, chunk));
+                    opcode = 0;
+                    continue;
+                }
                 let mut header = FrameHeader {
                     length: chunk.len() as u32,
                     binary: false,
@@ -572,6 +661,10 @@ impl Machine {
     fn take(&mut self, at: usize, most: usize) {
         let client = &mut self.clients[at];
         let bytes = client.wire.take(most);
+        let bytes = match &mut client.websocket {
+            None => bytes,
+            Some(websocket) => websocket.translate(&bytes),
+        };
         let mut rest = &bytes[..];
         while !rest.is_empty() {
             match &mut client.received {
@@ -899,13 +992,18 @@ impl Client {
 
     /// Requests that have no answer and should have one.
     fn missing(&self, guests: &Guests, cut_off: bool) -> Vec<String> {
+        // One that was never opened, or is closed without an ERROR.
+        let is_closed =
+            |websocket: &WebSocket| websocket.is_closed || !websocket.is_open && self.over;
+        let is_closed = self.websocket.as_ref().is_some_and(is_closed);
         if self.gone || cut_off && self.over && self.closing.is_none() {
             return Vec::new();
         }
         let begun = guests.begun.lock().unwrap();
         // Behind what closes, nothing was to begin.
         let waits = |id: &&String| {
-            let is_due = self.closing.is_none() && !(self.over && self.never_read(id));
+            let is_due =
+                self.closing.is_none() && !is_closed && !(self.over && self.never_read(id));
             (is_due || begun.contains(*id)) && !self.answered.contains(*id)
         };
         self.order.iter().filter(waits).cloned().collect()

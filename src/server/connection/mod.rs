@@ -3,11 +3,13 @@
 //! `machine` decides what it does next; here that is done, without ever
 //! waiting.
 
-mod buffer;
 mod close_reason;
 mod credentials;
+mod decoder;
 mod http;
 mod machine;
+mod message;
+mod requests;
 
 use std::{
     net::{SocketAddr, TcpStream},
@@ -16,21 +18,22 @@ use std::{
 };
 
 pub(crate) use close_reason::{CloseReason, RETRY_WHEN_BUSY_MS, notice};
-pub(crate) use machine::{Input, Message, State};
+pub(crate) use machine::{Input, State};
 use machine::{Machine, Step};
+pub(crate) use message::Message;
 
 use super::{
     admission::Permit,
     common::Common,
+    encoding::Encoding,
     handshakes::Handshake,
-    peer::{Activity, CloseRequest, Peer},
+    peer::{Activity, CloseRequest, Peer, Protocol},
     poller::{Events, Parked},
     settings::ListenerSettings,
 };
 use crate::{
     access::{Failure, Identity},
     dispatch::{Outcome, Postponed},
-    http::Exchange,
     log::{AUDIT, Limiter},
     system::{self, Channel},
     transport::{Proxied, ServerTls, TlsFault},
@@ -55,8 +58,6 @@ pub(crate) struct Call {
     pub(crate) message: Message,
     pub(crate) arrived: Instant,
     pub(crate) identity: Arc<Identity>,
-    /// The exchange of HTTP that it belongs to.
-    pub(crate) exchange: Option<Exchange>,
 }
 
 /// A certificate that was valid when it was last verified.
@@ -247,7 +248,6 @@ impl Connection {
                         message,
                         arrived: self.machine.arrived(),
                         identity: Arc::clone(&self.identity),
-                        exchange: self.machine.exchange().cloned(),
                     });
                 }
                 Step::Head(head) => self.decide_on(&head),
@@ -259,10 +259,10 @@ impl Connection {
                     self.peer.set_activity(self.machine.state().into());
                     return Advance::Wait;
                 }
-                Step::KeepAlive => {
+                Step::KeepAlive(keep_alive) => {
                     self.update_identity();
                     if self.is_authenticated() {
-                        self.machine.keep_alive(&self.peer);
+                        self.machine.keep_alive(keep_alive, &self.peer);
                     }
                 }
                 Step::ProxyHeader => self.read_proxy_header(),
@@ -307,6 +307,7 @@ impl Connection {
     #[inline]
     pub(crate) fn answered(
         &mut self,
+        encoding: Encoding,
         header: Option<&Header<'_>>,
         outcome: Outcome,
         served: Option<Version>,
@@ -317,7 +318,8 @@ impl Connection {
             self.common
                 .note_error(&self.peer, &self.identity, header, *code, body);
         }
-        self.machine.answered(header, outcome, served, &self.peer);
+        self.machine
+            .answered(encoding, header, outcome, served, &self.peer);
         if unauthorized {
             self.machine.close_with(CloseReason::Unauthorized);
         }
@@ -466,8 +468,8 @@ impl Connection {
         self.machine.open(true, spoken);
         match spoken {
             (true, true) => {}
-            (true, false) => self.peer.speaks("frames"),
-            (false, _) => self.peer.speaks("http"),
+            (true, false) => self.peer.speaks(Protocol::Frames),
+            (false, _) => self.peer.speaks(Protocol::Http),
         }
         self.read_certificate();
         if !self.identity.must_authenticate() {
@@ -490,6 +492,7 @@ impl Connection {
         let (metrics, traffic) = (&self.common.metrics, self.peer.traffic());
         match end {
             CloseReason::Peer
+            | CloseReason::CloseFrame(_)
             | CloseReason::Io(_)
             | CloseReason::Unauthorized
             | CloseReason::Answered => {}
@@ -578,8 +581,8 @@ impl Drop for Connection {
         self.peer.settle(&self.common.metrics.usages);
         let (traffic, metrics) = (self.peer.traffic(), &self.common.metrics);
         traffic.end(&metrics.closed);
-        if let Some(protocol) = self.peer.protocol() {
-            metrics.protocols.end(protocol, traffic.messages_in.get());
+        for (protocol, requests, _) in self.peer.requests() {
+            metrics.protocols.end(protocol, requests);
         }
     }
 }
