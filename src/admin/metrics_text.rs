@@ -5,8 +5,9 @@ use std::{
     fs,
 };
 
-use crate::metrics::snapshot::{
-    Distribution, PrincipalRow, ServiceRow, Snapshot, StoreRow, Totals,
+use crate::metrics::{
+    ProtocolUse,
+    snapshot::{Distribution, PrincipalRow, ServiceRow, Snapshot, StoreRow, Totals},
 };
 
 /// Name, kind and meaning of each metric, one a line.
@@ -83,6 +84,7 @@ impl Text {
         let Totals {
             uptime_seconds,
             connections,
+            protocols,
             max_connections,
             threads,
             memory,
@@ -133,6 +135,18 @@ impl Text {
             ("mb_log_lines_dropped_total", &crate::log::dropped_lines()),
         ] {
             self.value(name, value);
+        }
+        type Value = fn(&ProtocolUse) -> u64;
+        let by_protocol: [(_, Value); 3] = [
+            ("mb_protocol_connections", |used| used.open),
+            ("mb_protocol_connections_total", |used| used.connections),
+            ("mb_protocol_requests_total", |used| used.requests),
+        ];
+        for (name, value) in by_protocol {
+            let sample = |(protocol, used): &(&'static str, ProtocolUse)| {
+                (vec![("protocol", *protocol)], value(used))
+            };
+            self.family(name, protocols.iter().map(sample));
         }
         for (name, label, counts) in [
             ("mb_handshake_failures_total", "reason", handshake_failures),

@@ -46,6 +46,8 @@ pub struct Admin {
     pub accepting: Box<dyn Fn() -> bool + Send + Sync>,
     /// Describes a service in each of its versions; none if there is none.
     pub services: Box<Describe>,
+    /// Where the services are reached.
+    pub listeners: Value,
     /// The settings, as they may be shown.
     pub settings: Box<dyn Fn() -> Value + Send + Sync>,
     /// Has the calls that failed or were slow.
@@ -276,6 +278,7 @@ pub(super) mod tests {
             snapshot: Box::new(empty),
             accepting: Box::new(|| true),
             services: Box::new(|_| Vec::new()),
+            listeners: Value::Null,
             settings: Box::new(|| Value::Null),
             metrics: Arc::default(),
             commands: Box::new(Nothing),

@@ -149,6 +149,7 @@ impl Admin {
                     .find(50, |call| call.service == values[0]);
                 ok(json!({"name": values[0], "versions": versions, "lastCalls": past}))
             }
+            "/listeners" => ok(json!({"listeners": self.listeners})),
             "/config" => ok((self.settings)()),
             "/log" => ok(json!({"lines": log(query)?, "filter": crate::log::filter()})),
             "/metrics" => Ok((200, PROMETHEUS, metrics_text::render(&(self.snapshot)()))),

@@ -90,6 +90,10 @@ pub const ROUTES: &[Route] = &[
             "200 while requests are served, 503 while the server drains; the files that did not load",
         )
     },
+    get(
+        "/listeners",
+        "where the services are reached, and what is spoken there",
+    ),
     Route {
         query: &[
             ("state", "only those in this state"),

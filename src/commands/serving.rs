@@ -198,7 +198,7 @@ impl Serving {
         };
         let endpoint = start_admin(
             &config,
-            listeners,
+            (listeners, server.listeners()),
             operator,
             metrics,
             store,
@@ -513,7 +513,7 @@ fn report_usages(scheduler: Arc<Scheduler>, view: View) -> io::Result<()> {
 
 fn start_admin(
     config: &Config,
-    listeners: Vec<AdminListener>,
+    (listeners, of_services): (Vec<AdminListener>, serde_json::Value),
     operator: Operator,
     metrics: Arc<Metrics>,
     store: StoreState,
@@ -560,6 +560,7 @@ fn start_admin(
         snapshot: Box::new(snapshot),
         accepting: Box::new(move || drained.accepting()),
         services: Box::new(move |name| operator::described(&described.current(), name)),
+        listeners: of_services,
         settings: Box::new(move || settings.shown()),
         metrics,
         commands: Box::new(operator),

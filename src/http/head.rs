@@ -124,10 +124,10 @@ fn malformed(message: &'static str) -> Refusal {
 /// head may have. `scanned` bytes were looked at before.
 pub(super) fn find_end(bytes: &[u8], scanned: &mut usize) -> Result<Option<usize>, Refusal> {
     let from = *scanned;
+    let mut before = from.checked_sub(1).map_or(0, |at| bytes[at]);
     for (at, &byte) in bytes.iter().enumerate().skip(from) {
-        let before = at.checked_sub(1).map(|before| bytes[before]);
         match byte {
-            b'\n' if before == Some(b'\r') => {
+            b'\n' if before == b'\r' => {
                 if at < 2 {
                     return Err(malformed("an empty line stands before the request line"));
                 }
@@ -137,9 +137,9 @@ pub(super) fn find_end(bytes: &[u8], scanned: &mut usize) -> Result<Option<usize
                 }
             }
             b'\n' => return Err(malformed("a line ends with LF alone")),
-            _ if before == Some(b'\r') => return Err(malformed("a CR without LF")),
+            _ if before == b'\r' => return Err(malformed("a CR without LF")),
             b'\r' => {}
-            b' ' | b'\t' if before == Some(b'\n') => {
+            b' ' | b'\t' if before == b'\n' => {
                 return Err(malformed("a line begins with white space"));
             }
             b'\t' => {}
@@ -149,6 +149,7 @@ pub(super) fn find_end(bytes: &[u8], scanned: &mut usize) -> Result<Option<usize
         if at >= MAX_HEAD_SIZE {
             return Err(too_large());
         }
+        before = byte;
     }
     *scanned = bytes.len();
     Ok(None)
@@ -425,6 +426,9 @@ fn forwarded(fields: &[httparse::Header<'_>]) -> Vec<IpAddr> {
         true => (entries("x-forwarded-for"), false),
         false => (standard, true),
     };
+    if text.is_empty() {
+        return Vec::new();
+    }
     let address = |entry: &str| {
         let entry = match is_standard {
             false => entry,

@@ -211,7 +211,13 @@ fn line(head: &Head, request_id: &str) -> Vec<u8> {
     let mut line = Vec::with_capacity(128);
     let parent = head.parent_request_id.as_deref().unwrap_or_default();
     // Writing to a vector can't fail.
-    let _ = write!(line, "{kind}:{topic}:{version}:{request_id}");
+    line.extend_from_slice(kind.as_bytes());
+    for part in [":", topic, ":"] {
+        line.extend_from_slice(part.as_bytes());
+    }
+    version.append_to(&mut line);
+    line.push(b':');
+    line.extend_from_slice(request_id.as_bytes());
     match head.timeout.filter(|_| kind == "REQUEST") {
         Some(timeout) => {
             let _ = write!(line, ":{parent}:{}", timeout.as_millis());

@@ -3,7 +3,10 @@
 use std::{borrow::Cow, io::Write as _, time::SystemTime};
 
 use super::upgrade::{SUBPROTOCOL, Upgrade};
-use crate::wire::{Code, ErrorBody, Version, message::error_document};
+use crate::wire::{Code, ErrorBody, Version, message::error_document, version::append_number};
+
+/// Most responses have a head that is no longer, in bytes.
+const HEAD_SIZE: usize = 320;
 
 /// What is known of a request while it is answered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -150,10 +153,7 @@ impl Response<'_> {
                 } else {
                     json
                 };
-                let _ = write!(
-                    out,
-                    "Content-Type: {media_type}\r\nContent-Length: {size}\r\n\r\n"
-                );
+                content(out, media_type, *size);
             }
             Self::SwitchingProtocols(upgrade) => {
                 head(out, 101, exchange, None);
@@ -235,12 +235,17 @@ fn head(out: &mut Vec<u8>, status: u16, exchange: &Exchange, served: Option<Vers
         closes,
         ..
     } = exchange;
-    let _ = write!(out, "HTTP/1.1 {status} {}\r\n", reason(status));
+    out.reserve(HEAD_SIZE);
+    push(out, ["HTTP/1.1 "]);
+    append_number(out, status.into());
+    push(out, [" ", reason(status), "\r\n"]);
     if !request_id.is_empty() {
-        let _ = write!(out, "Request-Id: {request_id}\r\n");
+        push(out, ["Request-Id: ", request_id, "\r\n"]);
     }
     if let Some(version) = served {
-        let _ = write!(out, "Service-Version: {version}\r\n");
+        push(out, ["Service-Version: "]);
+        version.append_to(out);
+        push(out, ["\r\n"]);
     }
     if *closes {
         out.extend_from_slice(b"Connection: close\r\n");
@@ -259,12 +264,23 @@ fn head(out: &mut Vec<u8>, status: u16, exchange: &Exchange, served: Option<Vers
     );
 }
 
+/// The last fields, and the end of the head.
+fn content(out: &mut Vec<u8>, media_type: &str, size: usize) {
+    push(out, ["Content-Type: ", media_type, "\r\nContent-Length: "]);
+    append_number(out, size as u64);
+    push(out, ["\r\n\r\n"]);
+}
+
+/// Appends texts. The formatting machinery would take longer than the rest of
+/// a response.
+fn push<const N: usize>(out: &mut Vec<u8>, texts: [&str; N]) {
+    for text in texts {
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
 fn body(out: &mut Vec<u8>, media_type: &str, bytes: &[u8], exchange: &Exchange) {
-    let _ = write!(
-        out,
-        "Content-Type: {media_type}\r\nContent-Length: {}\r\n\r\n",
-        bytes.len()
-    );
+    content(out, media_type, bytes.len());
     if !exchange.is_head {
         out.extend_from_slice(bytes);
     }

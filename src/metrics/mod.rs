@@ -27,6 +27,9 @@ use snapshot::Distribution;
 
 use crate::{stripes::Stripes, wire::Code};
 
+/// Protocols that are shown from the start.
+const PROTOCOLS: [&str; 3] = ["frames", "http", "websocket"];
+
 /// A counter that only rises.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -89,6 +92,81 @@ impl Labelled {
             .iter()
             .map(|(label, count)| (*label, *count))
             .collect()
+    }
+}
+
+/// Connections and requests of one protocol.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ProtocolUse {
+    /// Open connections.
+    pub open: u64,
+    /// Connections so far.
+    pub connections: u64,
+    /// Whole requests read.
+    pub requests: u64,
+}
+
+impl ProtocolUse {
+    /// Adds one connection.
+    pub fn add(&mut self, is_open: bool, requests: u64) {
+        self.open += u64::from(is_open);
+        self.connections += 1;
+        self.requests += requests;
+    }
+}
+
+/// What each protocol was used for, by its name.
+#[derive(Debug)]
+pub struct Protocols {
+    closed: Mutex<BTreeMap<&'static str, ProtocolUse>>,
+    /// The highest counts that were shown, as [`Metrics::published`].
+    published: Mutex<BTreeMap<&'static str, ProtocolUse>>,
+}
+
+impl Default for Protocols {
+    fn default() -> Self {
+        let none = || Mutex::new(PROTOCOLS.map(|name| (name, ProtocolUse::default())).into());
+        Self {
+            closed: none(),
+            published: none(),
+        }
+    }
+}
+
+impl Protocols {
+    /// A connection has ended, after [`Traffic::end`] of its traffic.
+    pub fn end(&self, protocol: &'static str, requests: u64) {
+        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        closed.entry(protocol).or_default().add(false, requests);
+    }
+
+    /// Those of closed connections.
+    #[must_use]
+    pub fn closed(&self) -> BTreeMap<&'static str, ProtocolUse> {
+        let closed = self.closed.lock();
+        closed.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is shown of sums: totals never fall, although a connection that
+    /// ends while they are taken may be missing.
+    #[must_use]
+    pub fn publish(
+        &self,
+        sums: BTreeMap<&'static str, ProtocolUse>,
+    ) -> Vec<(&'static str, ProtocolUse)> {
+        let mut shown = self
+            .published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (protocol, sum) in sums {
+            let highest = shown.entry(protocol).or_default();
+            *highest = ProtocolUse {
+                open: sum.open,
+                connections: sum.connections.max(highest.connections),
+                requests: sum.requests.max(highest.requests),
+            };
+        }
+        shown.iter().map(|(name, used)| (*name, *used)).collect()
     }
 }
 
@@ -167,12 +245,15 @@ impl Traffic {
         sum.absorb(self);
     }
 
-    /// Adds it to a sum that began with that of those that ended.
-    pub fn add_unless_closed(&self, sum: &Self) {
+    /// Adds it to a sum that began with that of those that ended. Returns
+    /// whether it has: false if that one has it.
+    pub fn add_unless_closed(&self, sum: &Self) -> bool {
         fence(Acquire);
-        if !self.ended.load(Relaxed) {
+        let is_open = !self.ended.load(Relaxed);
+        if is_open {
             sum.absorb(self);
         }
+        is_open
     }
 
     /// Raises each counter to that of the other where it is lower.
@@ -225,6 +306,8 @@ pub struct Metrics {
     pub history: History,
     /// Traffic of closed connections.
     pub closed: Traffic,
+    /// Connections and requests by protocol.
+    pub protocols: Protocols,
     /// What principals have used.
     pub usages: Usages,
     /// The highest sums that were shown: a sum is taken while connections

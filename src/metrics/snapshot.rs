@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use super::Usage;
+use super::{ProtocolUse, Usage};
 
 /// One connection.
 #[derive(Debug, Clone, Serialize)]
@@ -175,6 +175,9 @@ pub struct Totals {
     pub uptime_seconds: f64,
     /// Connections open now.
     pub connections: u64,
+    /// Connections and requests, by protocol.
+    #[serde(skip)]
+    pub protocols: Vec<(&'static str, ProtocolUse)>,
     /// Most connections at a time.
     pub max_connections: u64,
     /// Threads that serve connections.

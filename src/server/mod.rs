@@ -212,6 +212,27 @@ impl Server {
         self.listeners.iter().filter_map(address).collect()
     }
 
+    /// Where it listens and on what policy, as the admin side shows it.
+    #[must_use]
+    pub fn listeners(&self) -> serde_json::Value {
+        let config = &self.shared.common.settings.config;
+        let listener = |listening: &Arc<OpenListener>| {
+            let ListenerSettings {
+                config: own,
+                tls,
+                policy,
+            } = &*listening.settings;
+            let address = listening.listener.local_addr().ok()?;
+            Some(serde_json::json!({
+                "address": address.to_string(),
+                "auth": policy.auth,
+                "protocols": own.protocols.as_ref().unwrap_or(&config.protocols),
+                "tls": tls.is_some(),
+            }))
+        };
+        self.listeners.iter().filter_map(listener).collect()
+    }
+
     /// A handle for the admin side.
     #[must_use]
     pub fn view(&self) -> View {

@@ -35,6 +35,8 @@ pub(crate) struct Peer {
     tls: OnceLock<&'static str>,
     /// What it speaks, as [`Protocol`] has it.
     protocol: AtomicU8,
+    /// Requests of HTTP before it spoke WebSocket.
+    before_websocket: AtomicU64,
     identity: ArcSwap<Identity>,
     /// What the owner does, as [`Activity`] has it.
     activity: AtomicU8,
@@ -138,6 +140,7 @@ impl Peer {
             since: (system::now(), SystemTime::now()),
             tls: OnceLock::new(),
             protocol: AtomicU8::new(Protocol::Unknown as u8),
+            before_websocket: AtomicU64::new(0),
             identity: ArcSwap::new(identity),
             activity: AtomicU8::new(Activity::Handshake as u8),
             last_request: AtomicU64::new(0),
@@ -179,7 +182,28 @@ impl Peer {
 
     /// Sets what it speaks.
     pub(crate) fn speaks(&self, protocol: Protocol) {
-        self.protocol.store(protocol as u8, Relaxed);
+        if protocol == Protocol::WebSocket {
+            self.before_websocket
+                .store(self.traffic.messages_in.get(), Relaxed);
+        }
+        self.protocol.store(protocol as u8, SeqCst);
+    }
+
+    /// What it speaks, once that has shown.
+    fn protocol(&self) -> Option<&'static str> {
+        Protocol::NAMES[usize::from(self.protocol.load(SeqCst))]
+    }
+
+    /// Its requests by protocol, and whether that is what it speaks now: one
+    /// of WebSocket was one of HTTP before.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = (&'static str, u64, bool)> {
+        let now = self.protocol();
+        let all = self.traffic.messages_in.get();
+        let is_upgraded = now == Protocol::NAMES[Protocol::WebSocket as usize];
+        let before = self.before_websocket.load(Relaxed);
+        let http = is_upgraded.then_some(("http", before, false));
+        let now = now.map(|name| (name, all.saturating_sub(before), true));
+        http.into_iter().chain(now)
     }
 
     /// When it was accepted.
@@ -322,7 +346,7 @@ impl Peer {
             peer: self.address().to_string(),
             principal: identity.caller.principal.clone(),
             tls: self.tls.get().copied(),
-            protocol: Protocol::NAMES[usize::from(self.protocol.load(Relaxed))],
+            protocol: self.protocol(),
             state,
             since: text(self.since.1),
             last_activity: text(last_activity),

@@ -298,31 +298,16 @@ impl Header<'_> {
             out.extend_from_slice(self.to_string().as_bytes());
             return;
         }
-        let Version {
-            major,
-            minor,
-            patch,
-        } = self.version;
         out.extend_from_slice(self.kind.as_str().as_bytes());
         out.push(b':');
         out.extend_from_slice(self.topic.as_str().as_bytes());
-        for (before, number) in [(b':', major), (b'.', minor), (b'.', patch)] {
-            out.push(before);
-            append_number(out, number);
-        }
+        out.push(b':');
+        self.version.append_to(out);
         if let Some(id) = self.request_id.filter(|id| !id.is_empty()) {
             out.push(b':');
             out.extend_from_slice(id.as_bytes());
         }
     }
-}
-
-fn append_number(out: &mut Vec<u8>, number: u64) {
-    if number >= 10 {
-        append_number(out, number / 10);
-    }
-    #[allow(clippy::cast_possible_truncation, reason = "a digit")]
-    out.push(b'0' + (number % 10) as u8);
 }
 
 /// Why a message has no readable header. The answer is `MALFORMED_MESSAGE`.

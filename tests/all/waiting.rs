@@ -205,15 +205,16 @@ fn a_connection_keeps_its_thread_while_its_peer_is_busy() {
     thread::sleep(Duration::from_millis(50));
     for client in &mut clients {
         assert_eq!(client.ask("echo.say", "1").text(), "1");
+    }
+    for client in &mut clients[..4] {
         client.request_within("hostile.spin", "slow", HOUR, "");
     }
-    server.until("some calls take long", |server| {
-        !server.json("/calls")["calls"]
-            .as_array()
-            .unwrap()
-            .is_empty()
-    });
+    until_so_many_calls(&server, 4);
     stop_calls(&server);
+    for client in &mut clients[..4] {
+        assert_eq!(client.message().json()["details"]["reason"], "killed");
+        assert_eq!(client.ask("echo.say", "3").text(), "3");
+    }
     drop(clients);
     let mut client = server.connect();
     for byte in frame(0, b"REQUEST:echo.say:1.0.0:parts\n2") {

@@ -15,6 +15,7 @@ use crate::{
     config::{Auth, Bytes, Config, Millis, OneOrMore, Principals, Waiting, access::Listener},
     dispatch::{Counted, Handle, Outcome, Postponed, Reply, Request},
     host::Stop,
+    http_peer,
     metrics::Metrics,
     server::{
         admission::{Admission, Shares},
@@ -48,7 +49,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 const MAX_STEPS: usize = 400_000;
 /// Looks of one who waits for a rest.
 const MAX_LOOKS: usize = 40_000;
-const MAX_MESSAGE: usize = 2000;
+pub const MAX_MESSAGE: usize = 2000;
 
 const HANDSHAKE: &[u8] = b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\
     Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
@@ -224,8 +225,8 @@ struct Client {
     /// With the place in the stream where each ends.
     ends: Vec<(usize, String, bool)>,
     sent: usize,
-    received: Reassembly,
-    /// What it has of WebSocket; none if it speaks frames.
+    received: Received,
+    /// What it has of WebSocket; none if it speaks frames or HTTP.
     websocket: Option<WebSocket>,
     answered: HashSet<String>,
     quick_answers: Vec<String>,
@@ -238,6 +239,18 @@ struct Client {
     gone: bool,
     /// It has sent what is no message.
     broken: bool,
+}
+
+/// What a peer has read and not understood yet, in the protocol that it speaks.
+enum Received {
+    Frames(Reassembly),
+    Http {
+        unread: Vec<u8>,
+        /// Where in the stream each request begins, with its id.
+        begins: Vec<(usize, String)>,
+        /// The status of requests that call nobody, by id.
+        statuses: HashMap<String, u16>,
+    },
 }
 
 /// What a peer has received over WebSocket.
@@ -459,10 +472,16 @@ impl Machine {
                 }
             }
             95..97 => {
-                // What is no frame.
                 let client = &mut self.clients[at];
                 client.broken = true;
-                client.unsent.extend([0, 0, 0, 1, 0xff, 0, 0, 0]);
+                let end = client.sent + client.unsent.len();
+                match &mut client.received {
+                    Received::Frames(_) => client.unsent.extend([0, 0, 0, 1, 0xff, 0, 0, 0]),
+                    Received::Http { begins, .. } => {
+                        begins.push((end, "what is broken".into()));
+                        client.unsent.extend(http_peer::BROKEN);
+                    }
+                }
                 self.send_all(at);
             }
             97 if self.random.happens(30) => self.drain(),
@@ -487,6 +506,15 @@ impl Machine {
         let (shared, listener) = (Arc::clone(&self.shared), Arc::clone(&self.listener));
         let channel = Channel::over(&wire);
         let from = SocketAddr::from((Ipv4Addr::LOCALHOST, 2));
+        let received = if self.random.happens(60) {
+            Received::Frames(Reassembly::new(1 << 20, 64))
+        } else {
+            Received::Http {
+                unread: Vec::new(),
+                begins: Vec::new(),
+                statuses: HashMap::new(),
+            }
+        };
         let taken = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let is_taken = Arc::clone(&taken);
         let job = Box::new(move |permit: Result<_, _>| {
@@ -498,7 +526,9 @@ impl Machine {
         });
         self.admission.admit(None, job, |_| false);
         if taken.load(std::sync::atomic::Ordering::SeqCst) {
-            let websocket = self.random.happens(30).then(WebSocket::default);
+            let is_frames = matches!(received, Received::Frames(_));
+            let is_websocket = is_frames && self.random.happens(50);
+            let websocket = is_websocket.then(WebSocket::default);
             let handshake = websocket.as_ref().map_or(&[][..], |_| HANDSHAKE);
             self.clients.push(Client {
                 wire,
@@ -509,7 +539,7 @@ impl Machine {
                 order: Vec::new(),
                 ends: Vec::new(),
                 sent: 0,
-                received: Reassembly::new(1 << 20, 64),
+                received,
                 answered: HashSet::new(),
                 quick_answers: Vec::new(),
                 keep_alives: (0, 0),
@@ -529,7 +559,8 @@ impl Machine {
         if client.shut || client.broken {
             return;
         }
-        if random.happens(10) {
+        let speaks_http = matches!(client.received, Received::Http { .. });
+        if random.happens(10) && !speaks_http {
             let frame = match client.websocket {
                 None => KEEPALIVE_FRAME.to_vec(),
                 Some(_) => WebSocket::frame(0x89, b"ping"),
@@ -553,7 +584,25 @@ impl Machine {
             } else {
                 0
             };
-            let body = format!("REQUEST:a.b:1.0.0:{id}\n{payload}{}", " ".repeat(blanks));
+            let payload = payload + &" ".repeat(blanks);
+            if let Received::Http {
+                begins, statuses, ..
+            } = &mut client.received
+            {
+                let sent = http_peer::request(random, &id, &payload);
+                begins.push((client.sent + client.unsent.len(), id.clone()));
+                statuses.extend(sent.status.map(|status| (id.clone(), status)));
+                client.unsent.extend(sent.bytes);
+                // All are answered in order, as the quick ones of frames.
+                let end = client.sent + client.unsent.len();
+                client.ends.push((end, id, true));
+                client.broken = sent.is_last;
+                if sent.is_last {
+                    return;
+                }
+                continue;
+            }
+            let body = format!("REQUEST:a.b:1.0.0:{id}\n{payload}");
             let pieces = random.of(1..3);
             let size = body.len().div_ceil(pieces);
             let mut chunks = body.as_bytes().chunks(size).peekable();
@@ -622,12 +671,20 @@ impl Machine {
         };
         let mut rest = &bytes[..];
         while !rest.is_empty() {
-            let spare = client.received.spare();
-            let count = spare.len().min(rest.len());
-            spare[..count].copy_from_slice(&rest[..count]);
-            client.received.advance(count);
-            rest = &rest[count..];
-            client.read();
+            match &mut client.received {
+                Received::Frames(received) => {
+                    let spare = received.spare();
+                    let count = spare.len().min(rest.len());
+                    spare[..count].copy_from_slice(&rest[..count]);
+                    received.advance(count);
+                    rest = &rest[count..];
+                    client.read();
+                }
+                Received::Http { unread, .. } => {
+                    unread.extend(std::mem::take(&mut rest));
+                    client.read_http();
+                }
+            }
         }
         if client.wire.is_over() {
             client.over = true;
@@ -813,7 +870,10 @@ impl Machine {
 impl Client {
     /// Whatever is whole.
     fn read(&mut self) {
-        while let Some(incoming) = self.received.next().expect("frames") {
+        let Received::Frames(received) = &mut self.received else {
+            return;
+        };
+        while let Some(incoming) = received.next().expect("frames") {
             assert!(
                 self.closing.is_none(),
                 "something comes behind the ERROR that closes"
@@ -845,6 +905,69 @@ impl Client {
         }
     }
 
+    /// The same over HTTP.
+    fn read_http(&mut self) {
+        let Received::Http {
+            unread, statuses, ..
+        } = &mut self.received
+        else {
+            return;
+        };
+        while let Some(response) = http_peer::take(unread) {
+            assert!(
+                self.closing.is_none(),
+                "something comes behind the response that closes: {response:?}"
+            );
+            if response.status == 100 {
+                continue;
+            }
+            if response.closes {
+                self.closing = Some(format!("{response:?}"));
+            }
+            let Some(id) = response.id else {
+                assert!(response.closes, "an answer to nobody: {response:?}");
+                continue;
+            };
+            if let Some(status) = statuses.get(&id).filter(|_| response.status != 503) {
+                assert_eq!(response.status, *status, "{id}");
+            }
+            if self.asked.contains_key(&id) {
+                self.quick_answers.push(id.clone());
+                assert!(self.answered.insert(id.clone()), "{id} is answered twice");
+            } else {
+                // It is refused before it was sent whole.
+                assert!(self.ends.iter().any(|(_, asked, _)| *asked == id));
+                assert!(response.closes, "{id} is answered before it was asked");
+            }
+        }
+    }
+
+    /// Requests over HTTP of which the server has read nothing.
+    fn never_read(&self, id: &str) -> bool {
+        let read = self.wire.read();
+        let of = |(at, begun): &(usize, String)| begun == id && *at >= read;
+        matches!(&self.received, Received::Http { begins, .. } if begins.iter().any(of))
+    }
+
+    /// A quiet connection of HTTP is closed without a word; one that was asked
+    /// something is not.
+    fn check_silence(&self, cut_off: bool) {
+        let Received::Http { begins, .. } = &self.received else {
+            return;
+        };
+        if self.over && self.closing.is_none() && !self.gone && !self.shut && !cut_off {
+            let read = self.wire.read();
+            let silent = begins
+                .iter()
+                .find(|(at, id)| *at < read && !self.answered.contains(id));
+            assert!(
+                silent.is_none(),
+                "connection {}: closed without an answer to {silent:?}, {read} bytes read",
+                self.number
+            );
+        }
+    }
+
     /// What was asked is answered, unless one of the two has ended it.
     fn check(&self, guests: &Guests, cut_off: bool) {
         let quick: Vec<_> = self
@@ -857,6 +980,7 @@ impl Client {
             "quick ones in another order: {:?}",
             self.quick_answers
         );
+        self.check_silence(cut_off);
         let missing = self.missing(guests, cut_off);
         assert!(
             missing.is_empty(),
@@ -880,10 +1004,11 @@ impl Client {
             return Vec::new();
         }
         let begun = guests.begun.lock().unwrap();
-        // Behind the ERROR that closes, nothing was to begin.
+        // Behind what closes, nothing was to begin.
         let waits = |id: &&String| {
-            (self.closing.is_none() && !is_closed || begun.contains(*id))
-                && !self.answered.contains(*id)
+            let is_due =
+                self.closing.is_none() && !is_closed && !(self.over && self.never_read(id));
+            (is_due || begun.contains(*id)) && !self.answered.contains(*id)
         };
         self.order.iter().filter(waits).cloned().collect()
     }

@@ -595,7 +595,11 @@ impl Parked for Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.peer.settle(&self.common.metrics.usages);
-        self.peer.traffic().end(&self.common.metrics.closed);
+        let (traffic, metrics) = (self.peer.traffic(), &self.common.metrics);
+        traffic.end(&metrics.closed);
+        for (protocol, requests, _) in self.peer.requests() {
+            metrics.protocols.end(protocol, requests);
+        }
     }
 }
 

@@ -192,6 +192,8 @@ pub struct Wire {
 struct Ends {
     /// From the client.
     inbound: VecDeque<u8>,
+    /// Bytes of it that the server has read.
+    read: usize,
     /// The client says nothing more.
     inbound_over: bool,
     /// The client is gone.
@@ -277,6 +279,11 @@ impl Wire {
         (ends.outbound_over || ends.closed) && ends.outbound.is_empty()
     }
 
+    /// Bytes that the server has read.
+    pub fn read(&self) -> usize {
+        self.inner.lock().unwrap().read
+    }
+
     /// Bytes that the server has not read.
     pub fn unread(&self) -> usize {
         self.inner.lock().unwrap().inbound.len()
@@ -353,6 +360,7 @@ impl Channel {
             for (place, byte) in buf.iter_mut().zip(ends.inbound.drain(..count)) {
                 *place = byte;
             }
+            ends.read += count;
             let more = count == buf.len();
             return Ok(Received::Bytes { count, more });
         }
