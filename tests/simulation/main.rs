@@ -3,7 +3,8 @@
 //! delay, reset and half-close, an epoll that tells each arrival once, and
 //! threads that a seeded scheduler runs one at a time, another one at each lock,
 //! atomic and system call. Guests are quick or slow, they wait, fail and panic.
-//! Peers, the operator and the drain do what the seed says.
+//! Peers, which speak frames or WebSocket, the operator and the drain do what the
+//! seed says.
 //!
 //!     cargo test --release --test simulation
 //!     MB_SEEDS=1000000 cargo test --release --test simulation
