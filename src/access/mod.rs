@@ -20,7 +20,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use throttle::AuthThrottle;
-pub use throttle::Failure;
+pub use throttle::{Failure, whole_address};
 use tokens::{Tokens, TokensError};
 
 use crate::{

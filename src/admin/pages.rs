@@ -59,6 +59,15 @@ impl Query {
             .transpose()
     }
 
+    /// Whether a parameter is `true`.
+    pub(super) fn flag(&self, name: &str) -> Result<bool, String> {
+        match self.get(name) {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(format!("{name} is true or false")),
+        }
+    }
+
     fn limit(&self) -> Result<usize, String> {
         let limit = self.number("limit")?.unwrap_or(DEFAULT_LIMIT as u64);
         Ok(usize::try_from(limit).unwrap_or(usize::MAX))
@@ -107,9 +116,7 @@ impl Admin {
                     .iter()
                     .filter(|call| call.connection == row.id)
                     .collect();
-                ok(
-                    json!({"connection": row, "socket": row.ends.map(super::socket::of), "calls": calls}),
-                )
+                ok(json!({"connection": row, "calls": calls}))
             }
             "/calls" => ok(json!({"calls": (self.snapshot)().calls})),
             "/calls/past" => {

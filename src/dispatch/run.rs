@@ -18,7 +18,7 @@ use crate::{
         calls::{self, Calls, Nested},
     },
     metrics::{self, History, PastCall, Used},
-    sandbox::{Call, CallError, CallReport, Phase, ServiceAnswer, Wanted},
+    sandbox::{CALL_DEPTH, Call, CallError, CallReport, Phase, ServiceAnswer, Wanted},
     scheduler::{Cost, Ticket},
     wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::COMPILING},
 };
@@ -128,19 +128,12 @@ impl Core {
             context.calls = Some(Arc::new(Arc::clone(self)));
         }
         let client = context.depth() == 0;
-        if outlives_reset || client && !service.component.policy().settings.cancel_on_reset {
+        if outlives_reset {
             watch.outlives_reset();
         }
         let about = context.clone();
-        let policy = service.component.policy();
         // Nested calls count for the one that caused them.
         let ticket = Finishes(client.then(|| watch.ticket()).flatten());
-        let report = service.component.call(Call {
-            action,
-            payload,
-            context,
-            watch: Arc::clone(watch),
-        });
         let CallReport {
             result,
             peak_memory,
@@ -151,72 +144,60 @@ impl Core {
             backtrace,
             stderr,
             held,
-        } = report;
-        if matches!(result, Err(CallError::Postponed)) {
-            return Ok(Checked::Postponed).into();
-        }
-        let cost = ticket.finish();
-        if client
-            && matches!(
-                result,
-                Err(CallError::Stopped {
-                    stop: Stop::Reset,
-                    ..
-                })
-            )
-        {
-            self.metrics.calls_reset.add(1);
-        }
-        let begun = !matches!(result, Err(CallError::NotBegun(_)));
-        let (frames, printed) = if policy.settings.expose_traps {
-            (&*backtrace, &*stderr)
-        } else {
-            (&[][..], &[][..])
+        } = service.component.call(Call {
+            action,
+            payload,
+            context,
+            watch: Arc::clone(watch),
+        });
+        let begun = match &result {
+            Err(CallError::Postponed) => return Ok(Checked::Postponed).into(),
+            Err(CallError::Stopped { stop, .. }) if client && *stop == Stop::Reset => {
+                self.metrics.calls_reset.add(1);
+                true
+            }
+            Err(CallError::NotBegun(_)) => false,
+            _ => true,
         };
+        let ended = EndedCall {
+            service,
+            action,
+            context: &about,
+            cost: ticket.finish(),
+            peak_memory,
+            waited,
+            elapsed,
+            backtrace,
+            stderr,
+        };
+        let timeout = timeout.min(service.component.policy().settings.timeout.0);
         let result = result
-            .map_err(|error| refuse(error, timeout.min(policy.settings.timeout.0), cost))
+            .map_err(|error| refuse(error, timeout, ended.cost))
             .and_then(answered)
-            .map_err(|refusal| explain(refusal, peak_memory, elapsed, frames, printed));
+            .map_err(|refusal| ended.explain(refusal));
         let used = Used {
             bytes_in: payload.as_bytes().len() as u64,
             bytes_out: result.as_ref().map_or(0, Checked::size) as u64,
             host_calls,
             peak_memory: peak_memory as u64,
         };
+        let refusal = result.as_ref().err();
         if created {
             service.stats.own().instances.add(1);
         }
         if begun {
-            let outcome = match &result {
-                Ok(_) => metrics::CallOutcome::Answered,
-                Err(Refusal { code: None, .. }) => metrics::CallOutcome::Failed,
-                Err(Refusal { code: Some(_), .. }) => metrics::CallOutcome::Ended,
+            let outcome = match refusal {
+                None => metrics::CallOutcome::Answered,
+                Some(Refusal { code: None, .. }) => metrics::CallOutcome::Failed,
+                Some(Refusal { code: Some(_), .. }) => metrics::CallOutcome::Ended,
             };
             service.stats.own().record(outcome, waited, elapsed, used);
         }
-        if History::wants(result.is_err(), elapsed) {
-            self.metrics.history.keep(
-                result.is_err(),
-                past(
-                    service,
-                    action,
-                    &about,
-                    &result,
-                    (waited, elapsed, cost),
-                    peak_memory,
-                    (&backtrace, &stderr),
-                ),
-            );
+        ended.log(refusal);
+        if History::wants(refusal.is_some(), elapsed) {
+            let past = ended.past(refusal);
+            self.metrics.history.keep(refusal.is_some(), past);
         }
-        let ended = CallLog {
-            service,
-            action,
-            context: &about,
-            peak_memory,
-            elapsed,
-            backtrace: &backtrace,
-        };
-        ended.log(result.as_ref().err());
         Ran {
             answered: result,
             held,
@@ -406,7 +387,7 @@ impl Calls for Arc<Core> {
     }
 
     fn max_depth(&self) -> usize {
-        self.config.sandbox.call_depth
+        CALL_DEPTH
     }
 }
 
@@ -496,87 +477,60 @@ impl Drop for Finishes<'_> {
     }
 }
 
-/// Adds to a failure of the sandbox what is known about it.
-fn explain(
-    mut refusal: Refusal,
-    peak_memory: usize,
-    elapsed: Duration,
-    backtrace: &[String],
-    stderr: &[String],
-) -> Refusal {
-    if refusal.code != Some(Code::ServiceFailed) {
-        return refusal;
-    }
-    let known = refusal
-        .body
-        .details
-        .take()
-        .and_then(|details| serde_json::from_str(details.get()).ok());
-    let mut known: Map<String, Value> = known.unwrap_or_default();
-    known.insert("peakMemory".into(), json!(peak_memory));
-    known.insert("elapsedMs".into(), json!(elapsed.as_millis() as u64));
-    for (name, lines) in [("backtrace", backtrace), ("stderr", stderr)] {
-        if !lines.is_empty() {
-            known.insert(name.into(), json!(lines));
-        }
-    }
-    refusal.with(&Value::Object(known))
-}
-
-/// A finished call, for the history.
-fn past(
-    service: &Service,
-    action: &str,
-    context: &Context,
-    result: &Result<Checked, Refusal>,
-    (waited, elapsed, cost): (Duration, Duration, Option<Cost>),
-    peak_memory: usize,
-    (backtrace, stderr): (&[String], &[String]),
-) -> PastCall {
-    let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
-    PastCall {
-        service: service.description.name.clone(),
-        version: Some(service.description.version.to_string()),
-        action: action.to_owned(),
-        elapsed_ms: millis(elapsed),
-        waited_ms: millis(waited),
-        ran_ms: cost.map(|cost| millis(cost.ran)),
-        cpu_waited_ms: cost.map(|cost| millis(cost.waited)),
-        peak_memory,
-        backtrace: backtrace.to_vec(),
-        stderr: stderr.to_vec(),
-        ..base_of_past_call(context, result.as_ref().err())
-    }
-}
-
-/// What is kept of any call; the rest is empty.
-fn base_of_past_call(context: &Context, refusal: Option<&Refusal>) -> PastCall {
-    PastCall {
-        request_id: context.request_id.as_deref().unwrap_or("-").to_owned(),
-        parent_request_id: context.parent_request_id.as_deref().map(str::to_owned),
-        connection: context.caller.connection_id.clone(),
-        principal: context.caller.principal.clone(),
-        ended: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-        outcome: refusal
-            .map_or("OK", |refusal| &*refusal.body.code)
-            .to_owned(),
-        message: refusal.map(|refusal| refusal.body.message.to_string()),
-        details: refusal.and_then(|refusal| metrics::brief(refusal.body.details.as_ref()?)),
-        ..PastCall::default()
-    }
-}
-
-/// What the log says of a call.
-struct CallLog<'a> {
+/// A call that has ended, for whoever asks about it: the caller, the history and
+/// the log.
+struct EndedCall<'a> {
     service: &'a Service,
     action: &'a str,
     context: &'a Context,
+    /// None for one that saw no tick.
+    cost: Option<Cost>,
     peak_memory: usize,
+    waited: Duration,
     elapsed: Duration,
-    backtrace: &'a [String],
+    backtrace: Vec<String>,
+    stderr: Vec<String>,
 }
 
-impl CallLog<'_> {
+impl EndedCall<'_> {
+    /// Adds to a failure of the sandbox what is known about it.
+    fn explain(&self, mut refusal: Refusal) -> Refusal {
+        if refusal.code != Some(Code::ServiceFailed) {
+            return refusal;
+        }
+        let known = refusal.body.details.take();
+        let known = known.and_then(|details| serde_json::from_str(details.get()).ok());
+        let mut known: Map<String, Value> = known.unwrap_or_default();
+        known.insert("peakMemory".into(), json!(self.peak_memory));
+        known.insert("elapsedMs".into(), json!(self.elapsed.as_millis() as u64));
+        let exposes = self.service.component.policy().settings.expose_traps;
+        for (name, lines) in [("backtrace", &self.backtrace), ("stderr", &self.stderr)] {
+            if exposes && !lines.is_empty() {
+                known.insert(name.into(), json!(lines));
+            }
+        }
+        refusal.with(&Value::Object(known))
+    }
+
+    /// For the history.
+    fn past(&self, refusal: Option<&Refusal>) -> PastCall {
+        let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+        let description = &self.service.description;
+        PastCall {
+            service: description.name.clone(),
+            version: Some(description.version.to_string()),
+            action: self.action.to_owned(),
+            elapsed_ms: millis(self.elapsed),
+            waited_ms: millis(self.waited),
+            ran_ms: self.cost.map(|cost| millis(cost.ran)),
+            cpu_waited_ms: self.cost.map(|cost| millis(cost.waited)),
+            peak_memory: self.peak_memory,
+            backtrace: self.backtrace.clone(),
+            stderr: self.stderr.clone(),
+            ..base_of_past_call(self.context, refusal)
+        }
+    }
+
     /// One line at debug for every call, and one at warn for each that the
     /// server ended.
     fn log(&self, refusal: Option<&Refusal>) {
@@ -587,6 +541,7 @@ impl CallLog<'_> {
             peak_memory,
             elapsed,
             backtrace,
+            ..
         } = self;
         let description = &service.description;
         let request_id = context.request_id.as_deref().unwrap_or("-");
@@ -625,5 +580,22 @@ impl CallLog<'_> {
                 "call ended"
             ),
         }
+    }
+}
+
+/// What is kept of any call; the rest is empty.
+fn base_of_past_call(context: &Context, refusal: Option<&Refusal>) -> PastCall {
+    PastCall {
+        request_id: context.request_id.as_deref().unwrap_or("-").to_owned(),
+        parent_request_id: context.parent_request_id.as_deref().map(str::to_owned),
+        connection: context.caller.connection_id.clone(),
+        principal: context.caller.principal.clone(),
+        ended: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+        outcome: refusal
+            .map_or("OK", |refusal| &*refusal.body.code)
+            .to_owned(),
+        message: refusal.map(|refusal| refusal.body.message.to_string()),
+        details: refusal.and_then(|refusal| metrics::brief(refusal.body.details.as_ref()?)),
+        ..PastCall::default()
     }
 }

@@ -13,6 +13,7 @@ use super::{Core, MAX_REPEATED, Refusal, take_rate};
 use crate::{
     access::{Denied, Identity},
     catalog::{Action, Description},
+    config::MAX_IN_FLIGHT,
     wire::{
         Code, Header, PROTOCOL_VERSION, Payload, SYSTEM_VERSION, header::MAX_HEADER_SIZE,
         json as wire_json,
@@ -125,7 +126,7 @@ impl Core {
             "limits": {
                 "maxMessageSize": config.max_message_size.0,
                 "maxHeaderSize": MAX_HEADER_SIZE,
-                "maxInFlight": config.max_in_flight,
+                "maxInFlight": MAX_IN_FLIGHT,
                 "keepAliveIntervalMs": millis(config.keep_alive_within()),
                 "idleTimeoutMs": millis(config.idle_timeout.0),
                 "defaultTimeoutMs": millis(config.default_timeout.0),

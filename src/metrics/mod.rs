@@ -117,8 +117,8 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Adds what another one has counted.
-    pub fn absorb(&self, other: &Self) {
+    /// What is summed over connections.
+    fn summed(&self) -> [&Counter; 6] {
         let Self {
             bytes_in,
             bytes_out,
@@ -129,13 +129,22 @@ impl Traffic {
             host_calls: _,
             peak_memory: _,
             ended: _,
-        } = other;
-        self.bytes_in.add(bytes_in.get());
-        self.bytes_out.add(bytes_out.get());
-        self.messages_in.add(messages_in.get());
-        self.messages_out.add(messages_out.get());
-        self.keep_alives.add(keep_alives.get());
-        self.errors.add(errors.get());
+        } = self;
+        [
+            bytes_in,
+            bytes_out,
+            messages_in,
+            messages_out,
+            keep_alives,
+            errors,
+        ]
+    }
+
+    /// Adds what another one has counted.
+    pub fn absorb(&self, other: &Self) {
+        for (own, other) in self.summed().into_iter().zip(other.summed()) {
+            own.add(other.get());
+        }
     }
 
     /// So far, but for the peak of memory, which starts again at 0.
@@ -168,32 +177,28 @@ impl Traffic {
 
     /// Raises each counter to that of the other where it is lower.
     pub fn rise_to(&self, other: &Self) {
-        let Self {
-            bytes_in,
-            bytes_out,
-            messages_in,
-            messages_out,
-            keep_alives,
-            errors,
-            host_calls: _,
-            peak_memory: _,
-            ended: _,
-        } = other;
-        self.bytes_in.rise_to(bytes_in.get());
-        self.bytes_out.rise_to(bytes_out.get());
-        self.messages_in.rise_to(messages_in.get());
-        self.messages_out.rise_to(messages_out.get());
-        self.keep_alives.rise_to(keep_alives.get());
-        self.errors.rise_to(errors.get());
+        for (own, other) in self.summed().into_iter().zip(other.summed()) {
+            own.rise_to(other.get());
+        }
+    }
+}
+
+/// When the server was started.
+#[derive(Debug)]
+struct Started(Instant);
+
+impl Default for Started {
+    fn default() -> Self {
+        Self(Instant::now())
     }
 }
 
 /// Counters of the whole server. Those of every request live with the
 /// connection and the service, so that no two threads write to one of them
 /// in turns.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Metrics {
-    started: Instant,
+    started: Started,
     /// Connections accepted.
     pub accepted: Counter,
     /// Connections refused with SERVER_BUSY.
@@ -229,31 +234,6 @@ pub struct Metrics {
     service_errors: Counter,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self {
-            started: Instant::now(),
-            accepted: Counter::default(),
-            refused: Counter::default(),
-            accept_errors: Counter::default(),
-            truncated: Counter::default(),
-            write_timeouts: Counter::default(),
-            publish_failures: Counter::default(),
-            calls_reset: Counter::default(),
-            denied: Counter::default(),
-            evicted: Counter::default(),
-            handshake_failures: Labelled::default(),
-            auth_failures: Labelled::default(),
-            history: History::default(),
-            closed: Traffic::default(),
-            usages: Usages::default(),
-            published: Traffic::default(),
-            errors: Default::default(),
-            service_errors: Counter::default(),
-        }
-    }
-}
-
 impl Metrics {
     /// None counted yet; calls of the past take so many bytes at most.
     #[must_use]
@@ -282,7 +262,7 @@ impl Metrics {
     /// How long the server has been up.
     #[must_use]
     pub fn uptime(&self) -> Duration {
-        self.started.elapsed()
+        self.started.0.elapsed()
     }
 }
 

@@ -1,8 +1,6 @@
 //! What the admin side shows: plain copies, taken without a lock. The field
 //! names are those of its JSON.
 
-use std::net::SocketAddr;
-
 use serde::Serialize;
 
 use super::Usage;
@@ -15,9 +13,6 @@ pub struct ConnectionRow {
     pub id: String,
     /// Address and port of the other end.
     pub peer: String,
-    /// Both ends of the socket, ours first; a load balancer's is not the peer.
-    #[serde(skip)]
-    pub ends: Option<(SocketAddr, SocketAddr)>,
     /// Who that is, if they have shown it.
     pub principal: Option<String>,
     /// `1.2` or `1.3` where it is encrypted.

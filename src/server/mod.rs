@@ -139,7 +139,7 @@ impl Server {
                             settings: Arc::clone(on),
                         }),
                         None => {
-                            let listener = listen(address, settings.config.backlog)?;
+                            let listener = listen(address)?;
                             Ok(OpenListener {
                                 listener,
                                 outlives: false,

@@ -31,8 +31,6 @@ pub(crate) struct Peer {
     from: SocketAddr,
     /// The address that the load balancer names.
     speaks_for: OnceLock<SocketAddr>,
-    /// Own address and that of the other end.
-    ends: Option<(SocketAddr, SocketAddr)>,
     since: (Instant, SystemTime),
     tls: OnceLock<&'static str>,
     /// What it speaks, as [`Protocol`] has it.
@@ -127,7 +125,7 @@ impl CloseRequest {
 impl Peer {
     pub(crate) fn new(
         (number, slot): (u64, usize),
-        (from, own): (SocketAddr, Option<SocketAddr>),
+        from: SocketAddr,
         identity: Arc<Identity>,
         drain: &Arc<DrainFlags>,
         memory: &Arc<Budget>,
@@ -137,7 +135,6 @@ impl Peer {
             slot,
             from,
             speaks_for: OnceLock::new(),
-            ends: own.map(|own| (own, from)),
             since: (system::now(), SystemTime::now()),
             tls: OnceLock::new(),
             protocol: AtomicU8::new(Protocol::Unknown as u8),
@@ -323,7 +320,6 @@ impl Peer {
         ConnectionRow {
             id: identity.caller.connection_id.clone(),
             peer: self.address().to_string(),
-            ends: self.ends,
             principal: identity.caller.principal.clone(),
             tls: self.tls.get().copied(),
             protocol: Protocol::NAMES[usize::from(self.protocol.load(Relaxed))],

@@ -21,6 +21,7 @@ use super::{
     running::Listed,
 };
 use crate::{
+    config::Waiting,
     dispatch::{self, Counted, Handle, Outcome, Postponed, Reply, Request, internal_error},
     host::{Stop, Watch},
     log::{Limiter, panic_text},
@@ -53,6 +54,11 @@ const QUICK: Duration = Duration::from_micros(100);
 /// take long, nobody waits for them. A thousand gave next to nothing, because
 /// the system interrupts some of any thousand.
 const QUICK_BEFORE_BATCH: u32 = 100;
+
+/// How long a thread waits for the next request of the peer that it has
+/// answered, with `waiting = "threads"`. As long, an event that is not the
+/// peer's may wait for the connection.
+const STAY: Duration = Duration::from_millis(20);
 
 /// Threads that poll.
 pub(crate) fn pollers() -> usize {
@@ -242,19 +248,18 @@ impl Worker {
         let mut connection = held.connection.insert(connection);
         connection.take_events(events, now);
         let mut ticks = 0;
+        let mut has_waited = false;
         loop {
             let mut call = match connection.advance(now) {
                 Advance::Call(call) => call,
-                Advance::Wait if self.lingers(connection) => {
-                    now = system::now();
-                    connection.take_events(Events::READABLE, now);
+                Advance::Wait if !has_waited && self.waits_for_peer(connection) => {
+                    has_waited = true;
                     continue;
                 }
                 Advance::Wait => {
                     let connection = held.connection.take();
                     drop(held);
-                    let connection = connection?;
-                    if self.shared.poller.park(connection) && !self.goes_on() {
+                    if self.park(connection?) && !self.goes_on() {
                         self.shared.poller.wake();
                     }
                     return None;
@@ -277,6 +282,7 @@ impl Worker {
                 // The handler answers that it is too late.
                 call.message.postponed = Some(postponed);
             }
+            has_waited = false;
             held.call = Some(CurrentCall {
                 message: call.message.body.clone(),
                 arrived: call.arrived,
@@ -393,17 +399,27 @@ impl Worker {
         }
     }
 
-    /// Waits `linger` for the same peer while another thread polls. Returns
-    /// whether bytes have arrived.
-    fn lingers(&self, connection: &Connection) -> bool {
-        let time = self.shared.common.settings.config.linger.0;
-        !time.is_zero()
+    /// Whether the connection's next read waits for its peer, in this thread,
+    /// while another one polls.
+    fn waits_for_peer(&self, connection: &mut Connection) -> bool {
+        let waits = self.shared.common.settings.config.waiting == Waiting::Threads
             && !self.is_reserve
-            && connection.may_linger()
-            && self.compensate()
-            && connection
-                .channel()
-                .is_some_and(|channel| channel.wait(time))
+            && connection.is_idle()
+            && self.compensate();
+        let is_first = !connection.channel().is_some_and(Channel::may_wait);
+        let waits = waits && connection.wait_in_next_read(STAY);
+        if waits && is_first {
+            self.shared.poller.pause(connection);
+        }
+        waits
+    }
+
+    /// Parks a connection, whose events are reported again.
+    fn park(&self, mut connection: Box<Connection>) -> bool {
+        if connection.stop_waiting() {
+            self.shared.poller.resume(&connection);
+        }
+        self.shared.poller.park(connection)
     }
 
     /// Starts a replacement that polls, unless there is one. Returns whether
@@ -450,7 +466,7 @@ impl Worker {
             slow.listed.call.stop()
         });
         drop(held);
-        let wake = left.is_some_and(|connection| self.shared.poller.park(connection));
+        let wake = left.is_some_and(|connection| self.park(connection));
         let polled = self.polls.load(Relaxed);
         let is_compensated = self.compensate();
         let was_absent = self.is_absent.load(Relaxed);

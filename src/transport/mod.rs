@@ -22,7 +22,7 @@ pub use channel::{Channel, Received};
 pub use client_tls::{ClientTls, client_config};
 #[cfg(feature = "runtime")]
 pub use inherited::Inherited;
-pub use listener::{SocketOptions, is_absent, listen, listen_all, resolve, resolve_until};
+pub use listener::{BACKLOG, is_absent, listen, listen_all, resolve, resolve_until, set_options};
 pub use pem::TlsError;
 #[cfg(feature = "runtime")]
 pub use proxy::Proxied;

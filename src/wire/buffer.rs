@@ -41,8 +41,6 @@ pub struct Buffer {
     /// Most that it has to hold.
     most: usize,
     read_size: usize,
-    /// The last read left no room: there may be more.
-    is_full: bool,
     /// A read did so since it was empty last.
     is_cramped: bool,
 }
@@ -125,15 +123,8 @@ impl Buffer {
     /// If that is more than there was room for.
     pub fn advance(&mut self, count: usize) {
         self.filled += count;
-        self.is_full = self.filled == self.bytes.len();
-        self.is_cramped |= self.is_full;
+        self.is_cramped |= self.filled == self.bytes.len();
         self.invariants();
-    }
-
-    /// Whether the last read left no room, so that there may be more at once.
-    #[must_use]
-    pub fn was_filled(&self) -> bool {
-        self.is_full
     }
 
     /// Whether it holds nothing, and may read without growing.
@@ -231,7 +222,6 @@ impl Buffer {
         buffer.bytes[..rest.len()].copy_from_slice(rest);
         buffer.filled = rest.len();
         // What the last read left is for this one to read.
-        buffer.is_full = self.is_full;
         buffer.invariants();
         buffer
     }

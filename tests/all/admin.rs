@@ -65,7 +65,7 @@ pub fn stop_calls(server: &TestServer) {
 
 #[test]
 fn no_route_is_open_without_the_token() {
-    let server = start();
+    let server = setup().set("[admin]\ndeploy = true").start();
     let all = routes(&server);
     assert!(all.len() > 20, "{all:?}");
     for (method, path) in &all {
@@ -131,17 +131,6 @@ fn a_running_call_is_seen_and_stopped() {
             &connection["calls"][0]["id"]
         ),
         (&json!(1), &call["id"])
-    );
-    // A machine that stands still for a moment sends again what it has sent.
-    assert!(
-        connection["socket"]["retransmits"].as_u64() < Some(100),
-        "{connection}"
-    );
-    assert!(
-        connection["socket"]["roundTripMs"]
-            .as_f64()
-            .is_some_and(|rtt| rtt > 0.0),
-        "{connection}"
     );
     assert_eq!(
         change(&server, "DELETE", &format!("/calls/{}", call["id"]), "").0,

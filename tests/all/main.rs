@@ -14,6 +14,7 @@ mod client;
 mod clients;
 mod connections;
 mod contract;
+mod deploy;
 mod documents;
 mod drain;
 mod fairness;

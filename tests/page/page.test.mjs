@@ -24,7 +24,7 @@ let server, browser, page, wire, adminPort;
 
 async function start(port = 0) {
   const process = spawn(join(root, 'target/release/mb-server'), ['serve', '--config', join(dir, 'mb.toml'), '--port', '0', '--admin-port', String(port)], {
-    env: { ...globalThis.process.env, XDG_STATE_HOME: join(dir, 'state') },
+    env: { ...globalThis.process.env, XDG_STATE_HOME: join(dir, 'state'), XDG_CACHE_HOME: join(root, 'target/page-cache') },
     stdio: ['ignore', 'pipe', 'ignore'],
   });
   let said = '';
@@ -71,7 +71,7 @@ before(async () => {
     copyFileSync(join(root, from), join(services, `${name}.wasm`));
   }
   writeFileSync(join(services, `${hostile}.wasm`), 'no wasm');
-  writeFileSync(join(dir, 'mb.toml'), `services_dir = "${services}"\nsandbox.cache_dir = "${join(root, 'target/page-cache')}"\n[services.counter.grants]\nkeyvalue = true\n[services.order.grants]\ncalls = ["calc.add", "counter.add"]\nconfig = { currency = "EUR" }\n`);
+  writeFileSync(join(dir, 'mb.toml'), `services_dir = "${services}"\n[services.counter.grants]\nkeyvalue = true\n[services.order.grants]\ncalls = ["calc.add", "counter.add"]\nconfig = { currency = "EUR" }\n`);
   server = await start();
   browser = await puppeteer.launch({ executablePath: chromium, args: ['--no-sandbox', '--disable-gpu'], timeout: PATIENCE });
   page = await browser.newPage();

@@ -12,7 +12,7 @@ use shuttle::{FailurePersistence, Runner, scheduler::RandomScheduler, thread};
 use crate::{
     access::{Access, ListenerPolicy},
     budget::Budget,
-    config::{Auth, Bytes, Config, Millis, OneOrMore, Principals, access::Listener},
+    config::{Auth, Bytes, Config, Millis, OneOrMore, Principals, Waiting, access::Listener},
     dispatch::{Counted, Handle, Outcome, Postponed, Reply, Request},
     host::Stop,
     metrics::Metrics,
@@ -331,9 +331,12 @@ impl Machine {
         });
         let config = Config {
             max_threads: random.of(4..13),
-            linger: Millis::new(random.of(0..3) as u64),
+            waiting: if random.happens(33) {
+                Waiting::Threads
+            } else {
+                Waiting::Poller
+            },
             max_message_size: Bytes(MAX_MESSAGE),
-            max_in_flight: random.of(1..5),
             read_timeout: Millis(READ_TIMEOUT),
             handshake_timeout: Millis::secs(10),
             write_timeout: Millis(WRITE_TIMEOUT),
@@ -355,6 +358,7 @@ impl Machine {
             buffers: Buffers {
                 read: 1 << random.of(4..9),
                 write: 1 << random.of(7..11),
+                in_flight: random.of(1..5),
             },
             thread_stack: 0,
             memory: Budget::new(random.of(1500..6000)),

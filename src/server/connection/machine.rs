@@ -215,7 +215,7 @@ pub(crate) struct Machine {
     /// The message whose call can't begin yet, and whether to try again.
     postponed: Option<Message>,
     retries: bool,
-    /// Answers in the outbox, of which `max_in_flight` leave together.
+    /// Answers in the outbox, of which `Buffers::in_flight` leave together.
     batch: usize,
     /// The outbox is written before anything else.
     leaves: bool,
@@ -652,8 +652,8 @@ impl Machine {
 
     fn batched(&mut self) {
         let settings = &self.settings;
-        self.leaves |= self.batch >= settings.config.max_in_flight
-            || self.outbox.len() >= settings.buffers.write;
+        self.leaves |=
+            self.batch >= settings.buffers.in_flight || self.outbox.len() >= settings.buffers.write;
     }
 
     /// Begins a quantum.

@@ -14,6 +14,7 @@ mod requests;
 use std::{
     net::{SocketAddr, TcpStream},
     sync::Arc,
+    time::Duration,
     time::Instant,
 };
 
@@ -126,10 +127,9 @@ impl Connection {
             encrypted,
             &listener.policy,
         ));
-        let own = channel.local_addr();
         let peer = Arc::new(Peer::new(
             (number, permit.slot()),
-            (from, own),
+            from,
             Arc::clone(&identity),
             &common.drain,
             &common.settings.memory,
@@ -183,11 +183,26 @@ impl Connection {
     }
 
     /// Whether it only waits for its peer's next request.
-    pub(crate) fn may_linger(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.machine.state() == State::Idle
+            && !self.machine.goes_on()
             && !self.identity.must_authenticate()
             && self.peer.calls_left() == 0
             && self.peer.close_request().is_none()
+    }
+
+    /// Has its next read wait so long for the peer; says whether it will.
+    pub(crate) fn wait_in_next_read(&mut self, time: Duration) -> bool {
+        let channel = self.channel.as_mut();
+        let waits = channel.is_some_and(|channel| channel.wait_in_next_read(time));
+        self.machine.begin_quantum();
+        self.machine.readable |= waits;
+        waits
+    }
+
+    /// No read waits any more. Says whether one could have.
+    pub(crate) fn stop_waiting(&mut self) -> bool {
+        self.channel.as_mut().is_some_and(Channel::stop_waiting)
     }
 
     /// Takes events that have been delivered.
@@ -218,6 +233,7 @@ impl Connection {
                     let Some(channel) = &mut self.channel else {
                         return Advance::Closed(None);
                     };
+                    let waits = channel.waits();
                     let received = channel.read(self.machine.read_buffer());
                     let midway = channel.is_midway();
                     if matches!(&received, Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset)
@@ -225,7 +241,7 @@ impl Connection {
                         self.common.running.reset(self.peer.number());
                     }
                     // Calls may have taken their time since the first read.
-                    let now = if self.machine.has_read_before() {
+                    let now = if waits || self.machine.has_read_before() {
                         system::now()
                     } else {
                         now
@@ -338,7 +354,7 @@ impl Connection {
     /// Goes on without the current call, if so many may be left behind; its
     /// answer comes later. What came before it leaves at once.
     pub(crate) fn leave_call(&mut self) -> bool {
-        let most = self.common.settings.config.max_in_flight;
+        let most = self.common.settings.buffers.in_flight;
         // The current one counts as well.
         let leaves = self.peer.calls_left() as usize + 1 < most;
         if !self.machine.outbox.is_empty() {

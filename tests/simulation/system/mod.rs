@@ -303,7 +303,11 @@ impl Ends {
 }
 
 /// The server's side of a socket.
-pub struct Channel(Arc<Wire>);
+pub struct Channel {
+    wire: Arc<Wire>,
+    blocks: bool,
+    waits: bool,
+}
 
 impl Channel {
     /// Not simulated.
@@ -313,11 +317,11 @@ impl Channel {
 
     /// Over a socket in memory.
     pub fn over(wire: &Arc<Wire>) -> Self {
-        Self(Arc::clone(wire))
-    }
-
-    pub fn local_addr(&self) -> Option<SocketAddr> {
-        Some((Ipv4Addr::LOCALHOST, 1).into())
+        Self {
+            wire: Arc::clone(wire),
+            blocks: false,
+            waits: false,
+        }
     }
 
     pub fn is_encrypted(&self) -> bool {
@@ -334,7 +338,13 @@ impl Channel {
 
     pub fn read(&mut self, buf: &mut [u8]) -> io::Result<Received> {
         thread::yield_now();
-        let mut ends = self.0.inner.lock().unwrap();
+        if std::mem::take(&mut self.waits) {
+            // The clock stands, so nothing comes once all others do nothing.
+            for _ in 0..8 {
+                thread::yield_now();
+            }
+        }
+        let mut ends = self.wire.inner.lock().unwrap();
         if ends.reset {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
@@ -355,7 +365,7 @@ impl Channel {
 
     pub fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         thread::yield_now();
-        let mut ends = self.0.inner.lock().unwrap();
+        let mut ends = self.wire.inner.lock().unwrap();
         if ends.reset {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
@@ -373,11 +383,22 @@ impl Channel {
         false
     }
 
-    /// The clock stands, so nothing comes while others do nothing.
-    pub fn wait(&self, _: Duration) -> bool {
-        thread::yield_now();
-        let ends = self.0.inner.lock().unwrap();
-        !ends.inbound.is_empty() || ends.inbound_over || ends.reset
+    pub fn wait_in_next_read(&mut self, _: Duration) -> bool {
+        (self.blocks, self.waits) = (true, true);
+        true
+    }
+
+    pub fn may_wait(&self) -> bool {
+        self.blocks
+    }
+
+    pub fn waits(&self) -> bool {
+        self.waits
+    }
+
+    pub fn stop_waiting(&mut self) -> bool {
+        self.waits = false;
+        std::mem::take(&mut self.blocks)
     }
 
     pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
@@ -391,7 +412,7 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        let mut ends = self.0.inner.lock().unwrap();
+        let mut ends = self.wire.inner.lock().unwrap();
         ends.closed = true;
         // Closing a socket takes it out of epoll: its slot has another one.
         ends.watched = None;
@@ -492,7 +513,7 @@ impl Epoll {
     }
 
     pub fn add(&self, channel: &Channel, slot: usize) -> io::Result<()> {
-        let mut ends = channel.0.inner.lock().unwrap();
+        let mut ends = channel.wire.inner.lock().unwrap();
         ends.watched = Some((Arc::clone(&self.0), slot));
         let ready = ends.ready(slot);
         drop(ends);
@@ -500,8 +521,16 @@ impl Epoll {
         Ok(())
     }
 
+    pub fn pause(&self, channel: &Channel, _: usize) {
+        channel.wire.inner.lock().unwrap().watched = None;
+    }
+
+    pub fn resume(&self, channel: &Channel, slot: usize) {
+        let _ = self.add(channel, slot);
+    }
+
     pub fn forget(&self, channel: &Channel) {
-        channel.0.inner.lock().unwrap().watched = None;
+        channel.wire.inner.lock().unwrap().watched = None;
     }
 
     pub fn wait(&self, ready: &mut Vec<Ready>, most: usize, timeout: Duration) {
@@ -541,7 +570,7 @@ impl Linger {
     }
 
     pub fn take(&self, channel: Channel) {
-        channel.0.inner.lock().unwrap().outbound_over = true;
+        channel.wire.inner.lock().unwrap().outbound_over = true;
     }
 
     pub fn wait_until_empty(&self, _: Instant) {}

@@ -16,7 +16,6 @@ use crate::{
 fn settings(memory: usize) -> Arc<ServerSettings> {
     let config = Config {
         max_message_size: Bytes(100_000),
-        max_in_flight: 2,
         read_timeout: Millis::secs(5),
         handshake_timeout: Millis::secs(10),
         write_timeout: Millis::secs(20),
@@ -32,6 +31,7 @@ fn settings(memory: usize) -> Arc<ServerSettings> {
         buffers: Buffers {
             read: 64,
             write: 1000,
+            in_flight: 2,
         },
         thread_stack: 0,
         memory: Budget::new(memory),
@@ -59,7 +59,7 @@ impl Test {
         let from = (Ipv4Addr::LOCALHOST, 1).into();
         let peer = Peer::new(
             (1, 0),
-            (from, None),
+            from,
             Arc::new(unauthenticated),
             &drain,
             &settings.memory,
