@@ -202,7 +202,7 @@ async function show() {
   const turn = (showing += 1);
   let nodes;
   try {
-    if (first === 'services' && name) nodes = await service(decodeURIComponent(name), { read, change, mayChange: mayChange(), keep });
+    if (first === 'services' && name) nodes = await service(decodeURIComponent(name), { read, change, mayChange: mayChange(), keep, notify });
     else if (first === 'calls' && name) nodes = await why(decodeURIComponent(name));
     else nodes = await (VIEWS[first] ?? overview)();
   } catch (error) {

@@ -1,18 +1,19 @@
 // One service: its versions, what it may, how it does, and a form to try an action.
 import { bytes, duration, h, histogram, pastCalls } from './draw.mjs';
+import { example, snippets } from './examples.mjs';
 
-export async function service(name, { read, change, mayChange, keep }) {
-  const { versions, lastCalls } = await read(`/services/${encodeURIComponent(name)}`);
+export async function service(name, { read, change, mayChange, keep, notify }) {
+  const [{ versions, lastCalls }, { listeners }] = await Promise.all([read(`/services/${encodeURIComponent(name)}`), read('/listeners')]);
   return [
     h('h1', {}, h('a', { href: '#/services' }, 'Services'), ` / ${name}`),
-    ...versions.map((version) => card(name, version, { change, mayChange })),
+    ...versions.map((version, index) => card(name, version, { change, mayChange, notify, listeners, isHighest: index === 0 })),
     keep('try', () => attempt(name, versions, { change, mayChange })),
     h('h2', {}, 'Calls that failed or were slow'),
     pastCalls(lastCalls, 'service'),
   ];
 }
 
-function card(name, version, { change, mayChange }) {
+function card(name, version, { change, mayChange, notify, listeners, isHighest }) {
   const row = version.row ?? {};
   const on = row.state !== 'disabled';
   const button = (what, label, more) =>
@@ -39,7 +40,28 @@ function card(name, version, { change, mayChange }) {
       action.input || action.output
         ? h('details', {}, h('summary', {}, `Schemas of ${action.name}`), h('pre', {}, JSON.stringify({ input: action.input, output: action.output }, null, 2)))
         : undefined,
+      calls(`${name}.${action.name}`, version.version, action.input, { notify, listeners, isHighest }),
     ]));
+}
+
+/** How an action is called, to be copied. */
+function calls(topic, version, input, { notify, listeners, isHighest }) {
+  const lines = snippets(listeners, { topic, version, isHighest }, input ? example(input) : {});
+  return h('details', {}, h('summary', {}, `Call ${topic} ${version}`), lines.flatMap(([program, text]) => {
+    const shown = h('pre', {}, text);
+    return [h('p', { class: 'fields' }, program, h('button', { type: 'button', 'aria-label': `Copy ${program} of ${topic} ${version}`, onclick: () => copy(text, shown, notify) }, 'Copy')), shown];
+  }));
+}
+
+/** Copies a text; where the page may not, it is selected for the reader to do so. */
+async function copy(text, shown, notify) {
+  try {
+    await navigator.clipboard.writeText(text);
+    notify('Copied.');
+  } catch {
+    getSelection().selectAllChildren(shown);
+    notify('Selected: copy it with the keyboard.');
+  }
 }
 
 const definition = (term, text) => [h('dt', {}, term), h('dd', {}, text)];

@@ -5,7 +5,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process,
     sync::atomic::{AtomicU32, Ordering::Relaxed},
@@ -17,6 +17,32 @@ pub const PRIVATE: u32 = 0o600;
 pub const ORDINARY: u32 = 0o666;
 /// Ending of the temporary names.
 const UNFINISHED: &str = "part";
+
+/// Distinguishes two states of a file: it was written, or replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    size: u64,
+    modified: (i64, i64),
+    /// Time of the last change of the inode, which `cp -p` can't set.
+    changed: (i64, i64),
+    inode: u64,
+}
+
+impl Stamp {
+    /// Looks at a file.
+    ///
+    /// # Errors
+    /// If it can't be looked at.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::metadata(path)?;
+        Ok(Self {
+            size: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            inode: metadata.ino(),
+        })
+    }
+}
 
 /// Writes a file in the place of one that may be there.
 ///
@@ -76,6 +102,12 @@ impl Unfinished {
         })
     }
 
+    /// Returns where it is until then.
+    #[must_use]
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
     /// Puts it under its name, in the place of a file that may be there.
     ///
     /// # Errors
@@ -112,15 +144,26 @@ impl Drop for Unfinished {
     }
 }
 
-/// Removes what killed processes left unfinished in a folder that only the
-/// caller writes to.
+/// Removes what killed processes left unfinished in a folder; no file that has
+/// another name than [`Unfinished`] gives.
 pub fn remove_unfinished(folder: &Path) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     for path in entries.map(|entry| entry.path()) {
-        if path.extension().is_some_and(|ending| ending == UNFINISHED) {
+        if is_unfinished(&path) {
             let _ = fs::remove_file(path);
         }
     }
+}
+
+/// Whether a file is called `.NAME.PROCESS.NUMBER.part`.
+fn is_unfinished(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut parts = name.rsplit('.');
+    let is_number = |part: Option<&str>| part.is_some_and(|part| part.parse::<u32>().is_ok());
+    name.starts_with('.')
+        && parts.next() == Some(UNFINISHED)
+        && is_number(parts.next())
+        && is_number(parts.next())
 }
 
 /// Makes a new name durable.
@@ -180,5 +223,10 @@ mod tests {
         fs::write(folder.path().join(".file.1.0.part"), "killed").unwrap();
         remove_unfinished(folder.path());
         assert_eq!(names(folder.path()), ["file"]);
+        for other in [".file.part", "file.1.0.part", ".file.x.0.part", ".part"] {
+            fs::write(folder.path().join(other), "another's").unwrap();
+        }
+        remove_unfinished(folder.path());
+        assert_eq!(names(folder.path()).len(), 5);
     }
 }

@@ -18,7 +18,7 @@ pub mod dispatch;
 pub mod files;
 #[cfg(feature = "runtime")]
 pub mod host;
-#[cfg(feature = "runtime")]
+#[cfg(feature = "http")]
 pub mod http;
 #[cfg(feature = "compiler")]
 pub mod load;
@@ -43,4 +43,6 @@ pub mod system;
 pub mod transport;
 #[cfg(feature = "runtime")]
 pub mod trusted;
+#[cfg(feature = "http")]
+pub mod websocket;
 pub use mb_wire as wire;

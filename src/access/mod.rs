@@ -20,7 +20,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use throttle::AuthThrottle;
-pub use throttle::Failure;
+pub use throttle::{Failure, whole_address};
 use tokens::{Tokens, TokensError};
 
 use crate::{
@@ -95,6 +95,37 @@ pub enum Denied {
     Exposed,
     /// Too many failures; the time until the next try is allowed.
     TooMany(Duration),
+}
+
+/// The message for peers whose address has failed too often.
+pub const TOO_MANY_FAILURES: &str = "too many failures from this address";
+
+impl Denied {
+    /// One word, for metrics.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::NoToken => "missing",
+            Self::Exposed => "exposed",
+            Self::TooMany(_) => "too-many",
+        }
+    }
+
+    /// The message for the peer.
+    #[must_use]
+    pub fn message(&self) -> &'static str {
+        match self {
+            Self::Token => "the token is unknown, expired or revoked",
+            Self::NoToken => {
+                "system.hello must carry a token here, or over HTTP the field Authorization: Bearer TOKEN"
+            }
+            Self::Exposed => {
+                "a token is taken over TLS only, since others can read this connection"
+            }
+            Self::TooMany(_) => TOO_MANY_FAILURES,
+        }
+    }
 }
 
 /// Tokens, principals and the throttle of one server.

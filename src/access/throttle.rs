@@ -46,7 +46,7 @@ impl AuthThrottle {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let left = forgotten
-            .get(&(whole(address), way))?
+            .get(&(whole_address(address), way))?
             .saturating_duration_since(now);
         let most = self.each() * (self.per_minute - 1);
         left.checked_sub(most).filter(|wait| !wait.is_zero())
@@ -64,7 +64,7 @@ impl AuthThrottle {
         let most = now + self.each() * self.per_minute;
         // Where even those are too many, the newcomers are not remembered:
         // a token is too long to be guessed from that many addresses.
-        let key = (whole(address), way);
+        let key = (whole_address(address), way);
         if !full || forgotten.contains_key(&key) {
             let until = forgotten.entry(key).or_insert(now);
             *until = ((*until).max(now) + self.each()).min(most);
@@ -76,14 +76,12 @@ impl AuthThrottle {
     }
 }
 
-/// One customer of IPv6 has a /64 at least, and all its addresses are one.
-fn whole(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) => v4.into(),
-            None => Ipv6Addr::from(u128::from(v6) & (!0 << 64)).into(),
-        },
+/// Of IPv6, the /64 that one customer has at least.
+#[must_use]
+pub fn whole_address(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & (!0 << 64)).into(),
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 

@@ -209,7 +209,7 @@ pub fn create(
     let mut chance = [0; SIZE];
     getrandom::fill(&mut chance).map_err(|e| error(e.to_string()))?;
     let token = format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(chance));
-    let sha256 = hex(&Sha256::digest(&token));
+    let sha256 = format!("{:x}", Sha256::digest(&token));
     let id = sha256[..12].to_owned();
     let text = |time: SystemTime| humantime::format_rfc3339_seconds(time).to_string();
     change(file, |tokens| {
@@ -322,10 +322,6 @@ fn parse_digest(text: &str) -> Option<[u8; 32]> {
         .map(|i| u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok())
         .collect();
     bytes?.try_into().ok().filter(|_| text.len() == 64)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

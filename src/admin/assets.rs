@@ -6,7 +6,7 @@ macro_rules! asset {
     };
 }
 
-const FILES: [(&str, &str, &str); 6] = [
+const FILES: [(&str, &str, &str); 7] = [
     ("/", "text/html; charset=utf-8", asset!("index.html")),
     ("/page.css", "text/css; charset=utf-8", asset!("page.css")),
     (
@@ -23,6 +23,11 @@ const FILES: [(&str, &str, &str); 6] = [
         "/service.mjs",
         "text/javascript; charset=utf-8",
         asset!("service.mjs"),
+    ),
+    (
+        "/examples.mjs",
+        "text/javascript; charset=utf-8",
+        asset!("examples.mjs"),
     ),
     ("/icon.svg", "image/svg+xml", asset!("icon.svg")),
 ];

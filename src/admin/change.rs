@@ -1,11 +1,17 @@
 //! What the operator may change, and the requests for it.
 
-use std::io::Write;
+use std::io::{Read, Write};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, JSON_UTF8, Page, gateway::Request, pages::decode, routes::Route, shown, token};
+use super::{
+    Admin, JSON_UTF8, Page,
+    gateway::Request,
+    pages::{Query, decode},
+    routes::{Route, Takes},
+    shown, token,
+};
 use crate::log::{AUDIT, Limiter};
 
 /// Default timeout of an action that is tried, in milliseconds.
@@ -55,6 +61,20 @@ pub trait Commands: Send + Sync {
     /// See above.
     fn switch(&self, service: &str, version: Option<&str>, on: bool) -> Result<String, String>;
 
+    /// Receives a component, checks it and holds it. Returns what the check
+    /// found.
+    ///
+    /// # Errors
+    /// Why it is refused, as JSON.
+    fn hold(&self, upload: Upload<'_>) -> Result<Value, Value>;
+
+    /// Serves the component with this digest that is held; or drops it, or serves
+    /// again what was served before it.
+    ///
+    /// # Errors
+    /// See above.
+    fn deploy(&self, file: &str, digest: &str, undo: bool) -> Result<String, String>;
+
     /// Stops a call. Returns false if there is none of this number.
     fn kill(&self, call: u64) -> bool;
 
@@ -83,6 +103,18 @@ pub trait Commands: Send + Sync {
     fn try_action(&self, attempt: &Attempt<'_>) -> Result<Value, String>;
 }
 
+/// A component that arrives.
+pub struct Upload<'a> {
+    /// Its file without its ending, `NAME` or `NAME@VERSION`.
+    pub file: &'a str,
+    /// Its bytes.
+    pub body: &'a mut dyn Read,
+    /// It may break callers.
+    pub force: bool,
+    /// It is checked and dropped.
+    pub check: bool,
+}
+
 /// An action that is tried.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt<'a> {
@@ -106,6 +138,7 @@ struct Body {
     payload: Value,
     timeout_ms: Option<u64>,
     filter: Option<String>,
+    digest: Option<String>,
     undo: bool,
 }
 
@@ -137,17 +170,29 @@ fn refuse(status: u16, error: &str) -> Page {
 
 impl Admin {
     /// Checks that a request may change something. Returns the refusal if not.
-    pub(super) fn authorise(&self, request: &Request) -> Result<(), Page> {
-        let Some(token) = &self.token else {
-            return Err(refuse(
-                403,
-                "changes are switched off, because there is no token; the log says why",
-            ));
+    fn authorise(&self, request: &Request, takes: Takes) -> Result<(), Page> {
+        let (changes, deploys) = match takes {
+            Takes::Nothing => return Ok(()),
+            Takes::Admin => (&self.token, &None),
+            Takes::Deploy => (&None, &self.deploy_token),
+            Takes::AdminOrDeploy => (&self.token, &self.deploy_token),
         };
         let bearer = request.header("Authorization");
         let bearer = bearer.and_then(token::bearer);
-        if bearer.is_some_and(|shown| token::is_same(token, shown)) {
+        let mut taken = changes.iter().chain(deploys);
+        if taken.any(|token| bearer.is_some_and(|shown| token::is_same(token, shown))) {
             return Ok(());
+        }
+        if changes.is_none() && deploys.is_none() {
+            return Err(refuse(
+                403,
+                match takes {
+                    Takes::Deploy => {
+                        "deploying is off: set admin.deploy = true and restart; if it is set, the log says what is wrong with its token"
+                    }
+                    _ => "changes are switched off, because there is no token; the log says why",
+                },
+            ));
         }
         static REFUSED: Limiter = Limiter::audit();
         if REFUSED.allows("admin endpoint without its token") {
@@ -160,8 +205,17 @@ impl Admin {
                 "a change was requested without the token"
             );
         }
-        let error = "this takes the header Authorization: Bearer TOKEN; the token is in state_dir/admin.token";
-        Err(refuse(401, error))
+        Err(refuse(
+            401,
+            match takes {
+                Takes::Deploy => {
+                    "this takes the header Authorization: Bearer TOKEN; the token is in admin.deploy_token, by default state_dir/deploy.token"
+                }
+                _ => {
+                    "this takes the header Authorization: Bearer TOKEN; the token is in state_dir/admin.token"
+                }
+            },
+        ))
     }
 
     /// Writes a backup, if the request may have one; the head comes with its
@@ -190,18 +244,33 @@ impl Admin {
     }
 
     /// Answers requests other than GET.
-    pub(super) fn change(&self, request: &Request, route: &Route, values: &[&str]) -> Page {
-        if let Err(page) = self.authorise(request) {
+    pub(super) fn change(
+        &self,
+        request: &Request,
+        route: &Route,
+        values: &[&str],
+        upload: &mut dyn Read,
+    ) -> Page {
+        if let Err(page) = self.authorise(request, route.takes) {
             return page;
         }
-        let page = self.apply(request, route, values);
+        let is_upload = route.method == "PUT";
+        let page = if is_upload {
+            self.receive(request, route, values, upload)
+        } else {
+            self.apply(request, route, values)
+        };
         // Only the operator causes these, so the bound is far from anything
         // that they do.
         static CHANGES: Limiter = Limiter::audit_up_to(MAX_CHANGES);
         if CHANGES.allows("changes by the operator") {
             // What is tried, and what came of it, is the service's.
             let is_try = route.path.ends_with("/try");
-            let body = String::from_utf8_lossy(if is_try { &[] } else { &request.body });
+            let body = String::from_utf8_lossy(if is_try || is_upload {
+                &[]
+            } else {
+                &request.body
+            });
             tracing::info!(
                 target: AUDIT,
                 security = "change",
@@ -215,6 +284,34 @@ impl Admin {
             );
         }
         page
+    }
+
+    /// Answers the upload of a component.
+    fn receive(
+        &self,
+        request: &Request,
+        route: &Route,
+        values: &[&str],
+        body: &mut dyn Read,
+    ) -> Page {
+        let query = request.url.split_once('?').map_or("", |(_, query)| query);
+        let flags = Query::parse(query, route.query)
+            .and_then(|query| Ok((query.flag("force")?, query.flag("check")?)));
+        let (force, check) = match flags {
+            Ok(flags) => flags,
+            Err(error) => return refuse(400, &error),
+        };
+        let file = values.first().and_then(|name| decode(name));
+        let held = self.commands.hold(Upload {
+            file: &file.unwrap_or_default(),
+            body,
+            force,
+            check,
+        });
+        match held {
+            Ok(verdict) => (200, JSON_UTF8, verdict.to_string()),
+            Err(refused) => (409, JSON_UTF8, refused.to_string()),
+        }
     }
 
     fn apply(&self, request: &Request, route: &Route, values: &[&str]) -> Page {
@@ -252,6 +349,10 @@ impl Admin {
             } else {
                 self.commands.rollback(&name, version)
             }),
+            ("POST", "/services/{name}/deploy") => match &body.digest {
+                Some(digest) => result(self.commands.deploy(&name, digest, body.undo)),
+                None => refuse(400, "the body lacks digest"),
+            },
             ("POST", "/services/{name}/disable") => {
                 result(self.commands.switch(&name, version, false))
             }

@@ -35,8 +35,10 @@ const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 /// Largest body of a request, in bytes.
 pub(super) const MAX_BODY: usize = 1024 * 1024;
-/// Time for a whole request to arrive.
+/// Time for a whole request to arrive, and for each part of a component.
 const READ_WITHIN: Duration = Duration::from_secs(10);
+/// Time for a whole component to arrive.
+const UPLOAD_WITHIN: Duration = Duration::from_secs(300);
 /// Pages that are built at the same time.
 const MAX_BUILDING: usize = 4;
 /// Time for the building of a page to begin.
@@ -57,6 +59,8 @@ const TAKE_WITHIN: Duration = Duration::from_secs(10);
 const EXPORT_WITHIN: Duration = Duration::from_secs(3600);
 /// Time for a refused client to read why, while what it still sends is dropped.
 const LINGER: Duration = Duration::from_secs(2);
+/// What a client waits for that sends its head alone at first.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// Pause after an error of the accept call.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -130,7 +134,12 @@ pub(super) struct Request {
     /// Address and port, or user and process, of the client.
     pub(super) peer: String,
     headers: Vec<(String, Vec<u8>)>,
+    /// Of an upload, what came with the head.
     pub(super) body: Vec<u8>,
+    /// Bytes of an upload that have yet to come.
+    rest: usize,
+    /// The client waits for `100 Continue` before it sends them.
+    continues: bool,
     /// Keeps the memory for the body, unless that is small.
     _held: Option<Reservation>,
 }
@@ -155,9 +164,70 @@ impl Request {
         self.looks() && matches!(self.path(), "/healthz" | "/readyz")
     }
 
+    /// Whether its body is a component, which is read as it arrives.
+    fn is_upload(&self) -> bool {
+        self.method == "PUT"
+    }
+
     /// Whether it only reads.
     fn looks(&self) -> bool {
         matches!(&*self.method, "GET" | "HEAD")
+    }
+}
+
+/// The body of an upload, read as it arrives; of other requests nothing.
+struct Arriving<'a> {
+    socket: &'a Socket,
+    begun: &'a [u8],
+    rest: usize,
+    continues: bool,
+    deadline: Instant,
+}
+
+impl<'a> Arriving<'a> {
+    fn of(request: &'a Request, socket: &'a Socket) -> Self {
+        Self {
+            socket,
+            begun: if request.is_upload() {
+                &request.body
+            } else {
+                &[]
+            },
+            rest: request.rest,
+            continues: request.continues,
+            deadline: Instant::now() + UPLOAD_WITHIN,
+        }
+    }
+}
+
+impl io::Read for Arriving<'_> {
+    fn read(&mut self, part: &mut [u8]) -> io::Result<usize> {
+        if !self.begun.is_empty() {
+            return self.begun.read(part);
+        }
+        let wanted = part.len().min(self.rest);
+        if wanted == 0 {
+            return Ok(0);
+        }
+        // Who is refused before never sends it.
+        if std::mem::take(&mut self.continues) {
+            write_before(self.socket, CONTINUE, Instant::now() + READ_WITHIN)?;
+        }
+        let patience = remaining(self.deadline)?.min(READ_WITHIN);
+        self.socket.set_read_timeout(Some(patience))?;
+        let mut socket = self.socket;
+        let count = match socket.read(&mut part[..wanted]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(error) if is_late(&error) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "nothing came for 10 s, or not all within 5 min",
+                ));
+            }
+            read => read?,
+        };
+        self.rest -= count;
+        Ok(count)
     }
 }
 
@@ -333,15 +403,16 @@ impl Gateway {
             return self.stream(socket, slot, request);
         }
         let is_export = request.method == "POST" && request.path() == "/store/export";
-        let (status, kind, body) =
-            if is_export && request.may_look && self.admin.is_addressed(request) {
-                match self.export(socket, request)? {
-                    None => return Ok(()),
-                    Some(page) => page,
-                }
-            } else {
-                self.build(request)?
-            };
+        let may_export = is_export && request.may_look && self.admin.is_addressed(request);
+        let mut upload = Arriving::of(request, socket);
+        let (status, kind, body) = if may_export {
+            match self.export(socket, request)? {
+                None => return Ok(()),
+                Some(page) => page,
+            }
+        } else {
+            self.build(request, &mut upload)?
+        };
         if body.len() > MAX_ANSWER.min(self.held.limit()) {
             return Err((
                 400,
@@ -365,11 +436,15 @@ impl Gateway {
                 _ => write_before(socket, body.as_bytes(), deadline),
             })
             .and_then(|()| socket.shutdown(std::net::Shutdown::Write));
+        // A client that is still sending would lose the answer.
+        if upload.rest > 0 {
+            drop_what_comes(socket, Instant::now() + LINGER);
+        }
         Ok(())
     }
 
     /// Builds the requested page, or makes the change.
-    fn build(&self, request: &Request) -> Result<Page, HttpError> {
+    fn build(&self, request: &Request, upload: &mut Arriving<'_>) -> Result<Page, HttpError> {
         if let Some(page) = self.admin.probe(request) {
             return Ok(page);
         }
@@ -385,7 +460,7 @@ impl Gateway {
             Some(change.ok_or((503, "other changes are in progress; try again"))?)
         };
         // A panic is logged by its hook.
-        catch_unwind(AssertUnwindSafe(|| self.admin.route(request)))
+        catch_unwind(AssertUnwindSafe(|| self.admin.route(request, upload)))
             .map_err(|_| (500, "a defect of the server; its log says more"))
     }
 
@@ -461,8 +536,16 @@ impl Gateway {
             }
             _ => return Err((400, "this is no HTTP/1.1 request")),
         };
-        let (length, continues) = framing(request.headers)?;
         let method = request.method.unwrap_or_default().to_owned();
+        let (most, exceeds) = if method == "PUT" {
+            (self.admin.max_upload, "the component exceeds 256 MiB")
+        } else {
+            (MAX_BODY, "the body exceeds 1 MiB")
+        };
+        let (length, continues) = framing(request.headers)?;
+        if length > most {
+            return Err((413, exceeds));
+        }
         let (authority, url) = target(request.path.unwrap_or_default());
         let mut received = Request {
             method,
@@ -472,6 +555,8 @@ impl Gateway {
             peer: peer_of(socket),
             headers: Vec::new(),
             body: Vec::new(),
+            rest: 0,
+            continues,
             _held: None,
         };
         if !received.may_look && !received.is_probe() {
@@ -489,13 +574,17 @@ impl Gateway {
                 "from another machine, reading too takes the header Authorization: Bearer TOKEN",
             ));
         }
-        if length > MAX_HEAD {
+        if received.is_upload() {
+            body.truncate(length);
+            received.rest = length - body.len();
+        } else if length > MAX_HEAD {
             let held = hold(&self.held, length, Instant::now());
             received._held =
                 Some(held.ok_or((503, "other large requests are being read; try again"))?);
         }
-        if continues && body.is_empty() {
-            let _ = (&*socket).write_all(b"HTTP/1.1 100 Continue\r\n\r\n");
+        let length = length - received.rest;
+        if continues && body.len() < length {
+            let _ = (&*socket).write_all(CONTINUE);
         }
         while body.len() < length {
             match read_some(socket, &mut body, deadline) {
@@ -599,9 +688,6 @@ fn framing(headers: &[httparse::Header<'_>]) -> Result<(usize, bool), HttpError>
         }
         (Some(_), Some(_)) => return Err((400, "Content-Length is there twice")),
     };
-    if length > MAX_BODY {
-        return Err((413, "the body exceeds 1 MiB"));
-    }
     Ok((length, named("expect").next().is_some()))
 }
 
@@ -809,7 +895,6 @@ mod tests {
             &[("content-LENGTH", "12"), ("Expect", "100-continue")],
             Ok((12, true)),
         );
-        check(&[("Content-Length", "1048577")], Err(413));
         check(&[("Content-Length", "99999999999999999999")], Err(400));
         check(&[("Content-Length", "+1")], Err(400));
         check(

@@ -8,17 +8,16 @@ mod gateway;
 mod metrics_text;
 mod pages;
 mod routes;
-mod socket;
 pub mod token;
 
 use std::{
-    io,
+    io::{self, Read},
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-pub use change::{Attempt, Commands};
+pub use change::{Attempt, Commands, Upload};
 pub use gateway::{AdminListener, MAX_ANSWER};
 use gateway::{Gateway, Request};
 use pages::Query;
@@ -47,6 +46,8 @@ pub struct Admin {
     pub accepting: Box<dyn Fn() -> bool + Send + Sync>,
     /// Describes a service in each of its versions; none if there is none.
     pub services: Box<Describe>,
+    /// Where the services are reached.
+    pub listeners: Value,
     /// The settings, as they may be shown.
     pub settings: Box<dyn Fn() -> Value + Send + Sync>,
     /// Has the calls that failed or were slow.
@@ -55,6 +56,10 @@ pub struct Admin {
     pub commands: Box<dyn Commands>,
     /// The token that a change needs; none if no change is allowed.
     pub token: Option<String>,
+    /// The token that deploying takes; none if nothing can be deployed.
+    pub deploy_token: Option<String>,
+    /// Largest component that is deployed, in bytes.
+    pub max_upload: usize,
     /// Host headers that are answered besides loopback ones.
     pub allowed_hosts: Vec<String>,
     /// Bytes of bodies and answers together, except small ones.
@@ -89,7 +94,7 @@ impl Admin {
         Ok(Running(gateway))
     }
 
-    fn route(&self, request: &Request) -> Page {
+    fn route(&self, request: &Request, upload: &mut dyn Read) -> Page {
         let refuse =
             |status: u16, error: &str| (status, JSON_UTF8, json!({"error": error}).to_string());
         if !request.may_look || !self.is_addressed(request) {
@@ -120,7 +125,7 @@ impl Admin {
                     .and_then(|query| self.page(route.path, &values, &query));
                 page.unwrap_or_else(|error| refuse(400, &error))
             }
-            Ok((route, values)) => self.change(request, route, &values),
+            Ok((route, values)) => self.change(request, route, &values, upload),
             Err(true) => refuse(
                 405,
                 "another method is answered here; / lists what there is",
@@ -229,6 +234,14 @@ pub(super) mod tests {
             Err("nothing".into())
         }
 
+        fn hold(&self, _: Upload<'_>) -> Result<Value, Value> {
+            Err("nothing".into())
+        }
+
+        fn deploy(&self, _: &str, _: &str, _: bool) -> Result<String, String> {
+            Err("nothing".into())
+        }
+
         fn close_principal(&self, _: &str) -> usize {
             0
         }
@@ -265,10 +278,13 @@ pub(super) mod tests {
             snapshot: Box::new(empty),
             accepting: Box::new(|| true),
             services: Box::new(|_| Vec::new()),
+            listeners: Value::Null,
             settings: Box::new(|| Value::Null),
             metrics: Arc::default(),
             commands: Box::new(Nothing),
             token: None,
+            deploy_token: None,
+            max_upload: 1024,
             allowed_hosts: vec!["Ops.example".into()],
             memory: 64 * 1024 * 1024,
         }

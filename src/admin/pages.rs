@@ -59,6 +59,15 @@ impl Query {
             .transpose()
     }
 
+    /// Whether a parameter is `true`.
+    pub(super) fn flag(&self, name: &str) -> Result<bool, String> {
+        match self.get(name) {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(format!("{name} is true or false")),
+        }
+    }
+
     fn limit(&self) -> Result<usize, String> {
         let limit = self.number("limit")?.unwrap_or(DEFAULT_LIMIT as u64);
         Ok(usize::try_from(limit).unwrap_or(usize::MAX))
@@ -107,9 +116,7 @@ impl Admin {
                     .iter()
                     .filter(|call| call.connection == row.id)
                     .collect();
-                ok(
-                    json!({"connection": row, "socket": row.ends.map(super::socket::of), "calls": calls}),
-                )
+                ok(json!({"connection": row, "calls": calls}))
             }
             "/calls" => ok(json!({"calls": (self.snapshot)().calls})),
             "/calls/past" => {
@@ -142,6 +149,7 @@ impl Admin {
                     .find(50, |call| call.service == values[0]);
                 ok(json!({"name": values[0], "versions": versions, "lastCalls": past}))
             }
+            "/listeners" => ok(json!({"listeners": self.listeners})),
             "/config" => ok((self.settings)()),
             "/log" => ok(json!({"lines": log(query)?, "filter": crate::log::filter()})),
             "/metrics" => Ok((200, PROMETHEUS, metrics_text::render(&(self.snapshot)()))),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 /// One route.
 #[derive(Debug, Clone, Copy)]
 pub struct Route {
-    /// `GET`, `POST` or `DELETE`.
+    /// `GET`, `POST`, `PUT` or `DELETE`.
     pub method: &'static str,
     /// Segments in braces are parameters.
     pub path: &'static str,
@@ -21,6 +21,21 @@ pub struct Route {
     /// Kind of the answer, and the statuses that it may have beside those of
     /// every route.
     pub answers: (&'static str, &'static [u16]),
+    /// Which token it takes.
+    pub takes: Takes,
+}
+
+/// What a request must show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    /// Nothing on this machine.
+    Nothing,
+    /// The token for changes.
+    Admin,
+    /// The token for deploys.
+    Deploy,
+    /// One of them.
+    AdminOrDeploy,
 }
 
 pub(super) const JSON: &str = "application/json";
@@ -37,6 +52,7 @@ const fn get(path: &'static str, what: &'static str) -> Route {
         body: &[],
         required: &[],
         answers: (JSON, &[200]),
+        takes: Takes::Nothing,
     }
 }
 
@@ -49,6 +65,7 @@ const fn post(path: &'static str, what: &'static str, statuses: &'static [u16]) 
         body: &[],
         required: &[],
         answers: (JSON, statuses),
+        takes: Takes::Admin,
     }
 }
 
@@ -64,7 +81,7 @@ const ONE_VERSION: (&str, &str, &str) = (
 );
 const VERSION: &[(&str, &str, &str)] = &[ONE_VERSION];
 
-/// All of them. Those that are not GET take the token.
+/// All of them. Those that are not GET take a token.
 pub const ROUTES: &[Route] = &[
     get("/healthz", "200 while the process lives"),
     Route {
@@ -74,6 +91,10 @@ pub const ROUTES: &[Route] = &[
             "200 while requests are served, 503 while the server drains; the files that did not load",
         )
     },
+    get(
+        "/listeners",
+        "where the services are reached, and what is spoken there",
+    ),
     Route {
         query: &[
             ("state", "only those in this state"),
@@ -89,13 +110,11 @@ pub const ROUTES: &[Route] = &[
     },
     Route {
         answers: (JSON, &[200, 404]),
-        ..get(
-            "/connections/{id}",
-            "one of them, with what the kernel knows of its socket",
-        )
+        ..get("/connections/{id}", "one of them, with its calls")
     },
     Route {
         method: "DELETE",
+        takes: Takes::Admin,
         answers: (JSON, &[200, 404]),
         ..get(
             "/connections/{id}",
@@ -105,6 +124,7 @@ pub const ROUTES: &[Route] = &[
     get("/calls", "calls that take longer than a millisecond or two"),
     Route {
         method: "DELETE",
+        takes: Takes::Admin,
         answers: (JSON, &[200, 404]),
         ..get(
             "/calls/{id}",
@@ -130,12 +150,39 @@ pub const ROUTES: &[Route] = &[
             "one of them in all its versions: schemas, limits, grants, latency, last calls that failed or were slow",
         )
     },
+    Route {
+        method: "PUT",
+        takes: Takes::Deploy,
+        query: &[
+            ("force", "true: hold it although it breaks callers"),
+            ("check", "true: check it and drop it"),
+        ],
+        ..post(
+            "/services/{name}",
+            "receive the file NAME.wasm or NAME@VERSION.wasm, check it, and hold it for two minutes at most",
+            &[200, 409],
+        )
+    },
+    Route {
+        takes: Takes::Deploy,
+        body: &[
+            ("digest", "string", "as PUT has answered it"),
+            (
+                "undo",
+                "boolean",
+                "drop what is held, or serve again what was served before",
+            ),
+        ],
+        required: &["digest"],
+        ..post("/services/{name}/deploy", "serve what is held", &[200, 409])
+    },
     post(
         "/services/reload",
         "look for changed components now, by what is in the files",
         &[200, 500],
     ),
     Route {
+        takes: Takes::AdminOrDeploy,
         body: &[
             ONE_VERSION,
             (
@@ -151,6 +198,7 @@ pub const ROUTES: &[Route] = &[
         )
     },
     Route {
+        takes: Takes::AdminOrDeploy,
         body: VERSION,
         ..post(
             "/services/{name}/disable",
@@ -159,6 +207,7 @@ pub const ROUTES: &[Route] = &[
         )
     },
     Route {
+        takes: Takes::AdminOrDeploy,
         body: VERSION,
         ..post("/services/{name}/enable", "serve it again", &[200, 409])
     },
@@ -325,7 +374,8 @@ pub(super) fn openapi() -> Value {
             "title": "mb-server admin endpoint",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "Reading is open on this machine; what is not GET, and all from another machine, takes the \
-                            token in state_dir/admin.token.",
+                            token in state_dir/admin.token. Deploying takes that in state_dir/deploy.token, or in the \
+                            file of admin.deploy_token, which also rolls back, disables and enables.",
         },
         "paths": paths,
         "components": {
@@ -349,6 +399,7 @@ fn operation(route: &Route) -> Value {
             "limit" | "after" => json!({"type": "integer", "minimum": 0}),
             "sort" => json!({"enum": SORTS}),
             "level" => json!({"enum": LEVELS}),
+            "force" | "check" => json!({"type": "boolean"}),
             _ => json!({"type": "string"}),
         };
         json!({"name": name, "in": "query", "description": what, "schema": kind})
@@ -374,7 +425,7 @@ fn operation(route: &Route) -> Value {
             401,
             "the token is missing or wrong: what is not GET takes it, and from another machine all does",
         ),
-        (403, "the Host header is not answered"),
+        (403, "the Host header is not answered, or deploying is off"),
         (408, "the request did not arrive in time"),
         (411, "the body has no Content-Length"),
         (413, "the body is too large"),
@@ -391,8 +442,11 @@ fn operation(route: &Route) -> Value {
     }
     let mut operation =
         json!({"summary": route.what, "parameters": parameters, "responses": responses});
-    if route.method != "GET" {
+    if route.takes != Takes::Nothing {
         operation["security"] = json!([{"token": []}]);
+    }
+    if route.method == "PUT" {
+        operation["requestBody"] = json!({"required": true, "content": {"application/wasm": {}}});
     }
     if !route.body.is_empty() {
         let property = |(name, kind, what): &(&str, &str, &str)| {
@@ -465,6 +519,7 @@ mod tests {
                 "{}",
                 route.path
             );
+            assert_eq!(route.takes == Takes::Nothing, route.method == "GET");
         }
     }
 }

@@ -18,7 +18,7 @@ use super::{
     Catalog, LoadSettings,
     loader::{ChangeError, Loader, ScanMode},
 };
-use crate::{config::Config, sandbox::Sandbox, wire::Version};
+use crate::{config::Config, files::Unfinished, sandbox::Sandbox, wire::Version};
 
 /// The current catalog, and the loader that it comes from.
 pub struct LiveCatalog {
@@ -102,10 +102,7 @@ impl LiveCatalog {
     /// # Errors
     /// Says why there is none.
     pub fn rollback(&self, name: &str, version: Option<Version>) -> Result<String, ChangeError> {
-        let mut loader = self.lock();
-        let done = loader.rollback(name, version)?;
-        self.swap(&loader);
-        Ok(done)
+        self.change(|loader| loader.rollback(name, version))
     }
 
     /// Serves the file in the folder again that [`Self::rollback`] went back
@@ -118,10 +115,7 @@ impl LiveCatalog {
         name: &str,
         version: Option<Version>,
     ) -> Result<String, ChangeError> {
-        let mut loader = self.lock();
-        let done = loader.undo_rollback(name, version)?;
-        self.swap(&loader);
-        Ok(done)
+        self.change(|loader| loader.undo_rollback(name, version))
     }
 
     /// Enables or disables a service, or one version of it, until the next
@@ -135,10 +129,91 @@ impl LiveCatalog {
         version: Option<Version>,
         on: bool,
     ) -> Result<String, ChangeError> {
+        self.change(|loader| loader.switch(name, version, on))
+    }
+
+    /// What a file would be loaded with now.
+    pub(super) fn to_load(&self) -> (Arc<Sandbox>, LoadSettings) {
+        self.lock().to_load()
+    }
+
+    /// Checks that a file with this digest may take its place. Returns the
+    /// digest of what is served of it.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub(super) fn may_replace(
+        &self,
+        path: &Path,
+        digest: &str,
+    ) -> Result<Option<String>, ChangeError> {
+        let loader = self.lock();
+        loader.may_replace(path, digest)?;
+        Ok(loader.served(path).map(str::to_owned))
+    }
+
+    /// Serves a file that takes the place of the one with the digest `before`;
+    /// else that is served as before.
+    ///
+    /// # Errors
+    /// Says why it is not served.
+    pub(super) fn put(
+        &self,
+        path: &Path,
+        digest: &str,
+        before: Option<&str>,
+        file: Unfinished,
+    ) -> Result<String, ChangeError> {
         let mut loader = self.lock();
-        let done = loader.switch(name, version, on)?;
+        if loader.served(path) != before {
+            return Err(
+                "what is served has changed since this was checked; deploy it again".into(),
+            );
+        }
+        loader.may_replace(path, digest)?;
+        file.replace()
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        let done = loader.settle_now(path);
         self.swap(&loader);
-        Ok(done)
+        let refused = match done {
+            Ok(done) if self.serves(path, digest) => return Ok(done),
+            Ok(_) => "another file has its name and version".into(),
+            Err(error) => error,
+        };
+        let restored = loader.restore(path, before);
+        self.swap(&loader);
+        Err(match restored {
+            Ok(_) => format!("{refused}; what was served before is served again"),
+            Err(error) => format!("{refused}; and what was served before is not served: {error}"),
+        })
+    }
+
+    /// Serves again what was served before such a file.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub(super) fn restore(
+        &self,
+        path: &Path,
+        digest: &str,
+        before: Option<&str>,
+    ) -> Result<String, ChangeError> {
+        let mut loader = self.lock();
+        if loader.served(path) != Some(digest) {
+            return Err(
+                "what is served has changed since it was deployed; nothing is undone".into(),
+            );
+        }
+        let restored = loader.restore(path, before);
+        self.swap(&loader);
+        restored
+    }
+
+    fn serves(&self, path: &Path, digest: &str) -> bool {
+        let current = self.current();
+        current
+            .all()
+            .any(|service| service.file == path && service.digest == digest)
     }
 
     /// Replaces the settings. A service that they concern is loaded again; if
@@ -148,11 +223,20 @@ impl LiveCatalog {
     /// # Errors
     /// If they need what is fixed at the start; nothing has changed then.
     pub fn set_policy(&self, config: &Config) -> Result<Vec<String>, ChangeError> {
-        let mut loader = self.lock();
-        let changes = loader.set_policy(config)?;
-        self.swap(&loader);
-        loader.loaded();
+        let changes = self.change(|loader| loader.set_policy(config))?;
+        self.lock().loaded();
         Ok(changes)
+    }
+
+    /// Has what is decided under the loader's lock served in one step.
+    fn change<T>(
+        &self,
+        decide: impl FnOnce(&mut Loader) -> Result<T, ChangeError>,
+    ) -> Result<T, ChangeError> {
+        let mut loader = self.lock();
+        let done = decide(&mut loader)?;
+        self.swap(&loader);
+        Ok(done)
     }
 
     fn look(&self, how: ScanMode) -> io::Result<Vec<String>> {

@@ -40,7 +40,7 @@ const PREFERRED: &str = ENDINGS[if cfg!(feature = "compiler") { 0 } else { 1 }];
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// Largest component file, in bytes.
-const MAX_SIZE: usize = 256 * 1024 * 1024;
+pub const MAX_SIZE: usize = 256 * 1024 * 1024;
 
 /// How long `describe` may take, where the service's own timeout is not shorter.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(10);

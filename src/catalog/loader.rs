@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -14,10 +13,16 @@ use std::{
 use super::{
     Catalog, FileError, FileName, LoadSettings, Loading, Service,
     last_known_good::{LastKnownGood, Rollback},
-    load::{component_files, digest_of, load_code, read_bounded, read_code},
+    load::{ENDINGS, component_files, digest_of, load_code, read_bounded, read_code},
     truncated::is_truncated,
 };
-use crate::{config::Config, metrics::ServiceStats, sandbox::Sandbox, wire::Version};
+use crate::{
+    config::Config,
+    files::{self, Stamp},
+    metrics::ServiceStats,
+    sandbox::Sandbox,
+    wire::Version,
+};
 
 /// How long a file that ends too early may still be growing.
 const COPYING: Duration = Duration::from_secs(10);
@@ -78,48 +83,33 @@ pub(super) struct Entry {
     pub(super) rolled_back_from: Option<String>,
 }
 
-/// Which file a service came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// The one in the folder, as it is or as it was.
-    File,
-    /// The last-known-good one, because the one in the folder is broken.
-    LastKnownGood,
-    /// An earlier one, because the operator went back to it.
-    RolledBack,
-}
-
-impl Source {
-    /// Returns its name in JSON.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::File => "file",
-            Self::LastKnownGood => "lastKnownGood",
-            Self::RolledBack => "rolledBack",
+impl Entry {
+    /// One that was not looked into.
+    fn new(stamp: Option<Stamp>) -> Self {
+        Self {
+            stamp,
+            read: None,
+            since: Instant::now(),
+            settled: false,
+            service: None,
+            counted: None,
+            generation: 0,
+            source: Source::File,
+            error: None,
+            rolled_back_from: None,
         }
     }
 }
 
-/// Distinguishes two states of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    size: u64,
-    modified: (i64, i64),
-    /// Time of the last change of the inode, which `cp -p` can't set.
-    changed: (i64, i64),
-    inode: u64,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Self> {
-        let metadata = fs::metadata(path)?;
-        Ok(Self {
-            size: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-            inode: metadata.ino(),
-        })
+crate::wire::words! {
+    /// Which file a service came from.
+    pub enum Source {
+        /// The one in the folder, as it is or as it was.
+        File = "file",
+        /// The last-known-good one, because the one in the folder is broken.
+        LastKnownGood = "lastKnownGood",
+        /// An earlier one, because the operator went back to it.
+        RolledBack = "rolledBack",
     }
 }
 
@@ -145,6 +135,9 @@ impl EmptyFolder {
 
 /// Why a change by the operator is not possible.
 pub type ChangeError = String;
+
+/// What came of a file: what is served, or what is not and why.
+type Change = Result<String, String>;
 
 impl Loader {
     /// Creates the loader of a folder that was not scanned yet. It keeps
@@ -223,20 +216,11 @@ impl Loader {
                 // Reading it will say why.
                 Err(_) => None,
             };
-            let fresh = || Entry {
-                stamp,
-                read: None,
-                since: Instant::now(),
-                settled: false,
-                service: None,
-                counted: None,
-                generation: 0,
-                source: Source::File,
-                error: None,
-                rolled_back_from: None,
-            };
             let known = self.files.contains_key(&path);
-            let mut entry = self.files.remove(&path).unwrap_or_else(fresh);
+            let mut entry = self
+                .files
+                .remove(&path)
+                .unwrap_or_else(|| Entry::new(stamp));
             let still = known
                 && entry.stamp == stamp
                 && (mode != ScanMode::Reread || !entry.settled || self.is_as_read(&path, &entry));
@@ -255,7 +239,7 @@ impl Loader {
         self.loading.set(loading);
         for (path, entry, change) in self.settle_all(unsettled) {
             self.files.insert(path, entry);
-            changes.extend(change);
+            changes.extend(change.map(|change| change.unwrap_or_else(|failed| failed)));
         }
         changes
     }
@@ -271,7 +255,7 @@ impl Loader {
     fn settle_all(
         &self,
         unsettled: Vec<(PathBuf, Entry)>,
-    ) -> Vec<(PathBuf, Entry, Option<String>)> {
+    ) -> Vec<(PathBuf, Entry, Option<Change>)> {
         let threads = thread::available_parallelism()
             .map_or(1, usize::from)
             .min(unsettled.len());
@@ -296,7 +280,7 @@ impl Loader {
     }
 
     /// Loads a file as it is. None if nothing changes by it.
-    fn settle(&self, path: &Path, entry: &mut Entry) -> Option<String> {
+    fn settle(&self, path: &Path, entry: &mut Entry) -> Option<Change> {
         let code = match read_code(path) {
             Ok(code) => code,
             Err(error) => {
@@ -304,7 +288,7 @@ impl Loader {
                 entry.settled = !matches!(error, FileError::Read(_));
                 entry.read = None;
                 let known = entry.error.as_ref() == Some(&error.to_string());
-                return (!known).then(|| self.refuse(path, entry, &error));
+                return (!known).then(|| Err(self.refuse(path, entry, &error)));
             }
         };
         // Nothing is known of how a file came that was there at the start.
@@ -319,7 +303,7 @@ impl Loader {
             return entry
                 .error
                 .take()
-                .map(|_| format!("{} is as it was", path.display()));
+                .map(|_| Ok(format!("{} is as it was", path.display())));
         }
         let stem = stem(path);
         let rollback = self
@@ -342,9 +326,9 @@ impl Loader {
                 {
                     tracing::warn!("{} is not kept: {error}", path.display());
                 }
-                Some(self.serve(path, entry, service, Source::File))
+                Some(Ok(self.serve(path, entry, service, Source::File)))
             }
-            Err(error) => Some(self.refuse(path, entry, &error)),
+            Err(error) => Some(Err(self.refuse(path, entry, &error))),
         }
     }
 
@@ -477,9 +461,8 @@ impl Loader {
         self.generation += 1;
         let mut entry = self.files.remove(&path).ok_or("it was removed meanwhile")?;
         let done = self.go_back(&path, &mut entry, &rollback);
-        let failed = entry.source != Source::RolledBack;
         self.files.insert(path, entry);
-        if failed { Err(done) } else { Ok(done) }
+        done
     }
 
     /// Returns the only file of this name or service.
@@ -528,27 +511,22 @@ impl Loader {
         forgotten.map_err(|error| format!("can't be forgotten: {error}"))?;
         self.generation += 1;
         let mut entry = self.files.remove(&path).ok_or("it was removed meanwhile")?;
-        let done = self.settle(&path, &mut entry);
-        let failed = entry.source != Source::File || entry.error.is_some();
-        if failed {
+        let done = self.settle(&path, &mut entry).unwrap_or_else(|| {
+            let known = entry.error.clone();
+            Err(known.unwrap_or_else(|| "the file ends too early".into()))
+        });
+        if done.is_err() {
             entry.rolled_back_from = Some(rollback.refused.clone());
         }
-        let entry_error = entry.error.clone();
         self.files.insert(path, entry);
-        let done = done
-            .or(entry_error)
-            .unwrap_or_else(|| "the file ends too early".into());
-        if !failed {
-            return Ok(done);
-        }
-        match kept.set_rollback(&stem, Some(&rollback)) {
-            Ok(()) => Err(done),
-            Err(error) => Err(format!("{done}; and it can't be remembered: {error}")),
-        }
+        done.map_err(|failed| match kept.set_rollback(&stem, Some(&rollback)) {
+            Ok(()) => failed,
+            Err(error) => format!("{failed}; and it can't be remembered: {error}"),
+        })
     }
 
     /// Serves the file that a rollback names.
-    fn go_back(&self, path: &Path, entry: &mut Entry, rollback: &Rollback) -> String {
+    fn go_back(&self, path: &Path, entry: &mut Entry, rollback: &Rollback) -> Change {
         let stem = stem(path);
         let files = self
             .last_known_good
@@ -566,16 +544,103 @@ impl Loader {
                 let what = self.serve(path, entry, service, Source::RolledBack);
                 entry.rolled_back_from = Some(rollback.refused.clone());
                 tracing::warn!(
-                    "{} is not served, because the operator rolled it back; mb-server rollback --undo serves it",
+                    "{} is not served, because the operator rolled it back; mb-server service rollback --undo serves it",
                     path.display()
                 );
-                format!("{what}, as it was before the present file")
+                Ok(format!("{what}, as it was before the present file"))
             }
             Err(error) => {
                 self.forget_rollback(&stem);
-                self.refuse(path, entry, &error)
+                Err(self.refuse(path, entry, &error))
             }
         }
+    }
+
+    /// What a file would be loaded with.
+    pub(super) fn to_load(&self) -> (Arc<Sandbox>, LoadSettings) {
+        (Arc::clone(&self.sandbox), self.settings.clone())
+    }
+
+    /// Digest of what is served of a file.
+    pub(super) fn served(&self, path: &Path) -> Option<&str> {
+        let service = self.files.get(path)?.service.as_ref()?;
+        Some(&service.digest)
+    }
+
+    /// Checks that a file with this digest may take the place of another one,
+    /// and that the way back is open.
+    pub(super) fn may_replace(&self, path: &Path, digest: &str) -> Result<(), ChangeError> {
+        let stem = stem(path);
+        let kept = self.last_known_good.as_ref().ok_or(
+            "last-known-good files are not kept, so there would be no way back; set state_dir to a folder that can be written",
+        )?;
+        if kept
+            .rollback(&stem)
+            .is_some_and(|rollback| rollback.refused == digest)
+        {
+            return Err(format!(
+                "the operator went back from this very file; mb-server service rollback {stem} --undo serves it again"
+            ));
+        }
+        let before = self.served(path);
+        if before.is_some_and(|before| !kept.files(&stem).iter().any(|file| file.digest == before))
+        {
+            return Err(format!(
+                "what is served of {} is not kept, so there would be no way back; copy it there again",
+                path.display()
+            ));
+        }
+        let machine = path.with_extension(ENDINGS[1]);
+        if fs::symlink_metadata(&machine).is_ok() {
+            return Err(format!(
+                "{} is there, and only one of both is served; remove it",
+                machine.display()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Puts the last-known-good file with this digest into the folder again; none
+    /// removes what is there.
+    pub(super) fn restore(
+        &mut self,
+        path: &Path,
+        before: Option<&str>,
+    ) -> Result<String, ChangeError> {
+        let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        let Some(before) = before else {
+            fs::remove_file(path).map_err(|error| failed(&error))?;
+            self.files.remove(path);
+            let removed = format!("{} was removed", path.display());
+            tracing::info!("{removed}");
+            return Ok(removed);
+        };
+        let files = self
+            .last_known_good
+            .as_ref()
+            .map(|kept| kept.files(&stem(path)));
+        let file = files
+            .into_iter()
+            .flatten()
+            .find(|file| file.digest == before);
+        let file = file.ok_or_else(|| failed(&"the earlier file is no longer kept"))?;
+        let code = read_code(&file.path).map_err(|error| failed(&error))?;
+        if digest_of(code.bytes()) != before {
+            return Err(failed(&"the earlier file was changed where it was kept"));
+        }
+        files::replace(path, files::ORDINARY, code.bytes()).map_err(|error| failed(&error))?;
+        self.settle_now(path)
+    }
+
+    /// Loads a file that is known to be whole.
+    pub(super) fn settle_now(&mut self, path: &Path) -> Result<String, ChangeError> {
+        self.generation += 1;
+        let stamp = Stamp::of(path).ok();
+        let mut entry = self.files.remove(path).unwrap_or_else(|| Entry::new(stamp));
+        (entry.stamp, entry.since, entry.settled) = (stamp, Instant::now(), false);
+        let change = self.settle(path, &mut entry);
+        self.files.insert(path.to_owned(), entry);
+        change.unwrap_or_else(|| Ok(format!("{} is as it was", path.display())))
     }
 
     fn forget_rollback(&self, stem: &str) {
@@ -623,8 +688,7 @@ impl Loader {
     /// Takes other settings, and reloads what they concern.
     pub(super) fn set_policy(&mut self, config: &Config) -> Result<Vec<String>, ChangeError> {
         let policy = self.settings.policy.renewed(config)?;
-        self.sandbox
-            .fits_pool(policy.largest_instance(), policy.largest_table())?;
+        self.sandbox.fits_pool(policy.largest_instance())?;
         // What can't be read now would leave nothing to serve.
         let paths = self
             .list()
@@ -668,7 +732,7 @@ impl Loader {
 }
 
 /// The name of a file without its ending.
-fn stem(path: &Path) -> String {
+pub(super) fn stem(path: &Path) -> String {
     path.file_stem()
         .unwrap_or_default()
         .to_string_lossy()

@@ -1,6 +1,7 @@
 //! From (service, version) to the component that serves it.
 
 mod compat;
+mod deploy;
 mod description;
 mod inputs;
 mod last_known_good;
@@ -18,12 +19,14 @@ use std::{
 };
 
 pub use compat::{breaks, may_break};
+pub use deploy::{Deploys, Refusal, Verdict};
 pub use description::{Action, Description, DescriptionError, SYSTEM, is_name};
 pub use inputs::{Inputs, ValidationError};
 pub use live::LiveCatalog;
-#[cfg(feature = "compiler")]
 pub(crate) use load::digest_of;
-pub use load::{FileError, FileName, LoadSettings, component_files, fingerprint, load_file};
+pub use load::{
+    FileError, FileName, LoadSettings, MAX_SIZE, component_files, fingerprint, load_file,
+};
 use loader::Entry;
 pub use loader::Source;
 pub use policy::ServicePolicies;
@@ -226,6 +229,14 @@ impl Catalog {
             .flatten()
             .filter(|listed| !listed.disabled)
             .map(|listed| &listed.service)
+    }
+
+    /// All services that are loaded, switched off or not.
+    fn all(&self) -> impl Iterator<Item = &Service> {
+        self.services
+            .values()
+            .flatten()
+            .map(|listed| &*listed.service)
     }
 
     /// All versions of one service, switched off or not, highest first.

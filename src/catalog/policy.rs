@@ -92,18 +92,6 @@ impl ServicePolicies {
             .unwrap_or_default()
     }
 
-    /// Elements of the largest table that any service may have.
-    #[must_use]
-    pub fn largest_table(&self) -> usize {
-        let own = self
-            .services
-            .keys()
-            .map(|name| self.settings(name).table_elements);
-        own.chain([self.settings("").table_elements])
-            .max()
-            .unwrap_or_default()
-    }
-
     /// The policy for the file of a service that has this digest.
     ///
     /// # Errors

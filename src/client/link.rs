@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{builder::Settings, error::ServerError};
 use crate::{
-    transport::{Socket, SocketOptions, Stream, TlsFault, resolve_until},
+    transport::{Socket, Stream, TlsFault, resolve_until},
     wire::{
         Header, Incoming, Kind, Payload, Reassembly, SYSTEM_VERSION, Topic, message::write_message,
     },
@@ -102,11 +102,7 @@ fn connect(settings: &Settings) -> Result<Stream, String> {
             .max(Duration::from_millis(1));
         match TcpStream::connect_timeout(&address, remaining) {
             Ok(stream) => {
-                let _ = SocketOptions {
-                    keep_alive: None,
-                    no_delay: true,
-                }
-                .apply(&stream);
+                let _ = stream.set_nodelay(true);
                 return secure(settings, Socket::new(stream));
             }
             Err(refused) => last = refused,

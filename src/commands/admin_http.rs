@@ -1,10 +1,12 @@
 //! Requests of the commands to the admin endpoint of a running server.
 
 use std::{
-    cell::OnceCell,
+    borrow::Borrow,
     io::{self, BufRead as _, Read as _, Write as _},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    sync::OnceLock,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -28,6 +30,12 @@ const CHANGE: Duration = Duration::from_secs(120);
 const DOWNLOAD: Duration = Duration::from_secs(3600);
 /// Longest head of its answer, in bytes.
 const MAX_HEAD: u64 = 16 * 1024;
+/// For a component to arrive and to be checked.
+const UPLOAD: Duration = Duration::from_secs(420);
+/// What a server says that wants the body.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+/// Servers that one command asks at most: each takes a thread.
+const MAX_SERVERS: usize = 64;
 /// What to do about a server that is silent.
 const STOPPED: &str = "; is the server stopped (kill -CONT PID lets it go on), or overloaded?";
 /// Longest answer that is read with its head, in bytes.
@@ -47,16 +55,87 @@ pub(super) struct AdminTarget {
     allow_unsecure: bool,
 }
 
-type Result<T> = std::result::Result<T, (Exit, String)>;
+/// Where servers are, one or several.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct AdminTargets {
+    /// Admin endpoint of a server; repeat it for several [default: as in the settings]
+    #[arg(long, value_name = "HOST:PORT|unix:FILE")]
+    admin: Vec<String>,
+    /// Settings in TOML
+    #[arg(long, value_name = "FILE", env = "MB_CONFIG")]
+    config: Option<PathBuf>,
+    /// Send the token also to another machine, where everybody on the way can read it
+    #[arg(long)]
+    allow_unsecure: bool,
+}
+
+pub(super) type Result<T> = std::result::Result<T, (Exit, String)>;
 
 /// The endpoint of one server.
 pub(super) struct Endpoint {
-    address: String,
+    pub(super) address: String,
     config: Config,
+    token_file: PathBuf,
     allow_unsecure: bool,
     /// Where that is over TCP, looked up once: the token goes where it was
     /// found to be allowed, and nowhere else.
-    addresses: OnceCell<Vec<SocketAddr>>,
+    addresses: OnceLock<Vec<SocketAddr>>,
+}
+
+impl AdminTargets {
+    pub(super) fn endpoints(&self) -> Result<Vec<Endpoint>> {
+        let Self {
+            admin,
+            config,
+            allow_unsecure,
+        } = self;
+        let endpoint = |admin| {
+            AdminTarget {
+                admin,
+                config: config.clone(),
+                allow_unsecure: *allow_unsecure,
+            }
+            .endpoint()
+        };
+        if admin.is_empty() {
+            return Ok(vec![endpoint(None)?]);
+        }
+        if admin.len() > MAX_SERVERS {
+            return Err(usage(format!(
+                "--admin is there {} times, at most {MAX_SERVERS} are taken",
+                admin.len()
+            )));
+        }
+        if let Some(twice) = (1..admin.len()).find(|at| admin[..*at].contains(&admin[*at])) {
+            return Err(usage(format!("--admin {} is there twice", admin[twice])));
+        }
+        admin
+            .iter()
+            .map(|address| endpoint(Some(address.clone())))
+            .collect()
+    }
+}
+
+/// Does the same with several servers at a time.
+pub(super) fn on_all<S: Borrow<Endpoint> + Sync, T: Send>(
+    servers: &[S],
+    work: impl Fn(&Endpoint) -> T + Sync,
+) -> Vec<T> {
+    let work = &work;
+    thread::scope(|scope| {
+        let threads: Vec<_> = servers
+            .iter()
+            .map(|server| scope.spawn(move || work(server.borrow())))
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    })
 }
 
 impl AdminTarget {
@@ -78,6 +157,8 @@ impl AdminTarget {
             port,
             socket,
             allowed_hosts: _,
+            deploy: _,
+            deploy_token: _,
         } = &config.admin;
         let own = if host.is_empty() {
             format!("unix:{}", socket.display())
@@ -87,14 +168,29 @@ impl AdminTarget {
         let address = self.admin.clone().unwrap_or(own);
         Ok(Endpoint {
             address,
+            token_file: config.token_file(),
             config,
             allow_unsecure: self.allow_unsecure,
-            addresses: OnceCell::new(),
+            addresses: OnceLock::new(),
         })
     }
 }
 
 impl Endpoint {
+    /// The token for deploys, in place of the one for changes.
+    pub(super) fn for_deploys(self) -> Self {
+        Self {
+            token_file: self.config.deploy_token_file(),
+            ..self
+        }
+    }
+
+    /// The token of a file, in place of that of the settings.
+    pub(super) fn with_token(self, file: Option<&Path>) -> Self {
+        let token_file = file.map_or_else(|| self.token_file.clone(), Path::to_owned);
+        Self { token_file, ..self }
+    }
+
     /// A page, whatever its status.
     pub(super) fn get(&self, path: &str) -> Result<Value> {
         let (mut status, mut answer) = self.exchange("GET", path, "", "", PAGE)?;
@@ -123,10 +219,7 @@ impl Endpoint {
     pub(super) fn download(&self, path: &str, out: &mut dyn io::Write) -> Result<(u16, String)> {
         let authorization = self.authorization()?;
         self.exchange("GET", "/healthz", "", "", PAGE)?;
-        let broke_off = |error: io::Error| {
-            let problem = format!("the admin endpoint {} broke off: {error}", self.address);
-            (Exit::Unreachable, problem)
-        };
+        let broke_off = |error: io::Error| self.broke_off(&error, DOWNLOAD);
         let (mut connection, host) = self
             .connect(Instant::now() + CONNECT)
             .map_err(|error| self.unreachable(&error))?;
@@ -161,6 +254,37 @@ impl Endpoint {
         Ok((status.unwrap_or(0), answer))
     }
 
+    /// Sends a component, once the server wants it; status and answer.
+    pub(super) fn put(&self, path: &str, body: &[u8]) -> Result<(u16, Value)> {
+        let authorization = self.authorization()?;
+        self.exchange("GET", "/healthz", "", "", PAGE)?;
+        let (mut connection, host) = self
+            .connect(Instant::now() + CONNECT)
+            .map_err(|error| self.unreachable(&error))?;
+        connection.deadline = Instant::now() + UPLOAD;
+        let length = body.len();
+        let head = format!(
+            "PUT {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}Content-Type: application/wasm\r\n\
+             Content-Length: {length}\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+        );
+        let (status, answer) =
+            upload(&mut connection, &head, body).map_err(|error| self.broke_off(&error, UPLOAD))?;
+        Ok((status, serde_json::from_str(&answer).unwrap_or_default()))
+    }
+
+    fn broke_off(&self, error: &io::Error, patience: Duration) -> (Exit, String) {
+        let address = &self.address;
+        let problem = if error.kind() == io::ErrorKind::TimedOut {
+            let seconds = patience.as_secs();
+            format!(
+                "the admin endpoint {address} takes connections and has not answered within {seconds} s{STOPPED}"
+            )
+        } else {
+            format!("the admin endpoint {address} broke off: {error}")
+        };
+        (Exit::Unreachable, problem)
+    }
+
     /// The header with the token, where it may be sent.
     fn authorization(&self) -> Result<String> {
         if !self.allow_unsecure && !self.address.starts_with("unix:") {
@@ -173,8 +297,8 @@ impl Endpoint {
                 )));
             }
         }
-        let file = self.config.token_file();
-        let token = token::load(&file).map_err(|error| {
+        let file = &self.token_file;
+        let token = token::load(file).map_err(|error| {
             usage(format!(
                 "token {}: {error}; the server makes it, run this as the same user",
                 file.display()
@@ -192,7 +316,6 @@ impl Endpoint {
         patience: Duration,
     ) -> Result<(u16, String)> {
         let deadline = Instant::now() + patience;
-        let address = &self.address;
         let (mut connection, host) = self
             .connect(deadline.min(Instant::now() + CONNECT))
             .map_err(|error| self.unreachable(&error))?;
@@ -201,17 +324,7 @@ impl Endpoint {
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
         );
-        converse(&mut connection, &request).map_err(|error| {
-            let problem = if error.kind() == io::ErrorKind::TimedOut {
-                let seconds = patience.as_secs();
-                format!(
-                    "the admin endpoint {address} takes connections and has not answered within {seconds} s{STOPPED}"
-                )
-            } else {
-                format!("the admin endpoint {address} broke off: {error}")
-            };
-            (Exit::Unreachable, problem)
-        })
+        converse(&mut connection, &request).map_err(|error| self.broke_off(&error, patience))
     }
 
     fn unreachable(&self, error: &io::Error) -> (Exit, String) {
@@ -314,7 +427,24 @@ impl io::Write for Connection {
 /// Asks, and reads the answer to its end; status and body.
 fn converse(connection: &mut Connection, request: &str) -> io::Result<(u16, String)> {
     connection.write_all(request.as_bytes())?;
-    let mut answer = String::new();
+    read_answer(connection, String::new())
+}
+
+/// Sends a head, and the body where the server asks for it; status and body.
+fn upload(connection: &mut Connection, head: &str, body: &[u8]) -> io::Result<(u16, String)> {
+    connection.write_all(head.as_bytes())?;
+    let mut begun = vec![0; CONTINUE.len()];
+    connection.read_exact(&mut begun)?;
+    if begun == CONTINUE {
+        begun.clear();
+        // A server that has refused it meanwhile says why.
+        let _ = connection.write_all(body);
+    }
+    read_answer(connection, String::from_utf8_lossy(&begun).into_owned())
+}
+
+/// Reads an answer to its end, of which this has come already.
+fn read_answer(connection: &mut Connection, mut answer: String) -> io::Result<(u16, String)> {
     connection
         .take(MAX_READ as u64 + 1)
         .read_to_string(&mut answer)?;

@@ -16,12 +16,8 @@ use super::{Exit, failure};
 use crate::{
     admin::AdminListener,
     config::Config,
-    transport::{Inherited, is_absent, listen, resolve},
+    transport::{BACKLOG, Inherited, is_absent, listen, resolve},
 };
-
-/// Connections to the admin endpoint that the kernel holds until they are
-/// accepted.
-const BACKLOG: u32 = 128;
 
 /// The ways in.
 pub(super) struct AdminListeners {
@@ -83,10 +79,7 @@ impl AdminListeners {
 fn tcp(host: &str, port: u16, inherited: &mut Inherited) -> io::Result<TcpListener> {
     let mut last = io::ErrorKind::NotFound.into();
     for address in resolve(host, port)? {
-        match inherited
-            .take(address)
-            .map_or_else(|| listen(address, BACKLOG), Ok)
-        {
+        match inherited.take(address).map_or_else(|| listen(address), Ok) {
             Err(error) if is_absent(&error) => last = error,
             result => return result,
         }
@@ -110,7 +103,7 @@ fn unix(path: &Path) -> io::Result<UnixListener> {
     socket.bind(&SockAddr::unix(path)?)?;
     // Nobody can connect before it listens.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    socket.listen(i32::try_from(BACKLOG).unwrap_or(i32::MAX))?;
+    socket.listen(BACKLOG.into())?;
     Ok(socket.into())
 }
 

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{Exit, Result, connect::Connect, failure, printable, usage};
 use crate::{
-    load::{self, Frames, Length, LoadPlan, Measured, Pace, Progress},
+    load::{self, Frames, Http, Length, LoadPlan, Measured, Pace, Progress, Protocol},
     wire::{Payload, Topic, Version, json as wire_json},
 };
 
@@ -50,6 +50,9 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "BYTES", default_value_t = 64, conflicts_with = "payload",
           value_parser = clap::value_parser!(u32).range(2..=67_000_000))]
     size: u32,
+    /// Call over HTTP, POST /call/TOPIC@VERSION, not in frames
+    #[arg(long)]
+    http: bool,
     /// Send opaque bytes, not JSON
     #[arg(long)]
     binary: bool,
@@ -114,24 +117,15 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         ),
         threads: arguments.threads as usize,
     };
-    crate::system::raise_open_files();
-    let load_streams = arguments
-        .connect
-        .load_streams(arguments.connections as usize, Duration::from_secs(5))?;
-    let frames = Frames::new(topic, arguments.version, payload, plan.depth);
-    let load_streams = load_streams
-        .into_iter()
-        .map(|stream| (stream, frames.clone()))
-        .collect();
-    let progress = Arc::new(Progress::default());
-    let shown = show_progress(&progress, &plan);
-    let measured = load::run(load_streams, &plan, &progress);
-    progress.stop.store(true, Relaxed);
-    if let Some(shown) = shown {
-        shown.thread().unpark();
-        let _ = shown.join();
-    }
-    let measured = measured.map_err(|error| (Exit::Unreachable, error.to_string()))?;
+    let measured = if arguments.http {
+        let (host, token) = (arguments.connect.server(), arguments.connect.token()?);
+        let path = format!("/call/{}@{}", arguments.topic, arguments.version);
+        let http = Http::post(host, &path, token.as_deref(), payload);
+        measure(arguments, &plan, &http)?
+    } else {
+        let frames = Frames::new(topic, arguments.version, payload, plan.depth);
+        measure(arguments, &plan, &frames)?
+    };
     if arguments.json {
         say!("{}", as_json(arguments, &measured));
     } else {
@@ -142,6 +136,32 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     } else {
         Exit::Failure
     })
+}
+
+fn measure<P: Protocol + Clone>(
+    arguments: &Arguments,
+    plan: &LoadPlan,
+    protocol: &P,
+) -> std::result::Result<Measured, (Exit, String)> {
+    crate::system::raise_open_files();
+    let load_streams = arguments.connect.load_streams(
+        arguments.connections as usize,
+        Duration::from_secs(5),
+        arguments.http,
+    )?;
+    let load_streams = load_streams
+        .into_iter()
+        .map(|stream| (stream, protocol.clone()))
+        .collect();
+    let progress = Arc::new(Progress::default());
+    let shown = show_progress(&progress, plan);
+    let measured = load::run(load_streams, plan, &progress);
+    progress.stop.store(true, Relaxed);
+    if let Some(shown) = shown {
+        shown.thread().unpark();
+        let _ = shown.join();
+    }
+    measured.map_err(|error| (Exit::Unreachable, printable(&error.to_string())))
 }
 
 fn payload(arguments: &Arguments) -> std::result::Result<Vec<u8>, (Exit, String)> {
@@ -221,6 +241,7 @@ fn as_json(arguments: &Arguments, measured: &Measured) -> serde_json::Value {
         .collect();
     json!({
         "topic": arguments.topic,
+        "protocol": if arguments.http { "http" } else { "frames" },
         "connections": arguments.connections,
         "pipeline": arguments.pipeline,
         "rate": arguments.rate,

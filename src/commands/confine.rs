@@ -43,9 +43,6 @@ const STARTS_PROGRAMS_X32: [i64; 0] = [];
 
 /// Holds for this thread and those that it starts, so it comes before others.
 pub(super) fn confine(config: &Config) {
-    if !config.landlock {
-        return;
-    }
     let own = own_folders(config);
     for dir in &own {
         // Only a folder that is there can be allowed. One that can't be made
@@ -81,7 +78,12 @@ fn own_folders(config: &Config) -> Vec<PathBuf> {
     let mut own = vec![config.state_dir()];
     own.extend(parent(&config.store_file()));
     own.extend(parent(&config.admin.socket));
-    own.extend(cache_dir(&config.sandbox.cache_dir));
+    if cfg!(feature = "compiler") {
+        own.push(cache_dir());
+    }
+    // One that is not there is an error of the start, and not created.
+    let services = Some(config.services_dir.clone());
+    own.extend(services.filter(|dir| config.admin.deploy && dir.is_dir()));
     own.sort();
     own.dedup();
     own
@@ -116,6 +118,24 @@ mod tests {
     use std::{io, process::Command, thread};
 
     use super::*;
+    use crate::config::Admin;
+
+    #[test]
+    fn the_services_folder_is_its_own_only_to_deploy() {
+        let dir = tempfile::tempdir().unwrap();
+        let is_own = |deploy| {
+            let config = Config {
+                services_dir: dir.path().into(),
+                admin: Admin {
+                    deploy,
+                    ..Admin::default()
+                },
+                ..Config::default()
+            };
+            own_folders(&config).contains(&config.services_dir)
+        };
+        assert!(is_own(true) && !is_own(false));
+    }
 
     #[test]
     fn a_thread_that_is_confined_writes_nothing_else() {

@@ -2,13 +2,12 @@
 //! in; and what of it is read again while the server runs.
 
 use std::{
-    fs, io, mem,
+    io, mem,
     net::SocketAddr,
-    os::unix::fs::MetadataExt as _,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -18,6 +17,7 @@ use crate::{
     access::{Access, ListenerPolicy},
     admin::is_loopback,
     config::{Auth, Config, Tls, access::Listener, given},
+    files::Stamp,
     log::Limiter,
     metrics::snapshot::{InvalidCertificate, StaleFiles},
     server::ListenerSettings,
@@ -28,6 +28,9 @@ use crate::{
 /// then this, then twice as long each time, up to the longest.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// Times in a minute that one address may fail to authenticate, in each way.
+const AUTH_FAILURES: u32 = 10;
 
 /// TLS and tokens of a running server.
 pub(super) struct Edge {
@@ -44,8 +47,8 @@ pub(super) struct Edge {
 /// after, so that what changes meanwhile is read once more and not missed.
 #[derive(Default)]
 struct Seen {
-    tls: Vec<FileStamp>,
-    tokens: FileStamp,
+    tls: Vec<Option<Stamp>>,
+    tokens: Option<Stamp>,
 }
 
 /// Files that are read together.
@@ -79,12 +82,12 @@ impl Edge {
     /// Reads and checks what the settings name.
     pub(super) fn load(config: &Config) -> Result<Arc<Self>, (super::Exit, String)> {
         let mut seen = Seen {
-            tokens: look_at(&config.client_tokens()),
+            tokens: Stamp::of(&config.client_tokens()).ok(),
             ..Seen::default()
         };
         let mut tls = None;
         if config.tls.is_on() {
-            seen.tls = look_at_all(&config.tls);
+            seen.tls = stamps(&config.tls);
             let loaded =
                 ServerTls::load(&config.tls).map_err(|error| usage(format!("tls: {error}")))?;
             tls = Some((config.tls.clone(), Arc::new(ArcSwap::from_pointee(loaded))));
@@ -92,7 +95,7 @@ impl Edge {
         let access = Access::new(
             config.principals.clone(),
             config.client_tokens(),
-            config.auth_failures,
+            AUTH_FAILURES,
         );
         let edge = Self {
             access: access.map_err(usage)?,
@@ -210,12 +213,12 @@ impl Edge {
     fn look(&self, now: Instant) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((files, _)) = &self.tls {
-            let tls = look_at_all(files);
+            let tls = stamps(files);
             let changed = mem::replace(&mut seen.tls, tls) != seen.tls;
             self.read_if(changed, Files::Certificates, now);
         }
         self.warn_of_tls();
-        let tokens = look_at(self.access.file());
+        let tokens = Stamp::of(self.access.file()).ok();
         let changed = mem::replace(&mut seen.tokens, tokens) != seen.tokens;
         self.read_if(changed, Files::Tokens, now);
     }
@@ -283,23 +286,8 @@ impl Edge {
     }
 }
 
-/// What of a file changes when it is replaced or written.
-type FileStamp = Option<(Option<SystemTime>, (i64, i64), u64, u64)>;
-
-fn look_at(file: &Path) -> FileStamp {
-    let metadata = fs::metadata(file).ok()?;
-    // The second one nobody can set back, as `cp -p` does with the first.
-    let changed = (metadata.ctime(), metadata.ctime_nsec());
-    Some((
-        metadata.modified().ok(),
-        changed,
-        metadata.len(),
-        metadata.ino(),
-    ))
-}
-
-fn look_at_all(tls: &Tls) -> Vec<FileStamp> {
-    tls.files().map(look_at).collect()
+fn stamps(tls: &Tls) -> Vec<Option<Stamp>> {
+    tls.files().map(|file| Stamp::of(file).ok()).collect()
 }
 
 /// Whether peers can authenticate, so that it makes sense to keep
@@ -325,9 +313,17 @@ pub(super) fn check_exposure(config: &Config) -> Result<(), (super::Exit, String
     };
     let host = &config.admin.host;
     if !host.is_empty()
-        && !config.allow_unsecure
+        && (!config.allow_unsecure || config.admin.deploy)
         && let Some(open) = find("admin.host", host, config.admin.port)?
     {
+        if config.admin.deploy {
+            return Err(usage(format!(
+                "`admin.deploy` = true, and `admin.host` = {host:?} is {}, which others can reach, and the admin endpoint \
+                 speaks no TLS: set admin.host to a loopback address, or to \"\" with admin.socket, and deploy over a \
+                 tunnel, such as ssh -L 9090:127.0.0.1:9090",
+                open.ip()
+            )));
+        }
         return Err(usage(format!(
             "`admin.host` = {host:?} is {}, which others can reach, and the admin endpoint speaks no TLS: use a tunnel \
              to a loopback address, or set allow_unsecure = true if you mean it; it then takes the token to read, too",
@@ -357,7 +353,7 @@ pub(super) fn check_exposure(config: &Config) -> Result<(), (super::Exit, String
 
 #[cfg(test)]
 mod tests {
-    use std::{net::Ipv4Addr, os::unix::fs::PermissionsExt as _};
+    use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt as _};
 
     use super::*;
     use crate::access::tokens;
@@ -402,7 +398,7 @@ mod tests {
         let (edge, is_admitted) = edge_with_tokens(folder.path());
         let file = edge.access.file().to_owned();
         let (_, token) = tokens::create(&file, "ann", None, None).unwrap();
-        let looks = look_at(&file);
+        let looks = Stamp::of(&file).ok();
         // Of its folder: the file itself looks the same.
         let mode = |mode| {
             fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
@@ -419,7 +415,7 @@ mod tests {
         mode(0o700);
         look_after(0);
         assert!(is_admitted(&token), "the next look tries");
-        assert!(edge.stale_files().is_empty() && look_at(&file) == looks);
+        assert!(edge.stale_files().is_empty() && Stamp::of(&file).ok() == looks);
 
         let (_, other) = tokens::create(&file, "bob", None, None).unwrap();
         mode(0o707);

@@ -8,14 +8,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{
-    edge::{self, Edge},
-    operator::masked,
-    serving::bound_principals,
-};
+use super::edge::{self, Edge};
 use crate::{
     catalog::LiveCatalog,
-    config::{Loaded, Row},
+    config::{DEFAULT_PRINCIPAL, Loaded, PrincipalSettings, Principals, Row},
     log,
     scheduler::Scheduler,
 };
@@ -178,6 +174,40 @@ fn differing(before: &[Row], after: &[Row]) -> BTreeSet<String> {
         .collect()
 }
 
+/// Tells the scheduler what principals may use of the processors.
+pub(super) fn bound_principals(scheduler: &Scheduler, principals: &Principals) {
+    let own = principals
+        .iter()
+        .filter(|(name, _)| *name != DEFAULT_PRINCIPAL);
+    let bound =
+        |(name, settings): (&String, &PrincipalSettings)| (name.clone(), settings.cpu.bound());
+    let others = principals.get(DEFAULT_PRINCIPAL);
+    scheduler.set_principals(
+        own.map(bound).collect(),
+        others.and_then(|settings| settings.cpu.bound()),
+    );
+}
+
+/// The settings for the admin side: what may be secret is masked.
+fn masked(rows: &[Row]) -> Value {
+    let is_secret = |key: &str| {
+        let key = key.to_lowercase();
+        key.contains(".grants.config.")
+            || key.contains(".grants.secrets.")
+            || ["secret", "password", "token"].iter().any(|word| {
+                key.rsplit('.')
+                    .next()
+                    .is_some_and(|last| last.contains(word))
+            })
+    };
+    rows.iter()
+        .map(|Row { key, value, source }| {
+            let value = if is_secret(key) { "***" } else { value };
+            json!({"key": key, "value": value, "source": source})
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,19 +221,22 @@ mod tests {
             source: "default".into(),
         };
         let before = [
-            row("backlog", "1"),
+            row("max_threads", "1"),
             row("log", "a"),
             row("services.x.rate", "1"),
         ];
         let after = [
-            row("backlog", "2"),
+            row("max_threads", "2"),
             row("log", "a"),
             row("services.y.rate", "1"),
         ];
         let changed: Vec<_> = differing(&before, &after).into_iter().collect();
-        assert_eq!(changed, ["backlog", "services.x.rate", "services.y.rate"]);
+        assert_eq!(
+            changed,
+            ["max_threads", "services.x.rate", "services.y.rate"]
+        );
         assert!(is_live("log") && is_live("services.x.rate") && is_live("principals.a.rights"));
-        assert!(!is_live("log_format") && !is_live("backlog") && !is_live("services_dir"));
+        assert!(!is_live("log_format") && !is_live("max_threads") && !is_live("services_dir"));
     }
 
     #[test]
@@ -215,5 +248,27 @@ mod tests {
             let is_table = setting.unwrap_or_else(|| panic!("{live}")).is_object();
             assert_eq!(is_table, live.ends_with('.'), "{live}");
         }
+    }
+
+    #[test]
+    fn what_may_be_secret_is_masked() {
+        let row = |key: &str| Row {
+            key: key.into(),
+            value: "\"v\"".into(),
+            source: "default".into(),
+        };
+        let shown = masked(&[
+            row("port"),
+            row("services.a.grants.config.url"),
+            row("services.a.grants.secrets.signing"),
+            row("tokens"),
+        ]);
+        let values: Vec<_> = shown
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row["value"].as_str().unwrap())
+            .collect();
+        assert_eq!(values, ["\"v\"", "***", "***", "***"]);
     }
 }

@@ -11,7 +11,7 @@ use super::{Exit, connect::Connect, usage};
 use crate::{
     client::check_token_path,
     load::LoadStream,
-    transport::{client_config, resolve_until},
+    transport::{HTTP_ALPN, client_config, resolve_until},
     wire::FrameHeader,
 };
 
@@ -19,11 +19,13 @@ use crate::{
 const MAX_HELLO_SIZE: usize = 64 * 1024;
 
 impl Connect {
-    /// Bare connections that have said hello where a token is to be shown.
+    /// Bare connections. Those for frames have said hello where a token is to be
+    /// shown; over HTTP each request shows it.
     pub(super) fn load_streams(
         &self,
         count: usize,
         timeout: Duration,
+        is_http: bool,
     ) -> Result<Vec<LoadStream>, (Exit, String)> {
         let server = self.server();
         let unreachable = |error: &dyn std::fmt::Display| {
@@ -44,7 +46,11 @@ impl Connect {
                 .clone()
                 .try_into()
                 .map_err(|error| usage(format!("server name {name:?}: {error}")))?;
-            Ok((client_config(&tls).map_err(usage)?, name))
+            let mut config = client_config(&tls).map_err(usage)?;
+            if is_http {
+                Arc::make_mut(&mut config).alpn_protocols = vec![HTTP_ALPN.to_vec()];
+            }
+            Ok((config, name))
         });
         let (tls, token) = (tls.transpose()?, self.token()?);
         if token.is_some() && tls.is_none() && !self.allow_unsecure {
@@ -70,7 +76,7 @@ impl Connect {
                     LoadStream::Tls(Box::new(stream))
                 }
             };
-            if let Some(token) = &token {
+            if let Some(token) = token.as_ref().filter(|_| !is_http) {
                 hello(&mut stream, token)?;
             }
             Ok(stream)

@@ -37,6 +37,7 @@ mod compile_worker;
 mod completions;
 mod confine;
 mod connect;
+mod deploy;
 #[cfg(feature = "compiler")]
 mod dev;
 mod edge;
@@ -52,12 +53,13 @@ mod operator;
 mod ping;
 #[cfg(all(test, feature = "compiler"))]
 mod reference;
-mod rollback;
 mod serve;
+mod service;
 mod serving;
 mod status;
 mod store;
 mod token;
+mod watch;
 mod why;
 #[cfg(feature = "compiler")]
 mod wit;
@@ -66,7 +68,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::log;
+use crate::log::{self, escaped};
 
 /// What the process ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,7 +133,7 @@ enum Command {
     Status(status::Arguments),
     Why(why::Arguments),
     Store(store::Arguments),
-    Rollback(rollback::Arguments),
+    Service(service::Arguments),
     Token(token::Arguments),
     #[cfg(feature = "compiler")]
     Cert(cert::Arguments),
@@ -171,7 +173,7 @@ impl Arguments {
             Command::Status(arguments) => status::run(&arguments),
             Command::Why(arguments) => why::run(&arguments),
             Command::Store(arguments) => store::run(&arguments),
-            Command::Rollback(arguments) => rollback::run(&arguments),
+            Command::Service(arguments) => service::run(&arguments),
             Command::Token(arguments) => token::run(arguments),
             #[cfg(feature = "compiler")]
             Command::Cert(arguments) => cert::run(&arguments),
@@ -219,20 +221,6 @@ fn printable(text: &str) -> String {
 /// The same for a text of several lines.
 fn printable_lines(text: &str) -> String {
     escaped(text, &['\n', '\t'])
-}
-
-fn escaped(text: &str, kept: &[char]) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        let harmful = c.is_control()
-            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}');
-        if harmful && !kept.contains(&c) {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
 }
 
 #[cfg(test)]

@@ -16,9 +16,9 @@ use serde_json::{Value, json};
 use super::{edge::Edge, live_settings::LiveSettings};
 use crate::{
     access::ListenerPolicy,
-    admin::{Attempt, Commands},
-    catalog::{Catalog, LiveCatalog, Service},
-    config::{Auth, Isolation, Row},
+    admin::{Attempt, Commands, Upload},
+    catalog::{Catalog, Deploys, LiveCatalog, Refusal, Service, Verdict},
+    config::Auth,
     dispatch::{Dispatcher, Handle as _, Outcome, Reply, Request},
     host::{Unwatched, grant_for},
     server::View,
@@ -37,6 +37,7 @@ pub(super) struct Operator {
     pub(super) settings: Arc<LiveSettings>,
     /// None where no service is granted durable values.
     pub(super) store: Option<Arc<Store>>,
+    pub(super) deploys: Arc<Deploys>,
 }
 
 impl Commands for Operator {
@@ -73,6 +74,26 @@ impl Commands for Operator {
         exported
             .map(|checked| checked.entries)
             .map_err(|error| error.0.to_string())
+    }
+
+    fn hold(&self, upload: Upload<'_>) -> Result<Value, Value> {
+        let Upload {
+            file,
+            body,
+            force,
+            check,
+        } = upload;
+        let verdict = self.deploys.hold(file, body, force, check);
+        verdict
+            .map(|verdict| found(&verdict))
+            .map_err(|Refusal { error, breaks }| json!({"error": error, "breaks": breaks}))
+    }
+
+    fn deploy(&self, file: &str, digest: &str, undo: bool) -> Result<String, String> {
+        match undo {
+            false => self.deploys.serve(file, digest),
+            true => self.deploys.undo(file, digest),
+        }
     }
 
     fn kill(&self, call: u64) -> bool {
@@ -162,6 +183,26 @@ impl Commands for Operator {
     }
 }
 
+/// What the check of a component found, as JSON.
+fn found(verdict: &Verdict) -> Value {
+    let Verdict {
+        name,
+        version,
+        digest,
+        size,
+        before,
+        breaks,
+        warnings,
+    } = verdict;
+    let before = before
+        .as_ref()
+        .map(|(version, digest)| json!({"version": version.to_string(), "digest": digest}));
+    json!({
+        "name": name, "version": version.to_string(), "digest": digest, "size": size,
+        "before": before, "breaks": breaks, "warnings": warnings,
+    })
+}
+
 /// What one service is in each of its versions, for its own page.
 pub(super) fn described(catalog: &Catalog, name: &str) -> Vec<Value> {
     catalog.versions(name).map(version).collect()
@@ -180,39 +221,18 @@ fn version(service: &Service) -> Value {
         "version": description.version.to_string(),
         "description": description.description,
         "actions": description.actions,
-        "isolation": match settings.isolation { Isolation::Request => "request", Isolation::Shared => "shared" },
+        "isolation": settings.isolation,
         "limits": {
             "timeout": settings.timeout.to_string(),
             "memory": policy.memory,
             "answerSize": policy.answer_size,
             "concurrency": settings.concurrency,
             "rate": settings.rate,
-            "tableElements": settings.table_elements,
-            "logLines": settings.log_lines,
         },
         "imports": imports,
         "grants": grants,
+        "durations": service.stats.sum().latency().buckets().collect::<Vec<_>>(),
     })
-}
-
-/// The settings for the admin side: what may be secret is masked.
-pub(super) fn masked(rows: &[Row]) -> Value {
-    let is_secret = |key: &str| {
-        let key = key.to_lowercase();
-        key.contains(".grants.config.")
-            || key.contains(".grants.secrets.")
-            || ["secret", "password", "token"].iter().any(|word| {
-                key.rsplit('.')
-                    .next()
-                    .is_some_and(|last| last.contains(word))
-            })
-    };
-    rows.iter()
-        .map(|Row { key, value, source }| {
-            let value = if is_secret(key) { "***" } else { value };
-            json!({"key": key, "value": value, "source": source})
-        })
-        .collect()
 }
 
 fn parse(version: Option<&str>) -> Result<Option<Version>, String> {
@@ -222,31 +242,4 @@ fn parse(version: Option<&str>) -> Result<Option<Version>, String> {
                 .map_err(|_| format!("{text:?} is no version, as 1.2.0 is"))
         })
         .transpose()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_may_be_secret_is_masked() {
-        let row = |key: &str| Row {
-            key: key.into(),
-            value: "\"v\"".into(),
-            source: "default".into(),
-        };
-        let shown = masked(&[
-            row("port"),
-            row("services.a.grants.config.url"),
-            row("services.a.grants.secrets.signing"),
-            row("tokens"),
-        ]);
-        let values: Vec<_> = shown
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|row| row["value"].as_str().unwrap())
-            .collect();
-        assert_eq!(values, ["\"v\"", "***", "***", "***"]);
-    }
 }

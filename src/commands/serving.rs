@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     net::SocketAddr,
+    path::Path,
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
@@ -14,18 +15,18 @@ use super::{
     admin_listeners::AdminListeners,
     edge::{Edge, peers_can_say},
     failure,
-    live_settings::{LiveSettings, ReadSettings},
+    live_settings::{LiveSettings, ReadSettings, bound_principals},
     operator::{self, Operator},
     usage,
 };
 #[cfg(feature = "compiler")]
-use crate::sandbox::CompileWorker;
+use crate::sandbox::{CompileWorker, PROGRAM};
 use crate::{
     admin::{Admin, AdminListener, Running, token},
     budget::Budget,
-    catalog::{LiveCatalog, LoadSettings, ServicePolicies},
+    catalog::{Deploys, LiveCatalog, LoadSettings, MAX_SIZE, ServicePolicies},
     config::{
-        Config, DEFAULT_PRINCIPAL, Loaded, MemoryPlan, PrincipalSettings, Principals,
+        Config, Loaded, MemoryPlan,
         services::Overlay,
         store::{MAX_CONNECTIONS, Remote},
     },
@@ -35,7 +36,9 @@ use crate::{
         Due, Metrics,
         snapshot::{PrincipalRow, Snapshot, StoreRow, Totals},
     },
-    sandbox::{CompilerConfig, HOST_STACK, NESTED_STACK, Sandbox, SandboxConfig},
+    sandbox::{
+        CALL_DEPTH, CompilerConfig, HOST_STACK, NESTED_STACK, STACK, Sandbox, SandboxConfig,
+    },
     scheduler::Scheduler,
     server::{Buffers, ListenerSettings, Server, ServerSettings, View},
     store::{CACHE, Store, StoreError},
@@ -49,6 +52,14 @@ const OTHER_FILES: u64 = 64;
 
 /// Beyond its drain, how long the process before this one may take to end.
 const TAKE_OVER: Duration = Duration::from_secs(5);
+
+/// One in so many connections is for authenticated peers alone.
+const RESERVED: usize = 8;
+
+/// Time for compiling one component; a large one takes a minute on a slow
+/// machine.
+#[cfg(feature = "compiler")]
+const COMPILE_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// How often the store is tried that another process has open.
 const STORE_RETRY: Duration = Duration::from_millis(20);
@@ -195,11 +206,12 @@ impl Serving {
             dispatcher: trying,
             settings: Arc::clone(&settings),
             store: store.opened(),
+            deploys: Deploys::new(Arc::clone(&catalog), &config.services_dir),
         };
         let opened = store.opened();
         let endpoint = start_admin(
             &config,
-            listeners,
+            (listeners, server.listeners()),
             operator,
             metrics,
             store,
@@ -313,9 +325,9 @@ pub(super) fn sandbox_config(
     memory: &Arc<Budget>,
 ) -> SandboxConfig {
     SandboxConfig {
-        settings: config.sandbox.clone(),
+        call_depth: CALL_DEPTH,
+        verify_resets: config.sandbox.verify_resets,
         largest_instance: policy.largest_instance(),
-        largest_table: policy.largest_table(),
         instances: MemoryPlan::of(config).instances,
         memory: Arc::clone(memory),
         compiler: CompilerConfig::default(),
@@ -472,8 +484,8 @@ fn compact(store: &Store) {
 /// the right to start programs is given up.
 #[cfg(feature = "compiler")]
 pub(super) fn compile_worker(config: &Config) -> CompileWorker {
-    let limits = &config.sandbox;
-    CompileWorker::start(limits.compile_memory.0, limits.compile_timeout.0)
+    let memory = config.sandbox.compile_memory.0;
+    CompileWorker::start(Path::new(PROGRAM), memory, COMPILE_TIMEOUT)
 }
 
 fn load_catalog(
@@ -494,20 +506,6 @@ fn load_catalog(
     })
 }
 
-/// Tells the scheduler what principals may use of the processors.
-pub(super) fn bound_principals(scheduler: &Scheduler, principals: &Principals) {
-    let own = principals
-        .iter()
-        .filter(|(name, _)| *name != DEFAULT_PRINCIPAL);
-    let bound =
-        |(name, settings): (&String, &PrincipalSettings)| (name.clone(), settings.cpu.bound());
-    let others = principals.get(DEFAULT_PRINCIPAL);
-    scheduler.set_principals(
-        own.map(bound).collect(),
-        others.and_then(|settings| settings.cpu.bound()),
-    );
-}
-
 fn server_settings(
     config: &Arc<Config>,
     listeners: Vec<Arc<ListenerSettings>>,
@@ -515,7 +513,7 @@ fn server_settings(
     capacity: Capacity,
 ) -> ServerSettings {
     let reserved = if peers_can_say(config) {
-        capacity.connections * config.reserved_connections / 100
+        capacity.connections / RESERVED
     } else {
         0
     };
@@ -526,8 +524,7 @@ fn server_settings(
         reserved,
         max_ending: capacity.ending,
         buffers: Buffers::default(),
-        thread_stack: HOST_STACK
-            + (config.sandbox.stack.0 + NESTED_STACK) * (config.sandbox.call_depth + 1),
+        thread_stack: HOST_STACK + (STACK + NESTED_STACK) * (CALL_DEPTH + 1),
         memory,
     }
 }
@@ -582,7 +579,7 @@ fn report_usages(scheduler: Arc<Scheduler>, view: View) -> io::Result<()> {
 
 fn start_admin(
     config: &Config,
-    listeners: Vec<AdminListener>,
+    (listeners, of_services): (Vec<AdminListener>, serde_json::Value),
     operator: Operator,
     metrics: Arc<Metrics>,
     store: StoreState,
@@ -594,6 +591,12 @@ fn start_admin(
             "nothing can be changed over the admin endpoint: token {}: {error}",
             file.display()
         );
+    });
+    let deploy_token = config.admin.deploy.then(|| {
+        let file = config.deploy_token_file();
+        token::load_or_create(&file).inspect_err(|error| {
+            tracing::warn!("nothing can be deployed: token {}: {error}", file.display());
+        })
     });
     let settings = Arc::clone(&operator.settings);
     let (view, catalog, described) = (
@@ -623,10 +626,13 @@ fn start_admin(
         snapshot: Box::new(snapshot),
         accepting: Box::new(move || drained.accepting()),
         services: Box::new(move |name| operator::described(&described.current(), name)),
+        listeners: of_services,
         settings: Box::new(move || settings.shown()),
         metrics,
         commands: Box::new(operator),
         token: token.ok(),
+        deploy_token: deploy_token.and_then(Result::ok),
+        max_upload: MAX_SIZE,
         allowed_hosts: config.admin.allowed_hosts.clone(),
         memory: MemoryPlan::of(config).admin,
     }

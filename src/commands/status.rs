@@ -1,44 +1,154 @@
-//! `mb-server status`: what a running server does, on one screen.
+//! `mb-server status`: what a running server does, on one screen; of several
+//! servers, whether they serve the same.
 
-use std::{thread, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    thread,
+    time::Duration,
+};
 
 use serde_json::Value;
 
 use super::{
     Exit, Result,
-    admin_http::{AdminTarget, Endpoint, text},
+    admin_http::{self, AdminTargets, Endpoint, on_all, text},
 };
 
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Rows of each list.
 const ROWS: usize = 20;
+/// Characters of a digest that tell files apart: `sha256:` and twelve.
+const SHORT_DIGEST: usize = 19;
 
-/// Show what a running server does, on one screen
+/// Show what a running server does, on one screen; or where several differ
 ///
-/// Asks its admin endpoint. Exit codes: 0 it is ready, 1 it drains, 3 it could
-/// not be reached.
+/// Asks its admin endpoint. With several --admin it shows a line for each, and
+/// the services that are not the same on all. Exit codes: 0 ready, and all
+/// serve the same; 1 draining, or they differ; 3 one could not be reached.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Look again every two seconds, until Ctrl-C
     #[arg(long, short)]
     watch: bool,
     #[command(flatten)]
-    target: AdminTarget,
+    targets: AdminTargets,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result {
-    let endpoint = arguments.target.endpoint()?;
+    let servers = arguments.targets.endpoints()?;
     loop {
-        let (screen, ready) = screen(&endpoint)?;
+        let (screen, exit) = match &*servers {
+            [server] => {
+                let (screen, ready) = screen(server)?;
+                (screen, if ready { Exit::Success } else { Exit::Failure })
+            }
+            servers => overview(servers),
+        };
         if !arguments.watch {
             say!("{}", screen.trim_end());
-            return Ok(if ready { Exit::Success } else { Exit::Failure });
+            return Ok(exit);
         }
         // Clears the screen, as `watch` does.
         say!("\x1b[H\x1b[2J{}", screen.trim_end());
         thread::sleep(LOOK_EVERY);
     }
+}
+
+/// What one of several servers is and serves.
+struct Overview {
+    ready: bool,
+    /// For people.
+    line: String,
+    /// Name and version, and what is served under it.
+    services: BTreeMap<String, String>,
+}
+
+impl Overview {
+    fn of(server: &Endpoint) -> admin_http::Result<Self> {
+        let ready = server.get("/readyz")?;
+        let version = server.get("/version")?;
+        let services = server.get("/services")?;
+        let services = rows(&services["services"]);
+        let calls: u64 = services
+            .iter()
+            .filter_map(|row| row["calls"].as_u64())
+            .sum();
+        let state = text(&ready["status"]);
+        let row = |row: &Value| {
+            let name = format!("{} {}", text(&row["name"]), text(&row["version"]));
+            let digest = text(&row["digest"]);
+            let short = digest.get(..SHORT_DIGEST).unwrap_or(&digest).to_owned();
+            let what = match (&*text(&row["state"]), &row["error"]) {
+                ("loaded", Value::Null) => short,
+                ("loaded", error) => format!("{short}, because its file fails: {}", text(error)),
+                ("disabled", _) => format!("{short}, disabled"),
+                (_, error) => format!("failed: {}", text(error)),
+            };
+            (name, what)
+        };
+        Ok(Self {
+            line: format!(
+                "{state:9} mb-server {}  {} services  {calls} calls",
+                text(&version["version"]),
+                services.len()
+            ),
+            ready: state == "ready",
+            services: services.iter().map(row).collect(),
+        })
+    }
+}
+
+/// A line for each server, and what is not the same on all.
+fn overview(servers: &[Endpoint]) -> (String, Exit) {
+    let found = on_all(servers, Overview::of);
+    let mut out = String::new();
+    let mut exit = Exit::Success;
+    for (server, found) in servers.iter().zip(&found) {
+        let line = match found {
+            Ok(found) => &found.line,
+            Err((_, error)) => error,
+        };
+        out += &format!("{:24} {line}\n", server.address);
+        match found {
+            Ok(found) if found.ready => {}
+            Ok(_) if exit == Exit::Success => exit = Exit::Failure,
+            Ok(_) => {}
+            Err(_) => exit = Exit::Unreachable,
+        }
+    }
+    let reached: Vec<_> = servers
+        .iter()
+        .zip(&found)
+        .filter_map(|(server, found)| Some((&server.address, &found.as_ref().ok()?.services)))
+        .collect();
+    let names: BTreeSet<_> = reached.iter().flat_map(|(_, rows)| rows.keys()).collect();
+    let served = |rows: &BTreeMap<String, String>, name: &str| {
+        rows.get(name)
+            .map_or("not there", String::as_str)
+            .to_owned()
+    };
+    let differs = |name: &&String| {
+        let all: BTreeSet<_> = reached.iter().map(|(_, rows)| rows.get(*name)).collect();
+        all.len() > 1
+    };
+    let different: Vec<_> = names.into_iter().filter(differs).collect();
+    if different.is_empty() {
+        out += "\nall that were reached serve the same\n";
+        return (out, exit);
+    }
+    out += "\nthey differ:\n";
+    for name in different {
+        for (address, rows) in &reached {
+            out += &format!("  {name:24} {address:24} {}\n", served(rows, name));
+        }
+    }
+    let exit = if exit == Exit::Success {
+        Exit::Failure
+    } else {
+        exit
+    };
+    (out, exit)
 }
 
 fn screen(endpoint: &Endpoint) -> std::result::Result<(String, bool), (Exit, String)> {
@@ -86,7 +196,7 @@ fn screen(endpoint: &Endpoint) -> std::result::Result<(String, bool), (Exit, Str
         }
         if !row["rolledBackFrom"].is_null() {
             out += &format!(
-                "    rolled back; the file in the folder is not served until it changes, or until mb-server rollback {} --undo\n",
+                "    rolled back; the file in the folder is not served until it changes, or until mb-server service rollback {} --undo\n",
                 text(&row["name"])
             );
         }

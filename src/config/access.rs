@@ -13,7 +13,7 @@ use super::{
     OneOrMore, Share,
     define::{Bounds, documented, settings},
     given,
-    services::is_pattern,
+    services::{covers, is_pattern},
 };
 
 /// The table whose settings hold for principals that have none of their own.
@@ -76,14 +76,8 @@ impl Right {
     /// Whether it covers a topic in the version asked for.
     #[must_use]
     pub fn covers(&self, topic: &str, version: [u64; 3]) -> bool {
-        let topic_fits = match &self.topic {
-            None => true,
-            Some(pattern) => match pattern.strip_suffix('*') {
-                Some(start) => topic.starts_with(start),
-                None => topic == pattern,
-            },
-        };
-        topic_fits && version.starts_with(&self.version)
+        let covered = |pattern: &String| covers(pattern, topic);
+        self.topic.as_ref().is_none_or(covered) && version.starts_with(&self.version)
     }
 
     /// Whether any topic of a service may be covered, in any version.
@@ -174,27 +168,6 @@ settings! {
     }
 }
 
-/// Least version of TLS that is spoken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum TlsVersion {
-    /// TLS 1.2.
-    #[serde(rename = "1.2", alias = "TLSv1.2")]
-    V12,
-    /// TLS 1.3.
-    #[serde(rename = "1.3", alias = "TLSv1.3")]
-    V13,
-}
-
-/// Which name in a client's certificate is its principal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PrincipalFrom {
-    /// The first DNS name, mail address or URI among the alternative names.
-    San,
-    /// The common name of the subject.
-    Cn,
-}
-
 settings! {
     /// TLS of the listener on `tls.port`, and of those of `[[listeners]]` that
     /// have `tls = true`. Switched on by `cert`.
@@ -219,11 +192,6 @@ settings! {
         /// With `ca`: a client must show a valid certificate. `false`: a client without
         /// one stays anonymous.
         pub reject_unauthorized: bool = true,
-        /// Least version that is spoken: `1.2` or `1.3`, or `TLSv1.2`, `TLSv1.3`.
-        pub min_version: TlsVersion = TlsVersion::V12,
-        /// What names the principal of a client certificate: `san`, the first DNS name,
-        /// mail address or URI of its alternative names, or `cn`, its common name.
-        pub principal: PrincipalFrom = PrincipalFrom::San,
     }
 }
 

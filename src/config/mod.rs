@@ -21,9 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::log::Format;
 
-pub use access::{
-    Auth, DEFAULT_PRINCIPAL, PrincipalFrom, PrincipalSettings, Principals, Right, Tls, TlsVersion,
-};
+pub use access::{Auth, DEFAULT_PRINCIPAL, PrincipalSettings, Principals, Right, Tls};
 #[cfg(test)]
 pub(crate) use define::Entry;
 pub use define::OutOfBounds;
@@ -32,6 +30,10 @@ pub use memory::MemoryPlan;
 pub use services::{Isolation, LogLevel, ServiceSettings, Services};
 pub use source::{ConfigError, Flags, Loaded, Row, load};
 pub use units::{Bytes, Millis, Share};
+
+/// Answers of one connection that the server collects before it writes them, and
+/// slow calls of one connection that run side by side.
+pub const MAX_IN_FLIGHT: usize = 64;
 
 const LEAST: Millis = Millis::new(10);
 const HOUR: Millis = Millis::secs(3600);
@@ -51,27 +53,14 @@ settings! {
         pub port: u16 = 8081,
         /// Listen on `port` without TLS.
         pub plain: bool = true,
-        /// What is spoken: `frames`, `http` or both. The first byte of a connection
-        /// decides.
+        /// What is spoken: `frames`, `http` (with WebSocket) or both. The first
+        /// byte of a connection decides.
         pub protocols: Vec<access::Protocol> = access::Protocol::ALL.to_vec(),
         /// Whether peers authenticate: `none`, `optional` or `required`.
         pub auth: Auth = Auth::None,
         /// File of the tokens of clients, as `mb-server token` writes it. Empty:
         /// `tokens.json` in `state_dir`.
         pub tokens: PathBuf = PathBuf::new(),
-        /// Times in a minute that one address (of IPv6, one /64) may fail to
-        /// authenticate, in each of three ways: without a token, with a wrong token,
-        /// without a valid certificate. Beyond, the server refuses the address for a
-        /// while.
-        pub auth_failures: u32 = 10 => 1..=6000,
-        /// Connections that the kernel holds until the server accepts them.
-        pub backlog: u32 = 1024 => 1..=65_535,
-        /// TCP keep-alive probes on idle connections.
-        pub keep_alive: bool = true,
-        /// Idle time before the first of these probes.
-        pub keep_alive_initial_delay: Millis = Millis::secs(60) => Millis::secs(1)..=Millis::secs(7200),
-        /// TCP_NODELAY: small answers leave at once.
-        pub no_delay: bool = true,
         /// Memory for connections, services and messages together. Other sizes follow
         /// from it (see [`MemoryPlan`]).
         pub memory: Bytes = Bytes::mib(256) => Bytes::mib(32)..=Bytes::mib(1024 * 1024),
@@ -83,21 +72,16 @@ settings! {
         /// waits or takes longer than about two milliseconds. Calls that wait to begin
         /// hold half of them at most; further requests stay unread until one begins.
         pub max_threads: usize = 1280 => 8..=16_384,
-        /// Time that a thread waits for the next request of a peer that it has answered
-        /// before it serves others. 50 ms help where many clients that block run on the
-        /// same processors.
-        pub linger: Millis = Millis::new(0) => Millis::new(0)..=Millis::new(100),
+        /// Where connections wait for their next request: `"poller"`, without a thread,
+        /// or `"threads"`, where each busy one has a thread that reads, up to
+        /// `max_threads`. Threads are faster for clients that block on the same
+        /// processors, and slower for clients that send for many connections.
+        pub waiting: Waiting = Waiting::Poller,
         /// Connections of one address (of IPv6, one /64). 0: no limit.
         pub max_connections_per_address: usize = 0 => 0..=10_000,
-        /// Per cent of the connections that are reserved for authenticated peers. It
-        /// has an effect only where peers can authenticate.
-        pub reserved_connections: usize = 12 => 0..=90,
         /// Size of one message with its header line, and of the payload of an answer.
         /// Half of the shared memory must hold it.
         pub max_message_size: Bytes = Bytes::mib(1) => Bytes::kib(1)..=Bytes::mib(64),
-        /// Answers of one connection that the server collects before it writes them,
-        /// and slow calls of one connection that run side by side.
-        pub max_in_flight: usize = 64 => 1..=4096,
         /// Time from the first byte of a message to its last.
         pub read_timeout: Millis = Millis::secs(10) => LEAST..=HOUR,
         /// Time for a PROXY header, the TLS handshake and, where authentication is
@@ -135,9 +119,6 @@ settings! {
         /// Allow listeners without authentication on addresses that are not loopback,
         /// and tokens over connections that are not encrypted.
         pub allow_unsecure: bool = false,
-        /// The process may write to its own folders only (Landlock) and start no program
-        /// (seccomp), where the kernel has these.
-        pub landlock: bool = true,
         /// What is logged: `error`, `warn`, `info`, `debug`, `trace` or `off`, for all
         /// or by target, such as `info,mb_server::server=debug`.
         pub log: String = "info".into(),
@@ -177,6 +158,12 @@ settings! {
         pub socket: PathBuf = PathBuf::new(),
         /// Host headers that are answered besides loopback names, at most 16.
         pub allowed_hosts: Vec<String> = Vec::new(),
+        /// Components may be deployed over the endpoint: the server then writes to
+        /// `services_dir`. Only where every address of `admin.host` is loopback.
+        pub deploy: bool = false,
+        /// File of the token that deploying takes. Empty: `deploy.token` in
+        /// `state_dir`, created at the start with mode 0600.
+        pub deploy_token: PathBuf = PathBuf::new(),
     }
 }
 
@@ -198,23 +185,9 @@ settings! {
 settings! {
     /// Settings of the sandbox.
     pub struct Sandbox {
-        /// Call stack of a component. The threads that serve connections reserve as
-        /// much, and 128 KiB, for each call that may be nested and for the first.
-        pub stack: Bytes = Bytes::kib(512) => Bytes::kib(64)..=Bytes::mib(2),
-        /// Folder of the compiled code, created with mode 0700. Empty:
-        /// `$XDG_CACHE_HOME/mb-server`, else `~/.cache/mb-server`.
-        pub cache_dir: PathBuf = PathBuf::new(),
-        /// Size of all compiled code in that folder. Beyond it, the server removes
-        /// what was not used for the longest time.
-        pub cache_size: Bytes = Bytes::mib(1024) => Bytes::mib(1)..=Bytes::mib(1024 * 1024),
         /// Memory of the process that compiles one component. It is not counted in
         /// `memory`.
         pub compile_memory: Bytes = Bytes::mib(1024) => Bytes::mib(64)..=Bytes::mib(64 * 1024),
-        /// Time for compiling one component.
-        pub compile_timeout: Millis = Millis::secs(60) => Millis::new(100)..=HOUR,
-        /// Depth to which services may call each other. Each level reserves one more
-        /// call stack in each thread.
-        pub call_depth: usize = 4 => 0..=16,
         /// One of so many resets of instances is verified, at random and beside the
         /// calls. At most a hundredth of one processor's time is spent on it. 0: none.
         pub verify_resets: u32 = 1000 => 0..=1_000_000_000,
@@ -222,6 +195,16 @@ settings! {
         /// must have a `digest`, or the server does not start.
         pub require_digest: bool = false,
     }
+}
+
+/// Where connections wait for their next request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Waiting {
+    /// At the poller, without a thread.
+    Poller,
+    /// Busy ones in a thread that reads; the others at the poller.
+    Threads,
 }
 
 /// One value or a list of them.
@@ -289,6 +272,13 @@ impl Config {
         self.state_dir().join("admin.token")
     }
 
+    /// The file of the token that deploying components takes.
+    #[must_use]
+    pub fn deploy_token_file(&self) -> PathBuf {
+        given(&self.admin.deploy_token)
+            .map_or_else(|| self.state_dir().join("deploy.token"), Path::to_owned)
+    }
+
     /// Folder of what outlives the process: the setting, else
     /// `$XDG_STATE_HOME/mb-server`, else `$HOME/.local/state/mb-server`, else
     /// `/var/lib/mb-server`.
@@ -325,6 +315,7 @@ impl Config {
             &mut self.sandbox.cache_dir,
             &mut self.store.password_file,
             &mut self.store.ca,
+            &mut self.admin.deploy_token,
             cert,
             key,
             ca,

@@ -129,11 +129,6 @@ service_settings! {
     /// Waiting to begin counts. `describe`, when the file is loaded, may take
     /// as long, and 10 s at most.
     timeout: Millis = HOUR => Millis::new(1)..=HOUR,
-    /// Elements of all tables of one instance together.
-    table_elements: usize = 40_000 => 0..=1_000_000,
-    /// Lines a second that the service may write to the log, all calls together.
-    /// Further lines are dropped and counted.
-    log_lines: usize = 1000 => 0..=1_000_000,
     /// Requests of clients a second; the requests of one second may come at once.
     /// More get `RATE_LIMITED`. 0: no limit.
     rate: u32 = 0 => 0..=10_000_000,
@@ -148,19 +143,11 @@ service_settings! {
     /// Where more calls compute than there are processors, services get
     /// processor time in proportion to their weights.
     weight: u32 = 1 => 1..=1000,
-    /// A REQUEST is stopped when its client resets the connection. A PUBLISH
-    /// never is.
-    cancel_on_reset: bool = true,
-    /// `request`: every call finds an instance in its initial state. `shared`:
-    /// an instance serves several calls one after another, and a call can see what
-    /// an earlier one left behind.
+    /// `request`: every call finds an instance in its initial state, a reset one
+    /// where the code allows that. `fresh`: the code is not changed for resets, and
+    /// every call gets a fresh instance. `shared`: an instance serves several calls
+    /// one after another, and a call can see what an earlier one left behind.
     isolation: Isolation = Isolation::Request,
-    /// With `isolation = "request"`: after a call the server resets the instance to
-    /// its initial state, and it serves another call, where its code allows that.
-    /// `false`: every call gets a fresh instance.
-    reset: bool = true,
-    /// Calls that an instance serves before the server replaces it.
-    max_calls: u64 = 10_000 => 1..=1_000_000_000,
     /// Callers of a failed call get its WebAssembly backtrace and the newest 2 KiB
     /// that it printed to standard error. The log has both always.
     expose_traps: bool = false,
@@ -216,8 +203,10 @@ documented! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Isolation {
-    /// A fresh instance for every call.
+    /// An instance in its initial state for every call.
     Request,
+    /// A fresh instance for every call.
+    Fresh,
     /// Instances are used again.
     Shared,
 }
@@ -354,6 +343,15 @@ fn check_one(name: &str, overlay: &Overlay, bounds: &mut Bounds) {
     }
 }
 
+/// Whether a pattern (`calc.add`, `calc.*`) covers a topic.
+#[must_use]
+pub fn covers(pattern: &str, topic: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(start) => topic.starts_with(start),
+        None => pattern == topic,
+    }
+}
+
 /// `service.action`, where the action may be `*` or end in `.*`.
 pub(super) fn is_pattern(text: &str) -> bool {
     let mut segments = text.split('.').peekable();
@@ -380,7 +378,7 @@ mod tests {
     #[test]
     fn a_service_falls_back_to_the_default_table() {
         let mut services = built_in();
-        services.entry(DEFAULT.into()).or_default().log_lines = Some(7);
+        services.entry(DEFAULT.into()).or_default().weight = Some(7);
         let own = Overlay {
             concurrency: Some(1),
             memory: Some(Bytes::mib(1)),
@@ -389,14 +387,23 @@ mod tests {
         services.insert("calc".into(), own);
         let calc = settings_of(&services, "calc");
         assert_eq!(
-            (calc.log_lines, calc.concurrency, calc.memory),
+            (calc.weight, calc.concurrency, calc.memory),
             (7, 1, Some(Bytes::mib(1)))
         );
         let other = settings_of(&services, "other");
         assert_eq!(
-            (other.log_lines, other.concurrency, other.memory),
+            (other.weight, other.concurrency, other.memory),
             (7, 64, None)
         );
+    }
+
+    #[test]
+    fn patterns_cover() {
+        assert!(covers("calc.add", "calc.add"));
+        assert!(!covers("calc.add", "calc.added"));
+        assert!(covers("calc.*", "calc.add") && covers("calc.*", "calc.a.b"));
+        assert!(!covers("calc.*", "calcs.add"));
+        assert!(covers("a.b.*", "a.b.c") && !covers("a.b.*", "a.c"));
     }
 
     #[test]

@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn later_sources_win() {
-        let toml = "port = 1\nbacklog = 2\nidle_timeout = 60000\n[admin]\nport = 3";
+        let toml = "port = 1\nmax_threads = 20\nidle_timeout = 60000\n[admin]\nport = 3";
         let flags = Flags::default()
             .with("port", Some(7))
             .with("admin.port", None::<u16>);
@@ -286,7 +286,10 @@ mod tests {
         )
         .unwrap();
         let config = &loaded.config;
-        assert_eq!((config.port, config.backlog, config.admin.port), (7, 2, 6));
+        assert_eq!(
+            (config.port, config.max_threads, config.admin.port),
+            (7, 20, 6)
+        );
         assert_eq!(
             (config.idle_timeout, config.read_timeout),
             (
@@ -305,8 +308,8 @@ mod tests {
         };
         assert_eq!(source("port"), "flag --port");
         assert_eq!(source("admin.port"), "environment variable MB_ADMIN__PORT");
-        assert!(source("backlog").starts_with('/'));
-        assert_eq!(source("no_delay"), "default");
+        assert!(source("max_threads").starts_with('/'));
+        assert_eq!(source("plain"), "default");
     }
 
     #[test]
@@ -339,12 +342,12 @@ mod tests {
             &["`idle_timeout`", "soon", "60s", "FILE"],
         );
         check(
-            "max_message_size = 1\nbacklog = 0",
+            "max_message_size = 1\nmax_threads = 0",
             &[],
             &[
                 "`max_message_size` is 1B",
                 "1KiB to 64MiB",
-                "`backlog` is 0",
+                "`max_threads` is 0",
             ],
         );
         check(

@@ -11,7 +11,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use run::{Checked, RETRY_WHEN_FULL_MS, Task, stopped};
+use run::{Checked, RETRY_WHEN_FULL_MS, Ran, Task, stopped};
 use serde_json::json;
 
 use crate::{
@@ -32,8 +32,6 @@ use crate::{
 /// required.
 const HELLO: &str = "system.hello";
 
-/// The message for peers whose address has failed too often.
-pub const TOO_MANY_FAILURES: &str = "too many failures from this address";
 /// The message for peers whose credentials are no longer valid.
 pub const EXPIRED: &str =
     "the token or the certificate of this connection has expired or was revoked";
@@ -382,8 +380,12 @@ impl Core {
             return Ok(postponed(Counted::ByPrincipal));
         };
         let context = context(header, request.identity, deadline);
-        let (answered, held, used) = self.run(Task {
-            served: &mut found.served,
+        let Ran {
+            answered,
+            held,
+            used,
+            served,
+        } = self.run(Task {
             topic: header.topic,
             version: header.version,
             payload,
@@ -393,7 +395,7 @@ impl Core {
             outlives_reset: header.kind == Kind::Publish,
             counts: request.counted() < Counted::ByService,
         });
-        (found.held, found.used) = (held, used);
+        (found.held, found.used, found.served) = (held, used, served);
         // What was refused is kept already.
         Ok(match answered {
             Ok(Checked::Json(text)) => Outcome::Json(text),

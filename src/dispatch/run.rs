@@ -18,7 +18,7 @@ use crate::{
         calls::{self, Calls, Nested},
     },
     metrics::{self, History, PastCall, Used},
-    sandbox::{Call, CallError, CallReport, Phase, ServiceAnswer, Wanted},
+    sandbox::{CALL_DEPTH, Call, CallError, CallReport, Phase, ServiceAnswer, Wanted},
     scheduler::{Cost, Ticket},
     wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::COMPILING},
 };
@@ -48,8 +48,28 @@ pub(super) struct Task<'a> {
     /// The rate of its service has yet to count it: a client asks, not a
     /// service, and for the first time.
     pub(super) counts: bool,
-    /// Where the version that serves it is put.
-    pub(super) served: &'a mut Option<Version>,
+}
+
+/// What a call came to.
+pub(super) struct Ran {
+    pub(super) answered: Result<Checked, Refusal>,
+    /// Keeps the memory of the answer.
+    pub(super) held: Option<Reservation>,
+    pub(super) used: Used,
+    /// The version that served it, if one was found.
+    pub(super) served: Option<Version>,
+}
+
+impl From<Result<Checked, Refusal>> for Ran {
+    /// Nothing ran.
+    fn from(answered: Result<Checked, Refusal>) -> Self {
+        Self {
+            answered,
+            held: None,
+            used: Used::default(),
+            served: None,
+        }
+    }
 }
 
 /// An answer that was checked.
@@ -72,12 +92,8 @@ impl Checked {
 }
 
 impl Core {
-    /// Runs a call to its end. What is returned beside the answer keeps the
-    /// memory for it, and says what the call has used.
-    pub(super) fn run(
-        self: &Arc<Self>,
-        task: Task<'_>,
-    ) -> (Result<Checked, Refusal>, Option<Reservation>, Used) {
+    /// Runs a call to its end.
+    pub(super) fn run(self: &Arc<Self>, task: Task<'_>) -> Ran {
         let Task {
             topic,
             version,
@@ -87,7 +103,6 @@ impl Core {
             timeout,
             outlives_reset,
             counts,
-            served,
         } = task;
         // Held until the call is over: counting the holders of the service
         // would have all processors write to one place.
@@ -102,31 +117,23 @@ impl Core {
         });
         let service = match ready {
             Ok(service) => service,
-            Err((_, Unbegun::Postponed)) => return (Ok(Checked::Postponed), None, Used::default()),
+            Err((_, Unbegun::Postponed)) => return Ok(Checked::Postponed).into(),
             Err((service, Unbegun::Refused(refusal))) => {
                 self.keep_refused(&topic, service, &context, &refusal);
-                return (Err(refusal), None, Used::default());
+                return Err(refusal).into();
             }
         };
-        *served = Some(service.description.version);
         let action = topic.action();
         if service.component.policy().granted.may_call() {
             context.calls = Some(Arc::new(Arc::clone(self)));
         }
         let client = context.depth() == 0;
-        if outlives_reset || client && !service.component.policy().settings.cancel_on_reset {
+        if outlives_reset {
             watch.outlives_reset();
         }
         let about = context.clone();
-        let policy = service.component.policy();
         // Nested calls count for the one that caused them.
         let ticket = Finishes(client.then(|| watch.ticket()).flatten());
-        let report = service.component.call(Call {
-            action,
-            payload,
-            context,
-            watch: Arc::clone(watch),
-        });
         let CallReport {
             result,
             peak_memory,
@@ -137,73 +144,66 @@ impl Core {
             backtrace,
             stderr,
             held,
-        } = report;
-        if matches!(result, Err(CallError::Postponed)) {
-            return (Ok(Checked::Postponed), None, Used::default());
-        }
-        let cost = ticket.finish();
-        if client
-            && matches!(
-                result,
-                Err(CallError::Stopped {
-                    stop: Stop::Reset,
-                    ..
-                })
-            )
-        {
-            self.metrics.calls_reset.add(1);
-        }
-        let begun = !matches!(result, Err(CallError::NotBegun(_)));
-        let (frames, printed) = if policy.settings.expose_traps {
-            (&*backtrace, &*stderr)
-        } else {
-            (&[][..], &[][..])
+        } = service.component.call(Call {
+            action,
+            payload,
+            context,
+            watch: Arc::clone(watch),
+        });
+        let begun = match &result {
+            Err(CallError::Postponed) => return Ok(Checked::Postponed).into(),
+            Err(CallError::Stopped { stop, .. }) if client && *stop == Stop::Reset => {
+                self.metrics.calls_reset.add(1);
+                true
+            }
+            Err(CallError::NotBegun(_)) => false,
+            _ => true,
         };
+        let ended = EndedCall {
+            service,
+            action,
+            context: &about,
+            cost: ticket.finish(),
+            peak_memory,
+            waited,
+            elapsed,
+            backtrace,
+            stderr,
+        };
+        let timeout = timeout.min(service.component.policy().settings.timeout.0);
         let result = result
-            .map_err(|error| refuse(error, timeout.min(policy.settings.timeout.0), cost))
+            .map_err(|error| refuse(error, timeout, ended.cost))
             .and_then(answered)
-            .map_err(|refusal| explain(refusal, peak_memory, elapsed, frames, printed));
+            .map_err(|refusal| ended.explain(refusal));
         let used = Used {
             bytes_in: payload.as_bytes().len() as u64,
             bytes_out: result.as_ref().map_or(0, Checked::size) as u64,
             host_calls,
             peak_memory: peak_memory as u64,
         };
+        let refusal = result.as_ref().err();
         if created {
             service.stats.own().instances.add(1);
         }
         if begun {
-            let outcome = match &result {
-                Ok(_) => metrics::CallOutcome::Answered,
-                Err(Refusal { code: None, .. }) => metrics::CallOutcome::Failed,
-                Err(Refusal { code: Some(_), .. }) => metrics::CallOutcome::Ended,
+            let outcome = match refusal {
+                None => metrics::CallOutcome::Answered,
+                Some(Refusal { code: None, .. }) => metrics::CallOutcome::Failed,
+                Some(Refusal { code: Some(_), .. }) => metrics::CallOutcome::Ended,
             };
             service.stats.own().record(outcome, waited, elapsed, used);
         }
-        if History::wants(result.is_err(), elapsed) {
-            self.metrics.history.keep(
-                result.is_err(),
-                past(
-                    service,
-                    action,
-                    &about,
-                    &result,
-                    (waited, elapsed, cost),
-                    peak_memory,
-                    (&backtrace, &stderr),
-                ),
-            );
+        ended.log(refusal);
+        if History::wants(refusal.is_some(), elapsed) {
+            let past = ended.past(refusal);
+            self.metrics.history.keep(refusal.is_some(), past);
         }
-        let ended = CallLog {
-            service,
-            action,
-            context: &about,
-            peak_memory,
-            elapsed,
-            backtrace: &backtrace,
-        };
-        ended.log(result.as_ref().err());
-        (result, held, used)
+        Ran {
+            answered: result,
+            held,
+            used,
+            served: Some(service.description.version),
+        }
     }
 
     /// Whether a payload fits its schema, where that is asked for; within the
@@ -376,11 +376,10 @@ impl Calls for Arc<Core> {
             timeout,
             outlives_reset: false,
             counts: false,
-            served: &mut None,
         };
         // The answer is copied to the calling service at once.
-        let (answered, _held, _used) = Core::run(self, task);
-        match answered.map_err(refuse)? {
+        let ran = Core::run(self, task);
+        match ran.answered.map_err(refuse)? {
             Checked::Json(text) => Ok(PayloadResult::Json(text)),
             Checked::Binary(bytes) => Ok(PayloadResult::Binary(bytes)),
             Checked::Postponed => Err(refuse(Refusal::unavailable(POSTPONED, RETRY_WHEN_FULL_MS))),
@@ -388,7 +387,7 @@ impl Calls for Arc<Core> {
     }
 
     fn max_depth(&self) -> usize {
-        self.config.sandbox.call_depth
+        CALL_DEPTH
     }
 }
 
@@ -478,87 +477,59 @@ impl Drop for Finishes<'_> {
     }
 }
 
-/// Adds to a failure of the sandbox what is known about it.
-fn explain(
-    mut refusal: Refusal,
-    peak_memory: usize,
-    elapsed: Duration,
-    backtrace: &[String],
-    stderr: &[String],
-) -> Refusal {
-    if refusal.code != Some(Code::ServiceFailed) {
-        return refusal;
-    }
-    let known = refusal
-        .body
-        .details
-        .take()
-        .and_then(|details| serde_json::from_str(details.get()).ok());
-    let mut known: Map<String, Value> = known.unwrap_or_default();
-    known.insert("peakMemory".into(), json!(peak_memory));
-    known.insert("elapsedMs".into(), json!(elapsed.as_millis() as u64));
-    for (name, lines) in [("backtrace", backtrace), ("stderr", stderr)] {
-        if !lines.is_empty() {
-            known.insert(name.into(), json!(lines));
-        }
-    }
-    refusal.with(&Value::Object(known))
-}
-
-/// A finished call, for the history.
-fn past(
-    service: &Service,
-    action: &str,
-    context: &Context,
-    result: &Result<Checked, Refusal>,
-    (waited, elapsed, cost): (Duration, Duration, Option<Cost>),
-    peak_memory: usize,
-    (backtrace, stderr): (&[String], &[String]),
-) -> PastCall {
-    let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
-    PastCall {
-        service: service.description.name.clone(),
-        version: Some(service.description.version.to_string()),
-        action: action.to_owned(),
-        elapsed_ms: millis(elapsed),
-        waited_ms: millis(waited),
-        ran_ms: cost.map(|cost| millis(cost.ran)),
-        cpu_waited_ms: cost.map(|cost| millis(cost.waited)),
-        peak_memory,
-        backtrace: backtrace.to_vec(),
-        stderr: stderr.to_vec(),
-        ..base_of_past_call(context, result.as_ref().err())
-    }
-}
-
-/// What is kept of any call; the rest is empty.
-fn base_of_past_call(context: &Context, refusal: Option<&Refusal>) -> PastCall {
-    PastCall {
-        request_id: context.request_id.as_deref().unwrap_or("-").to_owned(),
-        parent_request_id: context.parent_request_id.as_deref().map(str::to_owned),
-        connection: context.caller.connection_id.clone(),
-        principal: context.caller.principal.clone(),
-        ended: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-        outcome: refusal
-            .map_or("OK", |refusal| &*refusal.body.code)
-            .to_owned(),
-        message: refusal.map(|refusal| refusal.body.message.to_string()),
-        details: refusal.and_then(|refusal| metrics::brief(refusal.body.details.as_ref()?)),
-        ..PastCall::default()
-    }
-}
-
-/// What the log says of a call.
-struct CallLog<'a> {
+/// A call that has ended, for its caller, the history and the log.
+struct EndedCall<'a> {
     service: &'a Service,
     action: &'a str,
     context: &'a Context,
+    /// None for one that saw no tick.
+    cost: Option<Cost>,
     peak_memory: usize,
+    waited: Duration,
     elapsed: Duration,
-    backtrace: &'a [String],
+    backtrace: Vec<String>,
+    stderr: Vec<String>,
 }
 
-impl CallLog<'_> {
+impl EndedCall<'_> {
+    /// Adds to a failure of the sandbox what is known about it.
+    fn explain(&self, mut refusal: Refusal) -> Refusal {
+        if refusal.code != Some(Code::ServiceFailed) {
+            return refusal;
+        }
+        let known = refusal.body.details.take();
+        let known = known.and_then(|details| serde_json::from_str(details.get()).ok());
+        let mut known: Map<String, Value> = known.unwrap_or_default();
+        known.insert("peakMemory".into(), json!(self.peak_memory));
+        known.insert("elapsedMs".into(), json!(self.elapsed.as_millis() as u64));
+        let exposes = self.service.component.policy().settings.expose_traps;
+        for (name, lines) in [("backtrace", &self.backtrace), ("stderr", &self.stderr)] {
+            if exposes && !lines.is_empty() {
+                known.insert(name.into(), json!(lines));
+            }
+        }
+        refusal.with(&Value::Object(known))
+    }
+
+    /// For the history.
+    fn past(&self, refusal: Option<&Refusal>) -> PastCall {
+        let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+        let description = &self.service.description;
+        PastCall {
+            service: description.name.clone(),
+            version: Some(description.version.to_string()),
+            action: self.action.to_owned(),
+            elapsed_ms: millis(self.elapsed),
+            waited_ms: millis(self.waited),
+            ran_ms: self.cost.map(|cost| millis(cost.ran)),
+            cpu_waited_ms: self.cost.map(|cost| millis(cost.waited)),
+            peak_memory: self.peak_memory,
+            backtrace: self.backtrace.clone(),
+            stderr: self.stderr.clone(),
+            ..base_of_past_call(self.context, refusal)
+        }
+    }
+
     /// One line at debug for every call, and one at warn for each that the
     /// server ended.
     fn log(&self, refusal: Option<&Refusal>) {
@@ -569,6 +540,7 @@ impl CallLog<'_> {
             peak_memory,
             elapsed,
             backtrace,
+            ..
         } = self;
         let description = &service.description;
         let request_id = context.request_id.as_deref().unwrap_or("-");
@@ -607,5 +579,22 @@ impl CallLog<'_> {
                 "call ended"
             ),
         }
+    }
+}
+
+/// What is kept of any call; the rest is empty.
+fn base_of_past_call(context: &Context, refusal: Option<&Refusal>) -> PastCall {
+    PastCall {
+        request_id: context.request_id.as_deref().unwrap_or("-").to_owned(),
+        parent_request_id: context.parent_request_id.as_deref().map(str::to_owned),
+        connection: context.caller.connection_id.clone(),
+        principal: context.caller.principal.clone(),
+        ended: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+        outcome: refusal
+            .map_or("OK", |refusal| &*refusal.body.code)
+            .to_owned(),
+        message: refusal.map(|refusal| refusal.body.message.to_string()),
+        details: refusal.and_then(|refusal| metrics::brief(refusal.body.details.as_ref()?)),
+        ..PastCall::default()
     }
 }

@@ -9,10 +9,11 @@ use serde::{
 };
 use serde_json::{json, value::RawValue};
 
-use super::{Core, MAX_REPEATED, Refusal, TOO_MANY_FAILURES, take_rate};
+use super::{Core, MAX_REPEATED, Refusal, take_rate};
 use crate::{
     access::{Denied, Identity},
     catalog::{Action, Description},
+    config::MAX_IN_FLIGHT,
     wire::{
         Code, Header, PROTOCOL_VERSION, Payload, SYSTEM_VERSION, header::MAX_HEADER_SIZE,
         json as wire_json,
@@ -125,7 +126,7 @@ impl Core {
             "limits": {
                 "maxMessageSize": config.max_message_size.0,
                 "maxHeaderSize": MAX_HEADER_SIZE,
-                "maxInFlight": config.max_in_flight,
+                "maxInFlight": MAX_IN_FLIGHT,
                 "keepAliveIntervalMs": millis(config.keep_alive_within()),
                 "idleTimeoutMs": millis(config.idle_timeout.0),
                 "defaultTimeoutMs": millis(config.default_timeout.0),
@@ -135,17 +136,8 @@ impl Core {
     }
 
     fn denied(&self, denied: &Denied) -> Refusal {
-        let (reason, message) = match denied {
-            Denied::Token => ("token", "the token is unknown, expired or revoked"),
-            Denied::NoToken => ("missing", "system.hello must carry a token here"),
-            Denied::Exposed => (
-                "exposed",
-                "a token is taken over TLS only, since others can read this connection",
-            ),
-            Denied::TooMany(_) => ("too-many", TOO_MANY_FAILURES),
-        };
-        self.metrics.auth_failures.add(reason);
-        let refusal = Refusal::new(Code::Unauthorized, message);
+        self.metrics.auth_failures.add(denied.reason());
+        let refusal = Refusal::new(Code::Unauthorized, denied.message());
         match denied {
             Denied::TooMany(wait) => {
                 refusal.with(&json!({"retryAfterMs": wait.as_millis() as u64 + 1}))

@@ -9,14 +9,17 @@ use std::{
     time::Duration,
 };
 
-use super::log;
 use crate::{
+    budget::Rate,
     config::{LogLevel, ServiceSettings, services::DEFAULT_QUOTA},
     log::Limiter,
     scheduler::Account,
     store::{Namespace, Store},
     trusted::{self, Purpose},
 };
+
+/// Lines a second that a service may write to the log.
+const LINES_PER_SECOND: u32 = 1000;
 
 /// Largest file of a secret, in bytes.
 const MAX_SECRET: u64 = 64 * 1024;
@@ -27,7 +30,7 @@ pub struct Granted {
     /// Who pays for its calls; none where nothing is scheduled.
     pub(super) account: Option<Arc<Account>>,
     pub(super) log: LogLevel,
-    pub(super) log_rate: log::Rate,
+    pub(super) log_rate: Option<Rate>,
     /// Bounds the lines that say how much was dropped: there may be one a call.
     pub(super) log_dropped: Limiter,
     /// None where neither values nor secrets are granted.
@@ -98,7 +101,7 @@ impl Granted {
             service: service.into(),
             account,
             log: settings.log,
-            log_rate: log::Rate::new(settings.log_lines),
+            log_rate: Rate::per_second(LINES_PER_SECOND),
             log_dropped: Limiter::new(),
             settings: (!values.is_empty()).then_some(values),
             keyvalue,
@@ -115,7 +118,7 @@ impl Granted {
             service: service.into(),
             account: None,
             log: LogLevel::Off,
-            log_rate: log::Rate::new(0),
+            log_rate: None,
             log_dropped: Limiter::new(),
             settings: None,
             keyvalue: None,

@@ -1,11 +1,7 @@
 //! `wasi:logging`, and what components print: lines in the server's log,
 //! bounded in size and number, under the request that they belong to.
 
-use std::{
-    fmt::Write as _,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Instant,
-};
+use std::fmt::Write as _;
 
 use super::{Context, Granted, Host, bindings::wasi::logging::logging};
 use crate::config::LogLevel;
@@ -32,39 +28,6 @@ pub(super) struct Meter {
 pub(super) enum Stream {
     Stdout,
     Stderr,
-}
-
-/// Lines of one service in the current second.
-#[derive(Debug)]
-pub(super) struct Rate {
-    per_second: u64,
-    begun: Instant,
-    /// The second that is counted in the upper half, lines in the lower.
-    window: AtomicU64,
-}
-
-impl Rate {
-    pub(super) fn new(per_second: usize) -> Self {
-        Self {
-            per_second: per_second as u64,
-            begun: Instant::now(),
-            window: AtomicU64::new(0),
-        }
-    }
-
-    /// Whether one more line fits into this second.
-    fn admits(&self, now: Instant) -> bool {
-        let second = now.saturating_duration_since(self.begun).as_secs() << 32;
-        let step = |window: u64| {
-            let lines = if window & !0xffff_ffff == second {
-                window & 0xffff_ffff
-            } else {
-                0
-            };
-            (lines < self.per_second).then_some(second | (lines + 1))
-        };
-        self.window.fetch_update(Relaxed, Relaxed, step).is_ok()
-    }
 }
 
 impl Meter {
@@ -97,7 +60,12 @@ impl Meter {
         if level < granted.log || granted.log == LogLevel::Off || text.is_empty() {
             return;
         }
-        if self.left == 0 || !granted.log_rate.admits(Instant::now()) {
+        if self.left == 0
+            || granted
+                .log_rate
+                .as_ref()
+                .is_some_and(|rate| rate.take().is_err())
+        {
             self.dropped += 1;
             return;
         }
@@ -157,7 +125,7 @@ impl Meter {
         }
         if self.dropped > 0 && granted.log_dropped.allows("service log") {
             let text = format!(
-                "{} lines dropped, beyond 64 KiB in a call or log_lines",
+                "{} lines dropped, beyond 64 KiB in a call or 1,000 in a second",
                 self.dropped
             );
             emit(granted, context, LogLevel::Warn, "mb-server", &text);
@@ -248,15 +216,7 @@ fn emit(granted: &Granted, context: &Context, level: LogLevel, source: &str, tex
 /// ends the line or turns the direction of writing.
 fn escape(text: &str, limit: usize) -> String {
     let cut = &text[..text.floor_char_boundary(limit)];
-    let mut escaped = String::with_capacity(cut.len());
-    for c in cut.chars() {
-        let hidden = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-        if c.is_control() || hidden {
-            let _ = write!(escaped, "{}", c.escape_default());
-        } else {
-            escaped.push(c);
-        }
-    }
+    let mut escaped = crate::log::escaped(cut, &[]);
     if cut.len() < text.len() {
         let _ = write!(escaped, "… ({} bytes more)", text.len() - cut.len());
     }
@@ -266,7 +226,6 @@ fn escape(text: &str, limit: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn nothing_in_a_line_is_obeyed() {
@@ -290,14 +249,5 @@ mod tests {
         assert_eq!(lines[1], "ValueError: \\u{1b}[31m");
         meter.keep(&"ö".repeat(MAX_STDERR));
         assert_eq!(meter.stderr(), ["ö".repeat(MAX_STDERR / 2)]);
-    }
-
-    #[test]
-    fn lines_in_a_second() {
-        let rate = Rate::new(2);
-        let second = |s| rate.begun + Duration::from_secs(s);
-        assert!(rate.admits(second(0)) && rate.admits(second(0)) && !rate.admits(second(0)));
-        assert!(rate.admits(second(1)));
-        assert!(!Rate::new(0).admits(second(0)));
     }
 }

@@ -1,7 +1,7 @@
 //! Watches a call while it runs or waits, and may stop it.
 
 use std::{
-    fmt, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -104,27 +104,17 @@ impl Watch for Unwatched {
     }
 }
 
-/// Why a running call was stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stop {
-    /// Its deadline passed.
-    Deadline,
-    /// The server ends, and its time for that is over.
-    Shutdown,
-    /// The operator wants it.
-    Killed,
-    /// Its client has reset the connection.
-    Reset,
-}
-
-impl fmt::Display for Stop {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Deadline => "stopped at its deadline",
-            Self::Shutdown => "stopped because the server shuts down",
-            Self::Killed => "stopped by the operator",
-            Self::Reset => "stopped because its client has reset the connection",
-        })
+crate::wire::words! {
+    /// Why a running call was stopped.
+    pub enum Stop {
+        /// Its deadline passed.
+        Deadline = "stopped at its deadline",
+        /// The server ends, and its time for that is over.
+        Shutdown = "stopped because the server shuts down",
+        /// The operator wants it.
+        Killed = "stopped by the operator",
+        /// Its client has reset the connection.
+        Reset = "stopped because its client has reset the connection",
     }
 }
 

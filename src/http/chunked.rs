@@ -1,5 +1,7 @@
 //! The chunked transfer coding of RFC 9112 section 7.1, undone in place.
 
+use crate::wire::Buffer;
+
 /// Bytes of a line of a chunk's size with its extensions, and of all trailers.
 const MAX_LINE: usize = 256;
 const MAX_TRAILERS: usize = 8 * 1024;
@@ -75,28 +77,24 @@ impl Chunked {
         self.at == At::Done
     }
 
-    /// Decodes what lies in `buf[read..filled]` to `buf[write..]`. Returns how
-    /// far it has read and written.
-    pub(super) fn decode(
-        &mut self,
-        buf: &mut [u8],
-        (mut write, mut read, filled): (usize, usize, usize),
-    ) -> Result<(usize, usize), ChunkedError> {
-        while read < filled && self.at != At::Done {
+    /// Decodes what has arrived.
+    pub(super) fn decode(&mut self, buffer: &mut Buffer) -> Result<(), ChunkedError> {
+        while let Some(&byte) = buffer.unparsed().first()
+            && self.at != At::Done
+        {
             if let At::Data { left } = self.at {
-                let count = left.min(filled - read);
-                buf.copy_within(read..read + count, write);
-                (write, read) = (write + count, read + count);
+                let count = left.min(buffer.unparsed().len());
+                buffer.append(count);
                 self.at = match left - count {
                     0 => At::DataCr,
                     left => At::Data { left },
                 };
                 continue;
             }
-            self.at = self.step(buf[read])?;
-            read += 1;
+            self.at = self.step(byte)?;
+            buffer.skip(1);
         }
-        Ok((write, read))
+        Ok(())
     }
 
     fn step(&mut self, byte: u8) -> Result<At, ChunkedError> {

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::response::Refusal;
+use super::{
+    response::Refusal,
+    upgrade::{Handshake, Upgrade},
+};
 use crate::wire::{
     Code, Topic, Version,
     header::{MAX_TIMEOUT, is_request_id},
@@ -50,6 +53,8 @@ pub enum Route {
     Health,
     /// Whether it serves.
     Ready,
+    /// WebSocket.
+    WebSocket(Upgrade),
 }
 
 /// How the body is delimited.
@@ -119,10 +124,10 @@ fn malformed(message: &'static str) -> Refusal {
 /// head may have. `scanned` bytes were looked at before.
 pub(super) fn find_end(bytes: &[u8], scanned: &mut usize) -> Result<Option<usize>, Refusal> {
     let from = *scanned;
+    let mut before = from.checked_sub(1).map_or(0, |at| bytes[at]);
     for (at, &byte) in bytes.iter().enumerate().skip(from) {
-        let before = at.checked_sub(1).map(|before| bytes[before]);
         match byte {
-            b'\n' if before == Some(b'\r') => {
+            b'\n' if before == b'\r' => {
                 if at < 2 {
                     return Err(malformed("an empty line stands before the request line"));
                 }
@@ -132,9 +137,9 @@ pub(super) fn find_end(bytes: &[u8], scanned: &mut usize) -> Result<Option<usize
                 }
             }
             b'\n' => return Err(malformed("a line ends with LF alone")),
-            _ if before == Some(b'\r') => return Err(malformed("a CR without LF")),
+            _ if before == b'\r' => return Err(malformed("a CR without LF")),
             b'\r' => {}
-            b' ' | b'\t' if before == Some(b'\n') => {
+            b' ' | b'\t' if before == b'\n' => {
                 return Err(malformed("a line begins with white space"));
             }
             b'\t' => {}
@@ -144,6 +149,7 @@ pub(super) fn find_end(bytes: &[u8], scanned: &mut usize) -> Result<Option<usize
         if at >= MAX_HEAD_SIZE {
             return Err(too_large());
         }
+        before = byte;
     }
     *scanned = bytes.len();
     Ok(None)
@@ -194,7 +200,9 @@ impl Head {
             _ => Method::Other,
         };
         let is_http10 = minor == 0;
-        let fields = Fields::read(request.headers)?;
+        let mut fields = Fields::read(request.headers)?;
+        // HTTP/1.0 has no upgrade.
+        fields.handshake.is_upgrade &= !is_http10;
         let framing = fields.framing(is_http10)?;
         let (authority, path) = split(target)?;
         if !is_http10 && fields.host.is_none() {
@@ -212,7 +220,7 @@ impl Head {
             return Err(malformed("only POST has a body here"));
         }
         let ids = [fields.request_id, fields.parent_request_id];
-        let mut asked = route(path, method);
+        let mut asked = route(path, method, &fields.handshake);
         if !ids.into_iter().flatten().all(is_request_id) {
             let message = "a request id is 1 to 64 letters, digits, '.', '_' and '-'";
             asked = asked.and(Err(Refusal::new(Code::InvalidRequestId, message)));
@@ -282,6 +290,12 @@ struct Fields<'a> {
     closes: bool,
     keeps_alive: bool,
     forwarded: Vec<IpAddr>,
+    handshake: Handshake<'a>,
+}
+
+/// The elements of a list.
+pub(super) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii)
 }
 
 impl<'a> Fields<'a> {
@@ -303,6 +317,7 @@ impl<'a> Fields<'a> {
                 expect,
                 closes,
                 keeps_alive,
+                handshake,
                 ..
             } = &mut read;
             let once = match field.name.len() {
@@ -317,12 +332,24 @@ impl<'a> Fields<'a> {
                 17 if is("parent-request-id") => parent_request_id,
                 15 if is("request-timeout") => timeout,
                 6 if is("expect") => expect,
+                17 if is("sec-websocket-key") => &mut handshake.key,
+                21 if is("sec-websocket-version") => &mut handshake.version,
                 10 if is("connection") => {
-                    for token in field.value.split(|&byte| byte == b',') {
-                        let token = token.trim_ascii();
+                    for token in tokens(field.value) {
                         *closes |= token.eq_ignore_ascii_case(b"close");
                         *keeps_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+                        handshake.is_upgrade |= token.eq_ignore_ascii_case(b"upgrade");
                     }
+                    continue;
+                }
+                7 if is("upgrade") => {
+                    let mut names = tokens(field.value);
+                    let is_it = |name: &[u8]| name.eq_ignore_ascii_case(b"websocket");
+                    handshake.is_websocket |= names.any(is_it);
+                    continue;
+                }
+                22 if is("sec-websocket-protocol") => {
+                    handshake.offers(field.value);
                     continue;
                 }
                 _ => continue,
@@ -399,6 +426,9 @@ fn forwarded(fields: &[httparse::Header<'_>]) -> Vec<IpAddr> {
         true => (entries("x-forwarded-for"), false),
         false => (standard, true),
     };
+    if text.is_empty() {
+        return Vec::new();
+    }
     let address = |entry: &str| {
         let entry = match is_standard {
             false => entry,
@@ -462,7 +492,7 @@ fn split(target: &str) -> Result<(Option<&str>, &str), Refusal> {
     Ok((authority, path))
 }
 
-fn route(path: &str, method: Method) -> Result<Route, Refusal> {
+fn route(path: &str, method: Method, handshake: &Handshake<'_>) -> Result<Route, Refusal> {
     let message = |rest: &str, is_publish| {
         let (topic, version) = match rest.split_once('@') {
             Some((topic, version)) => (topic, Some(version)),
@@ -484,18 +514,20 @@ fn route(path: &str, method: Method) -> Result<Route, Refusal> {
         "/services" => (Ok(Route::Services), "GET, HEAD"),
         "/healthz" => (Ok(Route::Health), "GET, HEAD"),
         "/readyz" => (Ok(Route::Ready), "GET, HEAD"),
+        "/ws" => (handshake.check().map(Route::WebSocket), "GET"),
         _ => match (path.strip_prefix("/call/"), path.strip_prefix("/publish/")) {
             (Some(topic), _) => (message(topic, false), "POST"),
             (_, Some(topic)) => (message(topic, true), "POST"),
             _ => {
                 let message = "no such path: there are /call/SERVICE.ACTION, /publish/SERVICE.ACTION, \
-                               /services, /healthz and /readyz";
+                               /services, /ws, /healthz and /readyz";
                 return Err(Refusal::new(Code::NoRouteFound, message));
             }
         },
     };
     let fits = match method {
-        Method::Get | Method::Head => takes == "GET, HEAD",
+        Method::Get => takes.starts_with("GET"),
+        Method::Head => takes == "GET, HEAD",
         Method::Post => takes == "POST",
         Method::Options => true,
         Method::Other => false,

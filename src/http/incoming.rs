@@ -1,10 +1,5 @@
-//! The buffer of requests as they arrive. What is handed out is a message as
-//! frames carry it: a header line, then the payload, in one piece.
-//!
-//! ```text
-//!   0          start           write            read          filled    len
-//!   |  consumed  | line, payload | coding undone | not read yet | spare |
-//! ```
+//! Requests as they arrive. What is handed out is a message as frames carry it:
+//! a header line, then the payload, in one piece.
 
 use std::{io::Write as _, ops::Range};
 
@@ -13,12 +8,7 @@ use super::{
     head::{Content, Framing, Head, MAX_HEAD_SIZE, Route, find_end},
     response::Refusal,
 };
-use crate::wire::{Code, Version};
-
-/// First size of a buffer, in bytes.
-const FIRST_SIZE: usize = 1024;
-/// A full buffer grows so many times at most at once.
-const GROWTH: usize = 8;
+use crate::wire::{Buffer, Code, Version};
 
 /// What [`Incoming::take`] finds.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,7 +18,7 @@ pub enum Taken {
     Head(Box<Head>),
     /// A whole message.
     Message {
-        /// Where it lies, for [`Incoming::message`].
+        /// Where it lies, for [`Buffer::message`].
         body: Range<usize>,
         /// The payload is opaque bytes.
         binary: bool,
@@ -47,48 +37,45 @@ enum State {
     Chunked { coding: Chunked, binary: bool },
 }
 
-/// See the module. Its memory follows what has arrived, up to
-/// `max_message_size`, a head and one read.
+/// Reads requests in a [`Buffer`], which holds up to `max_message_size` and a
+/// head.
 #[derive(Debug)]
 pub struct Incoming {
-    buf: Vec<u8>,
-    /// Invariant: `start <= write <= read <= filled <= buf.len()`.
-    start: usize,
-    write: usize,
-    read: usize,
-    filled: usize,
+    buffer: Buffer,
     /// Of the head that is not whole, so much was looked at.
     scanned: usize,
     state: State,
     max_message_size: usize,
-    read_size: usize,
-    /// A read left no room since it was empty last.
-    cramped: bool,
 }
 
 impl Incoming {
-    /// Creates a buffer that begins with bytes that have arrived.
+    /// Goes on with the bytes that have arrived.
     #[must_use]
-    pub fn new(arrived: &[u8], max_message_size: usize, read_size: usize) -> Self {
-        let mut buf = arrived.to_vec();
-        buf.resize(arrived.len().max(read_size.min(FIRST_SIZE)), 0);
+    pub fn new(mut buffer: Buffer, max_message_size: usize) -> Self {
+        buffer.set_most(max_message_size + MAX_HEAD_SIZE);
         Self {
-            buf,
-            start: 0,
-            write: 0,
-            read: 0,
-            filled: arrived.len(),
+            buffer,
             scanned: 0,
             state: State::Head,
             max_message_size,
-            read_size,
-            cramped: false,
         }
     }
 
     /// Takes payloads of up to so many bytes from the next head on.
     pub fn set_max_message_size(&mut self, max_message_size: usize) {
         self.max_message_size = max_message_size;
+        self.buffer.set_most(max_message_size + MAX_HEAD_SIZE);
+    }
+
+    /// Its memory.
+    #[must_use]
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// The same, to read into.
+    pub fn buffer_mut(&mut self) -> &mut Buffer {
+        &mut self.buffer
     }
 
     /// Returns what is next, or none until more has arrived.
@@ -98,10 +85,7 @@ impl Incoming {
     pub fn take(&mut self) -> Result<Option<Taken>, Refusal> {
         match &mut self.state {
             State::Head => {
-                if self.read == self.filled {
-                    return Ok(None);
-                }
-                let unread = &self.buf[self.read..self.filled];
+                let unread = self.buffer.unparsed();
                 let Some(size) = find_end(unread, &mut self.scanned)? else {
                     return Ok(None);
                 };
@@ -111,26 +95,23 @@ impl Incoming {
             }
             State::Admission(_) => Ok(None),
             State::Length { size, binary } => {
-                if self.filled - self.read < *size {
+                let arrived = self.buffer.unparsed().len();
+                if arrived < *size {
+                    self.buffer.expect(*size - arrived);
                     return Ok(None);
                 }
-                let (size, binary) = (*size, *binary);
-                self.read += size;
-                self.write = self.read;
+                self.buffer.append(*size);
+                let binary = *binary;
                 Ok(Some(self.taken(binary)))
             }
             State::Chunked { coding, binary } => {
                 let binary = *binary;
-                let place = (self.write, self.read, self.filled);
-                (self.write, self.read) =
-                    coding
-                        .decode(&mut self.buf, place)
-                        .map_err(|error| match error {
-                            ChunkedError::Malformed(what) => {
-                                Refusal::new(Code::MalformedMessage, what)
-                            }
-                            ChunkedError::TooLarge => too_large(self.max_message_size),
-                        })?;
+                coding
+                    .decode(&mut self.buffer)
+                    .map_err(|error| match error {
+                        ChunkedError::Malformed(what) => Refusal::new(Code::MalformedMessage, what),
+                        ChunkedError::TooLarge => too_large(self.max_message_size),
+                    })?;
                 let is_done = coding.is_done();
                 Ok(is_done.then(|| self.taken(binary)))
             }
@@ -138,10 +119,11 @@ impl Incoming {
     }
 
     fn taken(&mut self, binary: bool) -> Taken {
-        let body = self.start..self.write;
-        (self.start, self.write) = (self.read, self.read);
         self.state = State::Head;
-        Taken::Message { body, binary }
+        Taken::Message {
+            body: self.buffer.finish(),
+            binary,
+        }
     }
 
     /// Reads on: the head becomes the header line of a message with this id.
@@ -169,16 +151,7 @@ impl Incoming {
                 binary,
             },
         };
-        let line = line(head, request_id);
-        let end = self.read + size;
-        if let Some(missing) = line.len().checked_sub(end).filter(|missing| *missing > 0) {
-            self.buf.splice(0..0, std::iter::repeat_n(0, missing));
-            self.filled += missing;
-        }
-        let end = end.max(line.len());
-        self.start = end - line.len();
-        (self.write, self.read) = (end, end);
-        self.buf[self.start..end].copy_from_slice(&line);
+        self.buffer.replace(size, &line(head, request_id));
         self.state = state;
         Ok(())
     }
@@ -191,114 +164,27 @@ impl Incoming {
         let State::Admission(size) = self.state else {
             panic!("a head was taken");
         };
-        self.read += size;
-        (self.start, self.write) = (self.read, self.read);
+        self.buffer.skip(size);
         self.state = State::Head;
     }
 
-    /// A message that was taken; it lies there until the next read.
-    #[must_use]
-    pub fn message(&self, body: Range<usize>) -> &[u8] {
-        &self.buf[body]
-    }
-
-    /// A buffer that goes on with what lies behind the message that was taken
-    /// last.
+    /// Goes on with what lies behind the message that was taken last.
     #[must_use]
     pub fn split(&self) -> Self {
-        let rest = &self.buf[self.read..self.filled];
-        Self::new(rest, self.max_message_size, self.read_size)
+        Self::new(self.buffer.split(), self.max_message_size)
     }
 
     /// Whether it may read without growing, and holds nothing: what a client
     /// sends while its request is served waits in the system otherwise.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        !self.is_midway() && self.filled < self.buf.len()
-    }
-
-    /// Whether bytes lie behind the head that was admitted.
-    #[must_use]
-    pub fn has_body(&self) -> bool {
-        self.read < self.filled
+        !self.is_midway() && self.buffer.has_room()
     }
 
     /// Whether a request has begun and not ended.
     #[must_use]
     pub fn is_midway(&self) -> bool {
-        self.start < self.filled || !matches!(self.state, State::Head)
-    }
-
-    /// Bytes of memory that the buffer holds.
-    #[must_use]
-    pub fn capacity(&self) -> usize {
-        self.buf.capacity()
-    }
-
-    /// Memory that the buffer will have once [`Incoming::spare`] was called.
-    #[must_use]
-    pub fn next_capacity(&self) -> usize {
-        let size = self.buf.len();
-        if !self.is_midway() {
-            return if self.cramped && size < self.read_size {
-                (size * 2).min(self.read_size)
-            } else {
-                size.min(self.read_size)
-            };
-        }
-        let held = (self.write - self.start) + (self.filled - self.read);
-        if self.filled < size || size - held >= size / 4 {
-            return size;
-        }
-        let missing = match self.state {
-            State::Length { size, .. } => size.saturating_sub(self.filled - self.read),
-            _ => 0,
-        };
-        let bound = self.max_message_size + MAX_HEAD_SIZE + self.read_size;
-        let steep = (size * GROWTH).min(held + missing);
-        steep.max(size * 2).min(bound).max(held + self.read_size)
-    }
-
-    /// Room for the next read; never empty.
-    pub fn spare(&mut self) -> &mut [u8] {
-        let capacity = self.next_capacity();
-        if !self.is_midway() {
-            (self.start, self.write, self.read, self.filled) = (0, 0, 0, 0);
-            self.cramped = false;
-            if self.buf.len() != capacity {
-                self.buf = vec![0; capacity];
-            }
-        } else if self.filled == self.buf.len() {
-            self.compact();
-            if capacity > self.buf.len() {
-                self.buf.reserve_exact(capacity - self.buf.len());
-                self.buf.resize(capacity, 0);
-            }
-        }
-        &mut self.buf[self.filled..]
-    }
-
-    /// Takes note that a read put `count` bytes into [`Incoming::spare`].
-    ///
-    /// # Panics
-    /// If that is more than there was room for.
-    pub fn advance(&mut self, count: usize) {
-        self.filled += count;
-        assert!(
-            self.filled <= self.buf.len(),
-            "more arrived than there was room for"
-        );
-        self.cramped |= self.filled == self.buf.len();
-    }
-
-    /// Moves what is held to the front, without the gap.
-    fn compact(&mut self) {
-        self.buf.copy_within(self.start..self.write, 0);
-        self.write -= self.start;
-        self.start = 0;
-        self.buf.copy_within(self.read..self.filled, self.write);
-        self.filled -= self.read - self.write;
-        self.read = self.write;
+        !self.buffer.is_empty() || !matches!(self.state, State::Head)
     }
 }
 
@@ -325,7 +211,13 @@ fn line(head: &Head, request_id: &str) -> Vec<u8> {
     let mut line = Vec::with_capacity(128);
     let parent = head.parent_request_id.as_deref().unwrap_or_default();
     // Writing to a vector can't fail.
-    let _ = write!(line, "{kind}:{topic}:{version}:{request_id}");
+    line.extend_from_slice(kind.as_bytes());
+    for part in [":", topic, ":"] {
+        line.extend_from_slice(part.as_bytes());
+    }
+    version.append_to(&mut line);
+    line.push(b':');
+    line.extend_from_slice(request_id.as_bytes());
     match head.timeout.filter(|_| kind == "REQUEST") {
         Some(timeout) => {
             let _ = write!(line, ":{parent}:{}", timeout.as_millis());
@@ -351,7 +243,7 @@ mod tests {
     /// Feeds bytes in pieces. Returns the messages, and the status of the
     /// refusal that ended it.
     fn feed(bytes: &[u8], pieces: &[usize]) -> (Vec<Vec<u8>>, Option<u16>) {
-        let mut incoming = Incoming::new(&[], MOST, READ);
+        let mut incoming = Incoming::new(Buffer::new(0, READ), MOST);
         let (mut messages, mut left) = (Vec::new(), bytes);
         let mut pieces = pieces.iter().copied().cycle();
         loop {
@@ -368,7 +260,7 @@ mod tests {
                     }
                     Ok(Some(Taken::Head(_))) => return (messages, None),
                     Ok(Some(Taken::Message { body, .. })) => {
-                        messages.push(incoming.message(body).to_vec());
+                        messages.push(incoming.buffer().message(body).to_vec());
                     }
                     Err(refusal) => return (messages, Some(refusal.status)),
                 }
@@ -376,16 +268,17 @@ mod tests {
             if left.is_empty() {
                 return (messages, None);
             }
-            let promised = incoming.next_capacity();
-            let spare = incoming.spare();
+            let promised = incoming.buffer().next_capacity();
+            let spare = incoming.buffer_mut().spare();
             let count = spare.len().min(left.len()).min(pieces.next().unwrap_or(1));
             spare[..count].copy_from_slice(&left[..count]);
-            incoming.advance(count);
+            incoming.buffer_mut().advance(count);
             left = &left[count..];
-            assert!(incoming.buf.len() <= promised.max(READ));
+            let capacity = incoming.buffer().capacity();
+            assert!(capacity <= promised.max(READ));
             // The line of a message may be longer than its head.
             let bound = MOST + MAX_HEAD_SIZE + READ + 1024;
-            assert!(incoming.capacity() <= bound, "{}", incoming.capacity());
+            assert!(capacity <= bound, "{capacity}");
         }
     }
 

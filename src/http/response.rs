@@ -2,7 +2,11 @@
 
 use std::{borrow::Cow, io::Write as _, time::SystemTime};
 
-use crate::wire::{Code, ErrorBody, Version, message::error_document};
+use super::upgrade::{SUBPROTOCOL, Upgrade};
+use crate::wire::{Code, ErrorBody, Version, message::error_document, version::append_number};
+
+/// Most responses have a head that is no longer, in bytes.
+const HEAD_SIZE: usize = 320;
 
 /// What is known of a request while it is answered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -76,8 +80,12 @@ pub fn status_of(code: Option<Code>) -> u16 {
     }
 }
 
+/// With 101, and with 426.
+const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n";
+
 fn reason(status: u16) -> &'static str {
     match status {
+        101 => "Switching Protocols",
         200 => "OK",
         202 => "Accepted",
         204 => "No Content",
@@ -91,6 +99,7 @@ fn reason(status: u16) -> &'static str {
         415 => "Unsupported Media Type",
         421 => "Misdirected Request",
         422 => "Unprocessable Content",
+        426 => "Upgrade Required",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
@@ -105,12 +114,10 @@ fn reason(status: u16) -> &'static str {
 
 /// What a response says.
 pub enum Response<'a> {
-    /// JSON of a service or of the server.
+    /// JSON of the server.
     Json(&'a [u8]),
-    /// Opaque bytes.
-    Binary(&'a [u8]),
-    /// Only its length is written here; the bytes follow.
-    Large {
+    /// A payload, of which only the length is written here; the bytes follow.
+    Payload {
         /// JSON, or opaque bytes.
         binary: bool,
         /// Bytes of it.
@@ -124,6 +131,8 @@ pub enum Response<'a> {
     Preflight,
     /// The body may follow.
     Continue,
+    /// WebSocket follows.
+    SwitchingProtocols(&'a Upgrade),
 }
 
 impl Response<'_> {
@@ -137,21 +146,22 @@ impl Response<'_> {
                 head(out, success, exchange, served);
                 body(out, json, text, exchange);
             }
-            Self::Binary(bytes) => {
-                head(out, success, exchange, served);
-                body(out, "application/octet-stream", bytes, exchange);
-            }
-            Self::Large { binary, size } => {
+            Self::Payload { binary, size } => {
                 head(out, success, exchange, served);
                 let media_type = if *binary {
                     "application/octet-stream"
                 } else {
                     json
                 };
-                let _ = write!(
-                    out,
-                    "Content-Type: {media_type}\r\nContent-Length: {size}\r\n\r\n"
-                );
+                content(out, media_type, *size);
+            }
+            Self::SwitchingProtocols(upgrade) => {
+                head(out, 101, exchange, None);
+                let _ = write!(out, "{UPGRADE}Sec-WebSocket-Accept: {}\r\n", upgrade.accept);
+                if upgrade.names_subprotocol {
+                    let _ = write!(out, "Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n");
+                }
+                out.extend_from_slice(b"\r\n");
             }
             Self::Preflight => {
                 head(out, 204, exchange, None);
@@ -184,6 +194,9 @@ impl Response<'_> {
                 }
                 if refusal.status == 503 {
                     out.extend_from_slice(b"Retry-After: 1\r\n");
+                }
+                if refusal.status == 426 {
+                    let _ = write!(out, "{UPGRADE}Sec-WebSocket-Version: 13\r\n");
                 }
                 if let Some(allow) = refusal.allow {
                     let _ = write!(out, "Allow: {allow}\r\n");
@@ -222,12 +235,17 @@ fn head(out: &mut Vec<u8>, status: u16, exchange: &Exchange, served: Option<Vers
         closes,
         ..
     } = exchange;
-    let _ = write!(out, "HTTP/1.1 {status} {}\r\n", reason(status));
+    out.reserve(HEAD_SIZE);
+    push(out, ["HTTP/1.1 "]);
+    append_number(out, status.into());
+    push(out, [" ", reason(status), "\r\n"]);
     if !request_id.is_empty() {
-        let _ = write!(out, "Request-Id: {request_id}\r\n");
+        push(out, ["Request-Id: ", request_id, "\r\n"]);
     }
     if let Some(version) = served {
-        let _ = write!(out, "Service-Version: {version}\r\n");
+        push(out, ["Service-Version: "]);
+        version.append_to(out);
+        push(out, ["\r\n"]);
     }
     if *closes {
         out.extend_from_slice(b"Connection: close\r\n");
@@ -246,12 +264,23 @@ fn head(out: &mut Vec<u8>, status: u16, exchange: &Exchange, served: Option<Vers
     );
 }
 
+/// The last fields, and the end of the head.
+fn content(out: &mut Vec<u8>, media_type: &str, size: usize) {
+    push(out, ["Content-Type: ", media_type, "\r\nContent-Length: "]);
+    append_number(out, size as u64);
+    push(out, ["\r\n\r\n"]);
+}
+
+/// Appends texts. The formatting machinery would take longer than the rest of
+/// a response.
+fn push<const N: usize>(out: &mut Vec<u8>, texts: [&str; N]) {
+    for text in texts {
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
 fn body(out: &mut Vec<u8>, media_type: &str, bytes: &[u8], exchange: &Exchange) {
-    let _ = write!(
-        out,
-        "Content-Type: {media_type}\r\nContent-Length: {}\r\n\r\n",
-        bytes.len()
-    );
+    content(out, media_type, bytes.len());
     if !exchange.is_head {
         out.extend_from_slice(bytes);
     }

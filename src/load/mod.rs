@@ -8,6 +8,7 @@
 //! server that stops for a second is charged with every request of that second.
 
 mod connection;
+mod http;
 mod protocol;
 
 use std::{
@@ -21,6 +22,7 @@ use std::{
 use connection::LoadConnection;
 pub use connection::LoadStream;
 use hdrhistogram::Histogram;
+pub use http::Http;
 pub use protocol::{Frames, ParsedReply, Protocol};
 use rustix::event::{Timespec, epoll};
 

@@ -94,6 +94,7 @@ impl Protocol for Frames {
             .and_then(|id| std::str::from_utf8(id).ok()?.parse().ok());
         let refused =
             (kind == b"ERROR").then(|| code_of(&body[(line.len() + 1).min(body.len())..]));
+        let refused = refused.map(|code| code.unwrap_or_else(|| "an ERROR without a code".into()));
         match (id, refused) {
             (None, Some(code)) => Err(format!("the server says {code}")),
             (None, None) => Err("an answer without the id of a request".into()),
@@ -106,10 +107,10 @@ impl Protocol for Frames {
     }
 }
 
-fn code_of(payload: &[u8]) -> String {
-    let body: Option<serde_json::Value> = serde_json::from_slice(payload).ok();
-    body.and_then(|body| Some(body["code"].as_str()?.to_owned()))
-        .unwrap_or_else(|| "an ERROR without a code".into())
+/// The code of an ERROR object.
+pub(super) fn code_of(payload: &[u8]) -> Option<String> {
+    let body: serde_json::Value = serde_json::from_slice(payload).ok()?;
+    Some(body["code"].as_str()?.to_owned())
 }
 
 #[cfg(test)]

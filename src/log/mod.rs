@@ -262,6 +262,23 @@ impl Limiter {
     }
 }
 
+/// Untrusted text for people: what would move the cursor, change colours, turn
+/// the direction of writing or is not seen at all is an escape, but for what is
+/// `kept`.
+#[must_use]
+pub fn escaped(text: &str, kept: &[char]) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        let hidden = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        if (c.is_control() || hidden) && !kept.contains(&c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
 /// What a panic says.
 #[must_use]
 pub fn panic_text(panic: &(dyn Any + Send)) -> &str {

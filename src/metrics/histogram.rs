@@ -83,6 +83,16 @@ impl Histogram {
         Some(Duration::from_nanos(upper(index)))
     }
 
+    /// Pairs of a bound in seconds, at most an eighth above, and how many are
+    /// below it and not below the bound before; without those that hold none.
+    pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
+        let counted = self.buckets.iter().enumerate();
+        counted.filter_map(|(index, count)| {
+            let count = count.load(Relaxed);
+            (count > 0).then(|| (Duration::from_nanos(upper(index)).as_secs_f64(), count))
+        })
+    }
+
     /// As Prometheus has it.
     #[must_use]
     pub fn distribution(&self) -> Distribution {
@@ -165,6 +175,9 @@ mod tests {
         near(0.5, 50.0);
         near(0.99, 99.0);
         near(1.0, 100.0);
+        let buckets: Vec<_> = histogram.buckets().collect();
+        assert!(buckets.is_sorted_by(|a, b| a.0 < b.0));
+        assert_eq!(buckets.iter().map(|(_, count)| count).sum::<u64>(), 100);
         assert_eq!(
             (histogram.count(), histogram.sum()),
             (100, Duration::from_millis(5050))

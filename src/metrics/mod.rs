@@ -27,6 +27,9 @@ use snapshot::Distribution;
 
 use crate::{stripes::Stripes, wire::Code};
 
+/// Protocols that are shown from the start.
+const PROTOCOLS: [&str; 3] = ["frames", "http", "websocket"];
+
 /// A counter that only rises.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -92,6 +95,81 @@ impl Labelled {
     }
 }
 
+/// Connections and requests of one protocol.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ProtocolUse {
+    /// Open connections.
+    pub open: u64,
+    /// Connections so far.
+    pub connections: u64,
+    /// Whole requests read.
+    pub requests: u64,
+}
+
+impl ProtocolUse {
+    /// Adds one connection.
+    pub fn add(&mut self, is_open: bool, requests: u64) {
+        self.open += u64::from(is_open);
+        self.connections += 1;
+        self.requests += requests;
+    }
+}
+
+/// What each protocol was used for, by its name.
+#[derive(Debug)]
+pub struct Protocols {
+    closed: Mutex<BTreeMap<&'static str, ProtocolUse>>,
+    /// The highest counts that were shown, as [`Metrics::published`].
+    published: Mutex<BTreeMap<&'static str, ProtocolUse>>,
+}
+
+impl Default for Protocols {
+    fn default() -> Self {
+        let none = || Mutex::new(PROTOCOLS.map(|name| (name, ProtocolUse::default())).into());
+        Self {
+            closed: none(),
+            published: none(),
+        }
+    }
+}
+
+impl Protocols {
+    /// A connection has ended, after [`Traffic::end`] of its traffic.
+    pub fn end(&self, protocol: &'static str, requests: u64) {
+        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        closed.entry(protocol).or_default().add(false, requests);
+    }
+
+    /// Those of closed connections.
+    #[must_use]
+    pub fn closed(&self) -> BTreeMap<&'static str, ProtocolUse> {
+        let closed = self.closed.lock();
+        closed.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is shown of sums: totals never fall, although a connection that
+    /// ends while they are taken may be missing.
+    #[must_use]
+    pub fn publish(
+        &self,
+        sums: BTreeMap<&'static str, ProtocolUse>,
+    ) -> Vec<(&'static str, ProtocolUse)> {
+        let mut shown = self
+            .published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (protocol, sum) in sums {
+            let highest = shown.entry(protocol).or_default();
+            *highest = ProtocolUse {
+                open: sum.open,
+                connections: sum.connections.max(highest.connections),
+                requests: sum.requests.max(highest.requests),
+            };
+        }
+        shown.iter().map(|(name, used)| (*name, *used)).collect()
+    }
+}
+
 /// Bytes and messages, of one connection or of all closed ones.
 #[derive(Debug, Default)]
 pub struct Traffic {
@@ -117,8 +195,8 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Adds what another one has counted.
-    pub fn absorb(&self, other: &Self) {
+    /// What is summed over connections.
+    fn summed(&self) -> [&Counter; 6] {
         let Self {
             bytes_in,
             bytes_out,
@@ -129,13 +207,22 @@ impl Traffic {
             host_calls: _,
             peak_memory: _,
             ended: _,
-        } = other;
-        self.bytes_in.add(bytes_in.get());
-        self.bytes_out.add(bytes_out.get());
-        self.messages_in.add(messages_in.get());
-        self.messages_out.add(messages_out.get());
-        self.keep_alives.add(keep_alives.get());
-        self.errors.add(errors.get());
+        } = self;
+        [
+            bytes_in,
+            bytes_out,
+            messages_in,
+            messages_out,
+            keep_alives,
+            errors,
+        ]
+    }
+
+    /// Adds what another one has counted.
+    pub fn absorb(&self, other: &Self) {
+        for (own, other) in self.summed().into_iter().zip(other.summed()) {
+            own.add(other.get());
+        }
     }
 
     /// So far, but for the peak of memory, which starts again at 0.
@@ -158,42 +245,41 @@ impl Traffic {
         sum.absorb(self);
     }
 
-    /// Adds it to a sum that began with that of those that ended.
-    pub fn add_unless_closed(&self, sum: &Self) {
+    /// Adds it to a sum that began with that of those that ended. Returns
+    /// whether it has: false if that one has it.
+    pub fn add_unless_closed(&self, sum: &Self) -> bool {
         fence(Acquire);
-        if !self.ended.load(Relaxed) {
+        let is_open = !self.ended.load(Relaxed);
+        if is_open {
             sum.absorb(self);
         }
+        is_open
     }
 
     /// Raises each counter to that of the other where it is lower.
     pub fn rise_to(&self, other: &Self) {
-        let Self {
-            bytes_in,
-            bytes_out,
-            messages_in,
-            messages_out,
-            keep_alives,
-            errors,
-            host_calls: _,
-            peak_memory: _,
-            ended: _,
-        } = other;
-        self.bytes_in.rise_to(bytes_in.get());
-        self.bytes_out.rise_to(bytes_out.get());
-        self.messages_in.rise_to(messages_in.get());
-        self.messages_out.rise_to(messages_out.get());
-        self.keep_alives.rise_to(keep_alives.get());
-        self.errors.rise_to(errors.get());
+        for (own, other) in self.summed().into_iter().zip(other.summed()) {
+            own.rise_to(other.get());
+        }
+    }
+}
+
+/// When the server was started.
+#[derive(Debug)]
+struct Started(Instant);
+
+impl Default for Started {
+    fn default() -> Self {
+        Self(Instant::now())
     }
 }
 
 /// Counters of the whole server. Those of every request live with the
 /// connection and the service, so that no two threads write to one of them
 /// in turns.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Metrics {
-    started: Instant,
+    started: Started,
     /// Connections accepted.
     pub accepted: Counter,
     /// Connections refused with SERVER_BUSY.
@@ -220,6 +306,8 @@ pub struct Metrics {
     pub history: History,
     /// Traffic of closed connections.
     pub closed: Traffic,
+    /// Connections and requests by protocol.
+    pub protocols: Protocols,
     /// What principals have used.
     pub usages: Usages,
     /// The highest sums that were shown: a sum is taken while connections
@@ -227,31 +315,6 @@ pub struct Metrics {
     pub published: Traffic,
     errors: [Counter; Code::ALL.len()],
     service_errors: Counter,
-}
-
-impl Default for Metrics {
-    fn default() -> Self {
-        Self {
-            started: Instant::now(),
-            accepted: Counter::default(),
-            refused: Counter::default(),
-            accept_errors: Counter::default(),
-            truncated: Counter::default(),
-            write_timeouts: Counter::default(),
-            publish_failures: Counter::default(),
-            calls_reset: Counter::default(),
-            denied: Counter::default(),
-            evicted: Counter::default(),
-            handshake_failures: Labelled::default(),
-            auth_failures: Labelled::default(),
-            history: History::default(),
-            closed: Traffic::default(),
-            usages: Usages::default(),
-            published: Traffic::default(),
-            errors: Default::default(),
-            service_errors: Counter::default(),
-        }
-    }
 }
 
 impl Metrics {
@@ -282,7 +345,7 @@ impl Metrics {
     /// How long the server has been up.
     #[must_use]
     pub fn uptime(&self) -> Duration {
-        self.started.elapsed()
+        self.started.0.elapsed()
     }
 }
 

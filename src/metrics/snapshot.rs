@@ -1,11 +1,9 @@
 //! What the admin side shows: plain copies, taken without a lock. The field
 //! names are those of its JSON.
 
-use std::net::SocketAddr;
-
 use serde::Serialize;
 
-use super::Usage;
+use super::{ProtocolUse, Usage};
 
 /// One connection.
 #[derive(Debug, Clone, Serialize)]
@@ -15,9 +13,6 @@ pub struct ConnectionRow {
     pub id: String,
     /// Address and port of the other end.
     pub peer: String,
-    /// Both ends of the socket, ours first; a load balancer's is not the peer.
-    #[serde(skip)]
-    pub ends: Option<(SocketAddr, SocketAddr)>,
     /// Who that is, if they have shown it.
     pub principal: Option<String>,
     /// `1.2` or `1.3` where it is encrypted.
@@ -180,6 +175,9 @@ pub struct Totals {
     pub uptime_seconds: f64,
     /// Connections open now.
     pub connections: u64,
+    /// Connections and requests, by protocol.
+    #[serde(skip)]
+    pub protocols: Vec<(&'static str, ProtocolUse)>,
     /// Most connections at a time.
     pub max_connections: u64,
     /// Threads that serve connections.

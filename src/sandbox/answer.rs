@@ -13,7 +13,7 @@ use crate::wire::{
 const MAX_FAILURE_MESSAGE: usize = 4096;
 
 /// An answer of so many bytes is small: it fits into what each connection has
-/// for what is to be sent, `max_in_flight` of them together.
+/// for what is to be sent, 64 of them together.
 pub const SMALL_ANSWER: usize = 1024;
 
 /// Levels that an ERROR puts around its details.

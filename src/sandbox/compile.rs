@@ -5,6 +5,7 @@ use std::{
     borrow::Cow,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     sync::PoisonError,
     time::Instant,
 };
@@ -20,10 +21,7 @@ use super::{
     precompiled::{self, Precompiled, Sections, hex_digest},
     reset::{FreshReason, NOT_WANTED},
 };
-use crate::{
-    budget::Budget,
-    config::{Bytes, Sandbox as Settings},
-};
+use crate::budget::Budget;
 
 /// Which processors compiled code is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +86,7 @@ impl Sandbox {
         let mut loaded = self.load(&file)?;
         loaded.code.took = Some(begun.elapsed());
         if let Some(Err(error)) = self.cache.as_ref().map(|cache| cache.put(&name, &file)) {
-            tracing::warn!("compiled code is not kept in sandbox.cache_dir: {error}");
+            tracing::warn!("compiled code is not kept: {error}");
         }
         Ok(loaded)
     }
@@ -219,24 +217,23 @@ pub fn componentize(bytes: &[u8]) -> Result<Cow<'_, [u8]>, LoadError> {
     }
 }
 
+/// Bytes of all compiled code that is kept; what was not used for the longest
+/// time goes first.
+const CACHE_SIZE: u64 = 1 << 30;
+
 impl SandboxConfig {
     /// For an engine that runs nothing.
     pub(super) fn for_compiling(quick: bool, copy_memory: bool) -> Self {
         Self {
-            settings: Settings {
-                stack: Bytes::kib(256),
-                call_depth: 0,
-                verify_resets: 0,
-                ..Settings::default()
-            },
+            call_depth: 0,
+            verify_resets: 0,
             largest_instance: 0,
-            largest_table: 0,
             instances: 1,
             memory: Budget::new(0),
             compiler: CompilerConfig {
                 quick,
                 copy_memory,
-                worker: None,
+                ..CompilerConfig::default()
             },
         }
     }
@@ -254,14 +251,14 @@ pub(super) fn set_up(engine: &mut Config, compiler: &CompilerConfig) {
 /// Opens the cache of compiled code. Without one the server works all the
 /// same and compiles at every start, so a folder that can't be used is a
 /// warning.
-pub(super) fn open_cache(settings: &Settings) -> Option<Cache> {
-    let dir = std::path::absolute(cache_dir(&settings.cache_dir)?).ok()?;
-    match Cache::open(dir.clone(), settings.cache_size.0 as u64) {
+pub(super) fn open_cache(dir: Option<PathBuf>) -> Option<Cache> {
+    let dir = std::path::absolute(dir.unwrap_or_else(cache_dir)).ok()?;
+    match Cache::open(dir.clone(), CACHE_SIZE) {
         Ok(cache) => Some(cache),
         Err(error) => {
             tracing::warn!(
                 "compiled code is not kept between starts, because the folder {} can't be used: {error}; \
-                 set sandbox.cache_dir to another",
+                 set XDG_CACHE_HOME to another",
                 dir.display()
             );
             None

@@ -17,7 +17,7 @@ use wasmtime::component::{self, InstancePre};
 use super::{
     engine::Sandbox,
     instance::Guest,
-    limits::Bounds,
+    limits::{Bounds, TABLE_ELEMENTS},
     pool::IdleInstances,
     precompiled::{Precompiled, PrecompiledError, Sections},
     reset::{FreshReason, NOT_WANTED, Reset, ResetInfo},
@@ -59,7 +59,7 @@ impl ComponentPolicy {
     pub(super) fn bounds(&self) -> Bounds {
         Bounds {
             memory: self.memory,
-            table_elements: self.settings.table_elements,
+            table_elements: TABLE_ELEMENTS,
         }
     }
 
@@ -188,12 +188,7 @@ impl Component {
         digest: &str,
         policy: ComponentPolicy,
     ) -> Result<Self, LoadError> {
-        let ServiceSettings {
-            isolation,
-            reset: allowed,
-            ..
-        } = policy.settings;
-        let wanted = isolation == Isolation::Request && allowed;
+        let wanted = policy.settings.isolation == Isolation::Request;
         let Loaded {
             compiled,
             wrapped,
@@ -206,7 +201,7 @@ impl Component {
         } else {
             sandbox.compile(&code.bytes, wanted, policy.memory)?
         };
-        let verify_resets = sandbox.config.settings.verify_resets;
+        let verify_resets = sandbox.config.verify_resets;
         let reset = reset.and_then(|info| Reset::of(&compiled, info, wanted, verify_resets));
         let digest = Arc::from(digest);
         let kind = compiled.component_type();

@@ -1,7 +1,7 @@
 //! The engine: what all components share.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
@@ -15,7 +15,7 @@ use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAlloc
 use super::{cache::Cache, compile, worker::CompileWorker};
 
 use super::{
-    limits::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLES},
+    limits::{MAX_CORE_INSTANCES, MAX_MEMORIES, MAX_TABLES, TABLE_ELEMENTS},
     pool::{AnyIdle, IdleEviction, IdleInstances},
     slots::{Found, Slots},
     ticker::{KeepAwake, Ticker},
@@ -23,25 +23,26 @@ use super::{
 };
 use crate::{
     budget::Budget,
-    config::{
-        Sandbox as Settings, given,
-        memory::{KEPT_MEMORY, KEPT_TABLES},
-    },
+    config::memory::{KEPT_MEMORY, KEPT_TABLES},
     host::{WaitError, Waiter},
 };
 
 /// Address space of a memory where the host refuses the reservation of 4 GiB.
 const SMALL_RESERVATION: u64 = 4 * 1024 * 1024;
 
+/// Depth to which services may call each other on a server: each level costs
+/// every thread one more call stack.
+pub const CALL_DEPTH: usize = 4;
+
 /// What the sandbox is made with.
 #[derive(Debug, Clone)]
 pub struct SandboxConfig {
-    /// The settings.
-    pub settings: Settings,
+    /// Depth to which services may call each other.
+    pub call_depth: usize,
+    /// One of so many resets is verified; 0 for none.
+    pub verify_resets: u32,
     /// Linear memory of the largest instance in bytes, all memories together.
     pub largest_instance: usize,
-    /// Elements of the largest table of any instance.
-    pub largest_table: usize,
     /// Instances that may live at the same time.
     pub instances: usize,
     /// Bytes for memory of instances beyond what each keeps; shared with
@@ -58,6 +59,8 @@ pub struct CompilerConfig {
     /// which is for files that this program may trust.
     #[cfg(feature = "compiler")]
     pub worker: Option<CompileWorker>,
+    /// Folder of compiled code, where it is not [`cache_dir`].
+    pub cache_dir: Option<PathBuf>,
     /// Compile quickly, to code that runs slowly: for a component that is
     /// changed again in a minute.
     pub quick: bool,
@@ -131,12 +134,10 @@ impl Sandbox {
             }
         };
         #[cfg(feature = "compiler")]
-        let cache = compile::open_cache(&config.settings);
+        let cache = compile::open_cache(config.compiler.cache_dir.clone());
         let ticker = Ticker::start(&engine)?;
-        let settings = &config.settings;
-        let slots = slots(config.instances, settings.call_depth);
-        let stack = settings.stack.0 + super::HOST_STACK;
-        let verifier = Verifier::start(settings.verify_resets, stack);
+        let slots = slots(config.instances, config.call_depth);
+        let verifier = Verifier::start(config.verify_resets, super::STACK + super::HOST_STACK);
         let sandbox = Arc::new(Self {
             engine,
             keep_awake: ticker.keep_awake(),
@@ -169,19 +170,15 @@ impl Sandbox {
         Ok(sandbox)
     }
 
-    /// Whether instances may be as large as this, in bytes and elements.
+    /// Whether instances may be as large as this, in bytes.
     ///
     /// # Errors
     /// Says what is too large, for the operator.
-    pub fn fits_pool(&self, instance: usize, table: usize) -> Result<(), String> {
-        let SandboxConfig {
-            largest_instance,
-            largest_table,
-            ..
-        } = self.config;
-        if self.pooled && (instance > largest_instance || table > largest_table) {
+    pub fn fits_pool(&self, instance: usize) -> Result<(), String> {
+        let largest = self.config.largest_instance;
+        if self.pooled && instance > largest {
             return Err(format!(
-                "memory of {instance} bytes and tables of {table} elements are more than the pool of instances was sized for, {largest_instance} and {largest_table}: restart"
+                "memory of {instance} bytes is more than the pool of instances was sized for, {largest}: restart"
             ));
         }
         Ok(())
@@ -251,7 +248,7 @@ pub(super) fn base(config: &SandboxConfig) -> Config {
     let mut engine = Config::new();
     engine
         .epoch_interruption(true)
-        .max_wasm_stack(config.settings.stack.0)
+        .max_wasm_stack(super::STACK)
         .memory_init_cow(!config.compiler.copy_memory)
         .concurrency_support(false)
         .wasm_memory64(false)
@@ -268,7 +265,7 @@ pub(super) trait Allocation {
 
 impl Allocation for Config {
     fn pooled(mut self, config: &SandboxConfig) -> Self {
-        let instances = config.instances.max(config.settings.call_depth + 1);
+        let instances = config.instances.max(config.call_depth + 1);
         let instances = u32::try_from(instances).unwrap_or(u32::MAX);
         let (memories, tables) = (MAX_MEMORIES as u32, MAX_TABLES as u32);
         let core_instances = MAX_CORE_INSTANCES as u32;
@@ -285,7 +282,7 @@ impl Allocation for Config {
             .max_component_instance_size(1024 * 1024)
             .max_core_instance_size(1024 * 1024)
             .max_memory_size(config.largest_instance)
-            .table_elements(config.largest_table)
+            .table_elements(TABLE_ELEMENTS)
             .linear_memory_keep_resident(KEPT_MEMORY.0)
             .table_keep_resident(KEPT_TABLES.0)
             .pagemap_scan(Enabled::No);
@@ -302,17 +299,11 @@ impl Allocation for Config {
     }
 }
 
-/// The folder of compiled code, as it is configured or not; none where
-/// nothing is compiled.
+/// The folder of compiled code: under `$XDG_CACHE_HOME`, else `$HOME/.cache`; a
+/// user without either (a service user often is) gets a folder of their own
+/// under the one for temporary files.
 #[must_use]
-pub fn cache_dir(configured: &Path) -> Option<PathBuf> {
-    let dir = given(configured).map_or_else(default_cache_dir, Path::to_owned);
-    cfg!(feature = "compiler").then_some(dir)
-}
-
-/// `$XDG_CACHE_HOME`, else `$HOME/.cache`; a user without either (a service
-/// user often is) gets a folder of their own under the one for temporary files.
-fn default_cache_dir() -> PathBuf {
+pub fn cache_dir() -> PathBuf {
     let absolute = |name| {
         std::env::var_os(name)
             .map(PathBuf::from)

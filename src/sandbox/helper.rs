@@ -14,6 +14,7 @@ use std::{
     io::{self, IoSlice, IoSliceMut, PipeReader, Read as _, Write as _},
     mem::MaybeUninit,
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{Mutex, PoisonError},
     thread,
@@ -37,7 +38,7 @@ use serde::{Deserialize, Serialize};
 use super::worker::CompileJob;
 
 /// This program, also where its file was replaced by a newer version.
-const PROGRAM: &str = "/proc/self/exe";
+pub const PROGRAM: &str = "/proc/self/exe";
 /// Largest packet, in bytes.
 const MAX_PACKET: usize = 4096;
 /// Longest complaint of a worker that is read, in bytes.
@@ -88,11 +89,11 @@ pub(super) struct Helper {
 impl Helper {
     /// Starts the helper. What it inherits is the socket and nothing else that
     /// this program has opened.
-    pub(super) fn start() -> io::Result<Self> {
+    pub(super) fn start(program: &Path) -> io::Result<Self> {
         let kind = SocketType::SEQPACKET;
         let (own, other) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
         let command = || -> io::Result<Command> {
-            let mut command = Command::new(PROGRAM);
+            let mut command = Command::new(program);
             command.arg("compile-helper").env_clear().current_dir("/");
             command
                 .stdin(Stdio::from(other.try_clone()?))
@@ -290,7 +291,8 @@ fn run(
 ) -> io::Result<Option<JobOutcome>> {
     let deadline = Instant::now() + request.timeout;
     let mut command = Command::new(PROGRAM);
-    command.arg("compile-worker").args(request.job.arguments());
+    let job = serde_json::to_string(&request.job)?;
+    command.args(["compile-worker", &job]);
     command.env_clear().current_dir("/");
     command.stdin(stdin).stdout(stdout).stderr(stderr);
     let started = command.spawn();

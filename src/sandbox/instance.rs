@@ -12,6 +12,7 @@ use wasmtime::{
 };
 
 use super::{
+    STACK,
     answer::{SMALL_ANSWER, ServiceAnswer},
     component::Component,
     limits::Limits,
@@ -40,6 +41,8 @@ const RETRY_EVERY: Duration = Duration::from_millis(100);
 /// How long a call that waits for the memory of its answer may go without being
 /// looked after.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Calls that an instance serves before it is replaced: what leaks slowly ends.
+const MAX_CALLS: u64 = 10_000;
 /// Frames of a backtrace that are kept.
 const MAX_FRAMES: usize = 32;
 /// Longest name of a function in a backtrace, in bytes.
@@ -59,30 +62,18 @@ pub struct Call<'a> {
     pub watch: Arc<dyn Watch>,
 }
 
-/// What a deadline covers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// The instance was being made.
-    Start,
-    /// The service was running.
-    Call,
-    /// The service waited for a host function: a sleep, another service, the
-    /// store.
-    HostCall,
-    /// The call waited for a processor.
-    Scheduling,
-}
-
-impl Phase {
-    /// The word on the wire.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::Call => "call",
-            Self::HostCall => "host-call",
-            Self::Scheduling => "scheduling",
-        }
+crate::wire::words! {
+    /// What a deadline covers.
+    pub enum Phase {
+        /// The instance was being made.
+        Start = "start",
+        /// The service was running.
+        Call = "call",
+        /// The service waited for a host function: a sleep, another service, the
+        /// store.
+        HostCall = "host-call",
+        /// The call waited for a processor.
+        Scheduling = "scheduling",
     }
 }
 
@@ -331,7 +322,7 @@ impl Component {
             }
             held = Some(reservation);
         }
-        if calls + 1 < self.policy.settings.max_calls && self.is_as_new(&mut live) {
+        if calls + 1 < MAX_CALLS && self.is_as_new(&mut live) {
             live.store.data_mut().host.rest();
             let resetter = live.resetter.as_mut();
             let verify = resetter.is_some_and(|resetter| resetter.countdown.is_due());
@@ -383,7 +374,7 @@ impl Component {
         } = live;
         match (self.policy.settings.isolation, resetter) {
             (Isolation::Shared, _) => true,
-            (Isolation::Request, None) => false,
+            (Isolation::Fresh, _) | (Isolation::Request, None) => false,
             // What can't be reset from inside: memory does not shrink, and the
             // table of handles is wasmtime's.
             (Isolation::Request, Some(_))
@@ -638,11 +629,10 @@ impl Component {
         }
         let failed = |reason, message| CallError::Failed { reason, message };
         let trap = error.downcast_ref::<Trap>();
-        let stack = self.sandbox.config.settings.stack.0;
         if trap == Some(&Trap::StackOverflow) {
             return failed(
                 Reason::Stack,
-                format!("call stack exceeds the limit of {stack} bytes"),
+                format!("call stack exceeds the limit of {STACK} bytes"),
             );
         }
         // A guest ends itself where it gets no memory; any other trap has

@@ -23,6 +23,9 @@ pub(super) const MAX_TABLES: usize = 64;
 /// Core instances in one component: those of Python come in dozens.
 pub(super) const MAX_CORE_INSTANCES: usize = 1000;
 
+/// Elements of all tables of one instance together.
+pub const TABLE_ELEMENTS: usize = 40_000;
+
 /// Bytes of a page of WebAssembly.
 const WASM_PAGE: usize = 64 * 1024;
 /// How long a call that waits for memory may go without being looked after.

@@ -29,16 +29,19 @@ pub use compile::{Ahead, Cpu, componentize};
 pub use component::{
     Compiled, Component, ComponentFile, ComponentPolicy, LoadError, is_machine_code,
 };
-pub use engine::{CompilerConfig, Sandbox, SandboxConfig, cache_dir};
+pub use engine::{CALL_DEPTH, CompilerConfig, Sandbox, SandboxConfig, cache_dir};
 #[cfg(feature = "compiler")]
-pub use helper::help;
+pub use helper::{PROGRAM, help};
 pub use instance::{Call, CallError, CallReport, Phase, Wanted};
+pub use limits::TABLE_ELEMENTS;
 pub(crate) use precompiled::hex_digest;
 pub use precompiled::{Head, Precompiled, PrecompiledError, Sections};
 pub use ticker::TICK;
 #[cfg(feature = "compiler")]
 pub use worker::{CompileJob, CompileWorker};
 
+/// Call stack of a component.
+pub const STACK: usize = 512 * 1024;
 /// Stack of a thread beyond the component's own: the server's frames above
 /// and the host functions' below it.
 pub const HOST_STACK: usize = 512 * 1024;

@@ -281,13 +281,12 @@ mod tests {
             wire::Payload,
         };
         const MARK: [u8; 6] = [0x41, 10, 0x76, 0x41, 1, 0x3a];
-        let mut config = Config::default();
-        (config.sandbox.call_depth, config.sandbox.verify_resets) = (1, 1);
+        let config = Config::default();
         let settings = settings_of(&config.services, "echo");
         let sandbox = Sandbox::new(SandboxConfig {
-            settings: config.sandbox,
+            call_depth: 1,
+            verify_resets: 1,
             largest_instance: 16 << 20,
-            largest_table: 1000,
             instances: 4,
             memory: crate::budget::Budget::new(64 << 20),
             compiler: CompilerConfig::default(),

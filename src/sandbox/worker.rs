@@ -2,8 +2,8 @@
 //! without any right: the compiler reads a file that the server can't trust,
 //! and a few kilobytes can crash it, keep it busy for hours or take all memory.
 //!
-//! The protocol: `mb-server compile-worker` gets a [`CompileJob`] as its
-//! arguments and the component on its standard input, and writes what
+//! The protocol: `mb-server compile-worker` gets a [`CompileJob`] as JSON
+//! in its argument and the component on its standard input, and writes what
 //! [`super::precompiled`] describes to its standard output. It exits with 0,
 //! with 1 and the reason on its standard error, or is killed by a limit or a
 //! defect. It opens no file ([`super::confinement`]); what it makes is kept by
@@ -11,6 +11,7 @@
 
 use std::{
     io::{self, Read as _, Write as _},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -25,8 +26,6 @@ use super::{
     engine::{Sandbox, SandboxConfig},
     helper::{Helper, JobOutcome, JobResult},
 };
-use crate::config::Bytes;
-
 /// The signal that ends what takes more processor time than it may.
 const SIGXCPU: i32 = 24;
 
@@ -37,76 +36,28 @@ const NICE: i32 = 19;
 const MAIN_STACK: u64 = 8 * 1024 * 1024;
 
 /// What a worker gets on its command line.
-#[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CompileJob {
-    /// Call stack of a component, in bytes
-    #[arg(long)]
-    stack: usize,
     /// Linear memory of the largest instance, in bytes
-    #[arg(long)]
     largest_instance: usize,
     /// The server has no pool of instances
-    #[arg(long)]
     on_demand: bool,
     /// For every processor of this architecture, not only for this one
-    #[arg(long)]
     any_cpu: bool,
     /// Compile quickly, to code that runs slowly
-    #[arg(long)]
     quick: bool,
     /// Rewrite it, so that its instances can be reset
-    #[arg(long)]
     reset: bool,
     /// Instances get their first memory copied, not mapped
-    #[arg(long)]
     copy_memory: bool,
     /// Memory that may be taken, in bytes
-    #[arg(long)]
     memory: u64,
     /// Processor time that may be taken, in seconds
-    #[arg(long)]
     seconds: u64,
 }
 
 impl CompileJob {
-    /// The same as arguments of a command.
-    pub(super) fn arguments(&self) -> Vec<String> {
-        let Self {
-            stack,
-            largest_instance,
-            on_demand,
-            any_cpu,
-            quick,
-            reset,
-            copy_memory,
-            memory,
-            seconds,
-        } = self;
-        let numbers = [
-            ("stack", *stack as u64),
-            ("largest-instance", *largest_instance as u64),
-            ("memory", *memory),
-            ("seconds", *seconds),
-        ];
-        let flags = [
-            ("on-demand", *on_demand),
-            ("any-cpu", *any_cpu),
-            ("quick", *quick),
-            ("reset", *reset),
-            ("copy-memory", *copy_memory),
-        ];
-        numbers
-            .map(|(name, number)| format!("--{name}={number}"))
-            .into_iter()
-            .chain(
-                flags
-                    .into_iter()
-                    .filter(|(_, set)| *set)
-                    .map(|(name, _)| format!("--{name}")),
-            )
-            .collect()
-    }
-
     /// Does what the worker is started for.
     ///
     /// # Errors
@@ -142,7 +93,6 @@ impl CompileJob {
             .map_err(|e| e.to_string())?;
         let mut config = SandboxConfig::for_compiling(self.quick, self.copy_memory);
         config.largest_instance = self.largest_instance;
-        config.settings.stack = Bytes(self.stack);
         let cpu = if self.any_cpu { Cpu::Any } else { Cpu::This };
         let engine =
             compiling_engine(&config, self.on_demand, cpu).map_err(|e| format!("{e:#}"))?;
@@ -165,12 +115,13 @@ pub struct CompileWorker {
 }
 
 impl CompileWorker {
-    /// Starts the helper process. Where that fails, each file that is to be
-    /// compiled fails with the reason; nothing is compiled in this process.
+    /// Starts the helper process, which is this program or another one like it.
+    /// Where that fails, each file that is to be compiled fails with the reason;
+    /// nothing is compiled in this process.
     #[must_use]
-    pub fn start(memory: usize, timeout: Duration) -> Self {
+    pub fn start(program: &Path, memory: usize, timeout: Duration) -> Self {
         Self {
-            helper: Helper::start()
+            helper: Helper::start(program)
                 .map(Arc::new)
                 .map_err(|error| error.to_string()),
             memory,
@@ -189,7 +140,6 @@ impl CompileWorker {
         let config = &sandbox.config;
         self.work(
             CompileJob {
-                stack: config.settings.stack.0,
                 largest_instance: config.largest_instance,
                 on_demand: !sandbox.pooled,
                 any_cpu: false,
@@ -211,7 +161,6 @@ impl CompileWorker {
         let config = SandboxConfig::for_compiling(false, false);
         self.work(
             CompileJob {
-                stack: config.settings.stack.0,
                 largest_instance: config.largest_instance,
                 on_demand: ahead.on_demand,
                 any_cpu: ahead.cpu == Cpu::Any,
@@ -256,7 +205,7 @@ impl CompileWorker {
             JobOutcome::Exited(1) => LoadError::Worker(complaint),
             JobOutcome::NotStarted(error) => failed(&error),
             JobOutcome::TimedOut | JobOutcome::Killed(SIGXCPU) => LoadError::Compile(format!(
-                "compiling took longer than sandbox.compile_timeout, {} ms",
+                "compiling took longer than {} ms",
                 self.timeout.as_millis()
             )),
             JobOutcome::Exited(code) => LoadError::Compile(format!(

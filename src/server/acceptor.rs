@@ -26,12 +26,11 @@ use super::{
     workers::Workers,
 };
 use crate::{
-    access::Failure,
+    access::{Failure, TOO_MANY_FAILURES},
     config::Auth,
-    dispatch::TOO_MANY_FAILURES,
     log::Limiter,
     system::{self, Channel},
-    transport::SocketOptions,
+    transport::{self, BACKLOG},
     wire::Code,
 };
 
@@ -122,7 +121,7 @@ impl Acceptor {
     fn refuse_backlog(&self) {
         // Bounded, because clients that reconnect at once would fill it for
         // ever.
-        for _ in 0..self.common().settings.config.backlog {
+        for _ in 0..BACKLOG {
             match self.listening.listener.accept() {
                 Ok((stream, _)) => {
                     let CloseRequest { code, message } = CloseRequest::SHUTDOWN;
@@ -164,14 +163,7 @@ impl Acceptor {
             return;
         }
         // The first read detects a peer that is gone already.
-        let config = &self.common().settings.config;
-        let options = SocketOptions {
-            keep_alive: config
-                .keep_alive
-                .then_some(config.keep_alive_initial_delay.0),
-            no_delay: config.no_delay,
-        };
-        let _ = options.apply(&stream);
+        let _ = transport::set_options(&stream);
         let number = NEXT_CONNECTION.fetch_add(1, Relaxed);
         let shared = Arc::clone(&self.shared);
         let listener = Arc::clone(&self.settings);

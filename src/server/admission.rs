@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -13,6 +13,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 
 use super::peer::Peer;
+use crate::access::whole_address;
 
 /// The slots.
 pub(crate) struct Admission {
@@ -271,14 +272,6 @@ impl Drop for Permit {
         if let Some((job, permit)) = next {
             job(Ok(permit));
         }
-    }
-}
-
-/// Of IPv6, the /64 that one customer has at least.
-pub(crate) fn whole_address(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & (!0 << 64)).into(),
-        v4 @ IpAddr::V4(_) => v4,
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::admission::whole_address;
+use crate::access::whole_address;
 
 /// Handshakes of one such address at the same time. One more is closed without
 /// a word.

@@ -9,6 +9,7 @@ pub(crate) mod admission;
 pub(crate) mod common;
 pub(crate) mod connection;
 pub(crate) mod drain;
+mod encoding;
 pub(crate) mod handshakes;
 mod outbox;
 pub(crate) mod peer;
@@ -138,7 +139,7 @@ impl Server {
                             settings: Arc::clone(on),
                         }),
                         None => {
-                            let listener = listen(address, settings.config.backlog)?;
+                            let listener = listen(address)?;
                             Ok(OpenListener {
                                 listener,
                                 outlives: false,
@@ -209,6 +210,27 @@ impl Server {
             ))
         };
         self.listeners.iter().filter_map(address).collect()
+    }
+
+    /// Where it listens and on what policy, as the admin side shows it.
+    #[must_use]
+    pub fn listeners(&self) -> serde_json::Value {
+        let config = &self.shared.common.settings.config;
+        let listener = |listening: &Arc<OpenListener>| {
+            let ListenerSettings {
+                config: own,
+                tls,
+                policy,
+            } = &*listening.settings;
+            let address = listening.listener.local_addr().ok()?;
+            Some(serde_json::json!({
+                "address": address.to_string(),
+                "auth": policy.auth,
+                "protocols": own.protocols.as_ref().unwrap_or(&config.protocols),
+                "tls": tls.is_some(),
+            }))
+        };
+        self.listeners.iter().filter_map(listener).collect()
     }
 
     /// A handle for the admin side.

@@ -1,17 +1,14 @@
 //! Answers that have not left yet, in the order in which they leave.
 
-use std::{collections::VecDeque, mem, sync::Arc, time::SystemTime};
+use std::{collections::VecDeque, mem, sync::Arc};
 
+use super::encoding::Encoding;
 use crate::{
     budget::{Budget, Reservation},
     dispatch::Outcome,
     http::{Exchange, Response},
     metrics::Traffic,
-    wire::{
-        Header, Kind, Version,
-        message::{write_error, write_head, write_message_bytes},
-        reassembly::KEPT_SIZE,
-    },
+    wire::{Header, Kind, Version, buffer::KEPT_SIZE},
 };
 
 /// A payload of this many bytes or more is not copied to the others, but
@@ -55,62 +52,52 @@ impl Outbox {
     /// Puts an answer behind what is there, and counts it.
     pub(crate) fn answer(
         &mut self,
+        encoding: &Encoding,
         header: Option<&Header<'_>>,
         outcome: Outcome,
-        traffic: &Traffic,
-    ) {
-        match (outcome, header) {
-            (Outcome::Silence | Outcome::Postponed(_), _)
-            | (Outcome::Json(_) | Outcome::Binary(_), None) => return,
-            (Outcome::Json(text), Some(header)) => self.respond(header, text.into_bytes(), false),
-            (Outcome::Binary(bytes), Some(header)) => self.respond(header, bytes, true),
-            (Outcome::Error(_, body), header) => {
-                traffic.errors.add(1);
-                write_error(self.end(), header, &body, SystemTime::now());
-            }
-        }
-        traffic.messages_out.add(1);
-        self.update_reservation();
-    }
-
-    /// Puts the response to an HTTP request behind what is there, and counts it.
-    pub(crate) fn respond_http(
-        &mut self,
-        exchange: &Exchange,
         served: Option<Version>,
-        outcome: Outcome,
         traffic: &Traffic,
     ) {
-        let out = self.end();
         match outcome {
             Outcome::Silence | Outcome::Postponed(_) => return,
+            Outcome::Json(text) => {
+                self.respond(encoding, header, served, text.into_bytes(), false);
+            }
+            Outcome::Binary(bytes) => self.respond(encoding, header, served, bytes, true),
             Outcome::Error(code, body) => {
                 traffic.errors.add(1);
-                Response::Error(code, &body).write(out, exchange, served);
+                encoding.write_error(self.end(), header, served, (code, &body));
             }
-            Outcome::Json(text) if text.len() < LARGE || exchange.is_head => {
-                Response::Json(text.as_bytes()).write(out, exchange, served);
-            }
-            Outcome::Binary(bytes) if bytes.len() < LARGE => {
-                Response::Binary(&bytes).write(out, exchange, served);
-            }
-            Outcome::Json(text) => self.respond_large(exchange, served, text.into_bytes(), false),
-            Outcome::Binary(bytes) => self.respond_large(exchange, served, bytes, true),
         }
         traffic.messages_out.add(1);
         self.update_reservation();
     }
 
-    fn respond_large(
+    /// A large payload is not copied once more.
+    fn respond(
         &mut self,
-        exchange: &Exchange,
+        encoding: &Encoding,
+        request: Option<&Header<'_>>,
         served: Option<Version>,
         payload: Vec<u8>,
         binary: bool,
     ) {
+        let header = request.map(|request| Header {
+            kind: Kind::Response,
+            parent_request_id: None,
+            timeout: None,
+            ..*request
+        });
         let size = payload.len();
-        Response::Large { binary, size }.write(self.end(), exchange, served);
-        self.push(payload);
+        encoding.write_head(self.end(), header.as_ref(), served, (size, binary));
+        if encoding.omits_payload() {
+            return;
+        }
+        if size < LARGE {
+            self.end().extend_from_slice(&payload);
+        } else {
+            self.push(payload);
+        }
     }
 
     /// Puts a response that no service gives behind what is there.
@@ -119,25 +106,9 @@ impl Outbox {
         self.update_reservation();
     }
 
-    /// A RESPONSE; a large payload is not copied once more.
-    fn respond(&mut self, request: &Header<'_>, payload: Vec<u8>, binary: bool) {
-        let header = Header {
-            kind: Kind::Response,
-            parent_request_id: None,
-            timeout: None,
-            ..*request
-        };
-        if payload.len() < LARGE {
-            write_message_bytes(self.end(), &header, &payload, binary);
-        } else {
-            write_head(self.end(), &header, payload.len(), binary);
-            self.push(payload);
-        }
-    }
-
-    /// Puts a frame behind what is there.
-    pub(crate) fn push_frame(&mut self, frame: &[u8]) {
-        self.end().extend_from_slice(frame);
+    /// Puts small bytes behind what is there.
+    pub(crate) fn push_bytes(&mut self, bytes: &[u8]) {
+        self.end().extend_from_slice(bytes);
         self.update_reservation();
     }
 
@@ -236,7 +207,7 @@ mod tests {
         let memory = Budget::new(0);
         let (mut own, mut late) = (Outbox::new(&memory), Outbox::beside(&memory));
         for outbox in [&mut own, &mut late] {
-            outbox.push_frame(&[7; 1000]);
+            outbox.push_bytes(&[7; 1000]);
         }
         assert!(memory.used() >= 1000, "{}", memory.used());
         own.append(&mut late);

@@ -31,11 +31,12 @@ pub(crate) struct Peer {
     from: SocketAddr,
     /// The address that the load balancer names.
     speaks_for: OnceLock<SocketAddr>,
-    /// Own address and that of the other end.
-    ends: Option<(SocketAddr, SocketAddr)>,
     since: (Instant, SystemTime),
     tls: OnceLock<&'static str>,
-    protocol: OnceLock<&'static str>,
+    /// What it speaks, as [`Protocol`] has it.
+    protocol: AtomicU8,
+    /// Requests of HTTP before it spoke WebSocket.
+    before_websocket: AtomicU64,
     identity: ArcSwap<Identity>,
     /// What the owner does, as [`Activity`] has it.
     activity: AtomicU8,
@@ -76,6 +77,22 @@ impl Activity {
     ];
 }
 
+/// What a peer speaks, as `/connections` shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Protocol {
+    /// Nothing has arrived.
+    Unknown,
+    Frames,
+    Http,
+    WebSocket,
+}
+
+impl Protocol {
+    const NAMES: [Option<&'static str>; 4] =
+        [None, Some("frames"), Some("http"), Some("websocket")];
+}
+
 /// The ERROR for a peer whose connection is closed gracefully: its earlier
 /// requests are answered, and nothing further is begun.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +127,7 @@ impl CloseRequest {
 impl Peer {
     pub(crate) fn new(
         (number, slot): (u64, usize),
-        (from, own): (SocketAddr, Option<SocketAddr>),
+        from: SocketAddr,
         identity: Arc<Identity>,
         drain: &Arc<DrainFlags>,
         memory: &Arc<Budget>,
@@ -120,10 +137,10 @@ impl Peer {
             slot,
             from,
             speaks_for: OnceLock::new(),
-            ends: own.map(|own| (own, from)),
             since: (system::now(), SystemTime::now()),
             tls: OnceLock::new(),
-            protocol: OnceLock::new(),
+            protocol: AtomicU8::new(Protocol::Unknown as u8),
+            before_websocket: AtomicU64::new(0),
             identity: ArcSwap::new(identity),
             activity: AtomicU8::new(Activity::Handshake as u8),
             last_request: AtomicU64::new(0),
@@ -163,11 +180,33 @@ impl Peer {
         let _ = self.tls.set(version);
     }
 
-    /// When it was accepted.
-    pub(crate) fn speaks(&self, protocol: &'static str) {
-        let _ = self.protocol.set(protocol);
+    /// Sets what it speaks.
+    pub(crate) fn speaks(&self, protocol: Protocol) {
+        if protocol == Protocol::WebSocket {
+            self.before_websocket
+                .store(self.traffic.messages_in.get(), Relaxed);
+        }
+        self.protocol.store(protocol as u8, SeqCst);
     }
 
+    /// What it speaks, once that has shown.
+    fn protocol(&self) -> Option<&'static str> {
+        Protocol::NAMES[usize::from(self.protocol.load(SeqCst))]
+    }
+
+    /// Its requests by protocol, and whether that is what it speaks now: one
+    /// of WebSocket was one of HTTP before.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = (&'static str, u64, bool)> {
+        let now = self.protocol();
+        let all = self.traffic.messages_in.get();
+        let is_upgraded = now == Protocol::NAMES[Protocol::WebSocket as usize];
+        let before = self.before_websocket.load(Relaxed);
+        let http = is_upgraded.then_some(("http", before, false));
+        let now = now.map(|name| (name, all.saturating_sub(before), true));
+        http.into_iter().chain(now)
+    }
+
+    /// When it was accepted.
     pub(crate) fn since(&self) -> Instant {
         self.since.0
     }
@@ -305,10 +344,9 @@ impl Peer {
         ConnectionRow {
             id: identity.caller.connection_id.clone(),
             peer: self.address().to_string(),
-            ends: self.ends,
             principal: identity.caller.principal.clone(),
             tls: self.tls.get().copied(),
-            protocol: self.protocol.get().copied(),
+            protocol: self.protocol(),
             state,
             since: text(self.since.1),
             last_activity: text(last_activity),

@@ -221,6 +221,20 @@ impl<C: Parked> Poller<C> {
         self.epoll.forget(channel);
     }
 
+    /// Reports no events of a connection whose worker waits for its peer.
+    pub(crate) fn pause(&self, connection: &C) {
+        if let Some(channel) = connection.channel() {
+            self.epoll.pause(channel, connection.slot());
+        }
+    }
+
+    /// Reports them again, and what has arrived.
+    pub(crate) fn resume(&self, connection: &C) {
+        if let Some(channel) = connection.channel() {
+            self.epoll.resume(channel, connection.slot());
+        }
+    }
+
     /// Parks a connection that a worker is done with for now. Returns whether a
     /// worker must look for the next one: the caller, or one that it wakes.
     #[must_use]

@@ -9,7 +9,7 @@ use crate::{
     access::ListenerPolicy,
     budget::Budget,
     config::{
-        Config,
+        Config, MAX_IN_FLIGHT,
         access::{Listener, Protocol},
         memory::READ_BUFFER,
     },
@@ -38,7 +38,7 @@ pub struct ServerSettings {
     pub memory: Arc<Budget>,
 }
 
-/// Sizes of a connection's buffers, in bytes. The tests and the simulation take
+/// Sizes of a connection's buffers in bytes, and what else it collects. The tests and the simulation take
 /// smaller ones.
 #[derive(Debug, Clone, Copy)]
 pub struct Buffers {
@@ -46,6 +46,8 @@ pub struct Buffers {
     pub read: usize,
     /// Answers of this size together leave without waiting for more.
     pub write: usize,
+    /// So many answers do, too; and so many slow calls run side by side.
+    pub in_flight: usize,
 }
 
 impl Default for Buffers {
@@ -53,6 +55,7 @@ impl Default for Buffers {
         Self {
             read: READ_BUFFER.0,
             write: 64 * 1024,
+            in_flight: MAX_IN_FLIGHT,
         }
     }
 }

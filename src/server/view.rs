@@ -97,9 +97,15 @@ impl View {
         // twice. What is missed is made up for by what was published before.
         let sum = Traffic::default();
         sum.absorb(&metrics.closed);
+        let mut protocols = metrics.protocols.closed();
         let mut connections = 0;
         for peer in self.admission.peers() {
-            peer.traffic().add_unless_closed(&sum);
+            if peer.traffic().add_unless_closed(&sum) {
+                for (protocol, requests, is_open) in peer.requests() {
+                    let used = protocols.entry(protocol).or_default();
+                    used.add(is_open, requests);
+                }
+            }
             connections += 1;
         }
         metrics.published.rise_to(&sum);
@@ -108,6 +114,7 @@ impl View {
         Totals {
             uptime_seconds: metrics.uptime().as_secs_f64(),
             connections,
+            protocols: metrics.protocols.publish(protocols),
             max_connections: self.shared.common.settings.max_connections as u64,
             threads: self.shared.threads.threads() as u64,
             memory: self.shared.common.settings.memory.used() as u64,

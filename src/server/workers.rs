@@ -15,12 +15,13 @@ use std::{
 
 use super::{
     common::Common,
-    connection::{Advance, Call, CloseReason, Connection, Input, Message},
+    connection::{Advance, Call, CloseReason, Connection, Input},
     peer::Peer,
     poller::{Events, Parked, PollOptions, Poller, Taken},
     running::Listed,
 };
 use crate::{
+    config::Waiting,
     dispatch::{self, Counted, Handle, Outcome, Postponed, Reply, Request, internal_error},
     host::{Stop, Watch},
     log::{Limiter, panic_text},
@@ -53,6 +54,11 @@ const QUICK: Duration = Duration::from_micros(100);
 /// take long, nobody waits for them. A thousand gave next to nothing, because
 /// the system interrupts some of any thousand.
 const QUICK_BEFORE_BATCH: u32 = 100;
+
+/// How long a thread waits for the next request of the peer that it has
+/// answered, with `waiting = "threads"`. As long, an event that is not the
+/// peer's may wait for the connection.
+const STAY: Duration = Duration::from_millis(20);
 
 /// Threads that poll.
 pub(crate) fn pollers() -> usize {
@@ -242,19 +248,18 @@ impl Worker {
         let mut connection = held.connection.insert(connection);
         connection.take_events(events, now);
         let mut ticks = 0;
+        let mut has_waited = false;
         loop {
             let mut call = match connection.advance(now) {
                 Advance::Call(call) => call,
-                Advance::Wait if self.lingers(connection) => {
-                    now = system::now();
-                    connection.take_events(Events::READABLE, now);
+                Advance::Wait if !has_waited && self.waits_for_peer(connection) => {
+                    has_waited = true;
                     continue;
                 }
                 Advance::Wait => {
                     let connection = held.connection.take();
                     drop(held);
-                    let connection = connection?;
-                    if self.shared.poller.park(connection) && !self.goes_on() {
+                    if self.park(connection?) && !self.goes_on() {
                         self.shared.poller.wake();
                     }
                     return None;
@@ -277,6 +282,7 @@ impl Worker {
                 // The handler answers that it is too late.
                 call.message.postponed = Some(postponed);
             }
+            has_waited = false;
             held.call = Some(CurrentCall {
                 message: call.message.body.clone(),
                 arrived: call.arrived,
@@ -284,7 +290,15 @@ impl Worker {
             self.ticks.store(0, Relaxed);
             self.outlives_reset.store(false, Relaxed);
             drop(held);
-            let reply = self.call(&call);
+            let reply = self.call(Request {
+                body: call.input.message(call.message.body.clone()),
+                binary: call.message.binary,
+                any_version: call.message.any_version,
+                postponed: call.message.postponed,
+                arrived: call.arrived,
+                identity: &call.identity,
+                watch: Arc::<Self>::clone(self),
+            });
             self.call_finished();
             held = self.held();
             // A reader may hold it for a moment longer.
@@ -307,9 +321,10 @@ impl Worker {
                     if let Outcome::Postponed(postponed) = outcome {
                         same.postpone(call.message, postponed);
                     } else {
-                        same.answered(header.as_ref(), outcome, served);
+                        let encoding = call.message.encoding;
+                        same.answered(encoding, header.as_ref(), outcome, served);
                         // The buffer is the connection's alone again.
-                        drop(call);
+                        drop(call.input);
                     }
                     connection = held.connection.as_mut()?;
                     ticks += self.ticks.load(Relaxed);
@@ -339,9 +354,9 @@ impl Worker {
                         served,
                         ..
                     } = reply;
-                    peer.answer_late(|late, traffic| match &call.exchange {
-                        None => late.answer(header.as_ref(), outcome, traffic),
-                        Some(exchange) => late.respond_http(exchange, served, outcome, traffic),
+                    let encoding = &call.message.encoding;
+                    peer.answer_late(|late, traffic| {
+                        late.answer(encoding, header.as_ref(), outcome, served, traffic);
                     });
                     return self.shared.poller.take_with(peer.slot(), Events::ANSWER);
                 }
@@ -384,17 +399,27 @@ impl Worker {
         }
     }
 
-    /// Waits `linger` for the same peer while another thread polls. Returns
-    /// whether bytes have arrived.
-    fn lingers(&self, connection: &Connection) -> bool {
-        let time = self.shared.common.settings.config.linger.0;
-        !time.is_zero()
+    /// Whether the connection's next read waits for its peer, in this thread,
+    /// while another one polls.
+    fn waits_for_peer(&self, connection: &mut Connection) -> bool {
+        let waits = self.shared.common.settings.config.waiting == Waiting::Threads
             && !self.is_reserve
-            && connection.may_linger()
-            && self.compensate()
-            && connection
-                .channel()
-                .is_some_and(|channel| channel.wait(time))
+            && connection.is_idle()
+            && self.compensate();
+        let is_first = !connection.channel().is_some_and(Channel::may_wait);
+        let waits = waits && connection.wait_in_next_read(STAY);
+        if waits && is_first {
+            self.shared.poller.pause(connection);
+        }
+        waits
+    }
+
+    /// Parks a connection, whose events are reported again.
+    fn park(&self, mut connection: Box<Connection>) -> bool {
+        if connection.stop_waiting() {
+            self.shared.poller.resume(&connection);
+        }
+        self.shared.poller.park(connection)
     }
 
     /// Starts a replacement that polls, unless there is one. Returns whether
@@ -406,23 +431,8 @@ impl Worker {
         !self.polls.load(Relaxed)
     }
 
-    fn call<'a>(self: &Arc<Self>, call: &'a Call) -> Reply<'a> {
-        let Message {
-            body,
-            binary,
-            any_version,
-            postponed,
-        } = &call.message;
-        let body = call.input.message(body.clone());
-        let request = Request {
-            body,
-            binary: *binary,
-            any_version: *any_version,
-            postponed: *postponed,
-            arrived: call.arrived,
-            identity: &call.identity,
-            watch: Arc::<Self>::clone(self),
-        };
+    fn call<'a>(&self, request: Request<'a>) -> Reply<'a> {
+        let body = request.body;
         catch_unwind(AssertUnwindSafe(|| self.shared.handle.handle(request)))
             .unwrap_or_else(|panic| internal_error(body, &log_panic(&*panic)))
     }
@@ -456,7 +466,7 @@ impl Worker {
             slow.listed.call.stop()
         });
         drop(held);
-        let wake = left.is_some_and(|connection| self.shared.poller.park(connection));
+        let wake = left.is_some_and(|connection| self.park(connection));
         let polled = self.polls.load(Relaxed);
         let is_compensated = self.compensate();
         let was_absent = self.is_absent.load(Relaxed);

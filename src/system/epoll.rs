@@ -86,6 +86,19 @@ impl Epoll {
         Ok(epoll::add(&self.epoll, channel.socket(), data, INTEREST)?)
     }
 
+    /// Tells nothing of a socket until [`Epoll::resume`], but for its failure.
+    /// What it takes of the system stays, so that resuming can't be refused.
+    pub fn pause(&self, channel: &Channel, slot: usize) {
+        let data = EventData::new_u64(slot as u64);
+        let _ = epoll::modify(&self.epoll, channel.socket(), data, EventFlags::ET);
+    }
+
+    /// Tells again, and what has happened by now.
+    pub fn resume(&self, channel: &Channel, slot: usize) {
+        let data = EventData::new_u64(slot as u64);
+        let _ = epoll::modify(&self.epoll, channel.socket(), data, INTEREST);
+    }
+
     /// Tells nothing more of a socket that somebody else goes on with.
     pub fn forget(&self, channel: &Channel) {
         let _ = epoll::delete(&self.epoll, channel.socket());

@@ -5,12 +5,12 @@
 use std::{
     fmt,
     io::{self, Read, Write as _},
-    net::{Shutdown, SocketAddr, TcpStream},
+    mem,
+    net::{Shutdown, TcpStream},
     time::Duration,
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, retry_on_intr},
     net::{RecvFlags, SendFlags},
 };
@@ -44,10 +44,16 @@ pub enum Received {
     End,
 }
 
-/// A connected socket that does not block.
+/// Writes never wait, and cause no signal where the peer is gone.
+const SEND_FLAGS: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
+
+/// A connected socket that does not block, but for reads that are to wait.
 pub struct Channel {
     socket: TcpStream,
     tls: Option<Box<Tls>>,
+    /// The socket blocks where a read or write does not say otherwise.
+    blocks: bool,
+    next_read: RecvFlags,
 }
 
 struct Tls {
@@ -77,7 +83,12 @@ impl Channel {
                 records: Records::default(),
             })
         });
-        Ok(Self { socket, tls })
+        Ok(Self {
+            socket,
+            tls,
+            blocks: false,
+            next_read: RecvFlags::DONTWAIT,
+        })
     }
 
     /// What lies below.
@@ -86,15 +97,10 @@ impl Channel {
         &self.socket
     }
 
-    /// Its own end.
-    #[must_use]
-    pub fn local_addr(&self) -> Option<SocketAddr> {
-        self.socket.local_addr().ok()
-    }
-
     /// Gives up what is spoken over it.
     #[must_use]
-    pub fn into_socket(self) -> TcpStream {
+    pub fn into_socket(mut self) -> TcpStream {
+        self.stop_waiting();
         self.socket
     }
 
@@ -137,14 +143,14 @@ impl Channel {
     /// [`TlsFault::of`](super::TlsFault::of) says why it failed. The peer was
     /// sent an alert, if its buffer had space.
     pub fn handshake(&mut self) -> io::Result<bool> {
-        let Self { socket, tls } = self;
+        let Self { socket, tls, .. } = self;
         let Some(tls) = tls else { return Ok(true) };
         loop {
             let sent = tls.send(socket)?;
             if !tls.session.is_handshaking() {
                 return Ok(sent);
             }
-            match tls.receive(socket)? {
+            match tls.receive(socket, RecvFlags::DONTWAIT)? {
                 Received::Bytes { .. } => {}
                 Received::Nothing => return Ok(false),
                 Received::End => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -158,10 +164,44 @@ impl Channel {
     /// What the system says; `InvalidData` if the peer breaks TLS.
     #[inline]
     pub fn read(&mut self, buf: &mut [u8]) -> io::Result<Received> {
+        let flags = mem::replace(&mut self.next_read, RecvFlags::DONTWAIT);
         match &mut self.tls {
-            None => receive(&self.socket, buf),
-            Some(tls) => tls.read(&self.socket, buf),
+            None => receive(&self.socket, buf, flags),
+            Some(tls) => tls.read(&self.socket, buf, flags),
         }
+    }
+
+    /// Has the next read wait so long for its first bytes, of TLS its first
+    /// record: one system call instead of two. Says whether it will; all other
+    /// reads and writes never wait.
+    #[must_use]
+    pub fn wait_in_next_read(&mut self, time: Duration) -> bool {
+        if !self.blocks {
+            self.blocks = self.socket.set_read_timeout(Some(time)).is_ok()
+                && self.socket.set_nonblocking(false).is_ok();
+        }
+        if self.blocks {
+            self.next_read = RecvFlags::empty();
+        }
+        self.blocks
+    }
+
+    /// Whether reads may have waited.
+    #[must_use]
+    pub fn may_wait(&self) -> bool {
+        self.blocks
+    }
+
+    /// Whether the next read waits.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.next_read.is_empty()
+    }
+
+    /// No read waits any more. Says whether one could have.
+    pub fn stop_waiting(&mut self) -> bool {
+        self.next_read = RecvFlags::DONTWAIT;
+        mem::take(&mut self.blocks) && self.socket.set_nonblocking(true).is_ok()
     }
 
     /// Writes what there is room for; 0 for none. With TLS, what it says was
@@ -206,15 +246,6 @@ impl Channel {
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
-    /// Waits until there is something to read, for so long; says whether there
-    /// is.
-    #[must_use]
-    pub fn wait(&self, time: Duration) -> bool {
-        let time = Timespec::try_from(time).ok();
-        let mut polled = [PollFd::new(&self.socket, PollFlags::IN)];
-        poll(&mut polled, time.as_ref()).is_ok_and(|ready| ready > 0)
-    }
-
     /// Whether the peer has begun a TLS record, and not ended it.
     #[must_use]
     pub fn is_midway(&self) -> bool {
@@ -238,8 +269,8 @@ impl Channel {
     }
 }
 
-fn receive(socket: &TcpStream, buf: &mut [u8]) -> io::Result<Received> {
-    match retry_on_intr(|| rustix::net::recv(socket, &mut *buf, RecvFlags::empty())) {
+fn receive(socket: &TcpStream, buf: &mut [u8], flags: RecvFlags) -> io::Result<Received> {
+    match retry_on_intr(|| rustix::net::recv(socket, &mut *buf, flags)) {
         Ok((_, 0)) => Ok(Received::End),
         // A read that leaves room has taken all that was there.
         Ok((_, count)) => Ok(Received::Bytes {
@@ -252,14 +283,19 @@ fn receive(socket: &TcpStream, buf: &mut [u8]) -> io::Result<Received> {
 }
 
 fn send(socket: &TcpStream, buf: &[u8]) -> io::Result<usize> {
-    match retry_on_intr(|| rustix::net::send(socket, buf, SendFlags::NOSIGNAL)) {
+    match retry_on_intr(|| rustix::net::send(socket, buf, SEND_FLAGS)) {
         Err(Errno::AGAIN) => Ok(0),
         result => Ok(result?),
     }
 }
 
 impl Tls {
-    fn read(&mut self, socket: &TcpStream, buf: &mut [u8]) -> io::Result<Received> {
+    fn read(
+        &mut self,
+        socket: &TcpStream,
+        buf: &mut [u8],
+        mut flags: RecvFlags,
+    ) -> io::Result<Received> {
         let mut more = true;
         for _ in 0..MAX_RECORDS_WITHOUT_DATA {
             match self.session.reader().read(buf) {
@@ -276,10 +312,11 @@ impl Tls {
                 }
                 Err(error) => return Err(error),
             }
-            match self.receive(socket)? {
+            match self.receive(socket, flags)? {
                 Received::Bytes { more: rest, .. } => more = rest,
                 nothing_or_end => return Ok(nothing_or_end),
             }
+            flags = RecvFlags::DONTWAIT;
         }
         Ok(Received::Bytes {
             count: 0,
@@ -289,9 +326,10 @@ impl Tls {
 
     /// Hands ciphertext to the session. What that has to say, an alert or
     /// new keys, leaves if there is room.
-    fn receive(&mut self, socket: &TcpStream) -> io::Result<Received> {
+    fn receive(&mut self, socket: &TcpStream, flags: RecvFlags) -> io::Result<Received> {
         let mut tap = Tap {
             socket,
+            flags,
             records: &mut self.records,
             more: true,
         };
@@ -329,6 +367,7 @@ impl Tls {
 /// Reads ciphertext, and looks where its records end.
 struct Tap<'a> {
     socket: &'a TcpStream,
+    flags: RecvFlags,
     records: &'a mut Records,
     /// The last read may have left something.
     more: bool,
@@ -336,7 +375,7 @@ struct Tap<'a> {
 
 impl Read for Tap<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match receive(self.socket, buf)? {
+        match receive(self.socket, buf, self.flags)? {
             Received::Bytes { count, more } => {
                 self.records.pass(&buf[..count]);
                 self.more = more;

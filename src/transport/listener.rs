@@ -10,27 +10,20 @@ use std::{
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-/// Options of every socket that is accepted or connected.
-#[derive(Debug, Clone, Copy)]
-pub struct SocketOptions {
-    /// Quiet time before TCP probes the peer; none for no probes.
-    pub keep_alive: Option<Duration>,
-    /// Small writes leave at once.
-    pub no_delay: bool,
-}
+/// Connections that the kernel holds until the server accepts them.
+pub const BACKLOG: u16 = 1024;
 
-impl SocketOptions {
-    /// Sets them.
-    ///
-    /// # Errors
-    /// If the system refuses; the peer may be gone already.
-    pub fn apply(self, socket: &TcpStream) -> io::Result<()> {
-        socket.set_nodelay(self.no_delay)?;
-        if let Some(quiet) = self.keep_alive {
-            SockRef::from(socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(quiet))?;
-        }
-        Ok(())
-    }
+/// Quiet time before TCP probes a client.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+/// Sets the options of an accepted socket: small answers leave at once, and TCP
+/// probes a quiet client.
+///
+/// # Errors
+/// If the system refuses; the peer may be gone already.
+pub fn set_options(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    SockRef::from(socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE))
 }
 
 /// `EAFNOSUPPORT`, which std does not name, with Linux's value.
@@ -176,7 +169,7 @@ pub fn listen_all<L>(
 ///
 /// # Errors
 /// If the address is taken, not this machine's, or not allowed.
-pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -189,7 +182,7 @@ pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.bind(&address.into())?;
-    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    socket.listen(BACKLOG.into())?;
     Ok(socket.into())
 }
 
@@ -203,7 +196,7 @@ mod tests {
         let absent: SocketAddr = "192.0.2.1:0".parse().unwrap();
         let present: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let mut taken = Vec::new();
-        let open = |address| listen(address, 8);
+        let open = listen;
         let listeners = listen_all(&[absent, present], &mut taken, open).unwrap();
         assert_eq!((listeners.len(), &*taken), (1, &[present][..]));
         assert!(

@@ -22,11 +22,11 @@ pub use channel::{Channel, Received};
 pub use client_tls::{ClientTls, client_config};
 #[cfg(feature = "runtime")]
 pub use inherited::Inherited;
-pub use listener::{SocketOptions, is_absent, listen, listen_all, resolve, resolve_until};
+pub use listener::{BACKLOG, is_absent, listen, listen_all, resolve, resolve_until, set_options};
 pub use pem::TlsError;
 #[cfg(feature = "runtime")]
 pub use proxy::Proxied;
 #[cfg(feature = "runtime")]
 pub use server_tls::{ClientCertificate, ServerTls};
 pub use stream::{Socket, Stream};
-pub use tls::{ALPN, TlsFault};
+pub use tls::{ALPN, HTTP_ALPN, TlsFault};

@@ -194,6 +194,70 @@ mod tests {
         }
     }
 
+    /// What balancers send, to the byte.
+    #[test]
+    fn headers_of_balancers() {
+        let hex = |text: &str| -> Vec<u8> {
+            let digits: Vec<_> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+            let pairs = digits
+                .chunks(2)
+                .map(|pair| std::str::from_utf8(pair).unwrap());
+            pairs
+                .map(|pair| u8::from_str_radix(pair, 16).unwrap())
+                .collect()
+        };
+        let peer = |text: &str| Proxied::Peer(text.parse().unwrap());
+        for (whose, bytes, expected) in [
+            (
+                // A checksum, the VPC endpoint, and 36 bytes of padding.
+                "AWS NLB",
+                hex(
+                    "0d0a0d0a000d0a515549540a 21110054 ac1f0771 ac1f0a1f c8f20050 030004e8d6892d \
+                     ea001701 767063652d3038643262663135666163353030316339 \
+                     040024 000000000000000000000000000000000000000000000000000000000000000000000000",
+                ),
+                peer("172.31.7.113:51442"),
+            ),
+            (
+                "AWS NLB, health check",
+                hex("0d0a0d0a000d0a515549540a 20000007 030004 a9b87e8f"),
+                Proxied::Balancer,
+            ),
+            (
+                // Authority, unique id and the version of TLS.
+                "HAProxy, proxy-v2-options authority,unique-id,ssl",
+                hex(
+                    "0d0a0d0a000d0a515549540a 21210041 20010db8000000000000000000000007 \
+                     20010db8000000000000000000000001 3039 1f91 020003 612e62 050004 75696431 \
+                     20000d 0100000000 210005 312e322e33",
+                ),
+                peer("[2001:db8::7]:12345"),
+            ),
+            (
+                "HAProxy, check-send-proxy",
+                hex("0d0a0d0a000d0a515549540a 20000000"),
+                Proxied::Balancer,
+            ),
+            (
+                "HAProxy, a peer on a Unix socket",
+                [hex("0d0a0d0a000d0a515549540a 213100d8"), vec![0; 216]].concat(),
+                Proxied::Balancer,
+            ),
+            (
+                "HAProxy, check-send-proxy with send-proxy",
+                b"PROXY UNKNOWN\r\n".to_vec(),
+                Proxied::Balancer,
+            ),
+            (
+                "nginx stream, proxy_protocol on",
+                b"PROXY TCP4 203.0.113.9 10.0.0.2 40312 8081\r\n".to_vec(),
+                peer("203.0.113.9:40312"),
+            ),
+        ] {
+            assert_eq!(whole(&bytes), Some(expected), "{whose}");
+        }
+    }
+
     #[test]
     fn lines_of_version_1() {
         let peer = |text: &str| Proxied::Peer(text.parse().unwrap());

@@ -25,7 +25,7 @@ use super::{
     validity::Validity,
 };
 use crate::{
-    config::{PrincipalFrom, Tls, TlsVersion, access::MAX_PRINCIPAL_SIZE, given},
+    config::{Tls, access::MAX_PRINCIPAL_SIZE, given},
     trusted,
 };
 
@@ -35,7 +35,6 @@ pub struct ServerTls {
     config: Arc<ServerConfig>,
     verifier: Option<Arc<dyn ClientCertVerifier>>,
     demands_certificate: bool,
-    principal: PrincipalFrom,
     validity: Validity,
 }
 
@@ -58,8 +57,6 @@ impl ServerTls {
             cert,
             key,
             reject_unauthorized,
-            min_version,
-            principal,
             ..
         } = files;
         // Whoever can change one of these decides who gets in. Once this has
@@ -67,12 +64,8 @@ impl ServerTls {
         for file in files.files() {
             trusted::check(file).map_err(|error| TlsError::new(file, error))?;
         }
-        let versions: &[_] = match min_version {
-            TlsVersion::V12 => &[&rustls::version::TLS12, &rustls::version::TLS13],
-            TlsVersion::V13 => &[&rustls::version::TLS13],
-        };
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_protocol_versions(versions)
+            .with_safe_default_protocol_versions()
             .map_err(|error| TlsError::new(cert, error))?;
         let mut chain = read_chain(cert)?;
         let mut validity = Validity::of_chain(cert, &mut chain)?;
@@ -95,7 +88,6 @@ impl ServerTls {
             config: Arc::new(config),
             demands_certificate: verifier.is_some() && *reject_unauthorized,
             verifier,
-            principal: *principal,
             validity,
         })
     }
@@ -158,34 +150,26 @@ impl ServerTls {
             left.try_into().ok()
         });
         let expires = left.min().and_then(|left| Instant::now().checked_add(left));
-        let principal = self
-            .name(own)
-            .filter(|name| (1..=MAX_PRINCIPAL_SIZE).contains(&name.len()));
+        let principal =
+            alternative_name(own).filter(|name| (1..=MAX_PRINCIPAL_SIZE).contains(&name.len()));
         Ok(ClientCertificate { principal, expires })
     }
+}
 
-    fn name(&self, certificate: &CertificateDer<'_>) -> Option<String> {
-        let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-        match self.principal {
-            PrincipalFrom::Cn => {
-                let name = certificate.subject().iter_common_name().next()?;
-                name.as_str().ok().map(str::to_owned)
+/// The first DNS name, mail address or URI of the alternative names.
+fn alternative_name(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let names = certificate.subject_alternative_name().ok()??;
+    names
+        .value
+        .general_names
+        .iter()
+        .find_map(|name| match name {
+            GeneralName::DNSName(name) | GeneralName::RFC822Name(name) | GeneralName::URI(name) => {
+                Some((*name).to_owned())
             }
-            PrincipalFrom::San => {
-                let names = certificate.subject_alternative_name().ok()??;
-                names
-                    .value
-                    .general_names
-                    .iter()
-                    .find_map(|name| match name {
-                        GeneralName::DNSName(name)
-                        | GeneralName::RFC822Name(name)
-                        | GeneralName::URI(name) => Some((*name).to_owned()),
-                        _ => None,
-                    })
-            }
-        }
-    }
+            _ => None,
+        })
 }
 
 fn verifier(

@@ -266,11 +266,6 @@ impl Stream {
     pub fn shut_down(&self) {
         let _ = self.socket.stream.shutdown(Shutdown::Both);
     }
-
-    /// Wakes the thread that reads, as if the peer had ended the stream.
-    pub fn stop_reading(&self) {
-        let _ = self.socket.stream.shutdown(Shutdown::Read);
-    }
 }
 
 /// Flags of `send` that std does not name, with Linux's values.

@@ -19,7 +19,7 @@ use super::Socket;
 pub const ALPN: &[u8] = b"mb/1";
 /// The same of HTTP, which servers speak.
 #[cfg(feature = "runtime")]
-pub(super) const HTTP_ALPN: &[u8] = b"http/1.1";
+pub const HTTP_ALPN: &[u8] = b"http/1.1";
 
 /// Ciphertext that is read at once, in bytes.
 const READ_SIZE: usize = 8 * 1024;

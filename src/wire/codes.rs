@@ -1,53 +1,52 @@
 //! Every code that an ERROR of the server carries, and what follows it.
 
-use std::fmt;
-
 /// Longest code that a service may fail with, in bytes.
 pub const MAX_SERVICE_CODE_SIZE: usize = 64;
 
-/// A code of the server's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Code {
-    /// Reserved flag, KEEPALIVE with a length, flags that don't go together.
-    InvalidFrame,
-    /// A frame or message over the limit.
-    MessageTooLarge,
-    /// The header line breaks the grammar, or the message is empty.
-    MalformedMessage,
-    /// RESPONSE or ERROR sent by a client; a wrong payload for `system.`.
-    InvalidRequest,
-    /// A REQUEST without a request id.
-    InvalidRequestId,
-    /// Not JSON, not UTF-8, nested too deep.
-    InvalidPayload,
-    /// No or wrong credentials.
-    Unauthorized,
-    /// The principal has no right to the topic.
-    Forbidden,
-    /// Over the principal's or the service's rate.
-    RateLimited,
-    /// No such service.
-    NoRouteFound,
-    /// No compatible version of the service.
-    VersionNotSupported,
-    /// The service has no such action.
-    TopicNotSupported,
-    /// Not begun; retrying is safe.
-    ServiceUnavailable,
-    /// Begun, and stopped at the deadline.
-    Timeout,
-    /// The service trapped or broke a limit.
-    ServiceFailed,
-    /// No room for another connection.
-    ServerBusy,
-    /// Nothing arrived for `idle_timeout`.
-    IdleTimeout,
-    /// A frame or message was begun but not finished in time.
-    ReadTimeout,
-    /// The server drains.
-    ShuttingDown,
-    /// A defect of the server.
-    InternalError,
+words! {
+    /// A code of the server's own.
+    pub enum Code {
+        /// Reserved flag, KEEPALIVE with a length, flags that don't go together.
+        InvalidFrame = "INVALID_FRAME",
+        /// A frame or message over the limit.
+        MessageTooLarge = "MESSAGE_TOO_LARGE",
+        /// The header line breaks the grammar, or the message is empty.
+        MalformedMessage = "MALFORMED_MESSAGE",
+        /// RESPONSE or ERROR sent by a client; a wrong payload for `system.`.
+        InvalidRequest = "INVALID_REQUEST",
+        /// A REQUEST without a request id.
+        InvalidRequestId = "INVALID_REQUEST_ID",
+        /// Not JSON, not UTF-8, nested too deep.
+        InvalidPayload = "INVALID_PAYLOAD",
+        /// No or wrong credentials.
+        Unauthorized = "UNAUTHORIZED",
+        /// The principal has no right to the topic.
+        Forbidden = "FORBIDDEN",
+        /// Over the principal's or the service's rate.
+        RateLimited = "RATE_LIMITED",
+        /// No such service.
+        NoRouteFound = "NO_ROUTE_FOUND",
+        /// No compatible version of the service.
+        VersionNotSupported = "VERSION_NOT_SUPPORTED",
+        /// The service has no such action.
+        TopicNotSupported = "TOPIC_NOT_SUPPORTED",
+        /// Not begun; retrying is safe.
+        ServiceUnavailable = "SERVICE_UNAVAILABLE",
+        /// Begun, and stopped at the deadline.
+        Timeout = "TIMEOUT",
+        /// The service trapped or broke a limit.
+        ServiceFailed = "SERVICE_FAILED",
+        /// No room for another connection.
+        ServerBusy = "SERVER_BUSY",
+        /// Nothing arrived for `idle_timeout`.
+        IdleTimeout = "IDLE_TIMEOUT",
+        /// A frame or message was begun but not finished in time.
+        ReadTimeout = "READ_TIMEOUT",
+        /// The server drains.
+        ShuttingDown = "SHUTTING_DOWN",
+        /// A defect of the server.
+        InternalError = "INTERNAL_ERROR",
+    }
 }
 
 /// `details.state` of `SERVICE_UNAVAILABLE` while the component of a service
@@ -57,57 +56,6 @@ pub const COMPILING: &str = "compiling";
 pub const BUILDING: &str = "building";
 
 impl Code {
-    /// All of them, in the order of the protocol's table.
-    pub const ALL: [Self; 20] = [
-        Self::InvalidFrame,
-        Self::MessageTooLarge,
-        Self::MalformedMessage,
-        Self::InvalidRequest,
-        Self::InvalidRequestId,
-        Self::InvalidPayload,
-        Self::Unauthorized,
-        Self::Forbidden,
-        Self::RateLimited,
-        Self::NoRouteFound,
-        Self::VersionNotSupported,
-        Self::TopicNotSupported,
-        Self::ServiceUnavailable,
-        Self::Timeout,
-        Self::ServiceFailed,
-        Self::ServerBusy,
-        Self::IdleTimeout,
-        Self::ReadTimeout,
-        Self::ShuttingDown,
-        Self::InternalError,
-    ];
-
-    /// The word on the wire.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::InvalidFrame => "INVALID_FRAME",
-            Self::MessageTooLarge => "MESSAGE_TOO_LARGE",
-            Self::MalformedMessage => "MALFORMED_MESSAGE",
-            Self::InvalidRequest => "INVALID_REQUEST",
-            Self::InvalidRequestId => "INVALID_REQUEST_ID",
-            Self::InvalidPayload => "INVALID_PAYLOAD",
-            Self::Unauthorized => "UNAUTHORIZED",
-            Self::Forbidden => "FORBIDDEN",
-            Self::RateLimited => "RATE_LIMITED",
-            Self::NoRouteFound => "NO_ROUTE_FOUND",
-            Self::VersionNotSupported => "VERSION_NOT_SUPPORTED",
-            Self::TopicNotSupported => "TOPIC_NOT_SUPPORTED",
-            Self::ServiceUnavailable => "SERVICE_UNAVAILABLE",
-            Self::Timeout => "TIMEOUT",
-            Self::ServiceFailed => "SERVICE_FAILED",
-            Self::ServerBusy => "SERVER_BUSY",
-            Self::IdleTimeout => "IDLE_TIMEOUT",
-            Self::ReadTimeout => "READ_TIMEOUT",
-            Self::ShuttingDown => "SHUTTING_DOWN",
-            Self::InternalError => "INTERNAL_ERROR",
-        }
-    }
-
     /// Position in [`Code::ALL`], for tables of counters.
     #[must_use]
     pub const fn index(self) -> usize {
@@ -115,50 +63,27 @@ impl Code {
     }
 }
 
-impl fmt::Display for Code {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// `details.reason` of `SERVICE_FAILED`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// The service trapped: unreachable code, a panic, an access out of bounds.
-    Trap,
-    /// The service trapped after it was refused more memory.
-    Memory,
-    /// The service's call stack is exhausted.
-    Stack,
-    /// The answer is over the limit.
-    AnswerSize,
-    /// The answer is not JSON, or the failure code breaks its grammar.
-    InvalidAnswer,
-    /// The service handed over too much in one host call.
-    HostData,
-    /// The service could not be instantiated.
-    Start,
-    /// The operator stopped the call.
-    Killed,
-    /// Its client has reset the connection; nobody is notified.
-    Reset,
-}
-
-impl Reason {
-    /// The word on the wire.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Trap => "trap",
-            Self::Memory => "memory",
-            Self::Stack => "stack",
-            Self::AnswerSize => "answer-size",
-            Self::InvalidAnswer => "invalid-answer",
-            Self::HostData => "host-data",
-            Self::Start => "start",
-            Self::Killed => "killed",
-            Self::Reset => "reset",
-        }
+words! {
+    /// `details.reason` of `SERVICE_FAILED`.
+    pub enum Reason {
+        /// The service trapped: unreachable code, a panic, an access out of bounds.
+        Trap = "trap",
+        /// The service trapped after it was refused more memory.
+        Memory = "memory",
+        /// The service's call stack is exhausted.
+        Stack = "stack",
+        /// The answer is over the limit.
+        AnswerSize = "answer-size",
+        /// The answer is not JSON, or the failure code breaks its grammar.
+        InvalidAnswer = "invalid-answer",
+        /// The service handed over too much in one host call.
+        HostData = "host-data",
+        /// The service could not be instantiated.
+        Start = "start",
+        /// The operator stopped the call.
+        Killed = "killed",
+        /// Its client has reset the connection; nobody is notified.
+        Reset = "reset",
     }
 }
 

@@ -14,35 +14,24 @@ pub const MAX_REQUEST_ID_SIZE: usize = 64;
 /// Longest timeout that a request may ask for: one hour.
 pub const MAX_TIMEOUT: Duration = Duration::from_millis(3_600_000);
 
-/// First field of the line. The protocol calls it ACTION; here `action` is
-/// what a topic names, so this is the kind of the message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// A client asks and gets exactly one answer.
-    Request,
-    /// The server answers.
-    Response,
-    /// The server refuses, or the service fails.
-    Error,
-    /// A client tells, and wants at most to know that it arrived.
-    Publish,
+crate::words! {
+    /// First field of the line. The protocol calls it ACTION; here `action` is
+    /// what a topic names, so this is the kind of the message.
+    pub enum Kind {
+        /// A client asks and gets exactly one answer.
+        Request = "REQUEST",
+        /// The server answers.
+        Response = "RESPONSE",
+        /// The server refuses, or the service fails.
+        Error = "ERROR",
+        /// A client tells, and wants at most to know that it arrived.
+        Publish = "PUBLISH",
+    }
 }
 
 impl Kind {
-    /// The word on the wire.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Request => "REQUEST",
-            Self::Response => "RESPONSE",
-            Self::Error => "ERROR",
-            Self::Publish => "PUBLISH",
-        }
-    }
-
     fn parse(text: &str) -> Option<Self> {
-        let kinds = [Self::Request, Self::Response, Self::Error, Self::Publish];
-        kinds
+        Self::ALL
             .into_iter()
             .find(|kind| kind.as_str().eq_ignore_ascii_case(text))
     }
@@ -309,31 +298,16 @@ impl Header<'_> {
             out.extend_from_slice(self.to_string().as_bytes());
             return;
         }
-        let Version {
-            major,
-            minor,
-            patch,
-        } = self.version;
         out.extend_from_slice(self.kind.as_str().as_bytes());
         out.push(b':');
         out.extend_from_slice(self.topic.as_str().as_bytes());
-        for (before, number) in [(b':', major), (b'.', minor), (b'.', patch)] {
-            out.push(before);
-            append_number(out, number);
-        }
+        out.push(b':');
+        self.version.append_to(out);
         if let Some(id) = self.request_id.filter(|id| !id.is_empty()) {
             out.push(b':');
             out.extend_from_slice(id.as_bytes());
         }
     }
-}
-
-fn append_number(out: &mut Vec<u8>, number: u64) {
-    if number >= 10 {
-        append_number(out, number / 10);
-    }
-    #[allow(clippy::cast_possible_truncation, reason = "a digit")]
-    out.push(b'0' + (number % 10) as u8);
 }
 
 /// Why a message has no readable header. The answer is `MALFORMED_MESSAGE`.

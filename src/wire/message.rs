@@ -51,13 +51,12 @@ pub struct FrameWriter<'a> {
 impl<'a> FrameWriter<'a> {
     /// Begins a message with its header line.
     pub fn begin(out: &'a mut Vec<u8>, header: &Header<'_>) -> Self {
-        let writer = Self::begin_line(out);
-        header.append_to(writer.out);
-        writer.out.push(b'\n');
+        let writer = Self::begin_frame(out);
+        append_line(writer.out, header);
         writer
     }
 
-    fn begin_line(out: &'a mut Vec<u8>) -> Self {
+    fn begin_frame(out: &'a mut Vec<u8>) -> Self {
         let start = out.len();
         out.extend_from_slice(&[0; FRAME_HEADER_SIZE]);
         Self {
@@ -65,13 +64,6 @@ impl<'a> FrameWriter<'a> {
             start,
             finished: false,
         }
-    }
-
-    fn line(&mut self, line: std::fmt::Arguments<'_>) {
-        let mut text = Utf8(self.out);
-        // Writing to a vector can't fail.
-        let _ = text.write_fmt(line);
-        self.out.push(b'\n');
     }
 
     /// The buffer, to append the payload to. What was there must stay.
@@ -117,23 +109,22 @@ impl std::fmt::Write for Utf8<'_> {
 
 /// Appends a message with its whole payload.
 pub fn write_message(out: &mut Vec<u8>, header: &Header<'_>, payload: Payload<'_>) {
-    write_message_bytes(out, header, payload.as_bytes(), payload.is_binary());
+    let bytes = payload.as_bytes();
+    write_head(out, Some(header), bytes.len(), payload.is_binary());
+    out.extend_from_slice(bytes);
 }
 
-/// The same, with a payload that is known to be JSON where it is not binary.
-pub fn write_message_bytes(out: &mut Vec<u8>, header: &Header<'_>, payload: &[u8], binary: bool) {
-    let mut writer = FrameWriter::begin(out, header);
-    writer.payload().extend_from_slice(payload);
-    writer.finish(binary);
-}
-
-/// Appends a message up to its payload, which is so many bytes and follows.
+/// Appends a message up to its payload, which is so many bytes and follows;
+/// without a header, it is all of the message.
 ///
 /// # Panics
 /// If the whole would be 4 GiB or more, which the limits on answers exclude.
-pub fn write_head(out: &mut Vec<u8>, header: &Header<'_>, payload: usize, binary: bool) {
+pub fn write_head(out: &mut Vec<u8>, header: Option<&Header<'_>>, payload: usize, binary: bool) {
     let start = out.len();
-    FrameWriter::begin(out, header).finish(binary);
+    out.extend_from_slice(&[0; FRAME_HEADER_SIZE]);
+    if let Some(header) = header {
+        append_line(out, header);
+    }
     let length = out.len() - start - FRAME_HEADER_SIZE + payload;
     let length = u32::try_from(length).expect("answers are bounded far below 4 GiB");
     let frame = FrameHeader {
@@ -143,6 +134,12 @@ pub fn write_head(out: &mut Vec<u8>, header: &Header<'_>, payload: usize, binary
         more: false,
     };
     out[start..start + FRAME_HEADER_SIZE].copy_from_slice(&frame.encode());
+}
+
+/// Appends the header line of a message, without a frame header.
+pub fn append_line(out: &mut Vec<u8>, header: &Header<'_>) {
+    header.append_to(out);
+    out.push(b'\n');
 }
 
 /// Appends a message in pieces of at most `piece` bytes each (at least 1),
@@ -215,18 +212,30 @@ pub fn write_error(
     body: &ErrorBody<'_>,
     now: SystemTime,
 ) {
-    let mut writer = FrameWriter::begin_line(out);
-    match request.map(|header| (header.topic, header.version, header.request_id)) {
-        None => writer.line(format_args!("ERROR:system.error:1.0.0")),
+    let mut writer = FrameWriter::begin_frame(out);
+    append_error(writer.payload(), request, body, now);
+    writer.finish(false);
+}
+
+/// Appends header line and payload of an ERROR, without a frame header.
+pub fn append_error(
+    out: &mut Vec<u8>,
+    request: Option<&Header<'_>>,
+    body: &ErrorBody<'_>,
+    now: SystemTime,
+) {
+    let mut line = Utf8(out);
+    // Writing to a vector can't fail.
+    let _ = match request.map(|header| (header.topic, header.version, header.request_id)) {
+        None => line.write_str("ERROR:system.error:1.0.0\n"),
         Some((topic, version, None)) => {
-            writer.line(format_args!("ERROR:{}:{version}", topic.as_str()))
+            writeln!(line, "ERROR:{}:{version}", topic.as_str())
         }
         Some((topic, version, Some(id))) => {
-            writer.line(format_args!("ERROR:{}:{version}:{id}", topic.as_str()))
+            writeln!(line, "ERROR:{}:{version}:{id}", topic.as_str())
         }
-    }
-    append_document(writer.payload(), body, now);
-    writer.finish(false);
+    };
+    append_document(out, body, now);
 }
 
 /// Returns the payload of an ERROR: a JSON object.

@@ -5,28 +5,13 @@
 //! whole with [`Reassembly::next`], until there is nothing more. A message
 //! that came in one frame is handed out where it lies; the pieces of one that
 //! came in several are moved together, over the frame headers between them.
-//!
-//! ```text
-//!   0          start      assembled      parsed           filled       len
-//!   |  consumed  |  pieces  |  old headers |  not parsed yet  |  spare  |
-//! ```
 
 use std::ops::Range;
 
-use super::frame::{FRAME_HEADER_SIZE, FrameError, FrameHeader};
-
-/// An empty buffer keeps at most this much memory, in bytes; what a large
-/// message needed beyond it goes back to the system, unless another one of
-/// the kind follows.
-pub const KEPT_SIZE: usize = 64 * 1024;
-
-/// A new buffer takes this much memory, in bytes, or less where a read is to
-/// be smaller; most connections never need more, and many are idle.
-const FIRST_SIZE: usize = 1024;
-
-/// A full buffer grows so many times at most at once, for a frame that needs
-/// it: each step copies what is there.
-const GROWTH: usize = 8;
+use super::{
+    buffer::Buffer,
+    frame::{FRAME_HEADER_SIZE, FrameError, FrameHeader},
+};
 
 /// What [`Reassembly::next`] hands out.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,42 +34,26 @@ pub enum Taken {
     KeepAlive,
     /// A whole message.
     Message {
-        /// Where it lies, for [`Reassembly::message`].
+        /// Where it lies, for [`Buffer::message`].
         body: Range<usize>,
         /// The payload is opaque bytes.
         binary: bool,
     },
 }
 
-/// A growable buffer that reassembles frames.
-///
-/// Its memory follows what has arrived, never what was promised alone: when it
-/// is full it grows to what the current frame needs, but to eight times its
-/// size at most, and to `max_message_size` + a frame header + one read.
+/// Reassembles frames in a [`Buffer`].
 #[derive(Debug)]
 pub struct Reassembly {
-    buf: Vec<u8>,
-    /// Invariant: `start <= assembled <= parsed <= filled <= buf.len()`.
-    start: usize,
-    assembled: usize,
-    parsed: usize,
-    filled: usize,
-    /// BINARY of the pieces so far; none between two messages, and then
-    /// `start == assembled`.
+    buffer: Buffer,
+    /// BINARY of the pieces so far; none between two messages, and then the
+    /// buffer has no pieces.
     piece: Option<bool>,
     max_message_size: usize,
-    read_size: usize,
-    /// The last read left no room: there may be more.
-    full: bool,
-    /// A read did so since the buffer was empty last.
-    cramped: bool,
 }
 
 impl Reassembly {
-    /// An empty buffer that takes messages of up to `max_message_size` bytes
-    /// and starts small; reads that fill it let it grow to `read_size`, and
-    /// messages that are larger beyond that. `read_size` is also the least
-    /// that it offers to a read once it has grown to its bound.
+    /// Takes messages of up to `max_message_size` bytes, by reads of
+    /// `read_size`.
     #[must_use]
     pub fn new(max_message_size: usize, read_size: usize) -> Self {
         assert!(
@@ -92,94 +61,40 @@ impl Reassembly {
             "a read must hold a frame header"
         );
         Self {
-            buf: vec![0; read_size.min(FIRST_SIZE)],
-            start: 0,
-            assembled: 0,
-            parsed: 0,
-            filled: 0,
+            buffer: Buffer::new(max_message_size + FRAME_HEADER_SIZE, read_size),
             piece: None,
             max_message_size,
-            read_size,
-            full: false,
-            cramped: false,
         }
     }
 
     /// Takes messages of up to so many bytes from the next frame on.
     pub fn set_max_message_size(&mut self, max_message_size: usize) {
         self.max_message_size = max_message_size;
+        self.buffer.set_most(max_message_size + FRAME_HEADER_SIZE);
     }
 
-    /// Room for the next read; never empty.
+    /// Its memory.
+    #[must_use]
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// The same, to read into.
+    pub fn buffer_mut(&mut self) -> &mut Buffer {
+        &mut self.buffer
+    }
+
+    /// As [`Buffer::spare`].
     pub fn spare(&mut self) -> &mut [u8] {
-        let capacity = self.next_capacity();
-        if self.is_empty() {
-            self.restart(capacity);
-        } else if self.filled == self.buf.len() {
-            self.compact();
-            self.buf.reserve_exact(capacity - self.buf.len());
-            self.buf.resize(capacity, 0);
-        }
-        self.invariants();
-        &mut self.buf[self.filled..]
+        self.buffer.spare()
     }
 
-    /// Memory that the buffer will have once [`Reassembly::spare`] was
-    /// called, in bytes. Whoever has to ask for memory asks before.
-    #[must_use]
-    pub fn next_capacity(&self) -> usize {
-        if self.is_empty() {
-            return match self.buf.len() {
-                large
-                    if large > self.kept_size()
-                        && self.filled <= self.kept_size().max(large / 4) =>
-                {
-                    self.read_size
-                }
-                small if self.cramped && small < self.read_size => (small * 2).min(self.read_size),
-                fits => fits,
-            };
-        }
-        let held = (self.assembled - self.start) + (self.filled - self.parsed);
-        if self.filled < self.buf.len() || self.buf.len() - held >= self.buf.len() / 4 {
-            return self.buf.len();
-        }
-        let bound = self.max_message_size + FRAME_HEADER_SIZE + self.read_size;
-        let steep = (self.buf.len() * GROWTH).min(held + self.missing());
-        steep
-            .max(self.buf.len() * 2)
-            .min(bound)
-            .max(held + self.read_size)
-    }
-
-    /// Whether the next read finds it with memory that only a large message
-    /// needs.
-    #[must_use]
-    pub fn is_large(&self) -> bool {
-        self.next_capacity() > self.kept_size()
-    }
-
-    /// The same of an empty one: that memory is kept for one more of the kind,
-    /// until [`Reassembly::spare`] is called again and nothing has come.
-    /// Whoever waits should not do so for long.
-    #[must_use]
-    pub fn is_kept_large(&self) -> bool {
-        self.is_empty() && self.is_large()
-    }
-
-    fn kept_size(&self) -> usize {
-        KEPT_SIZE.max(self.read_size)
-    }
-
-    /// Bytes that the current frame has announced and that have not arrived.
-    fn missing(&self) -> usize {
-        let unparsed = &self.buf[self.parsed..self.filled];
-        let header = unparsed
-            .split_first_chunk()
-            .and_then(|(&header, _)| FrameHeader::parse(header).ok());
-        header.map_or(0, |header| {
-            (FRAME_HEADER_SIZE + header.length as usize).saturating_sub(unparsed.len())
-        })
+    /// As [`Buffer::advance`].
+    ///
+    /// # Panics
+    /// If that is more than there was room for.
+    pub fn advance(&mut self, count: usize) {
+        self.buffer.advance(count);
     }
 
     /// What has arrived of a message that is not whole: its header line is at
@@ -187,33 +102,10 @@ impl Reassembly {
     #[must_use]
     pub fn partial(&self) -> &[u8] {
         if self.piece.is_some() {
-            return &self.buf[self.start..self.assembled];
+            return self.buffer.assembled();
         }
-        let body = (self.parsed + FRAME_HEADER_SIZE).min(self.filled);
-        &self.buf[body..self.filled]
-    }
-
-    /// Bytes that arrived and were not parsed.
-    #[must_use]
-    pub fn unparsed(&self) -> &[u8] {
-        &self.buf[self.parsed..self.filled]
-    }
-
-    /// Takes note that a read put `count` bytes into [`Reassembly::spare`].
-    ///
-    /// # Panics
-    /// If that is more than there was room for.
-    pub fn advance(&mut self, count: usize) {
-        self.filled += count;
-        self.full = self.filled == self.buf.len();
-        self.cramped |= self.full;
-        self.invariants();
-    }
-
-    /// Whether the last read left no room, so that there may be more at once.
-    #[must_use]
-    pub fn was_filled(&self) -> bool {
-        self.full
+        let unparsed = self.buffer.unparsed();
+        &unparsed[FRAME_HEADER_SIZE.min(unparsed.len())..]
     }
 
     /// The next thing that is whole, or none until more has arrived.
@@ -228,7 +120,7 @@ impl Reassembly {
         Ok(self.take()?.map(|taken| match taken {
             Taken::KeepAlive => Incoming::KeepAlive,
             Taken::Message { body, binary } => Incoming::Message {
-                body: &self.buf[body],
+                body: self.buffer.message(body),
                 binary,
             },
         }))
@@ -239,68 +131,52 @@ impl Reassembly {
     /// # Errors
     /// As [`Reassembly::next`].
     pub fn take(&mut self) -> Result<Option<Taken>, FrameError> {
-        while let Some((&header, rest)) = self.buf[self.parsed..self.filled].split_first_chunk() {
+        while let Some((&header, rest)) = self.buffer.unparsed().split_first_chunk() {
             let header = FrameHeader::parse(header)?;
             if header.keep_alive {
-                self.parsed += FRAME_HEADER_SIZE;
+                self.buffer.skip(FRAME_HEADER_SIZE);
                 return Ok(Some(Taken::KeepAlive));
             }
             self.check(header)?;
             let length = header.length as usize;
-            if rest.len() < length {
+            if let Some(missing) = length
+                .checked_sub(rest.len())
+                .filter(|missing| *missing > 0)
+            {
+                self.buffer.expect(missing);
                 return Ok(None);
             }
-            self.append_piece(length);
+            self.buffer.skip(FRAME_HEADER_SIZE);
+            self.buffer.append(length);
             if header.more {
                 self.piece = Some(header.binary);
                 continue;
             }
             self.piece = None;
-            let body = self.start..self.assembled;
-            self.start = self.parsed;
-            self.assembled = self.parsed;
-            self.invariants();
             return Ok(Some(Taken::Message {
-                body,
+                body: self.buffer.finish(),
                 binary: header.binary,
             }));
         }
         Ok(None)
     }
 
-    /// A message that was taken; it lies there until the next read.
-    #[must_use]
-    pub fn message(&self, body: Range<usize>) -> &[u8] {
-        &self.buf[body]
-    }
-
-    /// A buffer of the same kind that goes on with what lies behind the
-    /// message that was taken last.
+    /// Goes on with what lies behind the message that was taken last.
     #[must_use]
     pub fn split(&self) -> Self {
         assert!(self.piece.is_none(), "a message was just taken");
-        let rest = &self.buf[self.parsed..self.filled];
-        let mut buffer = Self::new(self.max_message_size, self.read_size);
-        buffer.buf.resize(buffer.buf.len().max(rest.len()), 0);
-        buffer.buf[..rest.len()].copy_from_slice(rest);
-        buffer.filled = rest.len();
-        // What the last read left is for this one to read.
-        buffer.full = self.full;
-        buffer.invariants();
-        buffer
+        Self {
+            buffer: self.buffer.split(),
+            piece: None,
+            max_message_size: self.max_message_size,
+        }
     }
 
     /// Whether a frame or a message has begun and not ended: an end of
     /// stream now cuts it off.
     #[must_use]
     pub fn is_midway(&self) -> bool {
-        self.piece.is_some() || self.parsed < self.filled
-    }
-
-    /// Bytes of memory that the buffer holds.
-    #[must_use]
-    pub fn capacity(&self) -> usize {
-        self.buf.capacity()
+        self.piece.is_some() || !self.buffer.unparsed().is_empty()
     }
 
     /// What can be refused before the body is there.
@@ -308,7 +184,7 @@ impl Reassembly {
         if self.piece.is_some_and(|binary| binary != header.binary) {
             return Err(FrameError::MixedPayload);
         }
-        let size = (self.assembled - self.start) as u64 + u64::from(header.length);
+        let size = self.buffer.assembled().len() as u64 + u64::from(header.length);
         if size > self.max_message_size as u64 {
             return Err(FrameError::TooLarge {
                 size,
@@ -317,65 +193,12 @@ impl Reassembly {
         }
         Ok(())
     }
-
-    /// Joins the body that lies behind the next frame header to the pieces.
-    fn append_piece(&mut self, length: usize) {
-        let body = self.parsed + FRAME_HEADER_SIZE;
-        if self.piece.is_none() {
-            // The first piece stays where it is: the message starts there.
-            self.start = body;
-            self.assembled = body + length;
-        } else {
-            self.buf.copy_within(body..body + length, self.assembled);
-            self.assembled += length;
-        }
-        self.parsed = body + length;
-        self.invariants();
-    }
-
-    fn is_empty(&self) -> bool {
-        self.parsed == self.filled && self.start == self.assembled
-    }
-
-    /// Nothing is held: back to the front, and large memory back.
-    fn restart(&mut self, capacity: usize) {
-        (self.start, self.assembled, self.parsed, self.filled) = (0, 0, 0, 0);
-        if self.buf.len() != capacity {
-            self.buf = vec![0; capacity];
-        }
-        self.cramped = false;
-    }
-
-    /// Moves pieces and unparsed bytes to the front, without the gaps.
-    fn compact(&mut self) {
-        self.buf.copy_within(self.start..self.assembled, 0);
-        self.assembled -= self.start;
-        self.start = 0;
-        self.buf
-            .copy_within(self.parsed..self.filled, self.assembled);
-        self.filled -= self.parsed - self.assembled;
-        self.parsed = self.assembled;
-        self.invariants();
-    }
-
-    fn invariants(&self) {
-        assert!(self.start <= self.assembled, "pieces are a range");
-        assert!(
-            self.assembled <= self.parsed,
-            "pieces come from parsed frames"
-        );
-        assert!(self.parsed <= self.filled, "only what arrived is parsed");
-        assert!(
-            self.filled <= self.buf.len(),
-            "more arrived than the buffer holds"
-        );
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::KEEPALIVE_FRAME;
+    use crate::{buffer::KEPT_SIZE, frame::KEEPALIVE_FRAME};
     use proptest::prelude::*;
 
     const LIMIT: usize = 300;
@@ -390,7 +213,7 @@ mod tests {
         let (mut out, mut rest) = (Vec::new(), stream);
         let mut sizes = chunks.iter().cycle();
         while !rest.is_empty() {
-            let announced = buffer.next_capacity();
+            let announced = buffer.buffer().next_capacity();
             let spare = buffer.spare();
             let size = (*sizes.next().unwrap())
                 .clamp(1, spare.len())
@@ -398,11 +221,11 @@ mod tests {
             spare[..size].copy_from_slice(&rest[..size]);
             rest = &rest[size..];
             buffer.advance(size);
-            assert_eq!(buffer.capacity(), announced);
+            assert_eq!(buffer.buffer().capacity(), announced);
             assert!(
-                buffer.capacity() <= 2 * (LIMIT + FRAME_HEADER_SIZE + READ),
+                buffer.buffer().capacity() <= 2 * (LIMIT + FRAME_HEADER_SIZE + READ),
                 "{}",
-                buffer.capacity()
+                buffer.buffer().capacity()
             );
             loop {
                 match buffer.next() {
@@ -508,7 +331,7 @@ mod tests {
             assert!(
                 matches!(buffer.next(), Ok(Some(Incoming::Message { body: whole, .. })) if whole.len() == body)
             );
-            (buffer.is_kept_large(), buffer)
+            (buffer.buffer().is_kept_large(), buffer)
         };
         let kept = |buffer, bodies: &[usize]| {
             bodies

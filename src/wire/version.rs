@@ -40,6 +40,24 @@ impl Version {
         };
         same_line && self >= asked
     }
+
+    /// Appends it as it is displayed.
+    pub fn append_to(self, out: &mut Vec<u8>) {
+        append_number(out, self.major);
+        for number in [self.minor, self.patch] {
+            out.push(b'.');
+            append_number(out, number);
+        }
+    }
+}
+
+/// Appends a number in decimal, without the formatting machinery.
+pub fn append_number(out: &mut Vec<u8>, number: u64) {
+    if number >= 10 {
+        append_number(out, number / 10);
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "a digit")]
+    out.push(b'0' + (number % 10) as u8);
 }
 
 impl fmt::Display for Version {

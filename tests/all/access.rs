@@ -191,24 +191,31 @@ fn keep_alives_and_pieces_do_not_make_the_time_for_a_hello_longer() {
 
 #[test]
 fn an_address_that_fails_too_often_waits() {
-    let setup = with_tokens(setup(), "auth = \"required\"\nauth_failures = 3");
+    let setup = with_tokens(setup(), "auth = \"required\"");
     let (_, secret) = token(&setup, &["ann"]);
     let server = setup.start();
     let mut known = server.connect();
     hello(&mut known, &secret);
-    for _ in 0..3 {
-        assert_eq!(
-            hello(&mut server.connect(), "mbt_guess").code(),
-            "UNAUTHORIZED"
-        );
-    }
-    let mut late = server.connect();
-    let refused = late.message();
-    assert_eq!(refused.code(), "UNAUTHORIZED");
-    let wait = refused.json()["details"]["retryAfterMs"].as_u64().unwrap();
-    assert!((1..=20_001).contains(&wait), "{refused:?}");
-    late.expect_end();
-    assert_eq!(failures(&server, "too-many"), 1);
+    let guess = || {
+        let mut peer = server.connect();
+        // One that is refused at once may be closed before it has asked.
+        let request = b"REQUEST:system.hello:1.0.0:1\n{\"token\":\"mbt_guess\"}";
+        let _ = peer.stream.write_all(&frame(0, request));
+        let refused = peer.message();
+        assert_eq!(refused.code(), "UNAUTHORIZED");
+        peer.expect_end();
+        refused.json()["details"]["retryAfterMs"].as_u64()
+    };
+    // A failure is forgotten after six seconds, so a slow machine takes more.
+    let waits: Vec<_> = std::iter::repeat_with(guess).take(100).collect();
+    let first = waits.iter().position(Option::is_some);
+    assert!(first.is_some_and(|first| first >= 10), "{waits:?}");
+    assert!(
+        waits.iter().flatten().all(|wait| (1..=6001).contains(wait)),
+        "{waits:?}"
+    );
+    let refused = waits.iter().flatten().count() as u64;
+    assert_eq!(failures(&server, "too-many"), refused);
     assert!(
         known.ask("system.ping", "1").line.starts_with("RESPONSE"),
         "who is in stays in"
@@ -311,22 +318,26 @@ fn rates_and_permits_are_shared_by_all_connections_of_a_principal() {
 fn the_longest_idle_unauthenticated_peer_is_evicted() {
     let setup = with_tokens(
         setup(),
-        "auth = \"optional\"\nmax_connections = 4\nreserved_connections = 50\n[principals.default]\nrights = [\"*\"]",
+        "auth = \"optional\"\nmax_connections = 16\n[principals.default]\nrights = [\"*\"]",
     );
     let (_, secret) = token(&setup, &["ann"]);
     let server = setup.start();
-    let mut first = server.connect();
-    let mut second = server.connect();
-    assert!(second.ask("system.ping", "1").line.starts_with("RESPONSE"));
-    assert!(first.ask("system.ping", "1").line.starts_with("RESPONSE"));
+    // An eighth is reserved, so 14 unauthenticated peers fit.
+    let come = || {
+        let mut peer = server.connect();
+        assert!(peer.ask("system.ping", "1").line.starts_with("RESPONSE"));
+        peer
+    };
+    let (mut second, mut first) = (come(), come());
+    let _others: Vec<_> = (2..14).map(|_| come()).collect();
     // Who is still busy with the answer's end is not idle at all.
-    server.until("both are idle", |server| {
+    server.until("all are idle", |server| {
         let rows = server.json("/connections");
         let rows = rows["connections"].as_array().unwrap();
-        rows.len() == 2 && rows.iter().all(|row| row["state"] == "idle")
+        rows.len() == 14 && rows.iter().all(|row| row["state"] == "idle")
     });
-    // Two unauthenticated peers fit. The next ones get in when the idle ones
-    // are no longer so new that they are left alone.
+    // The next ones get in when the idle ones are no longer so new that they are
+    // left alone.
     let mut ann = loop {
         let mut peer = server.connect();
         let answer = hello(&mut peer, &secret);
@@ -520,7 +531,7 @@ fn a_revoked_token_ends_silent_connections_and_those_that_keep_alive() {
     let setup = with_tokens(
         setup(),
         "auth = \"required\"\nkeep_alive_interval = 200\n\
-         max_connections = 4\nreserved_connections = 50\n[principals.default]\nrights = [\"*\"]",
+         max_connections = 8\n[principals.default]\nrights = [\"*\"]",
     );
     let (id, secret) = token(&setup, &["ann"]);
     let (_, other) = token(&setup, &["bob"]);
@@ -566,7 +577,8 @@ fn a_revoked_token_ends_silent_connections_and_those_that_keep_alive() {
             .len()
             == 1
     });
-    assert_eq!(come(&other).ask("echo.say", "1").text(), "1");
+    let all: Vec<_> = (1..8).map(|_| come(&other)).collect();
+    assert_eq!(all.len(), 7);
 }
 
 #[test]
@@ -687,21 +699,24 @@ fn the_operator_closes_all_connections_of_a_principal() {
 
 #[test]
 fn who_says_nothing_does_not_keep_out_who_has_a_token() {
-    let setup = with_tokens(setup(), "auth = \"required\"\nauth_failures = 3");
+    let setup = with_tokens(setup(), "auth = \"required\"");
     let (_, secret) = token(&setup, &["ann"]);
     let server = setup.start();
-    for number in 0..6 {
+    let say_nothing = || {
         let mut peer = server.connect();
         let refused = peer.ask("system.hello", "{}");
         assert_eq!(refused.code(), "UNAUTHORIZED");
-        let throttled = refused.json()["details"]["retryAfterMs"].is_u64();
-        assert_eq!(throttled, number >= 3, "{refused:?}");
         peer.expect_end();
-    }
+        refused.json()["details"]["retryAfterMs"].is_u64()
+    };
+    let throttled: Vec<_> = std::iter::repeat_with(say_nothing).take(100).collect();
+    let first = throttled.iter().position(|throttled| *throttled);
+    assert!(first.is_some_and(|first| first >= 10), "{throttled:?}");
     let answer = hello(&mut server.connect(), &secret);
     assert!(answer.line.starts_with("RESPONSE"), "{answer:?}");
-    assert_eq!(failures(&server, "missing"), 3);
-    assert_eq!(failures(&server, "too-many"), 3);
+    let refused = throttled.iter().filter(|throttled| **throttled).count() as u64;
+    assert_eq!(failures(&server, "missing"), 100 - refused);
+    assert_eq!(failures(&server, "too-many"), refused);
 }
 
 #[test]

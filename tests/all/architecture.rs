@@ -3,13 +3,14 @@
 use std::{collections::HashMap, fs, path::Path};
 
 /// Each module and the modules of the project that it may use.
-const MAY_USE: [(&str, &[&str]); 22] = [
+const MAY_USE: [(&str, &[&str]); 23] = [
     ("wire", &[]),
     ("reset", &[]),
     ("log", &[]),
     ("transport", &["config"]),
     ("config", &[]),
     ("http", &["wire"]),
+    ("websocket", &["wire"]),
     ("metrics", &["wire"]),
     ("budget", &[]),
     ("store", &["budget", "config", "transport"]),
@@ -60,6 +61,7 @@ const MAY_USE: [(&str, &[&str]); 22] = [
             "scheduler",
             "system",
             "transport",
+            "websocket",
             "wire",
         ],
     ),

@@ -223,7 +223,7 @@ fn inspect() {
 #[test]
 fn check_says_what_is_set_and_where() {
     let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
-    std::fs::write(file.path(), "backlog = 7\n[admin]\nport = 1234\n").unwrap();
+    std::fs::write(file.path(), "max_threads = 70\n[admin]\nport = 1234\n").unwrap();
     let path = file.path().display().to_string();
     let check = |arguments: &[&str], environment: &[(&str, &str)]| {
         let mut command = Command::new(BINARY);
@@ -244,10 +244,10 @@ fn check_says_what_is_set_and_where() {
             .unwrap_or_else(|| panic!("{start}: {out}"))
     };
     assert!(line("port = 99").ends_with("# flag --port"));
-    assert!(line("backlog = 7").ends_with(&format!("# {path}")));
+    assert!(line("max_threads = 70").ends_with(&format!("# {path}")));
     assert!(line("idle_timeout = \"5s\"").ends_with("# environment variable MB_IDLE_TIMEOUT"));
     assert!(line("admin.port = 77").ends_with("# environment variable MB_ADMIN__PORT"));
-    assert!(line("no_delay = true").ends_with("# default"));
+    assert!(line("plain = true").ends_with("# default"));
     line("# services folder");
     let (status, _, error) = check(&["--services", "/nowhere"], &[]);
     assert_eq!(status, Some(2));
@@ -264,8 +264,11 @@ fn check_says_what_is_set_and_where() {
     for (environment, parts) in [
         (("MB_PROT", "1"), ["unknown setting `prot`", "MB_PROT"]),
         (
-            ("MB_BACKLOG", "0"),
-            ["`backlog` is 0, allowed is 1 to 65535", "MB_BACKLOG"],
+            ("MB_MAX_THREADS", "0"),
+            [
+                "`max_threads` is 0, allowed is 8 to 16384",
+                "MB_MAX_THREADS",
+            ],
         ),
         (("MB_LOG", "mb_server=loud"), ["`log` must be", "MB_LOG"]),
     ] {
@@ -419,7 +422,11 @@ fn a_server_that_is_stopped_is_given_up() {
     let client = ["--server", &wire, "--timeout", "1000"];
     let give_up = &give_up;
     std::thread::scope(|scope| {
-        for command in [&["status"][..], &["why", "x"], &["rollback", "echo"]] {
+        for command in [
+            &["status"][..],
+            &["why", "x"],
+            &["service", "rollback", "echo"],
+        ] {
             let arguments = [command, &operator].concat();
             scope.spawn(move || give_up(&arguments, "is the server stopped"));
         }
@@ -450,7 +457,7 @@ fn a_token_does_not_leave_the_machine_unencrypted() {
         (&["call", "echo.say"][..], client, 3),
         (&["ping"], client, 3),
         (&["bench"], client, 2),
-        (&["rollback", "echo"], operator, 2),
+        (&["service", "rollback", "echo"], operator, 2),
     ] {
         let (status, _, error) = run(&[command, &flags].concat(), b"");
         assert_eq!(status, Some(code), "{command:?}: {error}");

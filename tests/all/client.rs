@@ -1,6 +1,7 @@
 //! The client library and the commands over it, against the real server.
 
 use std::{
+    fs,
     io::Write as _,
     net::TcpListener,
     process::{Command, Stdio},
@@ -18,7 +19,7 @@ use crate::{
     BINARY,
     admin::stop_calls,
     setup, start,
-    support::{RawClient, Received},
+    support::{RawClient, Received, pki::Pki},
 };
 
 fn topic(text: &str) -> Topic<'_> {
@@ -372,4 +373,63 @@ fn as_many_wait_as_may() {
         client.call_json::<_, Value>("echo.say", &1).unwrap(),
         json!(1)
     );
+}
+
+#[test]
+fn load_over_http_is_answered_as_in_frames() {
+    let pki = Pki::new();
+    let setup = setup();
+    let tokens = setup.dir.path().join("tokens.json").display().to_string();
+    let new = Command::new(BINARY)
+        .args([
+            "token", "new", "ann", "--right", "echo.*", "--file", &tokens,
+        ])
+        .output()
+        .unwrap();
+    assert!(new.status.success(), "{new:?}");
+    let token = setup.dir.path().join("token");
+    fs::write(&token, new.stdout).unwrap();
+    let server = setup
+        .set(&format!("auth = \"required\"\ntokens = {tokens:?}"))
+        .set(&pki.settings(""))
+        .start();
+    let token = token.display().to_string();
+    let ca = pki.path("ca.crt").display().to_string();
+    let plain = server.listeners[0].to_string();
+    let tls = format!("localhost:{}", server.listeners[1].port());
+    let bench = |topic: &str, flags: &[&str]| {
+        let output = Command::new(BINARY)
+            .args([
+                "bench", topic, "--json", "--count", "200", "-c", "3", "-p", "4",
+            ])
+            .args(flags)
+            .output()
+            .unwrap();
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), result, error)
+    };
+    let with_token = ["--token-file", &token];
+    for (protocol, flag) in [("frames", &[][..]), ("http", &["--http"])] {
+        for server in [&["--server", &plain][..], &["--server", &tls, "--ca", &ca]] {
+            for payload in [&["--size", "100000"][..], &["--binary"]] {
+                let flags = [flag, server, &with_token, payload].concat();
+                let (code, result, error) = bench("echo.say", &flags);
+                assert_eq!(code, Some(0), "{flags:?}: {error}");
+                let answers = result["answers"].as_u64().unwrap();
+                assert!(answers >= 200, "{flags:?}: {result}");
+                assert_eq!(result["protocol"], protocol);
+            }
+        }
+        let flags = [flag, &["--server", &plain], &with_token].concat();
+        let (code, result, _) = bench("calc.add", &flags);
+        assert_eq!(code, Some(1), "{result}");
+        assert_eq!(result["refused"]["FORBIDDEN"], result["answers"]);
+        let (code, _, error) = bench("echo.say", &[flag, &["--server", &plain]].concat());
+        assert_eq!(code, Some(3), "{error}");
+        assert!(
+            protocol == "frames" || error.contains("UNAUTHORIZED"),
+            "{error}"
+        );
+    }
 }

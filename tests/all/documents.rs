@@ -11,6 +11,7 @@ use clap::{Command, CommandFactory as _};
 use mb_server::{
     commands::Arguments,
     config::{self, Flags, MemoryPlan},
+    sandbox::{CALL_DEPTH, STACK, TABLE_ELEMENTS},
     wire::Code,
 };
 use serde_json::Value;
@@ -317,7 +318,9 @@ fn settings_that_are_named_exist() {
     // Files of these names, and keys that are values.
     const OTHERS: [&str; 4] = ["admin.token", "admin.sock", "key", "currency"];
     let tables = settings();
-    assert!(tables["The server"].contains("memory") && tables["services.NAME"].contains("reset"));
+    assert!(
+        tables["The server"].contains("memory") && tables["services.NAME"].contains("isolation")
+    );
     let anywhere =
         |name: &str| tables.values().any(|names| names.contains(name)) || tables.contains_key(name);
     for document in for_users() {
@@ -424,7 +427,19 @@ fn limits_of_services_are_the_defaults() {
             }
         }
     }
-    assert!(seen >= 7, "{seen}");
+    assert!(seen >= 4, "{seen}");
+    let fixed = [
+        ("call stack of the machine", format!("{} KiB", STACK / 1024)),
+        ("nested calls of services", CALL_DEPTH.to_string()),
+        ("elements of all tables", TABLE_ELEMENTS.to_string()),
+    ];
+    for (what, limit) in fixed {
+        let start = format!("| {what} | ");
+        let mut lines = page.text.lines();
+        let row = lines.find_map(|line| line.strip_prefix(&start));
+        let stated = row.and_then(|row| row.split(" | ").next()).map(plain);
+        assert_eq!(stated, Some(plain(&limit)), "{what}");
+    }
 }
 
 /// A server that has everything to show.
@@ -464,9 +479,11 @@ fn routes_are_those_of_the_endpoint() {
     assert_eq!(documented, there);
     // And wherever else one is named, but for those of the other port.
     for document in for_users() {
-        let answered = document.name.starts_with("src/http/");
+        let answered = ["src/http/", "src/websocket/"]
+            .iter()
+            .any(|dir| document.name.starts_with(dir));
         for span in document.spans() {
-            let method = ["GET ", "POST ", "DELETE "]
+            let method = ["GET ", "POST ", "PUT ", "DELETE "]
                 .iter()
                 .any(|method| span.starts_with(method));
             let of_services = [
@@ -475,6 +492,7 @@ fn routes_are_those_of_the_endpoint() {
                 " /services",
                 " /healthz",
                 " /readyz",
+                " /ws",
             ]
             .iter()
             .any(|path| span.contains(path));

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     BINARY,
-    support::{HOUR, Setup, TestServer, wat},
+    support::{HOUR, Setup, TestServer, component, wat},
 };
 
 /// What the operator grants to `greedy`, whatever it does with it.
@@ -254,21 +254,17 @@ fn calls_that_lead_nowhere_are_forbidden() {
 }
 
 #[test]
-fn a_circle_through_another_service_is_found_and_so_is_what_is_too_deep() {
-    let server = |depth: u32| {
-        Setup::new(BINARY)
-            .with("guests", "greedy.wasm")
-            .with("guests", "relay.wasm")
-            .set(&format!("sandbox.call_depth = {depth}"))
-            .set("[services.greedy.grants]\nkeyvalue = true\ncalls = [\"relay.*\"]")
-            .set("[services.relay.grants]\ncalls = [\"greedy.*\", \"echo.*\"]")
-            .start()
-    };
+fn a_circle_through_another_service_is_found() {
     let there = |topic: &str| {
         let inner = json!({"topic": topic, "payload": {"topic": "relay.forward"}});
         json!({"topic": "relay.forward", "payload": inner}).to_string()
     };
-    let open = server(4);
+    let open = Setup::new(BINARY)
+        .with("guests", "greedy.wasm")
+        .with("guests", "relay.wasm")
+        .set("[services.greedy.grants]\nkeyvalue = true\ncalls = [\"relay.*\"]")
+        .set("[services.relay.grants]\ncalls = [\"greedy.*\", \"echo.*\"]")
+        .start();
     let answer = open
         .connect()
         .ask("greedy.call", &there("greedy.call"))
@@ -285,17 +281,44 @@ fn a_circle_through_another_service_is_found_and_so_is_what_is_too_deep() {
         open.connect().ask("greedy.call", &there("echo.say")).json()["answer"]["topic"],
         "relay.forward"
     );
-    let answer = server(1)
-        .connect()
-        .ask("greedy.call", &there("echo.say"))
-        .json();
-    assert!(
-        answer["answer"]["message"]
-            .as_str()
-            .unwrap()
-            .contains("sandbox.call_depth"),
-        "{answer}"
-    );
+}
+
+#[test]
+fn services_call_each_other_to_a_depth_of_four() {
+    // The same service under names as long as its own.
+    let relay = std::fs::read(component("guests", "relay.wasm")).unwrap();
+    let named = |name: &[u8; 5]| {
+        let mut bytes = relay.clone();
+        for at in 0..bytes.len() - 5 {
+            if &bytes[at..at + 5] == b"relay" {
+                bytes[at..at + 5].copy_from_slice(name);
+            }
+        }
+        bytes
+    };
+    let names = ["rela1", "rela2", "rela3", "rela4", "rela5"];
+    let setup = names.iter().fold(Setup::new(BINARY), |setup, name| {
+        let bytes = named(name.as_bytes().try_into().unwrap());
+        let calls = "calls = [\"rela2.*\", \"rela3.*\", \"rela4.*\", \"rela5.*\", \"echo.*\"]";
+        setup
+            .with_bytes(&format!("{name}.wasm"), &bytes)
+            .set(&format!("[services.{name}.grants]\n{calls}"))
+    });
+    let server = setup.start();
+    // Each passes the call on to the next one, and the last one to `echo`.
+    let through = |names: &[&str]| {
+        let last = json!({"topic": "echo.say", "payload": "there"});
+        let payload = names[1..].iter().rev().fold(
+            last,
+            |payload, name| json!({"topic": format!("{name}.forward"), "payload": payload}),
+        );
+        let first = format!("{}.forward", names[0]);
+        server.connect().ask(&first, &payload.to_string()).json()
+    };
+    assert_eq!(through(&names[1..]), "there");
+    let answer = through(&names);
+    assert_eq!(answer["code"], "FORBIDDEN", "{answer}");
+    assert_eq!(answer["message"], "nested deeper than the limit of 4");
 }
 
 #[test]

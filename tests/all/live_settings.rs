@@ -37,12 +37,12 @@ fn what_can_be_applied_is_and_what_waits_is_named() {
     assert_eq!(client.ask("echo.say", "1").json(), json!(1));
     rewrite(
         &server,
-        "backlog = 7\nlog = \"debug\"\n[services.echo]\ndisabled = true\n[services.calc]\nrate = 0",
+        "max_threads = 70\nlog = \"debug\"\n[services.echo]\ndisabled = true\n[services.calc]\nrate = 0",
     );
     let (status, applied) = reload(&server);
     assert_eq!(
         (status, &applied["nextStart"]),
-        (200, &json!(["backlog"])),
+        (200, &json!(["max_threads"])),
         "{applied}"
     );
     let live = applied["applied"].to_string();
@@ -61,11 +61,11 @@ fn what_can_be_applied_is_and_what_waits_is_named() {
     );
     assert_eq!(effective(&server, "log"), "\"debug\"");
     assert_eq!(
-        effective(&server, "backlog"),
-        "1024",
+        effective(&server, "max_threads"),
+        "1280",
         "until the next start"
     );
-    assert_eq!(server.json("/config")["nextStart"], json!(["backlog"]));
+    assert_eq!(server.json("/config")["nextStart"], json!(["max_threads"]));
 
     // A bad file changes nothing, not even what is right in it.
     for bad in [

@@ -14,6 +14,7 @@ mod client;
 mod clients;
 mod connections;
 mod contract;
+mod deploy;
 mod documents;
 mod drain;
 mod fairness;
@@ -35,6 +36,7 @@ mod store;
 mod tls;
 mod untrusted;
 mod waiting;
+mod websocket;
 mod wire;
 mod words;
 

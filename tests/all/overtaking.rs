@@ -107,26 +107,29 @@ fn a_call_that_computes_is_overtaken_too() {
 
 #[test]
 fn calls_side_by_side_are_bounded_and_nothing_is_lost() {
-    let server = with_sleeper().set("max_in_flight = 2").start();
+    let more = "services.greedy.concurrency = 100";
+    let server = with_sleeper().set(more).start();
     let mut client = server.connect();
-    for id in ["1", "2", "3"] {
+    // One more than run side by side; of the ids, none is the end of another.
+    let ids: Vec<_> = (1000..1065).map(|id| id.to_string()).collect();
+    for id in &ids {
         sleep(&mut client, id, HOUR);
     }
     client.request("echo.say", "last", "1");
-    until_calling(&server, 2);
+    until_calling(&server, 64);
     let listed = server.json("/calls").to_string();
-    assert!(!listed.contains("\"requestId\":\"3\""), "{listed}");
+    assert!(!listed.contains("\"requestId\":\"1064\""), "{listed}");
     let mut answers = Vec::new();
-    while answers.len() < 4 {
+    while answers.len() < 66 {
         until_answered(&server, &client);
         answers.push(client.message().line);
     }
     answers.sort();
-    assert_eq!(answers[3], "RESPONSE:echo.say:1.0.0:last");
+    assert_eq!(answers[65], "RESPONSE:echo.say:1.0.0:last");
     assert!(
-        answers[..3]
+        answers
             .iter()
-            .zip(1..)
+            .zip(&ids)
             .all(|(line, id)| line.ends_with(&format!(":{id}"))),
         "{answers:?}"
     );

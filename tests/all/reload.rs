@@ -5,8 +5,10 @@ use std::{
     path::Path,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
+    time::Duration,
 };
 
+use mb_server::sandbox::{Ahead, CompileWorker, Cpu};
 use serde_json::{Value, json};
 
 use crate::{
@@ -311,6 +313,7 @@ fn the_operator_goes_back_and_the_next_file_lifts_it() {
         let mut command = std::process::Command::new(BINARY);
         command
             .args([
+                "service",
                 "rollback",
                 name,
                 "--admin",
@@ -398,6 +401,43 @@ fn a_rollback_is_shown_and_undone() {
     assert_eq!(
         (&row["version"], &row["source"], &row["rolledBackFrom"]),
         (&json!("1.2.0"), &json!("file"), &Value::Null)
+    );
+    assert_eq!(folder.asks("versions.which"), "{\"version\":\"1.2.0\"}");
+}
+
+#[test]
+fn a_rollback_after_another_that_fails_is_reported_as_failed() {
+    let folder =
+        start(Setup::empty(BINARY).with_as("guests", "versions@1.0.0.wasm", "versions.wasm"));
+    for version in ["1.2.0", "2.0.0"] {
+        folder.copy(
+            "guests",
+            &format!("versions@{version}.wasm"),
+            "versions.wasm",
+        );
+        folder.until_row("versions is the new one", |row| row["version"] == version);
+    }
+    assert_eq!(folder.post("/services/versions/rollback", "").0, 200);
+    // Of the files that are kept, the first one is damaged.
+    let first = fs::read(component("guests", "versions@1.0.0.wasm")).unwrap();
+    let mut dirs = vec![folder.server.settings_file().with_file_name("state")];
+    let mut damaged = 0;
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if fs::read(&path).unwrap() == first {
+                fs::write(&path, "damaged").unwrap();
+                damaged += 1;
+            }
+        }
+    }
+    assert_eq!(damaged, 1);
+    let (status, answer) = folder.post("/services/versions/rollback", "");
+    assert!(
+        status == 409 && answer.to_string().contains("was changed"),
+        "{answer}"
     );
     assert_eq!(folder.asks("versions.which"), "{\"version\":\"1.2.0\"}");
 }
@@ -612,14 +652,20 @@ fn a_component_that_takes_too_much_to_compile_hurts_nobody() {
     let many = "(global.set $x (i64.add (i64.mul (global.get $x) (global.get $x)) (i64.const 7)))"
         .repeat(60_000);
     let bomb = wat::guest("bomb", "(global $x (mut i64) (i64.const 1))", &many);
-    for (setting, part) in [
-        ("sandbox.compile_timeout = 100", "compile_timeout"),
-        ("sandbox.compile_memory = \"64MiB\"", "compile_memory"),
-    ] {
-        let folder = start(Setup::new(BINARY).set(setting));
-        fs::write(folder.services.join("bomb.wasm"), &bomb).unwrap();
-        let row = folder.until_row("bomb is refused", |row| row["error"].is_string());
-        assert!(row["error"].as_str().unwrap().contains(part), "{row}");
-        assert_eq!(folder.asks("echo.say"), "null");
-    }
+    let little = "sandbox.compile_memory = \"64MiB\"";
+    let folder = start(Setup::new(BINARY).set(little));
+    fs::write(folder.services.join("bomb.wasm"), &bomb).unwrap();
+    let row = folder.until_row("bomb is refused", |row| row["error"].is_string());
+    let error = row["error"].as_str().unwrap();
+    assert!(error.contains("compile_memory"), "{row}");
+    assert_eq!(folder.asks("echo.say"), "null");
+
+    let soon = Duration::from_millis(100);
+    let worker = CompileWorker::start(Path::new(BINARY), 1 << 30, soon);
+    let ahead = Ahead {
+        cpu: Cpu::Any,
+        on_demand: false,
+    };
+    let error = worker.precompile(&bomb, ahead).unwrap_err().to_string();
+    assert!(error.contains("took longer than 100 ms"), "{error}");
 }

@@ -819,7 +819,7 @@ fn failures_of_others_of_its_address_do_not_keep_a_valid_certificate_out() {
     let pki = Pki::new();
     pki.issue("client", &["ann"], (2020, 2040), 10);
     let server = setup()
-        .set("auth = \"required\"\nauth_failures = 3\nhandshake_timeout = \"60s\"")
+        .set("auth = \"required\"\nhandshake_timeout = \"60s\"")
         .set(&pki.settings(&(pki.ca_setting() + "reject_unauthorized = false\n")))
         .set("[principals.ann]\nrights = [\"*\"]")
         .start();
@@ -832,12 +832,23 @@ fn failures_of_others_of_its_address_do_not_keep_a_valid_certificate_out() {
         let _ = peer.stream.write_all(&frame(0, request.as_bytes()));
         peer.message()
     };
-    for _ in 0..3 {
-        assert!(hello("{}").contains("must carry a token"));
-        assert!(hello("{\"token\":\"mbt_wrong\"}").contains("UNAUTHORIZED"));
+    assert!(hello("{}").contains("must carry a token"));
+    // A failure is forgotten after six seconds, so a slow machine takes more.
+    let refused: Vec<_> = (0..100)
+        .map(|_| hello("{\"token\":\"mbt_wrong\"}"))
+        .collect();
+    assert!(
+        refused
+            .iter()
+            .all(|refused| refused.contains("UNAUTHORIZED"))
+    );
+    let first = refused
+        .iter()
+        .position(|refused| refused.contains("retryAfterMs"));
+    assert!(first.is_some_and(|first| first >= 10), "{first:?}");
+    for _ in 0..10 {
+        hello("{}");
     }
-    let refused = hello("{\"token\":\"mbt_wrong\"}");
-    assert!(refused.contains("retryAfterMs"), "{refused}");
     assert!(Raw::connect(&ann, port).ask("echo.say").ends_with("\n1"));
 
     // From there, few handshakes run at the same time.

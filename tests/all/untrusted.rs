@@ -11,6 +11,7 @@ use std::{
     time::Instant,
 };
 
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -318,13 +319,12 @@ fn the_server_can_start_no_program_and_its_helper_holds_nothing() {
 
 #[test]
 fn a_compile_worker_gives_up_its_rights_before_it_reads() {
+    let job = json!({
+        "largest_instance": 65536, "on_demand": false, "any_cpu": false, "quick": false,
+        "reset": true, "copy_memory": false, "memory": 1 << 30, "seconds": 60,
+    });
     let mut worker = Command::new(BINARY)
-        .args([
-            "compile-worker",
-            "--stack=65536",
-            "--largest-instance=65536",
-        ])
-        .args(["--memory=1073741824", "--seconds=60"])
+        .args(["compile-worker", &job.to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -1,10 +1,10 @@
 //! Where connections wait for their next request, and that nobody there waits
 //! for another.
 
-use std::{net::Shutdown, thread};
+use std::{net::Shutdown, thread, time::Duration};
 
 use crate::{
-    admin::change,
+    admin::{change, stop_calls},
     setup,
     support::{HOUR, RawClient, TestServer, frame, wat},
 };
@@ -183,6 +183,48 @@ fn connections_that_wait_take_no_threads() {
     // Calls that the machine made slow took some, of which 16 are kept.
     let threads = server.metric("mb_threads");
     assert!(threads < before + 50, "{before} threads, then {threads}");
+}
+
+/// A call after each way that a connection leaves its thread: its peer is silent
+/// for a while, its call takes long, it sends in parts, it ends.
+#[test]
+fn a_connection_keeps_its_thread_while_its_peer_is_busy() {
+    let settings = "waiting = \"threads\"\nmax_threads = 16";
+    let mut server = setup().set(settings).start();
+    // More than there are threads: the others wait at the poller.
+    let mut clients: Vec<_> = (0..32).map(|_| server.connect()).collect();
+    for round in 0..50 {
+        for client in &mut clients {
+            assert_eq!(
+                client.ask("echo.say", &round.to_string()).text(),
+                round.to_string()
+            );
+        }
+    }
+    // Longer than a thread waits for its peer: then all are at the poller.
+    thread::sleep(Duration::from_millis(50));
+    for client in &mut clients {
+        assert_eq!(client.ask("echo.say", "1").text(), "1");
+    }
+    for client in &mut clients[..4] {
+        client.request_within("hostile.spin", "slow", HOUR, "");
+    }
+    until_so_many_calls(&server, 4);
+    stop_calls(&server);
+    for client in &mut clients[..4] {
+        assert_eq!(client.message().json()["details"]["reason"], "killed");
+        assert_eq!(client.ask("echo.say", "3").text(), "3");
+    }
+    drop(clients);
+    let mut client = server.connect();
+    for byte in frame(0, b"REQUEST:echo.say:1.0.0:parts\n2") {
+        client.send(&[byte]);
+    }
+    assert_eq!(client.message().text(), "2");
+    server.signal("TERM");
+    assert_eq!(client.message().code(), "SHUTTING_DOWN");
+    drop(client);
+    assert_eq!(server.wait().code(), Some(0));
 }
 
 #[test]

@@ -33,17 +33,18 @@ impl Echo {
             ..Overlay::default()
         };
         config.services.insert("echo".into(), overlay);
-        config.sandbox.call_depth = 1;
-        config.sandbox.cache_dir = cache_dir.unwrap_or_default();
         let policy = ServicePolicies::new(&config, None, Scheduler::of_this_machine());
         let plan = MemoryPlan::of(&config);
         let sandbox = Sandbox::new(SandboxConfig {
             largest_instance: policy.largest_instance(),
-            largest_table: policy.largest_table(),
             instances: instances.unwrap_or(plan.instances),
             memory: Budget::new(plan.shared),
-            compiler: CompilerConfig::default(),
-            settings: config.sandbox,
+            compiler: CompilerConfig {
+                cache_dir,
+                ..CompilerConfig::default()
+            },
+            call_depth: 1,
+            verify_resets: config.sandbox.verify_resets,
         })
         .expect("an engine");
         let settings = LoadSettings {

@@ -63,7 +63,8 @@ fn wire(count: usize) {
         else {
             panic!("it is whole")
         };
-        let (header, payload) = Header::parse(buffer.message(body)).expect("it is in order");
+        let (header, payload) =
+            Header::parse(buffer.buffer().message(body)).expect("it is in order");
         let text = json::check(payload).expect("it is JSON");
         out.clear();
         write_message(

@@ -30,8 +30,6 @@ reload_interval = 0
 log_format = "text"
 [admin]
 port = 0
-[sandbox]
-cache_dir = "{state}/cache"
 [services.counter.grants]
 keyvalue = true
 [services.order.grants]
@@ -70,8 +68,9 @@ class Server:
     def __init__(self, program, config, log):
         self.program, self.log = program, log
         with open(log, "w") as errors:
+            cache = {"XDG_CACHE_HOME": os.path.join(os.path.dirname(log), "cache")}
             self.process = subprocess.Popen([program, "serve", "--config", config], stdout=subprocess.PIPE,
-                                            stderr=errors, text=True)
+                                            stderr=errors, text=True, env=os.environ | cache)
         try:
             ((host, port), *_), admin = soak.addresses(self.process)
         except SystemExit as stopped:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Unauthenticated peers of a real server: what they cost authenticated ones.
 
-    cargo build --release && python3 tests/load/edge.py [guess|drip|unread|files|haproxy|idle]...
+    cargo build --release && python3 tests/load/edge.py [guess|drip|drip-http|unread|files|haproxy|idle|idle-http]...
 
 Starts its own servers on free loopback ports, prints figures, exits 1 where a
 bound is broken. Needs Linux; `haproxy` needs that program.
@@ -161,12 +161,11 @@ def guess():
     server.stop()
 
 
-def drippers(address, told, count, addresses, hold):
+def drippers(address, told, body, count, addresses, hold):
     """Opens all of them at once, drips a byte a second into each, and tells
     how long each lived."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (count + 100, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     selector, opened = selectors.DefaultSelector(), {}
-    body = struct.pack(">II", 10_000, 0) + b"REQUEST:system.hello:1.0.0:1\n" + b" " * 100
     for number in range(count):
         connection = socket.socket()
         connection.setblocking(False)
@@ -205,7 +204,15 @@ def drippers(address, told, count, addresses, hold):
 
 
 def drip():
-    print("drip: 5,000 peers of 200 addresses, a byte a second each, at a pool of 1,024")
+    drip_with(5000, struct.pack(">II", 10_000, 0) + b"REQUEST:system.hello:1.0.0:1\n" + b" " * 100)
+
+
+def drip_http():
+    drip_with(2000, b"POST /call/echo.say HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100)
+
+
+def drip_with(count, body):
+    print(f"drip: {count} peers of 200 addresses, a byte a second each of {body[:12]}, at a pool of 1,024")
     server = Server('auth = "required"\nmax_connections = 1024\nmemory = "512MiB"')
     token = server.token()
     peers = [enter(server.address, token) for _ in range(2)]
@@ -213,7 +220,7 @@ def drip():
     for pair in range(5):
         quiet = p99(peers[0], 4, 100)
         told = multiprocessing.Queue()
-        process = multiprocessing.Process(target=drippers, args=(server.address, told, 5000, 200, 20))
+        process = multiprocessing.Process(target=drippers, args=(server.address, told, body, count, 200, 20))
         process.start()
         time.sleep(1.5)
         loud = p99(peers[1], 4, 100)
@@ -396,9 +403,44 @@ def idle():
         server.stop()
 
 
+def idle_http():
+    """Quiet connections that stay, each of which has been served once over HTTP."""
+    count = 10_000
+    print(f"idle-http: {count} quiet connections of HTTP beside 32 that ask")
+    server = Server(f'memory = "4GiB"\nidle_timeout = 600000\nmax_connections = {count + 100}')
+    request = b"POST /call/echo.say HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+    def active():
+        done = subprocess.run([SERVER, "bench", "--http", "--server", "%s:%d" % server.address, "-c", "32", "-d", "2",
+                               "--warm-up", "1", "--json"], capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)["micros"]["p99"] / 1000
+
+    def threads():
+        return len(os.listdir(f"/proc/{server.process.pid}/task"))
+
+    alone = statistics.median(active() for _ in range(5))
+    before, threads_before, quiet = server.resident(), threads(), []
+    for _ in range(count):
+        connection = socket.create_connection(server.address, timeout=10)
+        connection.sendall(request)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        quiet.append(connection)
+    assert server.metric('mb_protocol_connections{protocol="http"}') == count
+    bound("memory of each", (server.resident() - before) / count, 4, " KiB")
+    bound("threads beyond those before", threads() - threads_before, 2)
+    beside = statistics.median(active() for _ in range(5))
+    print(f"  p99 of 32 that ask: {alone:.3f} ms alone, {beside:.3f} ms beside")
+    bound("ratio of these", beside / alone, 1.3)
+    for connection in quiet[::100]:
+        connection.sendall(request)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200"), "a quiet one is served on"
+    server.stop()
+
+
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_NOFILE, (8192, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    parts = {"guess": guess, "drip": drip, "unread": unread, "files": files, "haproxy": haproxy, "idle": idle}
+    resource.setrlimit(resource.RLIMIT_NOFILE, (12_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    parts = {"guess": guess, "drip": drip, "drip-http": drip_http, "unread": unread, "files": files, "haproxy": haproxy,
+             "idle": idle, "idle-http": idle_http}
     for name in sys.argv[1:] or parts:
         parts[name]()
     if broken:

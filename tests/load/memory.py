@@ -172,6 +172,39 @@ def echoes(server):
     return flood(server.address, [request("echo.say", bytes(MIB - 100), binary=True)] * CONNECTIONS, 5, reads=False)
 
 
+HANDSHAKE = b"\r\n".join([
+    b"GET /ws HTTP/1.1", b"Host: localhost", b"Upgrade: websocket", b"Connection: Upgrade",
+    b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", b"", b""])
+
+
+def websocket_frame(first, payload):
+    """A frame of a client, whose mask is all zeros."""
+    length = len(payload)
+    head = struct.pack(">BB", first, 0x80 | length) if length < 126 else struct.pack(">BBQ", first, 0xff, length)
+    return head + bytes(4) + payload
+
+
+@route("echo.wasm")
+def websocket_halves(server):
+    """Messages of WebSocket of which the last byte does not come."""
+    half = HANDSHAKE + websocket_frame(0x82, bytes(MIB - 100))[:-1]
+    return flood(server.address, [half] * CONNECTIONS, 5, reads=False)
+
+
+@route("echo.wasm")
+def websocket_pieces(server):
+    """Messages of WebSocket in pieces of one byte, without an end."""
+    pieces = HANDSHAKE + websocket_frame(0x02, b"x") + websocket_frame(0x00, b"x") * (MIB // 2)
+    return flood(server.address, [pieces] * CONNECTIONS, 5, reads=False)
+
+
+@route("echo.wasm")
+def websocket_pings(server):
+    """Pings of peers that read no pong."""
+    pings = HANDSHAKE + websocket_frame(0x89, bytes(125)) * (MIB // 64)
+    return flood(server.address, [pings] * CONNECTIONS, 5, reads=False)
+
+
 @route("hostile.wasm")
 def answers_only(server):
     """Small requests with answers of 1 MiB that nobody reads."""

@@ -4,7 +4,7 @@
 //
 // Needs Chromium (Debian: chromium). SCREENSHOTS=DIR keeps what the page looked like.
 import assert from 'node:assert';
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -12,6 +12,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import puppeteer from 'puppeteer-core';
+import { example, snippets } from '../../admin/examples.mjs';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const chromium = ['/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'].find(existsSync);
@@ -24,7 +25,7 @@ let server, browser, page, wire, adminPort;
 
 async function start(port = 0) {
   const process = spawn(join(root, 'target/release/mb-server'), ['serve', '--config', join(dir, 'mb.toml'), '--port', '0', '--admin-port', String(port)], {
-    env: { ...globalThis.process.env, XDG_STATE_HOME: join(dir, 'state') },
+    env: { ...globalThis.process.env, XDG_STATE_HOME: join(dir, 'state'), XDG_CACHE_HOME: join(root, 'target/page-cache') },
     stdio: ['ignore', 'pipe', 'ignore'],
   });
   let said = '';
@@ -67,11 +68,11 @@ before(async () => {
   assert.ok(chromium, 'chromium is missing: apt-get install chromium');
   const services = join(dir, 'services');
   mkdirSync(services);
-  for (const [from, name] of [['services/dist/calc.wasm', 'calc'], ['services/dist/granted/counter.wasm', 'counter'], ['services/dist/granted/order.wasm', 'order'], ['tests/guests/dist/hostile.wasm', 'hostile']]) {
+  for (const [from, name] of [['services/dist/calc.wasm', 'calc'], ['services/dist/echo.wasm', 'echo'], ['services/dist/granted/counter.wasm', 'counter'], ['services/dist/granted/order.wasm', 'order'], ['tests/guests/dist/hostile.wasm', 'hostile']]) {
     copyFileSync(join(root, from), join(services, `${name}.wasm`));
   }
   writeFileSync(join(services, `${hostile}.wasm`), 'no wasm');
-  writeFileSync(join(dir, 'mb.toml'), `services_dir = "${services}"\nsandbox.cache_dir = "${join(root, 'target/page-cache')}"\n[services.counter.grants]\nkeyvalue = true\n[services.order.grants]\ncalls = ["calc.add", "counter.add"]\nconfig = { currency = "EUR" }\n`);
+  writeFileSync(join(dir, 'mb.toml'), `services_dir = "${services}"\n[services.counter.grants]\nkeyvalue = true\n[services.order.grants]\ncalls = ["calc.add", "counter.add"]\nconfig = { currency = "EUR" }\n`);
   server = await start();
   browser = await puppeteer.launch({ executablePath: chromium, args: ['--no-sandbox', '--disable-gpu'], timeout: PATIENCE });
   page = await browser.newPage();
@@ -154,6 +155,76 @@ test('an action is tried by its form', async () => {
   await page.$eval('#payload', (area) => { area.value = '{'; });
   await press('#try button');
   await until('The payload is no JSON');
+});
+
+/** A Python that has requests, shared with tests/clients/over_http.py. */
+function pythonWithRequests() {
+  const python = join(root, 'target/http-clients/bin/python');
+  const options = { stdio: 'ignore', timeout: PATIENCE };
+  if (!existsSync(python)) execFileSync('python3', ['-m', 'venv', join(root, 'target/http-clients')], options);
+  execFileSync(python, ['-m', 'pip', 'install', '-q', 'requests==2.32.5'], options);
+  return python;
+}
+
+/** What a snippet prints. */
+function run(program, text) {
+  const commands = { curl: ['bash', '-c'], 'mb-server': ['bash', '-c'], Python: [pythonWithRequests(), '-c'], JavaScript: ['node', '--input-type=module', '-e'] };
+  const [command, ...flags] = commands[program];
+  const env = { ...process.env, PATH: `${join(root, 'target/release')}:${process.env.PATH}` };
+  return execFileSync(command, [...flags, text], { env, encoding: 'utf8', timeout: PATIENCE, stdio: ['ignore', 'pipe', 'pipe'] });
+}
+
+test('what calls an action is copied from its card, and does', async () => {
+  const origin = `http://127.0.0.1:${adminPort}`;
+  await browser.defaultBrowserContext().overridePermissions(origin, ['clipboard-read', 'clipboard-write', 'clipboard-sanitized-write']);
+  await page.bringToFront();
+  await go('#/services/calc');
+  await press('main details:not([open]) > summary', 'Call calc.add');
+  for (const program of ['curl', 'Python', 'JavaScript', 'mb-server']) {
+    await page.evaluate(() => navigator.clipboard.writeText(''));
+    await press(`main button[aria-label="Copy ${program} of calc.add 1.0.0"]`);
+    const copied = await page.waitForFunction(() => navigator.clipboard.readText(), { timeout: PATIENCE, polling: 100 });
+    assert.match(run(program, await copied.jsonValue()), /42/, program);
+  }
+});
+
+test('what is copied takes any JSON, and says what only its reader has', () => {
+  globalThis.location = { hostname: 'localhost' };
+  const here = { address: `127.0.0.1:${wire}`, protocols: ['frames', 'http'], tls: false, auth: 'none' };
+  const value = { text: `it's "quoted" $HOME \`id\` \\ ! % \n\u2028 ünï 🎈`, list: [true, false, null, -1.5e-7, {}] };
+  for (const [program, text] of snippets([here], { topic: 'echo.say', version: '1.0.0', isHighest: false }, value)) {
+    const said = run(program, program === 'Python' ? text.replace('print(', '__import__("builtins").print(__import__("json").dumps(').concat(')') : text.replace('console.log(await answer.json())', 'console.log(await answer.text())'));
+    assert.deepStrictEqual(JSON.parse(said), value, program);
+  }
+  const far = { address: '0.0.0.0:8444', protocols: ['frames', 'http'], tls: true, auth: 'required' };
+  const framesOnly = { ...here, protocols: ['frames'] };
+  const texts = (listeners) => Object.fromEntries(snippets(listeners, { topic: 'a.b', version: '2.0.0', isHighest: true }, 1));
+  globalThis.location = { hostname: 'host.example' };
+  const { curl, Python, JavaScript, 'mb-server': call } = texts([here, far]);
+  assert.strictEqual(curl, `curl --cacert ca.crt -H 'Content-Type: application/json' -H 'Authorization: Bearer TOKEN' -d '1' 'https://host.example:8444/call/a.b'`);
+  assert.match(Python, /"https:\/\/host\.example:8444\/call\/a\.b", json=1, headers=\{"Authorization": "Bearer TOKEN"\}, verify="ca\.crt"/);
+  assert.match(JavaScript, /"Authorization":"Bearer TOKEN"/);
+  assert.strictEqual(call, `mb-server call a.b '1' --version 2.0.0 --server host.example:8444 --ca ca.crt --token-file TOKEN_FILE`);
+  assert.deepStrictEqual(Object.keys(texts([framesOnly])), ['mb-server']);
+  globalThis.location = { hostname: '127.0.0.1' };
+  assert.match(texts([far, here]).curl, new RegExp(`http://127\\.0\\.0\\.1:${wire}/`));
+  delete globalThis.location;
+});
+
+test('examples come from schemas, however they refer to themselves', () => {
+  const many = { type: 'object', required: Array.from({ length: 100 }, (_, n) => `p${n}`), properties: {} };
+  for (const name of many.required) many.properties[name] = { $ref: '#' };
+  for (const [schema, expected] of [
+    [{ examples: [{ a: 2 }] }, { a: 2 }],
+    [{ type: 'object', required: ['a', 'b', 'c'], properties: { a: { type: 'integer', minimum: 3 }, b: { $ref: '#/$defs/b' }, d: {} }, $defs: { b: { enum: ['x', 'y'] } } }, { a: 3, b: 'x', c: null }],
+    [{ type: ['string', 'null'] }, ''],
+    [{ anyOf: [{ type: 'array' }] }, []],
+    [{ $ref: '#/nowhere/at/all' }, null],
+    [{ $ref: '#' }, null],
+    [true, null],
+    [{ required: 7, properties: 3 }, { 7: null }],
+  ]) assert.deepStrictEqual(example(schema), expected);
+  assert.ok(JSON.stringify(example(many)).length < 100_000);
 });
 
 test('what services cost is shown', async () => {

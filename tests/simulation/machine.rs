@@ -12,9 +12,10 @@ use shuttle::{FailurePersistence, Runner, scheduler::RandomScheduler, thread};
 use crate::{
     access::{Access, ListenerPolicy},
     budget::Budget,
-    config::{Auth, Bytes, Config, Millis, OneOrMore, Principals, access::Listener},
+    config::{Auth, Bytes, Config, Millis, OneOrMore, Principals, Waiting, access::Listener},
     dispatch::{Counted, Handle, Outcome, Postponed, Reply, Request},
     host::Stop,
+    http_peer,
     metrics::Metrics,
     server::{
         admission::{Admission, Shares},
@@ -48,7 +49,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 const MAX_STEPS: usize = 400_000;
 /// Looks of one who waits for a rest.
 const MAX_LOOKS: usize = 40_000;
-const MAX_MESSAGE: usize = 2000;
+pub const MAX_MESSAGE: usize = 2000;
+
+const HANDSHAKE: &[u8] = b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\
+    Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
 /// What guests panic with.
 const ON_PURPOSE: &str = "a defect, on purpose";
@@ -220,7 +225,9 @@ struct Client {
     /// With the place in the stream where each ends.
     ends: Vec<(usize, String, bool)>,
     sent: usize,
-    received: Reassembly,
+    received: Received,
+    /// What it has of WebSocket; none if it speaks frames or HTTP.
+    websocket: Option<WebSocket>,
     answered: HashSet<String>,
     quick_answers: Vec<String>,
     keep_alives: (usize, usize),
@@ -232,6 +239,85 @@ struct Client {
     gone: bool,
     /// It has sent what is no message.
     broken: bool,
+}
+
+/// What a peer has read and not understood yet, in the protocol that it speaks.
+enum Received {
+    Frames(Reassembly),
+    Http {
+        unread: Vec<u8>,
+        /// Where in the stream each request begins, with its id.
+        begins: Vec<(usize, String)>,
+        /// The status of requests that call nobody, by id.
+        statuses: HashMap<String, u16>,
+    },
+}
+
+/// What a peer has received over WebSocket.
+#[derive(Default)]
+struct WebSocket {
+    unread: Vec<u8>,
+    is_open: bool,
+    /// A close frame has come, or a response that opens none.
+    is_closed: bool,
+}
+
+impl WebSocket {
+    /// A masked frame; the mask is all zeros.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![first];
+        match u8::try_from(payload.len()) {
+            Ok(length @ ..126) => frame.push(0x80 | length),
+            _ => {
+                frame.push(0xfe);
+                frame.extend((payload.len() as u16).to_be_bytes());
+            }
+        }
+        frame.extend([0; 4]);
+        frame.extend(payload);
+        frame
+    }
+
+    /// What has come, as frames of the wire protocol would have it.
+    fn translate(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.unread.extend(bytes);
+        let mut frames = Vec::new();
+        if !self.is_open {
+            let head = self.unread.windows(4).position(|four| four == b"\r\n\r\n");
+            let Some(end) = head else { return frames };
+            self.is_open = self.unread.starts_with(b"HTTP/1.1 101 ");
+            self.is_closed = !self.is_open;
+            self.unread.drain(..end + 4);
+        }
+        while self.is_open {
+            let (length, start) = match self.unread[..] {
+                [_, 126, high, low, ..] => (usize::from(u16::from_be_bytes([high, low])), 4),
+                [_, length @ ..126, ..] => (usize::from(length), 2),
+                _ => break,
+            };
+            if self.unread.len() < start + length {
+                break;
+            }
+            assert!(!self.is_closed, "something comes behind the close frame");
+            let frame: Vec<_> = self.unread.drain(..start + length).collect();
+            match frame[0] {
+                0x81 => {
+                    let header = FrameHeader {
+                        length: length as u32,
+                        binary: false,
+                        more: false,
+                        keep_alive: false,
+                    };
+                    frames.extend(header.encode());
+                    frames.extend(&frame[start..]);
+                }
+                0x8a => frames.extend(KEEPALIVE_FRAME),
+                0x88 => self.is_closed = true,
+                first => panic!("{first:#x}"),
+            }
+        }
+        frames
+    }
 }
 
 struct Machine {
@@ -258,9 +344,12 @@ impl Machine {
         });
         let config = Config {
             max_threads: random.of(4..13),
-            linger: Millis::new(random.of(0..3) as u64),
+            waiting: if random.happens(33) {
+                Waiting::Threads
+            } else {
+                Waiting::Poller
+            },
             max_message_size: Bytes(MAX_MESSAGE),
-            max_in_flight: random.of(1..5),
             read_timeout: Millis(READ_TIMEOUT),
             handshake_timeout: Millis::secs(10),
             write_timeout: Millis(WRITE_TIMEOUT),
@@ -282,6 +371,7 @@ impl Machine {
             buffers: Buffers {
                 read: 1 << random.of(4..9),
                 write: 1 << random.of(7..11),
+                in_flight: random.of(1..5),
             },
             thread_stack: 0,
             memory: Budget::new(random.of(1500..6000)),
@@ -382,10 +472,16 @@ impl Machine {
                 }
             }
             95..97 => {
-                // What is no frame.
                 let client = &mut self.clients[at];
                 client.broken = true;
-                client.unsent.extend([0, 0, 0, 1, 0xff, 0, 0, 0]);
+                let end = client.sent + client.unsent.len();
+                match &mut client.received {
+                    Received::Frames(_) => client.unsent.extend([0, 0, 0, 1, 0xff, 0, 0, 0]),
+                    Received::Http { begins, .. } => {
+                        begins.push((end, "what is broken".into()));
+                        client.unsent.extend(http_peer::BROKEN);
+                    }
+                }
                 self.send_all(at);
             }
             97 if self.random.happens(30) => self.drain(),
@@ -410,6 +506,15 @@ impl Machine {
         let (shared, listener) = (Arc::clone(&self.shared), Arc::clone(&self.listener));
         let channel = Channel::over(&wire);
         let from = SocketAddr::from((Ipv4Addr::LOCALHOST, 2));
+        let received = if self.random.happens(60) {
+            Received::Frames(Reassembly::new(1 << 20, 64))
+        } else {
+            Received::Http {
+                unread: Vec::new(),
+                begins: Vec::new(),
+                statuses: HashMap::new(),
+            }
+        };
         let taken = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let is_taken = Arc::clone(&taken);
         let job = Box::new(move |permit: Result<_, _>| {
@@ -421,15 +526,20 @@ impl Machine {
         });
         self.admission.admit(None, job, |_| false);
         if taken.load(std::sync::atomic::Ordering::SeqCst) {
+            let is_frames = matches!(received, Received::Frames(_));
+            let is_websocket = is_frames && self.random.happens(50);
+            let websocket = is_websocket.then(WebSocket::default);
+            let handshake = websocket.as_ref().map_or(&[][..], |_| HANDSHAKE);
             self.clients.push(Client {
                 wire,
                 number,
-                unsent: Vec::new(),
+                unsent: handshake.to_vec(),
+                websocket,
                 asked: HashMap::new(),
                 order: Vec::new(),
                 ends: Vec::new(),
                 sent: 0,
-                received: Reassembly::new(1 << 20, 64),
+                received,
                 answered: HashSet::new(),
                 quick_answers: Vec::new(),
                 keep_alives: (0, 0),
@@ -449,8 +559,13 @@ impl Machine {
         if client.shut || client.broken {
             return;
         }
-        if random.happens(10) {
-            client.unsent.extend(KEEPALIVE_FRAME);
+        let speaks_http = matches!(client.received, Received::Http { .. });
+        if random.happens(10) && !speaks_http {
+            let frame = match client.websocket {
+                None => KEEPALIVE_FRAME.to_vec(),
+                Some(_) => WebSocket::frame(0x89, b"ping"),
+            };
+            client.unsent.extend(frame);
             return;
         }
         for _ in 0..random.of(1..4) {
@@ -469,11 +584,36 @@ impl Machine {
             } else {
                 0
             };
-            let body = format!("REQUEST:a.b:1.0.0:{id}\n{payload}{}", " ".repeat(blanks));
+            let payload = payload + &" ".repeat(blanks);
+            if let Received::Http {
+                begins, statuses, ..
+            } = &mut client.received
+            {
+                let sent = http_peer::request(random, &id, &payload);
+                begins.push((client.sent + client.unsent.len(), id.clone()));
+                statuses.extend(sent.status.map(|status| (id.clone(), status)));
+                client.unsent.extend(sent.bytes);
+                // All are answered in order, as the quick ones of frames.
+                let end = client.sent + client.unsent.len();
+                client.ends.push((end, id, true));
+                client.broken = sent.is_last;
+                if sent.is_last {
+                    return;
+                }
+                continue;
+            }
+            let body = format!("REQUEST:a.b:1.0.0:{id}\n{payload}");
             let pieces = random.of(1..3);
             let size = body.len().div_ceil(pieces);
             let mut chunks = body.as_bytes().chunks(size).peekable();
+            let mut opcode = 1;
             while let Some(chunk) = chunks.next() {
+                if client.websocket.is_some() {
+                    let first = opcode | if chunks.peek().is_none() { 0x80 } else { 0 };
+                    client.unsent.extend(WebSocket::frame(first, chunk));
+                    opcode = 0;
+                    continue;
+                }
                 let mut header = FrameHeader {
                     length: chunk.len() as u32,
                     binary: false,
@@ -525,14 +665,26 @@ impl Machine {
     fn take(&mut self, at: usize, most: usize) {
         let client = &mut self.clients[at];
         let bytes = client.wire.take(most);
+        let bytes = match &mut client.websocket {
+            None => bytes,
+            Some(websocket) => websocket.translate(&bytes),
+        };
         let mut rest = &bytes[..];
         while !rest.is_empty() {
-            let spare = client.received.spare();
-            let count = spare.len().min(rest.len());
-            spare[..count].copy_from_slice(&rest[..count]);
-            client.received.advance(count);
-            rest = &rest[count..];
-            client.read();
+            match &mut client.received {
+                Received::Frames(received) => {
+                    let spare = received.spare();
+                    let count = spare.len().min(rest.len());
+                    spare[..count].copy_from_slice(&rest[..count]);
+                    received.advance(count);
+                    rest = &rest[count..];
+                    client.read();
+                }
+                Received::Http { unread, .. } => {
+                    unread.extend(std::mem::take(&mut rest));
+                    client.read_http();
+                }
+            }
         }
         if client.wire.is_over() {
             client.over = true;
@@ -718,7 +870,10 @@ impl Machine {
 impl Client {
     /// Whatever is whole.
     fn read(&mut self) {
-        while let Some(incoming) = self.received.next().expect("frames") {
+        let Received::Frames(received) = &mut self.received else {
+            return;
+        };
+        while let Some(incoming) = received.next().expect("frames") {
             assert!(
                 self.closing.is_none(),
                 "something comes behind the ERROR that closes"
@@ -750,6 +905,69 @@ impl Client {
         }
     }
 
+    /// The same over HTTP.
+    fn read_http(&mut self) {
+        let Received::Http {
+            unread, statuses, ..
+        } = &mut self.received
+        else {
+            return;
+        };
+        while let Some(response) = http_peer::take(unread) {
+            assert!(
+                self.closing.is_none(),
+                "something comes behind the response that closes: {response:?}"
+            );
+            if response.status == 100 {
+                continue;
+            }
+            if response.closes {
+                self.closing = Some(format!("{response:?}"));
+            }
+            let Some(id) = response.id else {
+                assert!(response.closes, "an answer to nobody: {response:?}");
+                continue;
+            };
+            if let Some(status) = statuses.get(&id).filter(|_| response.status != 503) {
+                assert_eq!(response.status, *status, "{id}");
+            }
+            if self.asked.contains_key(&id) {
+                self.quick_answers.push(id.clone());
+                assert!(self.answered.insert(id.clone()), "{id} is answered twice");
+            } else {
+                // It is refused before it was sent whole.
+                assert!(self.ends.iter().any(|(_, asked, _)| *asked == id));
+                assert!(response.closes, "{id} is answered before it was asked");
+            }
+        }
+    }
+
+    /// Requests over HTTP of which the server has read nothing.
+    fn never_read(&self, id: &str) -> bool {
+        let read = self.wire.read();
+        let of = |(at, begun): &(usize, String)| begun == id && *at >= read;
+        matches!(&self.received, Received::Http { begins, .. } if begins.iter().any(of))
+    }
+
+    /// A quiet connection of HTTP is closed without a word; one that was asked
+    /// something is not.
+    fn check_silence(&self, cut_off: bool) {
+        let Received::Http { begins, .. } = &self.received else {
+            return;
+        };
+        if self.over && self.closing.is_none() && !self.gone && !self.shut && !cut_off {
+            let read = self.wire.read();
+            let silent = begins
+                .iter()
+                .find(|(at, id)| *at < read && !self.answered.contains(id));
+            assert!(
+                silent.is_none(),
+                "connection {}: closed without an answer to {silent:?}, {read} bytes read",
+                self.number
+            );
+        }
+    }
+
     /// What was asked is answered, unless one of the two has ended it.
     fn check(&self, guests: &Guests, cut_off: bool) {
         let quick: Vec<_> = self
@@ -762,6 +980,7 @@ impl Client {
             "quick ones in another order: {:?}",
             self.quick_answers
         );
+        self.check_silence(cut_off);
         let missing = self.missing(guests, cut_off);
         assert!(
             missing.is_empty(),
@@ -777,13 +996,19 @@ impl Client {
 
     /// Requests that have no answer and should have one.
     fn missing(&self, guests: &Guests, cut_off: bool) -> Vec<String> {
+        // One that was never opened, or is closed without an ERROR.
+        let is_closed =
+            |websocket: &WebSocket| websocket.is_closed || !websocket.is_open && self.over;
+        let is_closed = self.websocket.as_ref().is_some_and(is_closed);
         if self.gone || cut_off && self.over && self.closing.is_none() {
             return Vec::new();
         }
         let begun = guests.begun.lock().unwrap();
-        // Behind the ERROR that closes, nothing was to begin.
+        // Behind what closes, nothing was to begin.
         let waits = |id: &&String| {
-            (self.closing.is_none() || begun.contains(*id)) && !self.answered.contains(*id)
+            let is_due =
+                self.closing.is_none() && !is_closed && !(self.over && self.never_read(id));
+            (is_due || begun.contains(*id)) && !self.answered.contains(*id)
         };
         self.order.iter().filter(waits).cloned().collect()
     }

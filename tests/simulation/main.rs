@@ -3,7 +3,9 @@
 //! delay, reset and half-close, an epoll that tells each arrival once, and
 //! threads that a seeded scheduler runs one at a time, another one at each lock,
 //! atomic and system call. Guests are quick or slow, they wait, fail and panic.
-//! Peers, the operator and the drain do what the seed says.
+//! Peers speak frames, WebSocket or HTTP (kept connections, pipelined requests,
+//! chunked bodies, some that are refused). They, the operator and the drain do
+//! what the seed says.
 //!
 //!     cargo test --release --test simulation
 //!     MB_SEEDS=1000000 cargo test --release --test simulation
@@ -12,9 +14,10 @@
 //! Held at each rest (nobody has anything to do until the clock moves): what has
 //! arrived was read, unless the peer takes no answers; no deadline has passed
 //! that nobody has seen. For each peer: each request has one answer at most, and
-//! exactly one if the peer stayed; quick ones in their order; nothing behind the
-//! ERROR that closes. At the end: nobody is left, and all permits, memory and
-//! threads are back.
+//! exactly one if the peer stayed; quick ones, and all of HTTP, in their order;
+//! nothing behind the ERROR or response that closes, and no connection of HTTP
+//! that was asked something is closed without one. At the end: nobody is left,
+//! and all permits, memory and threads are back.
 //!
 //! Some seeds are also those of calls that take turns; see `turns`.
 
@@ -27,9 +30,11 @@
 )]
 
 use mb_server::{
-    access, budget, config, dispatch, host, http, log, metrics, scheduler, transport, wire,
+    access, budget, config, dispatch, host, http, log, metrics, scheduler, transport, websocket,
+    wire,
 };
 
+mod http_peer;
 mod machine;
 #[path = "../../src/server/mod.rs"]
 mod server;

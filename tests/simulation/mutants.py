@@ -96,9 +96,9 @@ MUTANTS = [
     ("peer.rs", "a call that has answered counts as left behind",
      "        self.left.fetch_sub(1, SeqCst);\n", ""),
     ("peer.rs", "a call is over before its answer is there",
-     "        let mut late = lock(&self.late);\n        late.answer(header, outcome, &self.traffic);\n"
+     "        let mut late = lock(&self.late);\n        put(&mut late, &self.traffic);\n"
      "        // Under the lock: whoever sees no call left finds all answers.\n        self.left.fetch_sub(1, SeqCst);\n",
-     "        self.left.fetch_sub(1, SeqCst);\n        lock(&self.late).answer(header, outcome, &self.traffic);\n"),
+     "        self.left.fetch_sub(1, SeqCst);\n        put(&mut lock(&self.late), &self.traffic);\n"),
     ("connection/machine.rs", "the ERROR that closes does not wait for calls",
      "if left == 0 && !self.closing_said {", "if !self.closing_said {"),
     ("connection/machine.rs", "the last late answers are not collected before the ERROR that closes",
@@ -108,9 +108,9 @@ MUTANTS = [
      "if left > 0 { Step::Wait } else { Step::Close }", "Step::Close"),
     # What is read.
     ("connection/machine.rs", "messages behind one that is in a call are left lying",
-     "self.unread = reassembly.is_midway();", "self.unread = false;"),
+     "self.unread = decoder.is_midway();", "self.unread = false;"),
     ("connection/machine.rs", "what others were served before is left lying",
-     "self.closing.is_none() && (self.readable || self.unread)", "self.closing.is_none() && self.unread"),
+     "&& (self.readable && decoder.may_read() || self.unread", "&& (self.unread"),
     ("connection/machine.rs", "the end behind the last bytes is not read",
      "self.readable = more || self.peer_ended;", "self.readable = more;"),
     # Turns.
@@ -124,9 +124,22 @@ MUTANTS = [
     ("../scheduler/mod.rs", "nobody can wake a call that waits",
      "        inner.waiting.0.insert(id, system::current());\n", ""),
     ("../scheduler/mod.rs", "a call that waits is not stopped",
-     "attendant.look().map(NoTurn::Stopped)", "attendant.look().filter(|_| false).map(NoTurn::Stopped)"),
+     "attendant.look().map(PermitError::Stopped)", "attendant.look().filter(|_| false).map(PermitError::Stopped)"),
     ("../scheduler/mod.rs", "the deadline of a call that waits is not looked at",
-     "stop.or_else(|| (now >= deadline).then_some(NoTurn::Deadline))", "stop.or_else(|| None)"),
+     "stop.or_else(|| (now >= deadline).then_some(PermitError::Deadline))", "stop.or_else(|| None)"),
+    # HTTP.
+    ("connection/requests.rs", "a request behind a call that was left is served at once",
+     "            is_busy: true,\n", "            is_busy: false,\n"),
+    ("connection/machine.rs", "requests behind a call that was left are left lying",
+     "self.unread |= self.own_input().decoder.resume();", "self.own_input().decoder.resume();"),
+    ("connection/requests.rs", "the connection stays after the last response",
+     "if self.closes && self.admitted.is_none() {", "if false {"),
+    ("connection/machine/http.rs", "a head is refused, and its body read as the next request",
+     "        if closes {\n            return self.close_with(CloseReason::Answered);\n        }\n", ""),
+    ("connection/requests.rs", "a request that was begun is closed without a word",
+     "if exchange.is_none() && !self.incoming.is_midway() {", "if exchange.is_none() {"),
+    ("connection/requests.rs", "a response that closes does not say so to a request that waits",
+     "            exchange.closes = true;\n            return Some", "            return Some"),
     # What is given back.
     ("workers.rs", "the permit of a connection that is over is kept",
      "                    self.shared.linger(channel);\n                    drop(connection);\n",

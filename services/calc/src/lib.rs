@@ -8,6 +8,7 @@ use serde_json::Number;
 /// The arguments of every action. A [`Number`] remembers whether it was
 /// written as an integer, so that 2 + 40 is 42 and not 42.0.
 #[derive(Deserialize, JsonSchema)]
+#[schemars(extend("examples" = [{"a": 2, "b": 40}]))]
 struct Pair {
     /// The first number.
     #[schemars(with = "f64")]

@@ -1,10 +1,11 @@
 //! Why a connection closes, and the ERROR that its peer gets.
 
-use std::{fmt, io, time::Duration};
+use std::{borrow::Cow, fmt, io, time::Duration};
 
 use crate::{
-    dispatch::TOO_MANY_FAILURES,
+    access::TOO_MANY_FAILURES,
     server::peer::CloseRequest,
+    websocket::CloseCode,
     wire::{Code, ErrorBody, message::write_error},
 };
 
@@ -16,6 +17,8 @@ pub(crate) const RETRY_WHEN_BUSY_MS: u64 = 1000;
 pub(crate) enum CloseReason {
     /// The peer ended the stream, between two messages.
     Peer,
+    /// The peer sent a close frame of WebSocket, with this code.
+    CloseFrame(Option<u16>),
     /// The last response of HTTP was sent.
     Answered,
     /// The peer ended the stream inside a message.
@@ -39,13 +42,6 @@ pub(crate) enum CloseReason {
     Requested(CloseRequest),
 }
 
-/// The ERROR that closes a connection.
-pub(crate) struct Closing<'a> {
-    pub(crate) code: Code,
-    pub(crate) message: &'a str,
-    pub(crate) retry_after_ms: Option<u64>,
-}
-
 impl CloseReason {
     /// Whether nothing can be sent any more, because the peer is gone or takes
     /// nothing.
@@ -57,25 +53,40 @@ impl CloseReason {
     }
 
     /// Returns the closing ERROR, if the peer gets one.
-    pub(crate) fn closing(&self) -> Option<Closing<'_>> {
-        let (code, message) = match self {
-            Self::Notice(code, message) => (*code, &**message),
-            Self::Requested(CloseRequest { code, message }) => (*code, *message),
+    pub(crate) fn closing(&self) -> Option<(Code, ErrorBody<'static>)> {
+        match self {
+            Self::Notice(code, message) => Some(closing(*code, message.clone(), None)),
+            Self::Requested(CloseRequest { code, message }) => Some(closing(*code, *message, None)),
             Self::Throttled(wait) => {
                 let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-                return Some(Closing {
-                    code: Code::Unauthorized,
-                    message: TOO_MANY_FAILURES,
-                    retry_after_ms: Some(millis.saturating_add(1)),
-                });
+                let millis = Some(millis.saturating_add(1));
+                Some(closing(Code::Unauthorized, TOO_MANY_FAILURES, millis))
             }
+            _ => None,
+        }
+    }
+
+    /// Returns the close frame of WebSocket, and whether it says all: a peer
+    /// that breaks WebSocket's own rules gets no ERROR before it.
+    pub(crate) fn close_frame(&self) -> Option<(u16, String, bool)> {
+        let code = match self {
+            Self::CloseFrame(code) => {
+                let code = code.unwrap_or(CloseCode::Normal as u16);
+                return Some((code, String::new(), true));
+            }
+            Self::Notice(code, _) | Self::Requested(CloseRequest { code, .. }) => *code,
+            Self::Unauthorized | Self::Throttled(_) => Code::Unauthorized,
             _ => return None,
         };
-        Some(Closing {
-            code,
-            message,
-            retry_after_ms: (code == Code::ServerBusy).then_some(RETRY_WHEN_BUSY_MS),
-        })
+        let (close_code, is_all) = match code {
+            Code::InvalidFrame => (CloseCode::Protocol, true),
+            Code::InvalidPayload => (CloseCode::NotUtf8, true),
+            Code::MessageTooLarge => (CloseCode::TooLarge, true),
+            Code::ShuttingDown => (CloseCode::GoingAway, false),
+            Code::InternalError => (CloseCode::Internal, false),
+            _ => (CloseCode::Policy, false),
+        };
+        Some((close_code as u16, self.to_string(), is_all))
     }
 }
 
@@ -83,6 +94,8 @@ impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Peer => f.write_str("by the peer"),
+            Self::CloseFrame(Some(code)) => write!(f, "by the peer, with code {code}"),
+            Self::CloseFrame(None) => f.write_str("by the peer, with a close frame"),
             Self::Answered => f.write_str("after its last response"),
             Self::Truncated => f.write_str("by the peer, inside a message"),
             Self::Io(error) => write!(f, "{error}"),
@@ -97,12 +110,24 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// Encodes an ERROR that answers no request.
+/// The ERROR that closes. A refused client is given a time to try again.
+fn closing(
+    code: Code,
+    message: impl Into<Cow<'static, str>>,
+    retry_after_ms: Option<u64>,
+) -> (Code, ErrorBody<'static>) {
+    let when_busy = (code == Code::ServerBusy).then_some(RETRY_WHEN_BUSY_MS);
+    let body = ErrorBody::server(code, message);
+    let body = match retry_after_ms.or(when_busy) {
+        Some(millis) => body.with_details(&serde_json::json!({"retryAfterMs": millis})),
+        None => body,
+    };
+    (code, body)
+}
+
+/// Encodes an ERROR that answers no request, as a frame.
 pub(crate) fn notice(code: Code, message: &str, retry_after_ms: Option<u64>) -> Vec<u8> {
-    let mut body = ErrorBody::server(code, message.to_owned());
-    if let Some(millis) = retry_after_ms {
-        body = body.with_details(&serde_json::json!({"retryAfterMs": millis}));
-    }
+    let (_, body) = closing(code, message.to_owned(), retry_after_ms);
     let mut frame = Vec::new();
     write_error(&mut frame, None, &body, std::time::SystemTime::now());
     frame

@@ -6,8 +6,7 @@ use std::{net::IpAddr, sync::Arc};
 use super::Connection;
 use crate::{
     access::{Denied, Identity},
-    dispatch::TOO_MANY_FAILURES,
-    http::{Exchange, Framing, Head, Method, Refusal, Response, Route},
+    http::{Exchange, Framing, Head, Method, Refusal, Response, Route, Upgrade},
     server::settings::contains,
     wire::Code,
 };
@@ -25,14 +24,16 @@ pub(super) struct Credentials {
 }
 
 /// What is done with a request.
-enum Verdict {
+enum Verdict<'a> {
     /// Its body is read and it is served.
     Serve,
+    /// The connection goes on with WebSocket.
+    Upgrade(&'a Upgrade),
     /// It is answered at once.
     Respond(Response<'static>),
 }
 
-const ALIVE: Verdict = Verdict::Respond(Response::Json(b"{\"status\":\"ok\"}"));
+const ALIVE: Verdict<'_> = Verdict::Respond(Response::Json(b"{\"status\":\"ok\"}"));
 
 impl Connection {
     pub(super) fn decide_on(&mut self, head: &Head) {
@@ -61,6 +62,11 @@ impl Connection {
         let closes = head.framing != Framing::Length(0);
         match self.judge(head, own, exchange.origin.is_some()) {
             Ok(Verdict::Serve) => self.machine.admit(head, exchange, &self.peer),
+            Ok(Verdict::Upgrade(upgrade)) => {
+                let must_authenticate = self.identity.must_authenticate();
+                self.machine
+                    .upgrade(upgrade, exchange, must_authenticate, &self.peer);
+            }
             Ok(Verdict::Respond(response)) => {
                 self.machine
                     .respond(&response, exchange, closes, &self.peer);
@@ -94,12 +100,12 @@ impl Connection {
         Arc::clone(own)
     }
 
-    fn judge(
+    fn judge<'a>(
         &mut self,
-        head: &Head,
+        head: &'a Head,
         own: Arc<Identity>,
         is_listed: bool,
-    ) -> Result<Verdict, Refusal> {
+    ) -> Result<Verdict<'a>, Refusal> {
         if !is_listed && (head.origin.is_some() || head.is_cross_site) {
             let message = "pages of this origin may not ask; http.origins lists those that may";
             return Err(Refusal::new(Code::Forbidden, message));
@@ -113,6 +119,7 @@ impl Connection {
             return Err(Refusal {
                 allow: Some(match route {
                     Route::Message { .. } => "POST",
+                    Route::WebSocket(_) => "GET",
                     _ => "GET, HEAD",
                 }),
                 ..Refusal::with_status(405, Code::InvalidRequest, message)
@@ -125,15 +132,20 @@ impl Connection {
                 return Err(Refusal::new(Code::ShuttingDown, message));
             }
             Route::Ready => return Ok(ALIVE),
-            Route::Message { .. } | Route::Services => {}
+            Route::Message { .. } | Route::Services | Route::WebSocket(_) => {}
         }
-        self.authenticate_request(head.token.as_deref(), &own)?;
+        // On a WebSocket, system.hello can authenticate as well.
+        let is_demanded = !matches!(route, Route::WebSocket(_));
+        self.authenticate_request(head.token.as_deref(), &own, is_demanded)?;
         if !self.identity.is_authenticated() && !self.answers_to(head.host.as_deref()) {
             let message = "this Host is not answered without authentication; use an address or \
                            localhost, or add it to http.hosts";
             return Err(Refusal::with_status(421, Code::Forbidden, message));
         }
-        Ok(Verdict::Serve)
+        Ok(match route {
+            Route::WebSocket(upgrade) => Verdict::Upgrade(upgrade),
+            _ => Verdict::Serve,
+        })
     }
 
     /// Whose request it is: of its token, or else of the connection.
@@ -141,9 +153,10 @@ impl Connection {
         &mut self,
         token: Option<&str>,
         own: &Arc<Identity>,
+        is_demanded: bool,
     ) -> Result<(), Refusal> {
         let Some(token) = token else {
-            if own.must_authenticate() {
+            if is_demanded && own.must_authenticate() {
                 return Err(self.denied(&self.common.access.without_token(own)));
             }
             // Nothing of a token or a hello is left, whoever the connection is of.
@@ -172,17 +185,8 @@ impl Connection {
     }
 
     fn denied(&self, denied: &Denied) -> Refusal {
-        let (reason, message) = match denied {
-            Denied::Token => ("token", "the token is unknown, expired or revoked"),
-            Denied::NoToken => ("missing", "send a token: Authorization: Bearer TOKEN"),
-            Denied::Exposed => (
-                "exposed",
-                "a token is taken over TLS only, since others can read this connection",
-            ),
-            Denied::TooMany(_) => ("too-many", TOO_MANY_FAILURES),
-        };
-        self.common.metrics.auth_failures.add(reason);
-        Refusal::new(Code::Unauthorized, message)
+        self.common.metrics.auth_failures.add(denied.reason());
+        Refusal::new(Code::Unauthorized, denied.message())
     }
 
     /// Whether a Host is none that another site can choose for a browser.

@@ -2,6 +2,8 @@
 //! a handler, bytes go out, and each step is given the time. No I/O, no clock,
 //! no lock but that of late answers.
 
+mod http;
+
 use std::{
     io,
     ops::Range,
@@ -10,23 +12,24 @@ use std::{
 };
 
 use super::{
-    buffer::Buffer,
-    close_reason::{CloseReason, RETRY_WHEN_BUSY_MS, notice},
+    close_reason::{CloseReason, RETRY_WHEN_BUSY_MS},
+    decoder::Decoder,
+    message::{KeepAlive, Message, Taken},
+    requests::Requests,
 };
 use crate::{
     budget::Reservation,
     dispatch::{Outcome, Postponed},
-    http::{self, Exchange, Head, Refusal, Response},
+    http::Head,
     server::{
+        encoding::Encoding,
         outbox::Outbox,
         peer::{Activity, Peer},
         settings::ServerSettings,
     },
     system::{LINGER, Received},
-    wire::{
-        Code, ErrorBody, FrameError, Header, Kind, Reassembly, Taken, Version,
-        frame::KEEPALIVE_FRAME,
-    },
+    websocket::{self, Opcode},
+    wire::{Buffer, Code, ErrorBody, Header, Kind, Reassembly, Version, frame::KEEPALIVE_FRAME},
 };
 
 /// Largest message of a peer that must authenticate and has not, in bytes.
@@ -109,7 +112,7 @@ pub(crate) enum Step {
     /// Write what is in the outbox, and say how far that went.
     Write,
     /// Look whether the peer may stay, and answer its keep-alive.
-    KeepAlive,
+    KeepAlive(KeepAlive),
     /// Have a message answered.
     Message(Message),
     /// Decide what to do with a request of HTTP whose head has arrived.
@@ -118,17 +121,6 @@ pub(crate) enum Step {
     Wait,
     /// Close; all that was to be sent has left.
     Close,
-}
-
-/// Where a whole message lies.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Message {
-    pub(crate) body: Range<usize>,
-    pub(crate) binary: bool,
-    /// Any version may serve it.
-    pub(crate) any_version: bool,
-    /// What is known of its call, where that could not begin before.
-    pub(crate) postponed: Option<Postponed>,
 }
 
 /// What is too late at a deadline.
@@ -158,7 +150,7 @@ pub(crate) enum Late {
 /// A call that reads its message here shares it.
 #[derive(Debug)]
 pub(crate) struct Input {
-    buffer: Buffer,
+    decoder: Decoder,
     reservation: Reservation,
     /// Memory of the first size, once a call keeps it and the connection has
     /// another one.
@@ -166,17 +158,23 @@ pub(crate) struct Input {
 }
 
 impl Input {
-    fn new(buffer: Buffer, reservation: Reservation) -> Self {
+    fn new(decoder: Decoder, reservation: Reservation) -> Self {
         Self {
-            buffer,
+            decoder,
             reservation,
             left: OnceLock::new(),
         }
     }
 
     /// A message that was taken.
+    #[inline]
     pub(crate) fn message(&self, body: Range<usize>) -> &[u8] {
-        self.buffer.message(body)
+        self.buffer().message(body)
+    }
+
+    #[inline]
+    fn buffer(&self) -> &Buffer {
+        self.decoder.buffer()
     }
 }
 
@@ -190,28 +188,14 @@ struct Quantum {
     was_long: bool,
 }
 
-/// What is decided of a request of HTTP.
-#[derive(Default)]
-struct HttpState {
-    /// Frames and HTTP are both spoken, and nothing has arrived.
-    is_undecided: bool,
-    /// Its request that is not answered, unless its call was left.
-    exchange: Option<Exchange>,
-    any_version: bool,
-    /// No further request is read: the call of one was left.
-    is_busy: bool,
-    /// The connection closes once the present request is answered.
-    closes: bool,
-}
-
 /// See the module.
 pub(crate) struct Machine {
     settings: Arc<ServerSettings>,
     state: State,
     input: Arc<Input>,
     pub(crate) outbox: Outbox,
-    /// What HTTP has of its request.
-    http: HttpState,
+    /// Frames and HTTP are both spoken, and nothing has arrived.
+    is_undecided: bool,
     /// Why it closes: the first reason.
     closing: Option<CloseReason>,
     /// The ERROR that closes is in the outbox.
@@ -231,7 +215,7 @@ pub(crate) struct Machine {
     /// The message whose call can't begin yet, and whether to try again.
     postponed: Option<Message>,
     retries: bool,
-    /// Answers in the outbox, of which `max_in_flight` leave together.
+    /// Answers in the outbox, of which `Buffers::in_flight` leave together.
     batch: usize,
     /// The outbox is written before anything else.
     leaves: bool,
@@ -252,7 +236,7 @@ impl Machine {
     pub(crate) fn new(settings: &Arc<ServerSettings>, state: State, now: Instant) -> Self {
         let reassembly = Reassembly::new(settings.config.max_message_size.0, settings.buffers.read);
         let input = Input::new(
-            Buffer::Frames(reassembly),
+            Decoder::Frames(reassembly),
             Reservation::empty(&settings.memory),
         );
         Self {
@@ -260,7 +244,7 @@ impl Machine {
             state,
             input: Arc::new(input),
             outbox: Outbox::new(&settings.memory),
-            http: HttpState::default(),
+            is_undecided: false,
             closing: None,
             closing_said: false,
             readable: false,
@@ -311,23 +295,34 @@ impl Machine {
     /// Begins the protocol.
     pub(crate) fn open(&mut self, must_authenticate: bool, (frames, http): (bool, bool)) {
         self.state = State::Idle;
-        self.http.is_undecided = frames && http;
-        if !frames {
-            self.speak_http();
-        }
-        if must_authenticate {
-            let most = MAX_UNAUTHENTICATED_MESSAGE.min(self.settings.config.max_message_size.0);
-            self.own_input().buffer.set_max_message_size(most);
-        } else {
+        if !must_authenticate {
             self.hello_until = None;
+        }
+        self.is_undecided = frames && http;
+        if frames {
+            self.update_limit();
+        } else {
+            self.speak_http();
         }
     }
 
     /// Notes that the peer has authenticated.
     pub(crate) fn authenticated(&mut self) {
         self.hello_until = None;
+        self.update_limit();
+    }
+
+    fn update_limit(&mut self) {
+        let most = self.max_message_size();
+        self.own_input().decoder.set_max_message_size(most);
+    }
+
+    fn max_message_size(&self) -> usize {
         let most = self.settings.config.max_message_size.0;
-        self.own_input().buffer.set_max_message_size(most);
+        match self.hello_until {
+            Some(_) => MAX_UNAUTHENTICATED_MESSAGE.min(most),
+            None => most,
+        }
     }
 
     /// Closes it after what was begun. The first reason counts.
@@ -404,54 +399,34 @@ impl Machine {
             return self.wait(peer, now);
         }
         self.unread = false;
-        if self.http.is_undecided {
+        if self.is_undecided {
             self.decide(peer);
         }
-        let taken = match &mut self.own_input().buffer {
-            Buffer::Frames(reassembly) => reassembly.take(),
-            Buffer::Http(_) => {
-                if let Some(step) = self.next_http(peer, now) {
-                    return step;
-                }
-                Ok(None)
+        match self.own_input().decoder.take() {
+            None => {}
+            // The next message's time begins when it is waited for. A keep-alive
+            // between two pieces gives no more time.
+            Some(Taken::Message(message)) => {
+                self.state = State::Idle;
+                self.quantum.messages += 1;
+                return Step::Message(message);
             }
-        };
-        match taken {
-            Ok(Some(taken)) => {
-                // The next message's time begins when it is waited for. A
-                // keep-alive between two pieces gives no more time.
-                return match taken {
-                    Taken::KeepAlive => {
-                        self.quantum.messages += 1;
-                        Step::KeepAlive
-                    }
-                    Taken::Message { body, binary } => {
-                        self.state = State::Idle;
-                        self.quantum.messages += 1;
-                        Step::Message(Message {
-                            body,
-                            binary,
-                            any_version: false,
-                            postponed: None,
-                        })
-                    }
-                };
+            Some(Taken::KeepAlive(keep_alive)) => {
+                self.quantum.messages += 1;
+                return Step::KeepAlive(keep_alive);
             }
-            Ok(None) => {}
-            Err(error) => {
-                let code = match error {
-                    FrameError::TooLarge { .. } => Code::MessageTooLarge,
-                    FrameError::ReservedFlags { .. }
-                    | FrameError::KeepAliveFlags { .. }
-                    | FrameError::KeepAliveLength { .. }
-                    | FrameError::MixedPayload => Code::InvalidFrame,
-                };
-                self.close_with(CloseReason::Notice(code, error.to_string()));
+            Some(Taken::Head(head)) => return Step::Head(head),
+            Some(Taken::Refused(refusal, exchange)) => {
+                self.refuse(&refusal, exchange, true, peer);
+                return self.finish(peer, now);
+            }
+            Some(Taken::Closed(reason)) => {
+                self.close_with(reason);
                 return self.finish(peer, now);
             }
         }
         if self.readable
-            && self.may_read()
+            && self.input.decoder.may_read()
             && self.quantum.reads < MAX_READS
             && self.has_memory(now)
         {
@@ -472,138 +447,26 @@ impl Machine {
 
     /// The first byte decides what the peer speaks: a frame's is a length.
     fn decide(&mut self, peer: &Peer) {
-        let Buffer::Frames(reassembly) = &self.input.buffer else {
+        let Some(first) = self.input.buffer().unparsed().first() else {
             return;
         };
-        let Some(first) = reassembly.unparsed().first() else {
-            return;
-        };
-        let is_http = first.is_ascii_uppercase();
-        self.http.is_undecided = false;
-        peer.speaks(if is_http { "http" } else { "frames" });
-        if is_http {
+        self.is_undecided = false;
+        if first.is_ascii_uppercase() {
             self.speak_http();
         }
+        peer.speaks(self.input.decoder.protocol());
     }
 
     fn speak_http(&mut self) {
-        let must_authenticate = self.hello_until.is_some();
-        let (most, read) = (
-            self.settings.config.max_message_size.0,
-            self.settings.buffers.read,
-        );
-        let most = if must_authenticate {
-            MAX_UNAUTHENTICATED_MESSAGE.min(most)
-        } else {
-            most
-        };
+        self.read_on(|buffer, most| Decoder::Http(Requests::new(buffer, most)));
+    }
+
+    /// Goes on with another decoder.
+    fn read_on(&mut self, decoder: impl FnOnce(Buffer, usize) -> Decoder) {
+        let most = self.max_message_size();
         let input = self.own_input();
-        if let Buffer::Frames(reassembly) = &input.buffer {
-            let incoming = http::Incoming::new(reassembly.unparsed(), most, read);
-            input.buffer = Buffer::Http(incoming);
-        }
-    }
-
-    /// The next request of HTTP, once the one before is answered.
-    fn next_http(&mut self, peer: &Peer, now: Instant) -> Option<Step> {
-        if self.http.is_busy {
-            return None;
-        }
-        if self.http.closes && self.http.exchange.is_none() {
-            self.close_with(CloseReason::Answered);
-            return Some(self.finish(peer, now));
-        }
-        let any_version = self.http.any_version;
-        let Buffer::Http(incoming) = &mut self.own_input().buffer else {
-            return None;
-        };
-        match incoming.take() {
-            Ok(None) => None,
-            Ok(Some(http::Taken::Head(head))) => Some(Step::Head(head)),
-            Ok(Some(http::Taken::Message { body, binary })) => {
-                self.state = State::Idle;
-                self.quantum.messages += 1;
-                Some(Step::Message(Message {
-                    body,
-                    binary,
-                    any_version,
-                    postponed: None,
-                }))
-            }
-            Err(refusal) => {
-                let exchange = self.http.exchange.take().unwrap_or_default();
-                self.refuse(&refusal, exchange, true, peer);
-                Some(self.next(peer, now))
-            }
-        }
-    }
-
-    /// Reads the body of a request whose head was taken.
-    pub(crate) fn admit(&mut self, head: &Head, exchange: Exchange, peer: &Peer) {
-        let Buffer::Http(incoming) = &mut self.own_input().buffer else {
-            return;
-        };
-        if let Err(refusal) = incoming.admit(head, &exchange.request_id) {
-            return self.refuse(&refusal, exchange, true, peer);
-        }
-        self.http.any_version =
-            matches!(head.asked, Ok(http::Route::Message { version: None, .. }));
-        self.http.closes = exchange.closes;
-        let waits = head.expects_continue && !self.input.buffer.has_more();
-        self.http.exchange = Some(exchange);
-        if waits && head.framing != http::Framing::Length(0) {
-            self.outbox
-                .push_response(&Response::Continue, &Exchange::default());
-            self.leaves = true;
-        }
-    }
-
-    /// Answers a request without its body; `closes` where that is not read.
-    pub(crate) fn refuse(
-        &mut self,
-        refusal: &Refusal,
-        exchange: Exchange,
-        closes: bool,
-        peer: &Peer,
-    ) {
-        peer.traffic().errors.add(1);
-        self.respond(&Response::Refusal(refusal), exchange, closes, peer);
-    }
-
-    /// The same with any response.
-    pub(crate) fn respond(
-        &mut self,
-        response: &Response<'_>,
-        mut exchange: Exchange,
-        closes: bool,
-        peer: &Peer,
-    ) {
-        exchange.closes |= closes;
-        self.http.closes = exchange.closes;
-        self.outbox.push_response(response, &exchange);
-        peer.traffic().messages_in.add(1);
-        peer.traffic().messages_out.add(1);
-        self.quantum.messages += 1;
-        self.state = State::Idle;
-        if closes {
-            return self.close_with(CloseReason::Answered);
-        }
-        if let Buffer::Http(incoming) = &mut self.own_input().buffer {
-            incoming.skip();
-        }
-        self.batch += 1;
-        self.batched();
-    }
-
-    /// Whether what arrives may be read: behind a call of HTTP that was left
-    /// only as much as shows that the peer is gone.
-    fn may_read(&self) -> bool {
-        !self.http.is_busy || self.input.buffer.has_room()
-    }
-
-    /// The exchange of the message that was taken last.
-    pub(crate) fn exchange(&self) -> Option<&Exchange> {
-        self.http.exchange.as_ref()
+        let buffer = std::mem::take(input.decoder.buffer_mut());
+        input.decoder = decoder(buffer, most);
     }
 
     /// Waits, unless it is too late for what it waits for.
@@ -661,28 +524,27 @@ impl Machine {
         if left > 0 { Step::Wait } else { Step::Close }
     }
 
+    /// Puts the closing ERROR into the outbox, and WebSocket's close frame.
     fn say_closing(&mut self, peer: &Peer) {
-        let closing = self.closing.as_ref().and_then(CloseReason::closing);
-        if let (Some(closing), Buffer::Http(incoming)) = (&closing, &self.input.buffer) {
-            let was_asked = self.http.exchange.is_some() || incoming.is_midway();
-            if was_asked {
-                let refusal = Refusal::new(closing.code, closing.message.to_owned());
-                let exchange = Exchange {
-                    closes: true,
-                    ..self.http.exchange.take().unwrap_or_default()
-                };
-                self.outbox
-                    .push_response(&Response::Refusal(&refusal), &exchange);
-                peer.traffic().messages_out.add(1);
-                peer.traffic().errors.add(1);
-            }
+        let Some(reason) = &self.closing else { return };
+        let postponed = self.postponed.take();
+        let Some(encoding) = self.input.decoder.closing_encoding(postponed) else {
             return;
+        };
+        let close_frame = match encoding {
+            Encoding::WebSocket => reason.close_frame(),
+            Encoding::Frames | Encoding::Http(_) => None,
+        };
+        let says_all = matches!(close_frame, Some((_, _, true)));
+        if let Some((code, body)) = reason.closing().filter(|_| !says_all) {
+            let outcome = Outcome::Error(Some(code), body);
+            let traffic = peer.traffic();
+            self.outbox.answer(&encoding, None, outcome, None, traffic);
         }
-        if let Some(closing) = closing {
-            let frame = notice(closing.code, closing.message, closing.retry_after_ms);
-            self.outbox.push_frame(&frame);
-            peer.traffic().messages_out.add(1);
-            peer.traffic().errors.add(1);
+        if let Some((code, reason, _)) = close_frame {
+            let mut frame = Vec::new();
+            websocket::write_close(&mut frame, code, &reason);
+            self.outbox.push_bytes(&frame);
         }
     }
 
@@ -695,7 +557,7 @@ impl Machine {
     /// Returns the buffer for the next read.
     #[inline]
     pub(crate) fn read_buffer(&mut self) -> &mut [u8] {
-        self.own_input().buffer.spare()
+        self.own_input().decoder.buffer_mut().spare()
     }
 
     /// Takes the result of a read.
@@ -711,7 +573,7 @@ impl Machine {
         match received {
             Ok(Received::Bytes { count, more }) => {
                 self.readable = more || self.peer_ended;
-                self.own_input().buffer.advance(count);
+                self.own_input().decoder.buffer_mut().advance(count);
                 (self.arrived, self.active) = (now, now);
                 peer.bytes_arrived(count, now);
             }
@@ -719,7 +581,7 @@ impl Machine {
             // bytes are not here yet.
             Ok(Received::Nothing) => (self.readable, self.peer_ended) = (false, false),
             Ok(Received::End) => {
-                let midway = self.input.buffer.is_midway();
+                let midway = self.input.decoder.is_midway();
                 self.close_with(if midway {
                     CloseReason::Truncated
                 } else {
@@ -735,7 +597,7 @@ impl Machine {
     fn has_memory(&mut self, now: Instant) -> bool {
         let first = self.settings.buffers.read;
         let input = self.own_input();
-        let wanted = input.buffer.next_capacity().saturating_sub(first);
+        let wanted = input.buffer().next_capacity().saturating_sub(first);
         if wanted <= input.reservation.held() {
             if wanted < input.reservation.held() {
                 input.reservation.set(wanted);
@@ -753,9 +615,18 @@ impl Machine {
     }
 
     /// Answers a keep-alive.
-    pub(crate) fn keep_alive(&mut self, peer: &Peer) {
+    pub(crate) fn keep_alive(&mut self, keep_alive: KeepAlive, peer: &Peer) {
         peer.traffic().keep_alives.add(1);
-        self.outbox.push_frame(&KEEPALIVE_FRAME);
+        match keep_alive {
+            KeepAlive::Frame => self.outbox.push_bytes(&KEEPALIVE_FRAME),
+            KeepAlive::Ping(payload) => {
+                let mut pong = Vec::new();
+                websocket::write_head(&mut pong, Opcode::Pong, payload.len());
+                pong.extend_from_slice(self.input.buffer().message(payload));
+                self.outbox.push_bytes(&pong);
+            }
+            KeepAlive::Pong => {}
+        }
         self.batched();
     }
 
@@ -763,27 +634,26 @@ impl Machine {
     #[inline]
     pub(crate) fn answered(
         &mut self,
+        mut encoding: Encoding,
         header: Option<&Header<'_>>,
         outcome: Outcome,
         served: Option<Version>,
         peer: &Peer,
     ) {
-        match self.http.exchange.take() {
-            None => self.outbox.answer(header, outcome, peer.traffic()),
-            Some(mut exchange) => {
-                exchange.closes |= peer.close_request().is_some();
-                self.outbox
-                    .respond_http(&exchange, served, outcome, peer.traffic());
-            }
+        if let Encoding::Http(exchange) = &mut encoding {
+            exchange.closes |= peer.close_request().is_some();
         }
+        let traffic = peer.traffic();
+        self.outbox
+            .answer(&encoding, header, outcome, served, traffic);
         self.batch += 1;
         self.batched();
     }
 
     fn batched(&mut self) {
         let settings = &self.settings;
-        self.leaves |= self.batch >= settings.config.max_in_flight
-            || self.outbox.len() >= settings.buffers.write;
+        self.leaves |=
+            self.batch >= settings.buffers.in_flight || self.outbox.len() >= settings.buffers.write;
     }
 
     /// Begins a quantum.
@@ -825,9 +695,8 @@ impl Machine {
     pub(crate) fn collect_late(&mut self, peer: &Peer, now: Instant) {
         peer.collect_late(&mut self.outbox);
         self.active = now;
-        if self.http.is_busy && peer.calls_left() == 0 {
-            self.http.is_busy = false;
-            self.unread = true;
+        if peer.calls_left() == 0 && self.input.decoder.is_busy() {
+            self.unread |= self.own_input().decoder.resume();
         }
     }
 
@@ -864,19 +733,16 @@ impl Machine {
     /// Leaves the buffer to the current call, and copies what lies behind its
     /// message to a new one.
     pub(crate) fn split_input(&mut self) {
-        let buffer = self.input.buffer.split();
+        let decoder = self.input.decoder.split();
         let mut reservation = Reservation::empty(&self.settings.memory);
         let first = self.settings.buffers.read;
-        reservation.set(buffer.capacity().saturating_sub(first));
-        self.unread = buffer.is_midway();
-        self.http.is_busy = matches!(buffer, Buffer::Http(_));
-        // Its answer comes with what it needs of the exchange.
-        self.http.exchange = None;
+        reservation.set(decoder.buffer().capacity().saturating_sub(first));
+        self.unread = decoder.is_midway();
         // Each connection has one buffer of the first size; this is a second.
         let mut left = Reservation::empty(&self.settings.memory);
-        left.set(self.input.buffer.capacity().min(first));
+        left.set(self.input.buffer().capacity().min(first));
         let _ = self.input.left.set(left);
-        self.input = Arc::new(Input::new(buffer, reservation));
+        self.input = Arc::new(Input::new(decoder, reservation));
     }
 
     /// Whether there is something to do without an event, after others were
@@ -884,8 +750,9 @@ impl Machine {
     pub(crate) fn goes_on(&self) -> bool {
         match self.state {
             State::Idle | State::Message { .. } => {
+                let decoder = &self.input.decoder;
                 self.closing.is_none()
-                    && (self.readable && self.may_read() || self.unread && !self.http.is_busy)
+                    && (self.readable && decoder.may_read() || self.unread && !decoder.is_busy())
             }
             State::Writing { .. } => self.writable,
             State::Postponed => self.retries,
@@ -897,14 +764,15 @@ impl Machine {
     /// one.
     fn settle(&mut self, now: Instant) {
         // What waits behind a call is not what it waits for.
-        let midway = !self.http.is_busy && self.input.buffer.is_midway() || self.record_begun;
+        let decoder = &self.input.decoder;
+        let midway = !decoder.is_busy() && decoder.is_midway() || self.record_begun;
         match self.state {
             State::Memory { .. } => return,
             State::Message { .. } if midway => {}
             _ if midway => self.state = State::Message { since: now },
             _ => self.state = State::Idle,
         }
-        if !self.input.buffer.is_kept_large() {
+        if !self.input.buffer().is_kept_large() {
             self.shrink();
         }
     }
@@ -913,10 +781,11 @@ impl Machine {
     fn shrink(&mut self) {
         let first = self.settings.buffers.read;
         let Input {
-            buffer,
+            decoder,
             reservation,
             ..
         } = self.own_input();
+        let buffer = decoder.buffer_mut();
         let capacity = buffer.next_capacity();
         if capacity < buffer.capacity() {
             buffer.spare();
@@ -965,7 +834,7 @@ impl Machine {
             State::Message { since } => {
                 Some((since + settings.config.read_timeout.0, Late::Message))
             }
-            State::Idle if self.input.buffer.is_kept_large() => {
+            State::Idle if self.input.buffer().is_kept_large() => {
                 Some((self.active + KEPT_LARGE_FOR, Late::Shrink))
             }
             State::Idle if calls_left > 0 => None,
@@ -1038,463 +907,22 @@ impl Machine {
             return;
         }
         let input = Arc::clone(&self.input);
-        let Buffer::Frames(reassembly) = &input.buffer else {
+        let Some((partial, encoding)) = input.decoder.partial() else {
             return;
         };
-        let header = Header::parse(reassembly.partial())
-            .ok()
-            .map(|(header, _)| header);
+        let header = Header::parse(partial).ok().map(|(header, _)| header);
         if header.is_some_and(|header| header.kind == Kind::Request && header.request_id.is_some())
         {
             let code = Code::ServiceUnavailable;
             let body = ErrorBody::server(code, "the server's memory is used up; nothing ran")
                 .with_details(&serde_json::json!({"retryAfterMs": RETRY_WHEN_BUSY_MS}));
             peer.traffic().messages_in.add(1);
-            self.outbox.answer(
-                header.as_ref(),
-                Outcome::Error(Some(code), body),
-                peer.traffic(),
-            );
+            let (outcome, traffic) = (Outcome::Error(Some(code), body), peer.traffic());
+            self.outbox
+                .answer(&encoding, header.as_ref(), outcome, None, traffic);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::Ipv4Addr;
-
-    use super::*;
-    use crate::{
-        access::{Access, ListenerPolicy},
-        budget::Budget,
-        config::{Auth, Bytes, Config, Millis, Principals},
-        dispatch::Counted,
-        server::{drain::DrainFlags, peer::CloseRequest, settings::Buffers},
-        wire::frame::FrameHeader,
-    };
-
-    fn settings(memory: usize) -> Arc<ServerSettings> {
-        let config = Config {
-            max_message_size: Bytes(100_000),
-            max_in_flight: 2,
-            read_timeout: Millis::secs(5),
-            handshake_timeout: Millis::secs(10),
-            write_timeout: Millis::secs(20),
-            idle_timeout: Millis::secs(60),
-            ..Config::default()
-        };
-        Arc::new(ServerSettings {
-            config: Arc::new(config),
-            listeners: Vec::new(),
-            max_connections: 1,
-            reserved: 0,
-            max_ending: 1,
-            buffers: Buffers {
-                read: 64,
-                write: 1000,
-            },
-            thread_stack: 0,
-            memory: Budget::new(memory),
-        })
-    }
-
-    struct Test {
-        machine: Machine,
-        peer: Peer,
-        now: Instant,
-    }
-
-    impl Test {
-        fn new(state: State, must_authenticate: bool, memory: usize) -> Self {
-            let access = Access::new(Principals::new(), "/nowhere".into(), 1).unwrap();
-            let policy = Arc::new(ListenerPolicy {
-                auth: Auth::None,
-                rights: None,
-                allow_unsecure: false,
-            });
-            let unauthenticated =
-                access.unauthenticated("1".into(), Ipv4Addr::LOCALHOST.into(), false, &policy);
-            let drain = Arc::new(DrainFlags::new().unwrap());
-            let settings = settings(memory);
-            let from = (Ipv4Addr::LOCALHOST, 1).into();
-            let peer = Peer::new(
-                (1, 0),
-                (from, None),
-                Arc::new(unauthenticated),
-                &drain,
-                &settings.memory,
-            );
-            let now = Instant::now();
-            let mut machine = Machine::new(&settings, state, now);
-            if state == State::Idle {
-                machine.open(must_authenticate, (true, true));
-            }
-            Self { machine, peer, now }
-        }
-
-        fn next(&mut self) -> Step {
-            self.machine.next(&self.peer, self.now)
-        }
-
-        /// Reads these bytes, as many as there is room for each time.
-        fn arrives(&mut self, mut bytes: &[u8]) -> Step {
-            self.machine.readable = true;
-            loop {
-                match self.next() {
-                    Step::Read => {
-                        self.read(&mut bytes);
-                    }
-                    step => return step,
-                }
-            }
-        }
-
-        /// One read of what there is.
-        fn read(&mut self, bytes: &mut &[u8]) -> usize {
-            let read_buffer = self.machine.read_buffer();
-            let count = read_buffer.len().min(bytes.len());
-            let (read, rest) = bytes.split_at(count);
-            read_buffer[..count].copy_from_slice(read);
-            *bytes = rest;
-            let received = if count == 0 {
-                Received::Nothing
-            } else {
-                let more = !rest.is_empty();
-                Received::Bytes { count, more }
-            };
-            let (peer, now) = (&self.peer, self.now);
-            self.machine.received(Ok(received), false, peer, now);
-            count
-        }
-
-        /// What becomes of it once the time has passed that it waits for.
-        fn too_late(&mut self) -> (Late, u64) {
-            let (until, late) = self.machine.deadline(0).expect("a deadline");
-            let after = (until - self.now).as_secs();
-            self.now = until;
-            self.machine.is_late();
-            // There is nothing to read, and no room to write.
-            let mut step = self.arrives(b"");
-            while self.machine.close_reason().is_none() {
-                match step {
-                    Step::Write => self.machine.blocked(until),
-                    Step::ProxyHeader | Step::Handshake => {
-                        (self.machine.readable, self.machine.writable) = (false, false);
-                    }
-                    _ => break,
-                }
-                step = self.next();
-            }
-            (late, after)
-        }
-
-        fn ends_with(&self) -> String {
-            self.machine
-                .close_reason()
-                .map_or("-".into(), ToString::to_string)
-        }
-
-        fn sends(&mut self) -> String {
-            let mut all = Vec::new();
-            while !self.machine.outbox.is_empty() {
-                let next = self.machine.outbox.next().to_vec();
-                self.machine.outbox.advance(next.len());
-                all.extend(next);
-            }
-            self.machine.written(self.now);
-            String::from_utf8_lossy(&all).into_owned()
-        }
-    }
-
-    fn frame(body: &str) -> Vec<u8> {
-        let header = FrameHeader {
-            length: u32::try_from(body.len()).unwrap(),
-            binary: false,
-            more: false,
-            keep_alive: false,
-        };
-        [&header.encode()[..], body.as_bytes()].concat()
-    }
-
-    #[test]
-    fn each_state_has_its_deadline() {
-        let wait = |state: State, must_authenticate: bool, bytes: &[u8]| {
-            let mut test = Test::new(state, must_authenticate, 1 << 20);
-            assert_eq!(test.arrives(bytes), Step::Wait);
-            let (late, after) = test.too_late();
-            (late, after, test.ends_with())
-        };
-        let mut early = Test::new(State::ProxyHeader, true, 0);
-        assert_eq!(early.next(), Step::Wait);
-        assert_eq!(early.too_late(), (Late::Handshake, 10));
-        assert!(early.ends_with().contains("proxy-header"));
-        let idle = wait(State::Idle, false, b"");
-        assert_eq!((idle.0, idle.1), (Late::Silence, 60));
-        assert!(idle.2.starts_with("IDLE_TIMEOUT"));
-        let midway = wait(State::Idle, false, &frame("x")[..5]);
-        assert_eq!((midway.0, midway.1), (Late::Message, 5));
-        assert!(midway.2.starts_with("READ_TIMEOUT"));
-        let nameless = wait(State::Idle, true, b"");
-        assert_eq!((nameless.0, nameless.1), (Late::Hello, 10));
-        // What comes later of the two does not count.
-        let nameless = wait(State::Idle, true, &frame("x")[..5]);
-        assert_eq!((nameless.0, nameless.1), (Late::Message, 5));
-
-        let mut stuck = Test::new(State::Idle, false, 1 << 20);
-        stuck.machine.keep_alive(&stuck.peer);
-        assert_eq!(stuck.next(), Step::Write);
-        stuck.machine.blocked(stuck.now);
-        stuck.machine.readable = true;
-        assert_eq!(stuck.next(), Step::Wait, "nothing is read meanwhile");
-        assert_eq!(stuck.too_late(), (Late::Writing, 20));
-        assert_eq!(stuck.next(), Step::Close);
-    }
-
-    #[test]
-    fn messages_are_taken_and_answers_leave_before_the_next_wait() {
-        let mut test = Test::new(State::Idle, false, 1 << 20);
-        let step = test.arrives(&[frame("one"), frame("two")].concat());
-        let Step::Message(Message { body, binary, .. }) = step else {
-            panic!("{step:?}");
-        };
-        assert!(!binary && test.machine.input().message(body) == b"one");
-        test.machine.keep_alive(&test.peer);
-        assert!(matches!(test.next(), Step::Message(_)), "answers gather");
-        assert_eq!(test.next(), Step::Write);
-        test.sends();
-        assert_eq!(test.next(), Step::Wait);
-        assert!(!test.machine.goes_on());
-    }
-
-    #[test]
-    fn buffers_that_calls_keep_are_paid_for() {
-        let mut test = Test::new(State::Idle, false, 1 << 20);
-        let memory = Arc::clone(&test.machine.settings.memory);
-        let step = test.arrives(&[frame("one"), frame("two"), frame("three")].concat());
-        assert!(matches!(step, Step::Message(_)));
-        let mut kept = Vec::new();
-        for count in 1..3 {
-            kept.push(Arc::clone(test.machine.input()));
-            test.machine.split_input();
-            assert_eq!(memory.used(), 64 * count, "of {count} calls");
-            assert!(matches!(test.next(), Step::Message(_)));
-        }
-        drop(kept);
-        assert_eq!(memory.used(), 0);
-    }
-
-    #[test]
-    fn what_ends_it_is_said_behind_all_answers() {
-        let mut test = Test::new(State::Idle, false, 1 << 20);
-        test.peer.leave_call();
-        assert_eq!(test.arrives(&[0, 0, 0, 1, 0xff, 0, 0, 0]), Step::Wait);
-        assert_eq!(test.machine.state(), State::Ending);
-        assert_eq!(test.machine.deadline(1), None, "a call has its own");
-        let body = ErrorBody::server(Code::Timeout, "late");
-        let outcome = Outcome::Error(Some(Code::Timeout), body);
-        test.peer
-            .answer_late(|late, traffic| late.answer(None, outcome, traffic));
-        assert_eq!(test.next(), Step::Write);
-        let said = test.sends();
-        let (late, closing) = (said.find("TIMEOUT"), said.find("INVALID_FRAME"));
-        assert!(late.is_some() && late < closing, "{said}");
-        assert_eq!(test.next(), Step::Close);
-
-        let mut notified = Test::new(State::Idle, false, 1 << 20);
-        notified.peer.request_close(CloseRequest::CLOSED);
-        assert_eq!(notified.next(), Step::Write);
-        assert!(notified.sends().contains("SHUTTING_DOWN"));
-        assert_eq!(notified.next(), Step::Close);
-
-        // Before the protocol begins nothing can be said.
-        let mut early = Test::new(State::Handshake, true, 1 << 20);
-        early.peer.request_close(CloseRequest::CLOSED);
-        assert_eq!(early.next(), Step::Close);
-
-        let mut gone = Test::new(State::Idle, false, 1 << 20);
-        gone.machine.keep_alive(&gone.peer);
-        let reset = Err(io::ErrorKind::ConnectionReset.into());
-        gone.machine.received(reset, false, &gone.peer, gone.now);
-        assert_eq!(gone.next(), Step::Close);
-    }
-
-    #[test]
-    fn a_message_waits_for_memory_and_its_request_gets_an_error() {
-        let mut test = Test::new(State::Idle, false, 1000);
-        let large = frame(&format!("REQUEST:a.b:1.0.0:7\n{}", "x".repeat(5000)));
-        assert_eq!(test.arrives(&large), Step::Wait);
-        assert!(matches!(test.machine.state(), State::Memory { .. }));
-        assert_eq!(test.too_late(), (Late::Retry, 0));
-        while test.machine.close_reason().is_none() {
-            assert_eq!(test.next(), Step::Wait);
-            test.too_late();
-        }
-        assert_eq!(test.next(), Step::Write);
-        let said = test.sends();
-        assert!(said.contains("ERROR:a.b:1.0.0:7\n{\"code\":\"SERVICE_UNAVAILABLE\""));
-        assert!(said.contains("SERVER_BUSY"), "{said}");
-        assert_eq!(test.next(), Step::Close);
-    }
-
-    #[test]
-    fn others_are_served_after_so_many_reads() {
-        let mut test = Test::new(State::Idle, false, 1 << 20);
-        test.machine.readable = true;
-        for _ in 0..MAX_READS {
-            assert_eq!(test.next(), Step::Read);
-            let read_buffer = test.machine.read_buffer();
-            let count = read_buffer.len();
-            read_buffer.copy_from_slice(&frame("").repeat(count / 8)[..count]);
-            let received = Ok(Received::Bytes { count, more: true });
-            test.machine.received(received, false, &test.peer, test.now);
-            while matches!(test.next(), Step::Message(_)) {}
-            if test.machine.quantum.reads == MAX_READS {
-                break;
-            }
-        }
-        assert_eq!(test.next(), Step::Wait);
-        assert!(test.machine.goes_on());
-        test.machine.begin_quantum();
-        assert_eq!(test.next(), Step::Read);
-    }
-
-    #[test]
-    fn others_are_served_after_so_many_messages_and_long_calls() {
-        let mut test = Test::new(State::Idle, false, 1 << 20);
-        let settings = ServerSettings {
-            buffers: Buffers {
-                read: 64 * 1024,
-                ..settings(1 << 20).buffers
-            },
-            ..ServerSettings::clone(&settings(1 << 20))
-        };
-        test.machine = Machine::new(&Arc::new(settings), State::Idle, test.now);
-        test.machine.open(false, (true, true));
-        let (mut messages, mut quantum, mut longest) = (0, 0, 0);
-        // The buffer grows with what it is filled by.
-        let all = frame("").repeat(30 * MAX_MESSAGES);
-        let mut rest = &all[..];
-        test.machine.readable = true;
-        while messages < 30 * MAX_MESSAGES {
-            match test.next() {
-                Step::Read => {
-                    let count = test.read(&mut rest);
-                    assert!(count > 0);
-                }
-                Step::Message(_) => {
-                    (messages, quantum) = (messages + 1, quantum + 1);
-                    longest = longest.max(quantum);
-                }
-                Step::Wait => {
-                    assert!(test.machine.goes_on());
-                    test.machine.begin_quantum();
-                    quantum = 0;
-                }
-                step => panic!("{step:?}"),
-            }
-        }
-        assert_eq!(longest, MAX_MESSAGES);
-        let mut test = Test::new(State::Idle, false, 1 << 20);
-        let step = test.arrives(&frame("x").repeat(2));
-        assert!(matches!(step, Step::Message(_)));
-        test.machine.end_quantum();
-        assert_eq!(test.next(), Step::Wait);
-        assert!(test.machine.goes_on());
-        test.machine.begin_quantum();
-        assert!(matches!(test.next(), Step::Message(_)));
-    }
-
-    #[test]
-    fn others_are_served_after_so_many_bytes() {
-        let mut test = Test::new(State::Idle, false, 1 << 24);
-        let large = Outcome::Binary(vec![7; 3 * MAX_WRITTEN / 2]);
-        let (header, _) = Header::parse(b"REQUEST:a.b:1.0.0:7\n").unwrap();
-        test.machine
-            .answered(Some(&header), large, None, &test.peer);
-        assert_eq!(test.next(), Step::Write);
-        let mut quanta = 1;
-        loop {
-            let count = test.machine.outbox.next().len().min(64 * 1024);
-            if !test.machine.wrote(count) {
-                test.machine.blocked(test.now);
-                assert_eq!(test.next(), Step::Wait);
-                assert!(test.machine.goes_on());
-                test.machine.begin_quantum();
-                assert_eq!(test.next(), Step::Write);
-                quanta += 1;
-            }
-            if test.machine.outbox.is_empty() {
-                break;
-            }
-        }
-        assert_eq!(quanta, 2);
-        test.machine.written(test.now);
-        assert_eq!(test.next(), Step::Wait);
-        assert!(!test.machine.goes_on());
-    }
-
-    #[test]
-    fn what_came_in_time_is_read_before_it_is_too_late() {
-        let mut test = Test::new(State::Idle, false, 1 << 20);
-        let all = frame("x");
-        assert_eq!(test.arrives(&all[..5]), Step::Wait);
-        // The whole process stood still for as long as one likes.
-        test.now += Duration::from_secs(100);
-        test.machine.is_late();
-        assert!(matches!(test.arrives(&all[5..]), Step::Message(_)));
-        assert_eq!(test.next(), Step::Wait);
-        assert!(test.machine.close_reason().is_none());
-        // A message that comes in drops has no more time than that.
-        assert_eq!(test.arrives(&all[..5]), Step::Wait);
-        test.now += Duration::from_secs(5);
-        test.machine.is_late();
-        assert_eq!(test.arrives(&all[5..6]), Step::Write);
-        assert!(test.ends_with().starts_with("READ_TIMEOUT"));
-    }
-
-    #[test]
-    fn what_is_postponed_is_tried_again_and_nothing_is_read_meanwhile() {
-        let mut test = Test::new(State::Idle, false, 1 << 20);
-        let Step::Message(message) = test.arrives(&[frame("one"), frame("two")].concat()) else {
-            panic!("no message");
-        };
-        test.machine.keep_alive(&test.peer);
-        let postponed = Postponed {
-            until: test.now + Duration::from_secs(3),
-            counted: Counted::ByPrincipal,
-        };
-        test.machine.postpone(message.clone(), postponed);
-        assert_eq!(test.next(), Step::Write, "what was answered leaves");
-        test.sends();
-        test.machine.readable = true;
-        assert_eq!(test.next(), Step::Wait);
-        assert_eq!(test.machine.state(), State::Postponed);
-        test.machine.retry();
-        let Step::Message(again) = test.next() else {
-            panic!("not tried again");
-        };
-        assert_eq!(
-            (message.postponed, again.postponed),
-            (None, Some(postponed))
-        );
-        assert_eq!(again.body, message.body);
-
-        // Its handler has to say that it is too late.
-        test.machine.postpone(again, postponed);
-        assert_eq!(test.next(), Step::Wait);
-        let (until, late) = test.machine.deadline(0).unwrap();
-        assert_eq!((until, late), (postponed.until, Late::Postponed));
-        test.now = until;
-        test.machine.is_late();
-        let Step::Message(again) = test.next() else {
-            panic!("not tried when it is too late");
-        };
-        assert!(matches!(test.next(), Step::Message(_)));
-
-        test.machine.postpone(again, postponed);
-        test.peer.request_close(CloseRequest::CLOSED);
-        assert_eq!(test.next(), Step::Write, "it is not begun any more");
-        assert!(test.sends().contains("SHUTTING_DOWN"));
-        assert_eq!(test.next(), Step::Close);
-    }
-}
+mod tests;

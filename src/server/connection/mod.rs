@@ -3,34 +3,38 @@
 //! `machine` decides what it does next; here that is done, without ever
 //! waiting.
 
-mod buffer;
 mod close_reason;
 mod credentials;
+mod decoder;
 mod http;
 mod machine;
+mod message;
+mod requests;
 
 use std::{
     net::{SocketAddr, TcpStream},
     sync::Arc,
+    time::Duration,
     time::Instant,
 };
 
 pub(crate) use close_reason::{CloseReason, RETRY_WHEN_BUSY_MS, notice};
-pub(crate) use machine::{Input, Message, State};
+pub(crate) use machine::{Input, State};
 use machine::{Machine, Step};
+pub(crate) use message::Message;
 
 use super::{
     admission::Permit,
     common::Common,
+    encoding::Encoding,
     handshakes::Handshake,
-    peer::{Activity, CloseRequest, Peer},
+    peer::{Activity, CloseRequest, Peer, Protocol},
     poller::{Events, Parked},
     settings::ListenerSettings,
 };
 use crate::{
     access::{Failure, Identity},
     dispatch::{Outcome, Postponed},
-    http::Exchange,
     log::{AUDIT, Limiter},
     system::{self, Channel},
     transport::{Proxied, ServerTls, TlsFault},
@@ -55,8 +59,6 @@ pub(crate) struct Call {
     pub(crate) message: Message,
     pub(crate) arrived: Instant,
     pub(crate) identity: Arc<Identity>,
-    /// The exchange of HTTP that it belongs to.
-    pub(crate) exchange: Option<Exchange>,
 }
 
 /// A certificate that was valid when it was last verified.
@@ -125,10 +127,9 @@ impl Connection {
             encrypted,
             &listener.policy,
         ));
-        let own = channel.local_addr();
         let peer = Arc::new(Peer::new(
             (number, permit.slot()),
-            (from, own),
+            from,
             Arc::clone(&identity),
             &common.drain,
             &common.settings.memory,
@@ -182,11 +183,26 @@ impl Connection {
     }
 
     /// Whether it only waits for its peer's next request.
-    pub(crate) fn may_linger(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.machine.state() == State::Idle
+            && !self.machine.goes_on()
             && !self.identity.must_authenticate()
             && self.peer.calls_left() == 0
             && self.peer.close_request().is_none()
+    }
+
+    /// Has its next read wait so long for the peer; says whether it will.
+    pub(crate) fn wait_in_next_read(&mut self, time: Duration) -> bool {
+        let channel = self.channel.as_mut();
+        let waits = channel.is_some_and(|channel| channel.wait_in_next_read(time));
+        self.machine.begin_quantum();
+        self.machine.readable |= waits;
+        waits
+    }
+
+    /// No read waits any more. Says whether one could have.
+    pub(crate) fn stop_waiting(&mut self) -> bool {
+        self.channel.as_mut().is_some_and(Channel::stop_waiting)
     }
 
     /// Takes events that have been delivered.
@@ -217,6 +233,7 @@ impl Connection {
                     let Some(channel) = &mut self.channel else {
                         return Advance::Closed(None);
                     };
+                    let waits = channel.waits();
                     let received = channel.read(self.machine.read_buffer());
                     let midway = channel.is_midway();
                     if matches!(&received, Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset)
@@ -224,7 +241,7 @@ impl Connection {
                         self.common.running.reset(self.peer.number());
                     }
                     // Calls may have taken their time since the first read.
-                    let now = if self.machine.has_read_before() {
+                    let now = if waits || self.machine.has_read_before() {
                         system::now()
                     } else {
                         now
@@ -247,7 +264,6 @@ impl Connection {
                         message,
                         arrived: self.machine.arrived(),
                         identity: Arc::clone(&self.identity),
-                        exchange: self.machine.exchange().cloned(),
                     });
                 }
                 Step::Head(head) => self.decide_on(&head),
@@ -259,10 +275,10 @@ impl Connection {
                     self.peer.set_activity(self.machine.state().into());
                     return Advance::Wait;
                 }
-                Step::KeepAlive => {
+                Step::KeepAlive(keep_alive) => {
                     self.update_identity();
                     if self.is_authenticated() {
-                        self.machine.keep_alive(&self.peer);
+                        self.machine.keep_alive(keep_alive, &self.peer);
                     }
                 }
                 Step::ProxyHeader => self.read_proxy_header(),
@@ -307,6 +323,7 @@ impl Connection {
     #[inline]
     pub(crate) fn answered(
         &mut self,
+        encoding: Encoding,
         header: Option<&Header<'_>>,
         outcome: Outcome,
         served: Option<Version>,
@@ -317,7 +334,8 @@ impl Connection {
             self.common
                 .note_error(&self.peer, &self.identity, header, *code, body);
         }
-        self.machine.answered(header, outcome, served, &self.peer);
+        self.machine
+            .answered(encoding, header, outcome, served, &self.peer);
         if unauthorized {
             self.machine.close_with(CloseReason::Unauthorized);
         }
@@ -336,7 +354,7 @@ impl Connection {
     /// Goes on without the current call, if so many may be left behind; its
     /// answer comes later. What came before it leaves at once.
     pub(crate) fn leave_call(&mut self) -> bool {
-        let most = self.common.settings.config.max_in_flight;
+        let most = self.common.settings.buffers.in_flight;
         // The current one counts as well.
         let leaves = self.peer.calls_left() as usize + 1 < most;
         if !self.machine.outbox.is_empty() {
@@ -466,8 +484,8 @@ impl Connection {
         self.machine.open(true, spoken);
         match spoken {
             (true, true) => {}
-            (true, false) => self.peer.speaks("frames"),
-            (false, _) => self.peer.speaks("http"),
+            (true, false) => self.peer.speaks(Protocol::Frames),
+            (false, _) => self.peer.speaks(Protocol::Http),
         }
         self.read_certificate();
         if !self.identity.must_authenticate() {
@@ -490,6 +508,7 @@ impl Connection {
         let (metrics, traffic) = (&self.common.metrics, self.peer.traffic());
         match end {
             CloseReason::Peer
+            | CloseReason::CloseFrame(_)
             | CloseReason::Io(_)
             | CloseReason::Unauthorized
             | CloseReason::Answered => {}
@@ -576,7 +595,11 @@ impl Parked for Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.peer.settle(&self.common.metrics.usages);
-        self.peer.traffic().end(&self.common.metrics.closed);
+        let (traffic, metrics) = (self.peer.traffic(), &self.common.metrics);
+        traffic.end(&metrics.closed);
+        for (protocol, requests, _) in self.peer.requests() {
+            metrics.protocols.end(protocol, requests);
+        }
     }
 }
 

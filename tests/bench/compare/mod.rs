@@ -70,6 +70,8 @@ pub struct Arguments {
     serve_echo: Option<u16>,
     #[arg(long, hide = true)]
     serve_native: Option<u16>,
+    #[arg(long, hide = true)]
+    serve_parrot: Option<u16>,
 }
 
 /// What was measured of one subject, by round.
@@ -91,6 +93,9 @@ pub fn run(arguments: &Arguments) -> ExitCode {
     }
     if let Some(port) = arguments.serve_native {
         stand_ins::native(port);
+    }
+    if let Some(port) = arguments.serve_parrot {
+        stand_ins::parrot(port);
     }
     match compare(arguments) {
         Ok(()) => ExitCode::SUCCESS,

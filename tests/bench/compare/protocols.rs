@@ -1,6 +1,6 @@
 //! The protocols of the others, as far as one request and its answer go.
 
-use mb_server::load::{Frames, ParsedReply, Protocol};
+use mb_server::load::{Frames, Http, ParsedReply, Protocol};
 
 /// Any of them.
 #[derive(Clone)]
@@ -16,7 +16,7 @@ pub enum Any {
         greeted: bool,
     },
     /// HTTP/1.1 with connections that stay.
-    Http(Vec<u8>),
+    Http(Http),
 }
 
 impl Any {
@@ -31,20 +31,10 @@ impl Any {
         Self::Redis(request)
     }
 
-    pub fn http(payload: &[u8]) -> Self {
-        let mut request = format!(
-            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
-            payload.len()
-        )
-        .into_bytes();
-        request.extend_from_slice(payload);
-        Self::Http(request)
-    }
-
     fn take(&self, read: &[u8]) -> Result<Option<(usize, Option<usize>)>, String> {
         let said = || String::from_utf8_lossy(&read[..read.len().min(200)]).into_owned();
         match self {
-            Self::Frames(_) => Err("answered elsewhere".into()),
+            Self::Frames(_) | Self::Http(_) => Err("answered elsewhere".into()),
             Self::Redis(_) => {
                 let Some(line) = line(read) else {
                     return Ok(None);
@@ -78,7 +68,6 @@ impl Any {
                     .ok_or_else(said)?;
                 Ok(Some((end + 2 + size + 2, Some(slot))))
             }
-            Self::Http(_) => http(read).map_err(|()| said()),
         }
     }
 }
@@ -92,43 +81,6 @@ fn line(read: &[u8]) -> Option<usize> {
     read.windows(2).position(|pair| pair == b"\r\n")
 }
 
-/// With a length or in chunks.
-fn http(read: &[u8]) -> Result<Option<(usize, Option<usize>)>, ()> {
-    let Some(head) = read.windows(4).position(|end| end == b"\r\n\r\n") else {
-        return Ok(None);
-    };
-    let lines = text(&read[..head]).to_ascii_lowercase();
-    if !lines.starts_with("http/1.1 200") {
-        return Err(());
-    }
-    let field = |name: &str| {
-        lines
-            .lines()
-            .find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
-    };
-    let body = head + 4;
-    if let Some(length) = field("content-length:") {
-        return Ok(Some((
-            body + length.parse::<usize>().map_err(|_| ())?,
-            None,
-        )));
-    }
-    let mut at = body;
-    loop {
-        let Some(end) = line(&read[at..]) else {
-            return Ok(None);
-        };
-        let size = usize::from_str_radix(text(&read[at..at + end]), 16).map_err(|_| ())?;
-        at += end + 2 + size + 2;
-        if at > read.len() {
-            return Ok(None);
-        }
-        if size == 0 {
-            return Ok(Some((at, None)));
-        }
-    }
-}
-
 /// In turn or not is a matter of the protocol, so there are two kinds.
 #[derive(Clone)]
 pub struct InOrder(pub Any);
@@ -140,13 +92,18 @@ pub struct Named(pub Any);
 impl Protocol for InOrder {
     const IN_ORDER: bool = true;
 
-    fn write_request(&mut self, _slot: usize, out: &mut Vec<u8>) {
-        if let Any::Redis(request) | Any::Http(request) = &self.0 {
-            out.extend_from_slice(request);
+    fn write_request(&mut self, slot: usize, out: &mut Vec<u8>) {
+        match &mut self.0 {
+            Any::Redis(request) => out.extend_from_slice(request),
+            Any::Http(http) => http.write_request(slot, out),
+            Any::Frames(_) | Any::Nats { .. } => {}
         }
     }
 
     fn parse_reply(&mut self, read: &[u8]) -> Result<Option<ParsedReply>, String> {
+        if let Any::Http(http) = &mut self.0 {
+            return http.parse_reply(read);
+        }
         reply(&self.0, read)
     }
 }

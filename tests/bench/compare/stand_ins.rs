@@ -84,8 +84,32 @@ impl Handle for Native {
     }
 }
 
+/// What arrives is the answer, header line and all.
+struct Parrot;
+
+impl Handle for Parrot {
+    fn handle<'a>(&self, request: Request<'a>) -> Reply<'a> {
+        let body = request.body.to_vec();
+        let outcome = if request.binary {
+            Outcome::Binary(body)
+        } else {
+            Outcome::Json(String::from_utf8(body).expect("text is UTF-8"))
+        };
+        Reply::new(None, outcome)
+    }
+}
+
 /// Our server with a native handler.
 pub fn native(port: u16) -> ! {
+    serve(port, Arc::new(Native))
+}
+
+/// Our server that sends back whole messages, for Autobahn.
+pub fn parrot(port: u16) -> ! {
+    serve(port, Arc::new(Parrot))
+}
+
+fn serve(port: u16, handle: Arc<dyn Handle>) -> ! {
     let listener = ListenerSettings {
         config: Listener::new(OneOrMore::One("127.0.0.1".into()), port, false),
         tls: None,
@@ -110,7 +134,7 @@ pub fn native(port: u16) -> ! {
     let _server = Server::start(
         settings,
         &mut Inherited::default(),
-        Arc::new(Native),
+        handle,
         Arc::new(Metrics::default()),
         access,
     )

@@ -10,7 +10,7 @@ use std::{
 };
 
 use mb_server::{
-    load::Frames,
+    load::{Frames, Http},
     wire::{Payload, Topic, Version},
 };
 
@@ -29,7 +29,7 @@ enum How {
     Frames(&'static str),
     Redis,
     Nats,
-    Http,
+    Http(&'static str),
 }
 
 impl Drop for Subject {
@@ -60,16 +60,16 @@ impl Subject {
                 connection,
                 greeted: false,
             },
-            How::Http => Any::http(payload.as_bytes()),
+            How::Http(path) => Any::Http(Http::post("x", path, None, Payload::Json(payload))),
         }
     }
 
     pub fn answers_in_turn(&self) -> bool {
-        matches!(self.how, How::Redis | How::Http)
+        matches!(self.how, How::Redis | How::Http(_))
     }
 
     pub fn pipelines(&self) -> bool {
-        self.how != How::Http
+        !matches!(self.how, How::Http(_))
     }
 
     /// Time of the processor that its processes have used, in microseconds.
@@ -117,11 +117,13 @@ impl Starter {
     /// All that can be compared, by name.
     pub fn all(&self) -> Vec<(&'static str, Start<'_>)> {
         let ours = |name, service: &'static str, topic, settings: &'static str| {
+            let how = How::Frames(topic);
             (
                 name,
-                Box::new(move || self.ours(name, service, topic, settings)) as Start<'_>,
+                Box::new(move || self.ours(name, service, how, settings)) as Start<'_>,
             )
         };
+        let http = How::Http("/call/wrap.wrap");
         vec![
             ("echo", Box::new(|| self.stand_in("echo", "--serve-echo"))),
             (
@@ -131,6 +133,10 @@ impl Starter {
             ours("shared", "wrap", "wrap.wrap", "isolation = \"shared\""),
             ours("request", "wrap", "wrap.wrap", ""),
             ours("request-plain", "wrap_plain", "wrap-plain.wrap", ""),
+            (
+                "request-http",
+                Box::new(move || self.ours("request-http", "wrap", http, "")),
+            ),
             ("redis", Box::new(|| self.redis())),
             ("nats", Box::new(|| self.nats())),
             ("nginx", Box::new(|| self.nginx())),
@@ -197,20 +203,17 @@ impl Starter {
         )
     }
 
-    fn ours(
-        &self,
-        name: &'static str,
-        service: &str,
-        topic: &'static str,
-        settings: &str,
-    ) -> Started {
+    fn ours(&self, name: &'static str, service: &str, how: How, settings: &str) -> Started {
         if !self.server.exists() {
             return Err("cargo build --release builds mb-server".into());
         }
         let dir = self.dir.join(name);
         fs::create_dir_all(dir.join("services")).map_err(|error| error.to_string())?;
         let guest = guest(service)?;
-        let named = topic.split('.').next().unwrap_or_default();
+        let named = match how {
+            How::Frames(topic) => topic.split('.').next().unwrap_or_default(),
+            _ => service,
+        };
         fs::copy(guest, dir.join(format!("services/{named}.wasm")))
             .map_err(|error| error.to_string())?;
         let config = dir.join("mb.toml");
@@ -232,12 +235,7 @@ impl Starter {
         ])
         .chain(["--admin-port".into(), "0".into()])
         .collect();
-        self.start(
-            name,
-            How::Frames(topic),
-            port,
-            &[(self.server.clone(), arguments)],
-        )
+        self.start(name, how, port, &[(self.server.clone(), arguments)])
     }
 
     fn redis(&self) -> Started {
@@ -306,7 +304,7 @@ impl Starter {
             .to_vec();
         self.start(
             "nginx",
-            How::Http,
+            How::Http("/"),
             port,
             &[(find("nginx", "nginx-light")?, arguments)],
         )
@@ -339,7 +337,7 @@ impl Starter {
         ];
         self.start(
             "wasmtime",
-            How::Http,
+            How::Http("/"),
             port,
             &[(program, arguments.map(str::to_owned).to_vec())],
         )

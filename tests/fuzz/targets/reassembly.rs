@@ -18,7 +18,7 @@ fn feed(stream: &[u8], chunk: usize) -> Out {
         spare[..size].copy_from_slice(&rest[..size]);
         rest = &rest[size..];
         buffer.advance(size);
-        assert!(buffer.capacity() <= 2 * (LIMIT + FRAME_HEADER_SIZE + READ));
+        assert!(buffer.buffer().capacity() <= 2 * (LIMIT + FRAME_HEADER_SIZE + READ));
         loop {
             match buffer.next() {
                 Ok(Some(Incoming::KeepAlive)) => out.push(None),

@@ -192,6 +192,8 @@ pub struct Wire {
 struct Ends {
     /// From the client.
     inbound: VecDeque<u8>,
+    /// Bytes of it that the server has read.
+    read: usize,
     /// The client says nothing more.
     inbound_over: bool,
     /// The client is gone.
@@ -277,6 +279,11 @@ impl Wire {
         (ends.outbound_over || ends.closed) && ends.outbound.is_empty()
     }
 
+    /// Bytes that the server has read.
+    pub fn read(&self) -> usize {
+        self.inner.lock().unwrap().read
+    }
+
     /// Bytes that the server has not read.
     pub fn unread(&self) -> usize {
         self.inner.lock().unwrap().inbound.len()
@@ -303,7 +310,11 @@ impl Ends {
 }
 
 /// The server's side of a socket.
-pub struct Channel(Arc<Wire>);
+pub struct Channel {
+    wire: Arc<Wire>,
+    blocks: bool,
+    waits: bool,
+}
 
 impl Channel {
     /// Not simulated.
@@ -313,11 +324,11 @@ impl Channel {
 
     /// Over a socket in memory.
     pub fn over(wire: &Arc<Wire>) -> Self {
-        Self(Arc::clone(wire))
-    }
-
-    pub fn local_addr(&self) -> Option<SocketAddr> {
-        Some((Ipv4Addr::LOCALHOST, 1).into())
+        Self {
+            wire: Arc::clone(wire),
+            blocks: false,
+            waits: false,
+        }
     }
 
     pub fn is_encrypted(&self) -> bool {
@@ -334,7 +345,13 @@ impl Channel {
 
     pub fn read(&mut self, buf: &mut [u8]) -> io::Result<Received> {
         thread::yield_now();
-        let mut ends = self.0.inner.lock().unwrap();
+        if std::mem::take(&mut self.waits) {
+            // The clock stands, so nothing comes once all others do nothing.
+            for _ in 0..8 {
+                thread::yield_now();
+            }
+        }
+        let mut ends = self.wire.inner.lock().unwrap();
         if ends.reset {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
@@ -343,6 +360,7 @@ impl Channel {
             for (place, byte) in buf.iter_mut().zip(ends.inbound.drain(..count)) {
                 *place = byte;
             }
+            ends.read += count;
             let more = count == buf.len();
             return Ok(Received::Bytes { count, more });
         }
@@ -355,7 +373,7 @@ impl Channel {
 
     pub fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         thread::yield_now();
-        let mut ends = self.0.inner.lock().unwrap();
+        let mut ends = self.wire.inner.lock().unwrap();
         if ends.reset {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
@@ -373,11 +391,22 @@ impl Channel {
         false
     }
 
-    /// The clock stands, so nothing comes while others do nothing.
-    pub fn wait(&self, _: Duration) -> bool {
-        thread::yield_now();
-        let ends = self.0.inner.lock().unwrap();
-        !ends.inbound.is_empty() || ends.inbound_over || ends.reset
+    pub fn wait_in_next_read(&mut self, _: Duration) -> bool {
+        (self.blocks, self.waits) = (true, true);
+        true
+    }
+
+    pub fn may_wait(&self) -> bool {
+        self.blocks
+    }
+
+    pub fn waits(&self) -> bool {
+        self.waits
+    }
+
+    pub fn stop_waiting(&mut self) -> bool {
+        self.waits = false;
+        std::mem::take(&mut self.blocks)
     }
 
     pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
@@ -391,7 +420,7 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        let mut ends = self.0.inner.lock().unwrap();
+        let mut ends = self.wire.inner.lock().unwrap();
         ends.closed = true;
         // Closing a socket takes it out of epoll: its slot has another one.
         ends.watched = None;
@@ -492,7 +521,7 @@ impl Epoll {
     }
 
     pub fn add(&self, channel: &Channel, slot: usize) -> io::Result<()> {
-        let mut ends = channel.0.inner.lock().unwrap();
+        let mut ends = channel.wire.inner.lock().unwrap();
         ends.watched = Some((Arc::clone(&self.0), slot));
         let ready = ends.ready(slot);
         drop(ends);
@@ -500,8 +529,16 @@ impl Epoll {
         Ok(())
     }
 
+    pub fn pause(&self, channel: &Channel, _: usize) {
+        channel.wire.inner.lock().unwrap().watched = None;
+    }
+
+    pub fn resume(&self, channel: &Channel, slot: usize) {
+        let _ = self.add(channel, slot);
+    }
+
     pub fn forget(&self, channel: &Channel) {
-        channel.0.inner.lock().unwrap().watched = None;
+        channel.wire.inner.lock().unwrap().watched = None;
     }
 
     pub fn wait(&self, ready: &mut Vec<Ready>, most: usize, timeout: Duration) {
@@ -541,7 +578,7 @@ impl Linger {
     }
 
     pub fn take(&self, channel: Channel) {
-        channel.0.inner.lock().unwrap().outbound_over = true;
+        channel.wire.inner.lock().unwrap().outbound_over = true;
     }
 
     pub fn wait_until_empty(&self, _: Instant) {}
