@@ -142,7 +142,7 @@ impl Serving {
         };
         let store = open_store(&config, always_store, patience, &memory);
         if let Some(store) = store.opened() {
-            tend(store).map_err(|error| failure(error.to_string()))?;
+            tend(&store).map_err(|error| failure(error.to_string()))?;
         }
         let scheduler = Scheduler::of_this_machine();
         bound_principals(&scheduler, &config.principals);
@@ -455,12 +455,16 @@ fn connect_store(_: Remote, _: &Arc<Budget>) -> std::result::Result<Arc<Store>, 
     Err(StoreError::Away("this program has no client for it".into()))
 }
 
-/// Does what is due for the store, until the process ends.
-fn tend(store: Arc<Store>) -> io::Result<()> {
+/// Does what is due for the store as long as it is used.
+fn tend(store: &Arc<Store>) -> io::Result<()> {
+    let store = Arc::downgrade(store);
     let tend = move || {
         loop {
             thread::sleep(TEND_EVERY);
-            store.tend();
+            match store.upgrade() {
+                Some(store) => store.tend(),
+                None => return,
+            }
         }
     };
     let named = thread::Builder::new().name("mb-store".into());
