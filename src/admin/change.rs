@@ -221,7 +221,7 @@ impl Admin {
     /// Writes a backup, if the request may have one; the head comes with its
     /// first bytes. None once some were written.
     pub(super) fn export(&self, request: &Request, out: &mut dyn Write) -> Option<Page> {
-        if let Err(page) = self.authorise(request) {
+        if let Err(page) = self.authorise(request, Takes::Admin) {
             return Some(page);
         }
         let mut out = Headed { out, begun: false };

@@ -312,7 +312,6 @@ impl Config {
             &mut self.services_dir,
             &mut self.state_dir,
             &mut self.admin.socket,
-            &mut self.sandbox.cache_dir,
             &mut self.store.password_file,
             &mut self.store.ca,
             &mut self.admin.deploy_token,

@@ -18,7 +18,7 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use crate::{
     budget::{Budget, Reservation},
     config::store::Node,
-    transport::{Socket, SocketOptions, Stream, TlsFault, resolve_until},
+    transport::{Socket, Stream, TlsFault, resolve_until, set_options},
     trusted::{self, Purpose},
 };
 
@@ -273,11 +273,7 @@ fn connect(node: &Node, login: &Login, deadline: Instant) -> Result<Stream, Stri
             .max(Duration::from_millis(1));
         match TcpStream::connect_timeout(&address, remaining) {
             Ok(stream) => {
-                let options = SocketOptions {
-                    keep_alive: Some(Duration::from_secs(30)),
-                    no_delay: true,
-                };
-                let _ = options.apply(&stream);
+                let _ = set_options(&stream);
                 return secure(node, login, Socket::new(stream), deadline);
             }
             Err(error) => last = error,
