@@ -22,6 +22,8 @@ use super::{
 const MAX_GROUP: usize = 256;
 
 type OpResult = Result<Done, StoreError>;
+/// A value, and when it ends.
+type Held = (Vec<u8>, Option<u64>);
 
 /// Writes that wait. Each belongs to a thread that waits with it, so there
 /// are never more than threads.
@@ -251,11 +253,7 @@ impl Op {
     }
 
     /// The value of a key, and when it ends.
-    fn value(
-        &self,
-        key: &str,
-        tables: &Tables<'_>,
-    ) -> Result<Option<(Vec<u8>, Option<u64>)>, StoreError> {
+    fn value(&self, key: &str, tables: &Tables<'_>) -> Result<Option<Held>, StoreError> {
         let entry_key = self.entry_key(key);
         let Some(stored) = tables.values.get(entry_key)? else {
             return Ok(None);

@@ -12,7 +12,7 @@ use redis::{Cmd, Value, cmd};
 
 use super::{Remote, strings, unexpected};
 use crate::store::{
-    Change, Checked, Engine as _, MAX_BATCH_BYTES, Op, StoreError, entry,
+    Change, Checked, Engine as _, MAX_BATCH_BYTES, Op, Pairs, StoreError, entry,
     transfer::{ExportError, Line, first_line, line, read_first, read_line},
 };
 
@@ -27,6 +27,11 @@ const STEP_TIME: Duration = Duration::from_secs(10);
 /// Entries that are written at once, and their bytes.
 const MAX_GROUP: usize = 100;
 const MAX_GROUP_BYTES: usize = 1024 * 1024;
+
+/// An entry: its name, its value, and when it ends.
+type Found = (Vec<u8>, Vec<u8>, Option<u64>);
+/// Values of one bucket: its service, its name, and they.
+type Group = (Arc<str>, Box<str>, Pairs);
 
 impl Remote {
     pub(super) fn write_backup(&self, out: &mut dyn Write) -> Result<Checked, ExportError> {
@@ -88,12 +93,7 @@ impl Remote {
     }
 
     /// Some entries of a service, each with its end, and where to go on.
-    #[allow(clippy::type_complexity, reason = "name, value, end")]
-    fn step(
-        &self,
-        service: &Arc<str>,
-        cursor: &[u8],
-    ) -> Result<(Vec<u8>, Vec<(Vec<u8>, Vec<u8>, Option<u64>)>), StoreError> {
+    fn step(&self, service: &Arc<str>, cursor: &[u8]) -> Result<(Vec<u8>, Vec<Found>), StoreError> {
         let deadline = Instant::now() + STEP_TIME;
         let mut scan = cmd("HSCAN");
         scan.arg(format!("mb:{{{service}}}:values")).arg(cursor);
@@ -153,7 +153,7 @@ impl Remote {
         read_first(input)?;
         let mut written = 0;
         let mut read = || -> Result<(), StoreError> {
-            let mut group: Option<(Arc<str>, Box<str>, Vec<(String, Option<Vec<u8>>)>)> = None;
+            let mut group: Option<Group> = None;
             let (mut number, mut bytes) = (2, 0);
             loop {
                 let next = read_line(input, number)?;
@@ -218,11 +218,7 @@ impl Remote {
         }
     }
 
-    #[allow(clippy::type_complexity, reason = "service, bucket, pairs")]
-    fn write_group(
-        &self,
-        group: Option<(Arc<str>, Box<str>, Vec<(String, Option<Vec<u8>>)>)>,
-    ) -> Result<u64, StoreError> {
+    fn write_group(&self, group: Option<Group>) -> Result<u64, StoreError> {
         let Some((service, bucket, pairs)) = group else {
             return Ok(0);
         };
