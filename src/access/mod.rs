@@ -21,6 +21,10 @@ use std::{
 use arc_swap::ArcSwap;
 use throttle::AuthThrottle;
 pub use throttle::Failure;
+
+/// What a request asks for that names no version: rights that name one do not
+/// cover it.
+pub const NO_VERSION: [u64; 3] = [u64::MAX; 3];
 use tokens::{Tokens, TokensError};
 
 use crate::{

@@ -15,7 +15,7 @@ use run::{Checked, RETRY_WHEN_FULL_MS, Task, stopped};
 use serde_json::json;
 
 use crate::{
-    access::{Access, Identity, Principal, log_refusal},
+    access::{Access, Identity, NO_VERSION, Principal, log_refusal},
     budget::{Budget, Reservation},
     catalog::{Catalog, SYSTEM},
     config::Config,
@@ -415,18 +415,17 @@ impl Core {
         let Request {
             identity, watch, ..
         } = request;
-        // A right that names versions covers no request that names none.
         let Version {
             major,
             minor,
             patch,
-        } = if request.any_version {
-            Version::new(0, 0, 0)
-        } else {
-            header.version
+        } = header.version;
+        let asked = match request.any_version {
+            true => NO_VERSION,
+            false => [major, minor, patch],
         };
         let principal = &identity.principal;
-        if !identity.may_call(header.topic.as_str(), [major, minor, patch]) {
+        if !identity.may_call(header.topic.as_str(), asked) {
             let message = format!(
                 "{} may not call {} {}",
                 principal.name,
