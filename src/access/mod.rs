@@ -408,7 +408,13 @@ impl Identity {
     /// Whether the peer must authenticate before anything else.
     #[must_use]
     pub fn must_authenticate(&self) -> bool {
-        self.policy.auth == Auth::Required && !self.is_authenticated()
+        self.is_authentication_required() && !self.is_authenticated()
+    }
+
+    /// Whether its listener requires that peers authenticate.
+    #[must_use]
+    pub fn is_authentication_required(&self) -> bool {
+        self.policy.auth == Auth::Required
     }
 
     /// Whether its token or certificate has expired or was revoked since.

@@ -20,6 +20,7 @@ use crate::{
     config::{Auth, Isolation, Row},
     dispatch::{Dispatcher, Handle as _, Outcome, Reply, Request},
     host::{Unwatched, grant_for},
+    http::Asks,
     server::View,
     wire::Version,
 };
@@ -108,6 +109,7 @@ impl Commands for Operator {
             body: body.as_bytes(),
             binary: false,
             any_version: false,
+            asks: &Asks::Topic,
             postponed: None,
             arrived: begun,
             identity: &identity,
@@ -143,7 +145,10 @@ impl Commands for Operator {
                 answer["message"] = json!(error.message);
                 answer["details"] = json!(error.details);
             }
-            Outcome::Silence | Outcome::Postponed(_) => {}
+            Outcome::Silence
+            | Outcome::Postponed(_)
+            | Outcome::Response(..)
+            | Outcome::Redirect(_) => {}
         }
         Ok(answer)
     }

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::response::Refusal;
+use super::{
+    mcp::McpFields,
+    response::{Asks, Refusal},
+};
 use crate::wire::{
     Code, Topic, Version,
     header::{MAX_TIMEOUT, is_request_id},
@@ -16,6 +19,9 @@ use crate::wire::{
 pub const MAX_HEAD_SIZE: usize = 16 * 1024;
 /// Fields of a head at most.
 pub const MAX_FIELDS: usize = 64;
+
+/// Path of requests of MCP.
+const MCP: &str = "/mcp";
 
 /// Method of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +52,10 @@ pub enum Route {
     },
     /// `system.services`.
     Services,
+    /// The same as an OpenAPI document.
+    OpenApi,
+    /// What the body says, a request of MCP.
+    Mcp,
     /// Whether the process lives.
     Health,
     /// Whether it serves.
@@ -109,6 +119,8 @@ pub struct Head {
     pub timeout: Option<Duration>,
     /// What the body is.
     pub content: Content,
+    /// What it repeats of a request of MCP; none on other paths.
+    pub mcp: Option<McpFields>,
 }
 
 fn malformed(message: &'static str) -> Refusal {
@@ -223,11 +235,18 @@ impl Head {
             asked = asked.and(Err(Refusal::new(Code::InvalidRequest, message)));
         }
         let content = fields.content();
-        if method == Method::Post
-            && (content == Content::Other
-                || content == Content::Unnamed && framing != Framing::Length(0))
-        {
-            let message = "Content-Type must be application/json or application/octet-stream";
+        let is_mcp = path == MCP;
+        let fits = match content {
+            Content::Json => true,
+            Content::Binary => !is_mcp,
+            Content::Unnamed => framing == Framing::Length(0),
+            Content::Other => false,
+        };
+        if method == Method::Post && !fits {
+            let message = match is_mcp {
+                true => "Content-Type must be application/json",
+                false => "Content-Type must be application/json or application/octet-stream",
+            };
             asked = asked.and(Err(Refusal::with_status(
                 415,
                 Code::InvalidRequest,
@@ -261,7 +280,33 @@ impl Head {
             parent_request_id: boxed(fields.parent_request_id),
             timeout: timeout.flatten(),
             content,
+            mcp: is_mcp.then(|| McpFields {
+                revision: boxed(fields.mcp_revision),
+                method: boxed(fields.mcp_method),
+                name: boxed(fields.mcp_name),
+            }),
         })
+    }
+
+    /// What it asks for, unless that is refused.
+    #[must_use]
+    pub fn asks(&self) -> Asks {
+        match (&self.asked, &self.mcp) {
+            (Ok(Route::OpenApi), _) => Asks::Services,
+            (Ok(Route::Mcp), Some(fields)) => Asks::Mcp(fields.clone()),
+            _ => Asks::Topic,
+        }
+    }
+}
+
+impl Route {
+    /// The topic that stands for it where it names none.
+    pub(super) fn system_topic(&self) -> &'static str {
+        match self {
+            Self::Mcp => "system.mcp",
+            Self::OpenApi => "system.openapi",
+            Self::Message { .. } | Self::Services | Self::Health | Self::Ready => "system.services",
+        }
     }
 }
 
@@ -279,6 +324,9 @@ struct Fields<'a> {
     parent_request_id: Option<&'a str>,
     timeout: Option<&'a str>,
     expect: Option<&'a str>,
+    mcp_revision: Option<&'a str>,
+    mcp_method: Option<&'a str>,
+    mcp_name: Option<&'a str>,
     closes: bool,
     keeps_alive: bool,
     forwarded: Vec<IpAddr>,
@@ -301,6 +349,9 @@ impl<'a> Fields<'a> {
                 parent_request_id,
                 timeout,
                 expect,
+                mcp_revision,
+                mcp_method,
+                mcp_name,
                 closes,
                 keeps_alive,
                 ..
@@ -317,6 +368,9 @@ impl<'a> Fields<'a> {
                 17 if is("parent-request-id") => parent_request_id,
                 15 if is("request-timeout") => timeout,
                 6 if is("expect") => expect,
+                20 if is("mcp-protocol-version") => mcp_revision,
+                10 if is("mcp-method") => mcp_method,
+                8 if is("mcp-name") => mcp_name,
                 10 if is("connection") => {
                     for token in field.value.split(|&byte| byte == b',') {
                         let token = token.trim_ascii();
@@ -462,6 +516,14 @@ fn split(target: &str) -> Result<(Option<&str>, &str), Refusal> {
     Ok((authority, path))
 }
 
+/// The refusal of a path that there is not.
+#[must_use]
+pub fn no_such_path() -> Refusal {
+    let message = "no such path: there are /call/SERVICE.ACTION, /publish/SERVICE.ACTION, \
+                   /services, /openapi.json, /healthz and /readyz, and /mcp where http.mcp is on";
+    Refusal::new(Code::NoRouteFound, message)
+}
+
 fn route(path: &str, method: Method) -> Result<Route, Refusal> {
     let message = |rest: &str, is_publish| {
         let (topic, version) = match rest.split_once('@') {
@@ -484,14 +546,12 @@ fn route(path: &str, method: Method) -> Result<Route, Refusal> {
         "/services" => (Ok(Route::Services), "GET, HEAD"),
         "/healthz" => (Ok(Route::Health), "GET, HEAD"),
         "/readyz" => (Ok(Route::Ready), "GET, HEAD"),
+        "/openapi.json" => (Ok(Route::OpenApi), "GET, HEAD"),
+        MCP => (Ok(Route::Mcp), "POST"),
         _ => match (path.strip_prefix("/call/"), path.strip_prefix("/publish/")) {
             (Some(topic), _) => (message(topic, false), "POST"),
             (_, Some(topic)) => (message(topic, true), "POST"),
-            _ => {
-                let message = "no such path: there are /call/SERVICE.ACTION, /publish/SERVICE.ACTION, \
-                               /services, /healthz and /readyz";
-                return Err(Refusal::new(Code::NoRouteFound, message));
-            }
+            _ => return Err(no_such_path()),
         },
     };
     let fits = match method {

@@ -13,7 +13,7 @@ use super::{
     head::{Content, Framing, Head, MAX_HEAD_SIZE, Route, find_end},
     response::Refusal,
 };
-use crate::wire::{Code, Version};
+use crate::wire::{Code, SYSTEM_VERSION, Version};
 
 /// First size of a buffer, in bytes.
 const FIRST_SIZE: usize = 1024;
@@ -196,6 +196,27 @@ impl Incoming {
         self.state = State::Head;
     }
 
+    /// Puts a header line before a part of a message that was taken, and makes
+    /// another message of both.
+    pub fn relabel(&mut self, payload: Range<usize>, line: &[u8]) -> Range<usize> {
+        let missing = line.len().saturating_sub(payload.start);
+        if missing > 0 {
+            self.buf.reserve_exact(missing);
+            self.buf.splice(0..0, std::iter::repeat_n(0, missing));
+            for place in [
+                &mut self.start,
+                &mut self.write,
+                &mut self.read,
+                &mut self.filled,
+            ] {
+                *place += missing;
+            }
+        }
+        let (start, end) = (payload.start + missing, payload.end + missing);
+        self.buf[start - line.len()..start].copy_from_slice(line);
+        start - line.len()..end
+    }
+
     /// A message that was taken; it lies there until the next read.
     #[must_use]
     pub fn message(&self, body: Range<usize>) -> &[u8] {
@@ -319,7 +340,7 @@ fn line(head: &Head, request_id: &str) -> Vec<u8> {
             version.unwrap_or(Version::new(0, 0, 0)),
             if *is_publish { "PUBLISH" } else { "REQUEST" },
         ),
-        Ok(_) => ("system.services", crate::wire::SYSTEM_VERSION, "REQUEST"),
+        Ok(route) => (route.system_topic(), SYSTEM_VERSION, "REQUEST"),
         Err(_) => panic!("what is refused is not admitted"),
     };
     let mut line = Vec::with_capacity(128);
@@ -431,6 +452,41 @@ mod tests {
                 bytes[at] = byte;
             }
             prop_assert_eq!(feed(&bytes, &pieces), feed(&bytes, &[1_000_000]));
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_message_is_relabelled_wherever_it_lies() {
+        for (payload, part) in [
+            ("{\"a\":[1]}", 5..8),
+            ("[1]", 0..3),
+            (&*"x".repeat(3000), 2999..3000),
+            ("{}", 2..2),
+        ] {
+            for line in ["REQUEST:a.b:0.0.0:id\n", &"L".repeat(600)] {
+                let bytes = request(payload, None) + "GET /services";
+                let mut incoming = Incoming::new(bytes.as_bytes(), MOST, READ);
+                let Ok(Some(Taken::Head(head))) = incoming.take() else {
+                    panic!("no head");
+                };
+                incoming.admit(&head, "id").unwrap();
+                let Ok(Some(Taken::Message { body, .. })) = incoming.take() else {
+                    panic!("no message");
+                };
+                let first = body.end - payload.len();
+                let own = incoming.relabel(first + part.start..first + part.end, line.as_bytes());
+                let expected = format!("{line}{}", &payload[part.clone()]);
+                assert_eq!(incoming.message(own), expected.as_bytes());
+                assert_eq!(incoming.take(), Ok(None), "the next head is not whole");
+                incoming.spare();
+                let rest = b" HTTP/1.1\r\nHost: a\r\n\r\n";
+                incoming.spare()[..rest.len()].copy_from_slice(rest);
+                incoming.advance(rest.len());
+                let Ok(Some(Taken::Head(head))) = incoming.take() else {
+                    panic!("no second head");
+                };
+                assert_eq!(head.asked, Ok(Route::Services));
+            }
         }
     }
 

@@ -5,11 +5,11 @@ use std::{collections::VecDeque, mem, sync::Arc, time::SystemTime};
 use crate::{
     budget::{Budget, Reservation},
     dispatch::Outcome,
-    http::{Exchange, Response},
+    http::{Asks, Exchange, McpReply, Response},
     metrics::Traffic,
     wire::{
         Header, Kind, Version,
-        message::{write_error, write_head, write_message_bytes},
+        message::{error_document, write_error, write_head, write_message_bytes},
         reassembly::KEPT_SIZE,
     },
 };
@@ -60,7 +60,13 @@ impl Outbox {
         traffic: &Traffic,
     ) {
         match (outcome, header) {
-            (Outcome::Silence | Outcome::Postponed(_), _)
+            (
+                Outcome::Silence
+                | Outcome::Postponed(_)
+                | Outcome::Redirect(_)
+                | Outcome::Response(..),
+                _,
+            )
             | (Outcome::Json(_) | Outcome::Binary(_), None) => return,
             (Outcome::Json(text), Some(header)) => self.respond(header, text.into_bytes(), false),
             (Outcome::Binary(bytes), Some(header)) => self.respond(header, bytes, true),
@@ -81,9 +87,16 @@ impl Outbox {
         outcome: Outcome,
         traffic: &Traffic,
     ) {
+        let outcome = match &exchange.asks {
+            Asks::Tool(reply) => with_failure(reply, outcome, traffic),
+            Asks::Topic | Asks::Services | Asks::Mcp(_) => outcome,
+        };
         let out = self.end();
         match outcome {
-            Outcome::Silence | Outcome::Postponed(_) => return,
+            Outcome::Silence | Outcome::Postponed(_) | Outcome::Redirect(_) => return,
+            Outcome::Response(status, body) => {
+                Response::Status(status, &body).write(out, exchange, served);
+            }
             Outcome::Error(code, body) => {
                 traffic.errors.add(1);
                 Response::Error(code, &body).write(out, exchange, served);
@@ -225,6 +238,16 @@ impl Outbox {
             self.reservation.set(beyond);
         }
     }
+}
+
+/// The failure of a tool is a result of MCP.
+fn with_failure(reply: &McpReply, outcome: Outcome, traffic: &Traffic) -> Outcome {
+    let Outcome::Error(_, body) = outcome else {
+        return outcome;
+    };
+    traffic.errors.add(1);
+    let text = error_document(&body, SystemTime::now());
+    Outcome::Json(reply.called(&String::from_utf8_lossy(&text), true))
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     dispatch::{self, Counted, Handle, Outcome, Postponed, Reply, Request, internal_error},
     host::{Stop, Watch},
+    http::Asks,
     log::{Limiter, panic_text},
     scheduler::{Cost, Ticket},
     system::{
@@ -304,12 +305,18 @@ impl Worker {
                         served,
                     } = reply;
                     same.peer().used(used);
-                    if let Outcome::Postponed(postponed) = outcome {
-                        same.postpone(call.message, postponed);
-                    } else {
-                        same.answered(header.as_ref(), outcome, served);
-                        // The buffer is the connection's alone again.
-                        drop(call);
+                    match outcome {
+                        Outcome::Postponed(postponed) => same.postpone(call.message, postponed),
+                        Outcome::Redirect(redirect) => {
+                            let message = call.message.clone();
+                            drop(call);
+                            same.redirect(message, *redirect);
+                        }
+                        outcome => {
+                            same.answered(header.as_ref(), outcome, served);
+                            // The buffer is the connection's alone again.
+                            drop(call);
+                        }
                     }
                     connection = held.connection.as_mut()?;
                     ticks += self.ticks.load(Relaxed);
@@ -418,6 +425,10 @@ impl Worker {
             body,
             binary: *binary,
             any_version: *any_version,
+            asks: call
+                .exchange
+                .as_ref()
+                .map_or(&Asks::Topic, |exchange| &exchange.asks),
             postponed: *postponed,
             arrived: call.arrived,
             identity: &call.identity,

@@ -7,7 +7,7 @@ use super::Connection;
 use crate::{
     access::{Denied, Identity},
     dispatch::TOO_MANY_FAILURES,
-    http::{Exchange, Framing, Head, Method, Refusal, Response, Route},
+    http::{Exchange, Framing, Head, Method, Refusal, Response, Route, no_such_path},
     server::settings::contains,
     wire::Code,
 };
@@ -45,6 +45,7 @@ impl Connection {
         let mut exchange = Exchange {
             request_id: named.map_or_else(made, Into::into),
             origin: head.origin.as_deref().filter(is_listed).map(Into::into),
+            asks: head.asks(),
             is_head: head.method == Method::Head,
             is_publish: matches!(
                 head.asked,
@@ -104,6 +105,9 @@ impl Connection {
             let message = "pages of this origin may not ask; http.origins lists those that may";
             return Err(Refusal::new(Code::Forbidden, message));
         }
+        if head.mcp.is_some() && !self.common.settings.config.http.mcp {
+            return Err(no_such_path());
+        }
         let route = head.asked.as_ref().map_err(Clone::clone)?;
         if head.method == Method::Options {
             if is_listed {
@@ -112,7 +116,7 @@ impl Connection {
             let message = "OPTIONS is for pages of other origins";
             return Err(Refusal {
                 allow: Some(match route {
-                    Route::Message { .. } => "POST",
+                    Route::Message { .. } | Route::Mcp => "POST",
                     _ => "GET, HEAD",
                 }),
                 ..Refusal::with_status(405, Code::InvalidRequest, message)
@@ -125,7 +129,7 @@ impl Connection {
                 return Err(Refusal::new(Code::ShuttingDown, message));
             }
             Route::Ready => return Ok(ALIVE),
-            Route::Message { .. } | Route::Services => {}
+            Route::Message { .. } | Route::Services | Route::OpenApi | Route::Mcp => {}
         }
         self.authenticate_request(head.token.as_deref(), &own)?;
         if !self.identity.is_authenticated() && !self.answers_to(head.host.as_deref()) {

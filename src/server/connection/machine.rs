@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     budget::Reservation,
-    dispatch::{Outcome, Postponed},
-    http::{self, Exchange, Head, Refusal, Response},
+    dispatch::{Counted, Outcome, Postponed, Redirect},
+    http::{self, Asks, Exchange, Head, Refusal, Response},
     server::{
         outbox::Outbox,
         peer::{Activity, Peer},
@@ -816,6 +816,32 @@ impl Machine {
         });
     }
 
+    /// Has a message handled again, as the call that it asks for.
+    pub(crate) fn redirect(&mut self, message: Message, redirect: Redirect) {
+        let Redirect {
+            line,
+            payload,
+            until,
+            reply,
+        } = redirect;
+        let Buffer::Http(incoming) = &mut self.own_input().buffer else {
+            return;
+        };
+        let payload = message.body.start + payload.start..message.body.start + payload.end;
+        let body = incoming.relabel(payload, line.as_bytes());
+        if let Some(exchange) = &mut self.http.exchange {
+            exchange.asks = Asks::Tool(reply);
+        }
+        let message = Message {
+            body,
+            any_version: true,
+            ..message
+        };
+        let counted = Counted::Nowhere;
+        self.postpone(message, Postponed { until, counted });
+        self.retry();
+    }
+
     /// Tries the postponed message again at the next step.
     pub(crate) fn retry(&mut self) {
         self.retries = self.postponed.is_some();
@@ -1068,7 +1094,6 @@ mod tests {
         access::{Access, ListenerPolicy},
         budget::Budget,
         config::{Auth, Bytes, Config, Millis, Principals},
-        dispatch::Counted,
         server::{drain::DrainFlags, peer::CloseRequest, settings::Buffers},
         wire::frame::FrameHeader,
     };
