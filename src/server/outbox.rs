@@ -1,14 +1,14 @@
 //! Answers that have not left yet, in the order in which they leave.
 
-use std::{collections::VecDeque, mem, sync::Arc};
+use std::{collections::VecDeque, mem, sync::Arc, time::SystemTime};
 
 use super::encoding::Encoding;
 use crate::{
     budget::{Budget, Reservation},
     dispatch::Outcome,
-    http::{Exchange, Response},
+    http::{Asks, Exchange, McpReply, Response},
     metrics::Traffic,
-    wire::{Header, Kind, Version, buffer::KEPT_SIZE},
+    wire::{Header, Kind, Version, buffer::KEPT_SIZE, message::error_document},
 };
 
 /// A payload of this many bytes or more is not copied to the others, but
@@ -58,12 +58,19 @@ impl Outbox {
         served: Option<Version>,
         traffic: &Traffic,
     ) {
+        let outcome = match encoding.asks() {
+            Asks::Tool(reply) => with_failure(reply, outcome, traffic),
+            Asks::Topic | Asks::Services | Asks::Mcp(_) => outcome,
+        };
         match outcome {
-            Outcome::Silence | Outcome::Postponed(_) => return,
+            Outcome::Silence | Outcome::Postponed(_) | Outcome::Redirect(_) => return,
             Outcome::Json(text) => {
                 self.respond(encoding, header, served, text.into_bytes(), false);
             }
             Outcome::Binary(bytes) => self.respond(encoding, header, served, bytes, true),
+            Outcome::Response(status, body) => {
+                encoding.write_response(self.end(), served, (status, &body));
+            }
             Outcome::Error(code, body) => {
                 traffic.errors.add(1);
                 encoding.write_error(self.end(), header, served, (code, &body));
@@ -196,6 +203,16 @@ impl Outbox {
             self.reservation.set(beyond);
         }
     }
+}
+
+/// The failure of a tool is a result of MCP.
+fn with_failure(reply: &McpReply, outcome: Outcome, traffic: &Traffic) -> Outcome {
+    let Outcome::Error(_, body) = outcome else {
+        return outcome;
+    };
+    traffic.errors.add(1);
+    let text = error_document(&body, SystemTime::now());
+    Outcome::Json(reply.called(&String::from_utf8_lossy(&text), true))
 }
 
 #[cfg(test)]

@@ -290,10 +290,13 @@ impl Worker {
             self.ticks.store(0, Relaxed);
             self.outlives_reset.store(false, Relaxed);
             drop(held);
+            // The reply borrows it, and the answer takes its message.
+            let asks = call.message.encoding.asks().clone();
             let reply = self.call(Request {
                 body: call.input.message(call.message.body.clone()),
                 binary: call.message.binary,
                 any_version: call.message.any_version,
+                asks: &asks,
                 postponed: call.message.postponed,
                 arrived: call.arrived,
                 identity: &call.identity,
@@ -318,13 +321,18 @@ impl Worker {
                         served,
                     } = reply;
                     same.peer().used(used);
-                    if let Outcome::Postponed(postponed) = outcome {
-                        same.postpone(call.message, postponed);
-                    } else {
-                        let encoding = call.message.encoding;
-                        same.answered(encoding, header.as_ref(), outcome, served);
-                        // The buffer is the connection's alone again.
-                        drop(call.input);
+                    match outcome {
+                        Outcome::Postponed(postponed) => same.postpone(call.message, postponed),
+                        Outcome::Redirect(redirect) => {
+                            drop(call.input);
+                            same.redirect(call.message, *redirect);
+                        }
+                        outcome => {
+                            let encoding = call.message.encoding;
+                            same.answered(encoding, header.as_ref(), outcome, served);
+                            // The buffer is the connection's alone again.
+                            drop(call.input);
+                        }
                     }
                     connection = held.connection.as_mut()?;
                     ticks += self.ticks.load(Relaxed);

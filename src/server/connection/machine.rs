@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     budget::Reservation,
-    dispatch::{Outcome, Postponed},
-    http::Head,
+    dispatch::{Counted, Outcome, Postponed, Redirect},
+    http::{Asks, Head},
     server::{
         encoding::Encoding,
         outbox::Outbox,
@@ -684,6 +684,29 @@ impl Machine {
             postponed: Some(postponed),
             ..message
         });
+    }
+
+    /// Has a message handled again, as the call that it asks for.
+    pub(crate) fn redirect(&mut self, message: Message, redirect: Redirect) {
+        let Redirect {
+            line,
+            payload,
+            until,
+            reply,
+        } = redirect;
+        let payload = message.body.start + payload.start..message.body.start + payload.end;
+        let buffer = self.own_input().decoder.buffer_mut();
+        let mut message = Message {
+            body: buffer.relabel(payload, line.as_bytes()),
+            any_version: true,
+            ..message
+        };
+        if let Encoding::Http(exchange) = &mut message.encoding {
+            exchange.asks = Asks::Tool(reply);
+        }
+        let counted = Counted::Nowhere;
+        self.postpone(message, Postponed { until, counted });
+        self.retry();
     }
 
     /// Tries the postponed message again at the next step.

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     access::{Failure, Identity},
-    dispatch::{Outcome, Postponed},
+    dispatch::{Outcome, Postponed, Redirect},
     log::{AUDIT, Limiter},
     system::{self, Channel},
     transport::{Proxied, ServerTls, TlsFault},
@@ -344,6 +344,11 @@ impl Connection {
     /// The call of a message can't begin yet.
     pub(crate) fn postpone(&mut self, message: Message, postponed: Postponed) {
         self.machine.postpone(message, postponed);
+    }
+
+    /// Has a message handled again, as the call that it asks for.
+    pub(crate) fn redirect(&mut self, message: Message, redirect: Redirect) {
+        self.machine.redirect(message, redirect);
     }
 
     /// Its calls have taken so long that others are next.
