@@ -407,7 +407,7 @@ def idle_http():
     """Quiet connections that stay, each of which has been served once over HTTP."""
     count = 10_000
     print(f"idle-http: {count} quiet connections of HTTP beside 32 that ask")
-    server = Server(f'memory = "2GiB"\nidle_timeout = 600000\nmax_connections = {count + 100}')
+    server = Server(f'memory = "4GiB"\nidle_timeout = 600000\nmax_connections = {count + 100}')
     request = b"POST /call/echo.say HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
     def active():
