@@ -122,7 +122,7 @@ impl Denied {
         match self {
             Self::Token => "the token is unknown, expired or revoked",
             Self::NoToken => {
-                "a token is needed here: in system.hello, or over HTTP as Authorization: Bearer TOKEN"
+                "system.hello must carry a token here, or over HTTP the field Authorization: Bearer TOKEN"
             }
             Self::Exposed => {
                 "a token is taken over TLS only, since others can read this connection"

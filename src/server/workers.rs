@@ -248,12 +248,14 @@ impl Worker {
         let mut connection = held.connection.insert(connection);
         connection.take_events(events, now);
         let mut ticks = 0;
-        let mut has_waited = false;
+        // Only a peer that has just asked is waited for: parking again reports
+        // events that bring nothing.
+        let mut has_asked = false;
         loop {
             let mut call = match connection.advance(now) {
                 Advance::Call(call) => call,
-                Advance::Wait if !has_waited && self.waits_for_peer(connection) => {
-                    has_waited = true;
+                Advance::Wait if has_asked && self.waits_for_peer(connection) => {
+                    has_asked = false;
                     continue;
                 }
                 Advance::Wait => {
@@ -282,7 +284,7 @@ impl Worker {
                 // The handler answers that it is too late.
                 call.message.postponed = Some(postponed);
             }
-            has_waited = false;
+            has_asked = true;
             held.call = Some(CurrentCall {
                 message: call.message.body.clone(),
                 arrived: call.arrived,

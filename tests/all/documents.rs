@@ -479,7 +479,9 @@ fn routes_are_those_of_the_endpoint() {
     assert_eq!(documented, there);
     // And wherever else one is named, but for those of the other port.
     for document in for_users() {
-        let answered = document.name.starts_with("src/http/");
+        let answered = ["src/http/", "src/websocket/"]
+            .iter()
+            .any(|dir| document.name.starts_with(dir));
         for span in document.spans() {
             let method = ["GET ", "POST ", "PUT ", "DELETE "]
                 .iter()
@@ -492,6 +494,7 @@ fn routes_are_those_of_the_endpoint() {
                 " /services",
                 " /healthz",
                 " /readyz",
+                " /ws",
             ]
             .iter()
             .any(|path| span.contains(path));

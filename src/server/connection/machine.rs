@@ -640,8 +640,12 @@ impl Machine {
         served: Option<Version>,
         peer: &Peer,
     ) {
-        if let Encoding::Http(exchange) = &mut encoding {
-            exchange.closes |= peer.close_request().is_some();
+        if let Encoding::Http(exchange) = &mut encoding
+            && peer.close_request().is_some()
+        {
+            // Nothing may follow a response that says so.
+            exchange.closes = true;
+            self.close_with(CloseReason::Answered);
         }
         let traffic = peer.traffic();
         self.outbox

@@ -101,7 +101,8 @@ impl Requests {
             return Some(Encoding::Http(exchange));
         }
         let exchange = self.admitted.as_ref().map(|admitted| &admitted.exchange);
-        if exchange.is_none() && !self.incoming.is_midway() {
+        // A client that was sent `Connection: close` reads nothing behind it.
+        if exchange.is_none() && (self.closes || !self.incoming.is_midway()) {
             return None;
         }
         let exchange = Exchange {
