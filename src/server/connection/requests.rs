@@ -75,9 +75,9 @@ impl Requests {
         &mut self,
         head: &Head,
         exchange: Exchange,
-    ) -> Result<bool, (Refusal, Exchange)> {
+    ) -> Result<bool, Box<(Refusal, Exchange)>> {
         if let Err(refusal) = self.incoming.admit(head, &exchange.request_id) {
-            return Err((refusal, exchange));
+            return Err(Box::new((refusal, exchange)));
         }
         self.closes = exchange.closes;
         self.admitted = Some(Admitted {
