@@ -325,6 +325,12 @@ impl Machine {
         }
     }
 
+    /// Closes it instead of calling for a message: one of HTTP gets the ERROR.
+    pub(crate) fn close_unbegun(&mut self, message: Message, end: CloseReason) {
+        self.postponed = Some(message);
+        self.close_with(end);
+    }
+
     /// Closes it after what was begun. The first reason counts.
     pub(crate) fn close_with(&mut self, end: CloseReason) {
         if self.closing.is_some() && !end.is_silent() {

@@ -251,8 +251,8 @@ impl Connection {
                 Step::Message(message) => {
                     self.update_identity();
                     if let Some(close_request) = self.peer.close_request() {
-                        self.machine
-                            .close_with(CloseReason::Requested(close_request));
+                        let reason = CloseReason::Requested(close_request);
+                        self.machine.close_unbegun(message, reason);
                         continue;
                     }
                     self.peer.set_activity(Activity::Calling);
