@@ -81,7 +81,8 @@ impl Core {
     }
 
     /// The answer to a call as a response, which has it as a text too: it takes
-    /// up to three times the memory.
+    /// up to seven times the memory: each character of the text may need two
+    /// bytes, in a buffer that has doubled.
     pub(super) fn tool_response(
         &self,
         reply: &McpReply,
@@ -89,7 +90,7 @@ impl Core {
         mut waiter: Waiter<'_>,
         held: &mut Option<Reservation>,
     ) -> Result<Outcome, Refusal> {
-        let size = 4 * match &outcome {
+        let size = 8 * match &outcome {
             Outcome::Json(text) => text.len(),
             Outcome::Binary(bytes) => bytes.len(),
             _ => return Ok(outcome),

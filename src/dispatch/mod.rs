@@ -780,12 +780,12 @@ mod tests {
             response.map_err(|refusal| refusal.body.code.into_owned())
         };
         let (mut first, mut second) = (None, None);
-        assert!(matches!(respond(500, &mut first), Ok(Outcome::Json(_))));
+        assert!(matches!(respond(250, &mut first), Ok(Outcome::Json(_))));
         assert_eq!(core.memory.used(), 2000);
-        assert_eq!(respond(500, &mut second).unwrap_err(), "SERVICE_FAILED");
+        assert_eq!(respond(250, &mut second).unwrap_err(), "SERVICE_FAILED");
         drop((first, second));
         assert_eq!(core.memory.used(), 0);
-        assert_eq!(respond(800, &mut None).unwrap_err(), "SERVICE_FAILED");
+        assert_eq!(respond(400, &mut None).unwrap_err(), "SERVICE_FAILED");
     }
 
     #[test]

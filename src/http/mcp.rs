@@ -230,7 +230,7 @@ impl<'a> McpStep<'a> {
             }
             _ => return Err(reply.refuse(METHOD_NOT_FOUND, "no such method")),
         };
-        Ok(Self::Respond((200, reply.result(&result))))
+        Ok(Self::Respond((200, reply.result(&[&result]))))
     }
 }
 
@@ -297,7 +297,7 @@ impl McpReply {
     #[must_use]
     pub fn tools(&self, tools: &[Tool<'_>]) -> String {
         let tools: Vec<_> = tools.iter().map(|tool| tool.listed().to_string()).collect();
-        self.result(&format!(r#""tools":[{}],{CACHING}"#, tools.join(",")))
+        self.result(&[r#""tools":["#, &tools.join(","), "],", CACHING])
     }
 
     /// The response to a call: its JSON, or the ERROR object where it failed.
@@ -308,25 +308,23 @@ impl McpReply {
             true => [r#","structuredContent":"#, answer],
             false => ["", ""],
         };
-        self.result(&format!(
-            r#""content":[{{"type":"text","text":{}}}],"isError":{failed}{}{}"#,
-            Value::from(answer),
-            structured[0],
-            structured[1]
-        ))
+        let text = serde_json::to_string(answer).unwrap_or_default();
+        let is_error = if failed { "true" } else { "false" };
+        let content = r#""content":[{"type":"text","text":"#;
+        let end = r#"}],"isError":"#;
+        self.result(&[content, &text, end, is_error, structured[0], structured[1]])
     }
 
     /// The same for an answer of bytes.
     #[must_use]
     pub fn called_bytes(&self, answer: &[u8]) -> String {
         let blob = BASE64_STANDARD.encode(answer);
-        self.result(&format!(
-            r#""content":[{{"type":"resource","resource":{{"uri":"mb:answer","mimeType":"application/octet-stream","blob":"{blob}"}}}}],"isError":false"#
-        ))
+        let content = r#""content":[{"type":"resource","resource":{"uri":"mb:answer","mimeType":"application/octet-stream","blob":""#;
+        self.result(&[content, &blob, r#""}}],"isError":false"#])
     }
 
-    fn result(&self, members: &str) -> String {
-        let id = &self.id;
+    /// Of parts that follow each other: they are large, and copied once.
+    fn result(&self, members: &[&str]) -> String {
         let more = match self.stands_alone {
             true => format!(
                 r#","resultType":"complete","_meta":{{"io.modelcontextprotocol/serverInfo":{}}}"#,
@@ -334,7 +332,8 @@ impl McpReply {
             ),
             false => String::new(),
         };
-        format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{{members}{more}}}}}"#)
+        let head = [r#"{"jsonrpc":"2.0","id":"#, &self.id, r#","result":{"#];
+        [&head, members, &[&more, "}}"]].concat().concat()
     }
 }
 

@@ -59,6 +59,19 @@ impl Encoding {
         }
     }
 
+    /// The connection closes behind the answer.
+    pub(crate) fn closes(&mut self) {
+        if let Self::Http(exchange) = self {
+            exchange.closes = true;
+        }
+    }
+
+    /// Whether the answer says that the connection closes behind it.
+    #[inline]
+    pub(crate) fn says_close(&self) -> bool {
+        matches!(self, Self::Http(exchange) if exchange.closes)
+    }
+
     /// Whether a payload is only announced: HEAD.
     pub(crate) fn omits_payload(&self) -> bool {
         matches!(self, Self::Http(exchange) if exchange.is_head)

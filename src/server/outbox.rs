@@ -27,6 +27,8 @@ pub(crate) struct Outbox {
     /// Memory of the parts beyond that. Answers are there already, and large
     /// ones were reserved before: they are never refused for it, others wait.
     reservation: Reservation,
+    /// A response has said that the connection closes behind it.
+    said_close: bool,
 }
 
 impl Outbox {
@@ -46,6 +48,7 @@ impl Outbox {
             sent: 0,
             free,
             reservation: Reservation::empty(memory),
+            said_close: false,
         }
     }
 
@@ -58,6 +61,7 @@ impl Outbox {
         served: Option<Version>,
         traffic: &Traffic,
     ) {
+        self.said_close |= encoding.says_close();
         let outcome = match encoding.asks() {
             Asks::Tool(reply) => with_failure(reply, outcome, traffic),
             Asks::Topic | Asks::Services | Asks::Mcp(_) => outcome,
@@ -109,6 +113,7 @@ impl Outbox {
 
     /// Puts a response that no service gives behind what is there.
     pub(crate) fn push_response(&mut self, response: &Response<'_>, exchange: &Exchange) {
+        self.said_close |= exchange.closes;
         response.write(self.end(), exchange, None);
         self.update_reservation();
     }
@@ -130,8 +135,14 @@ impl Outbox {
                 self.end().extend_from_slice(&part);
             }
         }
+        self.said_close |= other.said_close;
         other.update_reservation();
         self.update_reservation();
+    }
+
+    /// Whether nothing may follow any more.
+    pub(crate) fn said_close(&self) -> bool {
+        self.said_close
     }
 
     /// Where the next small thing is written to.

@@ -364,7 +364,10 @@ impl Worker {
                         served,
                         ..
                     } = reply;
-                    let encoding = &call.message.encoding;
+                    let encoding = &mut call.message.encoding;
+                    if peer.close_request().is_some() {
+                        encoding.closes();
+                    }
                     peer.answer_late(|late, traffic| {
                         late.answer(encoding, header.as_ref(), outcome, served, traffic);
                     });
@@ -410,11 +413,12 @@ impl Worker {
     }
 
     /// Whether the connection's next read waits for its peer, in this thread,
-    /// while another one polls.
+    /// while another one polls. Half of the threads are left to calls.
     fn waits_for_peer(&self, connection: &mut Connection) -> bool {
         let waits = self.shared.common.settings.config.waiting == Waiting::Threads
             && !self.is_reserve
             && connection.is_idle()
+            && self.shared.threads.threads() < self.shared.most_waiting()
             && self.compensate();
         let is_first = !connection.channel().is_some_and(Channel::may_wait);
         let waits = waits && connection.wait_in_next_read(STAY);

@@ -494,17 +494,23 @@ fn nothing_is_read_in_two_ways() {
 #[test]
 fn pages_of_others_get_nothing() {
     let server = setup()
-        .set("[http]\norigins = [\"https://app.example\"]\nhosts = [\"mb.example\"]")
+        .set("[http]\nmcp = true\norigins = [\"https://app.example\"]\nhosts = [\"mb.example\"]")
         .start();
     let routes = [
         ("POST", "/call/calc.add"),
         ("POST", "/call/calc.add@1.0.0"),
         ("POST", "/publish/calc.add"),
         ("GET", "/services"),
+        ("GET", "/openapi.json"),
+        ("POST", "/mcp"),
     ];
     for (method, path) in routes {
         let ask = |host: &str, fields: &str| {
-            let body = if method == "POST" { SUM } else { "" };
+            let body = match (method, path) {
+                ("POST", "/mcp") => r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#,
+                ("POST", _) => SUM,
+                _ => "",
+            };
             let typed = if fields.contains("Content-Type") || body.is_empty() {
                 ""
             } else {

@@ -533,6 +533,9 @@ impl Machine {
     /// Puts the closing ERROR into the outbox, and WebSocket's close frame.
     fn say_closing(&mut self, peer: &Peer) {
         let Some(reason) = &self.closing else { return };
+        if self.outbox.said_close() {
+            return;
+        }
         let postponed = self.postponed.take();
         let Some(encoding) = self.input.decoder.closing_encoding(postponed) else {
             return;
