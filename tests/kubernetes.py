@@ -88,8 +88,7 @@ def agree(resources):
     assert limit >= mebibytes(toml["memory"]) + 128, "the limit leaves no room for what memory does not count"
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     assert set(mounts.values()) == {volume["name"] for volume in pod["volumes"]}
-    files = [toml["tokens"], toml["services_dir"], toml["tls"]["cert"], toml["tls"]["key"], container["args"][-1],
-             toml["store"]["password_file"]]
+    files = [toml["tokens"], toml["services_dir"], toml["tls"]["cert"], toml["tls"]["key"], container["args"][-1]]
     for file in files:
         assert any(file == at or file.startswith(at + "/") for at in mounts), f"{file} is in no volume"
 

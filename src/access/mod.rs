@@ -33,6 +33,10 @@ use crate::{
     log::{AUDIT, Limiter},
 };
 
+/// What a request asks for that names no version: rights that name one do not
+/// cover it.
+pub const NO_VERSION: [u64; 3] = [u64::MAX; 3];
+
 /// Principals that are remembered at the same time; unused ones are displaced.
 const MAX_PRINCIPALS: usize = 10_000;
 
@@ -435,7 +439,13 @@ impl Identity {
     /// Whether the peer must authenticate before anything else.
     #[must_use]
     pub fn must_authenticate(&self) -> bool {
-        self.policy.auth == Auth::Required && !self.is_authenticated()
+        self.is_authentication_required() && !self.is_authenticated()
+    }
+
+    /// Whether its listener requires that peers authenticate.
+    #[must_use]
+    pub fn is_authentication_required(&self) -> bool {
+        self.policy.auth == Auth::Required
     }
 
     /// Whether its token or certificate has expired or was revoked since.

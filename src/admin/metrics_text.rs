@@ -177,7 +177,8 @@ impl Text {
     }
 
     fn services(&mut self, rows: &[&ServiceRow]) {
-        let counters: [(&str, fn(&ServiceRow) -> u64); 8] = [
+        type Value = fn(&ServiceRow) -> u64;
+        let counters: [(&str, Value); 8] = [
             ("mb_calls_total", |row| row.calls),
             ("mb_call_failures_total", |row| row.failures),
             ("mb_call_errors_total", |row| row.errors),

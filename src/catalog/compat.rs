@@ -29,6 +29,7 @@ pub fn breaks(old: &Description, new: &Description) -> Vec<String> {
             description: _,
             input,
             output,
+            valid: _,
         } = now;
         if let (Some(before), Some(now)) = (&action.input, input) {
             compare(

@@ -1,7 +1,8 @@
 //! What a service says of itself, read once into types.
 
-use std::fmt;
+use std::{fmt, sync::OnceLock};
 
+use jsonschema::draft202012;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -52,6 +53,21 @@ pub struct Action {
     /// JSON Schema of a JSON answer.
     #[serde(default)]
     pub output: Option<Value>,
+    /// See [`Action::valid_schemas`]. Looked at once, and not at each start.
+    #[serde(skip)]
+    pub(super) valid: OnceLock<[bool; 2]>,
+}
+
+impl Action {
+    /// Returns the schemas of input and output, without those that are invalid
+    /// by JSON Schema 2020-12.
+    #[must_use]
+    pub fn valid_schemas(&self) -> [Option<&Value>; 2] {
+        let both = [self.input.as_ref(), self.output.as_ref()];
+        let is_valid = |schema: Option<&Value>| schema.is_some_and(draft202012::meta::is_valid);
+        let [input, output] = *self.valid.get_or_init(|| both.map(is_valid));
+        [both[0].filter(|_| input), both[1].filter(|_| output)]
+    }
 }
 
 /// The document as it comes. Unknown fields are passed over, so that later
@@ -108,6 +124,7 @@ impl Description {
                 description,
                 input: _,
                 output: _,
+                valid: _,
             } = action;
             let topic = format!("{name}.{action_name}");
             if action_name.len() > MAX_ACTION_SIZE || Topic::parse(&topic).is_err() {
@@ -187,6 +204,27 @@ mod tests {
         let schema: Value =
             serde_json::from_str(include_str!("../../wit/describe.schema.json")).unwrap();
         serde_json::from_str(text).is_ok_and(|document| jsonschema::is_valid(&schema, &document))
+    }
+
+    #[test]
+    fn invalid_schemas_are_left_out() {
+        let of = |schema: Value| {
+            let actions = json!([{"name": "x", "input": schema, "output": {}}]);
+            let document = json!({"name": "a", "version": "1.0.0", "actions": actions});
+            let action = Description::parse(&document.to_string()).unwrap().actions[0].clone();
+            action.valid_schemas().map(|schema| schema.is_some())
+        };
+        for schema in [json!({"type": "object"}), json!(true)] {
+            assert_eq!(of(schema), [true, true]);
+        }
+        for schema in [
+            json!(null),
+            json!(1),
+            json!({"type": "x"}),
+            json!({"properties": []}),
+        ] {
+            assert_eq!(of(schema), [false, true]);
+        }
     }
 
     #[test]

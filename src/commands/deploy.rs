@@ -74,7 +74,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         deploy.digest
     );
     let query = format!("?force={force}&check={dry_run}");
-    let verdicts = deploy.hold(&bytes, &query)?;
+    let verdicts = deploy.hold(&bytes, &query, !dry_run)?;
     if *dry_run {
         say!("nothing was changed");
         return Ok(Exit::Success);
@@ -132,7 +132,7 @@ struct Deploy {
 
 impl Deploy {
     /// Has each server check and hold it. Returns what they found.
-    fn hold(&self, bytes: &[u8], query: &str) -> admin_http::Result<Vec<Value>> {
+    fn hold(&self, bytes: &[u8], query: &str, holds: bool) -> admin_http::Result<Vec<Value>> {
         let path = format!("/services/{}{query}", self.file);
         let answers = on_all(&self.servers, |server| {
             let answer = self.verdict(server.put(&path, bytes));
@@ -142,8 +142,13 @@ impl Deploy {
         let Some(exit) = failed(&answers) else {
             return answers.into_iter().collect();
         };
-        // Those that hold it drop it.
-        on_all(&self.servers, |server| self.post(server, true).ok());
+        // Those that hold it drop it. The others may serve this file since an
+        // earlier deploy, which stays.
+        let took = self.servers.iter().zip(&answers);
+        let holding: Vec<_> = took
+            .filter_map(|(server, answer)| (holds && answer.is_ok()).then_some(server))
+            .collect();
+        on_all(&holding, |server| self.post(server, true).ok());
         let refused = answers.iter().filter(|answer| answer.is_err()).count();
         let all = self.servers.len();
         let error = format!("nothing was changed: {refused} of {all} servers can't take it");

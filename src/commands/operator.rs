@@ -21,6 +21,7 @@ use crate::{
     config::Auth,
     dispatch::{Dispatcher, Handle as _, Outcome, Reply, Request},
     host::{Unwatched, grant_for},
+    http::Asks,
     server::View,
     store::Store,
     wire::Version,
@@ -142,6 +143,7 @@ impl Commands for Operator {
             body: body.as_bytes(),
             binary: false,
             any_version: false,
+            asks: &Asks::Topic,
             postponed: None,
             arrived: begun,
             identity: &identity,
@@ -177,7 +179,10 @@ impl Commands for Operator {
                 answer["message"] = json!(error.message);
                 answer["details"] = json!(error.details);
             }
-            Outcome::Silence | Outcome::Postponed(_) => {}
+            Outcome::Silence
+            | Outcome::Postponed(_)
+            | Outcome::Response(..)
+            | Outcome::Redirect(_) => {}
         }
         Ok(answer)
     }

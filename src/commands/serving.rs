@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     io,
     net::SocketAddr,
-    path::Path,
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
@@ -489,7 +488,7 @@ fn compact(store: &Store) {
 #[cfg(feature = "compiler")]
 pub(super) fn compile_worker(config: &Config) -> CompileWorker {
     let memory = config.sandbox.compile_memory.0;
-    CompileWorker::start(Path::new(PROGRAM), memory, COMPILE_TIMEOUT)
+    CompileWorker::start(std::path::Path::new(PROGRAM), memory, COMPILE_TIMEOUT)
 }
 
 fn load_catalog(

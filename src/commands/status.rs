@@ -114,7 +114,8 @@ fn overview(servers: &[Endpoint]) -> (String, Exit) {
             Ok(found) if found.ready => {}
             Ok(_) if exit == Exit::Success => exit = Exit::Failure,
             Ok(_) => {}
-            Err(_) => exit = Exit::Unreachable,
+            Err((_, _)) if exit == Exit::Unreachable => {}
+            Err((code, _)) => exit = *code,
         }
     }
     let reached: Vec<_> = servers

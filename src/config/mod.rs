@@ -179,6 +179,9 @@ settings! {
         /// Host headers that are answered without authentication besides addresses and
         /// `localhost`, at most 16.
         pub hosts: Vec<String> = Vec::new(),
+        /// Answer the Model Context Protocol at `/mcp`: actions that take objects are
+        /// tools.
+        pub mcp: bool = false,
     }
 }
 

@@ -1,11 +1,14 @@
 //! From a message to its answer: parse, authorise, route, call, and map the
 //! result to a code of the protocol.
 
+mod mcp;
+mod openapi;
 mod run;
 mod system;
 
 use std::{
     borrow::Cow,
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,11 +18,12 @@ use run::{Checked, RETRY_WHEN_FULL_MS, Ran, Task, stopped};
 use serde_json::json;
 
 use crate::{
-    access::{Access, Identity, Principal, log_refusal},
+    access::{Access, Identity, NO_VERSION, Principal, log_refusal},
     budget::{Budget, Reservation},
     catalog::{Catalog, SYSTEM},
     config::Config,
     host::{Context, WaitError, Waiter, Watch},
+    http::{Asks, McpReply},
     log::Limiter,
     metrics::{Metrics, Used},
     sandbox::SMALL_ANSWER,
@@ -47,6 +51,8 @@ pub struct Request<'a> {
     pub binary: bool,
     /// Any version serves it: the highest, whatever the header line says.
     pub any_version: bool,
+    /// What it asks for, if not for its topic.
+    pub asks: &'a Asks,
     /// What is known of its call, if that was postponed before.
     pub postponed: Option<Postponed>,
     /// When its last byte was read, from which its timeout counts.
@@ -151,6 +157,23 @@ pub enum Outcome {
     Postponed(Postponed),
     /// ERROR; the code is the server's, or none if it is the service's.
     Error(Option<Code>, ErrorBody<'static>),
+    /// A response of HTTP with this status, and JSON or nothing.
+    Response(u16, String),
+    /// Nothing yet: the message has to be handled again as another one.
+    Redirect(Box<Redirect>),
+}
+
+/// A call that the payload of a message asks for.
+#[derive(Debug)]
+pub struct Redirect {
+    /// Its header line.
+    pub line: String,
+    /// Its payload, a part of the message; what is not there follows the line.
+    pub payload: Range<usize>,
+    /// Its deadline.
+    pub until: Instant,
+    /// Writes the response.
+    pub reply: McpReply,
 }
 
 /// Answers messages. The seam between the connection's side and the rest.
@@ -358,6 +381,16 @@ impl Core {
             );
             return Err(Refusal::new(Code::InvalidRequest, message));
         }
+        match request.asks {
+            Asks::Topic | Asks::Tool(_) => {}
+            Asks::Services => {
+                take_rate(&request.identity.principal)?;
+                let text = self.openapi(request.identity)?;
+                found.held = self.reserve_now(text.len())?;
+                return Ok(Outcome::Json(text));
+            }
+            Asks::Mcp(fields) => return self.mcp((header, payload), fields, request, found),
+        }
         let payload = if request.binary {
             Payload::Binary(payload)
         } else {
@@ -397,12 +430,19 @@ impl Core {
         });
         (found.held, found.used, found.served) = (held, used, served);
         // What was refused is kept already.
-        Ok(match answered {
+        let outcome = match answered {
             Ok(Checked::Json(text)) => Outcome::Json(text),
             Ok(Checked::Binary(bytes)) => Outcome::Binary(bytes),
             Ok(Checked::Postponed) => postponed(Counted::ByService),
             Err(Refusal { code, body }) => Outcome::Error(code, body),
-        })
+        };
+        match request.asks {
+            Asks::Tool(reply) => {
+                let waiter = Waiter::of_client(&*request.watch, deadline);
+                self.tool_response(reply, outcome, waiter, &mut found.held)
+            }
+            Asks::Topic | Asks::Services | Asks::Mcp(_) => Ok(outcome),
+        }
     }
 
     /// Checks rights, rate and concurrency of a principal, in this order.
@@ -417,18 +457,17 @@ impl Core {
         let Request {
             identity, watch, ..
         } = request;
-        // A right that names versions covers no request that names none.
         let Version {
             major,
             minor,
             patch,
-        } = if request.any_version {
-            Version::new(0, 0, 0)
-        } else {
-            header.version
+        } = header.version;
+        let asked = match request.any_version {
+            true => NO_VERSION,
+            false => [major, minor, patch],
         };
         let principal = &identity.principal;
-        if !identity.may_call(header.topic.as_str(), [major, minor, patch]) {
+        if !identity.may_call(header.topic.as_str(), asked) {
             let message = format!(
                 "{} may not call {} {}",
                 principal.name,
@@ -485,7 +524,7 @@ impl Core {
     /// happened.
     fn published(&self, header: &Header<'_>, outcome: Outcome) -> Outcome {
         match (header.request_id, outcome) {
-            (_, postponed @ Outcome::Postponed(_)) => postponed,
+            (_, again @ (Outcome::Postponed(_) | Outcome::Redirect(_))) => again,
             (Some(_), Outcome::Error(code, body)) => Outcome::Error(code, body),
             (Some(_), _) => Outcome::Json(r#"{"delivered":1}"#.into()),
             (None, Outcome::Error(_, body)) => {
@@ -553,6 +592,7 @@ mod tests {
         access::ListenerPolicy,
         config::{Auth, Bytes, Principals},
         host::Unwatched,
+        http::{McpFields, McpStep},
     };
 
     fn dispatcher(memory: usize) -> Dispatcher {
@@ -594,6 +634,7 @@ mod tests {
             body,
             binary,
             any_version: false,
+            asks: &Asks::Topic,
             postponed: None,
             arrived: Instant::now(),
             identity,
@@ -615,6 +656,7 @@ mod tests {
             Outcome::Postponed(_) => "postponed".into(),
             Outcome::Json(text) => text,
             Outcome::Binary(_) => "bytes".into(),
+            Outcome::Response(..) | Outcome::Redirect(_) => "of HTTP".into(),
             Outcome::Error(code, body) => {
                 assert_eq!(code.map(Code::as_str), Some(&*body.code));
                 body.code.into_owned()
@@ -721,6 +763,29 @@ mod tests {
         };
         assert!(ping(2000).contains("echo"));
         assert_eq!(ping(4000), "SERVICE_UNAVAILABLE");
+    }
+
+    #[test]
+    fn responses_of_tools_take_memory() {
+        let core = dispatcher(3000).0;
+        let call = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x"}}"#;
+        let McpStep::CallTool(reply, ..) = McpStep::of(call.as_bytes(), &McpFields::default())
+        else {
+            panic!("{call} calls nothing");
+        };
+        let respond = |size: usize, held: &mut Option<Reservation>| {
+            let waiter = Waiter::of_client(&Unwatched, Instant::now());
+            let outcome = Outcome::Json(format!("{:?}", "x".repeat(size - 2)));
+            let response = core.tool_response(&reply, outcome, waiter, held);
+            response.map_err(|refusal| refusal.body.code.into_owned())
+        };
+        let (mut first, mut second) = (None, None);
+        assert!(matches!(respond(250, &mut first), Ok(Outcome::Json(_))));
+        assert_eq!(core.memory.used(), 2000);
+        assert_eq!(respond(250, &mut second).unwrap_err(), "SERVICE_FAILED");
+        drop((first, second));
+        assert_eq!(core.memory.used(), 0);
+        assert_eq!(respond(400, &mut None).unwrap_err(), "SERVICE_FAILED");
     }
 
     #[test]

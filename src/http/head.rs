@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    response::Refusal,
+    mcp::McpFields,
+    response::{Asks, Refusal},
     upgrade::{Handshake, Upgrade},
 };
 use crate::wire::{
@@ -19,6 +20,9 @@ use crate::wire::{
 pub const MAX_HEAD_SIZE: usize = 16 * 1024;
 /// Fields of a head at most.
 pub const MAX_FIELDS: usize = 64;
+
+/// Path of requests of MCP.
+const MCP: &str = "/mcp";
 
 /// Method of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +53,10 @@ pub enum Route {
     },
     /// `system.services`.
     Services,
+    /// The same as an OpenAPI document.
+    OpenApi,
+    /// What the body says, a request of MCP.
+    Mcp,
     /// Whether the process lives.
     Health,
     /// Whether it serves.
@@ -114,6 +122,8 @@ pub struct Head {
     pub timeout: Option<Duration>,
     /// What the body is.
     pub content: Content,
+    /// What it repeats of a request of MCP; none on other paths.
+    pub mcp: Option<McpFields>,
 }
 
 fn malformed(message: &'static str) -> Refusal {
@@ -216,11 +226,11 @@ impl Head {
         if authority.is_some_and(|authority| !is_authority(authority)) {
             return Err(malformed("the target's host is no host"));
         }
-        if framing != Framing::Length(0) && method != Method::Post {
-            return Err(malformed("only POST has a body here"));
-        }
         let ids = [fields.request_id, fields.parent_request_id];
         let mut asked = route(path, method, &fields.handshake);
+        if framing != Framing::Length(0) && method != Method::Post {
+            asked = asked.and(Err(malformed("only POST has a body here")));
+        }
         if !ids.into_iter().flatten().all(is_request_id) {
             let message = "a request id is 1 to 64 letters, digits, '.', '_' and '-'";
             asked = asked.and(Err(Refusal::new(Code::InvalidRequestId, message)));
@@ -231,11 +241,18 @@ impl Head {
             asked = asked.and(Err(Refusal::new(Code::InvalidRequest, message)));
         }
         let content = fields.content();
-        if method == Method::Post
-            && (content == Content::Other
-                || content == Content::Unnamed && framing != Framing::Length(0))
-        {
-            let message = "Content-Type must be application/json or application/octet-stream";
+        let is_mcp = path == MCP;
+        let fits = match content {
+            Content::Json => true,
+            Content::Binary => !is_mcp,
+            Content::Unnamed => framing == Framing::Length(0),
+            Content::Other => false,
+        };
+        if method == Method::Post && !fits {
+            let message = match is_mcp {
+                true => "Content-Type must be application/json",
+                false => "Content-Type must be application/json or application/octet-stream",
+            };
             asked = asked.and(Err(Refusal::with_status(
                 415,
                 Code::InvalidRequest,
@@ -269,7 +286,33 @@ impl Head {
             parent_request_id: boxed(fields.parent_request_id),
             timeout: timeout.flatten(),
             content,
+            mcp: is_mcp.then(|| McpFields {
+                revision: boxed(fields.mcp_revision),
+                method: boxed(fields.mcp_method),
+                name: boxed(fields.mcp_name),
+            }),
         })
+    }
+
+    /// What it asks for, unless that is refused.
+    #[must_use]
+    pub fn asks(&self) -> Asks {
+        match (&self.asked, &self.mcp) {
+            (Ok(Route::OpenApi), _) => Asks::Services,
+            (Ok(Route::Mcp), Some(fields)) => Asks::Mcp(fields.clone()),
+            _ => Asks::Topic,
+        }
+    }
+}
+
+impl Route {
+    /// The topic that stands for it where it names none.
+    pub(super) fn system_topic(&self) -> &'static str {
+        match self {
+            Self::Mcp => "system.mcp",
+            Self::OpenApi => "system.openapi",
+            _ => "system.services",
+        }
     }
 }
 
@@ -287,6 +330,9 @@ struct Fields<'a> {
     parent_request_id: Option<&'a str>,
     timeout: Option<&'a str>,
     expect: Option<&'a str>,
+    mcp_revision: Option<&'a str>,
+    mcp_method: Option<&'a str>,
+    mcp_name: Option<&'a str>,
     closes: bool,
     keeps_alive: bool,
     forwarded: Vec<IpAddr>,
@@ -315,6 +361,9 @@ impl<'a> Fields<'a> {
                 parent_request_id,
                 timeout,
                 expect,
+                mcp_revision,
+                mcp_method,
+                mcp_name,
                 closes,
                 keeps_alive,
                 handshake,
@@ -334,6 +383,9 @@ impl<'a> Fields<'a> {
                 6 if is("expect") => expect,
                 17 if is("sec-websocket-key") => &mut handshake.key,
                 21 if is("sec-websocket-version") => &mut handshake.version,
+                20 if is("mcp-protocol-version") => mcp_revision,
+                10 if is("mcp-method") => mcp_method,
+                8 if is("mcp-name") => mcp_name,
                 10 if is("connection") => {
                     for token in tokens(field.value) {
                         *closes |= token.eq_ignore_ascii_case(b"close");
@@ -492,6 +544,15 @@ fn split(target: &str) -> Result<(Option<&str>, &str), Refusal> {
     Ok((authority, path))
 }
 
+/// The refusal of a path that there is not.
+#[must_use]
+pub fn no_such_path() -> Refusal {
+    let message = "no such path: there are /call/SERVICE.ACTION, /publish/SERVICE.ACTION, \
+                   /services, /openapi.json, /ws, /healthz and /readyz, and /mcp where http.mcp \
+                   is on";
+    Refusal::new(Code::NoRouteFound, message)
+}
+
 fn route(path: &str, method: Method, handshake: &Handshake<'_>) -> Result<Route, Refusal> {
     let message = |rest: &str, is_publish| {
         let (topic, version) = match rest.split_once('@') {
@@ -514,15 +575,13 @@ fn route(path: &str, method: Method, handshake: &Handshake<'_>) -> Result<Route,
         "/services" => (Ok(Route::Services), "GET, HEAD"),
         "/healthz" => (Ok(Route::Health), "GET, HEAD"),
         "/readyz" => (Ok(Route::Ready), "GET, HEAD"),
+        "/openapi.json" => (Ok(Route::OpenApi), "GET, HEAD"),
+        MCP => (Ok(Route::Mcp), "POST"),
         "/ws" => (handshake.check().map(Route::WebSocket), "GET"),
         _ => match (path.strip_prefix("/call/"), path.strip_prefix("/publish/")) {
             (Some(topic), _) => (message(topic, false), "POST"),
             (_, Some(topic)) => (message(topic, true), "POST"),
-            _ => {
-                let message = "no such path: there are /call/SERVICE.ACTION, /publish/SERVICE.ACTION, \
-                               /services, /ws, /healthz and /readyz";
-                return Err(Refusal::new(Code::NoRouteFound, message));
-            }
+            _ => return Err(no_such_path()),
         },
     };
     let fits = match method {

@@ -8,7 +8,7 @@ use super::{
     head::{Content, Framing, Head, MAX_HEAD_SIZE, Route, find_end},
     response::Refusal,
 };
-use crate::wire::{Buffer, Code, Version};
+use crate::wire::{Buffer, Code, SYSTEM_VERSION, Version};
 
 /// What [`Incoming::take`] finds.
 #[derive(Debug, PartialEq, Eq)]
@@ -205,7 +205,7 @@ fn line(head: &Head, request_id: &str) -> Vec<u8> {
             version.unwrap_or(Version::new(0, 0, 0)),
             if *is_publish { "PUBLISH" } else { "REQUEST" },
         ),
-        Ok(_) => ("system.services", crate::wire::SYSTEM_VERSION, "REQUEST"),
+        Ok(route) => (route.system_topic(), SYSTEM_VERSION, "REQUEST"),
         Err(_) => panic!("what is refused is not admitted"),
     };
     let mut line = Vec::with_capacity(128);
@@ -324,6 +324,52 @@ mod tests {
                 bytes[at] = byte;
             }
             prop_assert_eq!(feed(&bytes, &pieces), feed(&bytes, &[1_000_000]));
+        }
+    }
+
+    /// Reads bytes in.
+    fn put(incoming: &mut Incoming, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let spare = incoming.buffer_mut().spare();
+            let count = spare.len().min(bytes.len());
+            spare[..count].copy_from_slice(&bytes[..count]);
+            incoming.buffer_mut().advance(count);
+            bytes = &bytes[count..];
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_message_is_relabelled_wherever_it_lies() {
+        for (payload, part) in [
+            ("{\"a\":[1]}", 5..8),
+            ("[1]", 0..3),
+            (&*"x".repeat(3000), 2999..3000),
+            ("{}", 2..2),
+        ] {
+            for line in ["REQUEST:a.b:0.0.0:id\n", &"L".repeat(600)] {
+                let bytes = request(payload, None) + "GET /services";
+                let mut incoming = Incoming::new(Buffer::new(0, READ), MOST);
+                put(&mut incoming, bytes.as_bytes());
+                let Ok(Some(Taken::Head(head))) = incoming.take() else {
+                    panic!("no head");
+                };
+                incoming.admit(&head, "id").unwrap();
+                let Ok(Some(Taken::Message { body, .. })) = incoming.take() else {
+                    panic!("no message");
+                };
+                let first = body.end - payload.len();
+                let place = first + part.start..first + part.end;
+                let buffer = incoming.buffer_mut();
+                let own = buffer.relabel(place, line.as_bytes());
+                let expected = format!("{line}{}", &payload[part.clone()]);
+                assert_eq!(buffer.message(own), expected.as_bytes());
+                assert_eq!(incoming.take(), Ok(None), "the next head is not whole");
+                put(&mut incoming, b" HTTP/1.1\r\nHost: a\r\n\r\n");
+                let Ok(Some(Taken::Head(head))) = incoming.take() else {
+                    panic!("no second head");
+                };
+                assert_eq!(head.asked, Ok(Route::Services));
+            }
         }
     }
 

@@ -2,11 +2,28 @@
 
 use std::{borrow::Cow, io::Write as _, time::SystemTime};
 
-use super::upgrade::{SUBPROTOCOL, Upgrade};
+use super::{
+    mcp::{McpFields, McpReply},
+    upgrade::{SUBPROTOCOL, Upgrade},
+};
 use crate::wire::{Code, ErrorBody, Version, message::error_document, version::append_number};
 
 /// Most responses have a head that is no longer, in bytes.
 const HEAD_SIZE: usize = 320;
+
+/// What a request asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Asks {
+    /// Its topic.
+    #[default]
+    Topic,
+    /// The services as an OpenAPI document.
+    Services,
+    /// What its body says, a request of MCP.
+    Mcp(McpFields),
+    /// Its topic, as a tool of MCP.
+    Tool(McpReply),
+}
 
 /// What is known of a request while it is answered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,6 +32,8 @@ pub struct Exchange {
     pub request_id: Box<str>,
     /// The origin that may read the response, a browser's page.
     pub origin: Option<Box<str>>,
+    /// What it asks for, if not for a topic.
+    pub asks: Asks,
     /// The response has no body: HEAD.
     pub is_head: bool,
     /// 202 instead of 200: what was published has no result.
@@ -123,6 +142,8 @@ pub enum Response<'a> {
         /// Bytes of it.
         size: usize,
     },
+    /// JSON, or nothing, with this status.
+    Status(u16, &'a str),
     /// A failure.
     Error(Option<Code>, &'a ErrorBody<'a>),
     /// A refusal.
@@ -163,12 +184,21 @@ impl Response<'_> {
                 }
                 out.extend_from_slice(b"\r\n");
             }
+            Self::Status(status, text) => {
+                head(out, *status, exchange, served);
+                if text.is_empty() {
+                    out.extend_from_slice(b"Content-Length: 0\r\n\r\n");
+                } else {
+                    body(out, json, text.as_bytes(), exchange);
+                }
+            }
             Self::Preflight => {
                 head(out, 204, exchange, None);
                 out.extend_from_slice(
                     b"Access-Control-Allow-Methods: GET, POST\r\n\
                       Access-Control-Allow-Headers: Content-Type, Authorization, Request-Id, \
-                      Parent-Request-Id, Request-Timeout\r\nAccess-Control-Max-Age: 600\r\n\r\n",
+                      Parent-Request-Id, Request-Timeout, MCP-Protocol-Version, Mcp-Method, \
+                      Mcp-Name\r\nAccess-Control-Max-Age: 600\r\n\r\n",
                 );
             }
             Self::Error(code, error) => {

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use crate::{
-    http::{Exchange, Response},
+    http::{Asks, Exchange, Response},
     websocket::{self, Opcode},
     wire::{
         Code, ErrorBody, Header, Version,
@@ -23,6 +23,14 @@ pub(crate) enum Encoding {
 }
 
 impl Encoding {
+    /// What is asked for.
+    pub(crate) fn asks(&self) -> &Asks {
+        match self {
+            Self::Http(exchange) => &exchange.asks,
+            Self::Frames | Self::WebSocket => &Asks::Topic,
+        }
+    }
+
     /// Appends all of an answer but its payload, which is so many bytes and
     /// follows unless [`Encoding::omits_payload`]. Without a header it is all of
     /// the message.
@@ -51,9 +59,35 @@ impl Encoding {
         }
     }
 
+    /// The connection closes behind the answer.
+    pub(crate) fn closes(&mut self) {
+        if let Self::Http(exchange) = self {
+            exchange.closes = true;
+        }
+    }
+
+    /// Whether the answer says that the connection closes behind it.
+    #[inline]
+    pub(crate) fn says_close(&self) -> bool {
+        matches!(self, Self::Http(exchange) if exchange.closes)
+    }
+
     /// Whether a payload is only announced: HEAD.
     pub(crate) fn omits_payload(&self) -> bool {
         matches!(self, Self::Http(exchange) if exchange.is_head)
+    }
+
+    /// Appends a response that only HTTP has, of this status and with JSON or
+    /// nothing.
+    pub(crate) fn write_response(
+        &self,
+        out: &mut Vec<u8>,
+        served: Option<Version>,
+        (status, text): (u16, &str),
+    ) {
+        if let Self::Http(exchange) = self {
+            Response::Status(status, text).write(out, exchange, served);
+        }
     }
 
     /// Appends an ERROR.

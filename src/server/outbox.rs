@@ -1,14 +1,14 @@
 //! Answers that have not left yet, in the order in which they leave.
 
-use std::{collections::VecDeque, mem, sync::Arc};
+use std::{collections::VecDeque, mem, sync::Arc, time::SystemTime};
 
 use super::encoding::Encoding;
 use crate::{
     budget::{Budget, Reservation},
     dispatch::Outcome,
-    http::{Exchange, Response},
+    http::{Asks, Exchange, McpReply, Response},
     metrics::Traffic,
-    wire::{Header, Kind, Version, buffer::KEPT_SIZE},
+    wire::{Header, Kind, Version, buffer::KEPT_SIZE, message::error_document},
 };
 
 /// A payload of this many bytes or more is not copied to the others, but
@@ -27,6 +27,8 @@ pub(crate) struct Outbox {
     /// Memory of the parts beyond that. Answers are there already, and large
     /// ones were reserved before: they are never refused for it, others wait.
     reservation: Reservation,
+    /// A response has said that the connection closes behind it.
+    said_close: bool,
 }
 
 impl Outbox {
@@ -46,6 +48,7 @@ impl Outbox {
             sent: 0,
             free,
             reservation: Reservation::empty(memory),
+            said_close: false,
         }
     }
 
@@ -58,12 +61,20 @@ impl Outbox {
         served: Option<Version>,
         traffic: &Traffic,
     ) {
+        self.said_close |= encoding.says_close();
+        let outcome = match encoding.asks() {
+            Asks::Tool(reply) => with_failure(reply, outcome, traffic),
+            Asks::Topic | Asks::Services | Asks::Mcp(_) => outcome,
+        };
         match outcome {
-            Outcome::Silence | Outcome::Postponed(_) => return,
+            Outcome::Silence | Outcome::Postponed(_) | Outcome::Redirect(_) => return,
             Outcome::Json(text) => {
                 self.respond(encoding, header, served, text.into_bytes(), false);
             }
             Outcome::Binary(bytes) => self.respond(encoding, header, served, bytes, true),
+            Outcome::Response(status, body) => {
+                encoding.write_response(self.end(), served, (status, &body));
+            }
             Outcome::Error(code, body) => {
                 traffic.errors.add(1);
                 encoding.write_error(self.end(), header, served, (code, &body));
@@ -102,6 +113,7 @@ impl Outbox {
 
     /// Puts a response that no service gives behind what is there.
     pub(crate) fn push_response(&mut self, response: &Response<'_>, exchange: &Exchange) {
+        self.said_close |= exchange.closes;
         response.write(self.end(), exchange, None);
         self.update_reservation();
     }
@@ -123,8 +135,14 @@ impl Outbox {
                 self.end().extend_from_slice(&part);
             }
         }
+        self.said_close |= other.said_close;
         other.update_reservation();
         self.update_reservation();
+    }
+
+    /// Whether nothing may follow any more.
+    pub(crate) fn said_close(&self) -> bool {
+        self.said_close
     }
 
     /// Where the next small thing is written to.
@@ -196,6 +214,16 @@ impl Outbox {
             self.reservation.set(beyond);
         }
     }
+}
+
+/// The failure of a tool is a result of MCP.
+fn with_failure(reply: &McpReply, outcome: Outcome, traffic: &Traffic) -> Outcome {
+    let Outcome::Error(_, body) = outcome else {
+        return outcome;
+    };
+    traffic.errors.add(1);
+    let text = error_document(&body, SystemTime::now());
+    Outcome::Json(reply.called(&String::from_utf8_lossy(&text), true))
 }
 
 #[cfg(test)]

@@ -312,6 +312,11 @@ impl Peer {
         self.left.fetch_sub(1, SeqCst);
     }
 
+    /// Whether such answers wait for the owner.
+    pub(crate) fn has_late(&self) -> bool {
+        !lock(&self.late).is_empty()
+    }
+
     /// Moves the answers of such calls to the owner's outbox.
     pub(crate) fn collect_late(&self, outbox: &mut Outbox) {
         outbox.append(&mut lock(&self.late));

@@ -248,12 +248,14 @@ impl Worker {
         let mut connection = held.connection.insert(connection);
         connection.take_events(events, now);
         let mut ticks = 0;
-        let mut has_waited = false;
+        // Only a peer that has just asked is waited for: parking again reports
+        // events that bring nothing.
+        let mut has_asked = false;
         loop {
             let mut call = match connection.advance(now) {
                 Advance::Call(call) => call,
-                Advance::Wait if !has_waited && self.waits_for_peer(connection) => {
-                    has_waited = true;
+                Advance::Wait if has_asked && self.waits_for_peer(connection) => {
+                    has_asked = false;
                     continue;
                 }
                 Advance::Wait => {
@@ -282,7 +284,7 @@ impl Worker {
                 // The handler answers that it is too late.
                 call.message.postponed = Some(postponed);
             }
-            has_waited = false;
+            has_asked = true;
             held.call = Some(CurrentCall {
                 message: call.message.body.clone(),
                 arrived: call.arrived,
@@ -290,10 +292,13 @@ impl Worker {
             self.ticks.store(0, Relaxed);
             self.outlives_reset.store(false, Relaxed);
             drop(held);
+            // The reply borrows it, and the answer takes its message.
+            let asks = call.message.encoding.asks().clone();
             let reply = self.call(Request {
                 body: call.input.message(call.message.body.clone()),
                 binary: call.message.binary,
                 any_version: call.message.any_version,
+                asks: &asks,
                 postponed: call.message.postponed,
                 arrived: call.arrived,
                 identity: &call.identity,
@@ -318,13 +323,18 @@ impl Worker {
                         served,
                     } = reply;
                     same.peer().used(used);
-                    if let Outcome::Postponed(postponed) = outcome {
-                        same.postpone(call.message, postponed);
-                    } else {
-                        let encoding = call.message.encoding;
-                        same.answered(encoding, header.as_ref(), outcome, served);
-                        // The buffer is the connection's alone again.
-                        drop(call.input);
+                    match outcome {
+                        Outcome::Postponed(postponed) => same.postpone(call.message, postponed),
+                        Outcome::Redirect(redirect) => {
+                            drop(call.input);
+                            same.redirect(call.message, *redirect);
+                        }
+                        outcome => {
+                            let encoding = call.message.encoding;
+                            same.answered(encoding, header.as_ref(), outcome, served);
+                            // The buffer is the connection's alone again.
+                            drop(call.input);
+                        }
                     }
                     connection = held.connection.as_mut()?;
                     ticks += self.ticks.load(Relaxed);
@@ -354,7 +364,10 @@ impl Worker {
                         served,
                         ..
                     } = reply;
-                    let encoding = &call.message.encoding;
+                    let encoding = &mut call.message.encoding;
+                    if peer.close_request().is_some() {
+                        encoding.closes();
+                    }
                     peer.answer_late(|late, traffic| {
                         late.answer(encoding, header.as_ref(), outcome, served, traffic);
                     });
@@ -400,11 +413,12 @@ impl Worker {
     }
 
     /// Whether the connection's next read waits for its peer, in this thread,
-    /// while another one polls.
+    /// while another one polls. Half of the threads are left to calls.
     fn waits_for_peer(&self, connection: &mut Connection) -> bool {
         let waits = self.shared.common.settings.config.waiting == Waiting::Threads
             && !self.is_reserve
             && connection.is_idle()
+            && self.shared.threads.threads() < self.shared.most_waiting()
             && self.compensate();
         let is_first = !connection.channel().is_some_and(Channel::may_wait);
         let waits = waits && connection.wait_in_next_read(STAY);

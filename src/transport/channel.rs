@@ -258,6 +258,12 @@ impl Channel {
         self.tls.as_ref()?.session.peer_certificates()
     }
 
+    /// The protocol that both sides have agreed on, after the handshake.
+    #[must_use]
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.tls.as_ref()?.session.alpn_protocol()
+    }
+
     /// `1.2` or `1.3`, after the handshake.
     #[must_use]
     pub fn tls_version(&self) -> Option<&'static str> {

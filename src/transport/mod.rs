@@ -29,4 +29,6 @@ pub use proxy::Proxied;
 #[cfg(feature = "runtime")]
 pub use server_tls::{ClientCertificate, ServerTls};
 pub use stream::{Socket, Stream};
-pub use tls::{ALPN, HTTP_ALPN, TlsFault};
+#[cfg(feature = "runtime")]
+pub use tls::HTTP_ALPN;
+pub use tls::{ALPN, TlsFault};

@@ -181,15 +181,35 @@ impl Buffer {
     /// Joins other bytes in the place of the first unparsed ones, which are the
     /// beginning of a message.
     pub fn replace(&mut self, count: usize, with: &[u8]) {
+        self.shift(with.len().saturating_sub(self.parsed + count));
         let end = self.parsed + count;
-        if let Some(lacking) = with.len().checked_sub(end).filter(|lacking| *lacking > 0) {
-            self.bytes.splice(0..0, std::iter::repeat_n(0, lacking));
-            self.filled += lacking;
-        }
-        let end = end.max(with.len());
         self.start = end - with.len();
         (self.assembled, self.parsed) = (end, end);
         self.bytes[self.start..end].copy_from_slice(with);
+        self.invariants();
+    }
+
+    /// Puts other bytes before a part of a message that was ended, in the place
+    /// of what lies there. Returns where both lie.
+    pub fn relabel(&mut self, part: Range<usize>, with: &[u8]) -> Range<usize> {
+        let lacking = with.len().saturating_sub(part.start);
+        self.shift(lacking);
+        let (start, end) = (part.start + lacking, part.end + lacking);
+        self.bytes[start - with.len()..start].copy_from_slice(with);
+        start - with.len()..end
+    }
+
+    /// Moves everything, for so much room at the beginning.
+    fn shift(&mut self, count: usize) {
+        if count == 0 {
+            return;
+        }
+        self.bytes.reserve_exact(count);
+        self.bytes.splice(0..0, std::iter::repeat_n(0, count));
+        self.start += count;
+        self.assembled += count;
+        self.parsed += count;
+        self.filled += count;
         self.invariants();
     }
 

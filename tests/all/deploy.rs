@@ -306,6 +306,12 @@ fn where_one_refuses_none_switches() {
     let (code, text) = all.deploy(&file, &[]);
     assert!(code == 3 && text.contains("can't reach"), "{code} {text}");
     assert_eq!(version(&all.servers[0]), "1.0.0");
+    // What an earlier deploy has brought stays.
+    let served = all.guest("versions@1.0.0.wasm", "versions.wasm");
+    for flags in [&["--dry-run"][..], &[]] {
+        assert_eq!(all.deploy(&served, flags).0, 3);
+        assert_eq!(version(&all.servers[0]), "1.0.0");
+    }
 }
 
 #[test]

@@ -488,6 +488,8 @@ fn routes_are_those_of_the_endpoint() {
                 .any(|method| span.starts_with(method));
             let of_services = [
                 " /call/",
+                " /mcp",
+                " /openapi.json",
                 " /publish/",
                 " /services",
                 " /healthz",

@@ -16,37 +16,37 @@ use crate::{
 
 /// One response.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Response {
-    status: u16,
+pub struct Response {
+    pub status: u16,
     head: String,
-    body: Vec<u8>,
+    pub body: Vec<u8>,
 }
 
 impl Response {
-    fn field(&self, name: &str) -> Option<&str> {
+    pub fn field(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
             let (field, value) = line.split_once(": ")?;
             field.eq_ignore_ascii_case(name).then_some(value)
         })
     }
 
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    fn code(&self) -> String {
+    pub fn code(&self) -> String {
         self.json()["code"].as_str().unwrap_or("-").to_owned()
     }
 }
 
 /// A connection that asks over HTTP.
-struct Http {
+pub struct Http {
     stream: TcpStream,
     unread: Vec<u8>,
 }
 
 impl Http {
-    fn connect(address: SocketAddr) -> Self {
+    pub fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         Self {
@@ -55,7 +55,7 @@ impl Http {
         }
     }
 
-    fn send(&mut self, bytes: &[u8]) -> &mut Self {
+    pub fn send(&mut self, bytes: &[u8]) -> &mut Self {
         self.stream.write_all(bytes).unwrap();
         self
     }
@@ -99,17 +99,22 @@ impl Http {
         Some(response)
     }
 
-    fn response(&mut self) -> Response {
+    pub fn response(&mut self) -> Response {
         self.next(true).expect("the stream ended")
     }
 
-    fn ask(&mut self, request: &str) -> Response {
+    /// The next response to a HEAD.
+    pub fn head(&mut self) -> Response {
+        self.next(false).expect("the stream ended")
+    }
+
+    pub fn ask(&mut self, request: &str) -> Response {
         self.send(request.as_bytes()).response()
     }
 }
 
 /// A POST of JSON with further fields, each with its line end.
-fn post(path: &str, fields: &str, payload: &str) -> String {
+pub fn post(path: &str, fields: &str, payload: &str) -> String {
     format!(
         "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{fields}Content-Length: {}\r\n\r\n{payload}",
         payload.len()
@@ -402,7 +407,8 @@ fn nothing_is_read_in_two_ways() {
                 "Content-Length: 1\r\n",
                 "1",
             ),
-            &[400],
+            // The method is what is wrong; what follows is not read either.
+            &[405],
         ),
         // HTTP/1.0 closes.
         (
@@ -488,17 +494,23 @@ fn nothing_is_read_in_two_ways() {
 #[test]
 fn pages_of_others_get_nothing() {
     let server = setup()
-        .set("[http]\norigins = [\"https://app.example\"]\nhosts = [\"mb.example\"]")
+        .set("[http]\nmcp = true\norigins = [\"https://app.example\"]\nhosts = [\"mb.example\"]")
         .start();
     let routes = [
         ("POST", "/call/calc.add"),
         ("POST", "/call/calc.add@1.0.0"),
         ("POST", "/publish/calc.add"),
         ("GET", "/services"),
+        ("GET", "/openapi.json"),
+        ("POST", "/mcp"),
     ];
     for (method, path) in routes {
         let ask = |host: &str, fields: &str| {
-            let body = if method == "POST" { SUM } else { "" };
+            let body = match (method, path) {
+                ("POST", "/mcp") => r#"{"jsonrpc":"2.0","id":1,"method":"tools/list"}"#,
+                ("POST", _) => SUM,
+                _ => "",
+            };
             let typed = if fields.contains("Content-Type") || body.is_empty() {
                 ""
             } else {

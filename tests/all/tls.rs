@@ -815,6 +815,26 @@ fn a_certificate_that_expires_or_is_revoked_ends_its_open_connections() {
 }
 
 #[test]
+fn what_tls_has_agreed_on_is_spoken() {
+    let pki = Pki::new();
+    let server = start(&pki.settings(""));
+    let mut config = Arc::unwrap_or_clone(raw_config(&pki, None));
+    let request = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    for (agreed, begins) in [(None, "HTTP/1.1 200"), (Some("http/1.1"), "HTTP/1.1 200")] {
+        config.alpn_protocols = agreed.map(|name: &str| name.into()).into_iter().collect();
+        let mut peer = Raw::connect(&Arc::new(config.clone()), server.listeners[1]);
+        peer.stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = vec![0; begins.len()];
+        peer.stream.read_exact(&mut answer).unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), begins);
+    }
+    config.alpn_protocols = vec!["mb/1".into()];
+    let mut peer = Raw::connect(&Arc::new(config), server.listeners[1]);
+    peer.stream.write_all(request.as_bytes()).unwrap();
+    assert!(peer.message().contains("INVALID_FRAME"));
+}
+
+#[test]
 fn failures_of_others_of_its_address_do_not_keep_a_valid_certificate_out() {
     let pki = Pki::new();
     pki.issue("client", &["ann"], (2020, 2040), 10);

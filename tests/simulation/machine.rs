@@ -34,6 +34,8 @@ use crate::{
     },
 };
 
+/// What closed a connection that speaks nothing yet.
+const FRAME: &str = "a frame";
 /// Threads that poll.
 const POLLERS: usize = 2;
 /// Connections at the same time.
@@ -913,10 +915,17 @@ impl Client {
         else {
             return;
         };
+        // What closes a connection before its first byte is a frame.
+        let is_frame = self.closing.as_deref() == Some(FRAME);
+        if is_frame || unread.first() == Some(&0) && self.answered.is_empty() {
+            self.closing = Some(FRAME.into());
+            unread.clear();
+        }
         while let Some(response) = http_peer::take(unread) {
             assert!(
                 self.closing.is_none(),
-                "something comes behind the response that closes: {response:?}"
+                "something comes behind {:?}: {response:?}",
+                self.closing
             );
             if response.status == 100 {
                 continue;

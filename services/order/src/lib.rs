@@ -3,27 +3,31 @@
 //! `counter.add`; the currency comes from the grant `config`.
 
 use mb_service::{Failure, calls, config, log, service};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Items of one order.
 const MAX_ITEMS: usize = 100;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct Order {
+    /// Who orders.
     customer: String,
+    #[schemars(length(min = 1, max = 100))]
     items: Vec<Item>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 struct Item {
     name: String,
     /// Cents.
     price: u32,
+    #[schemars(range(min = 1))]
     quantity: u32,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct Receipt {
     number: i64,
     /// Cents.

@@ -6,7 +6,7 @@ use std::{net::IpAddr, sync::Arc};
 use super::Connection;
 use crate::{
     access::{Denied, Identity},
-    http::{Exchange, Framing, Head, Method, Refusal, Response, Route, Upgrade},
+    http::{Exchange, Framing, Head, Method, Refusal, Response, Route, Upgrade, no_such_path},
     server::settings::contains,
     wire::Code,
 };
@@ -46,6 +46,7 @@ impl Connection {
         let mut exchange = Exchange {
             request_id: named.map_or_else(made, Into::into),
             origin: head.origin.as_deref().filter(is_listed).map(Into::into),
+            asks: head.asks(),
             is_head: head.method == Method::Head,
             is_publish: matches!(
                 head.asked,
@@ -110,6 +111,9 @@ impl Connection {
             let message = "pages of this origin may not ask; http.origins lists those that may";
             return Err(Refusal::new(Code::Forbidden, message));
         }
+        if head.mcp.is_some() && !self.common.settings.config.http.mcp {
+            return Err(no_such_path());
+        }
         let route = head.asked.as_ref().map_err(Clone::clone)?;
         if head.method == Method::Options {
             if is_listed {
@@ -118,7 +122,7 @@ impl Connection {
             let message = "OPTIONS is for pages of other origins";
             return Err(Refusal {
                 allow: Some(match route {
-                    Route::Message { .. } => "POST",
+                    Route::Message { .. } | Route::Mcp => "POST",
                     Route::WebSocket(_) => "GET",
                     _ => "GET, HEAD",
                 }),
@@ -132,7 +136,11 @@ impl Connection {
                 return Err(Refusal::new(Code::ShuttingDown, message));
             }
             Route::Ready => return Ok(ALIVE),
-            Route::Message { .. } | Route::Services | Route::WebSocket(_) => {}
+            Route::Message { .. }
+            | Route::Services
+            | Route::OpenApi
+            | Route::Mcp
+            | Route::WebSocket(_) => {}
         }
         // On a WebSocket, system.hello can authenticate as well.
         let is_demanded = !matches!(route, Route::WebSocket(_));

@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     budget::Reservation,
-    dispatch::{Outcome, Postponed},
-    http::Head,
+    dispatch::{Counted, Outcome, Postponed, Redirect},
+    http::{Asks, Head},
     server::{
         encoding::Encoding,
         outbox::Outbox,
@@ -325,6 +325,12 @@ impl Machine {
         }
     }
 
+    /// Closes it instead of calling for a message: one of HTTP gets the ERROR.
+    pub(crate) fn close_unbegun(&mut self, message: Message, end: CloseReason) {
+        self.postponed = Some(message);
+        self.close_with(end);
+    }
+
     /// Closes it after what was begun. The first reason counts.
     pub(crate) fn close_with(&mut self, end: CloseReason) {
         if self.closing.is_some() && !end.is_silent() {
@@ -527,6 +533,9 @@ impl Machine {
     /// Puts the closing ERROR into the outbox, and WebSocket's close frame.
     fn say_closing(&mut self, peer: &Peer) {
         let Some(reason) = &self.closing else { return };
+        if self.outbox.said_close() {
+            return;
+        }
         let postponed = self.postponed.take();
         let Some(encoding) = self.input.decoder.closing_encoding(postponed) else {
             return;
@@ -640,8 +649,12 @@ impl Machine {
         served: Option<Version>,
         peer: &Peer,
     ) {
-        if let Encoding::Http(exchange) = &mut encoding {
-            exchange.closes |= peer.close_request().is_some();
+        if let Encoding::Http(exchange) = &mut encoding
+            && peer.close_request().is_some()
+        {
+            // Nothing may follow a response that says so.
+            exchange.closes = true;
+            self.close_with(CloseReason::Answered);
         }
         let traffic = peer.traffic();
         self.outbox
@@ -684,6 +697,29 @@ impl Machine {
             postponed: Some(postponed),
             ..message
         });
+    }
+
+    /// Has a message handled again, as the call that it asks for.
+    pub(crate) fn redirect(&mut self, message: Message, redirect: Redirect) {
+        let Redirect {
+            line,
+            payload,
+            until,
+            reply,
+        } = redirect;
+        let payload = message.body.start + payload.start..message.body.start + payload.end;
+        let buffer = self.own_input().decoder.buffer_mut();
+        let mut message = Message {
+            body: buffer.relabel(payload, line.as_bytes()),
+            any_version: true,
+            ..message
+        };
+        if let Encoding::Http(exchange) = &mut message.encoding {
+            exchange.asks = Asks::Tool(reply);
+        }
+        let counted = Counted::Nowhere;
+        self.postpone(message, Postponed { until, counted });
+        self.retry();
     }
 
     /// Tries the postponed message again at the next step.

@@ -34,10 +34,10 @@ use super::{
 };
 use crate::{
     access::{Failure, Identity},
-    dispatch::{Outcome, Postponed},
+    dispatch::{Outcome, Postponed, Redirect},
     log::{AUDIT, Limiter},
     system::{self, Channel},
-    transport::{Proxied, ServerTls, TlsFault},
+    transport::{ALPN, HTTP_ALPN, Proxied, ServerTls, TlsFault},
     wire::{Code, Header, Version},
 };
 
@@ -188,6 +188,7 @@ impl Connection {
             && !self.machine.goes_on()
             && !self.identity.must_authenticate()
             && self.peer.calls_left() == 0
+            && !self.peer.has_late()
             && self.peer.close_request().is_none()
     }
 
@@ -251,8 +252,8 @@ impl Connection {
                 Step::Message(message) => {
                     self.update_identity();
                     if let Some(close_request) = self.peer.close_request() {
-                        self.machine
-                            .close_with(CloseReason::Requested(close_request));
+                        let reason = CloseReason::Requested(close_request);
+                        self.machine.close_unbegun(message, reason);
                         continue;
                     }
                     self.peer.set_activity(Activity::Calling);
@@ -323,7 +324,7 @@ impl Connection {
     #[inline]
     pub(crate) fn answered(
         &mut self,
-        encoding: Encoding,
+        mut encoding: Encoding,
         header: Option<&Header<'_>>,
         outcome: Outcome,
         served: Option<Version>,
@@ -331,6 +332,9 @@ impl Connection {
         let mut unauthorized = false;
         if let Outcome::Error(code, body) = &outcome {
             unauthorized = *code == Some(Code::Unauthorized);
+            if unauthorized {
+                encoding.closes();
+            }
             self.common
                 .note_error(&self.peer, &self.identity, header, *code, body);
         }
@@ -344,6 +348,11 @@ impl Connection {
     /// The call of a message can't begin yet.
     pub(crate) fn postpone(&mut self, message: Message, postponed: Postponed) {
         self.machine.postpone(message, postponed);
+    }
+
+    /// Has a message handled again, as the call that it asks for.
+    pub(crate) fn redirect(&mut self, message: Message, redirect: Redirect) {
+        self.machine.redirect(message, redirect);
     }
 
     /// Its calls have taken so long that others are next.
@@ -480,7 +489,14 @@ impl Connection {
 
     /// The protocol begins.
     fn open(&mut self) {
-        let spoken = self.listener.speaks(&self.common.settings.config);
+        let listener = self.listener.speaks(&self.common.settings.config);
+        // What TLS has agreed on is what is spoken; else the first byte decides.
+        let agreed = self.channel.as_ref().and_then(Channel::alpn);
+        let spoken = match agreed {
+            Some(ALPN) if listener.0 => (true, false),
+            Some(HTTP_ALPN) if listener.1 => (false, true),
+            _ => listener,
+        };
         self.machine.open(true, spoken);
         match spoken {
             (true, true) => {}

@@ -75,9 +75,9 @@ impl Requests {
         &mut self,
         head: &Head,
         exchange: Exchange,
-    ) -> Result<bool, (Refusal, Exchange)> {
+    ) -> Result<bool, Box<(Refusal, Exchange)>> {
         if let Err(refusal) = self.incoming.admit(head, &exchange.request_id) {
-            return Err((refusal, exchange));
+            return Err(Box::new((refusal, exchange)));
         }
         self.closes = exchange.closes;
         self.admitted = Some(Admitted {
@@ -101,7 +101,8 @@ impl Requests {
             return Some(Encoding::Http(exchange));
         }
         let exchange = self.admitted.as_ref().map(|admitted| &admitted.exchange);
-        if exchange.is_none() && !self.incoming.is_midway() {
+        // A client that was sent `Connection: close` reads nothing behind it.
+        if exchange.is_none() && (self.closes || !self.incoming.is_midway()) {
             return None;
         }
         let exchange = Exchange {

@@ -144,7 +144,7 @@ service! {
     name: "hostile",
     description: "Misbehaves in the way that the action says",
     /// Never returns.
-    "spin" => spin,
+    "spin" => spin { input: r#"{"type":"object"}"# },
     /// Takes memory until it is refused, and traps.
     "allocate" => allocate,
     /// Traps.

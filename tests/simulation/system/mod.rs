@@ -413,6 +413,10 @@ impl Channel {
         None
     }
 
+    pub fn alpn(&self) -> Option<&[u8]> {
+        None
+    }
+
     pub fn tls_version(&self) -> Option<&'static str> {
         None
     }
@@ -610,7 +614,7 @@ impl Pool {
     }
 
     pub fn threads(&self) -> usize {
-        self.limit
+        self.busy.load(Ordering::SeqCst)
     }
 
     pub fn execute(&self, job: impl FnOnce() + Send + 'static) -> bool {

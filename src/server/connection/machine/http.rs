@@ -23,7 +23,10 @@ impl Machine {
                 self.outbox.push_response(&Response::Continue, &exchange);
                 self.leaves = true;
             }
-            Err((refusal, exchange)) => self.refuse(&refusal, exchange, true, peer),
+            Err(refused) => {
+                let (refusal, exchange) = *refused;
+                self.refuse(&refusal, exchange, true, peer);
+            }
         }
     }
 
