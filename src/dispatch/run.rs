@@ -152,13 +152,11 @@ impl Core {
         });
         let begun = match &result {
             Err(CallError::Postponed) => return Ok(Checked::Postponed).into(),
-            Err(CallError::Stopped { stop, .. }) if client && *stop == Stop::Reset => {
-                self.metrics.calls_reset.add(1);
-                true
-            }
             Err(CallError::NotBegun(_)) => false,
             _ => true,
         };
+        let reset = client
+            && matches!(&result, Err(CallError::Stopped { stop, .. }) if *stop == Stop::Reset);
         let ended = EndedCall {
             service,
             action,
@@ -185,6 +183,12 @@ impl Core {
         if created {
             service.stats.own().instances.add(1);
         }
+        ended.log(refusal);
+        if History::wants(refusal.is_some(), elapsed) {
+            let past = ended.past(refusal);
+            self.metrics.history.keep(refusal.is_some(), past);
+        }
+        // Counted last: whoever sees it counted finds its log line and record.
         if begun {
             let outcome = match refusal {
                 None => metrics::CallOutcome::Answered,
@@ -193,10 +197,8 @@ impl Core {
             };
             service.stats.own().record(outcome, waited, elapsed, used);
         }
-        ended.log(refusal);
-        if History::wants(refusal.is_some(), elapsed) {
-            let past = ended.past(refusal);
-            self.metrics.history.keep(refusal.is_some(), past);
+        if reset {
+            self.metrics.calls_reset.add(1);
         }
         Ran {
             answered: result,
