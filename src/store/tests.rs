@@ -645,7 +645,8 @@ fn a_journal_that_is_missing_or_damaged_is_named_and_nothing_is_rolled_back() {
     for key in ["a", "b", "c"] {
         ns.set("", key.into(), b"1".to_vec(), soon()).unwrap();
     }
-    let harms: [(fn(&mut Vec<u8>), u64); 3] = [
+    type Harm = fn(&mut Vec<u8>);
+    let harms: [(Harm, u64); 3] = [
         (Vec::clear, 1),
         (|journal| journal[20] ^= 1, 1),
         // The second of three records.
