@@ -306,9 +306,21 @@ pub enum PermitError<S> {
 pub struct Ticket {
     /// Ticks of the current call.
     ticks: AtomicU32,
-    /// There is a run: what quick calls look at.
+    /// There is a run, or the call has waited: what quick calls look at.
     is_active: AtomicBool,
-    run: Mutex<Option<Run>>,
+    current: Mutex<Current>,
+}
+
+/// The current call, if it is more than a quick one.
+#[derive(Debug, Default)]
+struct Current {
+    run: Option<Run>,
+    /// How long it has waited for something else than a permit.
+    waited: Duration,
+    /// Since when it does.
+    waits_since: Option<Instant>,
+    /// It did since the last tick, which may have fallen into that.
+    has_waited: bool,
 }
 
 /// A call that has seen a tick, or was kept from beginning.
@@ -342,15 +354,25 @@ impl Ticket {
         deadline: Instant,
         attendant: &A,
     ) -> Result<Cost, PermitError<A::Stop>> {
-        let ticks = self.ticks.load(Relaxed) + 1;
-        self.ticks.store(ticks, Relaxed);
-        let mut slot = self.lock();
-        let first = slot.is_none();
+        let mut current = self.lock();
         self.is_active.store(true, Relaxed);
-        let run = slot.get_or_insert_with(|| Run::of(payer, payer.ran().min(since_last)));
+        // One that fell into a wait is none of a call that runs long: what it
+        // has run tells, then.
+        let seen = u32::from(!std::mem::take(&mut current.has_waited));
+        let ticks = self.ticks.load(Relaxed) + seen;
+        self.ticks.store(ticks, Relaxed);
+        let waited = current.waited;
+        let mut least = Duration::ZERO;
+        let first = current.run.is_none();
+        let run = current.run.get_or_insert_with(|| {
+            let since = payer.ran();
+            let ran = since.saturating_sub(waited);
+            least = share(since_last, ran, since);
+            Run::of(payer, ran.min(since_last))
+        });
         let counts = !first || run.cost.ran >= NOT_SHORT;
-        run.settle(if first { since_last } else { Duration::ZERO }, counts);
-        run.takes_part |= ticks >= LONG;
+        run.settle(least, counts);
+        run.takes_part |= ticks >= LONG || run.cost.ran >= since_last * LONG;
         if run.takes_part {
             run.goes_on(deadline, attendant)?;
         }
@@ -369,8 +391,8 @@ impl Ticket {
         deadline: Instant,
         attendant: &A,
     ) -> Result<bool, PermitError<A::Stop>> {
-        let mut slot = self.lock();
-        if slot.is_some() {
+        let mut current = self.lock();
+        if current.run.is_some() {
             return Ok(true);
         }
         let run = Run::of(payer, Duration::ZERO);
@@ -381,7 +403,7 @@ impl Ticket {
         if !attendant.queues() {
             return Ok(false);
         }
-        let run = slot.insert(run);
+        let run = current.run.insert(run);
         self.is_active.store(true, Relaxed);
         run.takes_part = true;
         run.goes_on(deadline, attendant).map(|()| true)
@@ -389,14 +411,14 @@ impl Ticket {
 
     /// The call is about to wait for something else: it gives its permit back.
     pub fn pause(&self) {
-        if !self.is_active.load(Relaxed) {
-            return;
-        }
-        if let Some(run) = &mut *self.lock() {
+        let mut current = self.lock();
+        self.is_active.store(true, Relaxed);
+        current.has_waited = true;
+        current.waits_since.get_or_insert_with(system::now);
+        if let Some(run) = &mut current.run {
             run.settle(Duration::ZERO, true);
             run.release_permit();
         }
-        self.assert_paused();
     }
 
     /// Nobody waits for something else with a run permit: that would be a
@@ -414,7 +436,11 @@ impl Ticket {
         deadline: Instant,
         attendant: &A,
     ) -> Result<(), PermitError<A::Stop>> {
-        match &mut *self.lock() {
+        let mut current = self.lock();
+        if let Some(since) = current.waits_since.take() {
+            current.waited += system::now().saturating_duration_since(since);
+        }
+        match &mut current.run {
             Some(run) if run.takes_part => run.goes_on(deadline, attendant),
             _ => Ok(()),
         }
@@ -423,13 +449,16 @@ impl Ticket {
     /// Whether the call holds a permit.
     #[must_use]
     pub fn holds(&self) -> bool {
-        self.lock().as_ref().is_some_and(|run| run.permit.is_some())
+        self.lock()
+            .run
+            .as_ref()
+            .is_some_and(|run| run.permit.is_some())
     }
 
     /// Whether the call was stopped while it waited for a run permit.
     #[must_use]
     pub fn was_waiting(&self) -> bool {
-        self.lock().as_ref().is_some_and(|run| run.was_waiting)
+        self.lock().run.as_ref().is_some_and(|run| run.was_waiting)
     }
 
     /// The call is over; what it has cost, if it has seen a tick or waited for
@@ -441,13 +470,21 @@ impl Ticket {
         }
         self.is_active.store(false, Relaxed);
         self.ticks.store(0, Relaxed);
-        let run = self.lock().take()?;
+        let run = std::mem::take(&mut *self.lock()).run?;
         Some(run.finish())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Run>> {
-        lock(&self.run)
+    fn lock(&self) -> MutexGuard<'_, Current> {
+        lock(&self.current)
     }
+}
+
+/// Of a time as much as one time is of another.
+fn share(of: Duration, part: Duration, whole: Duration) -> Duration {
+    if whole.is_zero() {
+        return of;
+    }
+    of.mul_f64(part.as_secs_f64() / whole.as_secs_f64())
 }
 
 impl Run {

@@ -301,3 +301,43 @@ fn calls_of_a_service_that_has_a_processor_take_turns() {
         assert!(ran > Duration::from_millis(400), "{call}: {ran:?}");
     }
 }
+
+/// Nobody wants a call to end.
+struct Calm;
+
+impl super::Attendant for Calm {
+    type Stop = ();
+    fn look(&self) -> Option<()> {
+        None
+    }
+    fn waits(&self) {}
+}
+
+#[test]
+fn time_in_which_a_call_waits_is_not_what_it_ran() {
+    let scheduler = super::Scheduler::new(1);
+    let account = scheduler.service("stores", 1.0, None);
+    let payer = super::Payer {
+        account: &account,
+        principal: None,
+        began: std::time::Instant::now(),
+    };
+    let deadline = payer.began + Duration::from_secs(600);
+    let ticket = super::Ticket::default();
+    let since_last = Duration::from_millis(50);
+    ticket.pause();
+    while payer.began.elapsed() < since_last {
+        std::thread::yield_now();
+    }
+    ticket.resume(deadline, &Calm).unwrap();
+    // Ticks that fell into the wait are none of a long call.
+    for _ in 0..2 {
+        ticket.pause();
+        ticket.resume(deadline, &Calm).unwrap();
+        let cost = ticket.tick(&payer, since_last, deadline, &Calm).unwrap();
+        assert!(cost.ran < since_last / 2, "{cost:?}");
+        assert!(!ticket.holds());
+    }
+    ticket.finish();
+    assert!(account.cpu() < since_last / 2, "{:?}", account.cpu());
+}

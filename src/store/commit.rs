@@ -1,10 +1,16 @@
-//! Group commit: of the threads that want to write, one leads and commits for
-//! all that wait.
+//! Group commit: what threads write at the same time is committed together.
+//!
+//! A thread that finds nobody committing commits its own write. Those that come
+//! meanwhile wait, and once somebody waits the committer, a thread of its own,
+//! commits group after group until nobody does. If one of those that wait did,
+//! each group would first wait until the system runs that thread.
 
 use std::{
     collections::VecDeque,
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
     time::Instant,
 };
 
@@ -22,155 +28,234 @@ use super::{
 const MAX_GROUP: usize = 256;
 
 type OpResult = Result<Done, StoreError>;
+/// Commits a group: an outcome for each, or an error for all.
+type Commit = dyn Fn(&[&Op]) -> Result<Vec<OpResult>, StoreError> + Send + Sync;
 /// A value, and when it ends.
 type Held = (Vec<u8>, Option<u64>);
 
-/// Writes that wait. Each belongs to a thread that waits with it, so there
-/// are never more than threads.
-#[derive(Default)]
+/// Has writes committed.
 pub(super) struct Queue {
+    shared: Arc<Shared>,
+    /// Until the queue is dropped.
+    committer: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    commit: Box<Commit>,
     state: Mutex<State>,
+    /// The committer is to commit, or to end.
+    changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
-    /// In turn. The first one's thread leads once no other does.
+    /// Each belongs to a thread that waits with it, so there are never more
+    /// than threads.
     waiting: VecDeque<Arc<Ticket>>,
-    /// A thread commits, or the first in turn was notified that it shall.
-    led: bool,
+    commits: Commits,
+    is_closed: bool,
 }
 
+/// Who commits.
+#[derive(Default, PartialEq, Eq)]
+enum Commits {
+    #[default]
+    Nobody,
+    Writer,
+    Committer,
+}
+
+/// A write that waits.
 struct Ticket {
     op: Op,
-    turn: Mutex<Turn>,
-    changed: Condvar,
+    outcome: Mutex<Option<Outcome>>,
+    is_there: Condvar,
 }
 
-/// What a write waits for.
-#[derive(Default)]
-enum Turn {
-    #[default]
-    Later,
-    /// To lead. It is still among those that wait.
-    Leads,
-    Done(OpResult),
+struct Outcome {
+    result: OpResult,
+    /// Others of the group whose outcome is there, too. Whoever is woken wakes
+    /// two of them, so that the next group does not wait for all those calls of
+    /// the system.
+    wakes: Vec<Arc<Ticket>>,
 }
 
 impl Ticket {
-    fn set(&self, turn: Turn) {
-        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = turn;
-        self.changed.notify_one();
+    fn new(op: Op) -> Arc<Self> {
+        Arc::new(Self {
+            op,
+            outcome: Mutex::default(),
+            is_there: Condvar::new(),
+        })
     }
 
     /// Waits until the instant, or without end.
-    fn wait(&self, until: Option<Instant>) -> Turn {
-        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if !matches!(*turn, Turn::Later) {
-                return std::mem::take(&mut *turn);
-            }
-            let remaining = until.map(|until| until.saturating_duration_since(Instant::now()));
-            turn = match remaining {
-                Some(remaining) if remaining.is_zero() => return Turn::Later,
-                Some(remaining) => {
-                    let waited = self.changed.wait_timeout(turn, remaining);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
+    fn wait(&self, until: Option<Instant>) -> Option<OpResult> {
+        let mut outcome = lock(&self.outcome);
+        while outcome.is_none() {
+            outcome = match until {
                 None => {
-                    let waited = self.changed.wait(turn);
-                    waited.unwrap_or_else(PoisonError::into_inner)
+                    let woken = self.is_there.wait(outcome);
+                    woken.unwrap_or_else(PoisonError::into_inner)
                 }
-            };
+                Some(until) => {
+                    let remaining = until.saturating_duration_since(Instant::now());
+                    if remaining.is_zero() {
+                        return None;
+                    }
+                    let woken = self.is_there.wait_timeout(outcome, remaining);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+            }
         }
+        let Outcome { result, wakes } = outcome.take()?;
+        for other in wakes {
+            other.is_there.notify_one();
+        }
+        Some(result)
     }
 }
 
 impl Queue {
-    /// Has a write committed, by this thread or by another. One that has no
-    /// turn before its deadline is withdrawn; one that has waits for its end.
-    pub(super) fn submit(
-        &self,
-        op: Op,
-        deadline: Instant,
-        commit: impl Fn(&[&Op]) -> Result<Vec<OpResult>, StoreError>,
-    ) -> OpResult {
-        let ticket = Arc::new(Ticket {
-            op,
-            turn: Mutex::default(),
+    /// With what commits a group.
+    ///
+    /// # Errors
+    /// The system refuses a thread.
+    pub(super) fn new(commit: Box<Commit>) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            commit,
+            state: Mutex::default(),
             changed: Condvar::new(),
         });
-        let leads = {
-            let mut state = self.lock();
-            state.waiting.push_back(Arc::clone(&ticket));
-            !std::mem::replace(&mut state.led, true)
+        let committer = {
+            let shared = Arc::clone(&shared);
+            let named = thread::Builder::new().name("mb-commit".into());
+            named.spawn(move || shared.run())?
         };
-        let turn = if leads {
-            Turn::Leads
-        } else {
-            ticket.wait(Some(deadline))
-        };
-        if let Turn::Done(outcome) = turn {
-            return outcome;
-        }
-        let mut state = self.lock();
+        Ok(Self {
+            shared,
+            committer: Some(committer),
+        })
+    }
+
+    /// Has a write committed, by this thread or by another. One that has no
+    /// turn before its deadline is withdrawn; one that has waits for its end.
+    pub(super) fn submit(&self, op: Op, deadline: Instant) -> OpResult {
         if Instant::now() >= deadline {
-            let mut waiting = state.waiting.iter();
-            if let Some(place) = waiting.position(|waiting| Arc::ptr_eq(waiting, &ticket)) {
-                state.waiting.remove(place);
-                let notified = || matches!(ticket.wait(Some(deadline)), Turn::Leads);
-                if matches!(turn, Turn::Leads) || notified() {
-                    state.pass_on();
+            return Err(StoreError::Busy);
+        }
+        let mut state = self.shared.lock();
+        if state.commits == Commits::Nobody {
+            state.commits = Commits::Writer;
+            drop(state);
+            let result = self.shared.commit(&[&op]).pop();
+            self.shared.hand_over();
+            return result.unwrap_or_else(not_committed);
+        }
+        let ticket = Ticket::new(op);
+        state.waiting.push_back(Arc::clone(&ticket));
+        drop(state);
+        if let Some(result) = ticket.wait(Some(deadline)) {
+            return result;
+        }
+        let mut state = self.shared.lock();
+        let mut waiting = state.waiting.iter();
+        if let Some(place) = waiting.position(|waiting| Arc::ptr_eq(waiting, &ticket)) {
+            state.waiting.remove(place);
+            return Err(StoreError::Busy);
+        }
+        drop(state);
+        // Taken: it may be committed, so only its outcome counts now.
+        ticket.wait(None).unwrap_or_else(not_committed)
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.shared.lock().is_closed = true;
+        self.shared.changed.notify_one();
+        if let Some(committer) = self.committer.take() {
+            let _ = committer.join();
+        }
+    }
+}
+
+impl Shared {
+    /// What the committer does.
+    fn run(&self) {
+        let mut state = self.lock();
+        loop {
+            if state.commits != Commits::Committer {
+                if state.is_closed {
+                    return;
                 }
-                return Err(StoreError::Busy);
+                let woken = self.changed.wait(state);
+                state = woken.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let count = state.waiting.len().min(MAX_GROUP);
+            let group: Vec<_> = state.waiting.drain(..count).collect();
+            drop(state);
+            let ops: Vec<_> = group.iter().map(|ticket| &ticket.op).collect();
+            deliver(&group, self.commit(&ops));
+            state = self.lock();
+            if state.waiting.is_empty() {
+                state.commits = Commits::Nobody;
             }
         }
-        if matches!(turn, Turn::Later) {
+    }
+
+    /// A writer has committed: the committer is next if somebody waits.
+    fn hand_over(&self) {
+        let mut state = self.lock();
+        if state.waiting.is_empty() {
+            state.commits = Commits::Nobody;
+        } else {
+            state.commits = Commits::Committer;
             drop(state);
-            // Taken: it may be committed, so only its outcome counts now.
-            return match ticket.wait(None) {
-                Turn::Done(outcome) => outcome,
-                Turn::Later | Turn::Leads => Err(StoreError::Io("it was not committed".into())),
-            };
+            self.changed.notify_one();
         }
-        let count = state.waiting.len().min(MAX_GROUP);
-        let group: Vec<_> = state.waiting.drain(..count).collect();
-        drop(state);
-        let mut outcomes = lead(&group, &commit).into_iter();
-        // The next group first: it has a flush to wait for. Of all that wait,
-        // only those are woken that have something to do.
-        self.lock().pass_on();
-        // Its own is the first in turn.
-        let own = outcomes.next();
-        for (member, outcome) in group.iter().skip(1).zip(outcomes) {
-            member.set(Turn::Done(outcome));
-        }
-        own.unwrap_or_else(|| Err(StoreError::Io("no outcome".into())))
+    }
+
+    /// Commits a group; there is an outcome for each, whatever happens.
+    fn commit(&self, ops: &[&Op]) -> Vec<OpResult> {
+        let outcomes = catch_unwind(AssertUnwindSafe(|| (self.commit)(ops)))
+            .unwrap_or_else(|_| Err(StoreError::Io("defect while writing".into())));
+        outcomes.unwrap_or_else(|error| vec![Err(error); ops.len()])
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
-impl State {
-    /// Has the next in turn lead, if there is one.
-    fn pass_on(&mut self) {
-        match self.waiting.front() {
-            Some(next) => next.set(Turn::Leads),
-            None => self.led = false,
-        }
+/// Tells each of a group its outcome, and wakes the first.
+fn deliver(group: &[Arc<Ticket>], outcomes: Vec<OpResult>) {
+    let mut outcomes = outcomes.into_iter();
+    // Backwards, so that whoever is awake by chance wakes only those that have
+    // theirs.
+    for (place, ticket) in group.iter().enumerate().rev() {
+        let wakes = [2 * place + 1, 2 * place + 2];
+        *lock(&ticket.outcome) = Some(Outcome {
+            result: outcomes.next_back().unwrap_or_else(not_committed),
+            wakes: wakes
+                .iter()
+                .filter_map(|place| group.get(*place))
+                .cloned()
+                .collect(),
+        });
+    }
+    if let Some(first) = group.first() {
+        first.is_there.notify_one();
     }
 }
 
-/// Commits a group; there is an outcome for each, whatever happens.
-fn lead(
-    group: &[Arc<Ticket>],
-    commit: impl Fn(&[&Op]) -> Result<Vec<OpResult>, StoreError>,
-) -> Vec<OpResult> {
-    let ops: Vec<_> = group.iter().map(|ticket| &ticket.op).collect();
-    let outcomes = catch_unwind(AssertUnwindSafe(|| commit(&ops)))
-        .unwrap_or_else(|_| Err(StoreError::Io("defect while writing".into())));
-    outcomes.unwrap_or_else(|error| vec![Err(error); group.len()])
+fn not_committed() -> OpResult {
+    Err(StoreError::Io("it was not committed".into()))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Writes a group in one transaction. One that fails by its own fault leaves
@@ -304,5 +389,114 @@ impl Op {
             tables.apply(Effect::Used(&self.service, wanted))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{sync::mpsc, time::Duration};
+
+    fn op(delta: i64) -> Op {
+        Op {
+            service: "svc".into(),
+            quota: 0,
+            bucket: "".into(),
+            change: Change::Increment {
+                key: "n".into(),
+                delta,
+            },
+        }
+    }
+
+    fn delta(op: &Op) -> i64 {
+        match op.change {
+            Change::Increment { delta, .. } => delta,
+            _ => unreachable!(),
+        }
+    }
+
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    /// A queue whose commits tell their sizes and wait until they may go on.
+    fn held() -> (Arc<Queue>, mpsc::Receiver<usize>, mpsc::Sender<()>) {
+        let (begun, sizes) = mpsc::channel();
+        let (go_on, goes_on) = mpsc::channel();
+        let (begun, goes_on) = (Mutex::new(begun), Mutex::new(goes_on));
+        let queue = Queue::new(Box::new(move |ops| {
+            lock(&begun).send(ops.len()).unwrap();
+            lock(&goes_on).recv().unwrap();
+            let outcome = |op: &&Op| match delta(op) {
+                0 => panic!("as a defect would"),
+                delta => Ok(Done::Number(delta)),
+            };
+            Ok(ops.iter().map(outcome).collect())
+        }));
+        (Arc::new(queue.unwrap()), sizes, go_on)
+    }
+
+    fn submits(queue: &Arc<Queue>, delta: i64, deadline: Instant) -> JoinHandle<OpResult> {
+        let queue = Arc::clone(queue);
+        thread::spawn(move || queue.submit(op(delta), deadline))
+    }
+
+    fn until_waiting(queue: &Queue, count: usize) {
+        while queue.shared.lock().waiting.len() != count {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn those_that_come_meanwhile_are_one_group() {
+        let (queue, sizes, go_on) = held();
+        let first = submits(&queue, 100, later());
+        assert_eq!(sizes.recv(), Ok(1));
+        let others: Vec<_> = (1..=20).map(|n| submits(&queue, n, later())).collect();
+        until_waiting(&queue, 20);
+        go_on.send(()).unwrap();
+        assert_eq!(first.join().unwrap(), Ok(Done::Number(100)));
+        assert_eq!(sizes.recv(), Ok(20));
+        go_on.send(()).unwrap();
+        for (n, other) in (1..).zip(others) {
+            assert_eq!(other.join().unwrap(), Ok(Done::Number(n)));
+        }
+        // Nobody commits any more: the next one does it itself.
+        go_on.send(()).unwrap();
+        assert_eq!(queue.submit(op(7), later()), Ok(Done::Number(7)));
+        assert_eq!(sizes.recv(), Ok(1));
+    }
+
+    #[test]
+    fn one_whose_deadline_passes_is_withdrawn_unless_it_is_being_committed() {
+        let (queue, sizes, go_on) = held();
+        assert_eq!(queue.submit(op(1), Instant::now()), Err(StoreError::Busy));
+        let soon = Instant::now() + Duration::from_millis(50);
+        let first = submits(&queue, 1, soon);
+        assert_eq!(sizes.recv(), Ok(1));
+        assert_eq!(queue.submit(op(2), soon), Err(StoreError::Busy));
+        until_waiting(&queue, 0);
+        go_on.send(()).unwrap();
+        assert_eq!(first.join().unwrap(), Ok(Done::Number(1)));
+        assert!(sizes.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_panic_is_everybodys_error_and_the_next_ones_are_committed() {
+        let (queue, sizes, go_on) = held();
+        let first = submits(&queue, 1, later());
+        sizes.recv().unwrap();
+        let others: Vec<_> = [0, 2].map(|n| submits(&queue, n, later())).into();
+        until_waiting(&queue, 2);
+        go_on.send(()).unwrap();
+        sizes.recv().unwrap();
+        go_on.send(()).unwrap();
+        assert!(first.join().unwrap().is_ok());
+        for other in others {
+            assert!(matches!(other.join().unwrap(), Err(StoreError::Io(_))));
+        }
+        go_on.send(()).unwrap();
+        assert_eq!(queue.submit(op(3), later()), Ok(Done::Number(3)));
     }
 }

@@ -50,15 +50,64 @@ const TEND_TIME: Duration = Duration::from_secs(1);
 /// come at the same time are committed together (`commit`), because making
 /// anything durable costs one flush of the disk, whatever the number.
 pub(super) struct Embedded {
-    /// None after an error from which opening again did not recover; the next
-    /// one who comes tries.
-    pub(super) database: RwLock<Option<Journaled>>,
-    medium: Arc<dyn Medium>,
-    cache: usize,
+    pub(super) database: Arc<Database>,
     queue: Queue,
-    health: Health,
     /// Where the next look for what has ended begins.
     next: Mutex<(String, String, String)>,
+}
+
+/// The database, which is opened again after an error of the disk.
+pub(super) struct Database {
+    /// None after an error from which opening again did not recover; the next
+    /// one who comes tries.
+    pub(super) open: RwLock<Option<Journaled>>,
+    medium: Arc<dyn Medium>,
+    cache: usize,
+    health: Health,
+}
+
+impl Database {
+    /// Works with it. After an error of the disk redb refuses to go on, so the
+    /// file is opened again, now or by who comes next.
+    pub(super) fn work<T>(
+        &self,
+        work: impl FnOnce(&Journaled) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let is_closed = self
+            .open
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_none();
+        if is_closed {
+            self.reopen()?;
+        }
+        let result = {
+            let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+            contain(|| work(open.as_ref().ok_or_else(closed)?))
+        };
+        if result.as_ref().is_err_and(StoreError::needs_reopening) {
+            // The error is this one's; opening again is for the next.
+            let _ = self.reopen();
+        }
+        result
+    }
+
+    fn reopen(&self) -> Result<(), StoreError> {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let old = open.take();
+        *open = Some(contain(|| {
+            // The old one holds the lock of the file.
+            drop(old);
+            Journaled::open(Arc::clone(&self.medium), self.cache)
+        })?);
+        Ok(())
+    }
+
+    fn commit(&self, ops: &[&Op]) -> Result<Vec<Result<Done, StoreError>>, StoreError> {
+        let result = self.work(|database| commit::apply(database, ops));
+        self.health.wrote(ops.len(), &result);
+        result
+    }
 }
 
 impl Embedded {
@@ -70,59 +119,31 @@ impl Embedded {
     }
 
     pub(super) fn with(medium: Arc<dyn Medium>, cache: usize) -> Result<Self, StoreError> {
-        let database = contain(|| Journaled::open(Arc::clone(&medium), cache))?;
-        Ok(Self {
-            database: RwLock::new(Some(database)),
+        let open = contain(|| Journaled::open(Arc::clone(&medium), cache))?;
+        let database = Arc::new(Database {
+            open: RwLock::new(Some(open)),
             medium,
             cache,
-            queue: Queue::default(),
             health: Health::default(),
+        });
+        let commits = Arc::clone(&database);
+        Ok(Self {
+            database,
+            queue: Queue::new(Box::new(move |ops| commits.commit(ops)))?,
             next: Mutex::default(),
         })
     }
 
-    /// Works with the database. After an error of the disk redb refuses to go
-    /// on, so the file is opened again, now or by who comes next.
     pub(super) fn work<T>(
         &self,
         work: impl FnOnce(&Journaled) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let is_closed = self
-            .database
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_none();
-        if is_closed {
-            self.reopen()?;
-        }
-        let result = {
-            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-            contain(|| work(database.as_ref().ok_or_else(closed)?))
-        };
-        if result.as_ref().is_err_and(StoreError::needs_reopening) {
-            // The error is this one's; opening again is for the next.
-            let _ = self.reopen();
-        }
-        result
-    }
-
-    fn reopen(&self) -> Result<(), StoreError> {
-        let mut database = self
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        let old = database.take();
-        *database = Some(contain(|| {
-            // The old one holds the lock of the file.
-            drop(old);
-            Journaled::open(Arc::clone(&self.medium), self.cache)
-        })?);
-        Ok(())
+        self.database.work(work)
     }
 
     fn read<T>(&self, read: impl Fn(&Values) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let result = self.work(|database| read(&database.begin_read()?.open_table(VALUES)?));
-        self.health.read(&result);
+        self.health().read(&result);
         result
     }
 }
@@ -194,11 +215,7 @@ impl Engine for Embedded {
     }
 
     fn write(&self, op: Op, deadline: Instant) -> Result<Done, StoreError> {
-        self.queue.submit(op, deadline, |ops| {
-            let result = self.work(|database| commit::apply(database, ops));
-            self.health.wrote(ops.len(), &result);
-            result
-        })
+        self.queue.submit(op, deadline)
     }
 
     /// Looks at a part of the entries, in turn, and removes what has ended of
@@ -223,16 +240,16 @@ impl Engine for Embedded {
     }
 
     fn health(&self) -> &Health {
-        &self.health
+        &self.database.health
     }
 
     /// Reads one number for each service. A reader of the server asks this, so
     /// it neither waits for the file to be opened again nor opens it, which may
     /// read all of it.
     fn size(&self) -> Result<Size, StoreError> {
-        let database = self.database.try_read().map_err(|_| closed())?;
+        let open = self.database.open.try_read().map_err(|_| closed())?;
         let used = contain(|| {
-            let database = database.as_ref().ok_or_else(closed)?;
+            let database = open.as_ref().ok_or_else(closed)?;
             let mut sum = 0;
             for entry in database.begin_read()?.open_table(USED)?.iter()? {
                 sum += entry?.1.value();
@@ -241,25 +258,23 @@ impl Engine for Embedded {
         })?;
         Ok(Size {
             used,
-            on_disk: self.medium.size(),
+            on_disk: self.database.medium.size(),
         })
     }
 
     /// Reads and writes wait meanwhile. Reads and writes most of the file.
     fn compact(&self) -> Result<(), StoreError> {
-        let mut database = self
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some(database) = database.as_mut() else {
+        let open = self.database.open.write();
+        let mut open = open.unwrap_or_else(PoisonError::into_inner);
+        let Some(database) = open.as_mut() else {
             return Err(closed());
         };
         contain(|| database.compact())
     }
 
     fn end(&self) {
-        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(database) = &*database {
+        let open = self.database.open.read();
+        if let Some(database) = &*open.unwrap_or_else(PoisonError::into_inner) {
             database.end();
         }
     }

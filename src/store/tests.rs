@@ -414,12 +414,12 @@ fn to_look_at_the_size_neither_waits_nor_opens_the_file_again() {
     ns.set("", "key".into(), vec![0; 100], soon()).unwrap();
     assert!(store.size().unwrap().used > 100);
     // As while it is opened again.
-    let mut database = embedded.database.write().unwrap();
+    let mut database = embedded.database.open.write().unwrap();
     assert!(store.size().is_err());
     *database = None;
     drop(database);
     assert!(store.size().is_err());
-    assert!(embedded.database.read().unwrap().is_none());
+    assert!(embedded.database.open.read().unwrap().is_none());
     assert!(
         ns.get("", "key", soon()).unwrap().is_some(),
         "a service opens it"

@@ -14,8 +14,12 @@ use crate::log::Limiter;
 
 /// Threads beyond the first ones that are kept without a job. Each keeps the
 /// deepest stack that it has touched, some hundred KiB, so more of them end
-/// with their job.
+/// when they have had no job for a while.
 const KEPT: usize = 16;
+
+/// How long. Calls that wait for the disk together need as many threads again
+/// in the next millisecond.
+const SURPLUS_FOR: Duration = Duration::from_secs(1);
 
 /// How long the system is not asked for a thread after it has refused one.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -34,7 +38,7 @@ pub struct Pool {
 
 struct Shared {
     state: Mutex<State>,
-    /// Threads without a job, at most.
+    /// Threads without a job that stay.
     kept: usize,
     /// All of them, for the admin side.
     count: AtomicUsize,
@@ -70,14 +74,19 @@ impl Seat {
     }
 
     fn wait(&self) -> Option<Job> {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(job) = next.take() {
-                return job;
-            }
-            let given = self.given.wait(next);
-            next = given.unwrap_or_else(PoisonError::into_inner);
-        }
+        let next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let given = self.given.wait_while(next, |next| next.is_none());
+        given.unwrap_or_else(PoisonError::into_inner).take()?
+    }
+
+    /// False if there was none for so long.
+    fn is_given_within(&self, time: Duration) -> bool {
+        let next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let given = self
+            .given
+            .wait_timeout_while(next, time, |next| next.is_none());
+        let (next, _) = given.unwrap_or_else(PoisonError::into_inner);
+        next.is_some()
     }
 }
 
@@ -157,16 +166,31 @@ impl Shared {
             // The hook has logged it.
             let _ = catch_unwind(AssertUnwindSafe(job));
             let mut state = self.lock();
-            if state.is_closed || state.idle.len() >= self.kept {
+            if state.is_closed {
                 break;
             }
+            let is_surplus = state.idle.len() >= self.kept;
             state.idle.push(Arc::clone(&seat));
             drop(state);
+            if is_surplus && !seat.is_given_within(SURPLUS_FOR) && self.withdraw(&seat) {
+                break;
+            }
             next = seat.wait();
         }
         let mut state = self.lock();
         state.threads -= 1;
         self.count.store(state.threads, Relaxed);
+    }
+}
+
+impl Shared {
+    /// Whether the surplus thread of this seat may end: nobody has taken it to
+    /// give it a job, and there still is a surplus.
+    fn withdraw(&self, seat: &Arc<Seat>) -> bool {
+        let mut state = self.lock();
+        let place = state.idle.iter().position(|idle| Arc::ptr_eq(idle, seat));
+        let surplus = place.filter(|_| state.idle.len() > self.kept);
+        surplus.map(|place| state.idle.remove(place)).is_some()
     }
 }
 

@@ -43,7 +43,7 @@ class Ours:
         shutil.copy(ROOT / "services/dist/granted/counter.wasm", services)
         config.write_text(f'services_dir = "{services}"\nstate_dir = "{folder}/state"\nport = 0\n'
                           f'reload_interval = 0\nlog = "error"\n[admin]\nport = 0\n'
-                          f'[sandbox]\ncache_dir = "{folder}/cache"\n[services.counter.grants]\nkeyvalue = true\n')
+                          f'[services.counter.grants]\nkeyvalue = true\n')
         self.process = subprocess.Popen([program, "serve", "--config", config], stdout=subprocess.PIPE, text=True)
         ((host, port), *_), _ = soak.addresses(self.process)
         self.address, self.answered, self.sent = f"{host}:{port}", 0, 0
