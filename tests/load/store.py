@@ -2,12 +2,14 @@
 """Durable writes a second: `counter.add` beside Redis that flushes each write.
 
     cargo build --release && python3 tests/load/store.py [--connections N]... [--seconds S] [--rounds N]
-                                                         [--at-least RATIO] [--syscalls] [--require]
+                                                         [--engine redb|redis] [--at-least RATIO] [--syscalls]
+                                                         [--require]
 
 Runs the server and `redis-server` with `appendfsync always` in turns, on one
 disk (--folder), and asks each over loopback from the same number of
 connections: `mb-server bench counter.add` here, `redis-benchmark -t incr`
-there, both on one key. Prints the rates, the flushes that each takes, and their
+there, both on one key. With `--engine redis` the server keeps its values in the
+same Redis. Prints the rates, the flushes that each takes, and their
 ratio; --syscalls counts system calls under strace afterwards. Exits 1 where a
 ratio is below --at-least, or the counter is not what was answered. Without
 Redis, it says `skipped: WHY` and exits 0, with --require 1.
@@ -36,13 +38,13 @@ ADD = ("counter.add", '{"name":"n"}')
 class Ours:
     name = "mb-server"
 
-    def __init__(self, program, folder):
+    def __init__(self, program, folder, url):
         self.program = program
         config, services = folder / "mb.toml", folder / "services"
         services.mkdir()
         shutil.copy(ROOT / "services/dist/granted/counter.wasm", services)
         config.write_text(f'services_dir = "{services}"\nstate_dir = "{folder}/state"\nport = 0\n'
-                          f'reload_interval = 0\nlog = "error"\n[admin]\nport = 0\n'
+                          f'reload_interval = 0\nlog = "error"\n[store]\nurl = "{url}"\n[admin]\nport = 0\n'
                           f'[services.counter.grants]\nkeyvalue = true\n')
         self.process = subprocess.Popen([program, "serve", "--config", config], stdout=subprocess.PIPE, text=True)
         ((host, port), *_), _ = soak.addresses(self.process)
@@ -151,7 +153,7 @@ def run(arguments, folder):
     print(f"the disk: {appended:,.0f} flushes a second of a block that is appended, {over:,.0f} of one written over")
     (folder / "redis").mkdir()
     redis = Redis(folder / "redis")
-    ours = Ours(arguments.server, folder)
+    ours = Ours(arguments.server, folder, f"redis://127.0.0.1:{redis.port}" if arguments.engine == "redis" else "")
     failed = False
     try:
         for connections in arguments.connections or [32, 1]:
@@ -184,7 +186,7 @@ def run(arguments, folder):
         ours.stop()
         redis.stop()
     left = sorted(path.name for path in (folder / "state").glob("store.*"))
-    if left != ["store.redb"]:
+    if left != ([] if arguments.engine == "redis" else ["store.redb"]):
         print(f"BROKEN: an end in order leaves {left}")
         failed = True
     return failed
@@ -198,6 +200,7 @@ def main():
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--at-least", type=float, default=0)
+    parser.add_argument("--engine", choices=["redb", "redis"], default="redb")
     parser.add_argument("--syscalls", action="store_true")
     parser.add_argument("--require", action="store_true")
     arguments = parser.parse_args()
