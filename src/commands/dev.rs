@@ -112,7 +112,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         // First of all, so that no process inherits these.
         let inherited = Inherited::from_env().map_err(failure)?;
         let plan = ServingPlan {
-            worker: compile_worker(&loaded.config),
+            worker: compile_worker(),
             loaded,
             again,
             quick: true,

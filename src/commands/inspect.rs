@@ -78,7 +78,7 @@ impl Inspector {
         };
         let policy = ServicePolicies::new(&config, None, Scheduler::new(1)).for_inspection();
         let memory = Budget::new(MemoryPlan::of(&config).shared);
-        let worker = serving::compile_worker(&config);
+        let worker = serving::compile_worker();
         let mut sandbox = serving::sandbox_config(&config, &policy, &memory);
         sandbox.compiler.worker = Some(worker.clone());
         let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;

@@ -21,8 +21,7 @@ pub(super) type ReadSettings = dyn Fn() -> Result<Loaded, String> + Send + Sync;
 
 /// Settings that are applied while the server runs; all below those that end
 /// in a dot.
-const LIVE: [&str; 4] = ["log", "principals.", REQUIRE_DIGEST, "services."];
-const REQUIRE_DIGEST: &str = "sandbox.require_digest";
+const LIVE: [&str; 3] = ["log", "principals.", "services."];
 
 /// The settings that hold, and how to read them again.
 pub(super) struct LiveSettings {
@@ -107,9 +106,10 @@ impl LiveSettings {
             changed.into_iter().partition(|key| is_live(key));
         let touches = |prefix: &str| applied.iter().any(|key| key.starts_with(prefix));
         // The only one that can fail comes first.
-        let services = match touches("services.") || touches(REQUIRE_DIGEST) {
-            true => self.catalog.set_policy(&config)?,
-            false => Vec::new(),
+        let services = if touches("services.") {
+            self.catalog.set_policy(&config)?
+        } else {
+            Vec::new()
         };
         if touches("principals.") {
             bound_principals(&self.scheduler, &config.principals);

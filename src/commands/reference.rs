@@ -7,7 +7,7 @@ use clap::{Arg, Command, CommandFactory as _};
 
 use super::{Arguments, live_settings::is_live};
 use crate::config::{
-    Admin, Config, Entry, Http, Sandbox, Tls,
+    Admin, Config, Entry, Http, Tls,
     access::{Listener, PrincipalSettings},
     services::{Grants, Overlay},
     store::Store,
@@ -84,7 +84,6 @@ fn the_reference_of_settings_is_generated() {
     let mut server = Config::reference();
     let tables = [
         "admin",
-        "sandbox",
         "store",
         "tls",
         "principals",
@@ -122,12 +121,6 @@ fn the_reference_of_settings_is_generated() {
         "What a principal may call; at most 10,000 tables. `[principals.default]` holds for principals without a table, `[principals.anonymous]` for peers without authentication.",
         "principals.NAME.",
         &PrincipalSettings::reference(),
-    );
-    table(
-        "[sandbox]",
-        "How components are compiled and run.",
-        "sandbox.",
-        &Sandbox::reference(),
     );
     table(
         "[store]",

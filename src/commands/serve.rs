@@ -100,7 +100,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
     // First of all, so that no process inherits these.
     let inherited = Inherited::from_env().map_err(failure)?;
     #[cfg(feature = "compiler")]
-    let worker = compile_worker(&loaded.config);
+    let worker = compile_worker();
     // It holds for threads that are started later.
     confine(&loaded.config);
     write_log_in_background()?;

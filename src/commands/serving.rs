@@ -55,6 +55,14 @@ const TAKE_OVER: Duration = Duration::from_secs(5);
 /// One in so many connections is for authenticated peers alone.
 const RESERVED: usize = 8;
 
+/// Memory of the process that compiles a component. It is not counted in
+/// `memory`.
+#[cfg(feature = "compiler")]
+const COMPILE_MEMORY: usize = 1 << 30;
+
+/// One of so many resets of instances is verified.
+const VERIFY_RESETS: u32 = 1000;
+
 /// Time for compiling one component; a large one takes a minute on a slow
 /// machine.
 #[cfg(feature = "compiler")]
@@ -325,7 +333,7 @@ pub(super) fn sandbox_config(
 ) -> SandboxConfig {
     SandboxConfig {
         call_depth: CALL_DEPTH,
-        verify_resets: config.sandbox.verify_resets,
+        verify_resets: VERIFY_RESETS,
         largest_instance: policy.largest_instance(),
         instances: MemoryPlan::of(config).instances,
         memory: Arc::clone(memory),
@@ -486,9 +494,12 @@ fn compact(store: &Store) {
 /// What starts the processes that compile; before the first thread, and before
 /// the right to start programs is given up.
 #[cfg(feature = "compiler")]
-pub(super) fn compile_worker(config: &Config) -> CompileWorker {
-    let memory = config.sandbox.compile_memory.0;
-    CompileWorker::start(std::path::Path::new(PROGRAM), memory, COMPILE_TIMEOUT)
+pub(super) fn compile_worker() -> CompileWorker {
+    CompileWorker::start(
+        std::path::Path::new(PROGRAM),
+        COMPILE_MEMORY,
+        COMPILE_TIMEOUT,
+    )
 }
 
 fn load_catalog(

@@ -129,8 +129,6 @@ settings! {
         pub admin: Admin = Admin::default(),
         /// HTTP on the ports of the services.
         pub http: Http = Http::default(),
-        /// What components are loaded and run with.
-        pub sandbox: Sandbox = Sandbox::default(),
         /// Where durable values are kept.
         pub store: store::Store = store::Store::default(),
         /// TLS.
@@ -182,21 +180,6 @@ settings! {
         /// Answer the Model Context Protocol at `/mcp`: actions that take objects are
         /// tools.
         pub mcp: bool = false,
-    }
-}
-
-settings! {
-    /// Settings of the sandbox.
-    pub struct Sandbox {
-        /// Memory of the process that compiles one component. It is not counted in
-        /// `memory`.
-        pub compile_memory: Bytes = Bytes::mib(1024) => Bytes::mib(64)..=Bytes::mib(64 * 1024),
-        /// One of so many resets of instances is verified, at random and beside the
-        /// calls. At most a hundredth of one processor's time is spent on it. 0: none.
-        pub verify_resets: u32 = 1000 => 0..=1_000_000_000,
-        /// Each service with `config`, `secrets`, `keyvalue` or `calls` among its grants
-        /// must have a `digest`, or the server does not start.
-        pub require_digest: bool = false,
     }
 }
 
@@ -334,11 +317,7 @@ impl Config {
     pub fn out_of_bounds(&self) -> Vec<OutOfBounds> {
         let mut bounds = Bounds(Vec::new());
         let Self {
-            host,
-            admin,
-            sandbox,
-            tls,
-            ..
+            host, admin, tls, ..
         } = self;
         let hosts = host.as_slice();
         bounds.that(
@@ -357,7 +336,6 @@ impl Config {
         self.check_ranges("", &mut bounds);
         self.http.check_ranges("http.", &mut bounds);
         admin.check_ranges("admin.", &mut bounds);
-        sandbox.check_ranges("sandbox.", &mut bounds);
         self.store.check_ranges("store.", &mut bounds);
         if self.connection_max_age.unless_zero().is_some() {
             bounds.range(
@@ -412,7 +390,7 @@ impl Config {
             "at most 16 names",
         );
         self.store.check(&mut bounds);
-        services::check(&self.services, sandbox.require_digest, &mut bounds);
+        services::check(&self.services, &mut bounds);
         if bounds.0.is_empty() {
             bounds.0 = MemoryPlan::of(self).conflicts(self);
         }

@@ -261,7 +261,7 @@ impl Grants {
 }
 
 /// Checks every table.
-pub(super) fn check(services: &Services, require_digest: bool, bounds: &mut Bounds) {
+pub(super) fn check(services: &Services, bounds: &mut Bounds) {
     for (name, overlay) in services {
         check_one(name, overlay, bounds);
         let key = |field: &str| format!("services.{name}.{field}");
@@ -273,13 +273,6 @@ pub(super) fn check(services: &Services, require_digest: bool, bounds: &mut Boun
                 key("grants"),
                 false,
                 "given to a service by its name; only `log` can be given to all",
-            );
-        }
-        if require_digest && grants.is_sensitive() && grants.digest.is_none() {
-            bounds.that(
-                key("grants.digest"),
-                false,
-                "given, because sandbox.require_digest is true",
             );
         }
     }

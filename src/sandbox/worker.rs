@@ -191,10 +191,7 @@ impl CompileWorker {
         } = helper
             .work(&job, bytes, self.memory as u64, self.timeout)
             .map_err(|error| failed(&error))?;
-        let out_of_memory = format!(
-            "it may need more than sandbox.compile_memory, {} bytes",
-            self.memory
-        );
+        let out_of_memory = format!("it may need more than {} bytes of memory", self.memory);
         Err(match outcome {
             JobOutcome::Exited(0) => {
                 if !complaint.is_empty() {

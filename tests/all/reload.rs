@@ -646,26 +646,21 @@ fn write(path: &Path, bytes: &[u8]) {
 
 #[test]
 fn a_component_that_takes_too_much_to_compile_hurts_nobody() {
-    // The others shall be compiled already, however slow the machine is.
-    drop(Setup::new(BINARY).start());
     // One function so long that it keeps the compiler busy.
     let many = "(global.set $x (i64.add (i64.mul (global.get $x) (global.get $x)) (i64.const 7)))"
         .repeat(60_000);
     let bomb = wat::guest("bomb", "(global $x (mut i64) (i64.const 1))", &many);
-    let little = "sandbox.compile_memory = \"64MiB\"";
-    let folder = start(Setup::new(BINARY).set(little));
-    fs::write(folder.services.join("bomb.wasm"), &bomb).unwrap();
-    let row = folder.until_row("bomb is refused", |row| row["error"].is_string());
-    let error = row["error"].as_str().unwrap();
-    assert!(error.contains("compile_memory"), "{row}");
-    assert_eq!(folder.asks("echo.say"), "null");
-
-    let soon = Duration::from_millis(100);
-    let worker = CompileWorker::start(Path::new(BINARY), 1 << 30, soon);
-    let ahead = Ahead {
-        cpu: Cpu::Any,
-        on_demand: false,
-    };
-    let error = worker.precompile(&bomb, ahead).unwrap_err().to_string();
-    assert!(error.contains("took longer than 100 ms"), "{error}");
+    let (soon, later) = (Duration::from_millis(100), Duration::from_secs(600));
+    for (memory, time, why) in [
+        (64 << 20, later, "more than 67108864 bytes of memory"),
+        (1 << 30, soon, "took longer than 100 ms"),
+    ] {
+        let worker = CompileWorker::start(Path::new(BINARY), memory, time);
+        let ahead = Ahead {
+            cpu: Cpu::Any,
+            on_demand: false,
+        };
+        let error = worker.precompile(&bomb, ahead).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
 }

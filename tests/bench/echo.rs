@@ -44,7 +44,7 @@ impl Echo {
                 ..CompilerConfig::default()
             },
             call_depth: 1,
-            verify_resets: config.sandbox.verify_resets,
+            verify_resets: 1000,
         })
         .expect("an engine");
         let settings = LoadSettings {
