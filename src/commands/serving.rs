@@ -60,9 +60,6 @@ const RESERVED: usize = 8;
 #[cfg(feature = "compiler")]
 const COMPILE_MEMORY: usize = 1 << 30;
 
-/// One of so many resets of instances is verified.
-const VERIFY_RESETS: u32 = 1000;
-
 /// Time for compiling one component; a large one takes a minute on a slow
 /// machine.
 #[cfg(feature = "compiler")]
@@ -333,7 +330,7 @@ pub(super) fn sandbox_config(
 ) -> SandboxConfig {
     SandboxConfig {
         call_depth: CALL_DEPTH,
-        verify_resets: VERIFY_RESETS,
+        verify_resets: config.verify_resets,
         largest_instance: policy.largest_instance(),
         instances: MemoryPlan::of(config).instances,
         memory: Arc::clone(memory),

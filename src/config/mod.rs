@@ -105,6 +105,9 @@ settings! {
         /// before its end are stopped, or at half of it where it is shorter than a
         /// second.
         pub drain_timeout: Millis = Millis::secs(10) => Millis::new(0)..=Millis::secs(600),
+        /// One of so many resets of instances is verified, at random and beside the
+        /// calls. At most a hundredth of one processor's time is spent on it. 0: none.
+        pub verify_resets: u32 = 1000 => 0..=1_000_000_000,
         /// Folder of the components.
         pub services_dir: PathBuf = "services/dist".into(),
         /// Folder of what outlives the process: the store, the last-known-good

@@ -3,44 +3,15 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod access;
 mod admin;
-mod admin_gateway;
-mod architecture;
-mod authors;
-mod capabilities;
 mod cli;
-mod client;
-mod clients;
-mod connections;
-mod contract;
-mod deploy;
-mod documents;
-mod drain;
-mod fairness;
-mod hostile;
-mod http;
-mod languages;
-mod live_settings;
-mod mcp;
-mod memory;
-mod minimal;
-mod openapi;
-mod overtaking;
-mod projects;
-mod reload;
-mod reset;
-mod routing;
+mod project;
+mod protocols;
 mod sandbox;
-mod stalls;
-mod state;
+mod security;
+mod server;
+mod services;
 mod store;
-mod tls;
-mod untrusted;
-mod waiting;
-mod websocket;
-mod wire;
-mod words;
 
 use support::{Setup, TestServer};
 

@@ -44,7 +44,7 @@ impl Echo {
                 ..CompilerConfig::default()
             },
             call_depth: 1,
-            verify_resets: 1000,
+            verify_resets: config.verify_resets,
         })
         .expect("an engine");
         let settings = LoadSettings {

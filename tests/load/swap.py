@@ -292,7 +292,7 @@ class Server:
     def __init__(self, program, folder):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MB_")}
         environment.update(MB_PORT="0", MB_ADMIN__PORT="0", MB_LOG="off", MB_STATE_DIR=str(folder / "state"),
-                           MB_SANDBOX__CACHE_DIR=str(folder / "cache"))
+                           XDG_CACHE_HOME=str(folder / "cache"))
         self.process = subprocess.Popen(
             [program, "serve", "--services", folder / "services"], env=environment, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, start_new_session=True)

@@ -7,6 +7,7 @@
     reason = "shared by programs that each use a part"
 )]
 
+pub mod admin;
 pub mod pki;
 pub mod redis;
 pub mod wat;
@@ -178,7 +179,7 @@ impl Setup {
         command.env("MB_LOG_FORMAT", "text");
         // Verified at random, an instance is away when the next call comes, and
         // tests count instances.
-        command.env("MB_SANDBOX__VERIFY_RESETS", "0");
+        command.env("MB_VERIFY_RESETS", "0");
         command.env("XDG_STATE_HOME", self.dir.path().join("state"));
         command.env(
             "XDG_CACHE_HOME",

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use crate::{
     BINARY,
-    admin::change,
+    support::admin::change,
     support::{Setup, TestServer, component},
 };
 

@@ -508,7 +508,7 @@ fn an_answer_is_bounded_and_taken_from_memory() {
 }
 
 /// The guide for operators, which says what the engine must let the user do.
-const GUIDE: &str = include_str!("../../admin/DEPLOYING.md");
+const GUIDE: &str = include_str!("../../../admin/DEPLOYING.md");
 
 #[test]
 fn tls_and_a_user_with_few_rights_are_enough() {

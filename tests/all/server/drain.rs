@@ -7,8 +7,8 @@ use std::{
 };
 
 use crate::{
-    admin::stop_calls,
     setup, start,
+    support::admin::stop_calls,
     support::{HOUR, PATIENCE, Received},
 };
 

@@ -4,8 +4,8 @@
 use std::{net::Shutdown, thread, time::Duration};
 
 use crate::{
-    admin::{change, stop_calls},
     setup,
+    support::admin::{change, stop_calls},
     support::{HOUR, RawClient, TestServer, frame, wat},
 };
 

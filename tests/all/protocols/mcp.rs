@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use crate::{
     BINARY,
-    admin::stop_calls,
-    http::{Http, Response, post},
+    protocols::http::{Http, Response, post},
     setup,
+    support::admin::stop_calls,
     support::{HOUR, Setup, TestServer, wat},
 };
 

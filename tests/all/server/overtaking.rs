@@ -3,8 +3,8 @@
 use std::net::Shutdown;
 
 use crate::{
-    admin::{change, stop_calls},
     setup,
+    support::admin::{change, stop_calls},
     support::{HOUR, KEEPALIVE, RawClient, Received, Setup, TestServer, frame},
 };
 

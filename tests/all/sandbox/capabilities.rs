@@ -307,7 +307,10 @@ fn over_its_concurrency_a_call_waits_within_its_deadline() {
         row(server, "waiting").is_some_and(|call| call["requestId"] == "patient")
     });
     let path = format!("/calls/{}", row(&server, "running").unwrap()["id"]);
-    assert_eq!(crate::admin::change(&server, "DELETE", &path, "").0, 200);
+    assert_eq!(
+        crate::support::admin::change(&server, "DELETE", &path, "").0,
+        200
+    );
     assert_eq!(waiting.message().text(), "{\"ok\":true}");
     assert_eq!(busy.message().json()["details"]["reason"], "killed");
 }

@@ -9,9 +9,8 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    BINARY,
-    admin::stop_calls,
-    setup,
+    BINARY, setup,
+    support::admin::stop_calls,
     support::{
         HOUR, KEEPALIVE, PATIENCE, RawClient, Received, Setup, TestServer, frame, most_resident,
     },
@@ -278,7 +277,7 @@ fn rates_and_permits_are_shared_by_all_connections_of_a_principal() {
     waits.request_within("echo.say", "1", 100, "1");
     assert_eq!(waits.message().code(), "SERVICE_UNAVAILABLE");
     // More of them than there are polling workers.
-    let mut waiting: Vec<_> = (0..crate::waiting::many())
+    let mut waiting: Vec<_> = (0..crate::server::waiting::many())
         .map(|_| connect(&tokens[1]))
         .collect();
     waiting.push(waits);
@@ -307,7 +306,10 @@ fn rates_and_permits_are_shared_by_all_connections_of_a_principal() {
         panic!("{calls}")
     };
     let path = format!("/calls/{}", running["id"]);
-    assert_eq!(crate::admin::change(&server, "DELETE", &path, "").0, 200);
+    assert_eq!(
+        crate::support::admin::change(&server, "DELETE", &path, "").0,
+        200
+    );
     for mut peer in waiting {
         assert_eq!(peer.message().text(), "1", "when the other one has ended");
     }
@@ -606,7 +608,7 @@ fn rights_and_rates_that_change_hold_for_open_connections() {
     };
     assert!(often(&mut bob));
     std::fs::write(server.settings_file(), settings("\"calc.*\"")).unwrap();
-    let (status, applied) = crate::admin::change(&server, "POST", "/config/reload", "");
+    let (status, applied) = crate::support::admin::change(&server, "POST", "/config/reload", "");
     assert_eq!(status, 200, "{applied}");
     assert_eq!(ann.ask("echo.say", "1").code(), "FORBIDDEN");
     let listed = ann.ask("system.services", "").json();
@@ -670,7 +672,7 @@ fn the_operator_closes_all_connections_of_a_principal() {
         server.json("/calls")["calls"].as_array().unwrap().len() == 1
     });
     let close = |name: &str| {
-        crate::admin::change(
+        crate::support::admin::change(
             &server,
             "POST",
             &format!("/principals/{name}/disconnect"),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     BINARY,
-    admin::change,
+    support::admin::change,
     support::{Setup, TestServer},
 };
 

@@ -335,9 +335,7 @@ fn settings_that_are_named_exist() {
                 None => (span, false),
             };
             let known = match key.rsplit_once('.') {
-                Some((table, name))
-                    if ["admin", "tls", "sandbox"].contains(&table) && word(name) =>
-                {
+                Some((table, name)) if ["admin", "tls", "http"].contains(&table) && word(name) => {
                     tables[table].contains(name)
                 }
                 Some(("grants", name)) if word(name) => {
@@ -351,16 +349,43 @@ fn settings_that_are_named_exist() {
                     Some("" | "CONFIG") | None => true,
                     // The random tests of mb-reset.
                     Some(name) if name.starts_with("RESET_") => true,
-                    Some(name) => {
-                        let key = name.to_lowercase().replace("__", ".");
-                        let (table, name) = key.split_once('.').unwrap_or(("The server", &key));
-                        tables.get(table).is_some_and(|names| names.contains(name))
-                    }
+                    Some(name) => is_variable_of(&tables, name),
                 },
             };
             assert!(known, "{}: there is no setting {span}", document.name);
         }
     }
+}
+
+/// Whether `MB_` and this name is the environment variable of a setting.
+fn is_variable_of(tables: &BTreeMap<String, BTreeSet<String>>, name: &str) -> bool {
+    let key = name.to_lowercase().replace("__", ".");
+    let (table, name) = key.split_once('.').unwrap_or(("The server", &key));
+    tables.get(table).is_some_and(|names| names.contains(name))
+}
+
+#[test]
+fn settings_in_files_to_deploy_exist() {
+    let tables = settings();
+    let mut folders = vec![root().join("admin/deploy")];
+    let mut found = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            let word = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+            for name in text.split(word).filter_map(|word| word.strip_prefix("MB_")) {
+                found += 1;
+                let known = name == "CONFIG" || is_variable_of(&tables, name);
+                assert!(known, "{}: there is no setting MB_{name}", path.display());
+            }
+        }
+    }
+    assert!(found > 3, "{found}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    http::{Http, post},
+    protocols::http::{Http, post},
     setup, start,
     support::{TestServer, wat},
 };

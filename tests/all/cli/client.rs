@@ -16,9 +16,8 @@ use mb_server::{
 use serde_json::{Value, json};
 
 use crate::{
-    BINARY,
-    admin::stop_calls,
-    setup, start,
+    BINARY, setup, start,
+    support::admin::stop_calls,
     support::{RawClient, Received, pki::Pki},
 };
 

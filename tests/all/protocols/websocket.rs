@@ -475,7 +475,7 @@ fn a_slow_call_holds_up_nothing_and_a_close_waits_for_it() {
     let slow = |id: &str| text(&format!("REQUEST:hostile.spin:1.0.0:{id}::{HOUR}\n1"));
     let stop = || {
         server.until("the call is stopped", |server| {
-            crate::admin::stop_calls(server);
+            crate::support::admin::stop_calls(server);
             server.json("/calls")["calls"]
                 .as_array()
                 .unwrap()

@@ -1,0 +1,4 @@
+//! Durable values, in each engine, and the state folder.
+
+mod engines;
+mod state;
