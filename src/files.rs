@@ -8,8 +8,10 @@ use std::{
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process,
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::{Duration, SystemTime},
 };
+
+use uuid::Uuid;
 
 /// Mode of a file that only this user may read.
 pub const PRIVATE: u32 = 0o600;
@@ -80,15 +82,13 @@ impl Unfinished {
     /// # Errors
     /// If the file system refuses.
     pub fn create(path: &Path, mode: u32) -> io::Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        // Hidden: who follows the folder passes over it.
+        // Hidden: who follows the folder passes over it. At random: servers that
+        // share a folder may have the same number, in a container each.
         let mut name = OsString::from(".");
         name.push(path.file_name().unwrap_or_default());
-        let number = NEXT.fetch_add(1, Relaxed);
+        let number = Uuid::new_v4().as_fields().0;
         name.push(format!(".{}.{number}.{UNFINISHED}", process::id()));
         let temporary = path.with_file_name(name);
-        // What a process of the same number left behind when it was killed.
-        let _ = fs::remove_file(&temporary);
         let file = File::options()
             .read(true)
             .write(true)
@@ -144,13 +144,18 @@ impl Drop for Unfinished {
     }
 }
 
-/// Removes what killed processes left unfinished in a folder; no file that has
-/// another name than [`Unfinished`] gives.
-pub fn remove_unfinished(folder: &Path) {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    for path in entries.map(|entry| entry.path()) {
-        if is_unfinished(&path) {
-            let _ = fs::remove_file(path);
+/// Removes what killed processes left unfinished in a folder: what was not
+/// written to for so long, and no file that has another name than
+/// [`Unfinished`] gives.
+pub fn remove_unfinished(folder: &Path, age: Duration) {
+    let now = SystemTime::now();
+    let is_old = |entry: &fs::DirEntry| -> io::Result<bool> {
+        let written = entry.metadata()?.modified()?;
+        Ok(now.duration_since(written).unwrap_or_default() >= age)
+    };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if is_unfinished(&entry.path()) && is_old(&entry).unwrap_or(false) {
+            let _ = fs::remove_file(entry.path());
         }
     }
 }
@@ -221,12 +226,14 @@ mod tests {
         assert_eq!(fs::read(&file).unwrap(), b"one");
         assert_eq!(names(folder.path()), ["file"]);
         fs::write(folder.path().join(".file.1.0.part"), "killed").unwrap();
-        remove_unfinished(folder.path());
+        remove_unfinished(folder.path(), Duration::from_secs(600));
+        assert_eq!(names(folder.path()).len(), 2, "it may be another server's");
+        remove_unfinished(folder.path(), Duration::ZERO);
         assert_eq!(names(folder.path()), ["file"]);
         for other in [".file.part", "file.1.0.part", ".file.x.0.part", ".part"] {
             fs::write(folder.path().join(other), "another's").unwrap();
         }
-        remove_unfinished(folder.path());
+        remove_unfinished(folder.path(), Duration::ZERO);
         assert_eq!(names(folder.path()).len(), 5);
     }
 }

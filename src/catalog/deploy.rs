@@ -14,6 +14,7 @@ use super::{
     Catalog, LiveCatalog, breaks,
     description::Description,
     load::{FileName, MAX_SIZE, digest_of, load_code, read_code},
+    loader::Replacement,
 };
 use crate::{
     files::{self, Unfinished},
@@ -38,26 +39,17 @@ struct State {
     /// A thread drops it in time.
     expires: bool,
     /// The last one that was served.
-    done: Option<Deployed>,
+    done: Option<Replacement>,
 }
 
 /// A component that was checked and waits to be served.
 struct Held {
-    deployed: Deployed,
+    replacement: Replacement,
     file: Unfinished,
     until: Instant,
 }
 
-/// What takes the place of what.
-#[derive(Clone)]
-struct Deployed {
-    path: PathBuf,
-    digest: String,
-    /// Digest of what was served of this file before.
-    before: Option<String>,
-}
-
-impl Deployed {
+impl Replacement {
     fn is(&self, stem: &str, digest: &str) -> bool {
         super::loader::stem(&self.path) == stem && self.digest == digest
     }
@@ -130,8 +122,8 @@ impl Deploys {
         }
         FileName::parse(&path)?;
         let _receiving = Receiving::begin(self, stem)?;
-        // Of a process that was killed meanwhile; nothing else is held.
-        files::remove_unfinished(&self.dir);
+        // Another server of this folder may hold one as long as this may.
+        files::remove_unfinished(&self.dir, 2 * HELD_FOR);
         let folder = |error: io::Error| {
             let dir = self.dir.display();
             format!("the services folder {dir} can't be written: {error}")
@@ -142,7 +134,7 @@ impl Deploys {
         file.file.sync_all().map_err(folder)?;
         let code = read_code(file.temporary())?;
         let digest = digest_of(code.bytes());
-        let before = self.catalog.may_replace(&path, &digest)?;
+        let replacement = self.catalog.replacement(&path, &digest)?;
         let (sandbox, settings) = self.catalog.to_load();
         let service = load_code(&sandbox, &settings, &path, &code)?;
         let current = self.catalog.current();
@@ -165,14 +157,9 @@ impl Deploys {
             warnings,
         };
         if !check {
-            let deployed = Deployed {
-                path,
-                digest,
-                before,
-            };
             let until = Instant::now() + HELD_FOR;
             self.state().held = Some(Held {
-                deployed,
+                replacement,
                 file,
                 until,
             });
@@ -189,14 +176,11 @@ impl Deploys {
         let held = self.state().take(stem, digest).ok_or(
             "this component is not held: it was not checked, or more than two minutes ago; deploy it again",
         )?;
-        let Held { deployed, file, .. } = held;
-        let Deployed {
-            path,
-            digest,
-            before,
-        } = &deployed;
-        let done = self.catalog.put(path, digest, before.as_deref(), file)?;
-        self.state().done = Some(deployed);
+        let Held {
+            replacement, file, ..
+        } = held;
+        let done = self.catalog.put(&replacement, file)?;
+        self.state().done = Some(replacement);
         Ok(done)
     }
 
@@ -215,9 +199,7 @@ impl Deploys {
         if done.before.as_deref() == Some(digest) {
             return Ok("it was served before, too".into());
         }
-        let undone = self
-            .catalog
-            .restore(&done.path, digest, done.before.as_deref())?;
+        let undone = self.catalog.restore(&done)?;
         self.state().done = None;
         Ok(undone)
     }
@@ -244,6 +226,11 @@ impl Deploys {
         })
     }
 
+    /// Drops what is held: the server ends, and its folder is left as it was.
+    pub fn end(&self) {
+        self.state().held = None;
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -265,7 +252,7 @@ impl State {
 
     fn take(&mut self, stem: &str, digest: &str) -> Option<Held> {
         self.drop_expired();
-        self.held.take_if(|held| held.deployed.is(stem, digest))
+        self.held.take_if(|held| held.replacement.is(stem, digest))
     }
 }
 
@@ -280,13 +267,13 @@ impl<'a> Receiving<'a> {
             return Err(format!("a deploy of {other} is in progress; try again"));
         }
         if let Some(Held {
-            deployed, until, ..
+            replacement, until, ..
         }) = &state.held
         {
             let seconds = until.saturating_duration_since(Instant::now()).as_secs() + 1;
             return Err(format!(
                 "a deploy of {} is in progress and is held for {seconds} s at most; try again",
-                super::loader::stem(&deployed.path)
+                super::loader::stem(&replacement.path)
             ));
         }
         state.receiving = Some(stem.to_owned());

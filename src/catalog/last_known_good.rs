@@ -9,9 +9,11 @@
 //! ```
 
 use std::{
+    ffi::OsStr,
     fs, io,
     os::unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use sha2::{Digest as _, Sha256};
@@ -81,25 +83,42 @@ impl LastKnownGood {
     }
 
     /// Keeps a good file as the newest of its stem, unless it is that already.
-    pub(super) fn keep(&self, stem: &str, digest: &str, code: &ComponentFile) -> io::Result<()> {
-        let files = self.files(stem);
+    /// The file with the digest `before`, whose place it takes, is the one
+    /// before it, so that a rollback goes back to what was served.
+    pub(super) fn keep(
+        &self,
+        stem: &str,
+        digest: &str,
+        code: &ComponentFile,
+        before: Option<&str>,
+    ) -> io::Result<()> {
+        let mut files = self.files(stem);
         if files.last().is_some_and(|newest| newest.digest == digest) {
             return Ok(());
         }
         let dir = self.dir.join(stem);
+        let served = files
+            .iter()
+            .position(|file| Some(&*file.digest) == before)
+            .filter(|place| place + 1 < files.len());
+        if let Some(place) = served {
+            let mut served = files.remove(place);
+            served.order = files.last().map_or(0, |newest| newest.order) + 1;
+            let ending = served.path.extension().unwrap_or_default();
+            let newest = dir.join(file_name(served.order, &served.digest, ending));
+            fs::rename(&served.path, &newest)?;
+            served.path = newest;
+            files.push(served);
+        }
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&dir)?;
         let order = files.last().map_or(0, |newest| newest.order) + 1;
-        let hex = digest.trim_start_matches("sha256:");
         let ending = ENDINGS[usize::from(code.is_machine())];
-        files::remove_unfinished(&dir);
-        files::replace(
-            &dir.join(format!("{order:08}-{hex}.{ending}")),
-            files::PRIVATE,
-            code.bytes(),
-        )?;
+        files::remove_unfinished(&dir, Duration::ZERO);
+        let name = file_name(order, digest, ending.as_ref());
+        files::replace(&dir.join(name), files::PRIVATE, code.bytes())?;
         // One file is kept once: the copy that is older goes, and so does
         // what is too old.
         let older = files.iter().filter(|file| file.digest == digest);
@@ -111,6 +130,18 @@ impl LastKnownGood {
         older
             .chain(too_many)
             .try_for_each(|file| fs::remove_file(&file.path))
+    }
+
+    /// Whether the file with this digest is kept.
+    pub(super) fn has(&self, stem: &str, digest: &str) -> bool {
+        self.files(stem).iter().any(|file| file.digest == digest)
+    }
+
+    /// Forgets the file with this digest, so that no rollback finds it.
+    pub(super) fn forget(&self, stem: &str, digest: &str) -> io::Result<()> {
+        let mut files = self.files(stem).into_iter();
+        let file = files.find(|file| file.digest == digest);
+        file.map_or(Ok(()), |file| fs::remove_file(file.path))
     }
 
     /// The rollback that holds for a stem.
@@ -138,6 +169,11 @@ impl LastKnownGood {
             },
         }
     }
+}
+
+fn file_name(order: u64, digest: &str, ending: &OsStr) -> String {
+    let hex = digest.trim_start_matches("sha256:");
+    format!("{order:08}-{hex}.{}", ending.display())
 }
 
 impl LastKnownGoodFile {
@@ -175,15 +211,31 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         for digest in ["sha256:a", "sha256:b", "sha256:b", "sha256:c", "sha256:d"] {
-            kept.keep("calc", digest, &code(digest)).unwrap();
+            kept.keep("calc", digest, &code(digest), None).unwrap();
         }
         assert_eq!(digests(), ["sha256:b", "sha256:c", "sha256:d"]);
-        kept.keep("calc", "sha256:b", &code("x")).unwrap();
+        kept.keep("calc", "sha256:b", &code("x"), None).unwrap();
         assert_eq!(
             digests(),
             ["sha256:c", "sha256:d", "sha256:b"],
             "an old one that comes back is the newest"
         );
+        let served = Some("sha256:c");
+        kept.keep("calc", "sha256:e", &code("e"), served).unwrap();
+        assert_eq!(
+            digests(),
+            ["sha256:b", "sha256:c", "sha256:e"],
+            "a rollback goes back to what was served"
+        );
+        let contents = kept.files("calc");
+        let contents = contents.iter().map(|file| fs::read(&file.path).unwrap());
+        assert_eq!(
+            contents.collect::<Vec<_>>(),
+            [b"x".to_vec(), b"sha256:c".to_vec(), b"e".to_vec()]
+        );
+        assert!(kept.has("calc", "sha256:e"));
+        kept.forget("calc", "sha256:e").unwrap();
+        assert_eq!(digests(), ["sha256:b", "sha256:c"]);
         assert_eq!(kept.files("other"), []);
     }
 
@@ -191,7 +243,7 @@ mod tests {
     fn rollbacks_are_remembered() {
         let dir = tempfile::tempdir().unwrap();
         let kept = LastKnownGood::open(dir.path(), dir.path()).unwrap();
-        kept.keep("calc", "sha256:a", &code("a")).unwrap();
+        kept.keep("calc", "sha256:a", &code("a"), None).unwrap();
         assert_eq!(kept.rollback("calc"), None);
         let rollback = Rollback {
             refused: "sha256:b".into(),

@@ -16,7 +16,7 @@ use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use super::{
     Catalog, LoadSettings,
-    loader::{ChangeError, Loader, ScanMode},
+    loader::{ChangeError, Loader, Replacement, ScanMode, is_in_place},
 };
 use crate::{config::Config, files::Unfinished, sandbox::Sandbox, wire::Version};
 
@@ -137,50 +137,52 @@ impl LiveCatalog {
         self.lock().to_load()
     }
 
-    /// Checks that a file with this digest may take its place. Returns the
-    /// digest of what is served of it.
+    /// What it takes to serve a file with this digest, and to go back.
     ///
     /// # Errors
-    /// Says why not.
-    pub(super) fn may_replace(
+    /// Says why that can't be.
+    pub(super) fn replacement(
         &self,
         path: &Path,
         digest: &str,
-    ) -> Result<Option<String>, ChangeError> {
-        let loader = self.lock();
-        loader.may_replace(path, digest)?;
-        Ok(loader.served(path).map(str::to_owned))
+    ) -> Result<Replacement, ChangeError> {
+        self.lock().replacement(path, digest)
     }
 
-    /// Serves a file that takes the place of the one with the digest `before`;
-    /// else that is served as before.
+    /// Serves a file; where that fails, what was served before is served again.
     ///
     /// # Errors
     /// Says why it is not served.
     pub(super) fn put(
         &self,
-        path: &Path,
-        digest: &str,
-        before: Option<&str>,
+        replacement: &Replacement,
         file: Unfinished,
     ) -> Result<String, ChangeError> {
+        let Replacement { path, digest, .. } = replacement;
         let mut loader = self.lock();
-        if loader.served(path) != before {
+        if loader.replacement(path, digest)? != *replacement {
             return Err(
                 "what is served has changed since this was checked; deploy it again".into(),
             );
         }
-        loader.may_replace(path, digest)?;
-        file.replace()
-            .map_err(|error| format!("{}: {error}", path.display()))?;
-        let done = loader.settle_now(path);
+        let done = match file.replace() {
+            Ok(()) => loader.settle_now(path),
+            Err(error) => {
+                let error = format!("{}: {error}", path.display());
+                // It may come after the file has its name.
+                if !is_in_place(path, digest) {
+                    return Err(error);
+                }
+                Err(error)
+            }
+        };
         self.swap(&loader);
         let refused = match done {
             Ok(done) if self.serves(path, digest) => return Ok(done),
             Ok(_) => "another file has its name and version".into(),
             Err(error) => error,
         };
-        let restored = loader.restore(path, before);
+        let restored = loader.restore(replacement);
         self.swap(&loader);
         Err(match restored {
             Ok(_) => format!("{refused}; what was served before is served again"),
@@ -192,19 +194,14 @@ impl LiveCatalog {
     ///
     /// # Errors
     /// Says why not.
-    pub(super) fn restore(
-        &self,
-        path: &Path,
-        digest: &str,
-        before: Option<&str>,
-    ) -> Result<String, ChangeError> {
+    pub(super) fn restore(&self, undone: &Replacement) -> Result<String, ChangeError> {
         let mut loader = self.lock();
-        if loader.served(path) != Some(digest) {
+        if loader.served(&undone.path) != Some(&undone.digest) {
             return Err(
                 "what is served has changed since it was deployed; nothing is undone".into(),
             );
         }
-        let restored = loader.restore(path, before);
+        let restored = loader.restore(undone);
         self.swap(&loader);
         restored
     }

@@ -60,6 +60,18 @@ pub(super) enum ScanMode {
     Reread,
 }
 
+/// A file that takes the place of what is served of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Replacement {
+    pub(super) path: PathBuf,
+    /// `sha256:…`
+    pub(super) digest: String,
+    /// Digest of what was served of this file before.
+    pub(super) before: Option<String>,
+    /// It is not among the last-known-good files.
+    is_new: bool,
+}
+
 /// One file.
 pub(super) struct Entry {
     /// None while the file can't be looked at.
@@ -322,7 +334,7 @@ impl Loader {
                     self.forget_rollback(&stem);
                 }
                 if let Some(kept) = &self.last_known_good
-                    && let Err(error) = kept.keep(&stem, &digest, &code)
+                    && let Err(error) = kept.keep(&stem, &digest, &code, served.as_deref())
                 {
                     tracing::warn!("{} is not kept: {error}", path.display());
                 }
@@ -569,7 +581,11 @@ impl Loader {
 
     /// Checks that a file with this digest may take the place of another one,
     /// and that the way back is open.
-    pub(super) fn may_replace(&self, path: &Path, digest: &str) -> Result<(), ChangeError> {
+    pub(super) fn replacement(
+        &self,
+        path: &Path,
+        digest: &str,
+    ) -> Result<Replacement, ChangeError> {
         let stem = stem(path);
         let kept = self.last_known_good.as_ref().ok_or(
             "last-known-good files are not kept, so there would be no way back; set state_dir to a folder that can be written",
@@ -583,8 +599,13 @@ impl Loader {
             ));
         }
         let before = self.served(path);
-        if before.is_some_and(|before| !kept.files(&stem).iter().any(|file| file.digest == before))
-        {
+        if before.is_none() && fs::symlink_metadata(path).is_ok_and(|found| !found.is_dir()) {
+            return Err(format!(
+                "{} is there and is not served, so it would be lost; mb-server status says why, remove or mend it",
+                path.display()
+            ));
+        }
+        if before.is_some_and(|before| !kept.has(&stem, before)) {
             return Err(format!(
                 "what is served of {} is not kept, so there would be no way back; copy it there again",
                 path.display()
@@ -597,24 +618,46 @@ impl Loader {
                 machine.display()
             ));
         }
-        Ok(())
+        Ok(Replacement {
+            path: path.to_owned(),
+            digest: digest.to_owned(),
+            before: before.map(str::to_owned),
+            is_new: !kept.has(&stem, digest),
+        })
     }
 
     /// Puts the last-known-good file with this digest into the folder again; none
-    /// removes what is there.
-    pub(super) fn restore(
-        &mut self,
-        path: &Path,
-        before: Option<&str>,
-    ) -> Result<String, ChangeError> {
+    /// removes what is there. No rollback finds the `undone` file afterwards,
+    /// unless it was kept before.
+    pub(super) fn restore(&mut self, undone: &Replacement) -> Result<String, ChangeError> {
+        let Replacement { path, digest, .. } = undone;
+        let restored = self.put_back(path, undone.before.as_deref())?;
+        if undone.is_new
+            && let Some(kept) = &self.last_known_good
+            && let Err(error) = kept.forget(&stem(path), digest)
+        {
+            tracing::warn!("{}: what was undone is still kept: {error}", path.display());
+        }
+        Ok(restored)
+    }
+
+    fn put_back(&mut self, path: &Path, before: Option<&str>) -> Result<String, ChangeError> {
         let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let Some(before) = before else {
-            fs::remove_file(path).map_err(|error| failed(&error))?;
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(failed(&error));
+                }
+                _ => {}
+            }
             self.files.remove(path);
             let removed = format!("{} was removed", path.display());
             tracing::info!("{removed}");
             return Ok(removed);
         };
+        if is_in_place(path, before) {
+            return self.settle_now(path);
+        }
         let files = self
             .last_known_good
             .as_ref()
@@ -729,6 +772,11 @@ impl Loader {
         };
         Catalog::assemble(&self.files, &self.loading, disabled)
     }
+}
+
+/// Whether the folder has the file with this digest.
+pub(super) fn is_in_place(path: &Path, digest: &str) -> bool {
+    read_bounded(path).is_ok_and(|bytes| digest_of(&bytes) == digest)
 }
 
 /// The name of a file without its ending.

@@ -175,14 +175,20 @@ impl Deploy {
 
     /// Has all servers serve what they hold; all go back where one does not.
     fn switch(&self) -> admin_http::Result<()> {
-        let answers = self.post_to(&self.servers, false);
+        let asked = on_all(&self.servers, |server| {
+            let answer = self.ask(server, false);
+            // Only this says that nothing has changed.
+            let refused = matches!(answer, Ok((409, _)));
+            let answer = done(answer);
+            show(server, &answer);
+            (refused, answer)
+        });
+        let (refused, answers): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
         match failed(&answers) {
             None => Ok(()),
             Some(_) => {
-                // One that has answered why serves what it did before.
-                let refused = |answer: &admin_http::Result<String>| matches!(answer, Err((exit, _)) if *exit != Exit::Unreachable);
                 let reason = "a server failed, so all serve what they served before";
-                Err(self.go_back(reason, |at| !refused(&answers[at])))
+                Err(self.go_back(reason, |at| !refused[at]))
             }
         }
     }
@@ -217,8 +223,12 @@ impl Deploy {
     }
 
     fn post(&self, server: &Endpoint, undo: bool) -> admin_http::Result<String> {
+        done(self.ask(server, undo))
+    }
+
+    fn ask(&self, server: &Endpoint, undo: bool) -> admin_http::Result<(u16, Value)> {
         let body = json!({"digest": self.digest, "undo": undo}).to_string();
-        done(server.post(&format!("/services/{}/deploy", self.file), &body))
+        server.post(&format!("/services/{}/deploy", self.file), &body)
     }
 }
 

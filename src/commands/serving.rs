@@ -109,6 +109,7 @@ pub(super) struct Serving {
     /// Where its admin endpoint listens.
     pub(super) admin: Vec<String>,
     endpoint: Running,
+    deploys: Arc<Deploys>,
     store: Option<Arc<Store>>,
 }
 
@@ -202,6 +203,7 @@ impl Serving {
             Arc::clone(&edge),
             Arc::clone(&scheduler),
         ));
+        let deploys = Deploys::new(Arc::clone(&catalog), &config.services_dir);
         let operator = Operator {
             catalog: catalog_of,
             edge: edge_of,
@@ -210,7 +212,7 @@ impl Serving {
             dispatcher: trying,
             settings: Arc::clone(&settings),
             store: store.opened(),
-            deploys: Deploys::new(Arc::clone(&catalog), &config.services_dir),
+            deploys: Arc::clone(&deploys),
         };
         let opened = store.opened();
         let endpoint = start_admin(
@@ -232,6 +234,7 @@ impl Serving {
             settings,
             admin,
             endpoint,
+            deploys,
             store: opened,
         })
     }
@@ -257,6 +260,7 @@ impl Serving {
             drained.cut_off
         );
         self.endpoint.finish();
+        self.deploys.end();
         if let Some(store) = self.store {
             store.end();
         }
@@ -605,8 +609,18 @@ fn start_admin(
     });
     let deploy_token = config.admin.deploy.then(|| {
         let file = config.deploy_token_file();
-        token::load_or_create(&file).inspect_err(|error| {
-            tracing::warn!("nothing can be deployed: token {}: {error}", file.display());
+        // Another server may have the same; this one may write to its own
+        // folder alone.
+        let token = if file.starts_with(config.state_dir()) {
+            token::load_or_create(&file)
+        } else {
+            token::load(&file)
+        };
+        token.inspect_err(|error| {
+            tracing::warn!(
+                "nothing can be deployed: token {}: {error}; `openssl rand -hex 32` makes one",
+                file.display()
+            );
         })
     });
     let settings = Arc::clone(&operator.settings);

@@ -162,7 +162,7 @@ settings! {
         /// Components may be deployed over the endpoint: the server then writes to
         /// `services_dir`. Only where every address of `admin.host` is loopback.
         pub deploy: bool = false,
-        /// File of the token that deploying takes. Empty: `deploy.token` in
+        /// File of the token that deploying takes, which must be there. Empty: `deploy.token` in
         /// `state_dir`, created at the start with mode 0600.
         pub deploy_token: PathBuf = PathBuf::new(),
     }

@@ -224,6 +224,10 @@ fn describe(figment: &Figment, error: &figment::Error) -> String {
         .as_ref()
         .map_or_else(|| "unknown".into(), |metadata| name_source(metadata, &key));
     match &error.kind {
+        Kind::UnknownVariant(found, known) => format!(
+            "`{key}`: `{found}` is not known (set by {origin}); known are {}",
+            known.join(", ")
+        ),
         Kind::Message(message) if key.is_empty() => format!("{origin}: {message}"),
         kind => format!("`{key}`: {kind} (set by {origin})"),
     }

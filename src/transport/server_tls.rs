@@ -32,7 +32,8 @@ use crate::{
 /// What listeners use.
 #[derive(Debug)]
 pub struct ServerTls {
-    config: Arc<ServerConfig>,
+    /// For each of what a listener speaks; see [`Self::session`].
+    configs: [Arc<ServerConfig>; 3],
     verifier: Option<Arc<dyn ClientCertVerifier>>,
     demands_certificate: bool,
     validity: Validity,
@@ -83,9 +84,12 @@ impl ServerTls {
         let mut config = builder
             .with_single_cert(chain, key_der.clone_key())
             .map_err(|error| describe_identity_error(&error, (cert, key), &key_der))?;
-        config.alpn_protocols = vec![ALPN.to_vec(), HTTP_ALPN.to_vec()];
+        let configs = [&[ALPN, HTTP_ALPN][..], &[ALPN], &[HTTP_ALPN]].map(|offered| {
+            config.alpn_protocols = offered.iter().map(|name| name.to_vec()).collect();
+            Arc::new(config.clone())
+        });
         Ok(Self {
-            config: Arc::new(config),
+            configs,
             demands_certificate: verifier.is_some() && *reject_unauthorized,
             verifier,
             validity,
@@ -106,12 +110,19 @@ impl ServerTls {
         self.validity.warnings(ASN1Time::now())
     }
 
-    /// A session for one connection.
+    /// A session for one connection, which offers what is `spoken`: frames, HTTP
+    /// or both.
     ///
     /// # Errors
     /// If the library refuses the settings, which it did not at the start.
-    pub fn session(&self) -> Result<rustls::Connection, rustls::Error> {
-        rustls::ServerConnection::new(Arc::clone(&self.config)).map(Into::into)
+    pub fn session(&self, spoken: (bool, bool)) -> Result<rustls::Connection, rustls::Error> {
+        let [both, frames, http] = &self.configs;
+        let config = match spoken {
+            (true, false) => frames,
+            (false, true) => http,
+            _ => both,
+        };
+        rustls::ServerConnection::new(Arc::clone(config)).map(Into::into)
     }
 
     /// Whether clients may show certificates.

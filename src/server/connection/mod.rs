@@ -99,7 +99,9 @@ impl Connection {
         common: Arc<Common>,
         permit: Permit,
     ) -> Option<Self> {
-        let session = listener.tls.as_ref().map(|tls| tls.load().session());
+        let spoken = listener.speaks(&common.settings.config);
+        let session = listener.tls.as_ref();
+        let session = session.map(|tls| tls.load().session(spoken));
         let channel = match session.transpose() {
             Ok(session) => Channel::new(stream, session).map_err(|error| error.to_string()),
             Err(error) => Err(format!("no TLS session: {error}")),

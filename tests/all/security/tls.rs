@@ -829,9 +829,31 @@ fn what_tls_has_agreed_on_is_spoken() {
         assert_eq!(String::from_utf8_lossy(&answer), begins);
     }
     config.alpn_protocols = vec!["mb/1".into()];
-    let mut peer = Raw::connect(&Arc::new(config), server.listeners[1]);
+    let mut peer = Raw::connect(&Arc::new(config.clone()), server.listeners[1]);
     peer.stream.write_all(request.as_bytes()).unwrap();
     assert!(peer.message().contains("INVALID_FRAME"));
+
+    // A listener offers what it speaks, so the handshake tells who is wrong.
+    for (protocols, spoken, other) in [("frames", "mb/1", "http/1.1"), ("http", "http/1.1", "mb/1")]
+    {
+        let setup = setup().set(&format!("protocols = [{protocols:?}]"));
+        let server = setup.set(&pki.settings("")).start();
+        for (offered, agreed) in [
+            (vec![spoken], Some(spoken)),
+            (vec![other, spoken], Some(spoken)),
+            (vec![other], None),
+        ] {
+            config.alpn_protocols = offered
+                .iter()
+                .map(|name| name.as_bytes().to_vec())
+                .collect();
+            let mut peer = Raw::connect(&Arc::new(config.clone()), server.listeners[1]);
+            let rustls::StreamOwned { conn, sock } = &mut peer.stream;
+            let done = conn.complete_io(sock);
+            let found = done.ok().and_then(|_| conn.alpn_protocol());
+            assert_eq!(found, agreed.map(str::as_bytes), "{protocols}: {offered:?}");
+        }
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicBool, Ordering::SeqCst},
@@ -354,6 +354,119 @@ fn a_switch_that_fails_is_undone_on_all() {
     for undo in [false, true] {
         assert_eq!(step(undo).0, 409, "it is neither held nor deployed");
     }
+}
+
+#[test]
+fn what_is_held_is_gone_when_the_server_ends() {
+    let mut fleet = Fleet::start(1, "");
+    let bytes = fs::read(component("guests", "versions@1.2.0.wasm")).unwrap();
+    let (status, verdict) = put(&fleet.servers[0], "/services/versions", Some(TOKEN), &bytes);
+    assert_eq!(status, 200, "{verdict}");
+    let parts = || fs::read_dir(&fleet.folders[0]).unwrap().count();
+    assert_eq!(parts(), 2, "held beside what is served");
+    let mut server = fleet.servers.pop().unwrap();
+    server.signal("TERM");
+    assert!(server.wait().success());
+    fleet.holds_only(&["versions.wasm"]);
+}
+
+/// A server that can take everything, and answers the switch with this status.
+/// Returns its address, and the thread, which ends once it was asked to go back.
+fn failing(status: u16, digest: String) -> (String, thread::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let serve = move || {
+        loop {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let (mut request, mut byte) = (Vec::new(), [0]);
+            while !request.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
+                request.push(byte[0]);
+            }
+            let head = String::from_utf8_lossy(&request).to_lowercase();
+            let length = head.split("content-length: ").nth(1).unwrap_or("0\r\n");
+            let length: usize = length.split("\r\n").next().unwrap().parse().unwrap();
+            if head.contains("expect: 100-continue") {
+                stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap();
+            }
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).unwrap();
+            let undo = head.starts_with("post") && String::from_utf8_lossy(&body).contains("true");
+            let (status, answer) = match (head.starts_with("post"), undo) {
+                (false, _) => (
+                    200,
+                    json!({"name": "versions", "version": "1.2.0", "digest": digest}),
+                ),
+                (true, true) => (200, json!({"done": "undone"})),
+                (true, false) => (status, json!({"error": "as it happens"})),
+            };
+            let answer = answer.to_string();
+            let length = answer.len();
+            let text = format!(
+                "HTTP/1.1 {status} x\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{answer}"
+            );
+            stream.write_all(text.as_bytes()).unwrap();
+            if undo {
+                return;
+            }
+        }
+    };
+    (address, thread::spawn(serve))
+}
+
+#[test]
+fn one_that_may_have_switched_is_asked_to_go_back() {
+    let fleet = Fleet::start(1, "");
+    let new = fleet.guest("versions@1.2.0.wasm", "versions.wasm");
+    let check = "/services/versions?check=true";
+    let (_, verdict) = put(
+        &fleet.servers[0],
+        check,
+        Some(TOKEN),
+        &fs::read(&new).unwrap(),
+    );
+    for status in [500, 503] {
+        let digest = verdict["digest"].as_str().unwrap().to_owned();
+        let (address, undone) = failing(status, digest);
+        let (code, text) = fleet.deploy(&new, &["--admin", &address]);
+        assert!(
+            code == 1 && text.contains("all serve what they served before"),
+            "{code} {text}"
+        );
+        undone.join().unwrap();
+        assert_eq!(fleet.versions(), ["1.0.0"]);
+    }
+}
+
+#[test]
+fn a_rollback_does_not_go_back_to_an_undone_deploy() {
+    let fleet = Fleet::start(1, "");
+    let server = &fleet.servers[0];
+    let bytes = fs::read(component("guests", "versions@1.2.0.wasm")).unwrap();
+    let verdict = put(server, "/services/versions", Some(TOKEN), &bytes).1;
+    for undo in [false, true] {
+        let body = json!({"digest": verdict["digest"], "undo": undo});
+        assert_eq!(post(server, "/services/versions/deploy", &body).0, 200);
+    }
+    let (status, answer) = post(server, "/services/versions/rollback", &json!({}));
+    assert_eq!(status, 409, "{answer}");
+    assert_eq!(version(server), "1.0.0");
+}
+
+#[test]
+fn a_file_that_is_not_served_is_not_replaced() {
+    let fleet = Fleet::start(1, "");
+    let bytes = fs::read(component("guests", "versions@2.0.0.wasm")).unwrap();
+    let file = fleet.folders[0].join("versions@2.0.0.wasm");
+    fs::write(&file, "not a component").unwrap();
+    let path = "/services/versions@2.0.0";
+    let (status, answer) = put(&fleet.servers[0], path, Some(TOKEN), &bytes);
+    let error = answer["error"].as_str().unwrap_or_default();
+    assert!(
+        status == 409 && error.contains("is not served"),
+        "{status} {answer}"
+    );
+    assert_eq!(fs::read(&file).unwrap(), b"not a component");
 }
 
 #[test]
