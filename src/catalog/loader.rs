@@ -631,7 +631,7 @@ impl Loader {
     /// unless it was kept before.
     pub(super) fn restore(&mut self, undone: &Replacement) -> Result<String, ChangeError> {
         let Replacement { path, digest, .. } = undone;
-        let restored = self.put_back(path, undone.before.as_deref())?;
+        let restored = self.serve_earlier(path, undone.before.as_deref())?;
         if undone.is_new
             && let Some(kept) = &self.last_known_good
             && let Err(error) = kept.forget(&stem(path), digest)
@@ -641,7 +641,7 @@ impl Loader {
         Ok(restored)
     }
 
-    fn put_back(&mut self, path: &Path, before: Option<&str>) -> Result<String, ChangeError> {
+    fn serve_earlier(&mut self, path: &Path, before: Option<&str>) -> Result<String, ChangeError> {
         let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let Some(before) = before else {
             match fs::remove_file(path) {
