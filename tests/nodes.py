@@ -19,8 +19,7 @@ Each call is recorded: when it was sent, when and how it ended. Prints figures,
 and exits 1 where a call fails that must not, where an error is not true, or
 where a count in the store is not what was acknowledged. Changes nothing outside
 of its namespaces. Where it may not make them or a program is missing, it says
-`skipped: WHY` and exits 0, with --require 1. A minute and a half; without
-arguments all of it.
+`skipped: WHY` and exits 0, with --require 1. A minute for all of it.
 """
 import argparse
 import collections
@@ -90,6 +89,7 @@ class Namespaces:
     def __enter__(self):
         try:
             self.make("hub")
+            run("ip", "netns", "exec", f"{self.prefix}-hub", "true")
             self.ip("hub", "link", "add", "name", "bridge", "type", "bridge")
             self.up("hub", "bridge", BALANCER)
             for name, address in [*NODES.items(), ("redis", REDIS)]:
@@ -387,9 +387,10 @@ class Load:
             connection.thread.join(PATIENCE)
         took = sorted(call.took() * 1000 for call in self.calls if call.outcome == "acknowledged")
         seconds = self.stopped - self.begun
-        print(f"  {len(self.calls)} calls in {seconds:.1f} s: {len(took)} acknowledged in {took[len(took) // 2]:.1f} ms, "
-              f"p99 {took[len(took) * 99 // 100]:.0f} ms, {took[-1]:.0f} ms at most; {len(self.of('nothing'))} errors "
-              f"say that nothing was written, {len(self.of('perhaps'))} that it may have been; {self.repeated} repeated")
+        half, most = took[len(took) // 2], took[len(took) * 99 // 100]
+        print(f"  {len(self.calls)} calls in {seconds:.1f} s: {len(took)} acknowledged, in {half:.1f} ms, p99 {most:.0f} ms, "
+              f"{took[-1]:.0f} ms at most; {len(self.of('nothing'))} errors say that nothing was written, "
+              f"{len(self.of('perhaps'))} that it may have been; {self.repeated} repeated")
         expect("the load kept its rate", len(self.calls) > 0.95 * RATE * seconds)
         silent = [call.number for call in self.calls if call.outcome is None]
         expect("each call had an answer or an error", not silent, silent)
@@ -572,9 +573,9 @@ class Cluster:
         assert errors, "no call failed"
         first, last = min(call.ended for call in errors) - left, max(call.ended for call in errors) - returned
         longest = max(call.took() for call in errors)
-        print(f"  errors from {first:.2f} s after it left to {last:.2f} s after it was back, each after {longest:.2f} s "
-              f"at most; degraded after {max(at - left for at, _ in meanwhile.values()):.2f} s, ready {ready:.2f} s after "
-              "it was back")
+        noticed = max((at - left for at, _ in meanwhile.values()), default=seconds)
+        print(f"  errors from {first:.2f} s after it left to {last:.2f} s after it was back, each after "
+              f"{longest:.2f} s at most; degraded after {noticed:.2f} s, ready {ready:.2f} s after it was back")
         for why, count in collections.Counter(re.sub(r"\d{2,}", "N", call.why) for call in errors).most_common(4):
             print(f"    {count} × {why}")
         expect("errors only meanwhile", first >= 0 and last < MOMENT)
@@ -632,8 +633,8 @@ def alerts(failing):
         json.dump({"rule_files": [str(ALERTS)], "evaluation_interval": "1s", "tests": [{
             "interval": "1s",
             "input_series": [{"series": 'mb_store_failing{instance="one"}', "values": samples}],
-            "promql_expr_test": [{"expr": f'count(ALERTS{{alertname="MbStoreFailing"}}) or vector(0)', "eval_time": f"{at}s",
-                                  "exp_samples": [{"labels": "{}", "value": 1}]}],
+            "promql_expr_test": [{"expr": 'count(ALERTS{alertname="MbStoreFailing"}) or vector(0)',
+                                  "eval_time": f"{at}s", "exp_samples": [{"labels": "{}", "value": 1}]}],
         }]}, file)
         file.flush()
         done = subprocess.run([promtool, "test", "rules", file.name], capture_output=True, text=True)
@@ -675,6 +676,8 @@ def main():
         parser.error(f"no such scenario: {', '.join(unknown)}")
     if arguments.inside:
         inside(arguments)
+    # So that nothing is left of them where this is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
         missing = [name for name in ["ip", "haproxy", "redis-server"] if not find(name)]
         if missing:
