@@ -13,6 +13,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import urllib.parse
 import venv
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -74,8 +75,15 @@ def agree(resources):
     assert (target["kind"], target["name"]) == ("Deployment", resources["Deployment"]["metadata"]["name"])
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"services": toml["tls"]["port"], "admin": toml["admin"].get("port", 9090)}, ports
-    allowed = [port["port"] for rule in resources["NetworkPolicy"]["spec"]["ingress"] for port in rule["ports"]]
+    policy = resources["NetworkPolicy"]["spec"]
+    allowed = [port["port"] for rule in policy["ingress"] for port in rule["ports"]]
     assert sorted(allowed) == sorted(ports), allowed
+    store = urllib.parse.urlsplit(toml["store"]["url"])
+    to_store = [rule for rule in policy["egress"] if {"protocol": "TCP", "port": store.port} in rule["ports"]]
+    [[peer]] = [rule["to"] for rule in to_store]
+    # A name of the same namespace, and pods of the same.
+    assert peer == {"podSelector": {"matchLabels": {"app.kubernetes.io/name": store.hostname}}}, peer
+    assert store.scheme == "rediss" and store.password is None, "what goes to the store is encrypted"
     assert resources["Service"]["spec"]["ports"][0]["targetPort"] in ports
     for probe in ["startupProbe", "readinessProbe", "livenessProbe"]:
         get = container[probe]["httpGet"]
@@ -88,9 +96,13 @@ def agree(resources):
     assert limit >= mebibytes(toml["memory"]) + 128, "the limit leaves no room for what memory does not count"
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     assert set(mounts.values()) == {volume["name"] for volume in pod["volumes"]}
-    files = [toml["tokens"], toml["services_dir"], toml["tls"]["cert"], toml["tls"]["key"], container["args"][-1]]
+    files = [toml["tokens"], toml["services_dir"], toml["tls"]["cert"], toml["tls"]["key"], container["args"][-1],
+             toml["store"]["password_file"], toml["store"]["ca"]]
+    commands = [(FOLDER / "deployment.yaml").read_text(), (ROOT / "admin/DEPLOYING.md").read_text()]
     for file in files:
         assert any(file == at or file.startswith(at + "/") for at in mounts), f"{file} is in no volume"
+        name = file.removeprefix("/secrets/")
+        assert name == file or all(f"--from-file={name}" in text for text in commands), f"no command makes {name}"
 
 
 def settings(folder, text):
@@ -102,6 +114,7 @@ def settings(folder, text):
         "MB_TOKENS": folder / "tokens.json", "MB_STATE_DIR": folder / "state",
         "MB_SERVICES_DIR": ROOT / "services/dist",
         "MB_TLS__CERT": folder / "certs/server.crt", "MB_TLS__KEY": folder / "certs/server.key",
+        "MB_STORE__PASSWORD_FILE": folder / "store.password", "MB_STORE__CA": folder / "certs/ca.crt",
     }
     run(SERVER, "token", "new", "ann", "--right", "*", "--file", folder / "tokens.json", stdout=subprocess.DEVNULL)
     run(SERVER, "check", "--config", folder / "mb.toml", stdout=subprocess.DEVNULL,

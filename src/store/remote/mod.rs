@@ -14,7 +14,8 @@ mod pool;
 use std::{
     collections::BTreeMap,
     io::{BufRead, Write},
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    ops::Bound::{Excluded, Included, Unbounded},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -40,6 +41,9 @@ const MAX_WAIT: Duration = Duration::from_secs(10);
 const SHARE: u32 = 9;
 /// Copies of a value that is sent: itself, in a command, and as it is sent.
 const COPIES: usize = 3;
+/// Services at which one look looks, in turn: of a hundred servers with a
+/// hundred services each, one engine is to notice nothing.
+const TENDED: usize = 8;
 /// Bytes of an answer beside the values or names in it.
 const FRAME: usize = 64 * 1024;
 
@@ -65,7 +69,29 @@ pub(super) struct Remote {
     nodes: Nodes,
     memory: Option<Arc<Budget>>,
     health: Health,
-    services: Mutex<BTreeMap<Arc<str>, u64>>,
+    services: Mutex<Services>,
+}
+
+#[derive(Default)]
+struct Services {
+    /// What each uses, in bytes, as of the last look at it.
+    used: BTreeMap<Arc<str>, u64>,
+    /// At which one was looked last.
+    last: Arc<str>,
+}
+
+impl Services {
+    /// Those whose turn it is.
+    fn next(&self) -> Vec<Arc<str>> {
+        let later = (Excluded(&*self.last), Unbounded);
+        let earlier = (Unbounded, Included(&*self.last));
+        let in_turn = [later, earlier].map(|part| self.used.range::<str, _>(part));
+        let names = in_turn.into_iter().flatten();
+        names
+            .take(TENDED)
+            .map(|(name, _)| Arc::clone(name))
+            .collect()
+    }
 }
 
 impl Remote {
@@ -149,6 +175,10 @@ impl Remote {
             parts.next().unwrap_or_default(),
             parts.next().unwrap_or_default(),
         ))
+    }
+
+    fn services(&self) -> MutexGuard<'_, Services> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Memory for a value that goes back to the engine.
@@ -359,9 +389,8 @@ impl Engine for Remote {
 
     /// As of the last look.
     fn size(&self) -> Result<Size, StoreError> {
-        let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Size {
-            used: services.values().sum(),
+            used: self.services().used.values().sum(),
             on_disk: 0,
         })
     }
@@ -379,31 +408,28 @@ impl Engine for Remote {
     }
 
     fn serves(&self, service: &Arc<str>) {
-        let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
-        services.entry(Arc::clone(service)).or_default();
+        let mut services = self.services();
+        services.used.entry(Arc::clone(service)).or_default();
     }
 
-    /// Looks at each service: what it uses, and what of it has ended. So it is
-    /// noticed without any call that the engine is away, or back.
+    /// Looks at some services: what they use, and what of them has ended. So it
+    /// is noticed without any call that the engine is away, or back.
     fn tend(&self) {
-        let services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
-        let names: Vec<_> = services.keys().cloned().collect();
-        drop(services);
+        let names = self.services().next();
         for service in names {
+            // One whose values can't be read does not stop the turn.
+            self.services().last = Arc::clone(&service);
             let deadline = Instant::now() + Duration::from_secs(2);
             let Ok(answer) = self.run(&service, &TEND, &|_| {}, 0, deadline) else {
                 return;
             };
-            let Value::Array(parts) = answer else {
-                continue;
-            };
-            if let Some(Value::BulkString(used)) = parts.get(1)
+            if let Value::Array(parts) = answer
+                && let Some(Value::BulkString(used)) = parts.get(1)
                 && let Some(used) = std::str::from_utf8(used)
                     .ok()
                     .and_then(|text| text.parse().ok())
             {
-                let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
-                services.insert(service, used);
+                self.services().used.insert(service, used);
             }
         }
     }
@@ -464,5 +490,28 @@ fn refused(op: &Op, kind: &[u8], value: &[u8]) -> StoreError {
         },
         b"number" => StoreError::NotANumber,
         _ => unexpected(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_are_looked_at_in_turn() {
+        let name = |number: usize| Arc::<str>::from(format!("s{number:02}"));
+        let mut services = Services::default();
+        assert!(services.next().is_empty());
+        services.used = (0..3).map(|number| (name(number), 0)).collect();
+        assert_eq!(services.next(), [name(0), name(1), name(2)]);
+        services.used = (0..TENDED + 2).map(|number| (name(number), 0)).collect();
+        for first in [0, TENDED, 2 * TENDED] {
+            let expected: Vec<_> = (first..first + TENDED)
+                .map(|number| name(number % (TENDED + 2)))
+                .collect();
+            let next = services.next();
+            assert_eq!(next, expected);
+            services.last = Arc::clone(&next[TENDED - 1]);
+        }
     }
 }
