@@ -356,6 +356,10 @@ impl Machine {
     /// What is to be done next.
     #[inline]
     pub(crate) fn next(&mut self, peer: &Peer, now: Instant) -> Step {
+        // Nothing may follow a response that says so.
+        if self.outbox.said_close() {
+            self.close_with(CloseReason::Answered);
+        }
         if self.closing.is_some() {
             return self.finish(peer, now);
         }
@@ -424,7 +428,7 @@ impl Machine {
             Some(Taken::Head(head)) => return Step::Head(head),
             Some(Taken::Refused(refusal, exchange)) => {
                 self.refuse(&refusal, exchange, true, peer);
-                return self.finish(peer, now);
+                return self.next(peer, now);
             }
             Some(Taken::Closed(reason)) => {
                 self.close_with(reason);
@@ -649,12 +653,8 @@ impl Machine {
         served: Option<Version>,
         peer: &Peer,
     ) {
-        if let Encoding::Http(exchange) = &mut encoding
-            && peer.close_request().is_some()
-        {
-            // Nothing may follow a response that says so.
-            exchange.closes = true;
-            self.close_with(CloseReason::Answered);
+        if peer.close_request().is_some() {
+            encoding.closes();
         }
         let traffic = peer.traffic();
         self.outbox
