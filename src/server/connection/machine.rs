@@ -67,10 +67,7 @@ pub(crate) enum State {
     /// Waits for a message, or serves one.
     Idle,
     /// Waits for the rest of a message.
-    Message {
-        /// When it began to.
-        since: Instant,
-    },
+    Message,
     /// Waits for the memory that the rest of a message needs.
     Memory {
         /// When it began to.
@@ -92,7 +89,7 @@ impl From<State> for Activity {
         match state {
             State::ProxyHeader | State::Handshake => Self::Handshake,
             State::Idle => Self::Idle,
-            State::Message { .. } | State::Memory { .. } => Self::Reading,
+            State::Message | State::Memory { .. } => Self::Reading,
             // Its answers are part of a call.
             State::Writing { .. } | State::Postponed => Self::Calling,
             State::Ending => Self::Closing,
@@ -221,6 +218,8 @@ pub(crate) struct Machine {
     leaves: bool,
     /// Part of a TLS record has come.
     record_begun: bool,
+    /// When it began to wait for the rest of the message that has begun.
+    begun: Option<Instant>,
     /// When the last byte arrived.
     arrived: Instant,
     /// When the last byte arrived, or the last answer left: silence counts
@@ -258,6 +257,7 @@ impl Machine {
             batch: 0,
             leaves: false,
             record_begun: false,
+            begun: None,
             arrived: now,
             active: now,
             hello_until: Some(now + settings.config.handshake_timeout.0),
@@ -395,7 +395,7 @@ impl Machine {
             }
             State::Postponed if !self.outbox.is_empty() => return Step::Write,
             State::Postponed => return self.wait(peer, now),
-            State::Idle | State::Message { .. } | State::Memory { .. } | State::Ending => {}
+            State::Idle | State::Message | State::Memory { .. } | State::Ending => {}
         }
         if self.leaves {
             return Step::Write;
@@ -417,7 +417,7 @@ impl Machine {
             // The next message's time begins when it is waited for. A keep-alive
             // between two pieces gives no more time.
             Some(Taken::Message(message)) => {
-                self.state = State::Idle;
+                (self.state, self.begun) = (State::Idle, None);
                 self.quantum.messages += 1;
                 return Step::Message(message);
             }
@@ -622,7 +622,7 @@ impl Machine {
             return false;
         }
         if matches!(self.state, State::Memory { .. }) {
-            self.state = State::Message { since: now };
+            (self.state, self.begun) = (State::Message, Some(now));
         }
         true
     }
@@ -785,7 +785,7 @@ impl Machine {
     /// served.
     pub(crate) fn goes_on(&self) -> bool {
         match self.state {
-            State::Idle | State::Message { .. } => {
+            State::Idle | State::Message => {
                 let decoder = &self.input.decoder;
                 self.closing.is_none()
                     && (self.readable && decoder.may_read() || self.unread && !decoder.is_busy())
@@ -802,12 +802,14 @@ impl Machine {
         // What waits behind a call is not what it waits for.
         let decoder = &self.input.decoder;
         let midway = !decoder.is_busy() && decoder.is_midway() || self.record_begun;
-        match self.state {
-            State::Memory { .. } => return,
-            State::Message { .. } if midway => {}
-            _ if midway => self.state = State::Message { since: now },
-            _ => self.state = State::Idle,
+        if matches!(self.state, State::Memory { .. }) {
+            return;
         }
+        (self.state, self.begun) = if midway {
+            (State::Message, self.begun.or(Some(now)))
+        } else {
+            (State::Idle, None)
+        };
         if !self.input.buffer().is_kept_large() {
             self.shrink();
         }
@@ -867,9 +869,9 @@ impl Machine {
                     (until, Late::Memory)
                 })
             }
-            State::Message { since } => {
-                Some((since + settings.config.read_timeout.0, Late::Message))
-            }
+            State::Message => self
+                .begun
+                .map(|begun| (begun + settings.config.read_timeout.0, Late::Message)),
             State::Idle if self.input.buffer().is_kept_large() => {
                 Some((self.active + KEPT_LARGE_FOR, Late::Shrink))
             }

@@ -52,7 +52,7 @@ impl Machine {
         peer.traffic().messages_in.add(1);
         peer.traffic().messages_out.add(1);
         self.quantum.messages += 1;
-        self.state = State::Idle;
+        (self.state, self.begun) = (State::Idle, None);
         if !exchange.closes
             && let Decoder::Http(requests) = &mut self.own_input().decoder
         {

@@ -191,6 +191,21 @@ fn each_state_has_its_deadline() {
 }
 
 #[test]
+fn an_answer_that_waits_gives_no_more_time_for_a_message() {
+    let mut test = Test::new(State::Idle, false, 1 << 20);
+    assert_eq!(test.arrives(&frame("x")[..5]), Step::Wait);
+    test.now += Duration::from_secs(3);
+    test.machine.keep_alive(KeepAlive::Frame, &test.peer);
+    assert_eq!(test.next(), Step::Write);
+    test.machine.blocked(test.now);
+    assert_eq!(test.next(), Step::Wait);
+    test.now += Duration::from_secs(1);
+    test.sends();
+    assert_eq!(test.next(), Step::Wait);
+    assert_eq!(test.too_late(), (Late::Message, 1));
+}
+
+#[test]
 fn messages_are_taken_and_answers_leave_before_the_next_wait() {
     let mut test = Test::new(State::Idle, false, 1 << 20);
     let step = test.arrives(&[frame("one"), frame("two")].concat());
