@@ -1,8 +1,8 @@
 //! What the machine does, step by step, without a socket.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
-use super::*;
+use super::{deadlines::Late, *};
 use crate::{
     access::{Access, ListenerPolicy},
     budget::Budget,
@@ -10,7 +10,7 @@ use crate::{
     dispatch::Counted,
     http::{Exchange, Route},
     server::{drain::DrainFlags, peer::CloseRequest, settings::Buffers},
-    wire::frame::FrameHeader,
+    wire::{Code, ErrorBody, frame::FrameHeader},
 };
 
 fn settings(memory: usize) -> Arc<ServerSettings> {
