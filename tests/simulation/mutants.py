@@ -130,8 +130,8 @@ MUTANTS = [
     # HTTP.
     ("connection/requests.rs", "a request behind a call that was left is served at once",
      "            is_busy: true,\n", "            is_busy: false,\n"),
-    ("connection/machine.rs", "requests behind a call that was left are left lying",
-     "self.unread |= self.own_input().decoder.resume();", "self.own_input().decoder.resume();"),
+    ("connection/decoder.rs", "requests behind a call that was left are left lying",
+     "requests.is_busy = false;", "requests.is_busy |= false;"),
     ("connection/machine.rs", "the connection stays after the last response",
      "        if self.outbox.said_close() {\n            self.close_with(CloseReason::Answered);\n        }\n", ""),
     ("connection/machine/http.rs", "a head is refused, and its body read as the next request",

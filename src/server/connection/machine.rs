@@ -583,8 +583,8 @@ impl Machine {
     pub(crate) fn collect_late(&mut self, peer: &Peer, now: Instant) {
         peer.collect_late(&mut self.outbox);
         self.active = now;
-        if peer.calls_left() == 0 && self.input.decoder.is_busy() {
-            self.unread |= self.own_input().decoder.resume();
+        if peer.calls_left() == 0 {
+            self.own_input().decoder.resume();
         }
     }
 
