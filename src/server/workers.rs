@@ -15,7 +15,7 @@ use std::{
 
 use super::{
     common::Common,
-    connection::{Advance, Call, CloseReason, Connection, Input},
+    connection::{Advance, Call, CloseReason, Connection, Input, RETRY_WHEN_BUSY_MS},
     peer::Peer,
     poller::{Events, Parked, PollOptions, Poller, Taken},
     running::Listed,
@@ -31,7 +31,7 @@ use crate::{
         Ordering::{Relaxed, SeqCst},
         Pool, lock,
     },
-    wire::{Code, Header},
+    wire::{Code, ErrorBody, Header},
 };
 
 /// Fewest threads that poll; one for each processor, where there are more.
@@ -350,26 +350,20 @@ impl Worker {
                     let SlowCall { peer, listed } = slow?;
                     drop(listed);
                     peer.used(reply.used);
+                    let common = &self.shared.common;
                     // Its connection may have ended, and has been charged then.
-                    peer.settle(&self.shared.common.metrics.usages);
-                    if let Outcome::Error(code, body) = &reply.outcome {
-                        let header = reply.header.as_ref();
-                        self.shared
-                            .common
-                            .note_error(&peer, &call.identity, header, *code, body);
+                    peer.settle(&common.metrics.usages);
+                    let outcome = outcome_without_connection(reply.outcome);
+                    let header = reply.header.as_ref();
+                    if let Outcome::Error(code, body) = &outcome {
+                        common.note_error(&peer, &call.identity, header, *code, body);
                     }
-                    let Reply {
-                        header,
-                        outcome,
-                        served,
-                        ..
-                    } = reply;
                     let encoding = &mut call.message.encoding;
                     if peer.close_request().is_some() {
                         encoding.closes();
                     }
                     peer.answer_late(|late, traffic| {
-                        late.answer(encoding, header.as_ref(), outcome, served, traffic);
+                        late.answer(encoding, header, outcome, reply.served, traffic);
                     });
                     return self.shared.poller.take_with(peer.slot(), Events::ANSWER);
                 }
@@ -577,6 +571,18 @@ impl Watch for Worker {
     }
 }
 
+/// A message whose connection has gone on can't be handled again: it gets an
+/// answer.
+fn outcome_without_connection(outcome: Outcome) -> Outcome {
+    let (Outcome::Postponed(_) | Outcome::Redirect(_)) = outcome else {
+        return outcome;
+    };
+    let code = Code::ServiceUnavailable;
+    let body = ErrorBody::server(code, "the call could not begin at once; nothing ran")
+        .with_details(&serde_json::json!({"retryAfterMs": RETRY_WHEN_BUSY_MS}));
+    Outcome::Error(Some(code), body)
+}
+
 /// Logs a panic under an id, and returns the id for the peer.
 fn log_panic(panic: &(dyn Any + Send)) -> String {
     let error_id = uuid::Uuid::new_v4().to_string();
@@ -589,4 +595,22 @@ fn log_panic(panic: &(dyn Any + Send)) -> String {
         );
     }
     error_id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_could_not_begin_is_answered_without_its_connection() {
+        let (until, counted) = (Instant::now(), Counted::Nowhere);
+        let postponed = Outcome::Postponed(Postponed { until, counted });
+        let outcome = outcome_without_connection(postponed);
+        assert!(matches!(
+            outcome,
+            Outcome::Error(Some(Code::ServiceUnavailable), _)
+        ));
+        let outcome = outcome_without_connection(Outcome::Silence);
+        assert!(matches!(outcome, Outcome::Silence));
+    }
 }

@@ -125,11 +125,10 @@ impl Decoder {
         matches!(self, Self::Http(requests) if requests.is_busy)
     }
 
-    /// No call is left any more. Returns whether something waited for that.
-    pub(super) fn resume(&mut self) -> bool {
-        match self {
-            Self::Http(requests) => std::mem::take(&mut requests.is_busy),
-            Self::Frames(_) | Self::WebSocket(_) => false,
+    /// No call is left any more.
+    pub(super) fn resume(&mut self) {
+        if let Self::Http(requests) = self {
+            requests.is_busy = false;
         }
     }
 

@@ -2,17 +2,19 @@
 //! a handler, bytes go out, and each step is given the time. No I/O, no clock,
 //! no lock but that of late answers.
 
+mod closing;
+mod deadlines;
 mod http;
 
 use std::{
     io,
     ops::Range,
     sync::{Arc, OnceLock},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use super::{
-    close_reason::{CloseReason, RETRY_WHEN_BUSY_MS},
+    close_reason::CloseReason,
     decoder::Decoder,
     message::{KeepAlive, Message, Taken},
     requests::Requests,
@@ -27,9 +29,9 @@ use crate::{
         peer::{Activity, Peer},
         settings::ServerSettings,
     },
-    system::{LINGER, Received},
+    system::Received,
     websocket::{self, Opcode},
-    wire::{Buffer, Code, ErrorBody, Header, Kind, Reassembly, Version, frame::KEEPALIVE_FRAME},
+    wire::{Buffer, Header, Reassembly, Version, frame::KEEPALIVE_FRAME},
 };
 
 /// Largest message of a peer that must authenticate and has not, in bytes.
@@ -44,18 +46,6 @@ const MAX_READS: usize = 5;
 const MAX_MESSAGES: usize = 1000;
 const MAX_WRITTEN: usize = 1024 * 1024;
 
-/// Quanta after a deadline until it expires although there is something to
-/// read: after a pause of the whole process, what came in time lies in the
-/// buffers of the system.
-const QUANTA_WHEN_LATE: u8 = 8;
-
-/// How long a connection that waits keeps the memory of a large message for
-/// the next one of the kind.
-const KEPT_LARGE_FOR: Duration = Duration::from_secs(1);
-
-/// How often a connection that waits for memory tries again.
-const RETRY_MEMORY: Duration = Duration::from_millis(20);
-
 /// What the owner of a connection does, and with [`Machine::deadline`] until
 /// when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,10 +57,7 @@ pub(crate) enum State {
     /// Waits for a message, or serves one.
     Idle,
     /// Waits for the rest of a message.
-    Message {
-        /// When it began to.
-        since: Instant,
-    },
+    Message,
     /// Waits for the memory that the rest of a message needs.
     Memory {
         /// When it began to.
@@ -92,7 +79,7 @@ impl From<State> for Activity {
         match state {
             State::ProxyHeader | State::Handshake => Self::Handshake,
             State::Idle => Self::Idle,
-            State::Message { .. } | State::Memory { .. } => Self::Reading,
+            State::Message | State::Memory { .. } => Self::Reading,
             // Its answers are part of a call.
             State::Writing { .. } | State::Postponed => Self::Calling,
             State::Ending => Self::Closing,
@@ -121,29 +108,6 @@ pub(crate) enum Step {
     Wait,
     /// Close; all that was to be sent has left.
     Close,
-}
-
-/// What is too late at a deadline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Late {
-    /// PROXY header or TLS handshake.
-    Handshake,
-    /// Authentication of the peer.
-    Hello,
-    /// Anything from the peer.
-    Silence,
-    /// The rest of a message.
-    Message,
-    /// Memory for it.
-    Memory,
-    /// The peer taking answers.
-    Writing,
-    /// The beginning of a postponed call. Its handler answers that.
-    Postponed,
-    /// Nothing; it is time to try for memory again.
-    Retry,
-    /// Nothing; it is time to release the memory of a large message.
-    Shrink,
 }
 
 /// Bytes that were read, and the memory that they take beyond the first size.
@@ -221,6 +185,8 @@ pub(crate) struct Machine {
     leaves: bool,
     /// Part of a TLS record has come.
     record_begun: bool,
+    /// When it began to wait for the rest of the message that has begun.
+    begun: Option<Instant>,
     /// When the last byte arrived.
     arrived: Instant,
     /// When the last byte arrived, or the last answer left: silence counts
@@ -258,6 +224,7 @@ impl Machine {
             batch: 0,
             leaves: false,
             record_begun: false,
+            begun: None,
             arrived: now,
             active: now,
             hello_until: Some(now + settings.config.handshake_timeout.0),
@@ -325,37 +292,13 @@ impl Machine {
         }
     }
 
-    /// Closes it instead of calling for a message: one of HTTP gets the ERROR.
-    pub(crate) fn close_unbegun(&mut self, message: Message, end: CloseReason) {
-        self.postponed = Some(message);
-        self.close_with(end);
-    }
-
-    /// Closes it after what was begun. The first reason counts.
-    pub(crate) fn close_with(&mut self, end: CloseReason) {
-        if self.closing.is_some() && !end.is_silent() {
-            return;
-        }
-        if end.is_silent() {
-            self.outbox.clear();
-            self.closing_said = true;
-            self.leaves = false;
-        }
-        let is_silent = end.is_silent();
-        match &mut self.closing {
-            None => self.closing = Some(end),
-            // It could not be sent why: that is the reason now.
-            Some(before) if is_silent => *before = end,
-            Some(_) => {}
-        }
-        if is_silent || !matches!(self.state, State::Writing { .. }) {
-            self.state = State::Ending;
-        }
-    }
-
     /// What is to be done next.
     #[inline]
     pub(crate) fn next(&mut self, peer: &Peer, now: Instant) -> Step {
+        // Nothing may follow a response that says so.
+        if self.outbox.said_close() {
+            self.close_with(CloseReason::Answered);
+        }
         if self.closing.is_some() {
             return self.finish(peer, now);
         }
@@ -391,7 +334,7 @@ impl Machine {
             }
             State::Postponed if !self.outbox.is_empty() => return Step::Write,
             State::Postponed => return self.wait(peer, now),
-            State::Idle | State::Message { .. } | State::Memory { .. } | State::Ending => {}
+            State::Idle | State::Message | State::Memory { .. } | State::Ending => {}
         }
         if self.leaves {
             return Step::Write;
@@ -413,7 +356,7 @@ impl Machine {
             // The next message's time begins when it is waited for. A keep-alive
             // between two pieces gives no more time.
             Some(Taken::Message(message)) => {
-                self.state = State::Idle;
+                (self.state, self.begun) = (State::Idle, None);
                 self.quantum.messages += 1;
                 return Step::Message(message);
             }
@@ -424,7 +367,7 @@ impl Machine {
             Some(Taken::Head(head)) => return Step::Head(head),
             Some(Taken::Refused(refusal, exchange)) => {
                 self.refuse(&refusal, exchange, true, peer);
-                return self.finish(peer, now);
+                return self.next(peer, now);
             }
             Some(Taken::Closed(reason)) => {
                 self.close_with(reason);
@@ -475,86 +418,8 @@ impl Machine {
         input.decoder = decoder(buffer, most);
     }
 
-    /// Waits, unless it is too late for what it waits for.
-    #[inline]
-    fn wait(&mut self, peer: &Peer, now: Instant) -> Step {
-        if self.late_for == 0 {
-            return Step::Wait;
-        }
-        self.late_for -= 1;
-        if self.goes_on() && self.late_for > 0 {
-            return Step::Wait;
-        }
-        self.late_for = 0;
-        let mut was_late = false;
-        while let Some((until, late)) = self.deadline(peer.calls_left())
-            && until <= now
-        {
-            self.expires(late, peer, now);
-            was_late = true;
-        }
-        if was_late {
-            self.next(peer, now)
-        } else {
-            Step::Wait
-        }
-    }
-
     fn may_write(&self) -> bool {
         self.writable && self.quantum.written < MAX_WRITTEN
-    }
-
-    /// What is to be done before it closes: all answers, then the closing
-    /// ERROR.
-    fn finish(&mut self, peer: &Peer, now: Instant) -> Step {
-        let left = peer.calls_left();
-        if self.closing.as_ref().is_some_and(CloseReason::is_silent) {
-            self.outbox.clear();
-        } else {
-            peer.collect_late(&mut self.outbox);
-            if left == 0 && !self.closing_said {
-                self.closing_said = true;
-                self.say_closing(peer);
-            }
-            match self.state {
-                State::Writing { .. } if self.may_write() => return Step::Write,
-                State::Writing { .. } if self.closing_said && peer.is_cut_off() => {
-                    self.outbox.clear();
-                }
-                State::Writing { .. } => return self.wait(peer, now),
-                _ if !self.outbox.is_empty() => return Step::Write,
-                _ => {}
-            }
-        }
-        self.state = State::Ending;
-        if left > 0 { Step::Wait } else { Step::Close }
-    }
-
-    /// Puts the closing ERROR into the outbox, and WebSocket's close frame.
-    fn say_closing(&mut self, peer: &Peer) {
-        let Some(reason) = &self.closing else { return };
-        if self.outbox.said_close() {
-            return;
-        }
-        let postponed = self.postponed.take();
-        let Some(encoding) = self.input.decoder.closing_encoding(postponed) else {
-            return;
-        };
-        let close_frame = match encoding {
-            Encoding::WebSocket => reason.close_frame(),
-            Encoding::Frames | Encoding::Http(_) => None,
-        };
-        let says_all = matches!(close_frame, Some((_, _, true)));
-        if let Some((code, body)) = reason.closing().filter(|_| !says_all) {
-            let outcome = Outcome::Error(Some(code), body);
-            let traffic = peer.traffic();
-            self.outbox.answer(&encoding, None, outcome, None, traffic);
-        }
-        if let Some((code, reason, _)) = close_frame {
-            let mut frame = Vec::new();
-            websocket::write_close(&mut frame, code, &reason);
-            self.outbox.push_bytes(&frame);
-        }
     }
 
     /// Whether this read is not the first of the quantum.
@@ -618,7 +483,7 @@ impl Machine {
             return false;
         }
         if matches!(self.state, State::Memory { .. }) {
-            self.state = State::Message { since: now };
+            (self.state, self.begun) = (State::Message, Some(now));
         }
         true
     }
@@ -649,12 +514,8 @@ impl Machine {
         served: Option<Version>,
         peer: &Peer,
     ) {
-        if let Encoding::Http(exchange) = &mut encoding
-            && peer.close_request().is_some()
-        {
-            // Nothing may follow a response that says so.
-            exchange.closes = true;
-            self.close_with(CloseReason::Answered);
+        if peer.close_request().is_some() {
+            encoding.closes();
         }
         let traffic = peer.traffic();
         self.outbox
@@ -679,15 +540,6 @@ impl Machine {
     /// next.
     pub(crate) fn end_quantum(&mut self) {
         self.quantum.was_long = true;
-    }
-
-    /// Notes that a deadline has passed. What arrived in time may have yet to
-    /// be read.
-    pub(crate) fn is_late(&mut self) {
-        if self.late_for == 0 {
-            self.late_for = QUANTA_WHEN_LATE;
-        }
-        (self.readable, self.writable) = (true, true);
     }
 
     /// Postpones a message whose call can't begin yet.
@@ -731,8 +583,8 @@ impl Machine {
     pub(crate) fn collect_late(&mut self, peer: &Peer, now: Instant) {
         peer.collect_late(&mut self.outbox);
         self.active = now;
-        if peer.calls_left() == 0 && self.input.decoder.is_busy() {
-            self.unread |= self.own_input().decoder.resume();
+        if peer.calls_left() == 0 {
+            self.own_input().decoder.resume();
         }
     }
 
@@ -785,7 +637,7 @@ impl Machine {
     /// served.
     pub(crate) fn goes_on(&self) -> bool {
         match self.state {
-            State::Idle | State::Message { .. } => {
+            State::Idle | State::Message => {
                 let decoder = &self.input.decoder;
                 self.closing.is_none()
                     && (self.readable && decoder.may_read() || self.unread && !decoder.is_busy())
@@ -802,12 +654,14 @@ impl Machine {
         // What waits behind a call is not what it waits for.
         let decoder = &self.input.decoder;
         let midway = !decoder.is_busy() && decoder.is_midway() || self.record_begun;
-        match self.state {
-            State::Memory { .. } => return,
-            State::Message { .. } if midway => {}
-            _ if midway => self.state = State::Message { since: now },
-            _ => self.state = State::Idle,
+        if matches!(self.state, State::Memory { .. }) {
+            return;
         }
+        (self.state, self.begun) = if midway {
+            (State::Message, self.begun.or(Some(now)))
+        } else {
+            (State::Idle, None)
+        };
         if !self.input.buffer().is_kept_large() {
             self.shrink();
         }
@@ -829,133 +683,6 @@ impl Machine {
         let wanted = capacity.saturating_sub(first);
         if wanted < reservation.held() {
             reservation.set(wanted);
-        }
-    }
-
-    /// Returns the deadline of what it waits for, and what is late then; none
-    /// without a deadline.
-    pub(crate) fn deadline(&self, calls_left: u32) -> Option<(Instant, Late)> {
-        let settings = &self.settings;
-        let own = match self.state {
-            State::ProxyHeader | State::Handshake => {
-                return self.hello_until.map(|until| (until, Late::Handshake));
-            }
-            State::Writing { since } => {
-                let mut until = since + settings.config.write_timeout.0;
-                // A peer that must authenticate gets no longer than for that,
-                // or than to read the closing ERROR.
-                if let Some(hello) = self.hello_until {
-                    until = until.min(hello.max(since + LINGER));
-                }
-                return Some((until, Late::Writing));
-            }
-            State::Ending => return None,
-            State::Postponed if self.retries => return None,
-            State::Postponed => {
-                let postponed = self
-                    .postponed
-                    .as_ref()
-                    .and_then(|message| message.postponed);
-                return postponed.map(|postponed| (postponed.until, Late::Postponed));
-            }
-            State::Memory { since } => {
-                let until = since + settings.config.read_timeout.0;
-                let next = self.active.max(since) + RETRY_MEMORY;
-                Some(if next < until {
-                    (next, Late::Retry)
-                } else {
-                    (until, Late::Memory)
-                })
-            }
-            State::Message { since } => {
-                Some((since + settings.config.read_timeout.0, Late::Message))
-            }
-            State::Idle if self.input.buffer().is_kept_large() => {
-                Some((self.active + KEPT_LARGE_FOR, Late::Shrink))
-            }
-            State::Idle if calls_left > 0 => None,
-            State::Idle => Some((self.active + settings.config.idle_timeout.0, Late::Silence)),
-        };
-        let hello = self.hello_until.map(|until| (until, Late::Hello));
-        own.into_iter().chain(hello).min_by_key(|(until, _)| *until)
-    }
-
-    /// Acts on a deadline that has passed.
-    fn expires(&mut self, late: Late, peer: &Peer, now: Instant) {
-        let settings = Arc::clone(&self.settings);
-        let within =
-            |what: &str, timeout: Duration| format!("{what} within {} ms", timeout.as_millis());
-        match late {
-            Late::Handshake => {
-                let reason = if self.state == State::ProxyHeader {
-                    "proxy-header"
-                } else {
-                    "timeout"
-                };
-                self.close_with(CloseReason::Handshake(reason, "timed out".into()));
-            }
-            Late::Hello => self.close_with(self.hello_timed_out()),
-            Late::Silence => self.close_with(CloseReason::Notice(
-                Code::IdleTimeout,
-                within("nothing arrived", settings.config.idle_timeout.0),
-            )),
-            Late::Message => self.close_with(CloseReason::Notice(
-                Code::ReadTimeout,
-                within(
-                    "a message was begun but not finished",
-                    settings.config.read_timeout.0,
-                ),
-            )),
-            Late::Memory => {
-                self.answer_unread(peer);
-                let message = within(
-                    "no memory for the rest of a message",
-                    settings.config.read_timeout.0,
-                );
-                let (used, limit) = (settings.memory.used(), settings.memory.limit());
-                self.close_with(CloseReason::Notice(
-                    Code::ServerBusy,
-                    format!("{message}; {used} bytes of {limit} are taken"),
-                ));
-            }
-            Late::Writing => self.close_with(CloseReason::WriteTimeout),
-            Late::Postponed => self.retry(),
-            // The next step tries.
-            Late::Retry => self.active = now,
-            Late::Shrink => {
-                // The buffer is kept for one more read, which has not come.
-                self.read_buffer();
-                self.shrink();
-            }
-        }
-    }
-
-    fn hello_timed_out(&self) -> CloseReason {
-        let millis = self.settings.config.handshake_timeout.0.as_millis();
-        let message = format!("no system.hello with a token arrived within {millis} ms");
-        CloseReason::Notice(Code::ReadTimeout, message)
-    }
-
-    /// Answers the request whose rest could not be read for want of memory, if
-    /// its header line has arrived: nothing ran.
-    fn answer_unread(&mut self, peer: &Peer) {
-        if !matches!(self.state, State::Memory { .. }) {
-            return;
-        }
-        let input = Arc::clone(&self.input);
-        let Some((partial, encoding)) = input.decoder.partial() else {
-            return;
-        };
-        let header = Header::parse(partial).ok().map(|(header, _)| header);
-        if header.is_some_and(|header| header.kind == Kind::Request && header.request_id.is_some())
-        {
-            let code = Code::ServiceUnavailable;
-            let body = ErrorBody::server(code, "the server's memory is used up; nothing ran")
-                .with_details(&serde_json::json!({"retryAfterMs": RETRY_WHEN_BUSY_MS}));
-            peer.traffic().messages_in.add(1);
-            let (outcome, traffic) = (Outcome::Error(Some(code), body), peer.traffic());
-            self.outbox
-                .answer(&encoding, header.as_ref(), outcome, None, traffic);
         }
     }
 }

@@ -1,10 +1,7 @@
 //! Requests of HTTP, one at a time: each is answered before the next one is
 //! looked at.
 
-use super::{
-    close_reason::CloseReason,
-    message::{Message, Taken},
-};
+use super::message::{Message, Taken};
 use crate::{
     http::{self, Exchange, Framing, Head, Incoming, Refusal, Route},
     server::encoding::Encoding,
@@ -19,8 +16,6 @@ pub(super) struct Requests {
     admitted: Option<Admitted>,
     /// The call of a request was left, so nothing behind it is looked at.
     pub(super) is_busy: bool,
-    /// The connection closes once the present request is answered.
-    pub(super) closes: bool,
 }
 
 /// A request whose head was admitted.
@@ -36,16 +31,12 @@ impl Requests {
             incoming: Incoming::new(buffer, max_message_size),
             admitted: None,
             is_busy: false,
-            closes: false,
         }
     }
 
     pub(super) fn take(&mut self) -> Option<Taken> {
         if self.is_busy {
             return None;
-        }
-        if self.closes && self.admitted.is_none() {
-            return Some(Taken::Closed(CloseReason::Answered));
         }
         match self.incoming.take() {
             Ok(None) => None,
@@ -79,7 +70,6 @@ impl Requests {
         if let Err(refusal) = self.incoming.admit(head, &exchange.request_id) {
             return Err(Box::new((refusal, exchange)));
         }
-        self.closes = exchange.closes;
         self.admitted = Some(Admitted {
             exchange,
             any_version: matches!(head.asked, Ok(Route::Message { version: None, .. })),
@@ -101,8 +91,7 @@ impl Requests {
             return Some(Encoding::Http(exchange));
         }
         let exchange = self.admitted.as_ref().map(|admitted| &admitted.exchange);
-        // A client that was sent `Connection: close` reads nothing behind it.
-        if exchange.is_none() && (self.closes || !self.incoming.is_midway()) {
+        if exchange.is_none() && !self.incoming.is_midway() {
             return None;
         }
         let exchange = Exchange {
@@ -117,7 +106,6 @@ impl Requests {
             incoming: self.incoming.split(),
             admitted: None,
             is_busy: true,
-            closes: self.closes,
         }
     }
 }

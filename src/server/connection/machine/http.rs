@@ -3,10 +3,7 @@
 use super::{Machine, State};
 use crate::{
     http::{Exchange, Head, Refusal, Response, Upgrade},
-    server::{
-        connection::{close_reason::CloseReason, decoder::Decoder},
-        peer::Peer,
-    },
+    server::{connection::decoder::Decoder, peer::Peer},
     websocket,
 };
 
@@ -55,12 +52,10 @@ impl Machine {
         peer.traffic().messages_in.add(1);
         peer.traffic().messages_out.add(1);
         self.quantum.messages += 1;
-        self.state = State::Idle;
-        if closes {
-            return self.close_with(CloseReason::Answered);
-        }
-        if let Decoder::Http(requests) = &mut self.own_input().decoder {
-            requests.closes = exchange.closes;
+        (self.state, self.begun) = (State::Idle, None);
+        if !exchange.closes
+            && let Decoder::Http(requests) = &mut self.own_input().decoder
+        {
             requests.incoming.skip();
         }
         self.batch += 1;

@@ -1,8 +1,8 @@
 //! What the machine does, step by step, without a socket.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
-use super::*;
+use super::{deadlines::Late, *};
 use crate::{
     access::{Access, ListenerPolicy},
     budget::Budget,
@@ -10,7 +10,7 @@ use crate::{
     dispatch::Counted,
     http::{Exchange, Route},
     server::{drain::DrainFlags, peer::CloseRequest, settings::Buffers},
-    wire::frame::FrameHeader,
+    wire::{Code, ErrorBody, frame::FrameHeader},
 };
 
 fn settings(memory: usize) -> Arc<ServerSettings> {
@@ -188,6 +188,21 @@ fn each_state_has_its_deadline() {
     assert_eq!(stuck.next(), Step::Wait, "nothing is read meanwhile");
     assert_eq!(stuck.too_late(), (Late::Writing, 20));
     assert_eq!(stuck.next(), Step::Close);
+}
+
+#[test]
+fn an_answer_that_waits_gives_no_more_time_for_a_message() {
+    let mut test = Test::new(State::Idle, false, 1 << 20);
+    assert_eq!(test.arrives(&frame("x")[..5]), Step::Wait);
+    test.now += Duration::from_secs(3);
+    test.machine.keep_alive(KeepAlive::Frame, &test.peer);
+    assert_eq!(test.next(), Step::Write);
+    test.machine.blocked(test.now);
+    assert_eq!(test.next(), Step::Wait);
+    test.now += Duration::from_secs(1);
+    test.sends();
+    assert_eq!(test.next(), Step::Wait);
+    assert_eq!(test.too_late(), (Late::Message, 1));
 }
 
 #[test]
