@@ -81,8 +81,8 @@ MUTANTS = [
     ("workers.rs", "the reserve leaves behind what it has queued",
      "                // A worker that is back takes what the reserve has left.\n                poller.wake();\n", ""),
     ("workers.rs", "who ends after parking wakes nobody",
-     "self.shared.poller.park(connection) && !self.goes_on()",
-     "self.shared.poller.park(connection) && false"),
+     "self.park(connection?) && !self.goes_on()",
+     "self.park(connection?) && false"),
     # Answers.
     ("workers.rs", "the connection is not notified of a late answer",
      "return self.shared.poller.take_with(peer.slot(), Events::ANSWER);", "return None;"),
