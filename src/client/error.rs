@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::wire::Origin;
+use crate::wire::{Code, Origin};
 
 /// Payload of an ERROR.
 #[derive(Debug, Clone, Deserialize)]
@@ -49,18 +49,14 @@ impl ClientError {
 }
 
 impl ServerError {
-    /// Whether the server answers so only before anything was begun.
+    /// Whether the server answers so only before anything was begun. Not of a
+    /// code that this program does not know, as of a later server.
     #[must_use]
     pub fn nothing_ran(&self) -> bool {
         // A service may choose any code of its own.
         let own = matches!(self.origin, Origin::Service);
-        let begun = [
-            "TIMEOUT",
-            "SERVICE_FAILED",
-            "SHUTTING_DOWN",
-            "INTERNAL_ERROR",
-        ];
-        !own && !begun.contains(&self.code.as_str())
+        let known = Code::ALL.iter().find(|code| code.as_str() == self.code);
+        !own && known.is_some_and(|code| code.is_before_begin())
     }
 
     /// How long the server asks to wait, in milliseconds.
@@ -94,3 +90,26 @@ impl fmt::Display for ClientError {
 }
 
 impl std::error::Error for ClientError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_may_have_run() {
+        let refusal = |code: &str, origin| ServerError {
+            code: code.into(),
+            message: String::new(),
+            origin,
+            details: None,
+        };
+        for (code, origin, nothing_ran) in [
+            ("NO_ROUTE_FOUND", Origin::Server, true),
+            ("TIMEOUT", Origin::Server, false),
+            ("OF_A_LATER_SERVER", Origin::Server, false),
+            ("NO_ROUTE_FOUND", Origin::Service, false),
+        ] {
+            assert_eq!(refusal(code, origin).nothing_ran(), nothing_ran, "{code}");
+        }
+    }
+}

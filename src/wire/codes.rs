@@ -61,6 +61,31 @@ impl Code {
     pub const fn index(self) -> usize {
         self as usize
     }
+
+    /// Whether the server answers a request so only before it was begun, so
+    /// that sending it again is safe.
+    #[must_use]
+    pub const fn is_before_begin(self) -> bool {
+        match self {
+            Self::Timeout | Self::ServiceFailed | Self::ShuttingDown | Self::InternalError => false,
+            Self::InvalidFrame
+            | Self::MessageTooLarge
+            | Self::MalformedMessage
+            | Self::InvalidRequest
+            | Self::InvalidRequestId
+            | Self::InvalidPayload
+            | Self::Unauthorized
+            | Self::Forbidden
+            | Self::RateLimited
+            | Self::NoRouteFound
+            | Self::VersionNotSupported
+            | Self::TopicNotSupported
+            | Self::ServiceUnavailable
+            | Self::ServerBusy
+            | Self::IdleTimeout
+            | Self::ReadTimeout => true,
+        }
+    }
 }
 
 words! {
