@@ -62,6 +62,34 @@ impl Code {
         self as usize
     }
 
+    /// Whether the server closes the connection behind an ERROR of this code,
+    /// by the table of the protocol: some codes close only where they answer
+    /// no request.
+    #[must_use]
+    pub const fn closes(self, answers_request: bool) -> bool {
+        match self {
+            Self::InvalidFrame
+            | Self::MessageTooLarge
+            | Self::Unauthorized
+            | Self::ServerBusy
+            | Self::IdleTimeout
+            | Self::ReadTimeout => true,
+            Self::ShuttingDown | Self::InternalError => !answers_request,
+            Self::MalformedMessage
+            | Self::InvalidRequest
+            | Self::InvalidRequestId
+            | Self::InvalidPayload
+            | Self::Forbidden
+            | Self::RateLimited
+            | Self::NoRouteFound
+            | Self::VersionNotSupported
+            | Self::TopicNotSupported
+            | Self::ServiceUnavailable
+            | Self::Timeout
+            | Self::ServiceFailed => false,
+        }
+    }
+
     /// Whether the server answers a request so only before it was begun, so
     /// that sending it again is safe.
     #[must_use]

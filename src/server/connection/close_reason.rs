@@ -29,8 +29,8 @@ pub(crate) enum CloseReason {
     Handshake(&'static str, String),
     /// The peer's address is denied.
     Denied,
-    /// The peer got UNAUTHORIZED in answer to a request.
-    Unauthorized,
+    /// A request was answered with an ERROR that closes.
+    ClosingAnswer(Code),
     /// The peer took no answer within `write_timeout`.
     WriteTimeout,
     /// The peer's address has failed to authenticate too often; the time until
@@ -74,8 +74,10 @@ impl CloseReason {
                 let code = code.unwrap_or(CloseCode::Normal as u16);
                 return Some((code, String::new(), true));
             }
-            Self::Notice(code, _) | Self::Requested(CloseRequest { code, .. }) => *code,
-            Self::Unauthorized | Self::Throttled(_) => Code::Unauthorized,
+            Self::ClosingAnswer(code)
+            | Self::Notice(code, _)
+            | Self::Requested(CloseRequest { code, .. }) => *code,
+            Self::Throttled(_) => Code::Unauthorized,
             _ => return None,
         };
         let (close_code, is_all) = match code {
@@ -101,7 +103,10 @@ impl fmt::Display for CloseReason {
             Self::Io(error) => write!(f, "{error}"),
             Self::Handshake(reason, problem) => write!(f, "handshake failed, {reason}: {problem}"),
             Self::Denied => f.write_str("the peer's address is denied"),
-            Self::Unauthorized => f.write_str("the peer has not authenticated"),
+            Self::ClosingAnswer(Code::Unauthorized) => {
+                f.write_str("the peer has not authenticated")
+            }
+            Self::ClosingAnswer(code) => write!(f, "by an answer of {code}"),
             Self::WriteTimeout => f.write_str("the peer took no answer"),
             Self::Throttled(_) => f.write_str(TOO_MANY_FAILURES),
             Self::Notice(code, message) => write!(f, "{code}: {message}"),

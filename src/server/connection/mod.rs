@@ -331,10 +331,11 @@ impl Connection {
         outcome: Outcome,
         served: Option<Version>,
     ) {
-        let mut unauthorized = false;
+        let mut closing = None;
         if let Outcome::Error(code, body) = &outcome {
-            unauthorized = *code == Some(Code::Unauthorized);
-            if unauthorized {
+            let answers = header.is_some_and(|header| header.request_id.is_some());
+            closing = code.filter(|code| code.closes(answers));
+            if closing.is_some() {
                 encoding.closes();
             }
             self.common
@@ -342,8 +343,8 @@ impl Connection {
         }
         self.machine
             .answered(encoding, header, outcome, served, &self.peer);
-        if unauthorized {
-            self.machine.close_with(CloseReason::Unauthorized);
+        if let Some(code) = closing {
+            self.machine.close_with(CloseReason::ClosingAnswer(code));
         }
     }
 
@@ -528,7 +529,7 @@ impl Connection {
             CloseReason::Peer
             | CloseReason::CloseFrame(_)
             | CloseReason::Io(_)
-            | CloseReason::Unauthorized
+            | CloseReason::ClosingAnswer(_)
             | CloseReason::Answered => {}
             CloseReason::Denied => {
                 metrics.denied.add(1);

@@ -639,6 +639,31 @@ fn codes_are_those_of_the_protocol() {
 }
 
 #[test]
+fn codes_close_as_the_protocol_says() {
+    let page = Document::read("src/wire/PROTOCOL.md");
+    let mut seen = 0;
+    for line in page.section("### The codes") {
+        let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [name, .., connection] = &cells[..] else {
+            continue;
+        };
+        let name = name.trim_matches('`');
+        let Some(code) = Code::ALL.iter().find(|code| code.as_str() == name) else {
+            continue;
+        };
+        let closes = match *connection {
+            "closes" => (true, true),
+            "closes if it names no request" => (true, false),
+            "stays open" => (false, false),
+            other => panic!("{name}: {other}"),
+        };
+        assert_eq!((code.closes(false), code.closes(true)), closes, "{name}");
+        seen += 1;
+    }
+    assert_eq!(seen, Code::ALL.len());
+}
+
+#[test]
 fn statuses_are_those_of_http() {
     let page = Document::read("src/http/HTTP.md");
     let mut named = BTreeSet::new();
