@@ -92,6 +92,8 @@ pub(crate) trait Parked {
 pub(crate) struct PollOptions {
     /// What was postponed may begin.
     pub(crate) may_begin: bool,
+    /// Waits where nothing is ready.
+    pub(crate) waits: bool,
     /// Queued connections come before events.
     pub(crate) takes_queued: bool,
     /// The last connections were quick.
@@ -379,7 +381,7 @@ impl<C: Parked> Poller<C> {
         {
             return Some((taken, system::now()));
         }
-        let timeout = if queued {
+        let timeout = if queued || !options.waits {
             Duration::ZERO
         } else {
             self.timeout()

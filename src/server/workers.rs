@@ -117,6 +117,8 @@ pub(crate) struct Worker {
     is_absent: AtomicBool,
     /// Its call is among those that wait to begin.
     queues: AtomicBool,
+    /// A connection has gone on without its call.
+    has_left: AtomicBool,
 }
 
 /// What a worker works on. Only its own thread takes the lock: inside a call,
@@ -149,9 +151,10 @@ impl Worker {
     #[must_use]
     pub(crate) fn start(shared: &Arc<Workers>) -> bool {
         let worker = Arc::new(Self::new(shared, false));
-        shared
-            .threads
-            .execute(move || worker.poll(|| worker.polls.load(Relaxed)))
+        shared.threads.execute(move || {
+            worker.poll(|| worker.polls.load(Relaxed));
+            worker.serve_after_call();
+        })
     }
 
     /// Starts the reserve, which polls while all others are in calls and no
@@ -184,6 +187,7 @@ impl Worker {
             is_reserve,
             is_absent: AtomicBool::new(false),
             queues: AtomicBool::new(false),
+            has_left: AtomicBool::new(false),
         }
     }
 
@@ -192,6 +196,7 @@ impl Worker {
         self.alternates.store(!alternates, Relaxed);
         PollOptions {
             may_begin: !self.is_reserve && self.shared.may_wait(),
+            waits: true,
             takes_queued: alternates,
             is_quick: self.quick.load(Relaxed) >= QUICK_BEFORE_BATCH,
         }
@@ -215,6 +220,24 @@ impl Worker {
                 0
             };
             self.quick.store(quick, Relaxed);
+        }
+    }
+
+    /// Serves one more connection, if one is ready, after each call that was
+    /// left. This thread is awake; where calls wait for the disk together, one
+    /// of those that poll would have to wake another for that connection.
+    fn serve_after_call(self: &Arc<Self>) {
+        let poller = &self.shared.poller;
+        let mut ready = Vec::new();
+        while self.has_left.swap(false, Relaxed) && !poller.is_shut_down() {
+            let options = PollOptions {
+                waits: false,
+                ..self.poll_options()
+            };
+            let Some((taken, begun)) = poller.next(options, &mut ready) else {
+                return;
+            };
+            self.serve(taken, begun);
         }
     }
 
@@ -347,6 +370,7 @@ impl Worker {
                 }
                 None => {
                     drop(held);
+                    self.has_left.store(true, Relaxed);
                     let SlowCall { peer, listed } = slow?;
                     drop(listed);
                     peer.used(reply.used);

@@ -26,6 +26,7 @@ const SLOT: usize = 0;
 const WORKERS: usize = 2;
 
 const OPTIONS: PollOptions = PollOptions {
+    waits: true,
     may_begin: true,
     takes_queued: false,
     is_quick: false,
