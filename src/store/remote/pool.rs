@@ -43,10 +43,15 @@ impl Pool {
         let mut state = self.lock();
         loop {
             if let Some(connection) = state.idle.pop() {
-                if connection.is_usable() {
-                    return Ok(self.lease(Some(connection)));
+                drop(state);
+                let is_usable = connection.is_usable();
+                // Gives the place back if it is not.
+                let lease = self.lease(is_usable.then_some(connection));
+                if is_usable {
+                    return Ok(lease);
                 }
-                state.open -= 1;
+                drop(lease);
+                state = self.lock();
             } else if state.open < MAX_CONNECTIONS {
                 state.open += 1;
                 drop(state);
