@@ -106,7 +106,7 @@ impl Random {
 /// What guests do: the payload says it.
 #[derive(Default)]
 struct Guests {
-    /// Requests that have begun.
+    /// Requests that have begun, or are answered that they could not.
     begun: std::sync::Mutex<HashSet<String>>,
     /// Places that they queue for.
     slots: std::sync::atomic::AtomicUsize,
@@ -126,6 +126,8 @@ impl Handle for Guests {
             .postponed
             .is_some_and(|postponed| postponed.until <= system::now())
         {
+            let id = header.request_id.unwrap().to_owned();
+            assert!(self.begun.lock().unwrap().insert(id), "it has run");
             let body = ErrorBody::server(Code::ServiceUnavailable, "not begun");
             let outcome = Outcome::Error(Some(Code::ServiceUnavailable), body);
             return Reply::new(Some(header), outcome);
@@ -332,6 +334,8 @@ struct Machine {
     clients: Vec<Client>,
     next: u64,
     next_request: u64,
+    /// Half of the requests queue.
+    many_queue: bool,
     draining: bool,
 }
 
@@ -344,8 +348,9 @@ impl Machine {
             rights: None,
             allow_unsecure: false,
         });
+        let many_queue = random.happens(25);
         let config = Config {
-            max_threads: random.of(4..13),
+            max_threads: random.of(if many_queue { 4..6 } else { 4..13 }),
             waiting: if random.happens(33) {
                 Waiting::Threads
             } else {
@@ -418,6 +423,7 @@ impl Machine {
             clients: Vec::new(),
             next: 1,
             next_request: 1,
+            many_queue,
             draining: false,
         }
     }
@@ -573,7 +579,12 @@ impl Machine {
         for _ in 0..random.of(1..4) {
             let id = format!("r{}", self.next_request);
             self.next_request += 1;
-            let (payload, quick) = match random.of(0..10) {
+            // Where many queue, calls are postponed.
+            let kind = match random.of(0..10) {
+                4..9 if self.many_queue => 8,
+                kind => kind,
+            };
+            let (payload, quick) = match kind {
                 0..6 => (format!("quick {}", random.of(0..300)), true),
                 6 => (format!("slow {}", random.of(1..3000)), false),
                 7 => (format!("waits {}", random.of(0..3000)), false),
@@ -728,6 +739,10 @@ impl Machine {
                     !client.wire.is_unread(),
                     "there is something to read, and nobody does: {row:?}"
                 );
+            }
+            let most = self.shared.common.settings.buffers.in_flight;
+            if row.state == "idle" && row.in_flight < most as u64 && !self.draining {
+                client.check_begun(&self.guests);
             }
         }
         let is_late = || {
@@ -948,6 +963,21 @@ impl Client {
                 assert!(self.ends.iter().any(|(_, asked, _)| *asked == id));
                 assert!(response.closes, "{id} is answered before it was asked");
             }
+        }
+    }
+
+    /// Whoever is idle has begun all that has arrived, also behind slow calls;
+    /// HTTP answers in order.
+    fn check_begun(&self, guests: &Guests) {
+        if !matches!(self.received, Received::Frames(_)) {
+            return;
+        }
+        let begun = guests.begun.lock().unwrap();
+        for id in self.asked.keys() {
+            assert!(
+                begun.contains(id) || self.answered.contains(id),
+                "{id} has arrived, and nobody begins it"
+            );
         }
     }
 
