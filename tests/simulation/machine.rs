@@ -108,6 +108,8 @@ impl Random {
 struct Guests {
     /// Requests that have begun, or are answered that they could not.
     begun: std::sync::Mutex<HashSet<String>>,
+    /// Requests that were handled, also those that queue.
+    handled: std::sync::Mutex<HashSet<String>>,
     /// Places that they queue for.
     slots: std::sync::atomic::AtomicUsize,
 }
@@ -120,6 +122,8 @@ impl Handle for Guests {
             return Reply::new(None, outcome);
         };
         let text = std::str::from_utf8(payload).unwrap().trim();
+        let id = header.request_id.unwrap().to_owned();
+        self.handled.lock().unwrap().insert(id);
         let queues = text.starts_with("queues");
         let until = request.arrived + QUEUE_TIMEOUT;
         if request
@@ -740,9 +744,12 @@ impl Machine {
                     "there is something to read, and nobody does: {row:?}"
                 );
             }
-            let most = self.shared.common.settings.buffers.in_flight;
-            if row.state == "idle" && row.in_flight < most as u64 && !self.draining {
-                client.check_begun(&self.guests);
+            // Else it is with a call, writes, or has a call that is postponed.
+            let reads = row.in_flight == u64::from(peer.calls_left())
+                && ["idle", "reading", "calling"].contains(&row.state);
+            let closes = self.draining || client.broken || peer.close_request().is_some();
+            if reads && !closes && !client.wire.is_unread() {
+                client.check_handled(&self.guests);
             }
         }
         let is_late = || {
@@ -966,18 +973,15 @@ impl Client {
         }
     }
 
-    /// Whoever is idle has begun all that has arrived, also behind slow calls;
-    /// HTTP answers in order.
-    fn check_begun(&self, guests: &Guests) {
+    /// All that has arrived was handled, also behind slow calls; HTTP answers in
+    /// order.
+    fn check_handled(&self, guests: &Guests) {
         if !matches!(self.received, Received::Frames(_)) {
             return;
         }
-        let begun = guests.begun.lock().unwrap();
+        let handled = guests.handled.lock().unwrap();
         for id in self.asked.keys() {
-            assert!(
-                begun.contains(id) || self.answered.contains(id),
-                "{id} has arrived, and nobody begins it"
-            );
+            assert!(handled.contains(id), "{id} has arrived, and nobody looks");
         }
     }
 
