@@ -497,7 +497,11 @@ impl<C: Parked> Poller<C> {
     /// Whether a postponed connection is parked while workers poll.
     #[allow(dead_code, reason = "the simulation asks")]
     pub(crate) fn is_kept_waiting(&self) -> bool {
-        !self.postponed.is_empty() && !self.all_are_absent()
+        let is_postponed = |parking_slot: &ParkingSlot<C>| {
+            let inner = lock(&parking_slot.inner);
+            inner.connection.as_ref().is_some_and(|c| c.is_postponed())
+        };
+        !self.all_are_absent() && self.parking.iter().any(is_postponed)
     }
 
     fn millis(&self, at: Instant) -> u64 {

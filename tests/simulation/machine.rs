@@ -44,7 +44,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Until when a call that queues must begin, where it was postponed.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(30);
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 /// As the poller has it.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Steps of the scheduler until it is a circle.
@@ -110,6 +110,8 @@ struct Guests {
     begun: std::sync::Mutex<HashSet<String>>,
     /// Requests that were handled, also those that queue.
     handled: std::sync::Mutex<HashSet<String>>,
+    /// Until when those that are postponed must begin.
+    postponed: std::sync::Mutex<HashMap<String, std::time::Instant>>,
     /// Places that they queue for.
     slots: std::sync::atomic::AtomicUsize,
 }
@@ -123,7 +125,8 @@ impl Handle for Guests {
         };
         let text = std::str::from_utf8(payload).unwrap().trim();
         let id = header.request_id.unwrap().to_owned();
-        self.handled.lock().unwrap().insert(id);
+        self.handled.lock().unwrap().insert(id.clone());
+        self.postponed.lock().unwrap().remove(&id);
         let queues = text.starts_with("queues");
         let until = request.arrived + QUEUE_TIMEOUT;
         if request
@@ -138,6 +141,7 @@ impl Handle for Guests {
         }
         if queues && !self.take_place(&request) {
             let counted = Counted::ByService;
+            self.postponed.lock().unwrap().insert(id, until);
             return Reply::new(
                 Some(header),
                 Outcome::Postponed(Postponed { until, counted }),
@@ -751,6 +755,9 @@ impl Machine {
             if reads && !closes && !client.wire.is_unread() {
                 client.check_handled(&self.guests);
             }
+            if !closes && !client.wire.is_full() {
+                client.check_postponed(&self.guests);
+            }
         }
         let is_late = || {
             let late = self.shared.poller.overdue_for(system::now());
@@ -970,6 +977,15 @@ impl Client {
                 assert!(self.ends.iter().any(|(_, asked, _)| *asked == id));
                 assert!(response.closes, "{id} is answered before it was asked");
             }
+        }
+    }
+
+    /// What is postponed is handled again in time.
+    fn check_postponed(&self, guests: &Guests) {
+        let now = system::now();
+        for (id, until) in &*guests.postponed.lock().unwrap() {
+            let is_late = *until + 2 * LONGEST_WAIT < now && self.asked.contains_key(id);
+            assert!(!is_late, "{id} waits for too long");
         }
     }
 

@@ -279,6 +279,11 @@ impl Wire {
         (ends.outbound_over || ends.closed) && ends.outbound.is_empty()
     }
 
+    /// Whether the server waits until the client takes something.
+    pub fn is_full(&self) -> bool {
+        self.inner.lock().unwrap().wants_room
+    }
+
     /// Bytes that the server has read.
     pub fn read(&self) -> usize {
         self.inner.lock().unwrap().read
