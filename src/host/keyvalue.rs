@@ -43,7 +43,7 @@ const SMALL: usize = 1024;
 type StoreResult<T> = wasmtime::Result<Result<T, store::Error>>;
 
 fn refuse(error: &StoreError) -> store::Error {
-    store::Error::Other(error.to_string())
+    store::Error::Other(error.for_service())
 }
 
 impl Host {

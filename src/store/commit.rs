@@ -6,7 +6,7 @@
 //! each group would first wait until the system runs that thread.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -14,13 +14,13 @@ use std::{
     time::Instant,
 };
 
-use redb::ReadableTable as _;
+use redb::{ReadableTable as _, WriteTransaction};
 
 use super::{
     Change, Done, Op, StoreError, digest,
-    embedded::SOME_END,
+    embedded::{SOME_END, contain},
     entry::{EntryKey, counted, has_ended, now, seal, tail_size, unseal, value_size},
-    journal::Effect,
+    journal::{Effect, Record},
     journaled::{Journaled, Tables},
 };
 
@@ -261,18 +261,52 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Writes a group in one transaction. One that fails by its own fault leaves
 /// the others alone; an error of the disk is everybody's.
 pub(super) fn apply(database: &Journaled, ops: &[&Op]) -> Result<Vec<OpResult>, StoreError> {
-    let transaction = database.begin_write()?;
+    let mut broken = BTreeMap::new();
+    // Once more for each that meets damage, at most.
+    loop {
+        let transaction = database.begin_write()?;
+        match apply_all(&transaction, ops, &broken)? {
+            Applied::All(outcomes, record) => {
+                database.commit(transaction, record)?;
+                return Ok(outcomes);
+            }
+            Applied::Broken(place, error) => {
+                transaction.abort()?;
+                broken.insert(place, error);
+            }
+        }
+    }
+}
+
+/// What came of a group.
+enum Applied {
+    /// An outcome of each, and what they leave behind.
+    All(Vec<OpResult>, Record),
+    /// This one met damage in the file, maybe after a part of its effect: all of
+    /// it is to be aborted.
+    Broken(usize, String),
+}
+
+/// Applies all but those that met damage before.
+fn apply_all(
+    transaction: &WriteTransaction,
+    ops: &[&Op],
+    broken: &BTreeMap<usize, String>,
+) -> Result<Applied, StoreError> {
+    let mut tables = Tables::open(transaction)?;
     let mut outcomes = Vec::with_capacity(ops.len());
-    let mut tables = Tables::open(&transaction)?;
-    for op in ops {
-        match op.apply(&mut tables) {
+    for (place, op) in ops.iter().enumerate() {
+        if let Some(error) = broken.get(&place) {
+            outcomes.push(Err(StoreError::Broken(error.clone())));
+            continue;
+        }
+        match contain(|| op.apply(&mut tables)) {
+            Err(StoreError::Broken(error)) => return Ok(Applied::Broken(place, error)),
             Err(error) if error.needs_reopening() => return Err(error),
             outcome => outcomes.push(outcome),
         }
     }
-    let record = tables.finish();
-    database.commit(transaction, record)?;
-    Ok(outcomes)
+    Ok(Applied::All(outcomes, tables.finish()))
 }
 
 impl Op {
@@ -356,7 +390,7 @@ impl Op {
         let before = tables.used.get(&*self.service)?;
         let before = before.map_or(0, |used| used.value());
         // Of a key that stands twice the last one counts.
-        let last: std::collections::BTreeMap<_, _> = pairs.iter().copied().collect();
+        let last: BTreeMap<_, _> = pairs.iter().copied().collect();
         let size = |key: &str, value: Option<usize>| {
             value.map_or(0, |value| counted(self.entry_key(key), value))
         };

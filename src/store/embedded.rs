@@ -5,7 +5,7 @@ use std::{
     io::{self, BufRead, Write},
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard},
     time::{Duration, Instant},
 };
 
@@ -43,6 +43,8 @@ pub(super) const SOME_END: EntryKey<'static> = ("", "", "some-end");
 /// Entries at which one look for what has ended looks, and their bytes.
 const TEND_ENTRIES: usize = 10_000;
 const TEND_BYTES: usize = 8 * 1024 * 1024;
+/// How often the file is opened again because of damage, at most.
+const REOPEN_EVERY: Duration = Duration::from_secs(60);
 /// Time for removing them.
 const TEND_TIME: Duration = Duration::from_secs(1);
 
@@ -58,12 +60,20 @@ pub(super) struct Embedded {
 
 /// The database, which is opened again after an error of the disk.
 pub(super) struct Database {
-    /// None after an error from which opening again did not recover; the next
-    /// one who comes tries.
-    pub(super) open: RwLock<Option<Journaled>>,
+    pub(super) open: RwLock<Open>,
+    /// When it was opened again because of damage.
+    reopened: Mutex<Option<Instant>>,
     medium: Arc<dyn Medium>,
     cache: usize,
     health: Health,
+}
+
+pub(super) struct Open {
+    /// None after an error from which opening again did not recover; the next
+    /// one who comes tries.
+    pub(super) database: Option<Journaled>,
+    /// How often it was opened again.
+    number: u64,
 }
 
 impl Database {
@@ -73,38 +83,61 @@ impl Database {
         &self,
         work: impl FnOnce(&Journaled) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let is_closed = self
-            .open
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_none();
+        let (is_closed, number) = {
+            let open = self.read_open();
+            (open.database.is_none(), open.number)
+        };
         if is_closed {
-            self.reopen()?;
+            self.reopen(number)?;
         }
-        let result = {
-            let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-            contain(|| work(open.as_ref().ok_or_else(closed)?))
+        let (result, number) = {
+            let open = self.read_open();
+            let database = open.database.as_ref();
+            (contain(|| work(database.ok_or_else(closed)?)), open.number)
         };
         if result.as_ref().is_err_and(StoreError::needs_reopening) {
             // The error is this one's; opening again is for the next.
-            let _ = self.reopen();
+            let _ = self.reopen(number);
         }
         result
     }
 
-    fn reopen(&self) -> Result<(), StoreError> {
+    /// How often it was opened again.
+    pub(super) fn number(&self) -> u64 {
+        self.read_open().number
+    }
+
+    fn read_open(&self) -> RwLockReadGuard<'_, Open> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens the file again, unless somebody has since this number was read.
+    pub(super) fn reopen(&self, number: u64) -> Result<(), StoreError> {
         let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        let old = open.take();
-        *open = Some(contain(|| {
+        if open.number != number {
+            return Ok(());
+        }
+        let old = open.database.take();
+        open.database = Some(contain(|| {
             // The old one holds the lock of the file.
             drop(old);
             Journaled::open(Arc::clone(&self.medium), self.cache)
         })?);
+        open.number += 1;
         Ok(())
     }
 
     fn commit(&self, ops: &[&Op]) -> Result<Vec<Result<Done, StoreError>>, StoreError> {
+        let number = self.number();
         let result = self.work(|database| commit::apply(database, ops));
+        if matches!(result, Err(StoreError::Broken(_))) {
+            // redb may refuse all writes now, until it is opened again.
+            let mut reopened = self.reopened.lock().unwrap_or_else(PoisonError::into_inner);
+            if reopened.is_none_or(|at| at.elapsed() >= REOPEN_EVERY) {
+                *reopened = Some(Instant::now());
+                let _ = self.reopen(number);
+            }
+        }
         self.health.wrote(ops.len(), &result);
         result
     }
@@ -121,7 +154,11 @@ impl Embedded {
     pub(super) fn with(medium: Arc<dyn Medium>, cache: usize) -> Result<Self, StoreError> {
         let open = contain(|| Journaled::open(Arc::clone(&medium), cache))?;
         let database = Arc::new(Database {
-            open: RwLock::new(Some(open)),
+            open: RwLock::new(Open {
+                database: Some(open),
+                number: 0,
+            }),
+            reopened: Mutex::default(),
             medium,
             cache,
             health: Health::default(),
@@ -249,7 +286,7 @@ impl Engine for Embedded {
     fn size(&self) -> Result<Size, StoreError> {
         let open = self.database.open.try_read().map_err(|_| closed())?;
         let used = contain(|| {
-            let database = open.as_ref().ok_or_else(closed)?;
+            let database = open.database.as_ref().ok_or_else(closed)?;
             let mut sum = 0;
             for entry in database.begin_read()?.open_table(USED)?.iter()? {
                 sum += entry?.1.value();
@@ -266,15 +303,14 @@ impl Engine for Embedded {
     fn compact(&self) -> Result<(), StoreError> {
         let open = self.database.open.write();
         let mut open = open.unwrap_or_else(PoisonError::into_inner);
-        let Some(database) = open.as_mut() else {
+        let Some(database) = open.database.as_mut() else {
             return Err(closed());
         };
         contain(|| database.compact())
     }
 
     fn end(&self) {
-        let open = self.database.open.read();
-        if let Some(database) = &*open.unwrap_or_else(PoisonError::into_inner) {
+        if let Some(database) = &self.database.read_open().database {
             database.end();
         }
     }

@@ -88,6 +88,19 @@ impl StoreError {
     }
 }
 
+impl StoreError {
+    /// What a service is told: not which machine said what.
+    pub(crate) fn for_service(&self) -> String {
+        let why = match self {
+            Self::Away(why) | Self::Unconfirmed(why) | Self::Refused(why) => why,
+            other => return other.to_string(),
+        };
+        let text = self.to_string();
+        text.strip_suffix(&format!(": {why}"))
+            .map_or(text.clone(), str::to_owned)
+    }
+}
+
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

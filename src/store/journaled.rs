@@ -58,8 +58,23 @@ struct State {
     /// None before the first write, where there is no room for one, and while
     /// it is not known whether redb has what its last record says.
     journal: Option<Journal>,
+    /// redb's file names a journal, which must not be replaced before redb is
+    /// flushed without one.
+    is_named: bool,
     /// When creating one failed.
     failed: Option<Instant>,
+}
+
+impl State {
+    fn flush(
+        &mut self,
+        transaction: WriteTransaction,
+        journal: Option<Journal>,
+    ) -> Result<(), StoreError> {
+        self.journal = flush(transaction, journal)?;
+        self.is_named = self.journal.is_some();
+        Ok(())
+    }
 }
 
 /// The tables that services write to.
@@ -116,8 +131,10 @@ impl Journaled {
             }
         };
         let had_none = journal.is_none();
-        let journal = flush(transaction, journal)?;
-        this.state().journal = journal;
+        let mut state = this.state();
+        state.is_named = journal.is_some();
+        state.flush(transaction, journal)?;
+        drop(state);
         if had_none {
             // An end that was cut off may have left one.
             let _ = this.medium.remove_journal();
@@ -151,8 +168,12 @@ impl Journaled {
         if let Some(mut journal) = journal.take_if(fits) {
             match journal.append(record) {
                 Ok(()) => {
-                    transaction.set_durability(Durability::None)?;
-                    transaction.commit()?;
+                    let committed = contain(|| {
+                        transaction.set_durability(Durability::None)?;
+                        Ok(transaction.commit()?)
+                    });
+                    // It is on the disk, and seen once the file is opened again.
+                    committed.map_err(|error| StoreError::Io(error.to_string()))?;
                     state.journal = Some(journal);
                     return Ok(());
                 }
@@ -162,17 +183,17 @@ impl Journaled {
                 }
             }
         }
-        let journal = journal.or_else(|| self.create(&mut state));
-        state.journal = flush(transaction, journal)?;
-        Ok(())
+        if journal.is_none() && !state.is_named {
+            journal = self.create(&mut state);
+        }
+        state.flush(transaction, journal)
     }
 
     /// The same without the journal, for what is no group of writes.
     pub(super) fn flush(&self, transaction: WriteTransaction) -> Result<(), StoreError> {
         let mut state = self.state();
         let journal = state.journal.take();
-        state.journal = flush(transaction, journal)?;
-        Ok(())
+        state.flush(transaction, journal)
     }
 
     /// Gives what redb's file does not need back to the disk.
@@ -193,7 +214,7 @@ impl Journaled {
             let transaction = self.begin_write()?;
             let mut state = self.state();
             state.journal = None;
-            flush(transaction, None)?;
+            state.flush(transaction, None)?;
             Ok(self.medium.remove_journal()?)
         });
     }

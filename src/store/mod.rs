@@ -269,8 +269,14 @@ impl Namespace {
         deadline: Instant,
     ) -> Result<KeyPage, StoreError> {
         check_bucket(bucket)?;
+        let from = from.unwrap_or_default();
+        for part in [prefix, from] {
+            if part.len() > MAX_KEY {
+                return Err(StoreError::Key { size: part.len() });
+            }
+        }
         let place = (&*self.service, bucket);
-        let from = from.unwrap_or_default().max(prefix);
+        let from = from.max(prefix);
         self.store.engine.list(place, prefix, from, deadline)
     }
 

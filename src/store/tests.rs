@@ -416,10 +416,10 @@ fn to_look_at_the_size_neither_waits_nor_opens_the_file_again() {
     // As while it is opened again.
     let mut database = embedded.database.open.write().unwrap();
     assert!(store.size().is_err());
-    *database = None;
+    database.database = None;
     drop(database);
     assert!(store.size().is_err());
-    assert!(embedded.database.open.read().unwrap().is_none());
+    assert!(embedded.database.open.read().unwrap().database.is_none());
     assert!(
         ns.get("", "key", soon()).unwrap().is_some(),
         "a service opens it"
@@ -484,6 +484,25 @@ fn entries(backup: &[u8]) -> BTreeMap<String, Vec<u8>> {
             Some((line["key"].as_str()?.to_owned(), value))
         })
         .collect()
+}
+
+#[test]
+fn a_file_is_opened_again_once_however_many_saw_the_error() {
+    let disk = Disk::new();
+    let embedded = Arc::new(Embedded::with(Arc::new(disk.clone()), 1 << 20).unwrap());
+    let ns = namespace(&Store::on(Arc::clone(&embedded) as Arc<dyn Engine>));
+    ns.set("", "k".into(), vec![1], soon()).unwrap();
+    let seen = embedded.database.number();
+    disk.lock().full = true;
+    let full = ns.set("", "k".into(), vec![2], soon());
+    assert!(full.is_err(), "{full:?}");
+    disk.lock().full = false;
+    assert_eq!(ns.get("", "k", soon()), Ok(Some(vec![1])));
+    let now = embedded.database.number();
+    assert!(now > seen, "{now}");
+    let syncs = disk.syncs();
+    embedded.database.reopen(seen).unwrap();
+    assert_eq!((embedded.database.number(), disk.syncs()), (now, syncs));
 }
 
 #[test]
@@ -577,6 +596,19 @@ fn damaged_pages_are_named_and_everything_around_them_is_exported() {
             });
             let served = served.count();
             assert!(served + 70 * hurt.len() >= pairs.len(), "{served}");
+            // A batch is done whole or not at all, and others go on.
+            let whole = |key: &&String| read(key).is_ok();
+            let keys = [
+                pairs.keys().find(whole),
+                pairs.keys().find(|key| !whole(key)),
+            ];
+            if let [Some(sound), Some(lost)] = keys {
+                let batch = [sound, lost].map(|key| (key.clone(), b"new".to_vec()));
+                let written = ns.set_many("b", batch.to_vec(), soon());
+                let expected = written.map_or(&*pairs[sound], |()| b"new");
+                assert_eq!(read(sound), Ok(Some(expected.to_vec())));
+                assert_eq!(ns.increment("", "n".into(), 1, soon()), Ok(1));
+            }
         }
     }
 }

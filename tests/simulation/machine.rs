@@ -714,6 +714,8 @@ impl Machine {
 
     fn pass(&mut self) {
         let millis = match self.random.of(0..4) {
+            // Less than a worker waits for events by itself.
+            _ if self.many_queue && self.random.happens(70) => self.random.of(1..900),
             0 => 1,
             1 => self.random.of(1..100),
             2 => self.random.of(100..5000),

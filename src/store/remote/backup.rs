@@ -10,7 +10,7 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use redis::{Cmd, Value, cmd};
 
-use super::{Remote, strings, unexpected};
+use super::{Remote, SCAN, strings, unexpected};
 use crate::store::{
     Change, Checked, Engine as _, MAX_BATCH_BYTES, Op, Pairs, StoreError, entry,
     transfer::{ExportError, Line, first_line, line, read_first, read_line},
@@ -40,8 +40,15 @@ impl Remote {
         let mut entries = 0;
         for service in self.stored_services().map_err(failed)? {
             let mut cursor = b"0".to_vec();
+            let mut home = None;
             loop {
                 let (next, found) = self.step(&service, &cursor).map_err(failed)?;
+                // A cursor is of the process that gave it.
+                let now = self.nodes.home(&service);
+                if home.get_or_insert_with(|| now.clone()) != &now {
+                    let why = format!("the values of {service} moved meanwhile; export again");
+                    return Err(failed(StoreError::Away(why)));
+                }
                 for (name, value, ends) in found {
                     line(
                         out,
@@ -94,49 +101,21 @@ impl Remote {
 
     /// Some entries of a service, each with its end, and where to go on.
     fn step(&self, service: &Arc<str>, cursor: &[u8]) -> Result<(Vec<u8>, Vec<Found>), StoreError> {
+        let arguments = |command: &mut Cmd| {
+            command.arg(cursor).arg(STEP);
+        };
         let deadline = Instant::now() + STEP_TIME;
-        let mut scan = cmd("HSCAN");
-        scan.arg(format!("mb:{{{service}}}:values")).arg(cursor);
-        scan.arg("COUNT").arg(STEP);
-        let (next, parts) = scanned(self.plain(service, &scan, deadline)?)?;
-        let ends = format!("mb:{{{service}}}:ends");
-        let some_end = self.plain(service, cmd("EXISTS").arg(&ends), deadline)? == Value::Int(1);
-        let mut parts = parts.into_iter();
+        let answer = self.run(service, &SCAN, &arguments, MAX_STEP, deadline)?;
+        let mut parts = strings(answer)?.into_iter().flatten();
+        let next = parts.next().ok_or_else(unexpected)?;
         let mut found = Vec::new();
-        while let (Some(name), Some(value)) = (parts.next(), parts.next()) {
-            let mut score = cmd("ZSCORE");
-            score.arg(&ends).arg(&name);
-            let answer = if some_end {
-                self.plain(service, &score, deadline)?
-            } else {
-                Value::Nil
-            };
-            let ends = match answer {
-                Value::BulkString(text) => std::str::from_utf8(&text)
-                    .ok()
-                    .and_then(|text| text.parse::<f64>().ok())
-                    .map(|end| end as u64),
-                _ => None,
-            };
-            found.push((name, value, ends));
+        while let (Some(name), Some(value), Some(end)) = (parts.next(), parts.next(), parts.next())
+        {
+            let end = std::str::from_utf8(&end).ok();
+            let end = end.and_then(|text| text.parse::<f64>().ok());
+            found.push((name, value, end.map(|end| end as u64)));
         }
         Ok((next, found))
-    }
-
-    fn plain(
-        &self,
-        service: &Arc<str>,
-        command: &Cmd,
-        deadline: Instant,
-    ) -> Result<Value, StoreError> {
-        let command = command.get_packed_command();
-        let question = super::Question {
-            command: &command,
-            whole: &|| command.clone(),
-            limit: MAX_STEP,
-            deadline,
-        };
-        self.nodes.ask(service, &question)
     }
 
     /// Group by group: an engine has no transaction over all of it.

@@ -83,10 +83,7 @@ impl Connection {
         role: Role,
         deadline: Instant,
     ) -> Result<Self, String> {
-        // Another node may be reached in the other half.
-        let now = Instant::now();
-        let half = deadline.saturating_duration_since(now) / 2;
-        let deadline = now + half.min(CONNECT_TIMEOUT);
+        let deadline = half_until(deadline);
         let stream = connect(node, login, deadline)?;
         let mut connection = Self {
             stream,
@@ -98,23 +95,27 @@ impl Connection {
     }
 
     fn log_in(&mut self, login: &Login, role: Role, deadline: Instant) -> Result<(), String> {
+        if let Some(file) = &login.password_file {
+            let mut auth = cmd("AUTH");
+            if let Some(user) = &login.user {
+                auth.arg(user);
+            }
+            auth.arg(read_password(file)?);
+            match self.ask(&auth.get_packed_command(), SMALL, deadline) {
+                // Its text may repeat the password.
+                Ok(Value::ServerError(error)) if role != Role::Sentinel => {
+                    return Err(format!("the engine refuses the login: {}", error.code()));
+                }
+                Ok(_) => {}
+                Err(Fault::Unsent(why) | Fault::Unanswered(why)) => return Err(why),
+            }
+        }
         let mut ask = |command: &Cmd| match self.ask(&command.get_packed_command(), SMALL, deadline)
         {
             Ok(Value::ServerError(error)) => Err(refusal(&error)),
             Ok(value) => Ok(value),
             Err(Fault::Unsent(why) | Fault::Unanswered(why)) => Err(why),
         };
-        if let Some(file) = &login.password_file {
-            let mut auth = cmd("AUTH");
-            if let Some(user) = &login.user {
-                auth.arg(user);
-            }
-            match ask(auth.arg(read_password(file)?)) {
-                Ok(_) => {}
-                Err(_) if role == Role::Sentinel => {}
-                Err(why) => return Err(format!("the engine does not let us in: {why}")),
-            }
-        }
         if login.db > 0 && role != Role::Sentinel {
             ask(cmd("SELECT").arg(login.db))?;
         }
@@ -259,6 +260,13 @@ impl Read for Noting<'_, '_> {
     }
 }
 
+/// Half of the time until the deadline, so that another node may be asked in
+/// the other half.
+pub(super) fn half_until(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    now + (deadline.saturating_duration_since(now) / 2).min(CONNECT_TIMEOUT)
+}
+
 fn connect(node: &Node, login: &Login, deadline: Instant) -> Result<Stream, String> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let addresses = match node.host.parse() {
@@ -267,11 +275,12 @@ fn connect(node: &Node, login: &Login, deadline: Instant) -> Result<Stream, Stri
             resolve_until(&node.host, node.port, deadline).map_err(|error| explain(&error))?
         }
     };
-    for address in addresses {
-        let remaining = deadline
-            .saturating_duration_since(Instant::now())
+    for (tried, address) in addresses.iter().enumerate() {
+        // The next one is to have its share where this one does not answer.
+        let left = (addresses.len() - tried) as u32;
+        let remaining = (deadline.saturating_duration_since(Instant::now()) / left)
             .max(Duration::from_millis(1));
-        match TcpStream::connect_timeout(&address, remaining) {
+        match TcpStream::connect_timeout(address, remaining) {
             Ok(stream) => {
                 let _ = set_options(&stream);
                 return secure(node, login, Socket::new(stream), deadline);

@@ -63,6 +63,7 @@ script!(PUT, "common", "put");
 script!(INCREMENT, "increment-fast", "common", "increment");
 script!(SWAP, "common", "swap");
 script!(TEND, "common", "tend");
+script!(SCAN, "common", "scan");
 
 /// An engine over the network.
 pub(super) struct Remote {

@@ -15,7 +15,7 @@ use std::{
 use redis::{Cmd, Value, cmd};
 
 use super::{
-    connection::{Connection, Fault, Login, Role, refusal},
+    connection::{Connection, Fault, Login, Role, half_until, refusal},
     pool::{Lease, Pool},
 };
 use crate::{
@@ -32,6 +32,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Longest answer of a Sentinel, in bytes.
 const MAX_SENTINEL: usize = 4096;
 
+/// What a process that is of no cluster says when it is asked for its slots.
+const NO_CLUSTER: &str = "cluster support disabled";
 /// Longest answer about the slots of a cluster, in bytes.
 const MAX_SLOTS: usize = 8 * 1024 * 1024;
 
@@ -81,7 +83,7 @@ impl Nodes {
         let mut asking = false;
         loop {
             let answer = self.ask_node(&node, asking, question);
-            asking = false;
+            let asked = std::mem::take(&mut asking);
             match answer {
                 Ok(Value::ServerError(error)) => match error.code() {
                     "MOVED" | "ASK" if redirects < MAX_REDIRECTS => {
@@ -91,7 +93,8 @@ impl Nodes {
                             .ok_or_else(|| StoreError::Refused(refusal(&error)))?;
                     }
                     "TRYAGAIN" if question.deadline > Instant::now() + PAUSE => {
-                        thread::sleep(PAUSE)
+                        thread::sleep(PAUSE);
+                        asking = asked;
                     }
                     // It is no primary any more, or not yet; another may be.
                     "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "LOADING" | "MOVED" | "ASK" => {
@@ -141,6 +144,11 @@ impl Nodes {
         }
     }
 
+    /// The node that has answered for a service last.
+    pub(super) fn home(&self, service: &Arc<str>) -> Option<Node> {
+        self.lock().homes.get(service).cloned()
+    }
+
     /// All nodes that have values.
     pub(super) fn all(&self, deadline: Instant) -> Result<Vec<Node>, StoreError> {
         if let Some(name) = &self.remote.primary {
@@ -151,7 +159,9 @@ impl Nodes {
             match self.ask_at(asked, cmd("CLUSTER").arg("SLOTS"), MAX_SLOTS, deadline) {
                 Ok(slots) => return Ok(primaries(&slots, asked)),
                 // It is the only one.
-                Err(StoreError::Refused(_)) if self.remote.nodes.len() == 1 => {
+                Err(StoreError::Refused(why))
+                    if self.remote.nodes.len() == 1 && why.contains(NO_CLUSTER) =>
+                {
                     return Ok(vec![asked.clone()]);
                 }
                 Err(error) => last = error,
@@ -227,6 +237,7 @@ impl Nodes {
             .get_packed_command();
         let mut last = String::new();
         for sentinel in &self.listed() {
+            let deadline = half_until(deadline);
             let said = Connection::open(sentinel, &self.login, Role::Sentinel, deadline).and_then(
                 |mut connection| match connection.ask(&question, MAX_SENTINEL, deadline) {
                     Ok(Value::Array(parts)) => match &parts[..] {

@@ -105,17 +105,19 @@ impl Lease {
         limit: usize,
         deadline: Instant,
     ) -> Result<Value, Fault> {
-        let Some(connection) = &mut self.connection else {
+        // Nor is it shared again after a panic.
+        let Some(mut connection) = self.connection.take() else {
             return Err(Fault::Unsent("the connection had a fault before".into()));
         };
-        connection.ask(command, limit, deadline).map_err(|fault| {
-            self.connection = None;
-            let named = |why| format!("{}: {why}", self.pool.node);
-            match fault {
+        let named = |why| format!("{}: {why}", self.pool.node);
+        let answer = connection
+            .ask(command, limit, deadline)
+            .map_err(|fault| match fault {
                 Fault::Unsent(why) => Fault::Unsent(named(why)),
                 Fault::Unanswered(why) => Fault::Unanswered(named(why)),
-            }
-        })
+            })?;
+        self.connection = Some(connection);
+        Ok(answer)
     }
 }
 

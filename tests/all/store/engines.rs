@@ -142,7 +142,7 @@ fn numbers_are_decimal_text(store: &Arc<Store>) {
     assert_eq!(ns.exists("", "zero", soon()), Ok(true));
     let (most, least) = (i64::MAX.to_string(), i64::MIN.to_string());
     let zeros = "0".repeat(10_000);
-    let cases: [(&str, i64, Option<i64>); 19] = [
+    let cases: [(&str, i64, Option<i64>); 21] = [
         (&most, 0, Some(i64::MAX)),
         (&most, -1, Some(i64::MAX - 1)),
         (&most, 1, None),
@@ -150,6 +150,8 @@ fn numbers_are_decimal_text(store: &Arc<Store>) {
         (&least, -1, None),
         // Beyond what a double holds.
         ("9007199254740993", 2, Some(9_007_199_254_740_995)),
+        ("9007199254740992", 1, Some(9_007_199_254_740_993)),
+        ("-9007199254740992", -1, Some(-9_007_199_254_740_993)),
         ("+07", 1, Some(8)),
         ("-007", 1, Some(-6)),
         ("-0", 3, Some(3)),
@@ -203,6 +205,11 @@ fn bounds(store: &Arc<Store>) {
     assert_eq!(ns.set("", key(1024), vec![], soon()), Ok(()));
     assert_eq!(ns.get("a b", "k", soon()), Err(StoreError::Bucket));
     assert_eq!(ns.get_many("a b", &[], soon()), Err(StoreError::Bucket));
+    let long = key(1025);
+    for (prefix, from) in [(&*long, None), ("", Some(&*long))] {
+        let page = ns.list("", prefix, from, soon());
+        assert_eq!(page, Err(StoreError::Key { size: 1025 }));
+    }
     let value = MAX_VALUE + 1;
     assert_eq!(
         ns.set("", key(1), vec![0; value], soon()),
@@ -459,6 +466,44 @@ fn what_may_have_arrived_is_never_sent_again() {
     }
 }
 
+/// An engine, or a proxy before it, may repeat a command that it does not know.
+#[test]
+fn nobody_is_told_the_password() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("password");
+    std::fs::write(&file, "s3cret").unwrap();
+    let engine =
+        StandIn::new(b"-ERR unknown command 'AUTH', with args beginning with: 's3cret'\r\n");
+    let settings = store::Store {
+        url: OneOrMore::One(engine.url.clone()),
+        password_file: file,
+        ..store::Store::default()
+    };
+    let store = Store::remote(settings.remote().unwrap().unwrap(), None).unwrap();
+    let refused = store.namespace("s", 1000).get("", "k", soon());
+    let Err(StoreError::Away(why)) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(why.contains("refuses the login: ERR"), "{why}");
+    assert!(!why.contains("s3cret"), "{why}");
+}
+
+/// Without the right to look for other nodes, a backup might miss them.
+#[test]
+fn a_backup_without_the_rights_for_it_is_refused() {
+    let Some(redis) = Redis::start(&[]) else {
+        return;
+    };
+    let store = remote(&[redis.url()]);
+    let ns = store.namespace("s", 1000);
+    ns.set("", "k".into(), vec![], soon()).unwrap();
+    let export = || store.export(&mut Vec::new(), &mut |_| {});
+    assert_eq!(export().unwrap().entries, 1);
+    redis.ask(&["ACL", "SETUSER", "default", "-cluster"]);
+    let refused = export().unwrap_err().0.to_string();
+    assert!(refused.contains("NOPERM"), "{refused}");
+}
+
 #[test]
 fn a_store_of_several_nodes_is_a_cluster() {
     let (Some(one), Some(other)) = (Redis::start(&[]), Redis::start(&[])) else {
@@ -557,8 +602,8 @@ fn tls_and_a_user_with_few_rights_are_enough() {
         }
         other => panic!("{part}: {:?}", other.map(drop)),
     };
-    refused("localhost", "mb", "wrong", "does not let us in: WRONGPASS");
-    refused("localhost", "other", "s3cret", "does not let us in");
+    refused("localhost", "mb", "wrong", "refuses the login: WRONGPASS");
+    refused("localhost", "other", "s3cret", "refuses the login");
     refused("127.0.0.1", "mb", "s3cret", "TLS failed");
     holds_the_suite(
         "redis with TLS",

@@ -6,7 +6,7 @@ if size > 0 and #ARGV[4] < 20 and not redis.call('ZSCORE', KEYS[3], ARGV[3]) the
   local sum = redis.pcall('HINCRBY', KEYS[1], ARGV[3], ARGV[4])
   if type(sum) == 'number' then
     local text = string.format('%.0f', sum)
-    if sum > 2 ^ 53 or sum < -2 ^ 53 then text = redis.call('HGET', KEYS[1], ARGV[3]) end
+    if sum >= 2 ^ 53 or sum <= -2 ^ 53 then text = redis.call('HGET', KEYS[1], ARGV[3]) end
     if #text == size then return {'number', text} end
     local back = string.find(ARGV[4], '^-') and string.sub(ARGV[4], 2) or '-' .. ARGV[4]
     redis.call('HINCRBY', KEYS[1], ARGV[3], back)
