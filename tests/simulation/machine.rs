@@ -358,7 +358,7 @@ impl Machine {
         });
         let many_queue = random.happens(25);
         let config = Config {
-            max_threads: random.of(if many_queue { 4..6 } else { 4..13 }),
+            max_threads: random.of(if many_queue { 2..6 } else { 4..13 }),
             waiting: if random.happens(33) {
                 Waiting::Threads
             } else {
@@ -396,7 +396,12 @@ impl Machine {
         let access = Access::new(Principals::new(), "/nowhere/tokens.json".into(), 1).unwrap();
         let shared = Arc::new(Workers {
             poller: Poller::new(SLOTS, POLLERS).unwrap(),
-            threads: Pool::new(POLLERS + RESERVE, settings.config.max_threads, 0),
+            threads: Pool::new(
+                POLLERS + RESERVE,
+                // Threads are left where the half of them that may wait does.
+                settings.config.max_threads + if many_queue { 8 } else { 0 },
+                0,
+            ),
             waiting: AtomicUsize::new(0),
             handle: Arc::<Guests>::clone(&guests),
             common: Arc::new(Common {
