@@ -1,4 +1,4 @@
-//! One run: a machine, its peers, and what they do.
+//! One run: a machine, and what its peers, the operator and the clock do.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -12,9 +12,9 @@ use shuttle::{FailurePersistence, Runner, scheduler::RandomScheduler, thread};
 use crate::{
     access::{Access, ListenerPolicy},
     budget::Budget,
+    client::{Client, Received, WebSocket},
     config::{Auth, Bytes, Config, Millis, OneOrMore, Principals, Waiting, access::Listener},
-    dispatch::{Counted, Handle, Outcome, Postponed, Reply, Request},
-    host::Stop,
+    guests::Guests,
     http_peer,
     metrics::Metrics,
     server::{
@@ -29,13 +29,11 @@ use crate::{
     },
     system::{self, AtomicUsize, Channel, Linger, Ordering, Pool, Wire, World},
     wire::{
-        Code, ErrorBody, Header, Incoming, Reassembly,
+        Reassembly,
         frame::{FrameHeader, KEEPALIVE_FRAME},
     },
 };
 
-/// What closed a connection that speaks nothing yet.
-const FRAME: &str = "a frame";
 /// Threads that poll.
 const POLLERS: usize = 2;
 /// Connections at the same time.
@@ -43,10 +41,8 @@ const SLOTS: usize = 3;
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Until when a call that queues must begin, where it was postponed.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 /// As the poller has it.
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
+pub const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Steps of the scheduler until it is a circle.
 const MAX_STEPS: usize = 400_000;
 /// Looks of one who waits for a rest.
@@ -56,9 +52,6 @@ pub const MAX_MESSAGE: usize = 2000;
 const HANDSHAKE: &[u8] = b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\
     Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-
-/// What guests panic with.
-const ON_PURPOSE: &str = "a defect, on purpose";
 
 /// Runs a seed, or panics.
 pub fn run(seed: u64) {
@@ -100,235 +93,6 @@ impl Random {
     /// So often in a hundred times.
     pub fn happens(&mut self, percent: u64) -> bool {
         self.next() % 100 < percent
-    }
-}
-
-/// What guests do: the payload says it.
-#[derive(Default)]
-struct Guests {
-    /// Requests that have begun, or are answered that they could not.
-    begun: std::sync::Mutex<HashSet<String>>,
-    /// Requests that were handled, also those that queue.
-    handled: std::sync::Mutex<HashSet<String>>,
-    /// Until when those that are postponed must begin.
-    postponed: std::sync::Mutex<HashMap<String, std::time::Instant>>,
-    /// Places that they queue for.
-    slots: std::sync::atomic::AtomicUsize,
-}
-
-impl Handle for Guests {
-    fn handle<'a>(&self, request: Request<'a>) -> Reply<'a> {
-        let Ok((header, payload)) = Header::parse(request.body) else {
-            let body = ErrorBody::server(Code::MalformedMessage, "what is this");
-            let outcome = Outcome::Error(Some(Code::MalformedMessage), body);
-            return Reply::new(None, outcome);
-        };
-        let text = std::str::from_utf8(payload).unwrap().trim();
-        let id = header.request_id.unwrap().to_owned();
-        self.handled.lock().unwrap().insert(id.clone());
-        self.postponed.lock().unwrap().remove(&id);
-        let queues = text.starts_with("queues");
-        let until = request.arrived + QUEUE_TIMEOUT;
-        if request
-            .postponed
-            .is_some_and(|postponed| postponed.until <= system::now())
-        {
-            let id = header.request_id.unwrap().to_owned();
-            assert!(self.begun.lock().unwrap().insert(id), "it has run");
-            let body = ErrorBody::server(Code::ServiceUnavailable, "not begun");
-            let outcome = Outcome::Error(Some(Code::ServiceUnavailable), body);
-            return Reply::new(Some(header), outcome);
-        }
-        if queues && !self.take_place(&request) {
-            let counted = Counted::ByService;
-            self.postponed.lock().unwrap().insert(id, until);
-            return Reply::new(
-                Some(header),
-                Outcome::Postponed(Postponed { until, counted }),
-            );
-        }
-        let id = header.request_id.unwrap().to_owned();
-        assert!(self.begun.lock().unwrap().insert(id), "it runs twice");
-        if std::env::var("MB_SEED").is_ok() {
-            println!("begins {:?} {text}", header.request_id);
-        }
-        let (kind, amount) = text.split_once(' ').unwrap_or((text, "0"));
-        let amount: u64 = amount.parse().unwrap();
-        let stopped = match kind {
-            "quick" => None,
-            "slow" => Self::works(&request, amount),
-            "queues" => {
-                let stopped = Self::works(&request, amount);
-                self.slots.fetch_add(1, SeqCst);
-                World::here().pass(Duration::ZERO);
-                stopped
-            }
-            "waits" => {
-                request.watch.waits();
-                Self::works(&request, amount)
-            }
-            "panics" => {
-                request.watch.waits();
-                // Without the hook, which would say so.
-                std::panic::resume_unwind(Box::new(ON_PURPOSE))
-            }
-            _ => unreachable!("{kind}"),
-        };
-        let outcome = match stopped {
-            None => Outcome::Json(format!("{:?}", "x".repeat(amount as usize % 300))),
-            Some(_) => {
-                let body = ErrorBody::server(Code::Timeout, "stopped");
-                Outcome::Error(Some(Code::Timeout), body)
-            }
-        };
-        Reply::new(Some(header), outcome)
-    }
-}
-
-impl Guests {
-    /// Takes a place, however long that takes; false if the call is postponed.
-    fn take_place(&self, request: &Request<'_>) -> bool {
-        let try_take = || {
-            let one_less = |slots: usize| slots.checked_sub(1);
-            self.slots.fetch_update(SeqCst, SeqCst, one_less).is_ok()
-        };
-        if try_take() {
-            return true;
-        }
-        if !request.watch.queues() {
-            return false;
-        }
-        while !try_take() {
-            World::here().wait_for_clock();
-            request.watch.tick();
-        }
-        request.watch.begins();
-        true
-    }
-
-    /// So many milliseconds, a tick each time that the clock has moved.
-    fn works(request: &Request<'_>, millis: u64) -> Option<Stop> {
-        let until = system::now() + Duration::from_millis(millis);
-        for _ in 0..2 {
-            if let Some(stop) = request.watch.tick() {
-                return Some(stop);
-            }
-            thread::yield_now();
-        }
-        while system::now() < until {
-            World::here().wait_for_clock();
-            if let Some(stop) = request.watch.tick() {
-                return Some(stop);
-            }
-        }
-        None
-    }
-}
-
-/// A peer, and what it knows.
-struct Client {
-    wire: Arc<Wire>,
-    number: u64,
-    /// What it has yet to send.
-    unsent: Vec<u8>,
-    /// Requests that were sent whole, by id; whether they are quick.
-    asked: HashMap<String, bool>,
-    order: Vec<String>,
-    /// With the place in the stream where each ends.
-    ends: Vec<(usize, String, bool)>,
-    sent: usize,
-    received: Received,
-    /// What it has of WebSocket; none if it speaks frames or HTTP.
-    websocket: Option<WebSocket>,
-    answered: HashSet<String>,
-    quick_answers: Vec<String>,
-    keep_alives: (usize, usize),
-    /// The code of the ERROR that closed it.
-    closing: Option<String>,
-    over: bool,
-    /// It has ended its side, or is gone.
-    shut: bool,
-    gone: bool,
-    /// It has sent what is no message.
-    broken: bool,
-}
-
-/// What a peer has read and not understood yet, in the protocol that it speaks.
-enum Received {
-    Frames(Reassembly),
-    Http {
-        unread: Vec<u8>,
-        /// Where in the stream each request begins, with its id.
-        begins: Vec<(usize, String)>,
-        /// The status of requests that call nobody, by id.
-        statuses: HashMap<String, u16>,
-    },
-}
-
-/// What a peer has received over WebSocket.
-#[derive(Default)]
-struct WebSocket {
-    unread: Vec<u8>,
-    is_open: bool,
-    /// A close frame has come, or a response that opens none.
-    is_closed: bool,
-}
-
-impl WebSocket {
-    /// A masked frame; the mask is all zeros.
-    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
-        let mut frame = vec![first];
-        match u8::try_from(payload.len()) {
-            Ok(length @ ..126) => frame.push(0x80 | length),
-            _ => {
-                frame.push(0xfe);
-                frame.extend((payload.len() as u16).to_be_bytes());
-            }
-        }
-        frame.extend([0; 4]);
-        frame.extend(payload);
-        frame
-    }
-
-    /// What has come, as frames of the wire protocol would have it.
-    fn translate(&mut self, bytes: &[u8]) -> Vec<u8> {
-        self.unread.extend(bytes);
-        let mut frames = Vec::new();
-        if !self.is_open {
-            let head = self.unread.windows(4).position(|four| four == b"\r\n\r\n");
-            let Some(end) = head else { return frames };
-            self.is_open = self.unread.starts_with(b"HTTP/1.1 101 ");
-            self.is_closed = !self.is_open;
-            self.unread.drain(..end + 4);
-        }
-        while self.is_open {
-            let (length, start) = match self.unread[..] {
-                [_, 126, high, low, ..] => (usize::from(u16::from_be_bytes([high, low])), 4),
-                [_, length @ ..126, ..] => (usize::from(length), 2),
-                _ => break,
-            };
-            if self.unread.len() < start + length {
-                break;
-            }
-            assert!(!self.is_closed, "something comes behind the close frame");
-            let frame: Vec<_> = self.unread.drain(..start + length).collect();
-            match frame[0] {
-                0x81 => {
-                    let header = FrameHeader {
-                        length: length as u32,
-                        binary: false,
-                        more: false,
-                        keep_alive: false,
-                    };
-                    frames.extend(header.encode());
-                    frames.extend(&frame[start..]);
-                }
-                0x8a => frames.extend(KEEPALIVE_FRAME),
-                0x88 => self.is_closed = true,
-                first => panic!("{first:#x}"),
-            }
-        }
-        frames
     }
 }
 
@@ -902,180 +666,5 @@ impl Machine {
             assert!(look < MAX_LOOKS, "a thread does not end");
             thread::yield_now();
         }
-    }
-}
-
-impl Client {
-    /// Whatever is whole.
-    fn read(&mut self) {
-        let Received::Frames(received) = &mut self.received else {
-            return;
-        };
-        while let Some(incoming) = received.next().expect("frames") {
-            assert!(
-                self.closing.is_none(),
-                "something comes behind the ERROR that closes"
-            );
-            let Incoming::Message { body, .. } = incoming else {
-                self.keep_alives.1 += 1;
-                continue;
-            };
-            let (header, payload) = Header::parse(body).expect("a header");
-            let Some(id) = header.request_id else {
-                let text = String::from_utf8_lossy(payload);
-                self.closing = Some(text.into_owned());
-                continue;
-            };
-            let id = id.to_owned();
-            let quick = match self.asked.get(&id) {
-                Some(quick) => *quick,
-                // There was no memory for the rest of it.
-                None => {
-                    assert!(self.ends.iter().any(|(_, asked, _)| *asked == id));
-                    assert!(String::from_utf8_lossy(payload).contains("nothing ran"));
-                    continue;
-                }
-            };
-            if quick {
-                self.quick_answers.push(id.clone());
-            }
-            assert!(self.answered.insert(id.clone()), "{id} is answered twice");
-        }
-    }
-
-    /// The same over HTTP.
-    fn read_http(&mut self) {
-        let Received::Http {
-            unread, statuses, ..
-        } = &mut self.received
-        else {
-            return;
-        };
-        // What closes a connection before its first byte is a frame.
-        let is_frame = self.closing.as_deref() == Some(FRAME);
-        if is_frame || unread.first() == Some(&0) && self.answered.is_empty() {
-            self.closing = Some(FRAME.into());
-            unread.clear();
-        }
-        while let Some(response) = http_peer::take(unread) {
-            assert!(
-                self.closing.is_none(),
-                "something comes behind {:?}: {response:?}",
-                self.closing
-            );
-            if response.status == 100 {
-                continue;
-            }
-            if response.closes {
-                self.closing = Some(format!("{response:?}"));
-            }
-            let Some(id) = response.id else {
-                assert!(response.closes, "an answer to nobody: {response:?}");
-                continue;
-            };
-            if let Some(status) = statuses.get(&id).filter(|_| response.status != 503) {
-                assert_eq!(response.status, *status, "{id}");
-            }
-            if self.asked.contains_key(&id) {
-                self.quick_answers.push(id.clone());
-                assert!(self.answered.insert(id.clone()), "{id} is answered twice");
-            } else {
-                // It is refused before it was sent whole.
-                assert!(self.ends.iter().any(|(_, asked, _)| *asked == id));
-                assert!(response.closes, "{id} is answered before it was asked");
-            }
-        }
-    }
-
-    /// What is postponed is handled again in time.
-    fn check_postponed(&self, guests: &Guests) {
-        let now = system::now();
-        for (id, until) in &*guests.postponed.lock().unwrap() {
-            let is_late = *until + 2 * LONGEST_WAIT < now && self.asked.contains_key(id);
-            assert!(!is_late, "{id} waits for too long");
-        }
-    }
-
-    /// All that has arrived was handled, also behind slow calls; HTTP answers in
-    /// order.
-    fn check_handled(&self, guests: &Guests) {
-        if !matches!(self.received, Received::Frames(_)) {
-            return;
-        }
-        let handled = guests.handled.lock().unwrap();
-        for id in self.asked.keys() {
-            assert!(handled.contains(id), "{id} has arrived, and nobody looks");
-        }
-    }
-
-    /// Requests over HTTP of which the server has read nothing.
-    fn never_read(&self, id: &str) -> bool {
-        let read = self.wire.read();
-        let of = |(at, begun): &(usize, String)| begun == id && *at >= read;
-        matches!(&self.received, Received::Http { begins, .. } if begins.iter().any(of))
-    }
-
-    /// A quiet connection of HTTP is closed without a word; one that was asked
-    /// something is not.
-    fn check_silence(&self, cut_off: bool) {
-        let Received::Http { begins, .. } = &self.received else {
-            return;
-        };
-        if self.over && self.closing.is_none() && !self.gone && !self.shut && !cut_off {
-            let read = self.wire.read();
-            let silent = begins
-                .iter()
-                .find(|(at, id)| *at < read && !self.answered.contains(id));
-            assert!(
-                silent.is_none(),
-                "connection {}: closed without an answer to {silent:?}, {read} bytes read",
-                self.number
-            );
-        }
-    }
-
-    /// What was asked is answered, unless one of the two has ended it.
-    fn check(&self, guests: &Guests, cut_off: bool) {
-        let quick: Vec<_> = self
-            .order
-            .iter()
-            .filter(|id| self.asked[*id] && self.answered.contains(*id))
-            .collect();
-        assert!(
-            quick.into_iter().eq(&self.quick_answers),
-            "quick ones in another order: {:?}",
-            self.quick_answers
-        );
-        self.check_silence(cut_off);
-        let missing = self.missing(guests, cut_off);
-        assert!(
-            missing.is_empty(),
-            "connection {}: not answered: {missing:?} of {:?}; {} unsent, {} unread, closing {:?}, {:?}",
-            self.number,
-            self.order,
-            self.unsent.len(),
-            self.wire.unread(),
-            self.closing,
-            (self.over, self.shut, self.broken)
-        );
-    }
-
-    /// Requests that have no answer and should have one.
-    fn missing(&self, guests: &Guests, cut_off: bool) -> Vec<String> {
-        // One that was never opened, or is closed without an ERROR.
-        let is_closed =
-            |websocket: &WebSocket| websocket.is_closed || !websocket.is_open && self.over;
-        let is_closed = self.websocket.as_ref().is_some_and(is_closed);
-        if self.gone || cut_off && self.over && self.closing.is_none() {
-            return Vec::new();
-        }
-        let begun = guests.begun.lock().unwrap();
-        // Behind what closes, nothing was to begin.
-        let waits = |id: &&String| {
-            let is_due =
-                self.closing.is_none() && !is_closed && !(self.over && self.never_read(id));
-            (is_due || begun.contains(*id)) && !self.answered.contains(*id)
-        };
-        self.order.iter().filter(waits).cloned().collect()
     }
 }

@@ -34,6 +34,8 @@ use mb_server::{
     wire,
 };
 
+mod client;
+mod guests;
 mod http_peer;
 mod machine;
 #[path = "../../src/server/mod.rs"]
