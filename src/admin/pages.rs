@@ -104,10 +104,12 @@ impl Admin {
         match route {
             "/healthz" => ok(json!({"status": "ok"})),
             "/version" => ok(version()),
-            "/readyz" => Ok(readiness(&(self.snapshot)())),
-            "/connections" => ok(json!({"connections": connections(&(self.snapshot)(), query)?})),
+            "/readyz" => Ok(readiness(&self.operations.snapshot())),
+            "/connections" => {
+                ok(json!({"connections": connections(&self.operations.snapshot(), query)?}))
+            }
             "/connections/{id}" => {
-                let snapshot = (self.snapshot)();
+                let snapshot = self.operations.snapshot();
                 let Some(row) = snapshot.connections.iter().find(|row| row.id == values[0]) else {
                     return none("connection");
                 };
@@ -118,7 +120,7 @@ impl Admin {
                     .collect();
                 ok(json!({"connection": row, "calls": calls}))
             }
-            "/calls" => ok(json!({"calls": (self.snapshot)().calls})),
+            "/calls" => ok(json!({"calls": self.operations.snapshot().calls})),
             "/calls/past" => {
                 let (id, service) = (query.get("requestId"), query.get("service"));
                 let fits = |call: &crate::metrics::PastCall| {
@@ -128,13 +130,13 @@ impl Admin {
                 };
                 ok(json!({"calls": self.metrics.history.find(query.limit()?, fits)}))
             }
-            "/services" => ok(json!({"services": (self.snapshot)().services})),
+            "/services" => ok(json!({"services": self.operations.snapshot().services})),
             "/services/{name}" => {
-                let mut versions = (self.services)(values[0]);
+                let mut versions = self.operations.describe(values[0]);
                 if versions.is_empty() {
                     return none("service");
                 }
-                let snapshot = (self.snapshot)();
+                let snapshot = self.operations.snapshot();
                 for version in &mut versions {
                     let row = snapshot.services.iter().find(|row| {
                         row.name == values[0]
@@ -150,9 +152,13 @@ impl Admin {
                 ok(json!({"name": values[0], "versions": versions, "lastCalls": past}))
             }
             "/listeners" => ok(json!({"listeners": self.listeners})),
-            "/config" => ok((self.settings)()),
+            "/config" => ok(self.operations.settings()),
             "/log" => ok(json!({"lines": log(query)?, "filter": crate::log::filter()})),
-            "/metrics" => Ok((200, PROMETHEUS, metrics_text::render(&(self.snapshot)()))),
+            "/metrics" => Ok((
+                200,
+                PROMETHEUS,
+                metrics_text::render(&self.operations.snapshot()),
+            )),
             "/openapi.json" => ok(openapi()),
             _ => none("page"),
         }

@@ -1,7 +1,6 @@
 //! A whole server from its settings: everything wired together.
 
 use std::{
-    collections::BTreeMap,
     io,
     net::SocketAddr,
     sync::{Arc, mpsc},
@@ -15,7 +14,7 @@ use super::{
     edge::{Edge, peers_can_say},
     failure,
     live_settings::{LiveSettings, ReadSettings, bound_principals},
-    operator::{self, Operator},
+    operator::Operator,
     usage,
 };
 #[cfg(feature = "compiler")]
@@ -31,10 +30,7 @@ use crate::{
     },
     dispatch::{Dispatcher, Handle},
     log::AUDIT,
-    metrics::{
-        Due, Metrics,
-        snapshot::{PrincipalRow, Snapshot, StoreRow, Totals},
-    },
+    metrics::{Due, Metrics, snapshot::StoreRow},
     sandbox::{
         CALL_DEPTH, CompilerConfig, HOST_STACK, NESTED_STACK, STACK, Sandbox, SandboxConfig,
     },
@@ -195,7 +191,6 @@ impl Serving {
                  admin.host and admin.port, to the addresses of ListenStream (a port alone means [::])"
             )));
         }
-        let (catalog_of, edge_of) = (Arc::clone(&catalog), Arc::clone(&edge));
         let settings = Arc::new(LiveSettings::new(
             loaded,
             again,
@@ -203,27 +198,21 @@ impl Serving {
             Arc::clone(&edge),
             Arc::clone(&scheduler),
         ));
+        let opened = store.opened();
         let deploys = Deploys::new(Arc::clone(&catalog), &config.services_dir);
         let operator = Operator {
-            catalog: catalog_of,
-            edge: edge_of,
+            catalog: Arc::clone(&catalog),
+            edge: Arc::clone(&edge),
             view: server.view(),
             end,
             dispatcher: trying,
             settings: Arc::clone(&settings),
-            store: store.opened(),
+            store,
+            scheduler: Arc::clone(&scheduler),
             deploys: Arc::clone(&deploys),
         };
-        let opened = store.opened();
-        let endpoint = start_admin(
-            &config,
-            (listeners, server.listeners()),
-            operator,
-            metrics,
-            store,
-            Arc::clone(&scheduler),
-        )
-        .map_err(failure)?;
+        let endpoint = start_admin(&config, (listeners, server.listeners()), operator, metrics)
+            .map_err(failure)?;
         report_usages(Arc::clone(&scheduler), server.view()).map_err(failure)?;
         Ok(Self {
             server,
@@ -343,7 +332,7 @@ pub(super) fn sandbox_config(
 }
 
 /// The store of a server.
-enum StoreState {
+pub(super) enum StoreState {
     /// No service is granted durable values.
     Unwanted,
     Open(Arc<Store>),
@@ -352,7 +341,7 @@ enum StoreState {
 }
 
 impl StoreState {
-    fn opened(&self) -> Option<Arc<Store>> {
+    pub(super) fn opened(&self) -> Option<Arc<Store>> {
         match self {
             Self::Open(store) => Some(Arc::clone(store)),
             Self::Unwanted | Self::Unavailable(_) => None,
@@ -360,7 +349,7 @@ impl StoreState {
     }
 
     /// What the operator sees of it.
-    fn row(&self) -> Option<StoreRow> {
+    pub(super) fn row(&self) -> Option<StoreRow> {
         let row = |status, error| StoreRow {
             status,
             error,
@@ -544,18 +533,6 @@ fn server_settings(
     }
 }
 
-fn principal_rows(scheduler: &Scheduler, view: &View) -> Vec<PrincipalRow> {
-    let mut rows = BTreeMap::<_, PrincipalRow>::new();
-    for (name, time) in scheduler.cpu_by_principal() {
-        rows.entry(name).or_default().cpu_seconds = time.as_secs_f64();
-    }
-    for (name, usage) in view.usages().all() {
-        rows.entry(name).or_default().usage = usage;
-    }
-    let named = |(name, row)| PrincipalRow { name, ..row };
-    rows.into_iter().map(named).collect()
-}
-
 /// Reports in the audit trail what each principal has used since the last
 /// time: the sums of its lines are what it has used.
 fn report_usage(scheduler: &Scheduler, view: &View) {
@@ -597,8 +574,6 @@ fn start_admin(
     (listeners, of_services): (Vec<AdminListener>, serde_json::Value),
     operator: Operator,
     metrics: Arc<Metrics>,
-    store: StoreState,
-    scheduler: Arc<Scheduler>,
 ) -> io::Result<Running> {
     let file = config.token_file();
     let token = token::load_or_create(&file).inspect_err(|error| {
@@ -623,38 +598,10 @@ fn start_admin(
             );
         })
     });
-    let settings = Arc::clone(&operator.settings);
-    let (view, catalog, described) = (
-        operator.view.clone(),
-        operator.catalog.clone(),
-        operator.catalog.clone(),
-    );
-    let edge = Arc::clone(&operator.edge);
-    let drained = view.clone();
-    let snapshot = move || Snapshot {
-        accepting: view.accepting(),
-        totals: Totals {
-            calls_running: scheduler.counts().0 as u64,
-            calls_waiting: scheduler.counts().1 as u64,
-            ..view.totals()
-        },
-        connections: view.connections(),
-        calls: view.calls(),
-        principals: principal_rows(&scheduler, &view),
-        services: catalog.current().snapshot(),
-        invalid_certificates: edge.invalid_certificates(),
-        stale_files: edge.stale_files(),
-        services_folder: catalog.folder_error(),
-        store: store.row(),
-    };
     Admin {
-        snapshot: Box::new(snapshot),
-        accepting: Box::new(move || drained.accepting()),
-        services: Box::new(move |name| operator::described(&described.current(), name)),
+        operations: Box::new(operator),
         listeners: of_services,
-        settings: Box::new(move || settings.shown()),
         metrics,
-        commands: Box::new(operator),
         token: token.ok(),
         deploy_token: deploy_token.and_then(Result::ok),
         max_upload: MAX_SIZE,
