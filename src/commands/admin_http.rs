@@ -41,21 +41,7 @@ const STOPPED: &str = "; is the server stopped (kill -CONT PID lets it go on), o
 /// Longest answer that is read with its head, in bytes.
 const MAX_READ: usize = MAX_ANSWER + 16 * 1024;
 
-/// Where the server is.
-#[derive(Debug, Clone, clap::Args)]
-pub(super) struct AdminTarget {
-    /// Admin endpoint of the server [default: as in the settings]
-    #[arg(long, value_name = "HOST:PORT|unix:FILE")]
-    admin: Option<String>,
-    /// Settings in TOML
-    #[arg(long, value_name = "FILE", env = "MB_CONFIG")]
-    config: Option<PathBuf>,
-    /// Send the token also to another machine, where everybody on the way can read it
-    #[arg(long)]
-    allow_unsecure: bool,
-}
-
-/// Where servers are, one or several.
+/// Where servers are.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct AdminTargets {
     /// Admin endpoint of a server; repeat it for several [default: as in the settings]
@@ -74,8 +60,8 @@ pub(super) type Result<T> = std::result::Result<T, (Exit, String)>;
 /// The endpoint of one server.
 pub(super) struct Endpoint {
     pub(super) address: String,
-    config: Config,
     token_file: PathBuf,
+    deploy_token_file: PathBuf,
     allow_unsecure: bool,
     /// Where that is over TCP, looked up once: the token goes where it was
     /// found to be allowed, and nowhere else.
@@ -89,17 +75,6 @@ impl AdminTargets {
             config,
             allow_unsecure,
         } = self;
-        let endpoint = |admin| {
-            AdminTarget {
-                admin,
-                config: config.clone(),
-                allow_unsecure: *allow_unsecure,
-            }
-            .endpoint()
-        };
-        if admin.is_empty() {
-            return Ok(vec![endpoint(None)?]);
-        }
         if admin.len() > MAX_SERVERS {
             return Err(usage(format!(
                 "--admin is there {} times, at most {MAX_SERVERS} are taken",
@@ -109,10 +84,12 @@ impl AdminTargets {
         if let Some(twice) = (1..admin.len()).find(|at| admin[..*at].contains(&admin[*at])) {
             return Err(usage(format!("--admin {} is there twice", admin[twice])));
         }
-        admin
-            .iter()
-            .map(|address| endpoint(Some(address.clone())))
-            .collect()
+        let config = config::load(config.as_deref(), Flags::default()).map_err(usage)?;
+        let endpoint = |admin| Endpoint::new(admin, &config.config, *allow_unsecure);
+        if admin.is_empty() {
+            return Ok(vec![endpoint(None)]);
+        }
+        Ok(admin.iter().cloned().map(Some).map(endpoint).collect())
     }
 }
 
@@ -138,20 +115,9 @@ pub(super) fn on_all<S: Borrow<Endpoint> + Sync, T: Send>(
     })
 }
 
-impl AdminTarget {
-    /// For a command that has these as arguments of its own.
-    pub(super) fn new(admin: String, config: Option<PathBuf>, allow_unsecure: bool) -> Self {
-        Self {
-            admin: Some(admin),
-            config,
-            allow_unsecure,
-        }
-    }
-
-    pub(super) fn endpoint(&self) -> Result<Endpoint> {
-        let config = config::load(self.config.as_deref(), Flags::default())
-            .map_err(usage)?
-            .config;
+impl Endpoint {
+    /// The one at `address`, else that of the settings.
+    pub(super) fn new(address: Option<String>, config: &Config, allow_unsecure: bool) -> Self {
         let config::Admin {
             host,
             port,
@@ -160,27 +126,23 @@ impl AdminTarget {
             deploy: _,
             deploy_token: _,
         } = &config.admin;
-        let own = if host.is_empty() {
-            format!("unix:{}", socket.display())
-        } else {
-            format!("{host}:{port}")
+        let own = || match host.is_empty() {
+            true => format!("unix:{}", socket.display()),
+            false => format!("{host}:{port}"),
         };
-        let address = self.admin.clone().unwrap_or(own);
-        Ok(Endpoint {
-            address,
+        Self {
+            address: address.unwrap_or_else(own),
             token_file: config.token_file(),
-            config,
-            allow_unsecure: self.allow_unsecure,
+            deploy_token_file: config.deploy_token_file(),
+            allow_unsecure,
             addresses: OnceLock::new(),
-        })
+        }
     }
-}
 
-impl Endpoint {
     /// The token for deploys, in place of the one for changes.
     pub(super) fn for_deploys(self) -> Self {
         Self {
-            token_file: self.config.deploy_token_file(),
+            token_file: self.deploy_token_file.clone(),
             ..self
         }
     }
