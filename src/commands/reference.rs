@@ -112,13 +112,13 @@ fn the_reference_of_settings_is_generated() {
     );
     table(
         "[[listeners]]",
-        "At most 32 further listeners.",
+        "Further listeners.",
         "listeners.",
         &Listener::reference(),
     );
     table(
         "[principals.NAME]",
-        "What a principal may call; at most 10,000 tables. `[principals.default]` holds for principals without a table, `[principals.anonymous]` for peers without authentication.",
+        "What a principal may call. `[principals.default]` holds for principals without a table, `[principals.anonymous]` for peers without authentication.",
         "principals.NAME.",
         &PrincipalSettings::reference(),
     );
