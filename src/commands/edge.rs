@@ -333,17 +333,16 @@ pub(super) fn check_exposure(config: &Config) -> Result<(), (super::Exit, String
     for listener in config.all_listeners() {
         let asked = listener.auth.unwrap_or(config.auth) != Auth::None
             || listener.tls && config.tls.demands_certificate();
+        let port = listener.port.unwrap_or(0);
         for host in listener.host.as_slice() {
-            let Some(open) =
-                find("host", host, listener.port)?.filter(|_| !asked && !config.allow_unsecure)
+            let Some(open) = find("host", host, port)?.filter(|_| !asked && !config.allow_unsecure)
             else {
                 continue;
             };
             return Err(usage(format!(
-                "`host` = {host:?} port {} is {}, which others can reach without authentication; set auth = \"required\" (MB_AUTH=required), create a token (mb-server token new) and set tls.cert and \
+                "`host` = {host:?} port {port} is {}, which others can reach without authentication; set auth = \"required\" (MB_AUTH=required), create a token (mb-server token new) and set tls.cert and \
                  tls.key, without which a token is taken from this machine only, or set allow_unsecure = true \
                  (MB_ALLOW_UNSECURE=true) if you mean it",
-                listener.port,
                 open.ip()
             )));
         }

@@ -34,11 +34,7 @@ fn plain(text: &str) -> String {
 
 /// The rows of a table; `prefix` stands before each name in the file.
 fn rows(page: &mut String, prefix: &str, entries: &[Entry]) {
-    let has_defaults = entries.iter().any(|entry| !entry.default.is_empty());
-    page.push_str(match has_defaults {
-        true => "| key | default | allowed | meaning |\n| --- | --- | --- | --- |\n",
-        false => "| key | meaning |\n| --- | --- |\n",
-    });
+    page.push_str("| key | default | allowed | meaning |\n| --- | --- | --- | --- |\n");
     for Entry {
         name,
         default,
@@ -56,10 +52,7 @@ fn rows(page: &mut String, prefix: &str, entries: &[Entry]) {
             default => format!("`{default}`"),
         };
         let text = plain(text);
-        let _ = match has_defaults {
-            true => writeln!(page, "| `{name}` | {default} | {bounds} | {text}{live} |"),
-            false => writeln!(page, "| `{name}` | {text}{live} |"),
-        };
+        let _ = writeln!(page, "| `{name}` | {default} | {bounds} | {text}{live} |");
     }
 }
 

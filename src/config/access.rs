@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{
     OneOrMore, Share,
-    define::{Bounds, documented, settings},
+    define::{Bounds, settings},
     given,
     services::{covers, is_pattern},
 };
@@ -215,64 +215,39 @@ impl Tls {
     }
 }
 
-documented! {
-    /// A further listener.
-    #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-    #[serde(deny_unknown_fields)]
+settings! {
+    /// A listener.
     pub struct Listener {
-        /// Addresses or names, one or a list. Left out: `127.0.0.1`.
-        #[serde(default = "loopback")]
-        pub host: OneOrMore,
+        /// Addresses or names, one or a list.
+        pub host: OneOrMore = OneOrMore::One("127.0.0.1".into()),
         /// TCP port, which must be given. 0: the system chooses a free one.
-        pub port: u16,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub port: Option<u16> = None,
         /// `true`: TLS with the files of `[tls]`.
-        #[serde(default)]
-        pub tls: bool,
+        pub tls: bool = false,
         /// As the setting `auth`. Left out: that one holds.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub auth: Option<Auth>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub auth: Option<Auth> = None,
         /// As the setting `protocols`. Left out: that one holds.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub protocols: Option<Vec<Protocol>>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub protocols: Option<Vec<Protocol>> = None,
         /// The most that any peer may call over this listener, whatever its own rights.
         /// Left out: everything.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub rights: Option<Vec<Right>>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub rights: Option<Vec<Right>> = None,
         /// Networks whose peers are admitted, such as `10.0.0.0/8`. Left out:
         /// all.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        pub allow: Vec<ipnet::IpNet>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        pub allow: Vec<ipnet::IpNet> = Vec::new(),
         /// Networks whose peers are refused. It takes precedence over
         /// `allow`.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        pub deny: Vec<ipnet::IpNet>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        pub deny: Vec<ipnet::IpNet> = Vec::new(),
         /// Networks of load balancers. Their connections must begin with
         /// a PROXY header of version 1 or 2; connections of others must not.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        pub proxy_from: Vec<ipnet::IpNet>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        pub proxy_from: Vec<ipnet::IpNet> = Vec::new(),
     }
-}
-
-impl Listener {
-    /// One with nothing but what it must have.
-    #[must_use]
-    pub fn new(host: OneOrMore, port: u16, tls: bool) -> Self {
-        Self {
-            host,
-            port,
-            tls,
-            auth: None,
-            protocols: None,
-            rights: None,
-            allow: Vec::new(),
-            deny: Vec::new(),
-            proxy_from: Vec::new(),
-        }
-    }
-}
-
-fn loopback() -> OneOrMore {
-    OneOrMore::One("127.0.0.1".into())
 }
 
 /// Everything of this file that is out of bounds.
@@ -309,7 +284,9 @@ pub(super) fn check(
     }
     for (index, listener) in listeners.iter().enumerate() {
         let key = |setting: &str| format!("listeners.{index}.{setting}");
+        listener.check_ranges(&key(""), bounds);
         bounds.that(key("host"), listener.host.is_sound(), OneOrMore::SOUND);
+        bounds.that(key("port"), listener.port.is_some(), "given");
         bounds.that(
             key("tls"),
             on || !listener.tls,

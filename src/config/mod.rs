@@ -252,7 +252,12 @@ impl Config {
     /// All listeners: the plain one, the one of `[tls]`, and the further ones.
     #[must_use]
     pub fn all_listeners(&self) -> Vec<access::Listener> {
-        let built_in = |port, tls| access::Listener::new(self.host.clone(), port, tls);
+        let built_in = |port, tls| access::Listener {
+            host: self.host.clone(),
+            port: Some(port),
+            tls,
+            ..access::Listener::default()
+        };
         let plain = self.plain.then(|| built_in(self.port, false));
         let tls = self.tls.is_on().then(|| built_in(self.tls.port, true));
         plain

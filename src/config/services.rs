@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Bytes, HOUR, Millis, Share,
-    define::{Bounds, documented},
+    define::{Bounds, settings},
 };
 
 /// Quota of durable values where `grants.quota` names none.
@@ -90,12 +90,12 @@ macro_rules! service_settings {
         impl Overlay {
             /// Reports what is out of its range; `table` stands before each key.
             fn check_ranges(&self, table: &str, bounds: &mut Bounds) {
-                $($(if let Some(value) = self.$field {
-                    bounds.range(format!("{table}{}", stringify!($field)), value, $range);
-                })?)*
-                if let Some(memory) = self.memory {
-                    bounds.range(format!("{table}memory"), memory, MEMORY);
-                }
+                $($(bounds.range(
+                    format!("{table}{}", stringify!($field)),
+                    self.$field,
+                    $range,
+                );)?)*
+                bounds.range(format!("{table}memory"), self.memory, MEMORY);
             }
 
             /// Returns what the reference says of each setting.
@@ -158,43 +158,41 @@ service_settings! {
     disabled: Disabled = Disabled::All(false),
 }
 
-documented! {
+settings! {
     /// What the operator allows one service. Nothing is allowed but the log,
     /// clocks and random numbers, until it stands here.
-    #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-    #[serde(deny_unknown_fields, default)]
     pub struct Grants {
         /// Least level of the lines that reach the log: `trace`, `debug`, `info`,
         /// `warn`, `error`, or `off`, with which a component that imports
         /// `wasi:logging` is not loaded. Left out: `info`. The only grant that
         /// `[services.default]` may hold.
         #[serde(skip_serializing_if = "Option::is_none")]
-        pub log: Option<LogLevel>,
+        pub log: Option<LogLevel> = None,
         /// Texts that the service reads through `wasi:config`.
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-        pub config: BTreeMap<String, String>,
+        pub config: BTreeMap<String, String> = BTreeMap::new(),
         /// Names of files of at most 64 KiB. The service reads their
         /// contents as it reads `config`; line feeds at the end are cut off. A file is
         /// read when the service is loaded, and refused if users other than root and
         /// the server's can change it.
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-        pub secrets: BTreeMap<String, PathBuf>,
+        pub secrets: BTreeMap<String, PathBuf> = BTreeMap::new(),
         /// `true`: durable values through `wasi:keyvalue`. Each service has its own;
         /// no service sees those of another.
         #[serde(skip_serializing_if = "Option::is_none")]
-        pub keyvalue: Option<bool>,
-        /// Size of all durable values of the service, 4 KiB to 1 TiB. An entry counts
+        pub keyvalue: Option<bool> = None,
+        /// Size of all durable values of the service. An entry counts
         /// its key, its value, the names of its service and bucket, and 32 bytes. The
         /// file takes two to four times as much. Left out: 64 MiB.
         #[serde(skip_serializing_if = "Option::is_none")]
-        pub quota: Option<Bytes>,
+        pub quota: Option<Bytes> = None => Bytes::kib(4)..=Bytes::mib(1024 * 1024),
         /// Topics of other services that it may call, such as `calc.add` or `calc.*`.
         #[serde(skip_serializing_if = "Vec::is_empty")]
-        pub calls: Vec<String>,
+        pub calls: Vec<String> = Vec::new(),
         /// `sha256:…` of the only file that gets these grants; another file of this
         /// name is not loaded. `mb-server inspect` prints it.
         #[serde(skip_serializing_if = "Option::is_none")]
-        pub digest: Option<String>,
+        pub digest: Option<String> = None,
     }
 }
 
@@ -280,18 +278,15 @@ pub(super) fn check(services: &Services, bounds: &mut Bounds) {
 fn check_one(name: &str, overlay: &Overlay, bounds: &mut Bounds) {
     overlay.check_ranges(&format!("services.{name}."), bounds);
     let key = |field: &str| format!("services.{name}.{field}");
+    let grants = &overlay.grants;
+    grants.check_ranges(&key("grants."), bounds);
     let Grants {
         config,
         secrets,
-        quota,
         calls,
         digest,
         ..
-    } = &overlay.grants;
-    if let Some(quota) = *quota {
-        let range = Bytes::kib(4)..=Bytes::mib(1024 * 1024);
-        bounds.range(key("grants.quota"), quota, range);
-    }
+    } = grants;
     let twice = config.keys().find(|key| secrets.contains_key(*key));
     bounds.that(
         key("grants.secrets"),

@@ -112,11 +112,12 @@ fn collect_leaves(values: &Dict, prefix: &str, leaves: &mut BTreeMap<String, Str
     }
 }
 
-/// Where the value of a key comes from, in words.
+/// Where the value of a key comes from, in words; of an entry of a list, where
+/// the list does.
 fn source(figment: &Figment, key: &str) -> String {
-    figment
-        .find_metadata(key)
-        .map_or_else(|| "default".into(), |metadata| name_source(metadata, key))
+    std::iter::successors(Some(key), |key| Some(key.rsplit_once('.')?.0))
+        .find_map(|key| Some(name_source(figment.find_metadata(key)?, key)))
+        .unwrap_or_else(|| "default".into())
 }
 
 fn name_source(metadata: &Metadata, key: &str) -> String {
@@ -219,10 +220,11 @@ fn describe(figment: &Figment, error: &figment::Error) -> String {
         );
     }
     let key = levels.join(".");
-    let origin = error
-        .metadata
-        .as_ref()
-        .map_or_else(|| "unknown".into(), |metadata| name_source(metadata, &key));
+    // Where a value was read in two steps, the error does not name its source.
+    let origin = match &error.metadata {
+        Some(metadata) if key.is_empty() => name_source(metadata, &key),
+        _ => source(figment, &key),
+    };
     match &error.kind {
         Kind::UnknownVariant(found, known) => format!(
             "`{key}`: `{found}` is not known (set by {origin}); known are {}",
@@ -364,6 +366,11 @@ mod tests {
             ],
         );
         check("host = []", &[], &["`host` must be one or more"]);
+        check(
+            "[[listeners]]\nhost = \"::1\"",
+            &[],
+            &["`listeners.0.port` must be given", "FILE"],
+        );
         check("port = [", &[], &["FILE"]);
         let missing = load(Some(Path::new("/nowhere/x.toml")), Flags::default()).unwrap_err();
         assert!(missing.to_string().contains("/nowhere/x.toml"), "{missing}");

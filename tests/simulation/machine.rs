@@ -12,7 +12,7 @@ use shuttle::{FailurePersistence, Runner, scheduler::RandomScheduler, thread};
 use crate::{
     access::{Access, ListenerPolicy},
     budget::Budget,
-    config::{Auth, Bytes, Config, Millis, OneOrMore, Principals, Waiting, access::Listener},
+    config::{Auth, Bytes, Config, Millis, Principals, Waiting, access::Listener},
     dispatch::{Counted, Handle, Outcome, Postponed, Reply, Request},
     host::Stop,
     http_peer,
@@ -411,7 +411,7 @@ impl Machine {
                 per_address: 0,
             }),
             listener: Arc::new(ListenerSettings {
-                config: Listener::new(OneOrMore::More(Vec::new()), 0, false),
+                config: Listener::default(),
                 tls: None,
                 policy,
             }),
