@@ -36,6 +36,6 @@ pub(super) fn run(arguments: &Arguments) -> Result {
 fn refuse(error: ProjectError) -> (Exit, String) {
     match error {
         ProjectError::Missing(_) => usage(error),
-        _ => failure(error),
+        ProjectError::Failed(_) => failure(error),
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Exit, Result, failure, usage};
-use crate::project::{CONTRACT, ProjectError, write_contract};
+use crate::project::{CONTRACT, check_free, write_contract};
 
 /// Print the contract between a service and the server, as WIT
 ///
@@ -21,9 +21,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         say!("{}", CONTRACT.trim_end());
         return Ok(Exit::Success);
     };
-    if dir.symlink_metadata().is_ok() {
-        return Err(usage(ProjectError::Taken { dir: dir.clone() }));
-    }
+    check_free(dir).map_err(usage)?;
     write_contract(dir).map_err(failure)?;
     say!("wrote {}: service.wit, and deps beside it", dir.display());
     Ok(Exit::Success)
