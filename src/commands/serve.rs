@@ -1,10 +1,8 @@
 //! `mb-server serve`: wires everything together and waits for a signal.
 
 use std::{
-    fs,
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -30,6 +28,7 @@ use super::{
 use crate::{
     catalog::Catalog,
     config::{self, Config, ConfigError, Flags, Loaded, MemoryPlan, access::Protocol},
+    files,
     log::{self, Limiter},
     transport::Inherited,
     trusted::{self, OpenToOthers},
@@ -163,8 +162,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
 /// than this user and root can change. Without one there is something to serve
 /// all the same, and who needs it says so.
 fn own_state_dir(dir: &Path) -> std::result::Result<(), (Exit, String)> {
-    let mut builder = fs::DirBuilder::new();
-    let _ = builder.recursive(true).mode(0o700).create(dir);
+    let _ = files::private_dir(dir);
     match trusted::check(dir) {
         Err(error) if OpenToOthers::of(&error).is_some() => {
             Err(usage(format!("state_dir {}: {error}", dir.display())))
