@@ -64,7 +64,7 @@ mod why;
 #[cfg(feature = "compiler")]
 mod wit;
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode, thread, time::Duration};
 
 use clap::{Parser, Subcommand};
 
@@ -72,25 +72,21 @@ use crate::log::{self, escaped};
 
 /// What the process ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Exit {
     /// Done.
-    Success,
+    Success = 0,
     /// The service or the server answered ERROR, or the server could not go on.
-    Failure,
+    Failure = 1,
     /// Wrong arguments or settings.
-    Usage,
+    Usage = 2,
     /// The server could not be reached.
-    Unreachable,
+    Unreachable = 3,
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(match exit {
-            Exit::Success => 0,
-            Exit::Failure => 1,
-            Exit::Usage => 2,
-            Exit::Unreachable => 3,
-        })
+        Self::from(exit as u8)
     }
 }
 
@@ -210,6 +206,25 @@ fn usage(message: impl std::fmt::Display) -> (Exit, String) {
 /// A failure while running.
 fn failure(message: impl std::fmt::Display) -> (Exit, String) {
     (Exit::Failure, message.to_string())
+}
+
+/// Does something after each pause, from a thread of its own, for as long as
+/// that returns true.
+fn every(
+    name: &str,
+    pause: Duration,
+    mut work: impl FnMut() -> bool + Send + 'static,
+) -> io::Result<()> {
+    let repeat = move || {
+        loop {
+            thread::sleep(pause);
+            if !work() {
+                return;
+            }
+        }
+    };
+    let named = thread::Builder::new().name(name.into());
+    named.spawn(repeat).map(drop)
 }
 
 /// Untrusted text for a terminal, on one line: what would move the cursor,

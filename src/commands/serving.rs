@@ -12,7 +12,7 @@ use super::{
     Exit,
     admin_listeners::AdminListeners,
     edge::{Edge, peers_can_say},
-    failure,
+    every, failure,
     live_settings::{LiveSettings, ReadSettings, bound_principals},
     operator::Operator,
     usage,
@@ -213,7 +213,12 @@ impl Serving {
         };
         let endpoint = start_admin(&config, (listeners, server.listeners()), operator, metrics)
             .map_err(failure)?;
-        report_usages(Arc::clone(&scheduler), server.view()).map_err(failure)?;
+        let (used, view) = (Arc::clone(&scheduler), server.view());
+        every("mb-usage", USAGE_EVERY, move || {
+            report_usage(&used, &view);
+            true
+        })
+        .map_err(failure)?;
         Ok(Self {
             server,
             scheduler,
@@ -350,29 +355,25 @@ impl StoreState {
 
     /// What the operator sees of it.
     pub(super) fn row(&self) -> Option<StoreRow> {
-        let row = |status, error| StoreRow {
-            status,
-            error,
-            full: 0,
-            failed: 0,
-            damaged: 0,
-            used_bytes: None,
-            file_bytes: None,
-        };
         match self {
             Self::Unwanted => None,
-            Self::Unavailable(error) => Some(row("unavailable", Some(error.clone()))),
+            Self::Unavailable(error) => Some(StoreRow {
+                status: "unavailable",
+                error: Some(error.clone()),
+                ..StoreRow::default()
+            }),
             Self::Open(store) => {
                 let (health, size) = (store.health(), store.size().ok());
                 let problem = health.problem();
                 let status = if problem.is_none() { "ok" } else { "failing" };
                 Some(StoreRow {
+                    status,
+                    error: problem,
                     full: health.full(),
                     failed: health.failed(),
                     damaged: health.damaged(),
                     used_bytes: size.map(|size| size.used),
                     file_bytes: size.map(|size| size.on_disk).filter(|bytes| *bytes > 0),
-                    ..row(status, problem)
                 })
             }
         }
@@ -455,17 +456,9 @@ fn connect_store(_: Remote, _: &Arc<Budget>) -> std::result::Result<Arc<Store>, 
 /// Does what is due for the store as long as it is used.
 fn tend(store: &Arc<Store>) -> io::Result<()> {
     let store = Arc::downgrade(store);
-    let tend = move || {
-        loop {
-            thread::sleep(TEND_EVERY);
-            match store.upgrade() {
-                Some(store) => store.tend(),
-                None => return,
-            }
-        }
-    };
-    let named = thread::Builder::new().name("mb-store".into());
-    named.spawn(tend).map(drop)
+    every("mb-store", TEND_EVERY, move || {
+        store.upgrade().map(|store| store.tend()).is_some()
+    })
 }
 
 /// Compacts a file that is mostly empty.
@@ -555,18 +548,6 @@ fn report_usage(scheduler: &Scheduler, view: &View) {
             "used"
         );
     }
-}
-
-/// Does so every minute, until the process ends.
-fn report_usages(scheduler: Arc<Scheduler>, view: View) -> io::Result<()> {
-    let report = move || {
-        loop {
-            thread::sleep(USAGE_EVERY);
-            report_usage(&scheduler, &view);
-        }
-    };
-    let named = thread::Builder::new().name("mb-usage".into());
-    named.spawn(report).map(drop)
 }
 
 fn start_admin(
