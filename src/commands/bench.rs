@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::json;
 
-use super::{Exit, Result, connect::Connect, failure, printable, usage};
+use super::{Exit, Result, call::read_payload, connect::Connect, failure, printable, usage};
 use crate::{
     load::{self, Frames, Http, Length, LoadPlan, Measured, Pace, Progress, Protocol},
     wire::{Payload, Topic, Version, json as wire_json},
@@ -43,7 +43,7 @@ pub(super) struct Arguments {
     /// Service and action
     #[arg(default_value = "echo.say")]
     topic: String,
-    /// JSON to send, or @FILE [default: a text of --size bytes]
+    /// JSON to send, or - to read it from standard input, or @FILE [default: a text of --size bytes]
     #[arg(allow_hyphen_values = true)]
     payload: Option<String>,
     /// Bytes of the generated payload
@@ -166,12 +166,7 @@ fn measure<P: Protocol + Clone>(
 
 fn payload(arguments: &Arguments) -> std::result::Result<Vec<u8>, (Exit, String)> {
     match arguments.payload.as_deref() {
-        Some(text) => match text.strip_prefix('@') {
-            Some(file) => {
-                std::fs::read(file).map_err(|error| usage(format!("can't read {file}: {error}")))
-            }
-            None => Ok(text.as_bytes().to_vec()),
-        },
+        Some(text) => read_payload(text),
         None if arguments.binary => Ok(vec![b'x'; arguments.size as usize]),
         None => Ok(format!("\"{}\"", "x".repeat(arguments.size as usize - 2)).into_bytes()),
     }

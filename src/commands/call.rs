@@ -387,7 +387,8 @@ impl Tally {
     }
 }
 
-fn read_payload(argument: &str) -> std::result::Result<Vec<u8>, (Exit, String)> {
+/// A payload of the command line: itself, `-` for standard input, or `@FILE`.
+pub(super) fn read_payload(argument: &str) -> std::result::Result<Vec<u8>, (Exit, String)> {
     let mut payload = Vec::new();
     match argument.strip_prefix('@') {
         Some(file) => {
