@@ -39,7 +39,7 @@ const QUANTILES: [(f64, &str); 6] = [
 #[command(after_help = "Examples:\n  mb-server bench\n  \
                         mb-server bench calc.add '{\"a\":2,\"b\":40}' --connections 8 --pipeline 16\n  \
                         mb-server bench --size 65536 --binary --rate 500 --duration 30 --json")]
-pub(super) struct Arguments {
+pub struct Arguments {
     /// Service and action
     #[arg(default_value = "echo.say")]
     topic: String,

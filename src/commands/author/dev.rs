@@ -62,7 +62,7 @@ const NOT_SOURCES: [&str; 5] = ["dist", "node_modules", "target", "__pycache__",
 /// service is granted stands in DIR/mb-server.toml, whose relative paths count
 /// from DIR; a changed grant holds as soon as the file is saved.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub struct Arguments {
     /// The project's folder
     #[arg(default_value = ".")]
     dir: PathBuf,

@@ -31,7 +31,7 @@ use crate::{
 /// and the reason; or, with --against, it would break callers and its version
 /// does not say so.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub struct Arguments {
     /// The component
     #[arg(value_name = "FILE.wasm")]
     file: PathBuf,

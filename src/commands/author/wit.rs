@@ -10,7 +10,7 @@ use crate::project::{CONTRACT, check_free, write_contract};
 /// With --dir it is written with the interfaces that it builds upon, as the
 /// tools of any language take it.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub struct Arguments {
     /// A folder to write it to, which must not exist
     #[arg(long)]
     dir: Option<PathBuf>,

@@ -18,7 +18,7 @@ use crate::files;
 
 /// Create certificates for development
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
