@@ -51,7 +51,7 @@ use clap::{Parser, Subcommand};
 use crate::log::{self, escaped};
 
 /// What the process ends with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Exit {
     /// Done.
