@@ -9,7 +9,7 @@ use super::{Arguments, live_settings::is_live};
 use crate::config::{
     Admin, Config, Entry, Http, Tls,
     access::{Listener, PrincipalSettings},
-    services::{Grants, Overlay},
+    services::{Grants, ServiceSettings},
     store::Store,
 };
 
@@ -121,7 +121,7 @@ fn the_reference_of_settings_is_generated() {
         "store.",
         &Store::reference(),
     );
-    let mut service = Overlay::reference();
+    let mut service = ServiceSettings::reference();
     service.retain(|entry| entry.name != "grants");
     table(
         "[services.NAME]",

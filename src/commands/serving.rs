@@ -24,8 +24,7 @@ use crate::{
     budget::Budget,
     catalog::{Deploys, LiveCatalog, LoadSettings, MAX_SIZE, ServicePolicies},
     config::{
-        Config, Loaded, MemoryPlan,
-        services::Overlay,
+        Config, Loaded, MemoryPlan, ServiceSettings,
         store::{MAX_CONNECTIONS, Remote},
     },
     dispatch::{Dispatcher, Handle},
@@ -389,7 +388,7 @@ fn open_store(
     patience: Duration,
     memory: &Arc<Budget>,
 ) -> StoreState {
-    let wanted = |overlay: &Overlay| overlay.grants.keyvalue == Some(true);
+    let wanted = |service: &ServiceSettings| service.grants.keyvalue == Some(true);
     if !always && !config.services.values().any(wanted) {
         return StoreState::Unwanted;
     }

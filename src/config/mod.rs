@@ -28,7 +28,7 @@ pub use define::OutOfBounds;
 use define::{Bounds, settings};
 pub use memory::MemoryPlan;
 pub use services::{Isolation, LogLevel, ServiceSettings, Services};
-pub use source::{ConfigError, Flags, Loaded, Row, load};
+pub use source::{ConfigError, Flags, Loaded, Row, load, load_over};
 pub use units::{Bytes, Millis, Share};
 
 /// Answers of one connection that the server collects before it writes them, and
@@ -142,7 +142,7 @@ settings! {
         pub listeners: Vec<access::Listener> = Vec::new(),
         /// What each service may take and use: `[services.NAME]` over
         /// `[services.default]`.
-        pub services: Services = services::built_in(),
+        pub services: Services = [(services::DEFAULT.into(), ServiceSettings::default())].into(),
     }
 }
 
@@ -307,7 +307,7 @@ impl Config {
             cert, key, ca, crl, ..
         } = &mut self.tls;
         let secrets = self.services.values_mut();
-        let secrets = secrets.flat_map(|overlay| overlay.grants.secrets.values_mut());
+        let secrets = secrets.flat_map(|service| service.grants.secrets.values_mut());
         [
             &mut self.tokens,
             &mut self.services_dir,

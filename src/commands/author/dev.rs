@@ -29,7 +29,7 @@ use super::{
 use crate::{
     catalog::FileName,
     client::{self, Client},
-    config::{self, Flags, Loaded},
+    config::{self, Config, Flags, Loaded},
     dispatch::{Dispatcher, Handle, Outcome, Reply, Request},
     log::Format,
     project::{Built, DEV_STATE, Kind, Project, SETTINGS, build},
@@ -294,16 +294,13 @@ fn settings(project: &Project, port: Option<u16>) -> std::result::Result<Loaded,
     };
     let free = || std::net::TcpListener::bind(("127.0.0.1", 8081)).is_ok();
     let port = port.unwrap_or_else(|| if free() { 8081 } else { 0 });
-    let mut loaded = config::load(file.is_file().then_some(&*file), flags(port)).map_err(usage)?;
+    let mut defaults = Config::default();
+    for settings in defaults.services.values_mut() {
+        settings.expose_traps = true;
+    }
+    let file = file.is_file().then_some(&*file);
+    let mut loaded = config::load_over(defaults, file, flags(port)).map_err(usage)?;
     loaded.config.paths_from(&project.dir);
-    let services = &mut loaded.config.services;
-    // What the project is called may not stand in the settings.
-    if let Ok(name) = project.name() {
-        services.entry(name).or_default();
-    }
-    for overlay in services.values_mut() {
-        overlay.expose_traps.get_or_insert(true);
-    }
     Ok(loaded)
 }
 
