@@ -273,7 +273,7 @@ mod tests {
         check(
             messages,
             "max_message_size",
-            "room for 12MiB: set memory to at least 320MiB",
+            "room for 13MiB: set memory to at least 320MiB",
         );
     }
 }
