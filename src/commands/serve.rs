@@ -15,14 +15,12 @@ use std::{
 
 use signal_hook::consts::{SIGHUP, SIGTERM};
 
-#[cfg(feature = "compiler")]
-use super::serving::compile_worker;
 use super::{
     Exit, Result,
     confine::confine,
     connect::DEFAULT_SERVER,
     edge, failure, notify, printable,
-    serving::{Serving, ServingPlan},
+    serving::{Serving, ServingPlan, compiler},
     usage,
 };
 use crate::{
@@ -98,8 +96,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
     own_state_dir(&loaded.config.state_dir())?;
     // First of all, so that no process inherits these.
     let inherited = Inherited::from_env().map_err(failure)?;
-    #[cfg(feature = "compiler")]
-    let worker = compile_worker();
+    let compiler = compiler();
     // It holds for threads that are started later.
     confine(&loaded.config);
     write_log_in_background()?;
@@ -112,10 +109,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
     let plan = ServingPlan {
         loaded,
         again,
-        #[cfg(feature = "compiler")]
-        quick: false,
-        #[cfg(feature = "compiler")]
-        worker,
+        compiler,
         always_store: false,
         inherited,
         end,

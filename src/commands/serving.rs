@@ -79,12 +79,8 @@ pub(super) struct ServingPlan {
     pub(super) loaded: Loaded,
     /// Reads the settings once more.
     pub(super) again: Box<ReadSettings>,
-    /// Components are compiled quickly, to code that runs slowly.
-    #[cfg(feature = "compiler")]
-    pub(super) quick: bool,
-    /// Starts the processes that compile.
-    #[cfg(feature = "compiler")]
-    pub(super) worker: CompileWorker,
+    /// As [`compiler`] has it.
+    pub(super) compiler: CompilerConfig,
     /// Whether the store is opened even if no service is granted it yet.
     pub(super) always_store: bool,
     /// Listeners that the process was started with.
@@ -117,10 +113,7 @@ impl Serving {
         let ServingPlan {
             loaded,
             again,
-            #[cfg(feature = "compiler")]
-            quick,
-            #[cfg(feature = "compiler")]
-            worker,
+            compiler,
             always_store,
             mut inherited,
             end,
@@ -147,15 +140,7 @@ impl Serving {
         let scheduler = Scheduler::of_this_machine();
         bound_principals(&scheduler, &config.principals);
         let policy = ServicePolicies::new(&config, store.opened(), Arc::clone(&scheduler));
-        #[cfg_attr(
-            not(feature = "compiler"),
-            allow(unused_mut, reason = "nothing compiles")
-        )]
-        let mut sandbox = sandbox_config(&config, &policy, &memory);
-        #[cfg(feature = "compiler")]
-        {
-            (sandbox.compiler.worker, sandbox.compiler.quick) = (Some(worker), quick);
-        }
+        let sandbox = sandbox_config(&config, &policy, &memory, compiler);
         let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
         let catalog = load_catalog(&config, policy, &sandbox)?;
         let metrics = Arc::new(Metrics::with_history(divided.history));
@@ -324,6 +309,7 @@ pub(super) fn sandbox_config(
     config: &Config,
     policy: &ServicePolicies,
     memory: &Arc<Budget>,
+    compiler: CompilerConfig,
 ) -> SandboxConfig {
     SandboxConfig {
         call_depth: CALL_DEPTH,
@@ -331,7 +317,7 @@ pub(super) fn sandbox_config(
         largest_instance: policy.largest_instance(),
         instances: MemoryPlan::of(config).instances,
         memory: Arc::clone(memory),
-        compiler: CompilerConfig::default(),
+        compiler,
     }
 }
 
@@ -470,6 +456,15 @@ fn compact(store: &Store) {
     match store.compact().and_then(|()| store.size()) {
         Ok(after) => tracing::info!("store: {} bytes after compaction", after.on_disk),
         Err(error) => tracing::warn!("store: not compacted: {error}"),
+    }
+}
+
+/// How a server compiles, if it can.
+pub(super) fn compiler() -> CompilerConfig {
+    CompilerConfig {
+        #[cfg(feature = "compiler")]
+        worker: Some(compile_worker()),
+        ..CompilerConfig::default()
     }
 }
 

@@ -23,7 +23,7 @@ use super::{
     live_settings::Applied,
     printable,
     serve::{listen_for_signals, start_log, write_log_in_background},
-    serving::{Serving, ServingPlan, compile_worker},
+    serving::{Serving, ServingPlan, compiler},
     usage,
 };
 use crate::{
@@ -33,6 +33,7 @@ use crate::{
     dispatch::{Dispatcher, Handle, Outcome, Reply, Request},
     log::Format,
     project::{Built, DEV_STATE, Kind, Project, SETTINGS, build},
+    sandbox::CompilerConfig,
     transport::Inherited,
     wire::{Code, ErrorBody, Header, Payload, codes::BUILDING},
 };
@@ -112,10 +113,12 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         // First of all, so that no process inherits these.
         let inherited = Inherited::from_env().map_err(failure)?;
         let plan = ServingPlan {
-            worker: compile_worker(),
+            compiler: CompilerConfig {
+                quick: true,
+                ..compiler()
+            },
             loaded,
             again,
-            quick: true,
             // A grant may come with any change.
             always_store: true,
             inherited,

@@ -18,7 +18,8 @@ use crate::{
     host::grant_for,
     log::Format,
     sandbox::{
-        Ahead, CompileWorker, Head, LoadError, Precompiled, Sandbox, Sections, is_machine_code,
+        Ahead, CompileWorker, CompilerConfig, Head, LoadError, Precompiled, Sandbox, Sections,
+        is_machine_code,
     },
     scheduler::Scheduler,
 };
@@ -79,8 +80,11 @@ impl Inspector {
         let policy = ServicePolicies::new(&config, None, Scheduler::new(1)).for_inspection();
         let memory = Budget::new(MemoryPlan::of(&config).shared);
         let worker = serving::compile_worker();
-        let mut sandbox = serving::sandbox_config(&config, &policy, &memory);
-        sandbox.compiler.worker = Some(worker.clone());
+        let compiler = CompilerConfig {
+            worker: Some(worker.clone()),
+            ..CompilerConfig::default()
+        };
+        let sandbox = serving::sandbox_config(&config, &policy, &memory, compiler);
         let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
         let settings = LoadSettings {
             dir: PathBuf::new(),
