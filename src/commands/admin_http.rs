@@ -169,9 +169,7 @@ impl Endpoint {
 
     /// Changes something; status and answer.
     pub(super) fn post(&self, path: &str, body: &str) -> Result<(u16, Value)> {
-        let authorization = self.authorization()?;
-        // A server that is stopped is found out before the long wait.
-        self.exchange("GET", "/healthz", "", "", PAGE)?;
+        let authorization = self.to_change()?;
         let (status, answer) = self.exchange("POST", path, &authorization, body, CHANGE)?;
         Ok((status, serde_json::from_str(&answer).unwrap_or_default()))
     }
@@ -179,13 +177,9 @@ impl Endpoint {
     /// Has the server do something whose answer may be long, and writes it out;
     /// the status and, where it is not 200, the answer.
     pub(super) fn download(&self, path: &str, out: &mut dyn io::Write) -> Result<(u16, String)> {
-        let authorization = self.authorization()?;
-        self.exchange("GET", "/healthz", "", "", PAGE)?;
+        let authorization = self.to_change()?;
         let broke_off = |error: io::Error| self.broke_off(&error, DOWNLOAD);
-        let (mut connection, host) = self
-            .connect(Instant::now() + CONNECT)
-            .map_err(|error| self.unreachable(&error))?;
-        connection.deadline = Instant::now() + DOWNLOAD;
+        let (mut connection, host) = self.open(DOWNLOAD)?;
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}Content-Length: 0\r\nConnection: close\r\n\r\n"
         );
@@ -202,28 +196,21 @@ impl Endpoint {
             }
             head += &line;
         }
-        let status = head
-            .split(' ')
-            .nth(1)
-            .and_then(|status| status.parse().ok());
-        if status == Some(200) {
+        let status = status_of(&head);
+        if status == 200 {
             io::copy(&mut reader, out).map_err(broke_off)?;
             return Ok((200, String::new()));
         }
         let mut answer = String::new();
         let read = reader.take(MAX_READ as u64).read_to_string(&mut answer);
         read.map_err(broke_off)?;
-        Ok((status.unwrap_or(0), answer))
+        Ok((status, answer))
     }
 
     /// Sends a component, once the server wants it; status and answer.
     pub(super) fn put(&self, path: &str, body: &[u8]) -> Result<(u16, Value)> {
-        let authorization = self.authorization()?;
-        self.exchange("GET", "/healthz", "", "", PAGE)?;
-        let (mut connection, host) = self
-            .connect(Instant::now() + CONNECT)
-            .map_err(|error| self.unreachable(&error))?;
-        connection.deadline = Instant::now() + UPLOAD;
+        let authorization = self.to_change()?;
+        let (mut connection, host) = self.open(UPLOAD)?;
         let length = body.len();
         let head = format!(
             "PUT {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}Content-Type: application/wasm\r\n\
@@ -269,6 +256,13 @@ impl Endpoint {
         Ok(format!("Authorization: Bearer {token}\r\n"))
     }
 
+    /// The same for what takes long: a server that is stopped is found out before.
+    fn to_change(&self) -> Result<String> {
+        let authorization = self.authorization()?;
+        self.exchange("GET", "/healthz", "", "", PAGE)?;
+        Ok(authorization)
+    }
+
     fn exchange(
         &self,
         method: &str,
@@ -277,11 +271,7 @@ impl Endpoint {
         body: &str,
         patience: Duration,
     ) -> Result<(u16, String)> {
-        let deadline = Instant::now() + patience;
-        let (mut connection, host) = self
-            .connect(deadline.min(Instant::now() + CONNECT))
-            .map_err(|error| self.unreachable(&error))?;
-        connection.deadline = deadline;
+        let (mut connection, host) = self.open(patience)?;
         let length = body.len();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
@@ -297,6 +287,15 @@ impl Endpoint {
         let address = &self.address;
         let problem = format!("can't reach the admin endpoint {address}: {error}{hint}");
         (Exit::Unreachable, problem)
+    }
+
+    /// Connects for an exchange that takes so long at most.
+    fn open(&self, patience: Duration) -> Result<(Connection, String)> {
+        let (mut connection, host) = self
+            .connect(Instant::now() + CONNECT)
+            .map_err(|error| self.unreachable(&error))?;
+        connection.deadline = Instant::now() + patience;
+        Ok((connection, host))
     }
 
     /// A connection, and what the server is asked for by.
@@ -416,12 +415,13 @@ fn read_answer(connection: &mut Connection, mut answer: String) -> io::Result<(u
         )));
     }
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok())
-        .unwrap_or(0);
-    Ok((status, body.to_owned()))
+    Ok((status_of(head), body.to_owned()))
+}
+
+/// The status in the head of an answer; 0 where it has none.
+fn status_of(head: &str) -> u16 {
+    let status = head.split(' ').nth(1);
+    status.and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
 /// A text of the answer for a terminal.

@@ -5,9 +5,9 @@ use serde_json::Value;
 use super::{
     Exit, Result,
     admin_http::{self, AdminTargets, Endpoint, on_all, text},
-    failure, usage,
+    call::parse_request_id,
+    failure,
 };
-use crate::wire::header::is_request_id;
 
 /// Say what happened to one request that failed or was slow
 ///
@@ -19,6 +19,7 @@ use crate::wire::header::is_request_id;
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The id that the caller gave the request
+    #[arg(value_parser = parse_request_id)]
     request_id: String,
     #[command(flatten)]
     targets: AdminTargets,
@@ -29,11 +30,6 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         request_id,
         targets,
     } = arguments;
-    if !is_request_id(request_id) {
-        return Err(usage(format!(
-            "{request_id:?} is no request id: 1 to 64 letters, digits, dots, dashes, underscores"
-        )));
-    }
     let servers = targets.endpoints()?;
     let recorded = on_all(&servers, |server| recorded(server, request_id));
     let (mut found, mut problem) = (false, None);

@@ -9,10 +9,15 @@ use std::{
 
 use serde_json::json;
 
-use super::{Exit, Result, call::read_payload, connect::Connect, failure, printable, usage};
+use super::{
+    Exit, Result,
+    call::{as_payload, read_payload},
+    connect::Connect,
+    failure, printable, usage,
+};
 use crate::{
     load::{self, Frames, Http, Length, LoadPlan, Measured, Pace, Progress, Protocol},
-    wire::{Payload, Topic, Version, json as wire_json},
+    wire::{Topic, Version},
 };
 
 /// How often progress is shown.
@@ -92,15 +97,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let topic = Topic::parse(&arguments.topic)
         .map_err(|_| usage(format!("{:?} is no topic, as echo.say is", arguments.topic)))?;
     let payload = payload(arguments)?;
-    let payload = if arguments.binary {
-        Payload::Binary(&payload)
-    } else {
-        let hint = "; quote it for the shell, or use --binary for bytes";
-        Payload::Json(
-            wire_json::check(&payload)
-                .map_err(|error| usage(format!("the payload is {error}{hint}")))?,
-        )
-    };
+    let payload = as_payload(&payload, arguments.binary)?;
     let plan = LoadPlan {
         depth: arguments.pipeline as usize,
         pace: arguments
