@@ -6,7 +6,6 @@ use std::{
     ffi::OsStr,
     io::{self, BufRead as _, IsTerminal as _},
     net::SocketAddr,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -31,6 +30,7 @@ use crate::{
     client::{self, Client},
     config::{self, Config, Flags, Loaded},
     dispatch::{Dispatcher, Handle, Outcome, Reply, Request},
+    files::Stamp,
     log::Format,
     project::{Built, DEV_STATE, Kind, Project, SETTINGS, build},
     sandbox::CompilerConfig,
@@ -317,8 +317,8 @@ impl Watched {
     fn look(&self) -> Sources {
         let mut found = sources(&self.dir);
         for file in &self.with {
-            if let Ok(metadata) = std::fs::metadata(file) {
-                found.insert(file.clone(), looks(&metadata));
+            if let Ok(stamp) = Stamp::of(file) {
+                found.insert(file.clone(), stamp);
             }
         }
         found
@@ -356,9 +356,8 @@ fn watch(watched: &Watched, mut built: Sources, wake: &mpsc::Sender<Event>) {
     }
 }
 
-/// Files by name, with size and the time of their last change, which no tool
-/// sets back.
-type Sources = BTreeMap<PathBuf, (u64, i64, i64)>;
+/// Files by name.
+type Sources = BTreeMap<PathBuf, Stamp>;
 
 fn sources(dir: &Path) -> Sources {
     let mut found = Sources::new();
@@ -376,16 +375,16 @@ fn sources(dir: &Path) -> Sources {
             let hidden = name.starts_with('.') && name != ".cargo";
             if metadata.is_dir() && !hidden && !NOT_SOURCES.contains(&&*name) {
                 dirs.push(entry.path());
-            } else if metadata.is_file() && !hidden && !WRITTEN_BY_TOOLS.contains(&&*name) {
-                found.insert(entry.path(), looks(&metadata));
+            } else if metadata.is_file()
+                && !hidden
+                && !WRITTEN_BY_TOOLS.contains(&&*name)
+                && let Ok(stamp) = Stamp::of(&entry.path())
+            {
+                found.insert(entry.path(), stamp);
             }
         }
     }
     found
-}
-
-fn looks(metadata: &std::fs::Metadata) -> (u64, i64, i64) {
-    (metadata.len(), metadata.ctime(), metadata.ctime_nsec())
 }
 
 /// What stands between clients and the project's service.
