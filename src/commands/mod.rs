@@ -158,16 +158,20 @@ fn every(
     pause: Duration,
     mut work: impl FnMut() -> bool + Send + 'static,
 ) -> io::Result<()> {
-    let repeat = move || {
+    spawn(name, move || {
         loop {
             thread::sleep(pause);
             if !work() {
                 return;
             }
         }
-    };
+    })
+}
+
+/// Starts a thread of this name.
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let named = thread::Builder::new().name(name.into());
-    named.spawn(repeat).map(drop)
+    named.spawn(work).map(drop)
 }
 
 /// Untrusted text for a terminal, on one line: what would move the cursor,

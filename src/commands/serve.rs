@@ -9,7 +9,6 @@ use std::{
         atomic::{AtomicBool, Ordering::SeqCst},
         mpsc::{self, RecvTimeoutError},
     },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -21,7 +20,7 @@ use super::{
     connect::DEFAULT_SERVER,
     edge, failure, notify, printable,
     serving::{Serving, ServingPlan, compiler},
-    usage,
+    spawn, usage,
 };
 use crate::{
     catalog::Catalog,
@@ -167,15 +166,8 @@ fn own_state_dir(dir: &Path) -> std::result::Result<(), (Exit, String)> {
 
 /// Whether somebody accepts there. The kernel alone answers until the backlog
 /// is full, which is when nobody has accepted for long.
-fn takes_connections(mut address: SocketAddr) -> bool {
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() {
-            Ipv4Addr::LOCALHOST.into()
-        } else {
-            Ipv6Addr::LOCALHOST.into()
-        });
-    }
-    TcpStream::connect_timeout(&address, ALIVE_WITHIN).is_ok()
+fn takes_connections(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&reached(address), ALIVE_WITHIN).is_ok()
 }
 
 pub(super) fn start_log(
@@ -234,15 +226,11 @@ fn follow_hangups(serving: &Serving) -> io::Result<()> {
 fn follow(signal: i32, name: &str, react: impl Fn() + Send + 'static) -> io::Result<()> {
     let (mut reader, writer) = io::pipe()?;
     signal_hook::low_level::pipe::register(signal, writer)?;
-    let read = move || {
+    spawn(name, move || {
         while reader.read_exact(&mut [0]).is_ok() {
             react();
         }
-    };
-    thread::Builder::new()
-        .name(name.into())
-        .spawn(read)
-        .map(drop)
+    })
 }
 
 /// Says where it listens and what it serves, on a thread of its own: a reader
@@ -314,10 +302,7 @@ fn announce(
         let mut out = io::stdout().lock();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     };
-    if let Err(error) = thread::Builder::new()
-        .name("mb-announce".into())
-        .spawn(print)
-    {
+    if let Err(error) = spawn("mb-announce", print) {
         tracing::warn!("where it listens is not written to standard output: {error}");
     }
 }
@@ -325,9 +310,9 @@ fn announce(
 /// The flag with which a client on this machine reaches one of the addresses;
 /// none where it needs none.
 fn server_flag(wire: &[SocketAddr]) -> String {
-    let reached: Vec<_> = wire.iter().map(reached).collect();
+    let reached: Vec<_> = wire.iter().map(|address| reached(*address)).collect();
     match reached.first() {
-        Some(first) if !reached.iter().any(|address| address == DEFAULT_SERVER) => {
+        Some(first) if !reached.iter().any(|at| at.to_string() == DEFAULT_SERVER) => {
             format!(" --server {first}")
         }
         _ => String::new(),
@@ -338,20 +323,20 @@ fn server_flag(wire: &[SocketAddr]) -> String {
 fn curl(wire: &[SocketAddr], config: &Config) -> String {
     match wire.first() {
         Some(first) if config.protocols.contains(&Protocol::Http) => {
-            format!(", or curl http://{}/services", reached(first))
+            format!(", or curl http://{}/services", reached(*first))
         }
         _ => String::new(),
     }
 }
 
 /// How a client on this machine reaches a listener.
-fn reached(address: &SocketAddr) -> String {
+fn reached(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    SocketAddr::new(ip, address.port()).to_string()
+    SocketAddr::new(ip, address.port())
 }
 
 #[cfg(test)]
