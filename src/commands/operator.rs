@@ -178,9 +178,7 @@ impl Operator {
     /// Calls an action once, as the operator.
     fn try_action(&self, service: &str, body: &Body) -> Result<Value, String> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let Body {
-            action, payload, ..
-        } = body;
+        let (action, payload) = (&body.action, &body.payload);
         let version = body.version.as_deref().unwrap_or("1.0.0");
         let timeout = body
             .timeout_ms

@@ -99,9 +99,11 @@ fn overview(servers: &[Endpoint]) -> (String, Exit) {
     (out, exit.max(Exit::Failure))
 }
 
-/// Whether a server is ready, a line about it, and what it serves by name and
-/// version.
-fn look(server: &Endpoint) -> admin_http::Result<(bool, String, Vec<(String, String)>)> {
+/// What a server has under the name and version of each service.
+type Served = BTreeMap<String, String>;
+
+/// Whether a server is ready, a line about it, and what it serves.
+fn look(server: &Endpoint) -> admin_http::Result<(bool, String, Served)> {
     let ready = server.get("/readyz")?;
     let version = server.get("/version")?;
     let services = server.get("/services")?;

@@ -25,7 +25,7 @@ pub(super) enum Command {
     Wit(wit::Arguments),
     Compile(compile::Arguments),
     Inspect(inspect::Arguments),
-    Bench(bench::Arguments),
+    Bench(Box<bench::Arguments>),
     Cert(cert::Arguments),
     /// Compile a component from standard input to standard output; the server
     /// calls this
