@@ -3,12 +3,14 @@
 use std::io::{Read, Write};
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
-    Admin, JSON_UTF8, Page,
+    Admin, Page,
     gateway::Request,
+    page,
     pages::{Query, decode},
+    refuse,
     routes::{Route, Takes},
     shown, token,
 };
@@ -110,10 +112,6 @@ impl Write for Headed<'_> {
     fn flush(&mut self) -> std::io::Result<()> {
         self.out.flush()
     }
-}
-
-fn refuse(status: u16, error: &str) -> Page {
-    (status, JSON_UTF8, json!({"error": error}).to_string())
 }
 
 impl Admin {
@@ -257,8 +255,8 @@ impl Admin {
             check,
         });
         match held {
-            Ok(verdict) => (200, JSON_UTF8, verdict.to_string()),
-            Err(refused) => (409, JSON_UTF8, refused.to_string()),
+            Ok(verdict) => page(200, &verdict),
+            Err(refused) => page(409, &refused),
         }
     }
 
@@ -273,7 +271,7 @@ impl Admin {
             .operations
             .change((route.method, route.path), &name, &body)
         {
-            Ok(answer) => (200, JSON_UTF8, answer.to_string()),
+            Ok(answer) => page(200, &answer),
             Err(Refused(status, error)) => refuse(status, &error),
         }
     }

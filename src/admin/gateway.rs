@@ -17,10 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::json;
 use socket2::Socket;
 
-use super::{Admin, JSON_UTF8, LINES, Page, routes, token};
+use super::{Admin, LINES, Page, refuse, routes, token};
 use crate::{
     budget::{Budget, Reservation},
     http::reason,
@@ -760,8 +759,8 @@ fn find(bytes: &[u8], wanted: &[u8], from: usize) -> Option<usize> {
 
 /// Returns head and body of a refusal.
 fn refusal((status, error): HttpError) -> (Vec<u8>, String) {
-    let body = json!({"error": error}).to_string();
-    (head(status, JSON_UTF8, body.len(), None), body)
+    let (status, kind, body) = refuse(status, error);
+    (head(status, kind, body.len(), None), body)
 }
 
 /// Status and headers of an answer that comes in one piece, with its length,

@@ -70,6 +70,14 @@ type Page = (u16, &'static str, String);
 
 const JSON_UTF8: &str = "application/json; charset=utf-8";
 
+fn page(status: u16, value: &Value) -> Page {
+    (status, JSON_UTF8, value.to_string())
+}
+
+fn refuse(status: u16, error: &str) -> Page {
+    page(status, &json!({"error": error}))
+}
+
 impl Admin {
     /// Serves from threads of its own until the process ends.
     ///
@@ -84,8 +92,6 @@ impl Admin {
     }
 
     fn route(&self, request: &Request, upload: &mut dyn Read) -> Page {
-        let refuse =
-            |status: u16, error: &str| (status, JSON_UTF8, json!({"error": error}).to_string());
         if !request.may_look || !self.is_addressed(request) {
             static FOREIGN: Limiter = Limiter::audit();
             if FOREIGN.allows("admin endpoint under a foreign name") {
@@ -142,7 +148,7 @@ impl Admin {
             "/healthz" => (200, "ok"),
             _ => pages::readiness_word(self.operations.accepting()),
         };
-        Some((status, JSON_UTF8, json!({"status": word}).to_string()))
+        Some(page(status, &json!({"status": word})))
     }
 
     fn is_addressed(&self, request: &Request) -> bool {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
-    Admin, JSON_UTF8, Page, assets, metrics_text,
+    Admin, Page, assets, metrics_text, page, refuse,
     routes::{LEVELS, PROMETHEUS, ROUTES, SORTS, openapi},
     version,
 };
@@ -93,14 +93,8 @@ pub(super) fn decode(text: &str) -> Option<String> {
 impl Admin {
     /// A page, or what is wrong with the parameters.
     pub(super) fn page(&self, route: &str, values: &[&str], query: &Query) -> Result<Page, String> {
-        let ok = |value: Value| Ok((200, JSON_UTF8, value.to_string()));
-        let none = |what: &str| {
-            Ok((
-                404,
-                JSON_UTF8,
-                json!({"error": format!("no such {what}")}).to_string(),
-            ))
-        };
+        let ok = |value: Value| Ok(page(200, &value));
+        let none = |what: &str| Ok(refuse(404, &format!("no such {what}")));
         match route {
             "/healthz" => ok(json!({"status": "ok"})),
             "/version" => ok(version()),
@@ -182,11 +176,8 @@ impl Admin {
                     })
                     .collect()
             };
-            return Some((
-                200,
-                JSON_UTF8,
-                json!({"routes": list(false), "changes": list(true)}).to_string(),
-            ));
+            let routes = json!({"routes": list(false), "changes": list(true)});
+            return Some(page(200, &routes));
         }
         assets::find(path).map(|(kind, text)| (200, kind, text.to_owned()))
     }
@@ -227,10 +218,9 @@ fn readiness(snapshot: &Snapshot) -> Page {
     } else {
         word
     };
-    (
+    page(
         status,
-        JSON_UTF8,
-        json!({
+        &json!({
             "status": word,
             "failedServices": failed,
             "resetDefects": reset_defects,
@@ -238,8 +228,7 @@ fn readiness(snapshot: &Snapshot) -> Page {
             "servicesFolderError": snapshot.services_folder,
             "staleFiles": snapshot.stale_files,
             "store": snapshot.store,
-        })
-        .to_string(),
+        }),
     )
 }
 
