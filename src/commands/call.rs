@@ -408,7 +408,7 @@ pub(super) fn as_payload(
 
 /// Prints an answer, as it is to a file or another program, and harmless to a
 /// terminal. A reader that has seen enough is no failure.
-fn print(answer: &[u8], end: &[u8]) -> Result {
+pub(super) fn print(answer: &[u8], end: &[u8]) -> Result {
     let terminal = io::stdout().is_terminal();
     let shown = if terminal {
         for_terminal(answer)
