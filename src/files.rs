@@ -3,9 +3,9 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, File},
+    fs::{self, DirBuilder, File},
     io::{self, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process,
     time::{Duration, SystemTime},
@@ -44,6 +44,14 @@ impl Stamp {
             inode: metadata.ino(),
         })
     }
+}
+
+/// Creates a folder that only this user can use, and those above it.
+///
+/// # Errors
+/// If the file system refuses.
+pub fn private_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 /// Writes a file in the place of one that may be there.

@@ -3,63 +3,45 @@
 use std::io::{Read, Write};
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
-    Admin, JSON_UTF8, Page,
+    Admin, Page,
     gateway::Request,
+    page,
     pages::{Query, decode},
+    refuse,
     routes::{Route, Takes},
     shown, token,
 };
-use crate::log::{AUDIT, Limiter};
-
-/// Default timeout of an action that is tried, in milliseconds.
-const DEFAULT_TRY_MS: u64 = 5000;
-/// Longest timeout of it.
-const MAX_TRY_MS: u64 = 60_000;
+use crate::{
+    log::{AUDIT, Limiter},
+    metrics::snapshot::Snapshot,
+};
 
 /// Lines about changes in a second.
 const MAX_CHANGES: u32 = 100;
 
-/// What the operator may do to a running server.
-pub trait Commands: Send + Sync {
-    /// Looks for changed components. Returns what changed.
-    ///
-    /// # Errors
-    /// Why that is not possible; the same applies below.
-    fn reload(&self) -> Result<Vec<String>, String>;
+/// What the endpoint shows and changes of a running server.
+pub trait Operations: Send + Sync {
+    /// Takes a snapshot.
+    fn snapshot(&self) -> Snapshot;
 
-    /// Reads the certificates again.
-    ///
-    /// # Errors
-    /// See above.
-    fn reload_tls(&self) -> Result<(), String>;
+    /// Whether the server does not drain.
+    fn accepting(&self) -> bool;
 
-    /// Reads the settings again and applies what can be applied. Returns the
-    /// result as JSON.
-    ///
-    /// # Errors
-    /// See above; nothing was changed.
-    fn reconfigure(&self) -> Result<Value, String>;
+    /// Describes a service in each of its versions; none if there is none.
+    fn describe(&self, service: &str) -> Vec<Value>;
 
-    /// Goes back to the file that a service had before the present one.
-    ///
-    /// # Errors
-    /// See above.
-    fn rollback(&self, service: &str, version: Option<&str>) -> Result<String, String>;
+    /// The settings, as they may be shown.
+    fn settings(&self) -> Value;
 
-    /// Undoes a rollback: serves the file in the services folder again.
+    /// Applies a change. `route` is method and path as in the table of routes,
+    /// `name` the parameter in the path.
     ///
     /// # Errors
-    /// See above.
-    fn undo_rollback(&self, service: &str, version: Option<&str>) -> Result<String, String>;
-
-    /// Enables or disables a service, or one of its versions.
-    ///
-    /// # Errors
-    /// See above.
-    fn switch(&self, service: &str, version: Option<&str>, on: bool) -> Result<String, String>;
+    /// Why that is not possible.
+    fn change(&self, route: (&str, &str), name: &str, body: &Body) -> Result<Value, Refused>;
 
     /// Receives a component, checks it and holds it. Returns what the check
     /// found.
@@ -68,39 +50,20 @@ pub trait Commands: Send + Sync {
     /// Why it is refused, as JSON.
     fn hold(&self, upload: Upload<'_>) -> Result<Value, Value>;
 
-    /// Serves the component with this digest that is held; or drops it, or serves
-    /// again what was served before it.
-    ///
-    /// # Errors
-    /// See above.
-    fn deploy(&self, file: &str, digest: &str, undo: bool) -> Result<String, String>;
-
-    /// Stops a call. Returns false if there is none of this number.
-    fn kill(&self, call: u64) -> bool;
-
-    /// Closes a connection gracefully. Returns false if there is none of this
-    /// number.
-    fn close(&self, connection: u64) -> bool;
-
-    /// Closes all connections of a principal gracefully. Returns how many.
-    fn close_principal(&self, principal: &str) -> usize;
-
-    /// Begins the drain of the server.
-    fn drain(&self);
-
     /// Writes a backup of the durable values. Returns how many entries it has.
     ///
     /// # Errors
     /// There is no store, or it or `out` fails.
-    fn export(&self, _out: &mut dyn Write) -> Result<u64, String> {
-        Err("there is no store".into())
-    }
+    fn export(&self, out: &mut dyn Write) -> Result<u64, String>;
+}
 
-    /// Calls an action once, as the operator. Returns the result as JSON.
-    ///
-    /// # Errors
-    /// If the request is not possible, as with an invalid version.
-    fn try_action(&self, attempt: &Attempt<'_>) -> Result<Value, String>;
+/// Status of a change that is refused, and why.
+pub struct Refused(pub u16, pub String);
+
+impl<E: Into<String>> From<E> for Refused {
+    fn from(error: E) -> Self {
+        Self(409, error.into())
+    }
 }
 
 /// A component that arrives.
@@ -115,31 +78,18 @@ pub struct Upload<'a> {
     pub check: bool,
 }
 
-/// An action that is tried.
-#[derive(Debug, Clone, Copy)]
-pub struct Attempt<'a> {
-    /// The service.
-    pub service: &'a str,
-    /// Its action.
-    pub action: &'a str,
-    /// The version that the caller is written against.
-    pub version: &'a str,
-    /// One JSON text.
-    pub payload: &'a str,
-    /// Milliseconds.
-    pub timeout: u64,
-}
-
+/// The fields of a body; each route has some of them.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "camelCase")]
-struct Body {
-    version: Option<String>,
-    action: Option<String>,
-    payload: Value,
-    timeout_ms: Option<u64>,
-    filter: Option<String>,
-    digest: Option<String>,
-    undo: bool,
+#[allow(missing_docs, reason = "the table of routes says what they are")]
+pub struct Body {
+    pub version: Option<String>,
+    pub action: String,
+    pub payload: Value,
+    pub timeout_ms: Option<u64>,
+    pub filter: String,
+    pub digest: String,
+    pub undo: bool,
 }
 
 /// Writes the head of an answer before its first bytes.
@@ -162,10 +112,6 @@ impl Write for Headed<'_> {
     fn flush(&mut self) -> std::io::Result<()> {
         self.out.flush()
     }
-}
-
-fn refuse(status: u16, error: &str) -> Page {
-    (status, JSON_UTF8, json!({"error": error}).to_string())
 }
 
 impl Admin {
@@ -225,7 +171,7 @@ impl Admin {
             return Some(page);
         }
         let mut out = Headed { out, begun: false };
-        let exported = self.commands.export(&mut out);
+        let exported = self.operations.export(&mut out);
         let said = match &exported {
             Ok(entries) => format!("{entries} entries were exported"),
             Err(error) => format!("the export failed: {error}"),
@@ -302,15 +248,15 @@ impl Admin {
             Err(error) => return refuse(400, &error),
         };
         let file = values.first().and_then(|name| decode(name));
-        let held = self.commands.hold(Upload {
+        let held = self.operations.hold(Upload {
             file: &file.unwrap_or_default(),
             body,
             force,
             check,
         });
         match held {
-            Ok(verdict) => (200, JSON_UTF8, verdict.to_string()),
-            Err(refused) => (409, JSON_UTF8, refused.to_string()),
+            Ok(verdict) => page(200, &verdict),
+            Err(refused) => page(409, &refused),
         }
     }
 
@@ -319,95 +265,14 @@ impl Admin {
             Ok(body) => body,
             Err(error) => return refuse(400, &error),
         };
-        let number = || values.first().and_then(|id| id.parse::<u64>().ok());
-        let name = values
-            .first()
-            .and_then(|name| decode(name))
-            .unwrap_or_default();
-        let done = |done: &str| (200, JSON_UTF8, json!({"done": done}).to_string());
-        let result = |result: Result<String, String>| match result {
-            Ok(message) => done(&message),
-            Err(error) => refuse(409, &error),
-        };
-        let version = body.version.as_deref();
-        match (route.method, route.path) {
-            ("POST", "/services/reload") => match self.commands.reload() {
-                Ok(changes) => (200, JSON_UTF8, json!({"changes": changes}).to_string()),
-                Err(error) => refuse(500, &error),
-            },
-            ("POST", "/tls/reload") => result(
-                self.commands
-                    .reload_tls()
-                    .map(|()| "the certificates were read again".into()),
-            ),
-            ("POST", "/config/reload") => match self.commands.reconfigure() {
-                Ok(applied) => (200, JSON_UTF8, applied.to_string()),
-                Err(error) => refuse(409, &error),
-            },
-            ("POST", "/services/{name}/rollback") => result(if body.undo {
-                self.commands.undo_rollback(&name, version)
-            } else {
-                self.commands.rollback(&name, version)
-            }),
-            ("POST", "/services/{name}/deploy") => match &body.digest {
-                Some(digest) => result(self.commands.deploy(&name, digest, body.undo)),
-                None => refuse(400, "the body lacks digest"),
-            },
-            ("POST", "/services/{name}/disable") => {
-                result(self.commands.switch(&name, version, false))
-            }
-            ("POST", "/services/{name}/enable") => {
-                result(self.commands.switch(&name, version, true))
-            }
-            ("POST", "/services/{name}/try") => self.attempt(&name, &body),
-            ("POST", "/principals/{name}/disconnect") => {
-                let closed = self.commands.close_principal(&name);
-                (200, JSON_UTF8, json!({"closed": closed}).to_string())
-            }
-            ("POST", "/log/filter") => {
-                let Some(filter) = &body.filter else {
-                    return refuse(400, "the body lacks filter");
-                };
-                result(
-                    crate::log::set_filter(filter)
-                        .map(|()| format!("the log shows {filter} from now on")),
-                )
-            }
-            ("POST", "/drain") => {
-                self.commands.drain();
-                done("the server drains")
-            }
-            ("DELETE", "/calls/{id}") => match number().is_some_and(|id| self.commands.kill(id)) {
-                true => done("it is stopped by its next tick"),
-                false => refuse(404, "no such call: it may have ended"),
-            },
-            ("DELETE", "/connections/{id}") => {
-                match number().is_some_and(|id| self.commands.close(id)) {
-                    true => done("it is closed when what was begun is answered"),
-                    false => refuse(404, "no such connection: it may have ended"),
-                }
-            }
-            _ => refuse(404, "no such page; / lists them"),
-        }
-    }
-
-    fn attempt(&self, service: &str, body: &Body) -> Page {
-        let Some(action) = &body.action else {
-            return refuse(400, "the body lacks action");
-        };
-        let attempt = Attempt {
-            service,
-            action,
-            version: body.version.as_deref().unwrap_or("1.0.0"),
-            payload: &body.payload.to_string(),
-            timeout: body
-                .timeout_ms
-                .unwrap_or(DEFAULT_TRY_MS)
-                .clamp(1, MAX_TRY_MS),
-        };
-        match self.commands.try_action(&attempt) {
-            Ok(outcome) => (200, JSON_UTF8, outcome.to_string()),
-            Err(error) => refuse(409, &error),
+        let name = values.first().and_then(|name| decode(name));
+        let name = name.unwrap_or_default();
+        match self
+            .operations
+            .change((route.method, route.path), &name, &body)
+        {
+            Ok(answer) => page(200, &answer),
+            Err(Refused(status, error)) => refuse(status, &error),
         }
     }
 }
@@ -415,9 +280,7 @@ impl Admin {
 fn read_body(request: &Request, route: &Route) -> Result<Body, String> {
     let text = std::str::from_utf8(&request.body)
         .map_err(|error| format!("the body can't be read: {error}"))?;
-    if text.trim().is_empty() {
-        return Ok(Body::default());
-    }
+    let text = if text.trim().is_empty() { "{}" } else { text };
     let value: Value =
         serde_json::from_str(text).map_err(|error| format!("the body is no JSON: {error}"))?;
     let fields = value.as_object().ok_or("the body is no JSON object")?;
@@ -430,6 +293,13 @@ fn read_body(request: &Request, route: &Route) -> Result<Body, String> {
             "the body has the field {unknown:?}; known here: {}",
             known.join(", ")
         ));
+    }
+    if let Some(missing) = route
+        .required
+        .iter()
+        .find(|name| !fields.contains_key(**name))
+    {
+        return Err(format!("the body lacks {missing}"));
     }
     serde_json::from_value(value).map_err(|error| format!("the body does not fit: {error}"))
 }

@@ -33,7 +33,7 @@ impl Admin {
             .last()
             .map_or(0, |line| line.number);
         loop {
-            let snapshot = (self.snapshot)();
+            let snapshot = self.operations.snapshot();
             let new = lines::LINES.after(last, MAX_LINES, |_| true);
             last = new.last().map_or(last, |line| line.number);
             let event = json!({

@@ -309,7 +309,7 @@ mod tests {
         };
         let text = render(&Snapshot {
             store: Some(store),
-            ..(crate::admin::tests::admin().snapshot)()
+            ..crate::admin::tests::admin().operations.snapshot()
         });
         let heads = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         let heads: BTreeSet<_> = heads.filter_map(|head| head.split(' ').next()).collect();

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-pub use change::{Attempt, Commands, Upload};
+pub use change::{Body, Operations, Refused, Upload};
 pub use gateway::{AdminListener, MAX_ANSWER};
 use gateway::{Gateway, Request};
 use pages::Query;
@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 use crate::{
     log::{AUDIT, Limiter},
-    metrics::{Metrics, snapshot::Snapshot},
+    metrics::Metrics,
 };
 
 /// Time that the end of the process waits for answers.
@@ -35,25 +35,14 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Limits lines about errors of the endpoint.
 static LINES: Limiter = Limiter::new();
 
-/// Describes a service in each of its versions; none if there is none.
-pub type Describe = dyn Fn(&str) -> Vec<Value> + Send + Sync;
-
 /// What the endpoint needs.
 pub struct Admin {
-    /// Takes a snapshot.
-    pub snapshot: Box<dyn Fn() -> Snapshot + Send + Sync>,
-    /// Whether the server does not drain.
-    pub accepting: Box<dyn Fn() -> bool + Send + Sync>,
-    /// Describes a service in each of its versions; none if there is none.
-    pub services: Box<Describe>,
+    /// What it shows and changes.
+    pub operations: Box<dyn Operations>,
     /// Where the services are reached.
     pub listeners: Value,
-    /// The settings, as they may be shown.
-    pub settings: Box<dyn Fn() -> Value + Send + Sync>,
     /// Has the calls that failed or were slow.
     pub metrics: Arc<Metrics>,
-    /// Changes things.
-    pub commands: Box<dyn Commands>,
     /// The token that a change needs; none if no change is allowed.
     pub token: Option<String>,
     /// The token that deploying takes; none if nothing can be deployed.
@@ -81,6 +70,14 @@ type Page = (u16, &'static str, String);
 
 const JSON_UTF8: &str = "application/json; charset=utf-8";
 
+fn page(status: u16, value: &Value) -> Page {
+    (status, JSON_UTF8, value.to_string())
+}
+
+fn refuse(status: u16, error: &str) -> Page {
+    page(status, &json!({"error": error}))
+}
+
 impl Admin {
     /// Serves from threads of its own until the process ends.
     ///
@@ -95,8 +92,6 @@ impl Admin {
     }
 
     fn route(&self, request: &Request, upload: &mut dyn Read) -> Page {
-        let refuse =
-            |status: u16, error: &str| (status, JSON_UTF8, json!({"error": error}).to_string());
         if !request.may_look || !self.is_addressed(request) {
             static FOREIGN: Limiter = Limiter::audit();
             if FOREIGN.allows("admin endpoint under a foreign name") {
@@ -151,9 +146,9 @@ impl Admin {
         }
         let (status, word) = match request.path() {
             "/healthz" => (200, "ok"),
-            _ => pages::readiness_word((self.accepting)()),
+            _ => pages::readiness_word(self.operations.accepting()),
         };
-        Some((status, JSON_UTF8, json!({"status": word}).to_string()))
+        Some(page(status, &json!({"status": word})))
     }
 
     fn is_addressed(&self, request: &Request) -> bool {
@@ -204,33 +199,50 @@ pub fn is_loopback(address: &SocketAddr) -> bool {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
     use super::*;
-    use crate::metrics::snapshot::Totals;
+    use crate::metrics::snapshot::{Snapshot, Totals};
 
-    struct Nothing;
+    /// A server without anything.
+    #[derive(Default)]
+    struct Nothing {
+        /// A snapshot of it panics.
+        broken: bool,
+        /// Bytes of its settings.
+        size: Arc<AtomicUsize>,
+    }
 
-    impl Commands for Nothing {
-        fn reload(&self) -> Result<Vec<String>, String> {
-            Ok(Vec::new())
+    impl Operations for Nothing {
+        fn snapshot(&self) -> Snapshot {
+            assert!(!self.broken, "a defect");
+            Snapshot {
+                accepting: true,
+                totals: Totals::default(),
+                connections: vec![],
+                calls: vec![],
+                principals: vec![],
+                services: vec![],
+                invalid_certificates: vec![],
+                stale_files: vec![],
+                services_folder: None,
+                store: None,
+            }
         }
 
-        fn reload_tls(&self) -> Result<(), String> {
-            Err("nothing".into())
+        fn accepting(&self) -> bool {
+            true
         }
 
-        fn reconfigure(&self) -> Result<Value, String> {
-            Err("nothing".into())
+        fn describe(&self, _: &str) -> Vec<Value> {
+            Vec::new()
         }
 
-        fn rollback(&self, _: &str, _: Option<&str>) -> Result<String, String> {
-            Err("nothing".into())
+        fn settings(&self) -> Value {
+            Value::from("x".repeat(self.size.load(SeqCst)))
         }
 
-        fn undo_rollback(&self, _: &str, _: Option<&str>) -> Result<String, String> {
-            Err("nothing".into())
-        }
-
-        fn switch(&self, _: &str, _: Option<&str>, _: bool) -> Result<String, String> {
+        fn change(&self, _: (&str, &str), _: &str, _: &Body) -> Result<Value, Refused> {
             Err("nothing".into())
         }
 
@@ -238,50 +250,16 @@ pub(super) mod tests {
             Err("nothing".into())
         }
 
-        fn deploy(&self, _: &str, _: &str, _: bool) -> Result<String, String> {
-            Err("nothing".into())
-        }
-
-        fn close_principal(&self, _: &str) -> usize {
-            0
-        }
-
-        fn kill(&self, _: u64) -> bool {
-            false
-        }
-
-        fn close(&self, _: u64) -> bool {
-            false
-        }
-
-        fn drain(&self) {}
-
-        fn try_action(&self, _: &Attempt<'_>) -> Result<Value, String> {
+        fn export(&self, _: &mut dyn io::Write) -> Result<u64, String> {
             Err("nothing".into())
         }
     }
 
     pub(in crate::admin) fn admin() -> Admin {
-        let empty = || Snapshot {
-            accepting: true,
-            totals: Totals::default(),
-            connections: vec![],
-            calls: vec![],
-            principals: vec![],
-            services: vec![],
-            invalid_certificates: vec![],
-            stale_files: vec![],
-            services_folder: None,
-            store: None,
-        };
         Admin {
-            snapshot: Box::new(empty),
-            accepting: Box::new(|| true),
-            services: Box::new(|_| Vec::new()),
+            operations: Box::new(Nothing::default()),
             listeners: Value::Null,
-            settings: Box::new(|| Value::Null),
             metrics: Arc::default(),
-            commands: Box::new(Nothing),
             token: None,
             deploy_token: None,
             max_upload: 1024,
@@ -328,7 +306,10 @@ pub(super) mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         Admin {
-            snapshot: Box::new(|| panic!("a defect")),
+            operations: Box::new(Nothing {
+                broken: true,
+                ..Nothing::default()
+            }),
             ..admin()
         }
         .start(vec![AdminListener::Tcp(listener)])
@@ -354,15 +335,16 @@ pub(super) mod tests {
         use std::{
             io::{Read as _, Write as _},
             os::unix::net::{UnixListener, UnixStream},
-            sync::atomic::{AtomicUsize, Ordering::SeqCst},
         };
         const MIB: usize = 1024 * 1024;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
         let size = Arc::new(AtomicUsize::new(20 * MIB));
-        let sized = Arc::clone(&size);
         Admin {
-            settings: Box::new(move || Value::from("x".repeat(sized.load(SeqCst)))),
+            operations: Box::new(Nothing {
+                size: Arc::clone(&size),
+                ..Nothing::default()
+            }),
             ..admin()
         }
         .start(vec![AdminListener::Unix(

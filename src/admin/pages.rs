@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::{
-    Admin, JSON_UTF8, Page, assets, metrics_text,
+    Admin, Page, assets, metrics_text, page, refuse,
     routes::{LEVELS, PROMETHEUS, ROUTES, SORTS, openapi},
     version,
 };
@@ -93,21 +93,17 @@ pub(super) fn decode(text: &str) -> Option<String> {
 impl Admin {
     /// A page, or what is wrong with the parameters.
     pub(super) fn page(&self, route: &str, values: &[&str], query: &Query) -> Result<Page, String> {
-        let ok = |value: Value| Ok((200, JSON_UTF8, value.to_string()));
-        let none = |what: &str| {
-            Ok((
-                404,
-                JSON_UTF8,
-                json!({"error": format!("no such {what}")}).to_string(),
-            ))
-        };
+        let ok = |value: Value| Ok(page(200, &value));
+        let none = |what: &str| Ok(refuse(404, &format!("no such {what}")));
         match route {
             "/healthz" => ok(json!({"status": "ok"})),
             "/version" => ok(version()),
-            "/readyz" => Ok(readiness(&(self.snapshot)())),
-            "/connections" => ok(json!({"connections": connections(&(self.snapshot)(), query)?})),
+            "/readyz" => Ok(readiness(&self.operations.snapshot())),
+            "/connections" => {
+                ok(json!({"connections": connections(&self.operations.snapshot(), query)?}))
+            }
             "/connections/{id}" => {
-                let snapshot = (self.snapshot)();
+                let snapshot = self.operations.snapshot();
                 let Some(row) = snapshot.connections.iter().find(|row| row.id == values[0]) else {
                     return none("connection");
                 };
@@ -118,7 +114,7 @@ impl Admin {
                     .collect();
                 ok(json!({"connection": row, "calls": calls}))
             }
-            "/calls" => ok(json!({"calls": (self.snapshot)().calls})),
+            "/calls" => ok(json!({"calls": self.operations.snapshot().calls})),
             "/calls/past" => {
                 let (id, service) = (query.get("requestId"), query.get("service"));
                 let fits = |call: &crate::metrics::PastCall| {
@@ -128,13 +124,13 @@ impl Admin {
                 };
                 ok(json!({"calls": self.metrics.history.find(query.limit()?, fits)}))
             }
-            "/services" => ok(json!({"services": (self.snapshot)().services})),
+            "/services" => ok(json!({"services": self.operations.snapshot().services})),
             "/services/{name}" => {
-                let mut versions = (self.services)(values[0]);
+                let mut versions = self.operations.describe(values[0]);
                 if versions.is_empty() {
                     return none("service");
                 }
-                let snapshot = (self.snapshot)();
+                let snapshot = self.operations.snapshot();
                 for version in &mut versions {
                     let row = snapshot.services.iter().find(|row| {
                         row.name == values[0]
@@ -150,9 +146,13 @@ impl Admin {
                 ok(json!({"name": values[0], "versions": versions, "lastCalls": past}))
             }
             "/listeners" => ok(json!({"listeners": self.listeners})),
-            "/config" => ok((self.settings)()),
+            "/config" => ok(self.operations.settings()),
             "/log" => ok(json!({"lines": log(query)?, "filter": crate::log::filter()})),
-            "/metrics" => Ok((200, PROMETHEUS, metrics_text::render(&(self.snapshot)()))),
+            "/metrics" => Ok((
+                200,
+                PROMETHEUS,
+                metrics_text::render(&self.operations.snapshot()),
+            )),
             "/openapi.json" => ok(openapi()),
             _ => none("page"),
         }
@@ -176,11 +176,8 @@ impl Admin {
                     })
                     .collect()
             };
-            return Some((
-                200,
-                JSON_UTF8,
-                json!({"routes": list(false), "changes": list(true)}).to_string(),
-            ));
+            let routes = json!({"routes": list(false), "changes": list(true)});
+            return Some(page(200, &routes));
         }
         assets::find(path).map(|(kind, text)| (200, kind, text.to_owned()))
     }
@@ -221,10 +218,9 @@ fn readiness(snapshot: &Snapshot) -> Page {
     } else {
         word
     };
-    (
+    page(
         status,
-        JSON_UTF8,
-        json!({
+        &json!({
             "status": word,
             "failedServices": failed,
             "resetDefects": reset_defects,
@@ -232,8 +228,7 @@ fn readiness(snapshot: &Snapshot) -> Page {
             "servicesFolderError": snapshot.services_folder,
             "staleFiles": snapshot.stale_files,
             "store": snapshot.store,
-        })
-        .to_string(),
+        }),
     )
 }
 

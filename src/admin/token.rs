@@ -4,7 +4,6 @@
 use std::{
     fs,
     io::{self, Read as _},
-    os::unix::fs::DirBuilderExt as _,
     path::Path,
 };
 
@@ -18,27 +17,16 @@ const MIN_SIZE: usize = 16;
 /// Longest file that is read as one, in bytes.
 const MAX_FILE: u64 = 1024;
 
-/// Reads the token, or creates one that only this user can read. A file in
-/// which a first start was cut off (empty, or a part of a token) is replaced.
+/// Reads the token, or creates one that only this user can read.
 ///
 /// # Errors
 /// If the file can't be read or created, or holds something else.
 pub fn load_or_create(file: &Path) -> io::Result<String> {
     if let Some(dir) = file.parent() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)?;
+        files::private_dir(dir)?;
         trusted::check(dir)?;
     }
     let created = match trusted::open(file, Purpose::Data).and_then(read) {
-        Ok(text) if is_cut_off(&text) => {
-            tracing::warn!(
-                "{} is empty or cut off, as by a full disk; a new token is created",
-                file.display()
-            );
-            files::replace(file, files::PRIVATE, new_token()?.as_bytes())
-        }
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             files::create(file, files::PRIVATE, new_token()?.as_bytes())
@@ -67,14 +55,6 @@ fn new_token() -> io::Result<String> {
     getrandom::fill(&mut bytes)?;
     let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(token + "\n")
-}
-
-/// Whether this is what a write leaves that a full disk or a power cut ended:
-/// nothing, zeros, or the beginning of a token without its line feed.
-fn is_cut_off(text: &str) -> bool {
-    let of_a_token = |c: char| matches!(c, '0'..='9' | 'a'..='f');
-    text.chars().all(|c| c == '\0' || c.is_whitespace())
-        || text.len() < MIN_SIZE && text.chars().all(of_a_token)
 }
 
 /// Reads the token.
@@ -132,20 +112,16 @@ mod tests {
     }
 
     #[test]
-    fn what_a_full_disk_left_is_replaced_and_the_operators_own_is_not() {
+    fn a_file_that_holds_no_token_stays_as_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("admin.token");
-        for cut_off in ["", "\n", "\0\0\0\0", "3fa9", "0123456789abcde"] {
-            fs::write(&file, cut_off).unwrap();
-            let token = load_or_create(&file).unwrap();
-            assert_eq!(token.len(), 64, "{cut_off:?}");
-            assert_eq!(load(&file).unwrap(), token);
-        }
         fs::write(&file, "a token of my own\n").unwrap();
         assert_eq!(load_or_create(&file).unwrap(), "a token of my own");
-        fs::write(&file, "short\n").unwrap();
-        let error = load_or_create(&file).unwrap_err().to_string();
-        assert!(error.contains("delete it"), "{error}");
-        assert_eq!(fs::read_to_string(&file).unwrap(), "short\n");
+        for none in ["", "short\n"] {
+            fs::write(&file, none).unwrap();
+            let error = load_or_create(&file).unwrap_err().to_string();
+            assert!(error.contains("delete it"), "{error}");
+            assert_eq!(fs::read_to_string(&file).unwrap(), none);
+        }
     }
 }

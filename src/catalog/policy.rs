@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     config::{
         Bytes, Config, MemoryPlan, ServiceSettings, Services,
-        services::{Disabled, Overlay, settings_of},
+        services::{Disabled, settings_of},
     },
     host::{GrantError, Granted},
     sandbox::ComponentPolicy,
@@ -47,7 +47,7 @@ impl ServicePolicies {
     /// # Errors
     /// If they grant durable values and there is no store yet.
     pub(super) fn renewed(&self, config: &Config) -> Result<Self, String> {
-        let stored = |overlay: &Overlay| overlay.grants.keyvalue == Some(true);
+        let stored = |service: &ServiceSettings| service.grants.keyvalue == Some(true);
         if self.store.is_none() && config.services.values().any(stored) {
             return Err(
                 "grants.keyvalue is the first one, and the store is opened at the start: restart"
@@ -85,7 +85,7 @@ impl ServicePolicies {
     /// Linear memory of the largest instance that any service may have.
     #[must_use]
     pub fn largest_instance(&self) -> usize {
-        let own = self.services.values().filter_map(|overlay| overlay.memory);
+        let own = self.services.values().filter_map(|service| service.memory);
         own.chain([self.default_memory])
             .map(|memory| memory.0)
             .max()

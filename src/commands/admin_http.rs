@@ -41,21 +41,7 @@ const STOPPED: &str = "; is the server stopped (kill -CONT PID lets it go on), o
 /// Longest answer that is read with its head, in bytes.
 const MAX_READ: usize = MAX_ANSWER + 16 * 1024;
 
-/// Where the server is.
-#[derive(Debug, Clone, clap::Args)]
-pub(super) struct AdminTarget {
-    /// Admin endpoint of the server [default: as in the settings]
-    #[arg(long, value_name = "HOST:PORT|unix:FILE")]
-    admin: Option<String>,
-    /// Settings in TOML
-    #[arg(long, value_name = "FILE", env = "MB_CONFIG")]
-    config: Option<PathBuf>,
-    /// Send the token also to another machine, where everybody on the way can read it
-    #[arg(long)]
-    allow_unsecure: bool,
-}
-
-/// Where servers are, one or several.
+/// Where servers are.
 #[derive(Debug, Clone, clap::Args)]
 pub(super) struct AdminTargets {
     /// Admin endpoint of a server; repeat it for several [default: as in the settings]
@@ -74,8 +60,8 @@ pub(super) type Result<T> = std::result::Result<T, (Exit, String)>;
 /// The endpoint of one server.
 pub(super) struct Endpoint {
     pub(super) address: String,
-    config: Config,
     token_file: PathBuf,
+    deploy_token_file: PathBuf,
     allow_unsecure: bool,
     /// Where that is over TCP, looked up once: the token goes where it was
     /// found to be allowed, and nowhere else.
@@ -89,17 +75,6 @@ impl AdminTargets {
             config,
             allow_unsecure,
         } = self;
-        let endpoint = |admin| {
-            AdminTarget {
-                admin,
-                config: config.clone(),
-                allow_unsecure: *allow_unsecure,
-            }
-            .endpoint()
-        };
-        if admin.is_empty() {
-            return Ok(vec![endpoint(None)?]);
-        }
         if admin.len() > MAX_SERVERS {
             return Err(usage(format!(
                 "--admin is there {} times, at most {MAX_SERVERS} are taken",
@@ -109,10 +84,12 @@ impl AdminTargets {
         if let Some(twice) = (1..admin.len()).find(|at| admin[..*at].contains(&admin[*at])) {
             return Err(usage(format!("--admin {} is there twice", admin[twice])));
         }
-        admin
-            .iter()
-            .map(|address| endpoint(Some(address.clone())))
-            .collect()
+        let config = config::load(config.as_deref(), Flags::default()).map_err(usage)?;
+        let endpoint = |admin| Endpoint::new(admin, &config.config, *allow_unsecure);
+        if admin.is_empty() {
+            return Ok(vec![endpoint(None)]);
+        }
+        Ok(admin.iter().cloned().map(Some).map(endpoint).collect())
     }
 }
 
@@ -138,20 +115,9 @@ pub(super) fn on_all<S: Borrow<Endpoint> + Sync, T: Send>(
     })
 }
 
-impl AdminTarget {
-    /// For a command that has these as arguments of its own.
-    pub(super) fn new(admin: String, config: Option<PathBuf>, allow_unsecure: bool) -> Self {
-        Self {
-            admin: Some(admin),
-            config,
-            allow_unsecure,
-        }
-    }
-
-    pub(super) fn endpoint(&self) -> Result<Endpoint> {
-        let config = config::load(self.config.as_deref(), Flags::default())
-            .map_err(usage)?
-            .config;
+impl Endpoint {
+    /// The one at `address`, else that of the settings.
+    pub(super) fn new(address: Option<String>, config: &Config, allow_unsecure: bool) -> Self {
         let config::Admin {
             host,
             port,
@@ -160,27 +126,23 @@ impl AdminTarget {
             deploy: _,
             deploy_token: _,
         } = &config.admin;
-        let own = if host.is_empty() {
-            format!("unix:{}", socket.display())
-        } else {
-            format!("{host}:{port}")
+        let own = || match host.is_empty() {
+            true => format!("unix:{}", socket.display()),
+            false => format!("{host}:{port}"),
         };
-        let address = self.admin.clone().unwrap_or(own);
-        Ok(Endpoint {
-            address,
+        Self {
+            address: address.unwrap_or_else(own),
             token_file: config.token_file(),
-            config,
-            allow_unsecure: self.allow_unsecure,
+            deploy_token_file: config.deploy_token_file(),
+            allow_unsecure,
             addresses: OnceLock::new(),
-        })
+        }
     }
-}
 
-impl Endpoint {
     /// The token for deploys, in place of the one for changes.
     pub(super) fn for_deploys(self) -> Self {
         Self {
-            token_file: self.config.deploy_token_file(),
+            token_file: self.deploy_token_file.clone(),
             ..self
         }
     }
@@ -207,9 +169,7 @@ impl Endpoint {
 
     /// Changes something; status and answer.
     pub(super) fn post(&self, path: &str, body: &str) -> Result<(u16, Value)> {
-        let authorization = self.authorization()?;
-        // A server that is stopped is found out before the long wait.
-        self.exchange("GET", "/healthz", "", "", PAGE)?;
+        let authorization = self.to_change()?;
         let (status, answer) = self.exchange("POST", path, &authorization, body, CHANGE)?;
         Ok((status, serde_json::from_str(&answer).unwrap_or_default()))
     }
@@ -217,13 +177,9 @@ impl Endpoint {
     /// Has the server do something whose answer may be long, and writes it out;
     /// the status and, where it is not 200, the answer.
     pub(super) fn download(&self, path: &str, out: &mut dyn io::Write) -> Result<(u16, String)> {
-        let authorization = self.authorization()?;
-        self.exchange("GET", "/healthz", "", "", PAGE)?;
+        let authorization = self.to_change()?;
         let broke_off = |error: io::Error| self.broke_off(&error, DOWNLOAD);
-        let (mut connection, host) = self
-            .connect(Instant::now() + CONNECT)
-            .map_err(|error| self.unreachable(&error))?;
-        connection.deadline = Instant::now() + DOWNLOAD;
+        let (mut connection, host) = self.open(DOWNLOAD)?;
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}Content-Length: 0\r\nConnection: close\r\n\r\n"
         );
@@ -240,28 +196,21 @@ impl Endpoint {
             }
             head += &line;
         }
-        let status = head
-            .split(' ')
-            .nth(1)
-            .and_then(|status| status.parse().ok());
-        if status == Some(200) {
+        let status = status_of(&head);
+        if status == 200 {
             io::copy(&mut reader, out).map_err(broke_off)?;
             return Ok((200, String::new()));
         }
         let mut answer = String::new();
         let read = reader.take(MAX_READ as u64).read_to_string(&mut answer);
         read.map_err(broke_off)?;
-        Ok((status.unwrap_or(0), answer))
+        Ok((status, answer))
     }
 
     /// Sends a component, once the server wants it; status and answer.
     pub(super) fn put(&self, path: &str, body: &[u8]) -> Result<(u16, Value)> {
-        let authorization = self.authorization()?;
-        self.exchange("GET", "/healthz", "", "", PAGE)?;
-        let (mut connection, host) = self
-            .connect(Instant::now() + CONNECT)
-            .map_err(|error| self.unreachable(&error))?;
-        connection.deadline = Instant::now() + UPLOAD;
+        let authorization = self.to_change()?;
+        let (mut connection, host) = self.open(UPLOAD)?;
         let length = body.len();
         let head = format!(
             "PUT {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}Content-Type: application/wasm\r\n\
@@ -307,6 +256,13 @@ impl Endpoint {
         Ok(format!("Authorization: Bearer {token}\r\n"))
     }
 
+    /// The same for what takes long: a server that is stopped is found out before.
+    fn to_change(&self) -> Result<String> {
+        let authorization = self.authorization()?;
+        self.exchange("GET", "/healthz", "", "", PAGE)?;
+        Ok(authorization)
+    }
+
     fn exchange(
         &self,
         method: &str,
@@ -315,11 +271,7 @@ impl Endpoint {
         body: &str,
         patience: Duration,
     ) -> Result<(u16, String)> {
-        let deadline = Instant::now() + patience;
-        let (mut connection, host) = self
-            .connect(deadline.min(Instant::now() + CONNECT))
-            .map_err(|error| self.unreachable(&error))?;
-        connection.deadline = deadline;
+        let (mut connection, host) = self.open(patience)?;
         let length = body.len();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
@@ -335,6 +287,15 @@ impl Endpoint {
         let address = &self.address;
         let problem = format!("can't reach the admin endpoint {address}: {error}{hint}");
         (Exit::Unreachable, problem)
+    }
+
+    /// Connects for an exchange that takes so long at most.
+    fn open(&self, patience: Duration) -> Result<(Connection, String)> {
+        let (mut connection, host) = self
+            .connect(Instant::now() + CONNECT)
+            .map_err(|error| self.unreachable(&error))?;
+        connection.deadline = Instant::now() + patience;
+        Ok((connection, host))
     }
 
     /// A connection, and what the server is asked for by.
@@ -454,12 +415,13 @@ fn read_answer(connection: &mut Connection, mut answer: String) -> io::Result<(u
         )));
     }
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok())
-        .unwrap_or(0);
-    Ok((status, body.to_owned()))
+    Ok((status_of(head), body.to_owned()))
+}
+
+/// The status in the head of an answer; 0 where it has none.
+fn status_of(head: &str) -> u16 {
+    let status = head.split(' ').nth(1);
+    status.and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
 /// A text of the answer for a terminal.

@@ -99,7 +99,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     }
 }
 
-fn parse_request_id(id: &str) -> std::result::Result<String, String> {
+pub(super) fn parse_request_id(id: &str) -> std::result::Result<String, String> {
     if is_request_id(id) {
         Ok(id.to_owned())
     } else {
@@ -118,16 +118,7 @@ fn parse_topic(topic: &str) -> std::result::Result<Topic<'_>, String> {
 fn run_one(arguments: &Arguments, topic: &str) -> Result {
     let topic = parse_topic(topic).map_err(usage)?;
     let payload = read_payload(arguments.payload.as_deref().unwrap_or_default())?;
-    let payload = if arguments.binary {
-        Payload::Binary(&payload)
-    } else if payload.is_empty() {
-        Payload::Json("")
-    } else {
-        let hint = "; quote it for the shell, or use --binary for bytes";
-        Payload::Json(
-            json::check(&payload).map_err(|e| usage(format!("the payload is {e}{hint}")))?,
-        )
-    };
+    let payload = as_payload(&payload, arguments.binary)?;
     let timeout = Duration::from_millis(arguments.timeout);
     let (version, idempotent) = (arguments.version, arguments.connect.retry > 0);
     let request = Request {
@@ -335,11 +326,11 @@ fn take(
     let line = match sent.and_then(Pending::wait) {
         Ok(Answer::Json(text)) => {
             tally.answered += 1;
-            format!("{{\"line\":{number},\"answer\":{text}}}\n")
+            format!("{{\"line\":{number},\"answer\":{text}}}")
         }
         Ok(Answer::Binary(bytes)) => {
             tally.answered += 1;
-            format!("{}\n", json!({"line": number, "bytes": bytes.len()}))
+            json!({"line": number, "bytes": bytes.len()}).to_string()
         }
         Err(ClientError::Answered(ServerError {
             code,
@@ -350,21 +341,15 @@ fn take(
             tally.errors += 1;
             let error =
                 json!({"code": code, "message": message, "origin": origin, "details": details});
-            format!(
-                "{}\n",
-                json!({"line": number, "requestId": id, "error": error})
-            )
+            json!({"line": number, "requestId": id, "error": error}).to_string()
         }
         Err(error) => {
             tally.lost += 1;
             let lost = json!({"message": error.to_string(), "mayHaveRun": error.may_have_run()});
-            format!(
-                "{}\n",
-                json!({"line": number, "requestId": id, "lost": lost})
-            )
+            json!({"line": number, "requestId": id, "lost": lost}).to_string()
         }
     };
-    print(line.as_bytes(), b"").map(drop)
+    print(line.as_bytes(), b"\n").map(drop)
 }
 
 impl Tally {
@@ -387,7 +372,8 @@ impl Tally {
     }
 }
 
-fn read_payload(argument: &str) -> std::result::Result<Vec<u8>, (Exit, String)> {
+/// A payload of the command line: itself, `-` for standard input, or `@FILE`.
+pub(super) fn read_payload(argument: &str) -> std::result::Result<Vec<u8>, (Exit, String)> {
     let mut payload = Vec::new();
     match argument.strip_prefix('@') {
         Some(file) => {
@@ -403,9 +389,26 @@ fn read_payload(argument: &str) -> std::result::Result<Vec<u8>, (Exit, String)> 
     Ok(payload)
 }
 
+/// The same as it is sent; nothing counts as null.
+pub(super) fn as_payload(
+    bytes: &[u8],
+    binary: bool,
+) -> std::result::Result<Payload<'_>, (Exit, String)> {
+    if binary {
+        return Ok(Payload::Binary(bytes));
+    }
+    if bytes.is_empty() {
+        return Ok(Payload::Json(""));
+    }
+    let hint = "; quote it for the shell, or use --binary for bytes";
+    let text = json::check(bytes);
+    text.map(Payload::Json)
+        .map_err(|error| usage(format!("the payload is {error}{hint}")))
+}
+
 /// Prints an answer, as it is to a file or another program, and harmless to a
 /// terminal. A reader that has seen enough is no failure.
-fn print(answer: &[u8], end: &[u8]) -> Result {
+pub(super) fn print(answer: &[u8], end: &[u8]) -> Result {
     let terminal = io::stdout().is_terminal();
     let shown = if terminal {
         for_terminal(answer)

@@ -5,8 +5,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -17,7 +15,7 @@ use landlock::{
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
-use crate::{config::Config, sandbox::cache_dir};
+use crate::{config::Config, files, sandbox::cache_dir};
 
 /// The newest one that is used: with it, files can't be cut off either.
 const WANTED: ABI = ABI::V3;
@@ -47,10 +45,7 @@ pub(super) fn confine(config: &Config) {
     for dir in &own {
         // Only a folder that is there can be allowed. One that can't be made
         // is complained about by who needs it.
-        let _ = fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir);
+        let _ = files::private_dir(dir);
     }
     match restrict(&own) {
         Ok(RulesetStatus::NotEnforced) => {
@@ -115,7 +110,7 @@ fn start_no_program() -> Result<(), Box<dyn std::error::Error>> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io, process::Command, thread};
+    use std::{fs, io, process::Command, thread};
 
     use super::*;
     use crate::config::Admin;

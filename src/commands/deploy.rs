@@ -2,7 +2,6 @@
 //! all of them or on none.
 
 use std::{
-    borrow::Borrow,
     fs::File,
     io::Read as _,
     path::{Path, PathBuf},
@@ -148,7 +147,7 @@ impl Deploy {
         let holding: Vec<_> = took
             .filter_map(|(server, answer)| (holds && answer.is_ok()).then_some(server))
             .collect();
-        on_all(&holding, |server| self.post(server, true).ok());
+        on_all(&holding, |server| self.ask(server, true).ok());
         let refused = answers.iter().filter(|answer| answer.is_err()).count();
         let all = self.servers.len();
         let error = format!("nothing was changed: {refused} of {all} servers can't take it");
@@ -202,28 +201,17 @@ impl Deploy {
             .enumerate()
             .filter_map(|(at, server)| concerned(at).then_some(server))
             .collect();
-        match failed(&self.post_to(&servers, true)) {
+        let answers = on_all(&servers, |server| {
+            let answer = done(self.ask(server, true));
+            show(server, &answer);
+            answer
+        });
+        match failed(&answers) {
             None => failure(reason),
             Some(_) => failure(format!(
                 "{reason}; but not all servers could: mb-server status shows which serve what"
             )),
         }
-    }
-
-    fn post_to<S: Borrow<Endpoint> + Sync>(
-        &self,
-        servers: &[S],
-        undo: bool,
-    ) -> Vec<admin_http::Result<String>> {
-        on_all(servers, |server| {
-            let answer = self.post(server, undo);
-            show(server, &answer);
-            answer
-        })
-    }
-
-    fn post(&self, server: &Endpoint, undo: bool) -> admin_http::Result<String> {
-        done(self.ask(server, undo))
     }
 
     fn ask(&self, server: &Endpoint, undo: bool) -> admin_http::Result<(u16, Value)> {

@@ -6,13 +6,12 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 
-use super::usage;
+use super::{every, usage};
 use crate::{
     access::{Access, ListenerPolicy},
     admin::is_loopback,
@@ -24,70 +23,81 @@ use crate::{
     transport::{ServerTls, resolve},
 };
 
-/// How long a read that failed waits for its next try: none the first time,
-/// then this, then twice as long each time, up to the longest.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
-
 /// Times in a minute that one address may fail to authenticate, in each way.
 const AUTH_FAILURES: u32 = 10;
 
 /// TLS and tokens of a running server.
 pub(super) struct Edge {
     pub(super) access: Arc<Access>,
-    tls: Option<(Tls, Arc<ArcSwap<ServerTls>>)>,
-    seen: Mutex<Seen>,
-    /// Reads that failed since the files were last read.
-    failed: Mutex<Vec<FailedRead>>,
+    tls: Option<LiveTls>,
+    certificates: Watched,
+    tokens: Watched,
     /// Warnings about TLS that the log has already, until they are over.
     warned: Mutex<Vec<String>>,
 }
 
-/// How the files looked before they were last read: taken before and not
-/// after, so that what changes meanwhile is read once more and not missed.
-#[derive(Default)]
-struct Seen {
-    tls: Vec<Option<Stamp>>,
-    tokens: Option<Stamp>,
+/// Where the files of TLS are, and what was last read from them.
+type LiveTls = (Tls, Arc<ArcSwap<ServerTls>>);
+
+/// Files that are read together, and again when they look different or could
+/// not be read: the disk, the lack of a descriptor, or a file that was being
+/// written may be why.
+struct Watched {
+    name: &'static str,
+    /// How they looked before they were last read: taken before and not after,
+    /// so that what changes meanwhile is read once more and not missed.
+    seen: Mutex<Vec<Option<Stamp>>>,
+    /// Why they could not be read.
+    error: Mutex<Option<String>>,
 }
 
-/// Files that are read together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Files {
-    Certificates,
-    Tokens,
-}
-
-impl Files {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Certificates => "certificates",
-            Self::Tokens => "tokens",
+impl Watched {
+    fn new(name: &'static str, seen: Vec<Option<Stamp>>) -> Self {
+        Self {
+            name,
+            seen: Mutex::new(seen),
+            error: Mutex::default(),
         }
     }
-}
 
-/// A read that failed. It is done again although the files look the same: the
-/// disk, the lack of a descriptor, or a file that was being written may be why.
-#[derive(Debug)]
-struct FailedRead {
-    files: Files,
-    error: String,
-    pause: Duration,
-    /// When it is done again.
-    next: Instant,
+    /// Reads them if that is due.
+    fn look(&self, now: Vec<Option<Stamp>>, read: impl FnOnce() -> Result<String, String>) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = mem::replace(&mut *seen, now) != *seen;
+        if changed || self.error().is_some() {
+            let _ = self.note(read());
+        }
+    }
+
+    /// Notes what came of a read. The same failure is logged once.
+    fn note(&self, read: Result<String, String>) -> Result<(), String> {
+        static LINES: Limiter = Limiter::new();
+        let error = read.as_ref().err().cloned();
+        let before = mem::replace(&mut *self.error(), error.clone());
+        if (error.is_none() || error != before) && LINES.allows("certificates and tokens") {
+            match &read {
+                Ok(done) => tracing::info!("{}: {done}", self.name),
+                Err(error) => tracing::warn!(
+                    "{} stay as they were: {error}; the server tries again until that succeeds",
+                    self.name
+                ),
+            }
+        }
+        read.map(drop)
+    }
+
+    fn error(&self) -> MutexGuard<'_, Option<String>> {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Edge {
     /// Reads and checks what the settings name.
     pub(super) fn load(config: &Config) -> Result<Arc<Self>, (super::Exit, String)> {
-        let mut seen = Seen {
-            tokens: Stamp::of(&config.client_tokens()).ok(),
-            ..Seen::default()
-        };
+        let tokens = Watched::new("tokens", stamps([&*config.client_tokens()]));
+        let certificates = Watched::new("certificates", stamps(config.tls.files()));
         let mut tls = None;
         if config.tls.is_on() {
-            seen.tls = stamps(&config.tls);
             let loaded =
                 ServerTls::load(&config.tls).map_err(|error| usage(format!("tls: {error}")))?;
             tls = Some((config.tls.clone(), Arc::new(ArcSwap::from_pointee(loaded))));
@@ -100,8 +110,8 @@ impl Edge {
         let edge = Self {
             access: access.map_err(usage)?,
             tls,
-            seen: Mutex::new(seen),
-            failed: Mutex::default(),
+            certificates,
+            tokens,
             warned: Mutex::default(),
         };
         edge.warn_of_tls();
@@ -129,34 +139,37 @@ impl Edge {
     /// Reads the certificates again. Connections from before keep the server's,
     /// and are closed where their own is not valid by what was read.
     pub(super) fn reload_tls(&self) -> Result<(), String> {
-        if self.tls.is_none() {
-            return Err("TLS is not switched on: tls.cert is not set".into());
-        }
-        let loaded = self.load_certificates();
-        self.note(Files::Certificates, loaded.as_ref().err(), Instant::now());
-        loaded
+        let tls = self.tls.as_ref();
+        let tls = tls.ok_or("TLS is not switched on: tls.cert is not set")?;
+        self.certificates.note(self.load_certificates(tls))
     }
 
-    fn load_certificates(&self) -> Result<(), String> {
-        let Some((files, tls)) = &self.tls else {
-            return Ok(());
-        };
+    fn load_certificates(&self, (files, tls): &LiveTls) -> Result<String, String> {
         let loaded = ServerTls::load(files).map_err(|error| error.to_string())?;
         if let (Some((file, problem)), None) = (loaded.invalid_now(), tls.load().invalid_now()) {
             return Err(format!("{}: {problem}", file.display()));
         }
         tls.store(Arc::new(loaded));
         self.warn_of_tls();
-        Ok(())
+        Ok("read again".into())
+    }
+
+    fn load_tokens(&self) -> Result<String, String> {
+        let count = self.access.reload().map_err(|error| error.to_string())?;
+        Ok(format!("{count} of them"))
     }
 
     /// Files that can't be read or used at present: what was read before holds.
     pub(super) fn stale_files(&self) -> Vec<StaleFiles> {
-        let row = |read: &FailedRead| StaleFiles {
-            files: read.files.as_str(),
-            error: read.error.clone(),
+        let row = |watched: &Watched| {
+            let error = watched.error().clone()?;
+            let files = watched.name;
+            Some(StaleFiles { files, error })
         };
-        self.failed().iter().map(row).collect()
+        [&self.certificates, &self.tokens]
+            .into_iter()
+            .filter_map(row)
+            .collect()
     }
 
     /// The server's own certificate, if it is not valid now.
@@ -185,109 +198,34 @@ impl Edge {
     /// Reads certificates and tokens again, as a look that finds them changed
     /// does; what can't be used leaves what there was.
     pub(super) fn reload(&self) {
-        let now = Instant::now();
-        if self.tls.is_some() {
-            self.read(Files::Certificates, now);
-        }
-        self.read(Files::Tokens, now);
+        let _ = self.reload_tls();
+        let _ = self.tokens.note(self.load_tokens());
     }
 
     /// Looks for changed files from a thread of its own, until the process
     /// ends.
-    pub(super) fn watch(self: &Arc<Self>, every: Duration) -> io::Result<()> {
+    pub(super) fn watch(self: &Arc<Self>, pause: Duration) -> io::Result<()> {
         let edge = Arc::clone(self);
-        let look = move || {
-            loop {
-                thread::sleep(every);
-                edge.look(Instant::now());
-            }
-        };
-        thread::Builder::new()
-            .name("mb-edge".into())
-            .spawn(look)
-            .map(drop)
+        every("mb-edge", pause, move || {
+            edge.look();
+            true
+        })
     }
 
-    /// Reads again what changed since it was last looked at, or could not be
-    /// read then.
-    fn look(&self, now: Instant) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((files, _)) = &self.tls {
-            let tls = stamps(files);
-            let changed = mem::replace(&mut seen.tls, tls) != seen.tls;
-            self.read_if(changed, Files::Certificates, now);
+    fn look(&self) {
+        if let Some(tls) = &self.tls {
+            let now = stamps(tls.0.files());
+            self.certificates.look(now, || self.load_certificates(tls));
         }
         self.warn_of_tls();
-        let tokens = Stamp::of(self.access.file()).ok();
-        let changed = mem::replace(&mut seen.tokens, tokens) != seen.tokens;
-        self.read_if(changed, Files::Tokens, now);
-    }
-
-    fn read_if(&self, changed: bool, files: Files, now: Instant) {
-        if changed {
-            // The content is another one: its failure is logged, and the next
-            // look tries again.
-            self.failed().retain(|read| read.files != files);
-        }
-        let due = |read: &FailedRead| read.files == files && read.next <= now;
-        if changed || self.failed().iter().any(due) {
-            self.read(files, now);
-        }
-    }
-
-    fn read(&self, files: Files, now: Instant) {
-        let read = match files {
-            Files::Certificates => self.load_certificates().map(|()| "read again".into()),
-            Files::Tokens => self
-                .access
-                .reload()
-                .map(|count| format!("{count} of them"))
-                .map_err(|error| error.to_string()),
-        };
-        self.note(files, read.as_ref().err(), now);
-        static LINES: Limiter = Limiter::new();
-        if let Ok(done) = read
-            && LINES.allows("certificates and tokens")
-        {
-            tracing::info!("{}: {done}", files.as_str());
-        }
-    }
-
-    /// Notes what came of a read. The same failure is logged once.
-    fn note(&self, files: Files, error: Option<&String>, now: Instant) {
-        let mut failed = self.failed();
-        let before = failed
-            .iter()
-            .position(|read| read.files == files)
-            .map(|at| failed.swap_remove(at));
-        let Some(error) = error else { return };
-        let pause = before.as_ref().map_or(Duration::ZERO, |read| {
-            (2 * read.pause).clamp(FIRST_RETRY, LONGEST_RETRY)
-        });
-        let is_known = before.is_some_and(|read| read.error == *error);
-        failed.push(FailedRead {
-            files,
-            error: error.clone(),
-            pause,
-            next: now + pause,
-        });
-        drop(failed);
-        static LINES: Limiter = Limiter::new();
-        if !is_known && LINES.allows("certificates and tokens that failed") {
-            tracing::warn!(
-                "{} stay as they were: {error}; the server tries again until that succeeds",
-                files.as_str()
-            );
-        }
-    }
-
-    fn failed(&self) -> MutexGuard<'_, Vec<FailedRead>> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+        let now = stamps([&**self.access.file()]);
+        self.tokens.look(now, || self.load_tokens());
     }
 }
 
-fn stamps(tls: &Tls) -> Vec<Option<Stamp>> {
-    tls.files().map(|file| Stamp::of(file).ok()).collect()
+fn stamps<'a>(files: impl IntoIterator<Item = &'a Path>) -> Vec<Option<Stamp>> {
+    let stamp = |file| Stamp::of(file).ok();
+    files.into_iter().map(stamp).collect()
 }
 
 /// Whether peers can authenticate, so that it makes sense to keep
@@ -333,17 +271,16 @@ pub(super) fn check_exposure(config: &Config) -> Result<(), (super::Exit, String
     for listener in config.all_listeners() {
         let asked = listener.auth.unwrap_or(config.auth) != Auth::None
             || listener.tls && config.tls.demands_certificate();
+        let port = listener.port.unwrap_or(0);
         for host in listener.host.as_slice() {
-            let Some(open) =
-                find("host", host, listener.port)?.filter(|_| !asked && !config.allow_unsecure)
+            let Some(open) = find("host", host, port)?.filter(|_| !asked && !config.allow_unsecure)
             else {
                 continue;
             };
             return Err(usage(format!(
-                "`host` = {host:?} port {} is {}, which others can reach without authentication; set auth = \"required\" (MB_AUTH=required), create a token (mb-server token new) and set tls.cert and \
+                "`host` = {host:?} port {port} is {}, which others can reach without authentication; set auth = \"required\" (MB_AUTH=required), create a token (mb-server token new) and set tls.cert and \
                  tls.key, without which a token is taken from this machine only, or set allow_unsecure = true \
                  (MB_ALLOW_UNSECURE=true) if you mean it",
-                listener.port,
                 open.ip()
             )));
         }
@@ -388,7 +325,7 @@ mod tests {
         let (edge, is_admitted) = edge_with_tokens(folder.path());
         let (_, token) = tokens::create(edge.access.file(), "ann", None, None).unwrap();
         assert!(!is_admitted(&token), "nobody has looked yet");
-        edge.look(Instant::now());
+        edge.look();
         assert!(is_admitted(&token));
     }
 
@@ -403,39 +340,17 @@ mod tests {
         let mode = |mode| {
             fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
         };
-        let now = Instant::now();
-        let look_after = |millis| edge.look(now + Duration::from_millis(millis));
-
         mode(0o707);
-        look_after(0);
+        edge.look();
         let [StaleFiles { files, error }] = &*edge.stale_files() else {
             panic!("one of them failed: {:?}", edge.stale_files());
         };
         assert!(*files == "tokens" && error.contains("chmod"), "{error}");
+        edge.look();
+        assert!(!is_admitted(&token) && edge.stale_files().len() == 1);
         mode(0o700);
-        look_after(0);
+        edge.look();
         assert!(is_admitted(&token), "the next look tries");
         assert!(edge.stale_files().is_empty() && Stamp::of(&file).ok() == looks);
-
-        let (_, other) = tokens::create(&file, "bob", None, None).unwrap();
-        mode(0o707);
-        look_after(0);
-        look_after(0);
-        mode(0o700);
-        look_after(999);
-        assert!(
-            !is_admitted(&other),
-            "the second try was the last for a second"
-        );
-        look_after(1000);
-        assert!(is_admitted(&other));
-
-        mode(0o707);
-        edge.reload();
-        for _ in 0..20 {
-            look_after(3_600_000);
-            edge.failed()[0].next = now;
-        }
-        assert_eq!(edge.failed()[0].pause, LONGEST_RETRY);
     }
 }

@@ -21,33 +21,15 @@ macro_rules! complain {
 mod admin_http;
 mod admin_listeners;
 #[cfg(feature = "compiler")]
-mod bench;
-#[cfg(feature = "compiler")]
-mod build;
+mod author;
 mod call;
-#[cfg(feature = "compiler")]
-mod cert;
 mod check;
-#[cfg(feature = "compiler")]
-mod compile;
-#[cfg(feature = "compiler")]
-mod compile_helper;
-#[cfg(feature = "compiler")]
-mod compile_worker;
 mod completions;
 mod confine;
 mod connect;
 mod deploy;
-#[cfg(feature = "compiler")]
-mod dev;
 mod edge;
-#[cfg(feature = "compiler")]
-mod inspect;
 mod live_settings;
-#[cfg(feature = "compiler")]
-mod load_streams;
-#[cfg(feature = "compiler")]
-mod new;
 mod notify;
 mod operator;
 mod ping;
@@ -61,36 +43,30 @@ mod store;
 mod token;
 mod watch;
 mod why;
-#[cfg(feature = "compiler")]
-mod wit;
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode, thread, time::Duration};
 
 use clap::{Parser, Subcommand};
 
 use crate::log::{self, escaped};
 
 /// What the process ends with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
 pub enum Exit {
     /// Done.
-    Success,
+    Success = 0,
     /// The service or the server answered ERROR, or the server could not go on.
-    Failure,
+    Failure = 1,
     /// Wrong arguments or settings.
-    Usage,
+    Usage = 2,
     /// The server could not be reached.
-    Unreachable,
+    Unreachable = 3,
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(match exit {
-            Exit::Success => 0,
-            Exit::Failure => 1,
-            Exit::Usage => 2,
-            Exit::Unreachable => 3,
-        })
+        Self::from(exit as u8)
     }
 }
 
@@ -114,36 +90,17 @@ pub struct Arguments {
 enum Command {
     Serve(serve::Arguments),
     #[cfg(feature = "compiler")]
-    New(new::Arguments),
-    #[cfg(feature = "compiler")]
-    Build(build::Arguments),
-    #[cfg(feature = "compiler")]
-    Dev(dev::Arguments),
-    #[cfg(feature = "compiler")]
-    Wit(wit::Arguments),
-    #[cfg(feature = "compiler")]
-    Compile(compile::Arguments),
-    #[cfg(feature = "compiler")]
-    Inspect(inspect::Arguments),
+    #[command(flatten)]
+    Author(author::Command),
     Call(call::Arguments),
     Ping(ping::Arguments),
-    #[cfg(feature = "compiler")]
-    Bench(bench::Arguments),
     Check(check::Arguments),
     Status(status::Arguments),
     Why(why::Arguments),
     Store(store::Arguments),
     Service(service::Arguments),
     Token(token::Arguments),
-    #[cfg(feature = "compiler")]
-    Cert(cert::Arguments),
     Completions(completions::Arguments),
-    #[cfg(feature = "compiler")]
-    #[command(hide = true)]
-    CompileWorker(compile_worker::Arguments),
-    #[cfg(feature = "compiler")]
-    #[command(hide = true)]
-    CompileHelper(compile_helper::Arguments),
 }
 
 impl Arguments {
@@ -154,34 +111,16 @@ impl Arguments {
         let result = match self.command {
             Command::Serve(arguments) => serve::run(arguments),
             #[cfg(feature = "compiler")]
-            Command::New(arguments) => new::run(&arguments),
-            #[cfg(feature = "compiler")]
-            Command::Build(arguments) => build::run(&arguments),
-            #[cfg(feature = "compiler")]
-            Command::Dev(arguments) => dev::run(&arguments),
-            #[cfg(feature = "compiler")]
-            Command::Wit(arguments) => wit::run(&arguments),
+            Command::Author(command) => command.run(),
             Command::Call(arguments) => call::run(&arguments),
             Command::Ping(arguments) => ping::run(&arguments),
-            #[cfg(feature = "compiler")]
-            Command::Bench(arguments) => bench::run(&arguments),
             Command::Check(arguments) => check::run(&arguments),
-            #[cfg(feature = "compiler")]
-            Command::Compile(arguments) => compile::run(&arguments),
-            #[cfg(feature = "compiler")]
-            Command::Inspect(arguments) => inspect::run(&arguments),
             Command::Status(arguments) => status::run(&arguments),
             Command::Why(arguments) => why::run(&arguments),
             Command::Store(arguments) => store::run(&arguments),
             Command::Service(arguments) => service::run(&arguments),
             Command::Token(arguments) => token::run(arguments),
-            #[cfg(feature = "compiler")]
-            Command::Cert(arguments) => cert::run(&arguments),
             Command::Completions(arguments) => completions::run(&arguments),
-            #[cfg(feature = "compiler")]
-            Command::CompileWorker(arguments) => compile_worker::run(&arguments),
-            #[cfg(feature = "compiler")]
-            Command::CompileHelper(arguments) => compile_helper::run(&arguments),
         };
         result.unwrap_or_else(|(exit, message)| {
             log::print(&format!("mb-server: {}", printable_lines(&message)));
@@ -210,6 +149,29 @@ fn usage(message: impl std::fmt::Display) -> (Exit, String) {
 /// A failure while running.
 fn failure(message: impl std::fmt::Display) -> (Exit, String) {
     (Exit::Failure, message.to_string())
+}
+
+/// Does something after each pause, from a thread of its own, for as long as
+/// that returns true.
+fn every(
+    name: &str,
+    pause: Duration,
+    mut work: impl FnMut() -> bool + Send + 'static,
+) -> io::Result<()> {
+    spawn(name, move || {
+        loop {
+            thread::sleep(pause);
+            if !work() {
+                return;
+            }
+        }
+    })
+}
+
+/// Starts a thread of this name.
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let named = thread::Builder::new().name(name.into());
+    named.spawn(work).map(drop)
 }
 
 /// Untrusted text for a terminal, on one line: what would move the cursor,

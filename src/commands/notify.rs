@@ -7,9 +7,10 @@ use std::{
         linux::net::SocketAddrExt as _,
         unix::net::{SocketAddr, UnixDatagram},
     },
-    thread,
     time::Duration,
 };
+
+use super::every;
 
 /// How long systemd may take to read earlier notifications.
 const TAKE_WITHIN: Duration = Duration::from_secs(1);
@@ -40,22 +41,16 @@ pub(super) fn keep_watchdog(alive: impl Fn() -> bool + Send + 'static) -> io::Re
     let micros = env::var("WATCHDOG_USEC")
         .ok()
         .and_then(|text| text.parse().ok());
-    let Some(every) = micros
+    let Some(pause) = micros
         .map(|micros: u64| Duration::from_micros(micros / 2))
-        .filter(|every| !every.is_zero())
+        .filter(|pause| !pause.is_zero())
     else {
         return Ok(());
     };
-    let watch = move || {
-        loop {
-            thread::sleep(every);
-            if alive() {
-                notify("WATCHDOG=1");
-            }
+    every("mb-watchdog", pause, move || {
+        if alive() {
+            notify("WATCHDOG=1");
         }
-    };
-    thread::Builder::new()
-        .name("mb-watchdog".into())
-        .spawn(watch)
-        .map(drop)
+        true
+    })
 }

@@ -1,6 +1,7 @@
 //! What the admin endpoint may do to a running server.
 
 use std::{
+    collections::BTreeMap,
     io::Write,
     net::{IpAddr, Ipv4Addr},
     sync::{
@@ -13,19 +14,26 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{edge::Edge, live_settings::LiveSettings};
+use super::{edge::Edge, live_settings::LiveSettings, serving::StoreState};
 use crate::{
     access::ListenerPolicy,
-    admin::{Attempt, Commands, Upload},
-    catalog::{Catalog, Deploys, LiveCatalog, Refusal, Service, Verdict},
+    admin::{Body, Operations, Refused, Upload},
+    catalog::{Deploys, LiveCatalog, Refusal, Service, Verdict},
     config::Auth,
     dispatch::{Dispatcher, Handle as _, Outcome, Reply, Request},
     host::{Unwatched, grant_for},
     http::Asks,
+    log,
+    metrics::snapshot::{PrincipalRow, Snapshot, Totals},
+    scheduler::Scheduler,
     server::View,
-    store::Store,
     wire::Version,
 };
+
+/// Default timeout of an action that is tried, in milliseconds.
+const DEFAULT_TRY_MS: u64 = 5000;
+/// Longest timeout of it.
+const MAX_TRY_MS: u64 = 60_000;
 
 /// The hands of the operator.
 pub(super) struct Operator {
@@ -36,40 +44,103 @@ pub(super) struct Operator {
     pub(super) end: mpsc::Sender<()>,
     pub(super) dispatcher: Dispatcher,
     pub(super) settings: Arc<LiveSettings>,
-    /// None where no service is granted durable values.
-    pub(super) store: Option<Arc<Store>>,
+    pub(super) store: StoreState,
+    pub(super) scheduler: Arc<Scheduler>,
     pub(super) deploys: Arc<Deploys>,
 }
 
-impl Commands for Operator {
-    fn reload(&self) -> Result<Vec<String>, String> {
+impl Operations for Operator {
+    fn snapshot(&self) -> Snapshot {
+        let (running, waiting) = self.scheduler.counts();
+        Snapshot {
+            accepting: self.view.accepting(),
+            totals: Totals {
+                calls_running: running as u64,
+                calls_waiting: waiting as u64,
+                ..self.view.totals()
+            },
+            connections: self.view.connections(),
+            calls: self.view.calls(),
+            principals: self.principals(),
+            services: self.catalog.current().snapshot(),
+            invalid_certificates: self.edge.invalid_certificates(),
+            stale_files: self.edge.stale_files(),
+            services_folder: self.catalog.folder_error(),
+            store: self.store.row(),
+        }
+    }
+
+    fn accepting(&self) -> bool {
+        self.view.accepting()
+    }
+
+    fn describe(&self, service: &str) -> Vec<Value> {
         self.catalog
-            .reload()
-            .map_err(|error| format!("the services folder: {error}"))
+            .current()
+            .versions(service)
+            .map(version)
+            .collect()
     }
 
-    fn reload_tls(&self) -> Result<(), String> {
-        self.edge.reload_tls()
+    fn settings(&self) -> Value {
+        self.settings.shown()
     }
 
-    fn reconfigure(&self) -> Result<Value, String> {
-        self.settings.reload().map(|applied| applied.shown())
-    }
-
-    fn rollback(&self, service: &str, version: Option<&str>) -> Result<String, String> {
-        self.catalog.rollback(service, parse(version)?)
-    }
-
-    fn undo_rollback(&self, service: &str, version: Option<&str>) -> Result<String, String> {
-        self.catalog.undo_rollback(service, parse(version)?)
-    }
-
-    fn switch(&self, service: &str, version: Option<&str>, on: bool) -> Result<String, String> {
-        self.catalog.switch(service, parse(version)?, on)
+    fn change(&self, route: (&str, &str), name: &str, body: &Body) -> Result<Value, Refused> {
+        let version = || parse(body.version.as_deref());
+        let id = || name.parse().ok();
+        let done = match route {
+            ("POST", "/services/reload") => match self.catalog.reload() {
+                Ok(changes) => return Ok(json!({"changes": changes})),
+                Err(error) => return Err(Refused(500, format!("the services folder: {error}"))),
+            },
+            ("POST", "/config/reload") => return Ok(self.settings.reload()?.shown()),
+            ("POST", "/services/{name}/try") => return Ok(self.try_action(name, body)?),
+            ("POST", "/principals/{name}/disconnect") => {
+                return Ok(json!({"closed": self.view.close_principal(name)}));
+            }
+            ("POST", "/tls/reload") => {
+                self.edge.reload_tls()?;
+                "the certificates were read again".into()
+            }
+            ("POST", "/services/{name}/rollback") if body.undo => {
+                self.catalog.undo_rollback(name, version()?)?
+            }
+            ("POST", "/services/{name}/rollback") => self.catalog.rollback(name, version()?)?,
+            ("POST", "/services/{name}/deploy") if body.undo => {
+                self.deploys.undo(name, &body.digest)?
+            }
+            ("POST", "/services/{name}/deploy") => self.deploys.serve(name, &body.digest)?,
+            ("POST", "/services/{name}/disable") => self.catalog.switch(name, version()?, false)?,
+            ("POST", "/services/{name}/enable") => self.catalog.switch(name, version()?, true)?,
+            ("POST", "/log/filter") => {
+                log::set_filter(&body.filter)?;
+                format!("the log shows {} from now on", body.filter)
+            }
+            ("POST", "/drain") => {
+                // Nobody hears it any more where the end has begun.
+                let _ = self.end.send(());
+                "the server drains".into()
+            }
+            ("DELETE", "/calls/{id}") if id().is_some_and(|id| self.view.kill(id)) => {
+                "it is stopped by its next tick".into()
+            }
+            ("DELETE", "/connections/{id}") if id().is_some_and(|id| self.view.close(id)) => {
+                "it is closed when what was begun is answered".into()
+            }
+            ("DELETE", "/calls/{id}") => {
+                return Err(Refused(404, "no such call: it may have ended".into()));
+            }
+            ("DELETE", "/connections/{id}") => {
+                return Err(Refused(404, "no such connection: it may have ended".into()));
+            }
+            _ => return Err(Refused(404, "no such page; / lists them".into())),
+        };
+        Ok(json!({"done": done}))
     }
 
     fn export(&self, out: &mut dyn Write) -> Result<u64, String> {
-        let store = self.store.as_ref().ok_or("there is no store")?;
+        let store = self.store.opened().ok_or("there is no store")?;
         let mut lost = |what: &str| tracing::error!("store: the backup lacks {what}");
         let exported = store.export(out, &mut lost);
         exported
@@ -89,40 +160,30 @@ impl Commands for Operator {
             .map(|verdict| found(&verdict))
             .map_err(|Refusal { error, breaks }| json!({"error": error, "breaks": breaks}))
     }
+}
 
-    fn deploy(&self, file: &str, digest: &str, undo: bool) -> Result<String, String> {
-        match undo {
-            false => self.deploys.serve(file, digest),
-            true => self.deploys.undo(file, digest),
+impl Operator {
+    fn principals(&self) -> Vec<PrincipalRow> {
+        let mut rows = BTreeMap::<_, PrincipalRow>::new();
+        for (name, time) in self.scheduler.cpu_by_principal() {
+            rows.entry(name).or_default().cpu_seconds = time.as_secs_f64();
         }
+        for (name, usage) in self.view.usages().all() {
+            rows.entry(name).or_default().usage = usage;
+        }
+        let named = |(name, row)| PrincipalRow { name, ..row };
+        rows.into_iter().map(named).collect()
     }
 
-    fn kill(&self, call: u64) -> bool {
-        self.view.kill(call)
-    }
-
-    fn close(&self, connection: u64) -> bool {
-        self.view.close(connection)
-    }
-
-    fn close_principal(&self, principal: &str) -> usize {
-        self.view.close_principal(principal)
-    }
-
-    fn drain(&self) {
-        // Nobody hears it any more where the end has begun.
-        let _ = self.end.send(());
-    }
-
-    fn try_action(&self, attempt: &Attempt<'_>) -> Result<Value, String> {
+    /// Calls an action once, as the operator.
+    fn try_action(&self, service: &str, body: &Body) -> Result<Value, String> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let Attempt {
-            service,
-            action,
-            version,
-            payload,
-            timeout,
-        } = *attempt;
+        let (action, payload) = (&body.action, &body.payload);
+        let version = body.version.as_deref().unwrap_or("1.0.0");
+        let timeout = body
+            .timeout_ms
+            .unwrap_or(DEFAULT_TRY_MS)
+            .clamp(1, MAX_TRY_MS);
         let id = format!("try-{}", NEXT.fetch_add(1, Relaxed));
         let body = format!("REQUEST:{service}.{action}:{version}:{id}::{timeout}\n{payload}");
         // Whoever has the token of this endpoint may call everything.
@@ -208,11 +269,7 @@ fn found(verdict: &Verdict) -> Value {
     })
 }
 
-/// What one service is in each of its versions, for its own page.
-pub(super) fn described(catalog: &Catalog, name: &str) -> Vec<Value> {
-    catalog.versions(name).map(version).collect()
-}
-
+/// What one version of a service is, for its own page.
 fn version(service: &Service) -> Value {
     let description = &service.description;
     let policy = service.component.policy();

@@ -9,7 +9,7 @@ use super::{Arguments, live_settings::is_live};
 use crate::config::{
     Admin, Config, Entry, Http, Tls,
     access::{Listener, PrincipalSettings},
-    services::{Grants, Overlay},
+    services::{Grants, ServiceSettings},
     store::Store,
 };
 
@@ -34,11 +34,7 @@ fn plain(text: &str) -> String {
 
 /// The rows of a table; `prefix` stands before each name in the file.
 fn rows(page: &mut String, prefix: &str, entries: &[Entry]) {
-    let has_defaults = entries.iter().any(|entry| !entry.default.is_empty());
-    page.push_str(match has_defaults {
-        true => "| key | default | allowed | meaning |\n| --- | --- | --- | --- |\n",
-        false => "| key | meaning |\n| --- | --- |\n",
-    });
+    page.push_str("| key | default | allowed | meaning |\n| --- | --- | --- | --- |\n");
     for Entry {
         name,
         default,
@@ -56,10 +52,7 @@ fn rows(page: &mut String, prefix: &str, entries: &[Entry]) {
             default => format!("`{default}`"),
         };
         let text = plain(text);
-        let _ = match has_defaults {
-            true => writeln!(page, "| `{name}` | {default} | {bounds} | {text}{live} |"),
-            false => writeln!(page, "| `{name}` | {text}{live} |"),
-        };
+        let _ = writeln!(page, "| `{name}` | {default} | {bounds} | {text}{live} |");
     }
 }
 
@@ -112,13 +105,13 @@ fn the_reference_of_settings_is_generated() {
     );
     table(
         "[[listeners]]",
-        "At most 32 further listeners.",
+        "Further listeners.",
         "listeners.",
         &Listener::reference(),
     );
     table(
         "[principals.NAME]",
-        "What a principal may call; at most 10,000 tables. `[principals.default]` holds for principals without a table, `[principals.anonymous]` for peers without authentication.",
+        "What a principal may call. `[principals.default]` holds for principals without a table, `[principals.anonymous]` for peers without authentication.",
         "principals.NAME.",
         &PrincipalSettings::reference(),
     );
@@ -128,7 +121,7 @@ fn the_reference_of_settings_is_generated() {
         "store.",
         &Store::reference(),
     );
-    let mut service = Overlay::reference();
+    let mut service = ServiceSettings::reference();
     service.retain(|entry| entry.name != "grants");
     table(
         "[services.NAME]",

@@ -1,35 +1,31 @@
 //! `mb-server serve`: wires everything together and waits for a signal.
 
 use std::{
-    fs,
     io::{self, Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
-    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
         mpsc::{self, RecvTimeoutError},
     },
-    thread,
     time::{Duration, Instant},
 };
 
 use signal_hook::consts::{SIGHUP, SIGTERM};
 
-#[cfg(feature = "compiler")]
-use super::serving::compile_worker;
 use super::{
     Exit, Result,
     confine::confine,
     connect::DEFAULT_SERVER,
     edge, failure, notify, printable,
-    serving::{Serving, ServingPlan},
-    usage,
+    serving::{Serving, ServingPlan, compiler},
+    spawn, usage,
 };
 use crate::{
     catalog::Catalog,
     config::{self, Config, ConfigError, Flags, Loaded, MemoryPlan, access::Protocol},
+    files,
     log::{self, Limiter},
     transport::Inherited,
     trusted::{self, OpenToOthers},
@@ -99,8 +95,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
     own_state_dir(&loaded.config.state_dir())?;
     // First of all, so that no process inherits these.
     let inherited = Inherited::from_env().map_err(failure)?;
-    #[cfg(feature = "compiler")]
-    let worker = compile_worker();
+    let compiler = compiler();
     // It holds for threads that are started later.
     confine(&loaded.config);
     write_log_in_background()?;
@@ -113,10 +108,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
     let plan = ServingPlan {
         loaded,
         again,
-        #[cfg(feature = "compiler")]
-        quick: false,
-        #[cfg(feature = "compiler")]
-        worker,
+        compiler,
         always_store: false,
         inherited,
         end,
@@ -163,8 +155,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
 /// than this user and root can change. Without one there is something to serve
 /// all the same, and who needs it says so.
 fn own_state_dir(dir: &Path) -> std::result::Result<(), (Exit, String)> {
-    let mut builder = fs::DirBuilder::new();
-    let _ = builder.recursive(true).mode(0o700).create(dir);
+    let _ = files::private_dir(dir);
     match trusted::check(dir) {
         Err(error) if OpenToOthers::of(&error).is_some() => {
             Err(usage(format!("state_dir {}: {error}", dir.display())))
@@ -175,15 +166,8 @@ fn own_state_dir(dir: &Path) -> std::result::Result<(), (Exit, String)> {
 
 /// Whether somebody accepts there. The kernel alone answers until the backlog
 /// is full, which is when nobody has accepted for long.
-fn takes_connections(mut address: SocketAddr) -> bool {
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() {
-            Ipv4Addr::LOCALHOST.into()
-        } else {
-            Ipv6Addr::LOCALHOST.into()
-        });
-    }
-    TcpStream::connect_timeout(&address, ALIVE_WITHIN).is_ok()
+fn takes_connections(address: SocketAddr) -> bool {
+    TcpStream::connect_timeout(&reached(address), ALIVE_WITHIN).is_ok()
 }
 
 pub(super) fn start_log(
@@ -242,15 +226,11 @@ fn follow_hangups(serving: &Serving) -> io::Result<()> {
 fn follow(signal: i32, name: &str, react: impl Fn() + Send + 'static) -> io::Result<()> {
     let (mut reader, writer) = io::pipe()?;
     signal_hook::low_level::pipe::register(signal, writer)?;
-    let read = move || {
+    spawn(name, move || {
         while reader.read_exact(&mut [0]).is_ok() {
             react();
         }
-    };
-    thread::Builder::new()
-        .name(name.into())
-        .spawn(read)
-        .map(drop)
+    })
 }
 
 /// Says where it listens and what it serves, on a thread of its own: a reader
@@ -322,10 +302,7 @@ fn announce(
         let mut out = io::stdout().lock();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     };
-    if let Err(error) = thread::Builder::new()
-        .name("mb-announce".into())
-        .spawn(print)
-    {
+    if let Err(error) = spawn("mb-announce", print) {
         tracing::warn!("where it listens is not written to standard output: {error}");
     }
 }
@@ -333,9 +310,9 @@ fn announce(
 /// The flag with which a client on this machine reaches one of the addresses;
 /// none where it needs none.
 fn server_flag(wire: &[SocketAddr]) -> String {
-    let reached: Vec<_> = wire.iter().map(reached).collect();
+    let reached: Vec<_> = wire.iter().map(|address| reached(*address)).collect();
     match reached.first() {
-        Some(first) if !reached.iter().any(|address| address == DEFAULT_SERVER) => {
+        Some(first) if !reached.iter().any(|at| at.to_string() == DEFAULT_SERVER) => {
             format!(" --server {first}")
         }
         _ => String::new(),
@@ -346,20 +323,20 @@ fn server_flag(wire: &[SocketAddr]) -> String {
 fn curl(wire: &[SocketAddr], config: &Config) -> String {
     match wire.first() {
         Some(first) if config.protocols.contains(&Protocol::Http) => {
-            format!(", or curl http://{}/services", reached(first))
+            format!(", or curl http://{}/services", reached(*first))
         }
         _ => String::new(),
     }
 }
 
 /// How a client on this machine reaches a listener.
-fn reached(address: &SocketAddr) -> String {
+fn reached(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    SocketAddr::new(ip, address.port()).to_string()
+    SocketAddr::new(ip, address.port())
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! A whole server from its settings: everything wired together.
 
 use std::{
-    collections::BTreeMap,
     io,
     net::SocketAddr,
     sync::{Arc, mpsc},
@@ -13,9 +12,9 @@ use super::{
     Exit,
     admin_listeners::AdminListeners,
     edge::{Edge, peers_can_say},
-    failure,
+    every, failure,
     live_settings::{LiveSettings, ReadSettings, bound_principals},
-    operator::{self, Operator},
+    operator::Operator,
     usage,
 };
 #[cfg(feature = "compiler")]
@@ -25,16 +24,12 @@ use crate::{
     budget::Budget,
     catalog::{Deploys, LiveCatalog, LoadSettings, MAX_SIZE, ServicePolicies},
     config::{
-        Config, Loaded, MemoryPlan,
-        services::Overlay,
+        Config, Loaded, MemoryPlan, ServiceSettings,
         store::{MAX_CONNECTIONS, Remote},
     },
     dispatch::{Dispatcher, Handle},
     log::AUDIT,
-    metrics::{
-        Due, Metrics,
-        snapshot::{PrincipalRow, Snapshot, StoreRow, Totals},
-    },
+    metrics::{Due, Metrics, snapshot::StoreRow},
     sandbox::{
         CALL_DEPTH, CompilerConfig, HOST_STACK, NESTED_STACK, STACK, Sandbox, SandboxConfig,
     },
@@ -84,12 +79,8 @@ pub(super) struct ServingPlan {
     pub(super) loaded: Loaded,
     /// Reads the settings once more.
     pub(super) again: Box<ReadSettings>,
-    /// Components are compiled quickly, to code that runs slowly.
-    #[cfg(feature = "compiler")]
-    pub(super) quick: bool,
-    /// Starts the processes that compile.
-    #[cfg(feature = "compiler")]
-    pub(super) worker: CompileWorker,
+    /// As [`compiler`] has it.
+    pub(super) compiler: CompilerConfig,
     /// Whether the store is opened even if no service is granted it yet.
     pub(super) always_store: bool,
     /// Listeners that the process was started with.
@@ -122,10 +113,7 @@ impl Serving {
         let ServingPlan {
             loaded,
             again,
-            #[cfg(feature = "compiler")]
-            quick,
-            #[cfg(feature = "compiler")]
-            worker,
+            compiler,
             always_store,
             mut inherited,
             end,
@@ -152,15 +140,7 @@ impl Serving {
         let scheduler = Scheduler::of_this_machine();
         bound_principals(&scheduler, &config.principals);
         let policy = ServicePolicies::new(&config, store.opened(), Arc::clone(&scheduler));
-        #[cfg_attr(
-            not(feature = "compiler"),
-            allow(unused_mut, reason = "nothing compiles")
-        )]
-        let mut sandbox = sandbox_config(&config, &policy, &memory);
-        #[cfg(feature = "compiler")]
-        {
-            (sandbox.compiler.worker, sandbox.compiler.quick) = (Some(worker), quick);
-        }
+        let sandbox = sandbox_config(&config, &policy, &memory, compiler);
         let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
         let catalog = load_catalog(&config, policy, &sandbox)?;
         let metrics = Arc::new(Metrics::with_history(divided.history));
@@ -195,7 +175,6 @@ impl Serving {
                  admin.host and admin.port, to the addresses of ListenStream (a port alone means [::])"
             )));
         }
-        let (catalog_of, edge_of) = (Arc::clone(&catalog), Arc::clone(&edge));
         let settings = Arc::new(LiveSettings::new(
             loaded,
             again,
@@ -203,28 +182,27 @@ impl Serving {
             Arc::clone(&edge),
             Arc::clone(&scheduler),
         ));
+        let opened = store.opened();
         let deploys = Deploys::new(Arc::clone(&catalog), &config.services_dir);
         let operator = Operator {
-            catalog: catalog_of,
-            edge: edge_of,
+            catalog: Arc::clone(&catalog),
+            edge: Arc::clone(&edge),
             view: server.view(),
             end,
             dispatcher: trying,
             settings: Arc::clone(&settings),
-            store: store.opened(),
+            store,
+            scheduler: Arc::clone(&scheduler),
             deploys: Arc::clone(&deploys),
         };
-        let opened = store.opened();
-        let endpoint = start_admin(
-            &config,
-            (listeners, server.listeners()),
-            operator,
-            metrics,
-            store,
-            Arc::clone(&scheduler),
-        )
+        let endpoint = start_admin(&config, (listeners, server.listeners()), operator, metrics)
+            .map_err(failure)?;
+        let (used, view) = (Arc::clone(&scheduler), server.view());
+        every("mb-usage", USAGE_EVERY, move || {
+            report_usage(&used, &view);
+            true
+        })
         .map_err(failure)?;
-        report_usages(Arc::clone(&scheduler), server.view()).map_err(failure)?;
         Ok(Self {
             server,
             scheduler,
@@ -331,6 +309,7 @@ pub(super) fn sandbox_config(
     config: &Config,
     policy: &ServicePolicies,
     memory: &Arc<Budget>,
+    compiler: CompilerConfig,
 ) -> SandboxConfig {
     SandboxConfig {
         call_depth: CALL_DEPTH,
@@ -338,12 +317,12 @@ pub(super) fn sandbox_config(
         largest_instance: policy.largest_instance(),
         instances: MemoryPlan::of(config).instances,
         memory: Arc::clone(memory),
-        compiler: CompilerConfig::default(),
+        compiler,
     }
 }
 
 /// The store of a server.
-enum StoreState {
+pub(super) enum StoreState {
     /// No service is granted durable values.
     Unwanted,
     Open(Arc<Store>),
@@ -352,7 +331,7 @@ enum StoreState {
 }
 
 impl StoreState {
-    fn opened(&self) -> Option<Arc<Store>> {
+    pub(super) fn opened(&self) -> Option<Arc<Store>> {
         match self {
             Self::Open(store) => Some(Arc::clone(store)),
             Self::Unwanted | Self::Unavailable(_) => None,
@@ -360,30 +339,26 @@ impl StoreState {
     }
 
     /// What the operator sees of it.
-    fn row(&self) -> Option<StoreRow> {
-        let row = |status, error| StoreRow {
-            status,
-            error,
-            full: 0,
-            failed: 0,
-            damaged: 0,
-            used_bytes: None,
-            file_bytes: None,
-        };
+    pub(super) fn row(&self) -> Option<StoreRow> {
         match self {
             Self::Unwanted => None,
-            Self::Unavailable(error) => Some(row("unavailable", Some(error.clone()))),
+            Self::Unavailable(error) => Some(StoreRow {
+                status: "unavailable",
+                error: Some(error.clone()),
+                ..StoreRow::default()
+            }),
             Self::Open(store) => {
                 let (health, size) = (store.health(), store.size().ok());
                 let problem = health.problem();
                 let status = if problem.is_none() { "ok" } else { "failing" };
                 Some(StoreRow {
+                    status,
+                    error: problem,
                     full: health.full(),
                     failed: health.failed(),
                     damaged: health.damaged(),
                     used_bytes: size.map(|size| size.used),
                     file_bytes: size.map(|size| size.on_disk).filter(|bytes| *bytes > 0),
-                    ..row(status, problem)
                 })
             }
         }
@@ -399,7 +374,7 @@ fn open_store(
     patience: Duration,
     memory: &Arc<Budget>,
 ) -> StoreState {
-    let wanted = |overlay: &Overlay| overlay.grants.keyvalue == Some(true);
+    let wanted = |service: &ServiceSettings| service.grants.keyvalue == Some(true);
     if !always && !config.services.values().any(wanted) {
         return StoreState::Unwanted;
     }
@@ -466,17 +441,9 @@ fn connect_store(_: Remote, _: &Arc<Budget>) -> std::result::Result<Arc<Store>, 
 /// Does what is due for the store as long as it is used.
 fn tend(store: &Arc<Store>) -> io::Result<()> {
     let store = Arc::downgrade(store);
-    let tend = move || {
-        loop {
-            thread::sleep(TEND_EVERY);
-            match store.upgrade() {
-                Some(store) => store.tend(),
-                None => return,
-            }
-        }
-    };
-    let named = thread::Builder::new().name("mb-store".into());
-    named.spawn(tend).map(drop)
+    every("mb-store", TEND_EVERY, move || {
+        store.upgrade().map(|store| store.tend()).is_some()
+    })
 }
 
 /// Compacts a file that is mostly empty.
@@ -489,6 +456,15 @@ fn compact(store: &Store) {
     match store.compact().and_then(|()| store.size()) {
         Ok(after) => tracing::info!("store: {} bytes after compaction", after.on_disk),
         Err(error) => tracing::warn!("store: not compacted: {error}"),
+    }
+}
+
+/// How a server compiles, if it can.
+pub(super) fn compiler() -> CompilerConfig {
+    CompilerConfig {
+        #[cfg(feature = "compiler")]
+        worker: Some(compile_worker()),
+        ..CompilerConfig::default()
     }
 }
 
@@ -544,18 +520,6 @@ fn server_settings(
     }
 }
 
-fn principal_rows(scheduler: &Scheduler, view: &View) -> Vec<PrincipalRow> {
-    let mut rows = BTreeMap::<_, PrincipalRow>::new();
-    for (name, time) in scheduler.cpu_by_principal() {
-        rows.entry(name).or_default().cpu_seconds = time.as_secs_f64();
-    }
-    for (name, usage) in view.usages().all() {
-        rows.entry(name).or_default().usage = usage;
-    }
-    let named = |(name, row)| PrincipalRow { name, ..row };
-    rows.into_iter().map(named).collect()
-}
-
 /// Reports in the audit trail what each principal has used since the last
 /// time: the sums of its lines are what it has used.
 fn report_usage(scheduler: &Scheduler, view: &View) {
@@ -580,25 +544,11 @@ fn report_usage(scheduler: &Scheduler, view: &View) {
     }
 }
 
-/// Does so every minute, until the process ends.
-fn report_usages(scheduler: Arc<Scheduler>, view: View) -> io::Result<()> {
-    let report = move || {
-        loop {
-            thread::sleep(USAGE_EVERY);
-            report_usage(&scheduler, &view);
-        }
-    };
-    let named = thread::Builder::new().name("mb-usage".into());
-    named.spawn(report).map(drop)
-}
-
 fn start_admin(
     config: &Config,
     (listeners, of_services): (Vec<AdminListener>, serde_json::Value),
     operator: Operator,
     metrics: Arc<Metrics>,
-    store: StoreState,
-    scheduler: Arc<Scheduler>,
 ) -> io::Result<Running> {
     let file = config.token_file();
     let token = token::load_or_create(&file).inspect_err(|error| {
@@ -623,38 +573,10 @@ fn start_admin(
             );
         })
     });
-    let settings = Arc::clone(&operator.settings);
-    let (view, catalog, described) = (
-        operator.view.clone(),
-        operator.catalog.clone(),
-        operator.catalog.clone(),
-    );
-    let edge = Arc::clone(&operator.edge);
-    let drained = view.clone();
-    let snapshot = move || Snapshot {
-        accepting: view.accepting(),
-        totals: Totals {
-            calls_running: scheduler.counts().0 as u64,
-            calls_waiting: scheduler.counts().1 as u64,
-            ..view.totals()
-        },
-        connections: view.connections(),
-        calls: view.calls(),
-        principals: principal_rows(&scheduler, &view),
-        services: catalog.current().snapshot(),
-        invalid_certificates: edge.invalid_certificates(),
-        stale_files: edge.stale_files(),
-        services_folder: catalog.folder_error(),
-        store: store.row(),
-    };
     Admin {
-        snapshot: Box::new(snapshot),
-        accepting: Box::new(move || drained.accepting()),
-        services: Box::new(move |name| operator::described(&described.current(), name)),
+        operations: Box::new(operator),
         listeners: of_services,
-        settings: Box::new(move || settings.shown()),
         metrics,
-        commands: Box::new(operator),
         token: token.ok(),
         deploy_token: deploy_token.and_then(Result::ok),
         max_upload: MAX_SIZE,

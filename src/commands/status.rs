@@ -55,101 +55,85 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     }
 }
 
-/// What one of several servers is and serves.
-struct Overview {
-    ready: bool,
-    /// For people.
-    line: String,
-    /// Name and version, and what is served under it.
-    services: BTreeMap<String, String>,
-}
-
-impl Overview {
-    fn of(server: &Endpoint) -> admin_http::Result<Self> {
-        let ready = server.get("/readyz")?;
-        let version = server.get("/version")?;
-        let services = server.get("/services")?;
-        let services = rows(&services["services"]);
-        let calls: u64 = services
-            .iter()
-            .filter_map(|row| row["calls"].as_u64())
-            .sum();
-        let state = text(&ready["status"]);
-        let row = |row: &Value| {
-            let name = format!("{} {}", text(&row["name"]), text(&row["version"]));
-            let digest = text(&row["digest"]);
-            let short = digest.get(..SHORT_DIGEST).unwrap_or(&digest).to_owned();
-            let what = match (&*text(&row["state"]), &row["error"]) {
-                ("loaded", Value::Null) => short,
-                ("loaded", error) => format!("{short}, because its file fails: {}", text(error)),
-                ("disabled", _) => format!("{short}, disabled"),
-                (_, error) => format!("failed: {}", text(error)),
-            };
-            (name, what)
-        };
-        Ok(Self {
-            line: format!(
-                "{state:9} mb-server {}  {} services  {calls} calls",
-                text(&version["version"]),
-                services.len()
-            ),
-            ready: state == "ready",
-            services: services.iter().map(row).collect(),
-        })
-    }
-}
-
 /// A line for each server, and what is not the same on all.
 fn overview(servers: &[Endpoint]) -> (String, Exit) {
-    let found = on_all(servers, Overview::of);
-    let mut out = String::new();
-    let mut exit = Exit::Success;
-    for (server, found) in servers.iter().zip(&found) {
-        let line = match found {
-            Ok(found) => &found.line,
-            Err((_, error)) => error,
+    let (mut out, mut exit) = (String::new(), Exit::Success);
+    // By name and version what each server has under it.
+    let mut services = BTreeMap::<_, BTreeMap<&str, String>>::new();
+    let mut reached = Vec::new();
+    for (server, looked) in servers.iter().zip(on_all(servers, look)) {
+        let address = &*server.address;
+        let line = match looked {
+            Err((code, error)) => {
+                exit = exit.max(code);
+                error
+            }
+            Ok((ready, line, rows)) => {
+                if !ready {
+                    exit = exit.max(Exit::Failure);
+                }
+                for (name, served) in rows {
+                    services.entry(name).or_default().insert(address, served);
+                }
+                reached.push(address);
+                line
+            }
         };
-        out += &format!("{:24} {line}\n", server.address);
-        match found {
-            Ok(found) if found.ready => {}
-            Ok(_) if exit == Exit::Success => exit = Exit::Failure,
-            Ok(_) => {}
-            Err((_, _)) if exit == Exit::Unreachable => {}
-            Err((code, _)) => exit = *code,
-        }
+        out += &format!("{address:24} {line}\n");
     }
-    let reached: Vec<_> = servers
-        .iter()
-        .zip(&found)
-        .filter_map(|(server, found)| Some((&server.address, &found.as_ref().ok()?.services)))
-        .collect();
-    let names: BTreeSet<_> = reached.iter().flat_map(|(_, rows)| rows.keys()).collect();
-    let served = |rows: &BTreeMap<String, String>, name: &str| {
-        rows.get(name)
-            .map_or("not there", String::as_str)
-            .to_owned()
-    };
-    let differs = |name: &&String| {
-        let all: BTreeSet<_> = reached.iter().map(|(_, rows)| rows.get(*name)).collect();
-        all.len() > 1
-    };
-    let different: Vec<_> = names.into_iter().filter(differs).collect();
-    if different.is_empty() {
+    services.retain(|_, on| {
+        let served: BTreeSet<_> = on.values().collect();
+        on.len() < reached.len() || served.len() > 1
+    });
+    if services.is_empty() {
         out += "\nall that were reached serve the same\n";
         return (out, exit);
     }
     out += "\nthey differ:\n";
-    for name in different {
-        for (address, rows) in &reached {
-            out += &format!("  {name:24} {address:24} {}\n", served(rows, name));
+    for (name, on) in &services {
+        for address in &reached {
+            let served = on.get(address).map_or("not there", String::as_str);
+            out += &format!("  {name:24} {address:24} {served}\n");
         }
     }
-    let exit = if exit == Exit::Success {
-        Exit::Failure
-    } else {
-        exit
+    (out, exit.max(Exit::Failure))
+}
+
+/// What a server has under the name and version of each service.
+type Served = BTreeMap<String, String>;
+
+/// Whether a server is ready, a line about it, and what it serves.
+fn look(server: &Endpoint) -> admin_http::Result<(bool, String, Served)> {
+    let ready = server.get("/readyz")?;
+    let version = server.get("/version")?;
+    let services = server.get("/services")?;
+    let services = rows(&services["services"]);
+    let calls: u64 = services
+        .iter()
+        .filter_map(|row| row["calls"].as_u64())
+        .sum();
+    let (state, version) = (text(&ready["status"]), text(&version["version"]));
+    let line = format!(
+        "{state:9} mb-server {version}  {} services  {calls} calls",
+        services.len()
+    );
+    let row = |row: &Value| {
+        let digest = text(&row["digest"]);
+        let short = digest.get(..SHORT_DIGEST).unwrap_or(&digest).to_owned();
+        let served = match (&*text(&row["state"]), &row["error"]) {
+            ("loaded", Value::Null) => short,
+            ("loaded", error) => format!("{short}, because its file fails: {}", text(error)),
+            ("disabled", _) => format!("{short}, disabled"),
+            (_, error) => format!("failed: {}", text(error)),
+        };
+        (named(row), served)
     };
-    (out, exit)
+    Ok((state == "ready", line, services.iter().map(row).collect()))
+}
+
+/// Name and version of a service.
+fn named(row: &Value) -> String {
+    format!("{} {}", text(&row["name"]), text(&row["version"]))
 }
 
 fn screen(endpoint: &Endpoint) -> std::result::Result<(String, bool), (Exit, String)> {
@@ -180,7 +164,7 @@ fn screen(endpoint: &Endpoint) -> std::result::Result<(String, bool), (Exit, Str
         "service", "state", "calls", "failures", "errors", "p50 ms", "p99 ms", "cpu s"
     );
     for row in rows(&services["services"]).iter().take(ROWS) {
-        let name = format!("{} {}", text(&row["name"]), text(&row["version"]));
+        let name = named(row);
         let latency = &row["latency"];
         out += &format!(
             "{name:30} {:10} {:>10} {:>9} {:>8} {:>10} {:>10} {:>10}\n",

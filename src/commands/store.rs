@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Exit, Result, admin_http::AdminTarget, failure, printable, usage};
+use super::{Exit, Result, admin_http::Endpoint, failure, printable, usage};
 use crate::{
     config::{self, Flags, store::Remote},
     files::{PRIVATE, Unfinished},
@@ -70,8 +70,8 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         allow_unsecure,
     } = &arguments.action
     {
-        let target = AdminTarget::new(admin.clone(), arguments.config.clone(), *allow_unsecure);
-        return download(&target, to);
+        let endpoint = Endpoint::new(Some(admin.clone()), &config, *allow_unsecure);
+        return download(&endpoint, to);
     }
     if let Some(remote) = config.store.remote().ok().flatten() {
         return run_remote(remote, &arguments.action);
@@ -136,8 +136,7 @@ fn run_remote(_: Remote, _: &Action) -> Result {
 }
 
 /// Takes a backup from a running server.
-fn download(target: &AdminTarget, to: &Path) -> Result {
-    let endpoint = target.endpoint()?;
+fn download(endpoint: &Endpoint, to: &Path) -> Result {
     let mut refused = None;
     let entries = write_whole(to, &mut |out| {
         let mut out = LastLine {

@@ -4,126 +4,119 @@ use serde_json::Value;
 
 use super::{
     Exit, Result,
-    admin_http::{AdminTarget, text},
-    failure, usage,
+    admin_http::{self, AdminTargets, Endpoint, on_all, text},
+    call::parse_request_id,
+    failure,
 };
-use crate::wire::header::is_request_id;
 
 /// Say what happened to one request that failed or was slow
 ///
-/// Asks the admin endpoint of a running server. Of failed calls it keeps
-/// the newest 64 of each service and code, 512 in all; the newest 256 that
-/// took more than 10 ms; and the newest 1,000 lines of its log. Exit codes: 0 found, 1 not kept, 3 the server
-/// could not be reached.
+/// Asks the admin endpoint of a running server, or of each where --admin is
+/// there several times. Of failed calls it keeps the newest 64 of each service
+/// and code, 512 in all; the newest 256 that took more than 10 ms; and the
+/// newest 1,000 lines of its log. Exit codes: 0 found, 1 not kept, 3 it was not
+/// found, and a server could not be reached.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// The id that the caller gave the request
+    #[arg(value_parser = parse_request_id)]
     request_id: String,
     #[command(flatten)]
-    target: AdminTarget,
+    targets: AdminTargets,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result {
-    let Arguments { request_id, target } = arguments;
-    if !is_request_id(request_id) {
-        return Err(usage(format!(
-            "{request_id:?} is no request id: 1 to 64 letters, digits, dots, dashes, underscores"
-        )));
+    let Arguments {
+        request_id,
+        targets,
+    } = arguments;
+    let servers = targets.endpoints()?;
+    let recorded = on_all(&servers, |server| recorded(server, request_id));
+    let (mut found, mut problem) = (false, None);
+    for (server, recorded) in servers.iter().zip(recorded) {
+        match recorded {
+            Ok(None) => {}
+            Ok(Some(record)) => {
+                if servers.len() > 1 {
+                    say!("server {}", server.address);
+                }
+                say!("{}", record.trim_end());
+                found = true;
+            }
+            Err(error) => problem = Some(error),
+        }
     }
-    let endpoint = target.endpoint()?;
-    let past = endpoint.get(&format!("/calls/past?requestId={request_id}"))?;
-    let running = endpoint.get("/calls")?;
-    let log = endpoint.get(&format!("/log?requestId={request_id}"))?;
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let (own, children): (Vec<_>, Vec<_>) = list(&past["calls"])
-        .into_iter()
-        .partition(|call| call["requestId"] == **request_id);
-    let now: Vec<_> = list(&running["calls"])
-        .into_iter()
-        .filter(|call| call["requestId"] == **request_id)
-        .collect();
-    let lines = list(&log["lines"]);
-    for call in &now {
-        let (topic, state) = (text(&call["topic"]), text(&call["state"]));
-        say!(
-            "{request_id} is {state} now: {topic}, for {} ms, of which it ran {} and waited {} for a processor, {} ms left; number {} of /calls",
-            text(&call["ageMs"]),
-            text(&call["ranMs"]),
-            text(&call["cpuWaitedMs"]),
-            text(&call["remainingMs"]),
-            text(&call["id"])
-        );
-    }
-    for call in &own {
-        print_call(call);
-    }
-    for child in &children {
-        say!("\nit caused");
-        print_call(child);
-    }
-    if !lines.is_empty() {
-        say!("\nlog");
-    }
-    for line in &lines {
-        say!(
-            "  {} {:5} {}",
-            text(&line["time"]),
-            text(&line["level"]),
-            text(&line["message"])
-        );
-    }
-    if now.is_empty() && own.is_empty() && children.is_empty() && lines.is_empty() {
-        return Err(failure(format!(
+    match problem {
+        Some(problem) if !found => Err(problem),
+        Some((_, error)) => {
+            complain!("{error}");
+            Ok(Exit::Success)
+        }
+        None if found => Ok(Exit::Success),
+        None => Err(failure(format!(
             "nothing is recorded of {request_id}: it was answered within 10 ms, or newer calls displaced it, or the \
              server did not get it; with the log filter `debug` every call leaves a line"
-        )));
+        ))),
     }
-    Ok(Exit::Success)
 }
 
-fn print_call(call: &Value) {
-    let who = match &call["principal"] {
-        Value::Null => "an unauthenticated peer".to_owned(),
-        principal => text(principal),
+/// What a server has recorded of a request, if anything.
+fn recorded(server: &Endpoint, id: &str) -> admin_http::Result<Option<String>> {
+    let list = |mut page: Value, name: &str| match page[name].take() {
+        Value::Array(rows) => rows,
+        _ => Vec::new(),
     };
-    say!("{}  {}", text(&call["requestId"]), text(&call["outcome"]));
-    say!(
-        "  asked      {}.{} by {who}, over connection {}",
-        text(&call["service"]),
-        text(&call["action"]),
-        text(&call["connection"])
-    );
-    if !call["version"].is_null() {
-        say!(
-            "  served by  {} {}",
-            text(&call["service"]),
-            text(&call["version"])
-        );
+    let past = list(server.get(&format!("/calls/past?requestId={id}"))?, "calls");
+    let mut running = list(server.get("/calls")?, "calls");
+    running.retain(|call| call["requestId"] == id);
+    let lines = list(server.get(&format!("/log?requestId={id}"))?, "lines");
+    if past.is_empty() && running.is_empty() && lines.is_empty() {
+        return Ok(None);
     }
-    say!("  ended      {}", text(&call["ended"]));
-    say!(
-        "  took       {} ms, of which {} ms until there was an instance",
-        text(&call["elapsedMs"]),
-        text(&call["waitedMs"])
-    );
-    if !call["ranMs"].is_null() {
-        say!(
-            "  ran        {} ms, and waited {} ms for a processor",
-            text(&call["ranMs"]),
-            text(&call["cpuWaitedMs"])
-        );
+    let (own, children): (Vec<_>, Vec<_>) = past.iter().partition(|call| call["requestId"] == id);
+    let mut out = String::new();
+    for call in &running {
+        out += &format!("{id}  {}\n{}", text(&call["state"]), fields(call));
     }
-    say!("  memory     {} bytes at most", text(&call["peakMemory"]));
-    for (title, key) in [("because", "message"), ("details", "details")] {
-        if !call[key].is_null() {
-            say!("  {title:9}  {}", text(&call[key]));
+    for call in own {
+        out += &past_call(call);
+    }
+    for child in children {
+        out += &format!("it caused\n{}", past_call(child));
+    }
+    if !lines.is_empty() {
+        out += "log\n";
+    }
+    for line in &lines {
+        let (time, level) = (text(&line["time"]), text(&line["level"]));
+        out += &format!("  {time} {level:5} {}\n", text(&line["message"]));
+    }
+    Ok(Some(out))
+}
+
+fn past_call(call: &Value) -> String {
+    let [id, outcome, service, version] =
+        ["requestId", "outcome", "service", "version"].map(|key| text(&call[key]));
+    format!("{id}  {outcome}  {service} {version}\n{}", fields(call))
+}
+
+/// A line for each field that has a value and is not in the first line, and
+/// for each line of a list.
+fn fields(call: &Value) -> String {
+    let mut out = String::new();
+    let known = ["requestId", "outcome", "service", "version", "state"];
+    for (key, value) in call.as_object().into_iter().flatten() {
+        if value.is_null() || known.contains(&&**key) {
+            continue;
+        }
+        let (name, unit) = match (&**key, key.strip_suffix("Ms")) {
+            (_, Some(name)) => (name, " ms"),
+            ("peakMemory", None) => ("peakMemory", " bytes"),
+            (name, None) => (name, ""),
+        };
+        for value in value.as_array().unwrap_or(&vec![value.clone()]) {
+            out += &format!("  {name:16} {}{unit}\n", text(value));
         }
     }
-    for title in ["stderr", "backtrace"] {
-        let lines = call[title].as_array().into_iter().flatten();
-        for (index, line) in lines.enumerate() {
-            let title = if index == 0 { title } else { "" };
-            say!("  {title:9}  {}", text(line));
-        }
-    }
+    out
 }

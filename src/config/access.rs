@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{
     OneOrMore, Share,
-    define::{Bounds, documented, settings},
+    define::{Bounds, settings},
     given,
     services::{covers, is_pattern},
 };
@@ -150,7 +150,7 @@ settings! {
     /// What one principal may do. `[principals.default]` holds for those that
     /// have no table, `[principals.anonymous]` for peers without authentication.
     pub struct PrincipalSettings {
-        /// What it may call, at most 256 rights: `*`, `math.*`, `orders.create`, and
+        /// What it may call: `*`, `math.*`, `orders.create`, and
         /// after an `@` the versions that the caller asks for, `orders.create@1.2`. A
         /// token that carries rights of its own has those instead.
         #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -215,64 +215,39 @@ impl Tls {
     }
 }
 
-documented! {
-    /// A further listener.
-    #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-    #[serde(deny_unknown_fields)]
+settings! {
+    /// A listener.
     pub struct Listener {
-        /// Addresses or names, one or a list of at most 64. Left out: `127.0.0.1`.
-        #[serde(default = "loopback")]
-        pub host: OneOrMore,
+        /// Addresses or names, one or a list.
+        pub host: OneOrMore = OneOrMore::One("127.0.0.1".into()),
         /// TCP port, which must be given. 0: the system chooses a free one.
-        pub port: u16,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub port: Option<u16> = None,
         /// `true`: TLS with the files of `[tls]`.
-        #[serde(default)]
-        pub tls: bool,
+        pub tls: bool = false,
         /// As the setting `auth`. Left out: that one holds.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub auth: Option<Auth>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub auth: Option<Auth> = None,
         /// As the setting `protocols`. Left out: that one holds.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub protocols: Option<Vec<Protocol>>,
-        /// The most that any peer may call over this listener, whatever its own rights,
-        /// at most 256 rights. Left out: everything.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        pub rights: Option<Vec<Right>>,
-        /// Networks whose peers are admitted, such as `10.0.0.0/8`, at most
-        /// 1,024. Left out: all.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        pub allow: Vec<ipnet::IpNet>,
-        /// Networks whose peers are refused, at most 1,024. It takes precedence over
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub protocols: Option<Vec<Protocol>> = None,
+        /// The most that any peer may call over this listener, whatever its own rights.
+        /// Left out: everything.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub rights: Option<Vec<Right>> = None,
+        /// Networks whose peers are admitted, such as `10.0.0.0/8`. Left out:
+        /// all.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        pub allow: Vec<ipnet::IpNet> = Vec::new(),
+        /// Networks whose peers are refused. It takes precedence over
         /// `allow`.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        pub deny: Vec<ipnet::IpNet>,
-        /// Networks of load balancers, at most 1,024. Their connections must begin with
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        pub deny: Vec<ipnet::IpNet> = Vec::new(),
+        /// Networks of load balancers. Their connections must begin with
         /// a PROXY header of version 1 or 2; connections of others must not.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        pub proxy_from: Vec<ipnet::IpNet>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        pub proxy_from: Vec<ipnet::IpNet> = Vec::new(),
     }
-}
-
-impl Listener {
-    /// One with nothing but what it must have.
-    #[must_use]
-    pub fn new(host: OneOrMore, port: u16, tls: bool) -> Self {
-        Self {
-            host,
-            port,
-            tls,
-            auth: None,
-            protocols: None,
-            rights: None,
-            allow: Vec::new(),
-            deny: Vec::new(),
-            proxy_from: Vec::new(),
-        }
-    }
-}
-
-fn loopback() -> OneOrMore {
-    OneOrMore::One("127.0.0.1".into())
 }
 
 /// Everything of this file that is out of bounds.
@@ -304,26 +279,14 @@ pub(super) fn check(
         !tls.crl_strict || given(&tls.crl).is_some(),
         "used with tls.crl",
     );
-    bounds.that(
-        "principals",
-        principals.len() <= 10_000,
-        "at most 10,000 tables",
-    );
     for (name, principal) in principals {
-        let rights = principal.rights.len();
-        bounds.that(
-            format!("principals.{name}.rights"),
-            rights <= 256,
-            "at most 256 rights",
-        );
         principal.check_ranges(&format!("principals.{name}."), bounds);
     }
-    bounds.that("listeners", listeners.len() <= 32, "at most 32");
     for (index, listener) in listeners.iter().enumerate() {
         let key = |setting: &str| format!("listeners.{index}.{setting}");
-        let hosts = listener.host.as_slice();
-        let sound = (1..=64).contains(&hosts.len()) && hosts.iter().all(|host| !host.is_empty());
-        bounds.that(key("host"), sound, "1 to 64 addresses or names");
+        listener.check_ranges(&key(""), bounds);
+        bounds.that(key("host"), listener.host.is_sound(), OneOrMore::SOUND);
+        bounds.that(key("port"), listener.port.is_some(), "given");
         bounds.that(
             key("tls"),
             on || !listener.tls,
@@ -336,14 +299,6 @@ pub(super) fn check(
                 .as_ref()
                 .is_none_or(|spoken| !spoken.is_empty()),
             "frames, http or both",
-        );
-        let rights = listener.rights.as_ref().map_or(0, Vec::len);
-        bounds.that(key("rights"), rights <= 256, "at most 256 rights");
-        let lists = [&listener.allow, &listener.deny, &listener.proxy_from];
-        bounds.that(
-            key("allow"),
-            lists.iter().all(|networks| networks.len() <= 1024),
-            "at most 1,024 networks in each list",
         );
     }
 }

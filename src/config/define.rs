@@ -145,37 +145,6 @@ fn readable(value: &str) -> String {
     }
 }
 
-/// Defines a table whose settings have neither defaults nor ranges of their
-/// own, so that the reference has it too.
-macro_rules! documented {
-    (
-        $(#[$meta:meta])*
-        pub struct $name:ident {
-            $($(#[doc = $doc:literal])* $(#[serde($($serde:tt)*)])* pub $field:ident: $type:ty,)*
-        }
-    ) => {
-        $(#[$meta])*
-        pub struct $name {
-            $($(#[doc = $doc])* $(#[serde($($serde)*)])* pub $field: $type,)*
-        }
-
-        impl $name {
-            /// Returns what the reference says of each setting.
-            #[cfg(test)]
-            pub(crate) fn reference() -> Vec<$crate::config::Entry> {
-                let none = || Ok(serde_json::Value::Null);
-                vec![$($crate::config::Entry::new(
-                    stringify!($field),
-                    concat!($($doc, "\n"),*),
-                    none(),
-                    String::new(),
-                ),)*]
-            }
-        }
-    };
-}
-pub(super) use documented;
-
 /// A setting out of its bounds: its key and what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutOfBounds {
@@ -189,15 +158,18 @@ pub struct OutOfBounds {
 pub(in crate::config) struct Bounds(pub(in crate::config) Vec<OutOfBounds>);
 
 impl Bounds {
+    /// Checks a value, where it is given.
     pub(in crate::config) fn range<T>(
         &mut self,
         key: impl Into<String>,
-        value: T,
+        value: impl Into<Option<T>>,
         range: RangeInclusive<T>,
     ) where
         T: PartialOrd + Display,
     {
-        if !range.contains(&value) {
+        if let Some(value) = value.into()
+            && !range.contains(&value)
+        {
             let (least, most) = (range.start(), range.end());
             let problem = format!("is {value}, allowed is {least} to {most}");
             self.0.push(OutOfBounds {

@@ -1,6 +1,8 @@
 //! One number for the memory of the whole server, and what follows from it.
 
-use super::{Bytes, Config, OutOfBounds, services::settings_of};
+use std::fmt::Display;
+
+use super::{Bytes, Config, OutOfBounds};
 
 /// What a pooled instance keeps resident between two calls: memory and tables.
 /// Covers all that a service written with the SDK has.
@@ -122,7 +124,7 @@ impl MemoryPlan {
         ]
     }
 
-    /// Settings that do not fit into the memory, with the arithmetic.
+    /// Settings that do not fit into the memory, and with how much they would.
     #[must_use]
     pub fn conflicts(&self, config: &Config) -> Vec<OutOfBounds> {
         let Self {
@@ -132,60 +134,41 @@ impl MemoryPlan {
             shared,
             ..
         } = *self;
-        let mut conflicts = Vec::new();
-        let quarter = total / 4;
-        if connections * per_connection > quarter {
+        let conflict = |key: String, value: &dyn Display, most: &dyn Display, needed: usize| {
+            let (total, needed) = (Bytes(total), Bytes(round_up(needed)));
             let problem = format!(
-                "is {connections}; at {} each they need {}, more than a quarter of memory = {}: set it to at most {}, \
-                 or memory to at least {}",
-                Bytes(per_connection),
-                Bytes(round_up(connections * per_connection)),
-                Bytes(total),
-                quarter / per_connection,
-                Bytes(round_up(connections * per_connection * 4)),
+                "is {value}; memory = {total} has room for {most}: set memory to at least {needed}"
             );
-            conflicts.push(OutOfBounds {
-                key: "max_connections".into(),
-                problem,
-            });
+            OutOfBounds { key, problem }
+        };
+        let mut conflicts = Vec::new();
+        let (all, quarter) = (connections * per_connection, total / 4);
+        if all > quarter {
+            let most = quarter / per_connection;
+            conflicts.push(conflict(
+                "max_connections".into(),
+                &connections,
+                &most,
+                4 * all,
+            ));
         }
+        // Of any memory, two fifths or more are shared.
         let largest = shared + KEPT_MEMORY.0;
-        let names = config
-            .services
-            .keys()
-            .filter(|name| config.services[*name].memory.is_some());
-        for name in names {
-            let memory = settings_of(&config.services, name)
-                .memory
-                .unwrap_or(Bytes(0));
-            if memory.0 > largest {
-                let problem = format!(
-                    "is {memory}; of memory = {} only {} are left for one call: set it to at most that, or memory to \
-                     at least {}",
-                    Bytes(total),
-                    whole_mib(largest),
-                    // At least half of it is left for calls.
-                    Bytes(round_up(2 * (memory.0 - KEPT_MEMORY.0))),
-                );
-                conflicts.push(OutOfBounds {
-                    key: format!("services.{name}.memory"),
-                    problem,
-                });
+        for (name, settings) in &config.services {
+            if let Some(memory) = settings.memory.filter(|memory| memory.0 > largest) {
+                let key = format!("services.{name}.memory");
+                conflicts.push(conflict(
+                    key,
+                    &memory,
+                    &whole_mib(largest),
+                    memory.0 / 2 * 5,
+                ));
             }
         }
-        if conflicts.is_empty() && config.max_message_size.0.saturating_mul(2) > shared {
-            let problem = format!(
-                "is {}; of memory = {} only {} are left for messages and calls, and one of this size takes twice as \
-                 much: set it to at most {}, or memory to more",
-                config.max_message_size,
-                Bytes(total),
-                whole_mib(shared),
-                whole_mib(shared / 2),
-            );
-            conflicts.push(OutOfBounds {
-                key: "max_message_size".into(),
-                problem,
-            });
+        let size = config.max_message_size;
+        if conflicts.is_empty() && size.0.saturating_mul(2) > shared {
+            let key = "max_message_size".into();
+            conflicts.push(conflict(key, &size, &whole_mib(shared / 2), size.0 * 5));
         }
         conflicts
     }
@@ -209,7 +192,7 @@ fn round_up(bytes: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::services::Overlay;
+    use crate::config::ServiceSettings;
 
     fn config(memory: Bytes) -> Config {
         Config {
@@ -249,11 +232,12 @@ mod tests {
             let conflicts = MemoryPlan::of(&config).conflicts(&config);
             assert_eq!(conflicts.len(), 1, "{conflicts:?}");
             assert_eq!(conflicts[0].key, key);
-            assert!(
-                conflicts[0].problem.contains(part),
-                "{}",
-                conflicts[0].problem
-            );
+            let problem = &conflicts[0].problem;
+            assert!(problem.contains(part), "{problem}");
+            let (_, needed) = problem.rsplit_once(' ').unwrap();
+            let memory = serde_json::from_value(needed.into()).unwrap();
+            let config = Config { memory, ..config };
+            assert_eq!(MemoryPlan::of(&config).conflicts(&config), [], "{problem}");
         };
         let many = Config {
             max_connections: 2048,
@@ -262,21 +246,34 @@ mod tests {
         check(
             many,
             "max_connections",
-            "at most 1024, or memory to at least 512MiB",
+            "room for 1024: set memory to at least 512MiB",
         );
         let mut large = config(Bytes::mib(256));
         large.services.insert(
             "big".into(),
-            Overlay {
+            ServiceSettings {
                 memory: Some(Bytes::mib(512)),
-                ..Overlay::default()
+                ..ServiceSettings::default()
             },
         );
         check(large, "services.big.memory", "is 512MiB");
+        let mut small = config(Bytes::mib(64));
+        small.services.insert(
+            "big".into(),
+            ServiceSettings {
+                memory: Some(Bytes::mib(100)),
+                ..ServiceSettings::default()
+            },
+        );
+        check(small, "services.big.memory", "is 100MiB");
         let messages = Config {
             max_message_size: Bytes::mib(64),
             ..config(Bytes::mib(64))
         };
-        check(messages, "max_message_size", "twice as much");
+        check(
+            messages,
+            "max_message_size",
+            "room for 13MiB: set memory to at least 320MiB",
+        );
     }
 }

@@ -28,7 +28,7 @@ pub use define::OutOfBounds;
 use define::{Bounds, settings};
 pub use memory::MemoryPlan;
 pub use services::{Isolation, LogLevel, ServiceSettings, Services};
-pub use source::{ConfigError, Flags, Loaded, Row, load};
+pub use source::{ConfigError, Flags, Loaded, Row, load, load_over};
 pub use units::{Bytes, Millis, Share};
 
 /// Answers of one connection that the server collects before it writes them, and
@@ -42,7 +42,7 @@ const DAY: Millis = Millis::secs(24 * 3600);
 settings! {
     /// All settings of the server. `mb-server check` prints the effective ones.
     pub struct Config {
-        /// Address or name to listen on, IPv4 or IPv6, or a list of at most 64. An
+        /// Address or name to listen on, IPv4 or IPv6, or a list. An
         /// address that is not loopback needs `auth`, a required client certificate, or
         /// `allow_unsecure`.
         // The protocol's first document has 0.0.0.0: a server that nobody has
@@ -142,7 +142,7 @@ settings! {
         pub listeners: Vec<access::Listener> = Vec::new(),
         /// What each service may take and use: `[services.NAME]` over
         /// `[services.default]`.
-        pub services: Services = services::built_in(),
+        pub services: Services = [(services::DEFAULT.into(), ServiceSettings::default())].into(),
     }
 }
 
@@ -157,7 +157,7 @@ settings! {
         /// File of a Unix socket to listen on, at most 107 bytes long, created with mode
         /// 0600. Empty: none.
         pub socket: PathBuf = PathBuf::new(),
-        /// Host headers that are answered besides loopback names, at most 16.
+        /// Host headers that are answered besides loopback names.
         pub allowed_hosts: Vec<String> = Vec::new(),
         /// Components may be deployed over the endpoint: the server then writes to
         /// `services_dir`. Only where every address of `admin.host` is loopback.
@@ -171,14 +171,14 @@ settings! {
 settings! {
     /// HTTP on the ports of the services.
     pub struct Http {
-        /// Origins whose pages may call, such as `https://app.example`, at most 16.
+        /// Origins whose pages may call, such as `https://app.example`.
         pub origins: Vec<String> = Vec::new(),
-        /// Networks of proxies, such as `10.0.0.0/8`, at most 1,024. Of their requests
+        /// Networks of proxies, such as `10.0.0.0/8`. Of their requests
         /// the rightmost address in `Forwarded` or `X-Forwarded-For` that is none of
         /// these counts for throttles and logs, never for rights.
         pub forwarded_from: Vec<ipnet::IpNet> = Vec::new(),
         /// Host headers that are answered without authentication besides addresses and
-        /// `localhost`, at most 16.
+        /// `localhost`.
         pub hosts: Vec<String> = Vec::new(),
         /// Answer the Model Context Protocol at `/mcp`: actions that take objects are
         /// tools.
@@ -215,6 +215,13 @@ impl OneOrMore {
             Self::More(values) => values,
         }
     }
+
+    const SOUND: &str = "one or more addresses or names, none empty";
+
+    fn is_sound(&self) -> bool {
+        let values = self.as_slice();
+        !values.is_empty() && values.iter().all(|value| !value.is_empty())
+    }
 }
 
 /// The path of a setting, unless it is left empty.
@@ -245,7 +252,12 @@ impl Config {
     /// All listeners: the plain one, the one of `[tls]`, and the further ones.
     #[must_use]
     pub fn all_listeners(&self) -> Vec<access::Listener> {
-        let built_in = |port, tls| access::Listener::new(self.host.clone(), port, tls);
+        let built_in = |port, tls| access::Listener {
+            host: self.host.clone(),
+            port: Some(port),
+            tls,
+            ..access::Listener::default()
+        };
         let plain = self.plain.then(|| built_in(self.port, false));
         let tls = self.tls.is_on().then(|| built_in(self.tls.port, true));
         plain
@@ -295,7 +307,7 @@ impl Config {
             cert, key, ca, crl, ..
         } = &mut self.tls;
         let secrets = self.services.values_mut();
-        let secrets = secrets.flat_map(|overlay| overlay.grants.secrets.values_mut());
+        let secrets = secrets.flat_map(|service| service.grants.secrets.values_mut());
         [
             &mut self.tokens,
             &mut self.services_dir,
@@ -322,17 +334,7 @@ impl Config {
         let Self {
             host, admin, tls, ..
         } = self;
-        let hosts = host.as_slice();
-        bounds.that(
-            "host",
-            (1..=64).contains(&hosts.len()),
-            "1 to 64 addresses or names",
-        );
-        bounds.that(
-            "host",
-            hosts.iter().all(|host| !host.is_empty()),
-            "addresses or names, none empty",
-        );
+        bounds.that("host", host.is_sound(), OneOrMore::SOUND);
         let some = self.plain || tls.is_on() || !self.listeners.is_empty();
         bounds.that("plain", some, "true, or another listener given");
         access::check(tls, &self.principals, &self.listeners, &mut bounds);
@@ -379,18 +381,6 @@ impl Config {
             "protocols",
             !self.protocols.is_empty(),
             "frames, http or both",
-        );
-        bounds.that("http.origins", self.http.origins.len() <= 16, "at most 16");
-        bounds.that(
-            "http.forwarded_from",
-            self.http.forwarded_from.len() <= 1024,
-            "at most 1,024 networks",
-        );
-        bounds.that("http.hosts", self.http.hosts.len() <= 16, "at most 16");
-        bounds.that(
-            "admin.allowed_hosts",
-            admin.allowed_hosts.len() <= 16,
-            "at most 16 names",
         );
         self.store.check(&mut bounds);
         services::check(&self.services, &mut bounds);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Bytes, HOUR, Millis, Share,
-    define::{Bounds, documented},
+    define::{Bounds, settings},
 };
 
 /// Quota of durable values where `grants.quota` names none.
@@ -15,187 +15,98 @@ pub const DEFAULT_QUOTA: Bytes = Bytes::mib(64);
 /// The table that holds for every service.
 pub const DEFAULT: &str = "default";
 
-/// `grants.log` where nobody sets it.
-const DEFAULT_LOG: LogLevel = LogLevel::Info;
-
 /// Range of the memory of one instance.
 const MEMORY: RangeInclusive<Bytes> = Bytes::kib(64)..=Bytes::mib(4096);
 
 /// All `[services.…]` tables by name.
-pub type Services = BTreeMap<String, Overlay>;
+pub type Services = BTreeMap<String, ServiceSettings>;
 
-/// Defines the settings of services, each as [`super::define::settings`] does:
-/// as what a table may set, and as what holds for a service.
-macro_rules! service_settings {
-    (
-        $(#[doc = $memory:literal])* memory;
-        $($(#[doc = $doc:literal])* $field:ident: $type:ty = $default:expr $(=> $range:expr)?,)*
-    ) => {
-        /// Settings of one service, each of which may be left out: then the one of
-        /// `[services.default]` holds.
-        #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-        #[serde(deny_unknown_fields, default)]
-        pub struct Overlay {
-            $($(#[doc = $doc])*
-            #[serde(skip_serializing_if = "Option::is_none")]
-            pub $field: Option<$type>,)*
-            $(#[doc = $memory])*
-            #[serde(skip_serializing_if = "Option::is_none")]
-            pub memory: Option<Bytes>,
-            /// What the service may use beside processor and memory.
-            #[serde(skip_serializing_if = "Grants::is_empty")]
-            pub grants: Grants,
-        }
-
-        /// Settings of one service, none left out.
-        #[derive(Debug, Clone, PartialEq)]
-        pub struct ServiceSettings {
-            $($(#[doc = $doc])* pub $field: $type,)*
-            /// None if it follows from what all calls share.
-            pub memory: Option<Bytes>,
-            /// Least level that reaches the log.
-            pub log: LogLevel,
-            /// The service's own grants.
-            pub grants: Grants,
-        }
-
-        /// `[services.default]` as it is when nobody sets it.
-        pub(super) fn built_in() -> Services {
-            let default = Overlay {
-                $($field: Some($default),)*
-                memory: None,
-                grants: Grants {
-                    log: Some(DEFAULT_LOG),
-                    ..Grants::default()
-                },
-            };
-            [(DEFAULT.to_owned(), default)].into()
-        }
-
-        /// The settings of one service: its own table over the default one over
-        /// the built-in one.
-        #[must_use]
-        pub fn settings_of(services: &Services, name: &str) -> ServiceSettings {
-            let none = Overlay::default();
-            let own = services.get(name).unwrap_or(&none);
-            let shared = services.get(DEFAULT).unwrap_or(&none);
-            ServiceSettings {
-                $($field: own.$field.clone().or_else(|| shared.$field.clone()).unwrap_or($default),)*
-                memory: own.memory.or(shared.memory),
-                log: own.grants.log.or(shared.grants.log).unwrap_or(DEFAULT_LOG),
-                grants: own.grants.clone(),
-            }
-        }
-
-        impl Overlay {
-            /// Reports what is out of its range; `table` stands before each key.
-            fn check_ranges(&self, table: &str, bounds: &mut Bounds) {
-                $($(if let Some(value) = self.$field {
-                    bounds.range(format!("{table}{}", stringify!($field)), value, $range);
-                })?)*
-                if let Some(memory) = self.memory {
-                    bounds.range(format!("{table}memory"), memory, MEMORY);
-                }
-            }
-
-            /// Returns what the reference says of each setting.
-            #[cfg(test)]
-            pub(crate) fn reference() -> Vec<super::Entry> {
-                use super::Entry;
-                vec![
-                    Entry::new(
-                        "memory",
-                        concat!($($memory, "\n"),*),
-                        Ok(serde_json::Value::Null),
-                        Entry::bounds(&MEMORY),
-                    ),
-                    $(Entry::new(
-                        stringify!($field),
-                        concat!($($doc, "\n"),*),
-                        serde_json::to_value({ let default: $type = $default; default }),
-                        String::new() $(+ &Entry::bounds(&$range))?,
-                    ),)*
-                ]
-            }
-        }
-    };
+/// The settings of one service: its own table, into which the default one was
+/// merged when it was read, or else the default one.
+#[must_use]
+pub fn settings_of(services: &Services, name: &str) -> ServiceSettings {
+    let settings = services.get(name).or_else(|| services.get(DEFAULT));
+    settings.cloned().unwrap_or_default()
 }
 
-service_settings! {
-    /// Linear memory of one instance, all of its memories together. Left out:
-    /// 64 MiB, or two thirds of the memory that all calls share where that is less.
-    memory;
-    /// Longest time that a call may take, whatever timeout its caller asks for.
-    /// Waiting to begin counts. `describe`, when the file is loaded, may take
-    /// as long, and 10 s at most.
-    timeout: Millis = HOUR => Millis::new(1)..=HOUR,
-    /// Requests of clients a second; the requests of one second may come at once.
-    /// More get `RATE_LIMITED`. 0: no limit.
-    rate: u32 = 0 => 0..=10_000_000,
-    /// Calls of the service that run at the same time. A further call waits until
-    /// one ends, and gets `SERVICE_UNAVAILABLE` at its deadline.
-    concurrency: usize = 64 => 1..=10_000,
-    /// Processors that all calls of the service together may use on average
-    /// (`0.5` is half of one, in thousandths); 0 sets no bound. A call beyond
-    /// it waits, and ends with `TIMEOUT`, phase `scheduling`, at its deadline.
-    /// A tenth of a second's worth may be used at once.
-    cpu: Share = Share(0) => Share(0)..=Share(1_000_000),
-    /// Where more calls compute than there are processors, services get
-    /// processor time in proportion to their weights.
-    weight: u32 = 1 => 1..=1000,
-    /// `request`: every call finds an instance in its initial state, a reset one
-    /// where the code allows that. `fresh`: the code is not changed for resets, and
-    /// every call gets a fresh instance. `shared`: an instance serves several calls
-    /// one after another, and a call can see what an earlier one left behind.
-    isolation: Isolation = Isolation::Request,
-    /// Callers of a failed call get its WebAssembly backtrace and the newest 2 KiB
-    /// that it printed to standard error. The log has both always.
-    expose_traps: bool = false,
-    /// The server checks each payload against the `input` schema of its action
-    /// before the call; one that does not fit gets `INVALID_PAYLOAD`.
-    validate: bool = false,
-    /// `true`, or a list of versions such as `["2.0.0"]`: these are not served.
-    disabled: Disabled = Disabled::All(false),
+settings! {
+    /// Settings of one service. What its table leaves out, `[services.default]`
+    /// says.
+    pub struct ServiceSettings {
+        /// Linear memory of one instance, all of its memories together. Left out:
+        /// 64 MiB, or two thirds of the memory that all calls share where that is less.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub memory: Option<Bytes> = None => MEMORY,
+        /// Longest time that a call may take, whatever timeout its caller asks for.
+        /// Waiting to begin counts. `describe`, when the file is loaded, may take
+        /// as long, and 10 s at most.
+        pub timeout: Millis = HOUR => Millis::new(1)..=HOUR,
+        /// Requests of clients a second; the requests of one second may come at once.
+        /// More get `RATE_LIMITED`. 0: no limit.
+        pub rate: u32 = 0 => 0..=10_000_000,
+        /// Calls of the service that run at the same time. A further call waits until
+        /// one ends, and gets `SERVICE_UNAVAILABLE` at its deadline.
+        pub concurrency: usize = 64 => 1..=10_000,
+        /// Processors that all calls of the service together may use on average
+        /// (`0.5` is half of one, in thousandths); 0 sets no bound. A call beyond
+        /// it waits, and ends with `TIMEOUT`, phase `scheduling`, at its deadline.
+        /// A tenth of a second's worth may be used at once.
+        pub cpu: Share = Share(0) => Share(0)..=Share(1_000_000),
+        /// Where more calls compute than there are processors, services get
+        /// processor time in proportion to their weights.
+        pub weight: u32 = 1 => 1..=1000,
+        /// `request`: every call finds an instance in its initial state, a reset one
+        /// where the code allows that. `fresh`: the code is not changed for resets, and
+        /// every call gets a fresh instance. `shared`: an instance serves several calls
+        /// one after another, and a call can see what an earlier one left behind.
+        pub isolation: Isolation = Isolation::Request,
+        /// Callers of a failed call get its WebAssembly backtrace and the newest 2 KiB
+        /// that it printed to standard error. The log has both always.
+        pub expose_traps: bool = false,
+        /// The server checks each payload against the `input` schema of its action
+        /// before the call; one that does not fit gets `INVALID_PAYLOAD`.
+        pub validate: bool = false,
+        /// `true`, or a list of versions such as `["2.0.0"]`: these are not served.
+        pub disabled: Disabled = Disabled::All(false),
+        /// What the service may use beside processor and memory.
+        pub grants: Grants = Grants::default(),
+    }
 }
 
-documented! {
+settings! {
     /// What the operator allows one service. Nothing is allowed but the log,
     /// clocks and random numbers, until it stands here.
-    #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-    #[serde(deny_unknown_fields, default)]
     pub struct Grants {
         /// Least level of the lines that reach the log: `trace`, `debug`, `info`,
         /// `warn`, `error`, or `off`, with which a component that imports
-        /// `wasi:logging` is not loaded. Left out: `info`. The only grant that
+        /// `wasi:logging` is not loaded. The only grant that
         /// `[services.default]` may hold.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        pub log: Option<LogLevel>,
-        /// Texts that the service reads through `wasi:config`, at most 256.
+        pub log: LogLevel = LogLevel::Info,
+        /// Texts that the service reads through `wasi:config`.
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-        pub config: BTreeMap<String, String>,
-        /// Names of at most 256 files of at most 64 KiB. The service reads their
+        pub config: BTreeMap<String, String> = BTreeMap::new(),
+        /// Names of files of at most 64 KiB. The service reads their
         /// contents as it reads `config`; line feeds at the end are cut off. A file is
         /// read when the service is loaded, and refused if users other than root and
         /// the server's can change it.
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-        pub secrets: BTreeMap<String, PathBuf>,
+        pub secrets: BTreeMap<String, PathBuf> = BTreeMap::new(),
         /// `true`: durable values through `wasi:keyvalue`. Each service has its own;
         /// no service sees those of another.
         #[serde(skip_serializing_if = "Option::is_none")]
-        pub keyvalue: Option<bool>,
-        /// Size of all durable values of the service, 4 KiB to 1 TiB. An entry counts
+        pub keyvalue: Option<bool> = None,
+        /// Size of all durable values of the service. An entry counts
         /// its key, its value, the names of its service and bucket, and 32 bytes. The
         /// file takes two to four times as much. Left out: 64 MiB.
         #[serde(skip_serializing_if = "Option::is_none")]
-        pub quota: Option<Bytes>,
-        /// Topics of other services that it may call, such as `calc.add` or `calc.*`,
-        /// at most 256.
+        pub quota: Option<Bytes> = None => Bytes::kib(4)..=Bytes::mib(1024 * 1024),
+        /// Topics of other services that it may call, such as `calc.add` or `calc.*`.
         #[serde(skip_serializing_if = "Vec::is_empty")]
-        pub calls: Vec<String>,
+        pub calls: Vec<String> = Vec::new(),
         /// `sha256:…` of the only file that gets these grants; another file of this
         /// name is not loaded. `mb-server inspect` prints it.
         #[serde(skip_serializing_if = "Option::is_none")]
-        pub digest: Option<String>,
+        pub digest: Option<String> = None,
     }
 }
 
@@ -240,10 +151,6 @@ pub enum Disabled {
 }
 
 impl Grants {
-    fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// Whether there is anything here that an untrusted file must not get.
     #[must_use]
     pub fn is_sensitive(&self) -> bool {
@@ -262,10 +169,10 @@ impl Grants {
 
 /// Checks every table.
 pub(super) fn check(services: &Services, bounds: &mut Bounds) {
-    for (name, overlay) in services {
-        check_one(name, overlay, bounds);
+    for (name, settings) in services {
+        check_one(name, settings, bounds);
         let key = |field: &str| format!("services.{name}.{field}");
-        let grants = &overlay.grants;
+        let grants = &settings.grants;
         if name == DEFAULT
             && (grants.is_sensitive() || grants.quota.is_some() || grants.digest.is_some())
         {
@@ -278,42 +185,29 @@ pub(super) fn check(services: &Services, bounds: &mut Bounds) {
     }
 }
 
-fn check_one(name: &str, overlay: &Overlay, bounds: &mut Bounds) {
-    overlay.check_ranges(&format!("services.{name}."), bounds);
+fn check_one(name: &str, settings: &ServiceSettings, bounds: &mut Bounds) {
+    settings.check_ranges(&format!("services.{name}."), bounds);
     let key = |field: &str| format!("services.{name}.{field}");
+    let grants = &settings.grants;
+    grants.check_ranges(&key("grants."), bounds);
     let Grants {
         config,
         secrets,
-        quota,
         calls,
         digest,
         ..
-    } = &overlay.grants;
-    if let Some(quota) = *quota {
-        let range = Bytes::kib(4)..=Bytes::mib(1024 * 1024);
-        bounds.range(key("grants.quota"), quota, range);
-    }
-    bounds.that(
-        key("grants.config"),
-        config.len() <= 256,
-        "at most 256 values",
-    );
-    bounds.that(
-        key("grants.secrets"),
-        secrets.len() <= 256,
-        "at most 256 files",
-    );
+    } = grants;
     let twice = config.keys().find(|key| secrets.contains_key(*key));
     bounds.that(
         key("grants.secrets"),
         twice.is_none(),
         "named unlike the values of grants.config",
     );
-    let patterns = calls.len() <= 256 && calls.iter().all(|pattern| is_pattern(pattern));
+    let patterns = calls.iter().all(|pattern| is_pattern(pattern));
     bounds.that(
         key("grants.calls"),
         patterns,
-        "at most 256 topics, each as `calc.add` or `calc.*`",
+        "topics as `calc.add` or `calc.*`",
     );
     let is_digest = |text: &String| {
         text.strip_prefix("sha256:")
@@ -324,7 +218,7 @@ fn check_one(name: &str, overlay: &Overlay, bounds: &mut Bounds) {
         digest.as_ref().is_none_or(is_digest),
         "sha256: and 64 hexadecimal digits",
     );
-    if let Some(Disabled::Versions(versions)) = &overlay.disabled {
+    if let Disabled::Versions(versions) = &settings.disabled {
         let is_version = |text: &String| {
             text.split('.').count() == 3 && text.bytes().all(|b| b.is_ascii_digit() || b == b'.')
         };
@@ -367,28 +261,6 @@ pub(super) fn is_pattern(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_service_falls_back_to_the_default_table() {
-        let mut services = built_in();
-        services.entry(DEFAULT.into()).or_default().weight = Some(7);
-        let own = Overlay {
-            concurrency: Some(1),
-            memory: Some(Bytes::mib(1)),
-            ..Overlay::default()
-        };
-        services.insert("calc".into(), own);
-        let calc = settings_of(&services, "calc");
-        assert_eq!(
-            (calc.weight, calc.concurrency, calc.memory),
-            (7, 1, Some(Bytes::mib(1)))
-        );
-        let other = settings_of(&services, "other");
-        assert_eq!(
-            (other.weight, other.concurrency, other.memory),
-            (7, 64, None)
-        );
-    }
 
     #[test]
     fn patterns_cover() {

@@ -9,7 +9,7 @@ use figment::{
     value::{Dict, Map, Value},
 };
 
-use super::Config;
+use super::{Config, services::DEFAULT};
 
 /// Environment variables that begin with this are settings.
 const ENV_PREFIX: &str = "MB_";
@@ -42,11 +42,24 @@ pub struct Row {
 /// A file that can't be read, a key that is unknown, a value of the wrong
 /// kind or out of bounds; all of those that can be found at once.
 pub fn load(file: Option<&Path>, flags: Flags) -> Result<Loaded, ConfigError> {
+    load_over(Config::default(), file, flags)
+}
+
+/// The same with other defaults.
+///
+/// # Errors
+/// See [`load`].
+pub fn load_over(
+    defaults: Config,
+    file: Option<&Path>,
+    flags: Flags,
+) -> Result<Loaded, ConfigError> {
     if let Some(path) = file {
         // figment passes over a file that is not there.
         std::fs::File::open(path).map_err(|e| ConfigError::file(path, &e))?;
     }
     load_from(
+        defaults,
         file,
         Env::prefixed(ENV_PREFIX).ignore(&[ENV_CONFIG]).split("__"),
         flags,
@@ -54,19 +67,20 @@ pub fn load(file: Option<&Path>, flags: Flags) -> Result<Loaded, ConfigError> {
 }
 
 fn load_from(
+    defaults: Config,
     file: Option<&Path>,
     environment: impl Provider,
     flags: Flags,
 ) -> Result<Loaded, ConfigError> {
-    let mut figment = Figment::from(Serialized::defaults(Config::default()));
+    let mut figment = Figment::from(Serialized::defaults(defaults));
     if let Some(path) = file {
         figment = figment.merge(Toml::file_exact(path));
     }
     let figment = figment.merge(environment).merge(flags);
-    let config: Config = figment
+    let written: Config = figment
         .extract()
         .map_err(|e| ConfigError::unreadable(&figment, e))?;
-    let wrong = config.out_of_bounds();
+    let wrong = written.out_of_bounds();
     if !wrong.is_empty() {
         let lines = wrong.into_iter().map(|w| {
             format!(
@@ -81,7 +95,28 @@ fn load_from(
         });
     }
     let rows = rows(&figment);
+    let config = with_defaults_of_services(figment)
+        .extract()
+        .map_err(|e| ConfigError {
+            lines: vec![e.to_string()],
+        })?;
     Ok(Loaded { config, rows })
+}
+
+/// Joins `[services.default]` into the tables of services, which leave out what
+/// it says. Sources are not found in there any more.
+fn with_defaults_of_services(figment: Figment) -> Figment {
+    let services = figment
+        .extract_inner::<Dict>("services")
+        .unwrap_or_default();
+    let Some(default) = services.get(DEFAULT) else {
+        return figment;
+    };
+    let tables: Dict = services
+        .keys()
+        .map(|name| (name.clone(), default.clone()))
+        .collect();
+    figment.join(Serialized::default("services", tables))
 }
 
 fn rows(figment: &Figment) -> Vec<Row> {
@@ -112,11 +147,12 @@ fn collect_leaves(values: &Dict, prefix: &str, leaves: &mut BTreeMap<String, Str
     }
 }
 
-/// Where the value of a key comes from, in words.
+/// Where the value of a key comes from, in words; of an entry of a list, where
+/// the list does.
 fn source(figment: &Figment, key: &str) -> String {
-    figment
-        .find_metadata(key)
-        .map_or_else(|| "default".into(), |metadata| name_source(metadata, key))
+    std::iter::successors(Some(key), |key| Some(key.rsplit_once('.')?.0))
+        .find_map(|key| Some(name_source(figment.find_metadata(key)?, key)))
+        .unwrap_or_else(|| "default".into())
 }
 
 fn name_source(metadata: &Metadata, key: &str) -> String {
@@ -219,10 +255,11 @@ fn describe(figment: &Figment, error: &figment::Error) -> String {
         );
     }
     let key = levels.join(".");
-    let origin = error
-        .metadata
-        .as_ref()
-        .map_or_else(|| "unknown".into(), |metadata| name_source(metadata, &key));
+    // Where a value was read in two steps, the error does not name its source.
+    let origin = match &error.metadata {
+        Some(metadata) if key.is_empty() => name_source(metadata, &key),
+        _ => source(figment, &key),
+    };
     match &error.kind {
         Kind::UnknownVariant(found, known) => format!(
             "`{key}`: `{found}` is not known (set by {origin}); known are {}",
@@ -244,6 +281,7 @@ impl std::error::Error for ConfigError {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Bytes, LogLevel, services::settings_of};
 
     /// Stands for the environment, under the metadata that figment gives it.
     struct Environment(Vec<(&'static str, &'static str)>);
@@ -270,7 +308,8 @@ mod tests {
     ) -> Result<Loaded, String> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         std::io::Write::write_all(&mut file, toml.as_bytes()).unwrap();
-        let loaded = load_from(Some(file.path()), Environment(environment.to_vec()), flags);
+        let environment = Environment(environment.to_vec());
+        let loaded = load_from(Config::default(), Some(file.path()), environment, flags);
         loaded.map_err(|e| {
             e.to_string()
                 .replace(&file.path().display().to_string(), "FILE")
@@ -314,6 +353,36 @@ mod tests {
         assert_eq!(source("admin.port"), "environment variable MB_ADMIN__PORT");
         assert!(source("max_threads").starts_with('/'));
         assert_eq!(source("plain"), "default");
+    }
+
+    #[test]
+    fn a_service_falls_back_to_the_default_table() {
+        let toml = "services.default = { weight = 7, memory = \"2MiB\", grants.log = \"error\" }\n\
+                    services.calc = { concurrency = 1, memory = \"1MiB\", grants.calls = [\"a.b\"] }";
+        let loaded = try_load(toml, &[], Flags::default()).unwrap();
+        let services = &loaded.config.services;
+        let calc = settings_of(services, "calc");
+        assert_eq!(
+            (calc.weight, calc.concurrency, calc.memory),
+            (7, 1, Some(Bytes::mib(1)))
+        );
+        assert_eq!(
+            (calc.grants.log, &*calc.grants.calls),
+            (LogLevel::Error, &["a.b".to_owned()][..])
+        );
+        let other = settings_of(services, "other");
+        assert_eq!(
+            (other.weight, other.concurrency, other.memory),
+            (7, 64, Some(Bytes::mib(2)))
+        );
+        let is_shown = |key: &str| loaded.rows.iter().any(|row| row.key == key);
+        assert!(is_shown("services.calc.memory") && !is_shown("services.calc.weight"));
+        let wrong = "services.default.weight = 0\nservices.calc.concurrency = 1";
+        let error = try_load(wrong, &[], Flags::default()).unwrap_err();
+        assert_eq!(
+            error,
+            "`services.default.weight` is 0, allowed is 1 to 1000 (set by FILE)"
+        );
     }
 
     #[test]
@@ -363,7 +432,12 @@ mod tests {
                 "MB_MAX_CONNECTIONS",
             ],
         );
-        check("host = []", &[], &["`host` must be 1 to 64"]);
+        check("host = []", &[], &["`host` must be one or more"]);
+        check(
+            "[[listeners]]\nhost = \"::1\"",
+            &[],
+            &["`listeners.0.port` must be given", "FILE"],
+        );
         check("port = [", &[], &["FILE"]);
         let missing = load(Some(Path::new("/nowhere/x.toml")), Flags::default()).unwrap_err();
         assert!(missing.to_string().contains("/nowhere/x.toml"), "{missing}");

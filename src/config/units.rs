@@ -2,11 +2,12 @@
 
 use std::{fmt, time::Duration};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// A duration: a number is milliseconds, a text carries its unit (`"60s"`,
 /// `"1m 30s"`) or is such a number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "Raw")]
 pub struct Millis(pub Duration);
 
 impl Millis {
@@ -41,7 +42,8 @@ impl fmt::Display for Millis {
 
 /// A size: a number is bytes, a text carries its unit (`"1MiB"`, `"64 kB"`)
 /// or is such a number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "Raw")]
 pub struct Bytes(pub usize);
 
 impl Bytes {
@@ -72,7 +74,8 @@ impl fmt::Display for Bytes {
 
 /// A share of the processors: 1 is one of them, `0.5` half of one. Kept in
 /// thousandths.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "Raw")]
 pub struct Share(pub u32);
 
 impl Share {
@@ -89,64 +92,6 @@ impl fmt::Display for Share {
     }
 }
 
-fn parse_share(number: f64) -> Option<Share> {
-    let thousandths = (number * 1000.0).round();
-    let known = (0.0..=f64::from(u32::MAX)).contains(&thousandths);
-    // What is not nothing does not become no bound.
-    (known && (thousandths > 0.0 || number <= 0.0)).then_some(Share(thousandths as u32))
-}
-
-impl Serialize for Share {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_f64(f64::from(self.0) / 1000.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Share {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Number;
-        impl de::Visitor<'_> for Number {
-            type Value = Share;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a share of the processors such as 0.5, in thousandths")
-            }
-
-            fn visit_f64<E: de::Error>(self, number: f64) -> Result<Share, E> {
-                parse_share(number)
-                    .ok_or_else(|| E::invalid_value(de::Unexpected::Float(number), &self))
-            }
-
-            fn visit_u64<E: de::Error>(self, number: u64) -> Result<Share, E> {
-                self.visit_f64(number as f64)
-            }
-
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Share, E> {
-                self.visit_f64(number as f64)
-            }
-
-            // As environment variables have it.
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Share, E> {
-                let number = text.parse().ok().and_then(parse_share);
-                number.ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
-            }
-        }
-        deserializer.deserialize_any(Number)
-    }
-}
-
-fn parse_millis(text: &str) -> Option<Millis> {
-    match text.parse() {
-        Ok(millis) => Some(Millis::new(millis)),
-        Err(_) => humantime::parse_duration(text).ok().map(Millis),
-    }
-}
-
-fn parse_bytes(text: &str) -> Option<Bytes> {
-    let size: bytesize::ByteSize = text.parse().ok()?;
-    usize::try_from(size.as_u64()).ok().map(Bytes)
-}
-
 impl Serialize for Millis {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -159,54 +104,77 @@ impl Serialize for Bytes {
     }
 }
 
-impl<'de> Deserialize<'de> for Millis {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NumberOrText {
-            expected: "milliseconds, or a duration with its unit such as \"60s\"",
-            number: |n| Some(Self::new(n)),
-            text: parse_millis,
-        })
+impl Serialize for Share {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(f64::from(self.0) / 1000.0)
     }
 }
 
-impl<'de> Deserialize<'de> for Bytes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NumberOrText {
-            expected: "bytes, or a size with its unit such as \"1MiB\"",
-            number: |n| usize::try_from(n).ok().map(Self),
-            text: parse_bytes,
-        })
+/// A number, or a text, as environment variables have it.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a number or a text")]
+enum Raw {
+    Whole(u64),
+    Number(f64),
+    Text(String),
+}
+
+impl Raw {
+    fn read<T>(self, parse: fn(&str) -> Option<T>, expected: &str) -> Result<T, String> {
+        let text = match self {
+            Self::Whole(number) => number.to_string(),
+            Self::Number(number) => number.to_string(),
+            Self::Text(text) => text,
+        };
+        parse(&text).ok_or_else(|| format!("{text:?} is not {expected}"))
     }
 }
 
-/// Reads a value that is a whole number or a text.
-struct NumberOrText<T> {
-    expected: &'static str,
-    number: fn(u64) -> Option<T>,
-    text: fn(&str) -> Option<T>,
+impl TryFrom<Raw> for Millis {
+    type Error = String;
+
+    fn try_from(raw: Raw) -> Result<Self, String> {
+        let parse = |text: &str| match text.parse() {
+            Ok(millis) => Some(Self::new(millis)),
+            Err(_) => humantime::parse_duration(text).ok().map(Self),
+        };
+        raw.read(
+            parse,
+            "a number of milliseconds, or a duration with its unit such as \"60s\"",
+        )
+    }
 }
 
-impl<T> de::Visitor<'_> for NumberOrText<T> {
-    type Value = T;
+impl TryFrom<Raw> for Bytes {
+    type Error = String;
 
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.expected)
+    fn try_from(raw: Raw) -> Result<Self, String> {
+        let parse = |text: &str| {
+            let size: bytesize::ByteSize = text.parse().ok()?;
+            usize::try_from(size.as_u64()).ok().map(Self)
+        };
+        raw.read(
+            parse,
+            "a number of bytes, or a size with its unit such as \"1MiB\"",
+        )
     }
+}
 
-    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
-        (self.number)(number)
-            .ok_or_else(|| E::invalid_value(de::Unexpected::Unsigned(number), &self))
-    }
+impl TryFrom<Raw> for Share {
+    type Error = String;
 
-    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
-        match u64::try_from(number) {
-            Ok(number) => self.visit_u64(number),
-            Err(_) => Err(E::invalid_value(de::Unexpected::Signed(number), &self)),
-        }
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-        (self.text)(text).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+    fn try_from(raw: Raw) -> Result<Self, String> {
+        let parse = |text: &str| {
+            let number: f64 = text.parse().ok()?;
+            let thousandths = (number * 1000.0).round();
+            let known = (0.0..=f64::from(u32::MAX)).contains(&thousandths);
+            // What is not nothing does not become no bound.
+            (known && (thousandths > 0.0 || number <= 0.0)).then_some(Self(thousandths as u32))
+        };
+        raw.read(
+            parse,
+            "a share of the processors such as 0.5, in thousandths",
+        )
     }
 }
 
@@ -275,7 +243,8 @@ mod tests {
         check("\"big\"", None);
         check("-5", None);
         for size in [Bytes::mib(64), Bytes::kib(512), Bytes(1000), Bytes(0)] {
-            assert_eq!(parse_bytes(&size.to_string()), Some(size));
+            let json = serde_json::to_string(&size).unwrap();
+            assert_eq!(serde_json::from_str::<Bytes>(&json).unwrap(), size);
         }
     }
 }

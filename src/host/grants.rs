@@ -100,7 +100,7 @@ impl Granted {
         Ok(Arc::new(Self {
             service: service.into(),
             account,
-            log: settings.log,
+            log: grants.log,
             log_rate: Rate::per_second(LINES_PER_SECOND),
             log_dropped: Limiter::new(),
             settings: (!values.is_empty()).then_some(values),

@@ -177,16 +177,6 @@ struct State {
     suppressed: u64,
 }
 
-/// Whether a line is to be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    /// It is, after a word on how many were not.
-    Write {
-        suppressed: u64,
-    },
-    Suppress,
-}
-
 impl Default for Limiter {
     fn default() -> Self {
         Self::new()
@@ -228,20 +218,20 @@ impl Limiter {
     /// is preceded by a line that says how many.
     #[must_use]
     pub fn allows(&self, what: &str) -> bool {
-        match self.judge(Instant::now()) {
-            Verdict::Suppress => false,
-            Verdict::Write { suppressed } => {
-                if suppressed > 0 && self.audit {
-                    tracing::warn!(target: AUDIT, "{suppressed} more lines were suppressed: {what}");
-                } else if suppressed > 0 {
-                    tracing::warn!("{suppressed} more lines were suppressed: {what}");
-                }
-                true
+        let suppressed = self.judge(Instant::now());
+        match suppressed {
+            None | Some(0) => {}
+            Some(lines) if self.audit => {
+                tracing::warn!(target: AUDIT, "{lines} more lines were suppressed: {what}");
             }
+            Some(lines) => tracing::warn!("{lines} more lines were suppressed: {what}"),
         }
+        suppressed.is_some()
     }
 
-    fn judge(&self, now: Instant) -> Verdict {
+    /// How many lines were not written before this one; none if this one is
+    /// not either.
+    fn judge(&self, now: Instant) -> Option<u64> {
         // Nothing in here panics, and nothing is logged under the lock.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state
@@ -253,12 +243,10 @@ impl Limiter {
         }
         if state.lines == self.max {
             state.suppressed += 1;
-            return Verdict::Suppress;
+            return None;
         }
         state.lines += 1;
-        Verdict::Write {
-            suppressed: std::mem::take(&mut state.suppressed),
-        }
+        Some(std::mem::take(&mut state.suppressed))
     }
 }
 
@@ -296,20 +284,19 @@ mod tests {
         let limiter = Limiter::new();
         let begun = Instant::now();
         let at = |millis: u64| limiter.judge(begun + Duration::from_millis(millis));
-        let write = |suppressed| Verdict::Write { suppressed };
         for line in 0..MAX_LINES {
-            assert_eq!(at(u64::from(line)), write(0), "{line}");
+            assert_eq!(at(u64::from(line)), Some(0), "{line}");
         }
         for _ in 0..500 {
-            assert_eq!(at(999), Verdict::Suppress);
+            assert_eq!(at(999), None);
         }
         assert_eq!(
             at(1000),
-            write(500),
+            Some(500),
             "a new second, and what the last one lacks"
         );
-        assert_eq!(at(1001), write(0));
-        assert_eq!(at(60_000), write(0));
+        assert_eq!(at(1001), Some(0));
+        assert_eq!(at(60_000), Some(0));
     }
 
     #[test]

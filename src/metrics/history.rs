@@ -2,12 +2,14 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use serde::Serialize;
 use serde_json::value::RawValue;
+
+use super::lock;
 
 /// Slow calls that are kept.
 const MAX_SLOW: usize = 256;
@@ -249,10 +251,6 @@ pub fn brief(details: &RawValue) -> Option<Box<RawValue>> {
     }
     let beginning = &text[..text.floor_char_boundary(MAX_DETAILS)];
     serde_json::value::to_raw_value(&format!("{beginning}... ({} bytes)", text.len())).ok()
-}
-
-fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
-    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ mod usage;
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, OnceLock, PoisonError,
+        Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{
             AtomicBool, AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
@@ -29,6 +29,10 @@ use crate::{stripes::Stripes, wire::Code};
 
 /// Protocols that are shown from the start.
 const PROTOCOLS: [&str; 3] = ["frames", "http", "websocket"];
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A counter that only rises.
 #[derive(Debug, Default)]
@@ -75,20 +79,14 @@ pub struct Labelled(Mutex<BTreeMap<&'static str, u64>>);
 impl Labelled {
     /// One more.
     pub fn add(&self, label: &'static str) {
-        *self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(label)
-            .or_default() += 1;
+        *lock(&self.0).entry(label).or_default() += 1;
     }
 
     /// All of them, in the order of their words.
     #[must_use]
     pub fn get(&self) -> Vec<(&'static str, u64)> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        let counts = lock(&self.0);
+        counts
             .iter()
             .map(|(label, count)| (*label, *count))
             .collect()
@@ -136,15 +134,14 @@ impl Default for Protocols {
 impl Protocols {
     /// A connection has ended, after [`Traffic::end`] of its traffic.
     pub fn end(&self, protocol: &'static str, requests: u64) {
-        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut closed = lock(&self.closed);
         closed.entry(protocol).or_default().add(false, requests);
     }
 
     /// Those of closed connections.
     #[must_use]
     pub fn closed(&self) -> BTreeMap<&'static str, ProtocolUse> {
-        let closed = self.closed.lock();
-        closed.unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.closed).clone()
     }
 
     /// What is shown of sums: totals never fall, although a connection that
@@ -154,10 +151,7 @@ impl Protocols {
         &self,
         sums: BTreeMap<&'static str, ProtocolUse>,
     ) -> Vec<(&'static str, ProtocolUse)> {
-        let mut shown = self
-            .published
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut shown = lock(&self.published);
         for (protocol, sum) in sums {
             let highest = shown.entry(protocol).or_default();
             *highest = ProtocolUse {

@@ -80,7 +80,7 @@ pub struct PrincipalRow {
 }
 
 /// One version of a service, or a file that failed to load.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceRow {
     /// As its topics begin.
@@ -245,7 +245,7 @@ pub struct StaleFiles {
 }
 
 /// The store of durable values.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StoreRow {
     /// `ok`, `failing` while writes are refused or the engine is away, or

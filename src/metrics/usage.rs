@@ -1,11 +1,8 @@
 //! What principals have used, for whoever is to bill them.
 
-use std::{
-    collections::BTreeMap,
-    mem,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, mem, sync::Mutex, time::Duration};
+
+use super::lock;
 
 /// Principals that are counted separately; what those use that come later counts for
 /// callers without a name.
@@ -81,7 +78,7 @@ impl Usages {
         if usage == Usage::default() {
             return;
         }
-        let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut accounts = lock(&self.0);
         let known = |name: &&str| accounts.len() < MAX_PRINCIPALS || accounts.contains_key(*name);
         let name = principal.filter(known).unwrap_or(NOBODY);
         if !accounts.contains_key(name) {
@@ -97,7 +94,7 @@ impl Usages {
     /// without one.
     #[must_use]
     pub fn all(&self) -> Vec<(String, Usage)> {
-        let accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let accounts = lock(&self.0);
         let all = accounts.iter();
         all.map(|(name, account)| (name.clone(), account.total))
             .collect()
@@ -108,7 +105,7 @@ impl Usages {
     #[must_use]
     pub fn due(&self, cpu: &[(String, Duration)]) -> Vec<Due> {
         let cpu: BTreeMap<_, _> = cpu.iter().map(|(name, time)| (&**name, *time)).collect();
-        let mut accounts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut accounts = lock(&self.0);
         let named = accounts.iter_mut().filter(|(name, _)| *name != NOBODY);
         let due = named.filter_map(|(name, account)| {
             let so_far = cpu.get(&**name).copied().unwrap_or_default();

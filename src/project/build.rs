@@ -9,7 +9,7 @@ use std::{
 
 use figment::{
     Figment,
-    providers::{Format as _, Toml},
+    providers::{Format as _, Json, Toml},
 };
 use serde::Deserialize;
 
@@ -121,48 +121,18 @@ fn rust(dir: &Path, kind: Kind) -> Result<Vec<u8>, ProjectError> {
     fs::read(&file).map_err(|error| ProjectError::file(&file, &error))
 }
 
-#[derive(Deserialize)]
-struct Named {
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct Manifest {
-    package: Named,
-}
-
-#[derive(Deserialize)]
-struct PyProject {
-    project: Named,
-}
-
 /// What the manifest of a project calls it.
 pub(super) fn name(project: &Project) -> Result<String, ProjectError> {
     let manifest = project.dir.join(project.language.manifest_name());
-    Ok(match project.language {
-        Language::Rust => read_toml::<Manifest>(&manifest)?.package.name,
-        Language::Python => read_toml::<PyProject>(&manifest)?.project.name,
+    let (read, key) = match project.language {
+        Language::Rust => (Figment::from(Toml::file_exact(&manifest)), "package.name"),
+        Language::Python => (Figment::from(Toml::file_exact(&manifest)), "project.name"),
         Language::JavaScript | Language::TypeScript => {
-            {
-                let text =
-                    fs::read(&manifest).map_err(|error| ProjectError::file(&manifest, &error))?;
-                let named = serde_json::from_slice::<Named>(&text);
-                named.map_err(|error| ProjectError::File {
-                    path: manifest,
-                    error: error.to_string(),
-                })?
-            }
-            .name
+            (Figment::from(Json::file_exact(&manifest)), "name")
         }
-    })
-}
-
-fn read_toml<T: for<'de> Deserialize<'de>>(file: &Path) -> Result<T, ProjectError> {
-    let read = Figment::from(Toml::file_exact(file)).extract();
-    read.map_err(|error| ProjectError::File {
-        path: file.into(),
-        error: error.to_string(),
-    })
+    };
+    read.extract_inner(key)
+        .map_err(|error| ProjectError::file(&manifest, &error))
 }
 
 // Both tools could leave out WASI, which their runtimes bring, but would then

@@ -4,95 +4,40 @@ use std::{fs, path::Path};
 
 use super::ProjectError;
 
+/// Files of a folder of the repository, each by its path in there.
 macro_rules! files {
-    ($root:literal, [$($file:literal),+ $(,)?]) => {
-        &[$(($file, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/", $root, "/", $file)))),+]
+    ($folder:literal: $($file:literal)+) => {
+        &[$(($file, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/", $folder, "/", $file)))),+]
     };
 }
+pub(super) use files;
 
 /// The contract itself.
 pub const CONTRACT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/wit/service.wit"));
 
 /// What the contract builds upon.
-const DEPENDENCIES: &[(&str, &str)] = files!(
-    "wit/deps",
-    [
-        "cli/cli.wit",
-        "clocks/clocks.wit",
-        "config/config.wit",
-        "io/io.wit",
-        "keyvalue/keyvalue.wit",
-        "logging/logging.wit",
-        "random/random.wit",
-    ]
+const DEPENDENCIES: &[(&str, &str)] = files!("wit/deps":
+    "cli/cli.wit" "clocks/clocks.wit" "config/config.wit" "io/io.wit" "keyvalue/keyvalue.wit"
+    "logging/logging.wit" "random/random.wit"
 );
 
 /// The crate `mb-service`.
-pub(super) const SDK: &[(&str, &str)] = files!(
-    "services/sdk",
-    [
-        "Cargo.toml",
-        "src/calls.rs",
-        "src/clock.rs",
-        "src/config.rs",
-        "src/context.rs",
-        "src/describe.rs",
-        "src/handler.rs",
-        "src/keyvalue.rs",
-        "src/lib.rs",
-        "src/log.rs",
-        "src/macros.rs",
-        "src/mock.rs",
-        "src/payload.rs",
-        "src/schema.rs",
-    ]
+pub(super) const SDK: &[(&str, &str)] = files!("services/sdk":
+    "Cargo.toml" "src/calls.rs" "src/clock.rs" "src/config.rs" "src/context.rs"
+    "src/describe.rs" "src/handler.rs" "src/keyvalue.rs" "src/lib.rs" "src/log.rs"
+    "src/macros.rs" "src/mock.rs" "src/payload.rs" "src/schema.rs"
 );
 
 /// The npm package `mb-service`.
-pub(super) const SDK_JS: &[(&str, &str)] = files!(
-    "services/sdk-js",
-    [
-        "build.mjs",
-        "calls.js",
-        "config.js",
-        "context.js",
-        "failure.js",
-        "host/calls.js",
-        "host/config.js",
-        "host/context.js",
-        "host/keyvalue.js",
-        "host/log.js",
-        "index.d.ts",
-        "index.js",
-        "json.js",
-        "keyvalue.js",
-        "log.js",
-        "mock.d.ts",
-        "mock/calls.js",
-        "mock/config.js",
-        "mock/context.js",
-        "mock/handler.js",
-        "mock/index.js",
-        "mock/keyvalue.js",
-        "mock/log.js",
-        "mock/state.js",
-        "package.json",
-        "reason.js",
-        "runtime/absent.js",
-        "runtime/clone.js",
-        "runtime/configure.js",
-        "runtime/console.js",
-        "runtime/from-async.js",
-        "runtime/handler.js",
-        "runtime/jobs.js",
-        "runtime/phase.js",
-        "runtime/promise.js",
-        "runtime/random.js",
-        "runtime/stack.js",
-        "runtime/start.js",
-        "runtime/text.js",
-        "runtime/url.js",
-    ]
+pub(super) const SDK_JS: &[(&str, &str)] = files!("services/sdk-js":
+    "build.mjs" "calls.js" "config.js" "context.js" "failure.js" "host/calls.js"
+    "host/config.js" "host/context.js" "host/keyvalue.js" "host/log.js" "index.d.ts" "index.js"
+    "json.js" "keyvalue.js" "log.js" "mock.d.ts" "mock/calls.js" "mock/config.js"
+    "mock/context.js" "mock/handler.js" "mock/index.js" "mock/keyvalue.js" "mock/log.js"
+    "mock/state.js" "package.json" "reason.js" "runtime/absent.js" "runtime/clone.js"
+    "runtime/configure.js" "runtime/console.js" "runtime/from-async.js" "runtime/handler.js"
+    "runtime/jobs.js" "runtime/phase.js" "runtime/promise.js" "runtime/random.js"
+    "runtime/stack.js" "runtime/start.js" "runtime/text.js" "runtime/url.js"
 );
 
 /// Writes the contract as a package of its own, with what it builds upon

@@ -76,10 +76,10 @@ impl Project {
             .find(|language| dir.join(language.manifest_name()).is_file());
         let language = found.ok_or_else(|| {
             let manifests = Language::DETECTED.map(Language::manifest_name).join(", ");
-            ProjectError::Nothing {
-                dir: dir.into(),
-                manifests,
-            }
+            ProjectError::Failed(format!(
+                "no project in {}: none of {manifests} is there; mb-server new NAME --lang rust|js|ts|python creates one",
+                dir.display()
+            ))
         })?;
         let dir = dir
             .canonicalize()
@@ -137,75 +137,49 @@ pub fn check_name(name: &str) -> Result<(), ProjectError> {
     if fine && !taken.contains(&name) {
         return Ok(());
     }
-    Err(ProjectError::Name { name: name.into() })
+    Err(ProjectError::Failed(format!(
+        "{name:?} is no name for a project: take a lower-case letter, then lower-case letters, digits and \
+         single dashes, at most {MAX_NAME_SIZE} in all, and no word that Rust or the server keeps for itself"
+    )))
 }
 
 /// Why there is no project, or no component of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProjectError {
-    /// The name is not available.
-    Name {
-        /// The name.
-        name: String,
-    },
-    /// Something stands where the project would be.
-    Taken {
-        /// The folder.
-        dir: PathBuf,
-    },
-    /// No project in a folder.
-    Nothing {
-        /// The folder.
-        dir: PathBuf,
-        /// The files that would tell one.
-        manifests: String,
-    },
-    /// A file can't be read or written.
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        error: String,
-    },
     /// A tool is not installed.
     Missing(String),
-    /// A tool said what is wrong.
+    /// A name, a file or what a tool said.
     Failed(String),
 }
 
 impl ProjectError {
-    fn file(path: &Path, error: &std::io::Error) -> Self {
-        Self::File {
-            path: path.into(),
-            error: error.to_string(),
-        }
+    fn file(path: &Path, error: &dyn fmt::Display) -> Self {
+        Self::Failed(format!("{}: {error}", path.display()))
     }
 }
 
 impl fmt::Display for ProjectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name { name } => write!(
-                f,
-                "{name:?} is no name for a project: take a lower-case letter, then lower-case letters, digits and \
-                 single dashes, at most {MAX_NAME_SIZE} in all, and no word that Rust or the server keeps for itself"
-            ),
-            Self::Taken { dir } => {
-                write!(f, "{} exists already; nothing was written", dir.display())
-            }
-            Self::Nothing { dir, manifests } => write!(
-                f,
-                "no project in {}: none of {manifests} is there; mb-server new NAME --lang rust|js|ts|python creates one",
-                dir.display()
-            ),
-            Self::File { path, error } => write!(f, "{}: {error}", path.display()),
-            Self::Missing(what) => f.write_str(what),
-            Self::Failed(what) => f.write_str(what),
-        }
+        let (Self::Missing(what) | Self::Failed(what)) = self;
+        f.write_str(what)
     }
 }
 
 impl std::error::Error for ProjectError {}
+
+/// Checks that a folder can be created.
+///
+/// # Errors
+/// Something is there already.
+pub fn check_free(dir: &Path) -> Result<(), ProjectError> {
+    match dir.symlink_metadata() {
+        Err(_) => Ok(()),
+        Ok(_) => Err(ProjectError::Failed(format!(
+            "{} exists already; nothing was written",
+            dir.display()
+        ))),
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -244,19 +218,15 @@ mod tests {
             let language = *language;
             let parent = tempfile::tempdir().unwrap();
             let dir = parent.path().join("some-name");
-            assert!(matches!(
-                Project::find(parent.path()),
-                Err(ProjectError::Nothing { .. })
-            ));
+            let nothing = Project::find(parent.path()).unwrap_err().to_string();
+            assert!(nothing.starts_with("no project in"), "{nothing}");
             create(&dir, "some-name", language).unwrap();
             assert_eq!(
                 Project::find(&dir).unwrap().language.manifest_name(),
                 language.manifest_name()
             );
-            assert!(matches!(
-                create(&dir, "some-name", language),
-                Err(ProjectError::Taken { .. })
-            ));
+            let taken = create(&dir, "some-name", language).unwrap_err().to_string();
+            assert!(taken.contains("exists already"), "{taken}");
             let readme = std::fs::read_to_string(dir.join("README.md")).unwrap();
             assert!(
                 readme.contains("mb-server call some-name.greet") && !readme.contains("{{"),

@@ -3,23 +3,26 @@
 use std::path::Path;
 
 use super::{
-    Language, ProjectError, check_name,
-    contract::{SDK, SDK_JS, write, write_as_dependency, write_contract},
+    Language, ProjectError, check_free, check_name,
+    contract::{SDK, SDK_JS, files, write, write_as_dependency, write_contract},
 };
 
-macro_rules! templates {
-    ($folder:literal: $($file:literal),+ $(,)?) => {
-        &[$(($file, include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/services/templates/", $folder, "/", $file)))),+]
-    };
-}
-
-const RUST: &[(&str, &str)] =
-    templates!("rust": "Cargo.toml", ".cargo/config.toml", "src/lib.rs", "README.md");
-const JAVASCRIPT: &[(&str, &str)] =
-    templates!("js": "package.json", "service.js", "actions.js", "actions.test.js", "README.md");
-const TYPESCRIPT: &[(&str, &str)] = templates!("ts": "package.json", "tsconfig.json", "service.ts", "actions.ts", "actions.test.ts", "README.md");
-const PYTHON: &[(&str, &str)] = templates!("python": "pyproject.toml", "requirements.txt", "app.py", "actions.py", "mb_service.py", "test_actions.py", "README.md");
-const EVERY: &[(&str, &str)] = templates!("": "mb-server.toml", "gitignore");
+const RUST: &[(&str, &str)] = files!("services/templates/rust":
+    "Cargo.toml" ".cargo/config.toml" "src/lib.rs" "README.md"
+);
+const JAVASCRIPT: &[(&str, &str)] = files!("services/templates/js":
+    "package.json" "service.js" "actions.js" "actions.test.js" "README.md"
+);
+const TYPESCRIPT: &[(&str, &str)] = files!("services/templates/ts":
+    "package.json" "tsconfig.json" "service.ts" "actions.ts" "actions.test.ts" "README.md"
+);
+const PYTHON: &[(&str, &str)] = files!("services/templates/python":
+    "pyproject.toml" "requirements.txt" "app.py" "actions.py" "mb_service.py" "test_actions.py"
+    "README.md"
+);
+const EVERY: &[(&str, &str)] = files!("services/templates":
+    "mb-server.toml" "gitignore"
+);
 const WORLD: &str = include_str!(concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/services/templates/world.wit"
@@ -36,9 +39,7 @@ const SDK_JS_CONTRACT: (&str, &str) = ("path.join(SDK, '../../wit')", "path.join
 /// written.
 pub fn create(dir: &Path, name: &str, language: Language) -> Result<(), ProjectError> {
     check_name(name)?;
-    if dir.symlink_metadata().is_ok() {
-        return Err(ProjectError::Taken { dir: dir.into() });
-    }
+    check_free(dir)?;
     let files = match language {
         Language::Rust => RUST,
         Language::JavaScript => JAVASCRIPT,

@@ -120,7 +120,7 @@ impl Server {
     ) -> Result<Self, ListenError> {
         let (mut listeners, mut taken) = (Vec::new(), Vec::new());
         for on in &settings.listeners {
-            let port = on.config.port;
+            let port = on.config.port.unwrap_or(0);
             for host in on.config.host.as_slice() {
                 let error = |source| ListenError {
                     address: Some((host.clone(), port)),

@@ -9,7 +9,7 @@ use std::{
 use mb_server::{
     budget::Budget,
     catalog::{LoadSettings, Service, ServicePolicies, load_file},
-    config::{Config, Isolation, MemoryPlan, services::Overlay},
+    config::{Config, Isolation, MemoryPlan, ServiceSettings},
     host::{Context, Unwatched},
     sandbox::{Call, CompilerConfig, Sandbox, SandboxConfig, ServiceAnswer},
     scheduler::Scheduler,
@@ -28,11 +28,11 @@ impl Echo {
         cache_dir: Option<PathBuf>,
     ) -> Self {
         let mut config = Config::default();
-        let overlay = Overlay {
-            isolation: Some(isolation),
-            ..Overlay::default()
+        let settings = ServiceSettings {
+            isolation,
+            ..ServiceSettings::default()
         };
-        config.services.insert("echo".into(), overlay);
+        config.services.insert("echo".into(), settings);
         let policy = ServicePolicies::new(&config, None, Scheduler::of_this_machine());
         let plan = MemoryPlan::of(&config);
         let sandbox = Sandbox::new(SandboxConfig {

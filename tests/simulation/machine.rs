@@ -13,7 +13,7 @@ use crate::{
     access::{Access, ListenerPolicy},
     budget::Budget,
     client::{Client, Received, WebSocket},
-    config::{Auth, Bytes, Config, Millis, OneOrMore, Principals, Waiting, access::Listener},
+    config::{Auth, Bytes, Config, Millis, Principals, Waiting, access::Listener},
     guests::Guests,
     http_peer,
     metrics::Metrics,
@@ -193,7 +193,7 @@ impl Machine {
                 per_address: 0,
             }),
             listener: Arc::new(ListenerSettings {
-                config: Listener::new(OneOrMore::More(Vec::new()), 0, false),
+                config: Listener::default(),
                 tls: None,
                 policy,
             }),

@@ -799,4 +799,15 @@ fn services_are_disabled_on_several_and_differences_are_shown() {
         code == 1 && text.matches("no earlier file of versions").count() == 2,
         "{code} {text}"
     );
+    let mut client = fleet.servers[1].connect();
+    client.request("nobody.here", "on.one", "null");
+    assert_eq!(client.message().code(), "NO_ROUTE_FOUND");
+    let (code, text) = fleet.run("why", &["on.one"]);
+    let two = fleet.servers[1].admin.to_string();
+    assert!(
+        code == 0 && text.contains("NO_ROUTE_FOUND") && text.contains(&two) && !text.contains(&one),
+        "{code} {text}"
+    );
+    let (code, text) = fleet.run("why", &["nowhere"]);
+    assert!(code == 1 && text.contains("nothing is recorded"), "{text}");
 }

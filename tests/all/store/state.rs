@@ -57,7 +57,6 @@ fn a_first_start_on_a_full_disk_leaves_nothing_that_a_later_start_refuses() {
         assert!(!home.path().join(left).exists(), "{left}");
     }
     // What earlier programs left.
-    fs::write(home.path().join("admin.token"), "").unwrap();
     fs::write(home.path().join("store.redb"), vec![0; 73_728]).unwrap();
     let again = start(":");
     let warned = again.wait_for_log("store.redb is empty (73728 bytes)");

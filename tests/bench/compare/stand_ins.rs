@@ -12,7 +12,7 @@ use std::{
 use mb_server::{
     access::{Access, ListenerPolicy},
     budget::Budget,
-    config::{Auth, Config, OneOrMore, Principals, access::Listener},
+    config::{Auth, Config, Principals, access::Listener},
     dispatch::{Handle, Outcome, Reply, Request},
     metrics::Metrics,
     server::{Buffers, ListenerSettings, Server, ServerSettings},
@@ -111,7 +111,10 @@ pub fn parrot(port: u16) -> ! {
 
 fn serve(port: u16, handle: Arc<dyn Handle>) -> ! {
     let listener = ListenerSettings {
-        config: Listener::new(OneOrMore::One("127.0.0.1".into()), port, false),
+        config: Listener {
+            port: Some(port),
+            ..Listener::default()
+        },
         tls: None,
         policy: Arc::new(ListenerPolicy {
             auth: Auth::None,

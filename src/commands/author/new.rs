@@ -11,7 +11,7 @@ use crate::project::{Language, create};
 /// SDK. Overwrites nothing. Exit codes: 0 created, 2 the name or the folder is
 /// not available.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub struct Arguments {
     /// The service's name, and the folder's unless --dir names another
     name: String,
     /// What it is written in

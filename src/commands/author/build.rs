@@ -11,7 +11,7 @@ use crate::project::{Kind, Project, ProjectError, build};
 /// project, once. Exit codes: 0 built, 1 the tool reports what is wrong, 2
 /// there is no project, or a tool is missing; the message says how to get it.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub struct Arguments {
     /// The project's folder
     #[arg(default_value = ".")]
     dir: PathBuf,
@@ -36,6 +36,6 @@ pub(super) fn run(arguments: &Arguments) -> Result {
 fn refuse(error: ProjectError) -> (Exit, String) {
     match error {
         ProjectError::Missing(_) => usage(error),
-        _ => failure(error),
+        ProjectError::Failed(_) => failure(error),
     }
 }

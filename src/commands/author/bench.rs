@@ -9,10 +9,15 @@ use std::{
 
 use serde_json::json;
 
-use super::{Exit, Result, connect::Connect, failure, printable, usage};
+use super::{
+    Exit, Result,
+    call::{as_payload, read_payload},
+    connect::Connect,
+    failure, printable, usage,
+};
 use crate::{
     load::{self, Frames, Http, Length, LoadPlan, Measured, Pace, Progress, Protocol},
-    wire::{Payload, Topic, Version, json as wire_json},
+    wire::{Topic, Version},
 };
 
 /// How often progress is shown.
@@ -39,11 +44,11 @@ const QUANTILES: [(f64, &str); 6] = [
 #[command(after_help = "Examples:\n  mb-server bench\n  \
                         mb-server bench calc.add '{\"a\":2,\"b\":40}' --connections 8 --pipeline 16\n  \
                         mb-server bench --size 65536 --binary --rate 500 --duration 30 --json")]
-pub(super) struct Arguments {
+pub struct Arguments {
     /// Service and action
     #[arg(default_value = "echo.say")]
     topic: String,
-    /// JSON to send, or @FILE [default: a text of --size bytes]
+    /// JSON to send, or - to read it from standard input, or @FILE [default: a text of --size bytes]
     #[arg(allow_hyphen_values = true)]
     payload: Option<String>,
     /// Bytes of the generated payload
@@ -92,15 +97,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let topic = Topic::parse(&arguments.topic)
         .map_err(|_| usage(format!("{:?} is no topic, as echo.say is", arguments.topic)))?;
     let payload = payload(arguments)?;
-    let payload = if arguments.binary {
-        Payload::Binary(&payload)
-    } else {
-        let hint = "; quote it for the shell, or use --binary for bytes";
-        Payload::Json(
-            wire_json::check(&payload)
-                .map_err(|error| usage(format!("the payload is {error}{hint}")))?,
-        )
-    };
+    let payload = as_payload(&payload, arguments.binary)?;
     let plan = LoadPlan {
         depth: arguments.pipeline as usize,
         pace: arguments
@@ -166,12 +163,7 @@ fn measure<P: Protocol + Clone>(
 
 fn payload(arguments: &Arguments) -> std::result::Result<Vec<u8>, (Exit, String)> {
     match arguments.payload.as_deref() {
-        Some(text) => match text.strip_prefix('@') {
-            Some(file) => {
-                std::fs::read(file).map_err(|error| usage(format!("can't read {file}: {error}")))
-            }
-            None => Ok(text.as_bytes().to_vec()),
-        },
+        Some(text) => read_payload(text),
         None if arguments.binary => Ok(vec![b'x'; arguments.size as usize]),
         None => Ok(format!("\"{}\"", "x".repeat(arguments.size as usize - 2)).into_bytes()),
     }

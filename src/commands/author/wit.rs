@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 
 use super::{Exit, Result, failure, usage};
-use crate::project::{CONTRACT, ProjectError, write_contract};
+use crate::project::{CONTRACT, check_free, write_contract};
 
 /// Print the contract between a service and the server, as WIT
 ///
 /// With --dir it is written with the interfaces that it builds upon, as the
 /// tools of any language take it.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub struct Arguments {
     /// A folder to write it to, which must not exist
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -21,9 +21,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         say!("{}", CONTRACT.trim_end());
         return Ok(Exit::Success);
     };
-    if dir.symlink_metadata().is_ok() {
-        return Err(usage(ProjectError::Taken { dir: dir.clone() }));
-    }
+    check_free(dir).map_err(usage)?;
     write_contract(dir).map_err(failure)?;
     say!("wrote {}: service.wit, and deps beside it", dir.display());
     Ok(Exit::Success)

@@ -2,12 +2,11 @@
 
 use std::{
     fs,
-    io::{self, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use super::{Exit, Result, failure, printable, serve, serving, usage};
+use super::{Exit, Result, call::print, failure, printable, serve, serving, usage};
 use crate::{
     budget::Budget,
     catalog::{
@@ -18,7 +17,8 @@ use crate::{
     host::grant_for,
     log::Format,
     sandbox::{
-        Ahead, CompileWorker, Head, LoadError, Precompiled, Sandbox, Sections, is_machine_code,
+        Ahead, CompileWorker, CompilerConfig, Head, LoadError, Precompiled, Sandbox, Sections,
+        is_machine_code,
     },
     scheduler::Scheduler,
 };
@@ -31,7 +31,7 @@ use crate::{
 /// and the reason; or, with --against, it would break callers and its version
 /// does not say so.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub struct Arguments {
     /// The component
     #[arg(value_name = "FILE.wasm")]
     file: PathBuf,
@@ -79,8 +79,11 @@ impl Inspector {
         let policy = ServicePolicies::new(&config, None, Scheduler::new(1)).for_inspection();
         let memory = Budget::new(MemoryPlan::of(&config).shared);
         let worker = serving::compile_worker();
-        let mut sandbox = serving::sandbox_config(&config, &policy, &memory);
-        sandbox.compiler.worker = Some(worker.clone());
+        let compiler = CompilerConfig {
+            worker: Some(worker.clone()),
+            ..CompilerConfig::default()
+        };
+        let sandbox = serving::sandbox_config(&config, &policy, &memory, compiler);
         let sandbox = Sandbox::new(sandbox).map_err(|e| failure(format!("{e:#}")))?;
         let settings = LoadSettings {
             dir: PathBuf::new(),
@@ -164,8 +167,7 @@ impl Inspector {
         };
         text += &row("compiled", &compiled);
         text += &row("digest", &service.digest);
-        print(&text)?;
-        Ok(Exit::Success)
+        print(text.as_bytes(), b"")
     }
 }
 
@@ -204,7 +206,7 @@ fn show_head(file: &Path) -> Result {
         &format!("{} bytes, {} of them code", bytes.len(), code.len()),
     );
     text += &row("digest", &digest_of(&bytes));
-    print(&text)?;
+    print(text.as_bytes(), b"")?;
     Precompiled::of(&bytes).map_err(|error| wrong(&error))?;
     Ok(Exit::Success)
 }
@@ -229,23 +231,20 @@ fn compare(old: &Service, new: &Service) -> Result {
     let found = breaks(before, now);
     let title = format!("{} {} against {}", now.name, now.version, before.version);
     if found.is_empty() {
-        print(&format!(
-            "{}: nothing breaks its callers\n",
-            printable(&title)
-        ))?;
-        return Ok(Exit::Success);
+        let text = format!("{}: nothing breaks its callers\n", printable(&title));
+        return print(text.as_bytes(), b"");
     }
     let lines: String = found
         .iter()
         .map(|line| format!("  {}\n", printable(line)))
         .collect();
-    print(&format!(
-        "{} breaks its callers:\n{lines}",
-        printable(&title)
-    ))?;
+    let text = format!("{} breaks its callers:\n{lines}", printable(&title));
+    print(text.as_bytes(), b"")?;
     if may_break(before, now) {
-        print("its version says so: callers of the old one are not routed to it\n")?;
-        return Ok(Exit::Success);
+        return print(
+            b"its version says so: callers of the old one are not routed to it\n",
+            b"",
+        );
     }
     let next = if before.version.major == 0 {
         format!("0.{}.0", before.version.minor + 1)
@@ -267,7 +266,7 @@ fn refuse(file: &Path, error: &FileError) -> (Exit, String) {
             text += &row("digest", &digest);
         }
         // The reason is what matters.
-        let _ = print(&text);
+        let _ = print(text.as_bytes(), b"");
     }
     failure(format!(
         "{}: {}",
@@ -278,12 +277,4 @@ fn refuse(file: &Path, error: &FileError) -> (Exit, String) {
 
 fn row(title: &str, value: &str) -> String {
     format!("{title:11}  {}\n", printable(value))
-}
-
-/// A reader that has seen enough is no failure.
-fn print(text: &str) -> std::result::Result<(), (Exit, String)> {
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(failure(error)),
-        _ => Ok(()),
-    }
 }

@@ -6,7 +6,6 @@ use std::{
     ffi::OsStr,
     io::{self, BufRead as _, IsTerminal as _},
     net::SocketAddr,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -23,16 +22,18 @@ use super::{
     live_settings::Applied,
     printable,
     serve::{listen_for_signals, start_log, write_log_in_background},
-    serving::{Serving, ServingPlan, compile_worker},
+    serving::{Serving, ServingPlan, compiler},
     usage,
 };
 use crate::{
     catalog::FileName,
     client::{self, Client},
-    config::{self, Flags, Loaded},
+    config::{self, Config, Flags, Loaded},
     dispatch::{Dispatcher, Handle, Outcome, Reply, Request},
+    files::Stamp,
     log::Format,
     project::{Built, DEV_STATE, Kind, Project, SETTINGS, build},
+    sandbox::CompilerConfig,
     transport::Inherited,
     wire::{Code, ErrorBody, Header, Payload, codes::BUILDING},
 };
@@ -62,7 +63,7 @@ const NOT_SOURCES: [&str; 5] = ["dist", "node_modules", "target", "__pycache__",
 /// service is granted stands in DIR/mb-server.toml, whose relative paths count
 /// from DIR; a changed grant holds as soon as the file is saved.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub struct Arguments {
     /// The project's folder
     #[arg(default_value = ".")]
     dir: PathBuf,
@@ -112,10 +113,12 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         // First of all, so that no process inherits these.
         let inherited = Inherited::from_env().map_err(failure)?;
         let plan = ServingPlan {
-            worker: compile_worker(),
+            compiler: CompilerConfig {
+                quick: true,
+                ..compiler()
+            },
             loaded,
             again,
-            quick: true,
             // A grant may come with any change.
             always_store: true,
             inherited,
@@ -294,16 +297,13 @@ fn settings(project: &Project, port: Option<u16>) -> std::result::Result<Loaded,
     };
     let free = || std::net::TcpListener::bind(("127.0.0.1", 8081)).is_ok();
     let port = port.unwrap_or_else(|| if free() { 8081 } else { 0 });
-    let mut loaded = config::load(file.is_file().then_some(&*file), flags(port)).map_err(usage)?;
+    let mut defaults = Config::default();
+    for settings in defaults.services.values_mut() {
+        settings.expose_traps = true;
+    }
+    let file = file.is_file().then_some(&*file);
+    let mut loaded = config::load_over(defaults, file, flags(port)).map_err(usage)?;
     loaded.config.paths_from(&project.dir);
-    let services = &mut loaded.config.services;
-    // What the project is called may not stand in the settings.
-    if let Ok(name) = project.name() {
-        services.entry(name).or_default();
-    }
-    for overlay in services.values_mut() {
-        overlay.expose_traps.get_or_insert(true);
-    }
     Ok(loaded)
 }
 
@@ -317,8 +317,8 @@ impl Watched {
     fn look(&self) -> Sources {
         let mut found = sources(&self.dir);
         for file in &self.with {
-            if let Ok(metadata) = std::fs::metadata(file) {
-                found.insert(file.clone(), looks(&metadata));
+            if let Ok(stamp) = Stamp::of(file) {
+                found.insert(file.clone(), stamp);
             }
         }
         found
@@ -356,9 +356,8 @@ fn watch(watched: &Watched, mut built: Sources, wake: &mpsc::Sender<Event>) {
     }
 }
 
-/// Files by name, with size and the time of their last change, which no tool
-/// sets back.
-type Sources = BTreeMap<PathBuf, (u64, i64, i64)>;
+/// Files by name.
+type Sources = BTreeMap<PathBuf, Stamp>;
 
 fn sources(dir: &Path) -> Sources {
     let mut found = Sources::new();
@@ -376,16 +375,16 @@ fn sources(dir: &Path) -> Sources {
             let hidden = name.starts_with('.') && name != ".cargo";
             if metadata.is_dir() && !hidden && !NOT_SOURCES.contains(&&*name) {
                 dirs.push(entry.path());
-            } else if metadata.is_file() && !hidden && !WRITTEN_BY_TOOLS.contains(&&*name) {
-                found.insert(entry.path(), looks(&metadata));
+            } else if metadata.is_file()
+                && !hidden
+                && !WRITTEN_BY_TOOLS.contains(&&*name)
+                && let Ok(stamp) = Stamp::of(&entry.path())
+            {
+                found.insert(entry.path(), stamp);
             }
         }
     }
     found
-}
-
-fn looks(metadata: &std::fs::Metadata) -> (u64, i64, i64) {
-    (metadata.len(), metadata.ctime(), metadata.ctime_nsec())
 }
 
 /// What stands between clients and the project's service.

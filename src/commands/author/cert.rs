@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{self, Write as _},
     net::IpAddr,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -14,10 +14,11 @@ use rcgen::{
 };
 
 use super::{Exit, Result, failure};
+use crate::files;
 
 /// Create certificates for development
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
@@ -123,10 +124,7 @@ fn alternative(name: &str) -> std::result::Result<SanType, rcgen::Error> {
 }
 
 fn write(dir: &Path, files: &[File], force: bool) -> io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)?;
+    files::private_dir(dir)?;
     let named = |path: &Path, error: io::Error| {
         io::Error::new(error.kind(), format!("{}: {error}", path.display()))
     };

@@ -18,7 +18,7 @@ use crate::{
 /// trust as starting a program. Exit codes: 0 compiled, 1 it is no service or does not
 /// compile.
 #[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
+pub struct Arguments {
     /// The component
     #[arg(value_name = "FILE.wasm")]
     file: PathBuf,
