@@ -18,11 +18,11 @@ use std::{
 };
 
 use socket2::Socket;
+use tiny_http::{HTTPVersion, Header, StatusCode};
 
 use super::{Admin, LINES, Page, refuse, routes, token};
 use crate::{
     budget::{Budget, Reservation},
-    http::reason,
     log::{AUDIT, Limiter},
 };
 
@@ -63,11 +63,9 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// Pause after an error of the accept call.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Of each answer; the page loads only from this server.
-const HEADERS: &str = "Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nX-Frame-Options: DENY\r\n\
-                       Referrer-Policy: no-referrer\r\nContent-Security-Policy: default-src 'none'; script-src 'self'; \
-                       style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; \
-                       frame-ancestors 'none'\r\n";
+/// The page loads only from this server.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// A listener of the endpoint.
 pub enum AdminListener {
@@ -764,15 +762,37 @@ fn refusal((status, error): HttpError) -> (Vec<u8>, String) {
 }
 
 /// Status and headers of an answer that comes in one piece, with its length,
-/// however large: simple for simple clients.
+/// however large: simple for simple clients. tiny_http writes them; its server,
+/// whose threads, queues and times have no bounds, is not used.
 fn head(status: u16, kind: &str, length: usize, allow: Option<&str>) -> Vec<u8> {
-    let allow = allow.map_or_else(String::new, |methods| format!("Allow: {methods}\r\n"));
-    let reason = reason(status);
-    format!(
-        "HTTP/1.1 {status} {reason}\r\nServer: mb-server\r\nContent-Type: {kind}\r\n\
-         Content-Length: {length}\r\n{allow}{HEADERS}Connection: close\r\n\r\n"
+    let headers = [
+        ("Server", "mb-server"),
+        ("Content-Type", kind),
+        ("Cache-Control", "no-store"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("X-Frame-Options", "DENY"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Content-Security-Policy", POLICY),
+    ];
+    let headers = headers
+        .into_iter()
+        .chain(allow.map(|methods| ("Allow", methods)))
+        .map(|(name, value)| Header::from_bytes(name, value).expect("ASCII of our own"));
+    let mut head = Vec::new();
+    tiny_http::Response::new(
+        StatusCode(status),
+        headers.collect(),
+        io::empty(),
+        Some(length),
+        None,
     )
-    .into_bytes()
+    .with_chunked_threshold(usize::MAX)
+    .raw_print(&mut head, HTTPVersion(1, 1), &[], true, None)
+    .expect("memory takes it all");
+    // It sets this header only where its server does.
+    head.truncate(head.len() - 2);
+    head.extend(b"Connection: close\r\n\r\n");
+    head
 }
 
 #[cfg(test)]

@@ -24,5 +24,5 @@ pub use head::{Content, Framing, Head, MAX_FIELDS, MAX_HEAD_SIZE, Method, Route,
 pub use incoming::{Incoming, Taken};
 pub use mcp::{McpFields, McpReply, McpResponse, McpStep, Tool, is_of_objects};
 pub use openapi::{Operation, document};
-pub use response::{Asks, Exchange, Refusal, Response, reason, status_of};
+pub use response::{Asks, Exchange, Refusal, Response, status_of};
 pub use upgrade::Upgrade;

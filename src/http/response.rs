@@ -102,9 +102,7 @@ pub fn status_of(code: Option<Code>) -> u16 {
 /// With 101, and with 426.
 const UPGRADE: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n";
 
-/// Returns what stands behind a status.
-#[must_use]
-pub fn reason(status: u16) -> &'static str {
+fn reason(status: u16) -> &'static str {
     match status {
         101 => "Switching Protocols",
         200 => "OK",
@@ -116,8 +114,6 @@ pub fn reason(status: u16) -> &'static str {
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
-        409 => "Conflict",
-        411 => "Length Required",
         413 => "Content Too Large",
         415 => "Unsupported Media Type",
         421 => "Misdirected Request",

@@ -67,7 +67,7 @@ const MAY_USE: [(&str, &[&str]); 23] = [
         ],
     ),
     ("system", &["transport"]),
-    ("admin", &["budget", "http", "metrics", "wire"]),
+    ("admin", &["budget", "metrics", "wire"]),
     ("client", &["transport", "wire"]),
     ("project", &["sandbox"]),
     ("load", &["wire"]),
