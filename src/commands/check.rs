@@ -6,8 +6,9 @@ use crate::{catalog::component_files, config::MemoryPlan};
 /// Print the effective configuration and where each setting comes from
 ///
 /// Also checks that the services folder can be read and that the system allows
-/// enough open files; not the components, the ports or the store. Takes the same flags as serve. Exit codes: 0 the server could start with
-/// these settings, 2 it could not.
+/// enough open files, and the files that store.url needs; not the components, the
+/// ports or what is in the store. Takes the same flags as serve. Exit codes: 0 the
+/// server could start with these settings, 2 it could not.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -18,6 +19,8 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     let loaded = arguments.settings.load().map_err(usage)?;
     edge::check_exposure(&loaded.config)?;
     edge::Edge::load(&loaded.config)?;
+    #[cfg(feature = "redis")]
+    check_store(&loaded.config)?;
     let width = loaded
         .rows
         .iter()
@@ -48,4 +51,23 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         complain!("mb-server: warning: {warning}");
     }
     Ok(Exit::Success)
+}
+
+/// Reads the files that an engine over the network needs, and connects to
+/// nothing.
+#[cfg(feature = "redis")]
+fn check_store(config: &crate::config::Config) -> std::result::Result<(), (Exit, String)> {
+    use crate::{
+        store::Store,
+        trusted::{self, Purpose},
+    };
+    let Some(remote) = config.store.remote().map_err(usage)? else {
+        return Ok(());
+    };
+    if let Some(file) = &remote.password_file {
+        trusted::open(file, Purpose::Data)
+            .map_err(|error| usage(format!("store.password_file {}: {error}", file.display())))?;
+    }
+    Store::remote(remote, None).map_err(|error| usage(format!("store.ca: {error}")))?;
+    Ok(())
 }

@@ -89,7 +89,7 @@ impl StoreError {
 }
 
 impl StoreError {
-    /// What a service is told: not which machine said what.
+    /// The text for a service, without what machines of the engine said.
     pub(crate) fn for_service(&self) -> String {
         let why = match self {
             Self::Away(why) | Self::Unconfirmed(why) | Self::Refused(why) => why,

@@ -255,6 +255,18 @@ fn check_says_what_is_set_and_where() {
         error.contains("/nowhere") && error.contains("--services"),
         "{error}"
     );
+    for (url, file, name) in [
+        ("redis", "MB_STORE__PASSWORD_FILE", "store.password_file"),
+        ("rediss", "MB_STORE__CA", "store.ca"),
+    ] {
+        let url = format!("{url}://localhost");
+        let (status, _, error) = check(&[], &[("MB_STORE__URL", &url), (file, "/nowhere/file")]);
+        assert_eq!(status, Some(2), "{error}");
+        assert!(
+            error.contains(name) && error.contains("/nowhere/file"),
+            "{error}"
+        );
+    }
     let mut limited = Command::new("sh");
     limited.args(["-c", "ulimit -n 500; exec \"$0\" check", BINARY]);
     let (status, _, error) = run_in(&mut limited, b"");

@@ -468,7 +468,7 @@ fn what_may_have_arrived_is_never_sent_again() {
 
 /// An engine, or a proxy before it, may repeat a command that it does not know.
 #[test]
-fn nobody_is_told_the_password() {
+fn the_password_reaches_no_error() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("password");
     std::fs::write(&file, "s3cret").unwrap();
