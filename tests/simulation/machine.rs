@@ -519,14 +519,14 @@ impl Machine {
                     "there is something to read, and nobody does: {row:?}"
                 );
             }
-            // Else it is with a call, writes, or has a call that is postponed.
-            let reads = row.in_flight == u64::from(peer.calls_left())
-                && ["idle", "reading", "calling"].contains(&row.state);
             let closes = self.draining || client.broken || peer.close_request().is_some();
+            // It is with a call, writes, or has a call that is postponed.
+            let calls = row.in_flight > u64::from(peer.calls_left());
+            let reads = !calls && ["idle", "reading", "calling"].contains(&row.state);
             if reads && !closes && !client.wire.is_unread() {
                 client.check_handled(&self.guests);
             }
-            if !closes && !client.wire.is_full() {
+            if calls && !closes && !client.wire.is_full() {
                 client.check_postponed(&self.guests);
             }
         }
