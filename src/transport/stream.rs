@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustls::pki_types::CertificateDer;
 use socket2::SockRef;
 
 use super::tls::Tls;
@@ -66,18 +65,6 @@ impl Socket {
         )
     }
 
-    /// Writes everything.
-    ///
-    /// # Errors
-    /// `TimedOut` at the deadline; else what the system says.
-    pub fn write_all(&self, mut buf: &[u8], deadline: Instant) -> io::Result<()> {
-        while !buf.is_empty() {
-            let written = self.write(buf, deadline)?;
-            buf = &buf[written..];
-        }
-        Ok(())
-    }
-
     /// Writes what the system takes at once, waiting until it takes some.
     ///
     /// # Errors
@@ -100,7 +87,7 @@ impl Socket {
     ///
     /// # Errors
     /// What the system says; having no room is none.
-    pub fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
+    pub(super) fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
         match SockRef::from(&*self.stream)
             .send_with_flags(buf, libc_flags::DONT_WAIT | libc_flags::NO_SIGNAL)
         {
@@ -188,22 +175,6 @@ impl Stream {
             .map_or(Ok(()), |tls| tls.handshake(&self.socket, deadline))
     }
 
-    /// What the peer showed of itself, its own certificate first.
-    #[must_use]
-    pub fn peer_certificates(&self) -> Option<Vec<CertificateDer<'static>>> {
-        self.tls.as_ref()?.peer_certificates()
-    }
-
-    /// `1.2` or `1.3`, after the handshake.
-    #[must_use]
-    pub fn tls_version(&self) -> Option<&'static str> {
-        match self.tls.as_ref()?.version()? {
-            rustls::ProtocolVersion::TLSv1_2 => Some("1.2"),
-            rustls::ProtocolVersion::TLSv1_3 => Some("1.3"),
-            _ => None,
-        }
-    }
-
     /// As [`Socket::read`].
     ///
     /// # Errors
@@ -226,24 +197,7 @@ impl Stream {
         }
     }
 
-    /// As [`Socket::try_write`]; but see [`Stream::has_unsent`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
-        match &self.tls {
-            None => self.socket.try_write(buf),
-            Some(tls) => tls.try_write(&self.socket, buf),
-        }
-    }
-
-    /// Whether encrypted bytes wait that count as written.
-    #[must_use]
-    pub fn has_unsent(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.has_unsent())
-    }
-
-    /// Sends what waits of that.
+    /// Sends encrypted bytes that count as written and have not left.
     ///
     /// # Errors
     /// As [`Socket::write`].
@@ -251,15 +205,6 @@ impl Stream {
         self.tls
             .as_ref()
             .map_or(Ok(()), |tls| tls.flush(&self.socket, deadline))
-    }
-
-    /// Says that nothing more will be written. A peer that is gone already
-    /// does not mind.
-    pub fn half_close(&self) {
-        if let Some(tls) = &self.tls {
-            tls.say_end(&self.socket);
-        }
-        let _ = self.socket.stream.shutdown(Shutdown::Write);
     }
 
     /// Ends both directions at once; a thread that reads wakes up.
@@ -288,7 +233,7 @@ mod tests {
     #[test]
     fn a_read_ends_at_its_deadline_whatever_was_set_before() {
         let (near, far) = pair();
-        far.write_all(b"x", Instant::now() + Duration::from_secs(60))
+        far.write(b"x", Instant::now() + Duration::from_secs(60))
             .unwrap();
         let mut buf = [0; 8];
         assert_eq!(
@@ -312,7 +257,7 @@ mod tests {
             near.read(&mut buf, Instant::now()).unwrap_err().kind(),
             io::ErrorKind::TimedOut
         );
-        Stream::plain(far).half_close();
+        far.stream().shutdown(Shutdown::Write).unwrap();
         assert_eq!(
             near.read(&mut buf, Instant::now() + Duration::from_secs(60))
                 .unwrap(),
@@ -324,9 +269,12 @@ mod tests {
     fn a_write_that_nobody_takes_ends_at_its_deadline() {
         let (near, _far) = pair();
         let much = vec![0; 16 << 20];
-        let error = near
-            .write_all(&much, Instant::now() + Duration::from_millis(50))
-            .unwrap_err();
+        let deadline = Instant::now() + Duration::from_millis(50);
+        let error = loop {
+            if let Err(error) = near.write(&much, deadline) {
+                break error;
+            }
+        };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         // A few bytes more may fit; then it is full, and says so at once.
         while near.try_write(&much).unwrap() > 0 {}

@@ -9,9 +9,7 @@ use std::{
     time::Instant,
 };
 
-use rustls::{
-    AlertDescription, CertificateError, InvalidMessage, PeerMisbehaved, pki_types::CertificateDer,
-};
+use rustls::{AlertDescription, CertificateError, InvalidMessage, PeerMisbehaved};
 
 use super::Socket;
 
@@ -24,7 +22,7 @@ pub const HTTP_ALPN: &[u8] = b"http/1.1";
 /// Ciphertext that is read at once, in bytes.
 const READ_SIZE: usize = 8 * 1024;
 
-/// Plaintext that is encrypted at once without waiting, in bytes: a record.
+/// Room for ciphertext that is kept between writes, in bytes: a record.
 const RECORD_SIZE: usize = 16 * 1024;
 
 /// One session over a socket.
@@ -326,42 +324,9 @@ impl Tls {
         Ok(taken)
     }
 
-    /// Encrypts as long as all of it left at once. What it says was taken
-    /// may still wait here: see [`Tls::has_unsent`].
-    pub(super) fn try_write(&self, socket: &Socket, buf: &[u8]) -> io::Result<usize> {
-        let mut outgoing = lock(&self.outgoing);
-        if !outgoing.try_send(socket)? {
-            return Ok(0);
-        }
-        let taken = lock(&self.session)
-            .writer()
-            .write(&buf[..buf.len().min(RECORD_SIZE)])?;
-        self.collect(&mut outgoing);
-        outgoing.try_send(socket)?;
-        Ok(taken)
-    }
-
-    pub(super) fn has_unsent(&self) -> bool {
-        !lock(&self.outgoing).buf.is_empty()
-    }
-
     /// Sends what is encrypted already.
     pub(super) fn flush(&self, socket: &Socket, deadline: Instant) -> io::Result<()> {
         lock(&self.outgoing).send(socket, deadline)
-    }
-
-    /// Says that nothing more will come, as far as there is room for it.
-    pub(super) fn say_end(&self, socket: &Socket) {
-        lock(&self.session).send_close_notify();
-        self.try_reply(socket);
-    }
-
-    pub(super) fn peer_certificates(&self) -> Option<Vec<CertificateDer<'static>>> {
-        lock(&self.session).peer_certificates().map(<[_]>::to_vec)
-    }
-
-    pub(super) fn version(&self) -> Option<rustls::ProtocolVersion> {
-        lock(&self.session).protocol_version()
     }
 
     /// Hands ciphertext to the session. What that has to say, an alert or
@@ -424,16 +389,16 @@ impl Outgoing {
         Ok(())
     }
 
-    /// Says whether all of it left.
-    fn try_send(&mut self, socket: &Socket) -> io::Result<bool> {
+    /// Sends what there is room for.
+    fn try_send(&mut self, socket: &Socket) -> io::Result<()> {
         while self.sent < self.buf.len() {
             match socket.try_write(&self.buf[self.sent..])? {
-                0 => return Ok(false),
+                0 => return Ok(()),
                 sent => self.sent += sent,
             }
         }
         self.clear();
-        Ok(true)
+        Ok(())
     }
 
     fn clear(&mut self) {
