@@ -1,7 +1,7 @@
 //! The line in front of every payload:
 //! `KIND:topic:version[:requestId[:parentRequestId[:timeout]]]`.
 
-use std::{fmt, time::Duration};
+use std::{fmt, io::Write as _, time::Duration};
 
 use super::version::{Version, VersionError};
 
@@ -270,23 +270,9 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 impl fmt::Display for Header<'_> {
     /// The line without its line feed, and without empty fields at its end.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            kind,
-            topic,
-            version,
-            request_id,
-            parent_request_id,
-            timeout,
-        } = self;
-        write!(f, "{}:{}:{version}", kind.as_str(), topic.as_str())?;
-        let id = request_id.unwrap_or_default();
-        let parent = parent_request_id.unwrap_or_default();
-        match (id, parent, timeout) {
-            (_, _, Some(timeout)) => write!(f, ":{id}:{parent}:{}", timeout.as_millis()),
-            ("", "", None) => Ok(()),
-            (id, "", None) => write!(f, ":{id}"),
-            (id, parent, None) => write!(f, ":{id}:{parent}"),
-        }
+        let mut line = Vec::new();
+        self.append_to(&mut line);
+        f.write_str(&String::from_utf8_lossy(&line))
     }
 }
 
@@ -294,19 +280,23 @@ impl Header<'_> {
     /// Appends the line as it is displayed. An answer's line has neither
     /// parent nor timeout, and needs none of the formatting machinery.
     pub(super) fn append_to(&self, out: &mut Vec<u8>) {
-        if self.parent_request_id.is_some() || self.timeout.is_some() {
-            out.extend_from_slice(self.to_string().as_bytes());
-            return;
-        }
         out.extend_from_slice(self.kind.as_str().as_bytes());
         out.push(b':');
         out.extend_from_slice(self.topic.as_str().as_bytes());
         out.push(b':');
         self.version.append_to(out);
-        if let Some(id) = self.request_id.filter(|id| !id.is_empty()) {
-            out.push(b':');
-            out.extend_from_slice(id.as_bytes());
-        }
+        let id = self.request_id.unwrap_or_default();
+        let parent = self.parent_request_id.unwrap_or_default();
+        // Writing to a vector can't fail.
+        let _ = match (id, parent, self.timeout) {
+            (_, _, Some(timeout)) => write!(out, ":{id}:{parent}:{}", timeout.as_millis()),
+            ("", "", None) => Ok(()),
+            (id, "", None) => {
+                out.push(b':');
+                out.write_all(id.as_bytes())
+            }
+            (id, parent, None) => write!(out, ":{id}:{parent}"),
+        };
     }
 }
 

@@ -57,7 +57,7 @@ pub use buffer::Buffer;
 pub use codes::{Code, Reason};
 pub use frame::{FrameError, FrameHeader};
 pub use header::{Header, HeaderError, Kind, Topic};
-pub use message::{ErrorBody, FrameWriter, Origin, Payload};
+pub use message::{ErrorBody, Origin, Payload};
 pub use reassembly::{Incoming, Reassembly, Taken};
 pub use version::Version;
 

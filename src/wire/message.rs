@@ -1,6 +1,6 @@
 //! Writing messages: frame header, header line, payload, in one buffer.
 
-use std::{borrow::Cow, fmt::Write as _, time::SystemTime};
+use std::{borrow::Cow, io::Write as _, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -37,76 +37,6 @@ impl<'a> Payload<'a> {
     }
 }
 
-/// Appends one message to a buffer, as one frame. The length is filled in by
-/// [`FrameWriter::finish`]; a writer that is dropped instead takes back what
-/// it wrote, so the buffer always holds whole frames.
-#[derive(Debug)]
-pub struct FrameWriter<'a> {
-    out: &'a mut Vec<u8>,
-    /// Invariant: `start + FRAME_HEADER_SIZE <= out.len()`.
-    start: usize,
-    finished: bool,
-}
-
-impl<'a> FrameWriter<'a> {
-    /// Begins a message with its header line.
-    pub fn begin(out: &'a mut Vec<u8>, header: &Header<'_>) -> Self {
-        let writer = Self::begin_frame(out);
-        append_line(writer.out, header);
-        writer
-    }
-
-    fn begin_frame(out: &'a mut Vec<u8>) -> Self {
-        let start = out.len();
-        out.extend_from_slice(&[0; FRAME_HEADER_SIZE]);
-        Self {
-            out,
-            start,
-            finished: false,
-        }
-    }
-
-    /// The buffer, to append the payload to. What was there must stay.
-    pub fn payload(&mut self) -> &mut Vec<u8> {
-        self.out
-    }
-
-    /// Ends the message.
-    ///
-    /// # Panics
-    /// If the body holds 4 GiB or more, which the limits on answers exclude.
-    pub fn finish(mut self, binary: bool) {
-        let length = self.out.len() - self.start - FRAME_HEADER_SIZE;
-        let length = u32::try_from(length).expect("answers are bounded far below 4 GiB");
-        let header = FrameHeader {
-            length,
-            keep_alive: false,
-            binary,
-            more: false,
-        };
-        self.out[self.start..self.start + FRAME_HEADER_SIZE].copy_from_slice(&header.encode());
-        self.finished = true;
-    }
-}
-
-impl Drop for FrameWriter<'_> {
-    fn drop(&mut self) {
-        if !self.finished {
-            self.out.truncate(self.start);
-        }
-    }
-}
-
-/// `fmt::Write` for a vector of bytes.
-struct Utf8<'a>(&'a mut Vec<u8>);
-
-impl std::fmt::Write for Utf8<'_> {
-    fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        self.0.extend_from_slice(text.as_bytes());
-        Ok(())
-    }
-}
-
 /// Appends a message with its whole payload.
 pub fn write_message(out: &mut Vec<u8>, header: &Header<'_>, payload: Payload<'_>) {
     let bytes = payload.as_bytes();
@@ -125,7 +55,13 @@ pub fn write_head(out: &mut Vec<u8>, header: Option<&Header<'_>>, payload: usize
     if let Some(header) = header {
         append_line(out, header);
     }
-    let length = out.len() - start - FRAME_HEADER_SIZE + payload;
+    patch(out, start, payload, binary);
+}
+
+/// Fills in the frame header of a message that begins at `start`, of whose
+/// body so many bytes are to come.
+fn patch(out: &mut [u8], start: usize, to_come: usize, binary: bool) {
+    let length = out.len() - start - FRAME_HEADER_SIZE + to_come;
     let length = u32::try_from(length).expect("answers are bounded far below 4 GiB");
     let frame = FrameHeader {
         length,
@@ -206,15 +142,19 @@ impl<'a> ErrorBody<'a> {
 
 /// Appends an ERROR. `request` is the header of what it answers, or none
 /// where no request can be named; `now` is the time that it carries.
+///
+/// # Panics
+/// As [`write_head`].
 pub fn write_error(
     out: &mut Vec<u8>,
     request: Option<&Header<'_>>,
     body: &ErrorBody<'_>,
     now: SystemTime,
 ) {
-    let mut writer = FrameWriter::begin_frame(out);
-    append_error(writer.payload(), request, body, now);
-    writer.finish(false);
+    let start = out.len();
+    out.extend_from_slice(&[0; FRAME_HEADER_SIZE]);
+    append_error(out, request, body, now);
+    patch(out, start, 0, false);
 }
 
 /// Appends header line and payload of an ERROR, without a frame header.
@@ -224,15 +164,14 @@ pub fn append_error(
     body: &ErrorBody<'_>,
     now: SystemTime,
 ) {
-    let mut line = Utf8(out);
     // Writing to a vector can't fail.
     let _ = match request.map(|header| (header.topic, header.version, header.request_id)) {
-        None => line.write_str("ERROR:system.error:1.0.0\n"),
+        None => out.write_all(b"ERROR:system.error:1.0.0\n"),
         Some((topic, version, None)) => {
-            writeln!(line, "ERROR:{}:{version}", topic.as_str())
+            writeln!(out, "ERROR:{}:{version}", topic.as_str())
         }
         Some((topic, version, Some(id))) => {
-            writeln!(line, "ERROR:{}:{version}:{id}", topic.as_str())
+            writeln!(out, "ERROR:{}:{version}:{id}", topic.as_str())
         }
     };
     append_document(out, body, now);
@@ -322,15 +261,5 @@ mod tests {
         );
         assert!(out[8..].starts_with(b"ERROR:system.error:1.0.0\n{\"code\":\"SERVER_BUSY\""));
         assert!(!String::from_utf8_lossy(&out).contains("details"));
-    }
-
-    #[test]
-    fn an_unfinished_message_leaves_nothing() {
-        let (header, _) = Header::parse(b"RESPONSE:a.b:1.0.0:7\n").unwrap();
-        let mut out = b"before".to_vec();
-        let mut writer = FrameWriter::begin(&mut out, &header);
-        writer.payload().extend_from_slice(b"half");
-        drop(writer);
-        assert_eq!(out, b"before");
     }
 }
