@@ -110,6 +110,7 @@ def settings(folder, text):
     (folder / "mb.toml").write_text(text)
     run(SERVER, "cert", "dev", folder / "certs", stdout=subprocess.DEVNULL)
     (folder / "state").mkdir(mode=0o700)
+    (folder / "store.password").touch(mode=0o600)
     here = {
         "MB_TOKENS": folder / "tokens.json", "MB_STATE_DIR": folder / "state",
         "MB_SERVICES_DIR": ROOT / "services/dist",
