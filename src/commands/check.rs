@@ -66,7 +66,12 @@ fn check_store(config: &crate::config::Config) -> std::result::Result<(), (Exit,
     };
     if let Some(file) = &remote.password_file {
         trusted::open(file, Purpose::Data)
-            .map_err(|error| usage(format!("store.password_file {}: {error}", file.display())))?;
+            .map_err(|error| {
+                usage(format!(
+                    "store.password_file {}: {error}; put the engine's password there, or name another file",
+                    file.display()
+                ))
+            })?;
     }
     Store::remote(remote, None).map_err(|error| usage(format!("store.ca: {error}")))?;
     Ok(())
