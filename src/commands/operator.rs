@@ -217,7 +217,7 @@ impl Operator {
             held: _held,
             used: _,
             served: _,
-        } = self.dispatcher.handle(request);
+        } = self.dispatcher.handle(request).settled();
         let elapsed = begun.elapsed().as_secs_f64() * 1e3;
         if header.is_none() {
             return Err(
@@ -243,7 +243,8 @@ impl Operator {
             Outcome::Silence
             | Outcome::Postponed(_)
             | Outcome::Response(..)
-            | Outcome::Redirect(_) => {}
+            | Outcome::Redirect(_)
+            | Outcome::Deferred(_) => {}
         }
         Ok(answer)
     }

@@ -8,13 +8,14 @@ mod system;
 
 use std::{
     borrow::Cow,
+    fmt,
     ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use run::{Checked, RETRY_WHEN_FULL_MS, Ran, Task, stopped};
+use run::{Checked, RETRY_WHEN_FULL_MS, Ran, Task, Unfinished, stopped};
 use serde_json::json;
 
 use crate::{
@@ -142,6 +143,27 @@ impl<'a> Reply<'a> {
             served: None,
         }
     }
+
+    /// The same once its answer may leave, for which this waits.
+    #[must_use]
+    pub fn settled(self) -> Self {
+        let Outcome::Deferred(deferred) = self.outcome else {
+            return self;
+        };
+        let LateReply {
+            outcome,
+            held,
+            used,
+            served,
+        } = deferred.wait();
+        Self {
+            outcome,
+            held,
+            used,
+            served,
+            ..self
+        }
+    }
 }
 
 /// The answer itself.
@@ -161,6 +183,38 @@ pub enum Outcome {
     Response(u16, String),
     /// Nothing yet: the message has to be handled again as another one.
     Redirect(Box<Redirect>),
+    /// Nothing yet: the call is over, and what its answer says is not on the
+    /// disk.
+    Deferred(Box<dyn Deferred>),
+}
+
+/// An answer that may not leave yet.
+pub trait Deferred: fmt::Debug + Send {
+    /// Waits for it, until the deadline of its call.
+    fn wait(self: Box<Self>) -> LateReply;
+
+    /// Hands over what makes the answer, once it may leave, on any thread,
+    /// which must not be kept.
+    fn then(self: Box<Self>, hand_over: HandOver);
+}
+
+/// Takes what makes a deferred answer, and whether others come at once.
+pub type HandOver = Box<dyn FnOnce(Finish, bool) + Send>;
+
+/// Makes the answer of a call that was deferred.
+pub type Finish = Box<dyn FnOnce() -> LateReply + Send>;
+
+/// What a deferred answer came to; see [`Reply`].
+#[derive(Debug)]
+pub struct LateReply {
+    /// The answer.
+    pub outcome: Outcome,
+    /// Memory that is reserved for it.
+    pub held: Option<Reservation>,
+    /// What the call has used.
+    pub used: Used,
+    /// The version that served it.
+    pub served: Option<Version>,
 }
 
 /// A call that the payload of a message asks for.
@@ -280,7 +334,7 @@ impl Handle for Dispatcher {
         let mut found = Found::default();
         let outcome = core.serve(&header, payload, &request, &mut found);
         let outcome = if header.kind == Kind::Publish {
-            core.published(&header, outcome)
+            core.published(header.topic.as_str(), header.request_id.is_some(), outcome)
         } else {
             outcome
         };
@@ -409,16 +463,11 @@ impl Core {
                 counted,
             })
         };
-        let Some(_place) = self.permit(header, request, deadline)? else {
+        let Some(_permit) = self.permit(header, request, deadline)? else {
             return Ok(postponed(Counted::ByPrincipal));
         };
         let context = context(header, request.identity, deadline);
-        let Ran {
-            answered,
-            held,
-            used,
-            served,
-        } = self.run(Task {
+        let mut ran = self.run(Task {
             topic: header.topic,
             version: header.version,
             payload,
@@ -428,13 +477,19 @@ impl Core {
             outlives_reset: header.kind == Kind::Publish,
             counts: request.counted() < Counted::ByService,
         });
-        (found.held, found.used, found.served) = (held, used, served);
+        if let Ok(Checked::Unflushed(unfinished)) = ran.answered {
+            if let Asks::Topic = request.asks {
+                return Ok(Outcome::Deferred(unfinished));
+            }
+            // What follows may wait for memory itself.
+            request.watch.waits();
+            ran = unfinished.ended();
+        }
+        (found.held, found.used, found.served) = (ran.held, ran.used, ran.served);
         // What was refused is kept already.
-        let outcome = match answered {
-            Ok(Checked::Json(text)) => Outcome::Json(text),
-            Ok(Checked::Binary(bytes)) => Outcome::Binary(bytes),
+        let outcome = match ran.answered {
             Ok(Checked::Postponed) => postponed(Counted::ByService),
-            Err(Refusal { code, body }) => Outcome::Error(code, body),
+            answered => outcome(answered),
         };
         match request.asks {
             Asks::Tool(reply) => {
@@ -522,21 +577,114 @@ impl Core {
 
     /// Returns the reply to a PUBLISH: nothing without an id, whatever
     /// happened.
-    fn published(&self, header: &Header<'_>, outcome: Outcome) -> Outcome {
-        match (header.request_id, outcome) {
-            (_, again @ (Outcome::Postponed(_) | Outcome::Redirect(_))) => again,
-            (Some(_), Outcome::Error(code, body)) => Outcome::Error(code, body),
-            (Some(_), _) => Outcome::Json(r#"{"delivered":1}"#.into()),
-            (None, Outcome::Error(_, body)) => {
+    fn published(self: &Arc<Self>, topic: &str, has_id: bool, outcome: Outcome) -> Outcome {
+        match outcome {
+            again @ (Outcome::Postponed(_) | Outcome::Redirect(_)) => again,
+            Outcome::Deferred(deferred) => {
+                let to = Publish {
+                    core: Arc::clone(self),
+                    topic: topic.to_owned(),
+                    has_id,
+                };
+                Outcome::Deferred(Box::new(Published { to, deferred }))
+            }
+            Outcome::Error(code, body) if has_id => Outcome::Error(code, body),
+            Outcome::Error(_, body) => {
                 self.metrics.publish_failures.add(1);
                 static LINES: Limiter = Limiter::new();
                 if LINES.allows("publish failed") {
-                    tracing::info!(topic = header.topic.as_str(), code = %body.code, "publish failed: {}", body.message);
+                    tracing::info!(topic, code = %body.code, "publish failed: {}", body.message);
                 }
                 Outcome::Silence
             }
-            (None, _) => Outcome::Silence,
+            _ if has_id => Outcome::Json(r#"{"delivered":1}"#.into()),
+            _ => Outcome::Silence,
         }
+    }
+}
+
+/// What a call that was not postponed came to.
+fn outcome(answered: Result<Checked, Refusal>) -> Outcome {
+    match answered {
+        Ok(Checked::Json(text)) => Outcome::Json(text),
+        Ok(Checked::Binary(bytes)) => Outcome::Binary(bytes),
+        Ok(Checked::Unflushed(_) | Checked::Postponed) => Outcome::Silence,
+        Err(Refusal { code, body }) => Outcome::Error(code, body),
+    }
+}
+
+impl From<Reply<'_>> for LateReply {
+    fn from(reply: Reply<'_>) -> Self {
+        Self {
+            outcome: reply.outcome,
+            held: reply.held,
+            used: reply.used,
+            served: reply.served,
+        }
+    }
+}
+
+impl From<Ran> for LateReply {
+    fn from(ran: Ran) -> Self {
+        Self {
+            outcome: outcome(ran.answered),
+            held: ran.held,
+            used: ran.used,
+            served: ran.served,
+        }
+    }
+}
+
+impl Deferred for Unfinished {
+    fn wait(self: Box<Self>) -> LateReply {
+        self.ended().into()
+    }
+
+    fn then(self: Box<Self>, hand_over: HandOver) {
+        let unflushed = self.unflushed.clone();
+        unflushed.then(Some(self.deadline()), move |flushed, more| {
+            let finish = move || self.finish(flushed).into();
+            hand_over(Box::new(finish), more);
+        });
+    }
+}
+
+/// The answer of a PUBLISH that may not leave yet.
+struct Published {
+    to: Publish,
+    deferred: Box<dyn Deferred>,
+}
+
+/// Whom a PUBLISH goes to, and whether it is answered.
+struct Publish {
+    core: Arc<Core>,
+    topic: String,
+    has_id: bool,
+}
+
+impl Publish {
+    fn replied(&self, late: LateReply) -> LateReply {
+        let outcome = self.core.published(&self.topic, self.has_id, late.outcome);
+        LateReply { outcome, ..late }
+    }
+}
+
+impl fmt::Debug for Published {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Published").field(&self.to.topic).finish()
+    }
+}
+
+impl Deferred for Published {
+    fn wait(self: Box<Self>) -> LateReply {
+        self.to.replied(self.deferred.wait())
+    }
+
+    fn then(self: Box<Self>, hand_over: HandOver) {
+        let Self { to, deferred } = *self;
+        deferred.then(Box::new(move |finish, more| {
+            hand_over(Box::new(move || to.replied(finish())), more);
+        }));
     }
 }
 
@@ -657,6 +805,7 @@ mod tests {
             Outcome::Json(text) => text,
             Outcome::Binary(_) => "bytes".into(),
             Outcome::Response(..) | Outcome::Redirect(_) => "of HTTP".into(),
+            Outcome::Deferred(_) => "deferred".into(),
             Outcome::Error(code, body) => {
                 assert_eq!(code.map(Code::as_str), Some(&*body.code));
                 body.code.into_owned()

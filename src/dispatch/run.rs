@@ -2,6 +2,7 @@
 //! logs. For calls of clients and of services alike.
 
 use std::{
+    fmt, mem,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -13,7 +14,7 @@ use crate::{
     budget::Reservation,
     catalog::{Catalog, Found, Service, ValidationError},
     host::{
-        Context, Stop, WaitError, Waiter, Watch,
+        Context, Stop, StoreError, Unflushed, WaitError, Waiter, Watch,
         bindings::mb::service::types::PayloadResult,
         calls::{self, Calls, Nested},
     },
@@ -30,6 +31,9 @@ pub(super) const RETRY_WHEN_FULL_MS: u64 = 100;
 const RETRY_WHEN_COMPILING_MS: u64 = 500;
 /// The same when a service did not load: someone has to mend it first.
 const RETRY_WHEN_FAILED_MS: u64 = 10_000;
+
+/// The code of a service whose writes did not become durable; its SDK's.
+const STORE_FAILED: &str = "STORE_FAILED";
 
 /// Only calls of clients are handed back; nobody sees this of another one.
 const POSTPONED: &str = "the call could not begin";
@@ -58,6 +62,8 @@ pub(super) struct Ran {
     pub(super) used: Used,
     /// The version that served it, if one was found.
     pub(super) served: Option<Version>,
+    /// What the answer for a service rests on.
+    pub(super) unflushed: Option<Unflushed>,
 }
 
 impl From<Result<Checked, Refusal>> for Ran {
@@ -68,6 +74,7 @@ impl From<Result<Checked, Refusal>> for Ran {
             held: None,
             used: Used::default(),
             served: None,
+            unflushed: None,
         }
     }
 }
@@ -76,6 +83,8 @@ impl From<Result<Checked, Refusal>> for Ran {
 pub(super) enum Checked {
     Json(String),
     Binary(Vec<u8>),
+    /// There is one, for a client, which may not have it yet.
+    Unflushed(Box<Unfinished>),
     /// There is none yet: nothing ran, and a client's call is to be run again.
     Postponed,
 }
@@ -86,7 +95,7 @@ impl Checked {
         match self {
             Self::Json(text) => text.len(),
             Self::Binary(bytes) => bytes.len(),
-            Self::Postponed => 0,
+            Self::Unflushed(_) | Self::Postponed => 0,
         }
     }
 }
@@ -119,7 +128,12 @@ impl Core {
             Ok(service) => service,
             Err((_, Unbegun::Postponed)) => return Ok(Checked::Postponed).into(),
             Err((service, Unbegun::Refused(refusal))) => {
-                self.keep_refused(&topic, service, &context, &refusal);
+                self.keep_refused(
+                    &topic,
+                    service.map(|service| &**service),
+                    &context,
+                    &refusal,
+                );
                 return Err(refusal).into();
             }
         };
@@ -134,47 +148,75 @@ impl Core {
         let about = context.clone();
         // Nested calls count for the one that caused them.
         let ticket = Finishes(client.then(|| watch.ticket()).flatten());
-        let CallReport {
-            result,
-            peak_memory,
-            host_calls,
-            created,
-            waited,
-            elapsed,
-            backtrace,
-            stderr,
-            held,
-        } = service.component.call(Call {
+        let mut report = service.component.call(Call {
             action,
             payload,
             context,
             watch: Arc::clone(watch),
         });
-        let begun = match &result {
-            Err(CallError::Postponed) => return Ok(Checked::Postponed).into(),
-            Err(CallError::NotBegun(_)) => false,
-            _ => true,
-        };
-        let reset = client
-            && matches!(&result, Err(CallError::Stopped { stop, .. }) if *stop == Stop::Reset);
+        if matches!(&report.result, Err(CallError::Postponed)) {
+            return Ok(Checked::Postponed).into();
+        }
+        let unflushed = report.unflushed.take();
+        let unflushed = unflushed.filter(|unflushed| !unflushed.is_flushed());
         let ended = EndedCall {
-            service,
-            action,
-            context: &about,
             cost: ticket.finish(),
-            peak_memory,
-            waited,
-            elapsed,
-            backtrace,
-            stderr,
+            context: about,
+            bytes_in: payload.as_bytes().len() as u64,
+            timeout,
+            report,
         };
-        let timeout = timeout.min(service.component.policy().settings.timeout.0);
+        match unflushed {
+            Some(unflushed) if client => Ok(Checked::Unflushed(Box::new(Unfinished {
+                core: Arc::clone(self),
+                service: Arc::clone(service),
+                action: action.to_owned(),
+                since: Instant::now(),
+                ended,
+                unflushed,
+            })))
+            .into(),
+            unflushed => Ran {
+                unflushed,
+                ..self.finish(service, action, ended, Ok(()))
+            },
+        }
+    }
+
+    /// What a call came to, once what its answer rests on is on the disk or is
+    /// not. Counts and logs it.
+    fn finish(
+        &self,
+        service: &Service,
+        action: &str,
+        mut ended: EndedCall,
+        flushed: Result<(), StoreError>,
+    ) -> Ran {
+        let result = mem::replace(&mut ended.report.result, Err(CallError::Postponed));
+        let begun = !matches!(&result, Err(CallError::NotBegun(_)));
+        let is_reset =
+            matches!(&result, Err(CallError::Stopped { stop, .. }) if *stop == Stop::Reset);
+        let reset = is_reset && ended.context.depth() == 0;
+        let timeout = ended
+            .timeout
+            .min(service.component.policy().settings.timeout.0);
         let result = result
             .map_err(|error| refuse(error, timeout, ended.cost))
-            .and_then(answered)
-            .map_err(|refusal| ended.explain(refusal));
+            .and_then(|answer| {
+                flushed.map_err(|error| store_failed(&error))?;
+                answered(answer)
+            })
+            .map_err(|refusal| ended.explain(service, refusal));
+        let CallReport {
+            peak_memory,
+            host_calls,
+            created,
+            waited,
+            elapsed,
+            ..
+        } = ended.report;
         let used = Used {
-            bytes_in: payload.as_bytes().len() as u64,
+            bytes_in: ended.bytes_in,
             bytes_out: result.as_ref().map_or(0, Checked::size) as u64,
             host_calls,
             peak_memory: peak_memory as u64,
@@ -183,9 +225,9 @@ impl Core {
         if created {
             service.stats.own().instances.add(1);
         }
-        ended.log(refusal);
+        ended.log(service, action, refusal);
         if History::wants(refusal.is_some(), elapsed) {
-            let past = ended.past(refusal);
+            let past = ended.past(service, action, refusal);
             self.metrics.history.keep(refusal.is_some(), past);
         }
         // Counted last: whoever sees it counted finds its log line and record.
@@ -202,9 +244,10 @@ impl Core {
         }
         Ran {
             answered: result,
-            held,
+            held: ended.report.held,
             used,
             served: Some(service.description.version),
+            unflushed: None,
         }
     }
 
@@ -309,7 +352,7 @@ fn find<'a>(
     catalog: &'a Catalog,
     topic: &Topic<'_>,
     version: Version,
-) -> Result<&'a Service, Refusal> {
+) -> Result<&'a Arc<Service>, Refusal> {
     let name = topic.service();
     let found = catalog.find(name, version);
     if !matches!(found, Found::Service(_) | Found::Disabled) && catalog.is_loading(name, version) {
@@ -349,6 +392,7 @@ impl Calls for Arc<Core> {
             payload,
             context,
             watch,
+            unflushed,
         } = call;
         let refuse = |Refusal { code, body }: Refusal| calls::CallRefusal {
             code: body.code.into_owned(),
@@ -381,10 +425,15 @@ impl Calls for Arc<Core> {
         };
         // The answer is copied to the calling service at once.
         let ran = Core::run(self, task);
+        if let Some(one) = ran.unflushed {
+            Unflushed::join(unflushed, one);
+        }
         match ran.answered.map_err(refuse)? {
             Checked::Json(text) => Ok(PayloadResult::Json(text)),
             Checked::Binary(bytes) => Ok(PayloadResult::Binary(bytes)),
-            Checked::Postponed => Err(refuse(Refusal::unavailable(POSTPONED, RETRY_WHEN_FULL_MS))),
+            Checked::Unflushed(_) | Checked::Postponed => {
+                Err(refuse(Refusal::unavailable(POSTPONED, RETRY_WHEN_FULL_MS)))
+            }
         }
     }
 
@@ -479,33 +528,86 @@ impl Drop for Finishes<'_> {
     }
 }
 
-/// A call that has ended, for its caller, the history and the log.
-struct EndedCall<'a> {
-    service: &'a Service,
-    action: &'a str,
-    context: &'a Context,
-    /// None for one that saw no tick.
-    cost: Option<Cost>,
-    peak_memory: usize,
-    waited: Duration,
-    elapsed: Duration,
-    backtrace: Vec<String>,
-    stderr: Vec<String>,
+/// A call of a client that has ended, and whose answer rests on what is not on
+/// the disk yet.
+pub(super) struct Unfinished {
+    core: Arc<Core>,
+    service: Arc<Service>,
+    action: String,
+    /// When it ended.
+    since: Instant,
+    ended: EndedCall,
+    pub(super) unflushed: Unflushed,
 }
 
-impl EndedCall<'_> {
+impl Unfinished {
+    /// Waits for the disk.
+    pub(super) fn ended(self) -> Ran {
+        let flushed = self.unflushed.wait(self.deadline());
+        self.finish(flushed)
+    }
+
+    /// When its answer would come too late.
+    pub(super) fn deadline(&self) -> Instant {
+        self.ended.context.deadline
+    }
+
+    /// What it came to.
+    pub(super) fn finish(mut self, flushed: Result<(), StoreError>) -> Ran {
+        self.ended.report.elapsed += self.since.elapsed();
+        self.core
+            .finish(&self.service, &self.action, self.ended, flushed)
+    }
+}
+
+impl fmt::Debug for Unfinished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unfinished").finish_non_exhaustive()
+    }
+}
+
+/// What the SDK makes of an error of the store, for a service that has not seen
+/// it.
+fn store_failed(error: &StoreError) -> Refusal {
+    let body = ErrorBody {
+        code: STORE_FAILED.into(),
+        message: error.for_service().into(),
+        origin: Origin::Service,
+        details: None,
+    };
+    Refusal { code: None, body }
+}
+
+/// A call that has ended, for its caller, the history and the log.
+struct EndedCall {
+    context: Context,
+    /// None for one that saw no tick.
+    cost: Option<Cost>,
+    bytes_in: u64,
+    timeout: Duration,
+    report: CallReport,
+}
+
+impl EndedCall {
     /// Adds to a failure of the sandbox what is known about it.
-    fn explain(&self, mut refusal: Refusal) -> Refusal {
+    fn explain(&self, service: &Service, mut refusal: Refusal) -> Refusal {
         if refusal.code != Some(Code::ServiceFailed) {
             return refusal;
         }
+        let CallReport {
+            peak_memory,
+            elapsed,
+            backtrace,
+            stderr,
+            ..
+        } = &self.report;
         let known = refusal.body.details.take();
         let known = known.and_then(|details| serde_json::from_str(details.get()).ok());
         let mut known: Map<String, Value> = known.unwrap_or_default();
-        known.insert("peakMemory".into(), json!(self.peak_memory));
-        known.insert("elapsedMs".into(), json!(self.elapsed.as_millis() as u64));
-        let exposes = self.service.component.policy().settings.expose_traps;
-        for (name, lines) in [("backtrace", &self.backtrace), ("stderr", &self.stderr)] {
+        known.insert("peakMemory".into(), json!(peak_memory));
+        known.insert("elapsedMs".into(), json!(elapsed.as_millis() as u64));
+        let exposes = service.component.policy().settings.expose_traps;
+        for (name, lines) in [("backtrace", backtrace), ("stderr", stderr)] {
             if exposes && !lines.is_empty() {
                 known.insert(name.into(), json!(lines));
             }
@@ -514,36 +616,34 @@ impl EndedCall<'_> {
     }
 
     /// For the history.
-    fn past(&self, refusal: Option<&Refusal>) -> PastCall {
+    fn past(&self, service: &Service, action: &str, refusal: Option<&Refusal>) -> PastCall {
         let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
-        let description = &self.service.description;
+        let description = &service.description;
         PastCall {
             service: description.name.clone(),
             version: Some(description.version.to_string()),
-            action: self.action.to_owned(),
-            elapsed_ms: millis(self.elapsed),
-            waited_ms: millis(self.waited),
+            action: action.to_owned(),
+            elapsed_ms: millis(self.report.elapsed),
+            waited_ms: millis(self.report.waited),
             ran_ms: self.cost.map(|cost| millis(cost.ran)),
             cpu_waited_ms: self.cost.map(|cost| millis(cost.waited)),
-            peak_memory: self.peak_memory,
-            backtrace: self.backtrace.clone(),
-            stderr: self.stderr.clone(),
-            ..base_of_past_call(self.context, refusal)
+            peak_memory: self.report.peak_memory,
+            backtrace: self.report.backtrace.clone(),
+            stderr: self.report.stderr.clone(),
+            ..base_of_past_call(&self.context, refusal)
         }
     }
 
     /// One line at debug for every call, and one at warn for each that the
     /// server ended.
-    fn log(&self, refusal: Option<&Refusal>) {
-        let Self {
-            service,
-            action,
-            context,
+    fn log(&self, service: &Service, action: &str, refusal: Option<&Refusal>) {
+        let CallReport {
             peak_memory,
             elapsed,
             backtrace,
             ..
-        } = self;
+        } = &self.report;
+        let context = &self.context;
         let description = &service.description;
         let request_id = context.request_id.as_deref().unwrap_or("-");
         let parent_request_id = context.parent_request_id.as_deref().unwrap_or("-");

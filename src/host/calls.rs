@@ -19,6 +19,7 @@ use super::{
 use crate::{
     config::services::covers,
     scheduler::Account,
+    store::Unflushed,
     wire::{Code, Topic, Version},
 };
 
@@ -65,6 +66,8 @@ pub struct Nested<'a> {
     pub context: Context,
     /// Looks after the whole call.
     pub watch: Arc<dyn Watch>,
+    /// What its answer rests on is added to it.
+    pub unflushed: &'a mut Option<Unflushed>,
 }
 
 /// What came back instead of an answer.
@@ -178,6 +181,7 @@ impl Host {
             payload,
             context,
             watch: Arc::clone(&self.watch),
+            unflushed: &mut self.unflushed,
         })
     }
 }

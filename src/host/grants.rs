@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     budget::Rate,
-    config::{LogLevel, ServiceSettings, services::DEFAULT_QUOTA},
+    config::{Isolation, LogLevel, ServiceSettings, services::DEFAULT_QUOTA},
     log::Limiter,
     scheduler::Account,
     store::{Namespace, Store},
@@ -36,6 +36,9 @@ pub struct Granted {
     /// None where neither values nor secrets are granted.
     pub(super) settings: Option<BTreeMap<String, String>>,
     pub(super) keyvalue: Option<Namespace>,
+    /// Its instances remember what earlier calls did, so none of them may see
+    /// what is not on the disk.
+    pub(super) keeps_state: bool,
     /// Topics; empty where no calls are granted.
     pub(super) calls: Vec<String>,
     /// Imports are only looked at: everything may be linked.
@@ -100,6 +103,7 @@ impl Granted {
         Ok(Arc::new(Self {
             service: service.into(),
             account,
+            keeps_state: settings.isolation == Isolation::Shared,
             log: grants.log,
             log_rate: Rate::per_second(LINES_PER_SECOND),
             log_dropped: Limiter::new(),
@@ -117,6 +121,7 @@ impl Granted {
         Arc::new(Self {
             service: service.into(),
             account: None,
+            keeps_state: false,
             log: LogLevel::Off,
             log_rate: None,
             log_dropped: Limiter::new(),

@@ -1,7 +1,10 @@
 //! `wasi:keyvalue` and `mb:service/values`: durable values of one service, in
 //! buckets that it names itself.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use wasmtime::component::Resource;
 
@@ -12,7 +15,10 @@ use super::{
         wasi::keyvalue::{atomics, batch, store},
     },
 };
-use crate::store::{Digest, MAX_BATCH_BYTES, Namespace, StoreError, digest};
+use crate::{
+    budget::Reservation,
+    store::{Digest, MAX_BATCH_BYTES, Namespace, StoreError, Unflushed, digest},
+};
 
 /// An open bucket: its name.
 pub struct Bucket(Box<str>);
@@ -37,8 +43,11 @@ impl Cas {
 /// that the component handed over, the sealed one, and that in a page.
 const COPIES: usize = 3;
 
-/// Values of fewer bytes are not worth reserving memory for.
+/// Writes of fewer bytes are not worth reserving memory for, and nobody waits
+/// for them but the answer of their call.
 const SMALL: usize = 1024;
+/// What each of several keys adds to that.
+const PAIR: usize = 32;
 
 type StoreResult<T> = wasmtime::Result<Result<T, store::Error>>;
 
@@ -47,20 +56,48 @@ fn refuse(error: &StoreError) -> store::Error {
 }
 
 impl Host {
-    /// Works with the service's part of the store, in time.
+    /// Works with the service's part of the store, in time. What is not on the
+    /// disk then is what the call's answer has to wait for.
     fn stored<T>(
         &mut self,
         work: impl FnOnce(&Namespace, Instant) -> Result<T, StoreError>,
     ) -> StoreResult<T> {
-        let deadline = self.context.deadline;
-        let Some(namespace) = self.granted.keyvalue.clone() else {
+        let waits = self.granted.keeps_state;
+        self.stored_with(None, waits, work)
+    }
+
+    /// The same with memory that is held until it is on the disk, and waiting
+    /// for that.
+    fn stored_with<T>(
+        &mut self,
+        held: Option<Reservation>,
+        waits: bool,
+        work: impl FnOnce(&Namespace, Instant) -> Result<T, StoreError>,
+    ) -> StoreResult<T> {
+        let granted = Arc::clone(&self.granted);
+        let Some(namespace) = &granted.keyvalue else {
             return Ok(Err(store::Error::AccessDenied));
         };
-        if namespace.waits_to_read() {
+        if namespace.waits() {
             self.begin_wait();
         }
         self.waiting = true;
-        let result = work(&namespace, deadline);
+        let deadline = self.context.deadline;
+        let ahead = namespace.ahead();
+        let mut result = work(&ahead, deadline);
+        if let Some(unflushed) = ahead.unflushed() {
+            // While the disk is behind, nobody goes on without it.
+            if waits || namespace.backlog().is_some() {
+                self.begin_wait();
+                let flushed = unflushed.wait(deadline);
+                if let Err(StoreError::Unconfirmed(_)) = flushed {
+                    unflushed.then(None, |_, _| drop(held));
+                }
+                result = result.and_then(|value| flushed.map(|()| value));
+            } else {
+                Unflushed::join(&mut self.unflushed, unflushed);
+            }
+        }
         if let Some(stop) = self.tick().or_else(|| self.end_wait()) {
             return Err(stop.into());
         }
@@ -68,20 +105,57 @@ impl Host {
         Ok(result.map_err(|error| refuse(&error)))
     }
 
-    /// The same for a write of so many bytes, which waits for memory and for
-    /// the disk.
+    /// The same for several keys, which are read from the disk.
+    fn stored_of<T>(
+        &mut self,
+        bucket: &str,
+        work: impl FnOnce(&Namespace, Instant) -> Result<T, StoreError>,
+    ) -> StoreResult<T> {
+        let namespace = self.granted.keyvalue.as_ref();
+        let unflushed = namespace.and_then(|namespace| namespace.unflushed_of(bucket));
+        self.stored_after(unflushed, work)
+    }
+
+    /// The same once others are on the disk.
+    fn stored_after<T>(
+        &mut self,
+        others: Option<Unflushed>,
+        work: impl FnOnce(&Namespace, Instant) -> Result<T, StoreError>,
+    ) -> StoreResult<T> {
+        if !self.waits_for(others) {
+            return self.stored(|_, _| Err(StoreError::Busy));
+        }
+        self.stored(work)
+    }
+
+    /// Waits for the disk; false if the deadline passes meanwhile.
+    fn waits_for(&mut self, others: Option<Unflushed>) -> bool {
+        let Some(others) = others else { return true };
+        self.begin_wait();
+        // Where that failed, the next one may succeed.
+        let flushed = others.wait(self.context.deadline);
+        !matches!(flushed, Err(StoreError::Unconfirmed(_)))
+    }
+
+    /// The same for a write of so many bytes. One that is not small waits for
+    /// memory, and for the disk.
     fn written<T>(
         &mut self,
         bytes: usize,
         work: impl FnOnce(&Namespace, Instant) -> Result<T, StoreError>,
     ) -> StoreResult<T> {
+        let namespace = self.granted.keyvalue.as_ref();
+        let backlog = namespace.and_then(Namespace::backlog);
         // What the store refuses for its size waits for nothing.
-        let _held = match bytes {
-            ..SMALL | MAX_BATCH_BYTES.. => None,
-            bytes => self.reserve(COPIES * bytes)?,
-        };
+        if !(SMALL..MAX_BATCH_BYTES).contains(&bytes) {
+            return self.stored_after(backlog, work);
+        }
+        let held = self.reserve(COPIES * bytes)?;
+        if !self.waits_for(backlog) {
+            return self.stored(|_, _| Err(StoreError::Busy));
+        }
         self.begin_wait();
-        self.stored(work)
+        self.stored_with(held, true, work)
     }
 
     fn bucket(&self, bucket: &Resource<Bucket>) -> wasmtime::Result<Box<str>> {
@@ -134,7 +208,7 @@ impl store::HostBucket for Host {
         cursor: Option<String>,
     ) -> StoreResult<store::KeyResponse> {
         let bucket = self.bucket(&bucket)?;
-        let page = self.stored(|namespace, deadline| {
+        let page = self.stored_of(&bucket, |namespace, deadline| {
             namespace.list(&bucket, "", cursor.as_deref(), deadline)
         })?;
         Ok(page.map(|page| store::KeyResponse {
@@ -172,7 +246,7 @@ impl values::Host for Host {
         cursor: Option<String>,
     ) -> StoreResult<store::KeyResponse> {
         let bucket = self.bucket(&bucket)?;
-        let page = self.stored(|namespace, deadline| {
+        let page = self.stored_of(&bucket, |namespace, deadline| {
             namespace.list(&bucket, &prefix, cursor.as_deref(), deadline)
         })?;
         Ok(page.map(|page| store::KeyResponse {
@@ -256,8 +330,9 @@ impl batch::Host for Host {
         keys: Vec<String>,
     ) -> StoreResult<Vec<Option<(String, Vec<u8>)>>> {
         let bucket = self.bucket(&bucket)?;
-        let values =
-            self.stored(|namespace, deadline| namespace.get_many(&bucket, &keys, deadline))?;
+        let values = self.stored_of(&bucket, |namespace, deadline| {
+            namespace.get_many(&bucket, &keys, deadline)
+        })?;
         Ok(values.map(|values| {
             keys.into_iter()
                 .zip(values)
@@ -274,7 +349,7 @@ impl batch::Host for Host {
         let bucket = self.bucket(&bucket)?;
         let bytes = pairs
             .iter()
-            .map(|(key, value)| key.len() + value.len())
+            .map(|(key, value)| PAIR + key.len() + value.len())
             .sum();
         self.written(bytes, |namespace, deadline| {
             namespace.set_many(&bucket, pairs, deadline)
@@ -283,7 +358,7 @@ impl batch::Host for Host {
 
     fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> StoreResult<()> {
         let bucket = self.bucket(&bucket)?;
-        let bytes = keys.iter().map(String::len).sum();
+        let bytes = keys.iter().map(|key| PAIR + key.len()).sum();
         self.written(bytes, |namespace, deadline| {
             namespace.delete_many(&bucket, keys, deadline)
         })
@@ -292,8 +367,6 @@ impl batch::Host for Host {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
-
     use super::*;
     use crate::{
         budget::Budget,

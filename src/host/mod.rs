@@ -27,6 +27,8 @@ pub use waiter::{WaitError, Waiter};
 use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
 pub use watch::{Stop, Unwatched, Watch};
 
+pub use crate::store::{StoreError, Unflushed};
+
 use crate::{
     budget::{Budget, Reservation},
     scheduler::{Payer, Ticket},
@@ -86,6 +88,8 @@ pub struct Host {
     handles: Option<Reservation>,
     /// Bytes that they hold.
     handle_bytes: usize,
+    /// What the call wrote, and what it read, rests on that.
+    unflushed: Option<Unflushed>,
     /// Stands in between two calls.
     no_caller: (Arc<context::Caller>, Arc<dyn Watch>),
 }
@@ -110,6 +114,7 @@ impl Host {
             memory: None,
             handles: None,
             handle_bytes: 0,
+            unflushed: None,
             no_caller,
         }
     }
@@ -154,6 +159,13 @@ impl Host {
         self.log = log::Meter::new(MAX_LOG);
         (self.context, self.watch, self.waiting) = (context, watch, false);
         self.asked = 0;
+        self.unflushed = None;
+    }
+
+    /// What is to be on the disk before the answer of the call leaves.
+    #[inline]
+    pub fn take_unflushed(&mut self) -> Option<Unflushed> {
+        self.unflushed.take()
     }
 
     /// The instance waits for its next call, and holds nothing of the one

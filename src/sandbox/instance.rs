@@ -24,7 +24,8 @@ use crate::{
     budget::{Budget, Reservation},
     config::Isolation,
     host::{
-        self, Context, HasHost, Host, MAX_HANDLES, Stop, Unwatched, WaitError, Waiter, Watch,
+        self, Context, HasHost, Host, MAX_HANDLES, Stop, Unflushed, Unwatched, WaitError, Waiter,
+        Watch,
         bindings::{
             Full,
             exports::mb::service::handler::{PayloadParam, PayloadResult},
@@ -150,6 +151,8 @@ pub struct CallReport {
     pub stderr: Vec<String>,
     /// Keeps the memory for the answer, unless that is small.
     pub held: Option<Reservation>,
+    /// The answer may leave once that is on the disk.
+    pub unflushed: Option<Unflushed>,
 }
 
 /// What belongs to one store.
@@ -199,6 +202,7 @@ struct Seen {
     waited: Duration,
     host_calls: u64,
     created: bool,
+    unflushed: Option<Unflushed>,
 }
 
 /// Why a call did not come to an end, with what was found out about it.
@@ -237,6 +241,7 @@ impl Component {
             waited,
             host_calls,
             created,
+            unflushed,
         } = seen;
         let elapsed = begun.elapsed();
         let mut held = None;
@@ -262,6 +267,7 @@ impl Component {
             backtrace,
             stderr,
             held,
+            unflushed,
         }
     }
 
@@ -302,6 +308,7 @@ impl Component {
         seen.waited = begun.elapsed();
         let asked = self.ask(&mut live, call.action, call.payload);
         seen.host_calls = live.store.data().host.host_calls();
+        seen.unflushed = live.store.data_mut().host.take_unflushed();
         // One that failed is dropped here.
         let answer = asked?;
         let memory = live.store.data().limits.memory();

@@ -31,7 +31,7 @@ use acceptor::OpenListener;
 use admission::{Admission, Shares};
 use common::Common;
 use drain::DrainFlags;
-use poller::{Events, Poller};
+use poller::{Events, Poller, Queue};
 pub use settings::{Buffers, ListenerSettings, ServerSettings};
 pub use view::View;
 use workers::{RESERVE, Worker, Workers, pollers};
@@ -173,6 +173,7 @@ impl Server {
                 settings.thread_stack,
             ),
             waiting: AtomicUsize::new(0),
+            due: Queue::default(),
             handle,
             common: Arc::new(Common {
                 settings: Arc::new(settings),

@@ -67,7 +67,10 @@ impl Outbox {
             Asks::Topic | Asks::Services | Asks::Mcp(_) => outcome,
         };
         match outcome {
-            Outcome::Silence | Outcome::Postponed(_) | Outcome::Redirect(_) => return,
+            Outcome::Silence
+            | Outcome::Postponed(_)
+            | Outcome::Redirect(_)
+            | Outcome::Deferred(_) => return,
             Outcome::Json(text) => {
                 self.respond(encoding, header, served, text.into_bytes(), false);
             }

@@ -255,6 +255,12 @@ impl Peer {
         self.activity.store(activity as u8, Relaxed);
     }
 
+    /// Whether it closes, maybe after calls in flight.
+    #[allow(dead_code, reason = "the simulation asks")]
+    pub(crate) fn is_closing(&self) -> bool {
+        self.activity.load(Relaxed) == Activity::Closing as u8
+    }
+
     /// Counts bytes that arrived.
     #[inline]
     pub(crate) fn bytes_arrived(&self, count: usize, now: Instant) {

@@ -122,9 +122,9 @@ pub(crate) struct Poller<C> {
     parking: Box<[ParkingSlot<C>]>,
     /// Slots of parked connections that have something to do that epoll does
     /// not report.
-    queue: Queue,
+    queue: Queue<usize>,
     /// Slots of parked connections whose call could not begin.
-    postponed: Queue,
+    postponed: Queue<usize>,
     /// Polling workers, and those of them that are in a call without a
     /// replacement.
     workers: usize,
@@ -141,31 +141,39 @@ pub(crate) struct Poller<C> {
 /// A connection that is to be served, and the events that it has yet to take.
 pub(crate) type Taken<C> = (Box<C>, Events);
 
-/// Slots, and how many there are without the lock.
-#[derive(Default)]
-struct Queue {
-    slots: Mutex<VecDeque<usize>>,
+/// What waits for a worker, and how much that is without the lock.
+pub(crate) struct Queue<T> {
+    waiting: Mutex<VecDeque<T>>,
     count: AtomicUsize,
 }
 
-impl Queue {
-    fn push(&self, slot: usize) {
-        let mut slots = lock(&self.slots);
-        slots.push_back(slot);
-        self.count.store(slots.len(), SeqCst);
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Self {
+            waiting: Mutex::default(),
+            count: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl<T> Queue<T> {
+    pub(crate) fn push(&self, last: T) {
+        let mut waiting = lock(&self.waiting);
+        waiting.push_back(last);
+        self.count.store(waiting.len(), SeqCst);
     }
 
-    fn pop(&self) -> Option<usize> {
+    pub(crate) fn pop(&self) -> Option<T> {
         if self.is_empty() {
             return None;
         }
-        let mut slots = lock(&self.slots);
-        let slot = slots.pop_front();
-        self.count.store(slots.len(), SeqCst);
-        slot
+        let mut waiting = lock(&self.waiting);
+        let first = waiting.pop_front();
+        self.count.store(waiting.len(), SeqCst);
+        first
     }
 
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.count.load(SeqCst) == 0
     }
 }
@@ -387,7 +395,10 @@ impl<C: Parked> Poller<C> {
             self.timeout()
         };
         let most = if options.is_quick { MOST_AT_ONCE } else { 1 };
-        self.epoll.wait(ready, most, timeout);
+        if self.epoll.wait(ready, most, timeout) && !options.waits {
+            // That was for one who waits, and looks at everything.
+            self.epoll.wake();
+        }
         let now = system::now();
         let mut first = None;
         for ready in ready.drain(..) {
@@ -489,7 +500,7 @@ impl<C: Parked> Poller<C> {
     /// Whether a parked connection is queued.
     #[allow(dead_code, reason = "the simulation asks")]
     pub(crate) fn has_queued(&self) -> bool {
-        let slots = lock(&self.queue.slots);
+        let slots = lock(&self.queue.waiting);
         let is_parked = |slot: &usize| lock(&self.parking[*slot].inner).connection.is_some();
         slots.iter().any(is_parked)
     }

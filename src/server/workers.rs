@@ -17,21 +17,24 @@ use super::{
     common::Common,
     connection::{Advance, Call, CloseReason, Connection, Input, RETRY_WHEN_BUSY_MS},
     peer::Peer,
-    poller::{Events, Parked, PollOptions, Poller, Taken},
+    poller::{Events, Parked, PollOptions, Poller, Queue, Taken},
     running::Listed,
 };
 use crate::{
     config::Waiting,
-    dispatch::{self, Counted, Handle, Outcome, Postponed, Reply, Request, internal_error},
+    dispatch::{
+        self, Counted, Deferred, Finish, Handle, LateReply, Outcome, Postponed, Reply, Request,
+        internal_error,
+    },
     host::{Stop, Watch},
     log::{Limiter, panic_text},
     scheduler::{Cost, Ticket},
     system::{
         self, AtomicBool, AtomicU32, AtomicUsize, Channel, Mutex, MutexGuard,
         Ordering::{Relaxed, SeqCst},
-        Pool, lock,
+        Pool, Ready, lock,
     },
-    wire::{Code, ErrorBody, Header},
+    wire::{Code, ErrorBody, Header, Version},
 };
 
 /// Fewest threads that poll; one for each processor, where there are more.
@@ -74,6 +77,8 @@ pub(crate) struct Workers {
     pub(crate) threads: Pool,
     /// Calls that wait until they may begin.
     pub(crate) waiting: AtomicUsize,
+    /// Deferred answers that may leave.
+    pub(crate) due: Queue<LateAnswer>,
 }
 
 impl Workers {
@@ -84,6 +89,15 @@ impl Workers {
 
     fn most_waiting(&self) -> usize {
         self.common.settings.config.max_threads / 2
+    }
+
+    /// Has an answer that was deferred leave, by whoever polls next, who is
+    /// woken unless more follow at once.
+    fn is_due(&self, late: LateAnswer, more: bool) {
+        self.due.push(late);
+        if !more {
+            self.poller.wake();
+        }
     }
 
     /// Closes a connection such that its peer can read what was sent last.
@@ -137,6 +151,15 @@ struct Work {
 struct CurrentCall {
     message: std::ops::Range<usize>,
     arrived: Instant,
+}
+
+/// A call that is over, whose answer leaves later than its connection went on.
+pub(crate) struct LateAnswer {
+    peer: Arc<Peer>,
+    call: Call,
+    /// The one that was asked for; none where there is no header to answer with.
+    version: Option<Version>,
+    finish: Finish,
 }
 
 /// A long call: what it keeps when its connection goes on without it.
@@ -208,7 +231,7 @@ impl Worker {
         let mut now = system::now();
         while goes_on() && !poller.is_shut_down() {
             poller.sweep(now);
-            let Some((taken, begun)) = poller.next(self.poll_options(), &mut ready) else {
+            let Some((taken, begun)) = self.next(self.poll_options(), &mut ready) else {
                 now = system::now();
                 continue;
             };
@@ -234,11 +257,112 @@ impl Worker {
                 waits: false,
                 ..self.poll_options()
             };
-            let Some((taken, begun)) = poller.next(options, &mut ready) else {
+            let Some((taken, begun)) = self.next(options, &mut ready) else {
                 return;
             };
             self.serve(taken, begun);
         }
+    }
+
+    /// Answers that are due come first: nothing runs for them.
+    fn next(
+        &self,
+        options: PollOptions,
+        ready: &mut Vec<Ready>,
+    ) -> Option<(Taken<Connection>, Instant)> {
+        // What this thread serves next may take long.
+        let wake_another = || {
+            if !options.is_quick && !self.shared.due.is_empty() {
+                self.shared.poller.wake();
+            }
+        };
+        loop {
+            let Some(late) = self.shared.due.pop() else {
+                let next = self.shared.poller.next(options, ready);
+                // What became due meanwhile may be what woke this thread.
+                if self.shared.due.is_empty() {
+                    return next;
+                }
+                if next.is_some() {
+                    wake_another();
+                    return next;
+                }
+                continue;
+            };
+            wake_another();
+            if let Some(taken) = self.answer_late(late) {
+                return Some((taken, system::now()));
+            }
+        }
+    }
+
+    /// Makes an answer that was deferred. Returns its connection, if it is
+    /// parked.
+    fn answer_late(&self, late: LateAnswer) -> Option<Taken<Connection>> {
+        let LateAnswer {
+            peer,
+            call,
+            version,
+            finish,
+        } = late;
+        let reply = catch_unwind(AssertUnwindSafe(finish)).unwrap_or_else(|panic| {
+            let body = call.input.message(call.message.body.clone());
+            internal_error(body, &log_panic(&*panic)).into()
+        });
+        self.answer_left(&peer, call, version, reply)
+    }
+
+    /// Answers a call whose connection has gone on. Returns that connection, if
+    /// it is parked.
+    fn answer_left(
+        &self,
+        peer: &Arc<Peer>,
+        call: Call,
+        version: Option<Version>,
+        reply: LateReply,
+    ) -> Option<Taken<Connection>> {
+        let LateReply {
+            outcome,
+            held: _held,
+            used,
+            served,
+        } = reply;
+        let Call {
+            input,
+            message,
+            identity,
+            ..
+        } = call;
+        let mut encoding = message.encoding;
+        peer.used(used);
+        let common = &self.shared.common;
+        // Its connection may have ended, and has been charged then.
+        peer.settle(&common.metrics.usages);
+        let outcome = outcome_without_connection(outcome);
+        let header = version.and_then(|version| {
+            let (header, _) = Header::parse(input.message(message.body)).ok()?;
+            Some(Header { version, ..header })
+        });
+        let header = header.as_ref();
+        if let Outcome::Error(code, body) = &outcome {
+            common.note_error(peer, &identity, header, *code, body);
+        }
+        if peer.close_request().is_some() {
+            encoding.closes();
+        }
+        peer.answer_late(|late, traffic| {
+            late.answer(&encoding, header, outcome, served, traffic);
+        });
+        self.shared.poller.take_with(peer.slot(), Events::ANSWER)
+    }
+
+    /// Whether the connection can go on without an answer that is not due yet,
+    /// or has done so.
+    fn may_leave(&self) -> bool {
+        let held = self.held();
+        held.connection
+            .as_ref()
+            .is_none_or(|connection| connection.may_leave_call())
     }
 
     /// Serves a connection, and those that it leads to, while there is
@@ -317,7 +441,7 @@ impl Worker {
             drop(held);
             // The reply borrows it, and the answer takes its message.
             let asks = call.message.encoding.asks().clone();
-            let reply = self.call(Request {
+            let mut reply = self.call(Request {
                 body: call.input.message(call.message.body.clone()),
                 binary: call.message.binary,
                 any_version: call.message.any_version,
@@ -327,6 +451,10 @@ impl Worker {
                 identity: &call.identity,
                 watch: Arc::<Self>::clone(self),
             });
+            if matches!(reply.outcome, Outcome::Deferred(_)) && !self.may_leave() {
+                self.waits();
+                reply = reply.settled();
+            }
             self.call_finished();
             held = self.held();
             // A reader may hold it for a moment longer.
@@ -335,7 +463,18 @@ impl Worker {
                 now = system::now();
             }
             held.call = None;
+            let version = reply.header.as_ref().map(|header| header.version);
             match held.connection.as_mut() {
+                Some(same) if let Outcome::Deferred(deferred) = reply.outcome => {
+                    same.leave_call();
+                    let peer = Arc::clone(same.peer());
+                    self.defer(peer, call, version, deferred);
+                    connection = same;
+                    ticks += self.ticks.load(Relaxed);
+                    if ticks >= TICKS_PER_QUANTUM {
+                        connection.end_quantum();
+                    }
+                }
                 Some(same) => {
                     let Reply {
                         header,
@@ -373,26 +512,36 @@ impl Worker {
                     self.has_left.store(true, Relaxed);
                     let SlowCall { peer, listed } = slow?;
                     drop(listed);
-                    peer.used(reply.used);
-                    let common = &self.shared.common;
-                    // Its connection may have ended, and has been charged then.
-                    peer.settle(&common.metrics.usages);
-                    let outcome = outcome_without_connection(reply.outcome);
-                    let header = reply.header.as_ref();
-                    if let Outcome::Error(code, body) = &outcome {
-                        common.note_error(&peer, &call.identity, header, *code, body);
+                    if let Outcome::Deferred(deferred) = reply.outcome {
+                        self.defer(peer, call, version, deferred);
+                        return None;
                     }
-                    let encoding = &mut call.message.encoding;
-                    if peer.close_request().is_some() {
-                        encoding.closes();
-                    }
-                    peer.answer_late(|late, traffic| {
-                        late.answer(encoding, header, outcome, reply.served, traffic);
-                    });
-                    return self.shared.poller.take_with(peer.slot(), Events::ANSWER);
+                    let reply = LateReply::from(reply);
+                    return self.answer_left(&peer, call, version, reply);
                 }
             }
         }
+    }
+
+    /// Has the answer of a call whose connection has gone on leave when it is
+    /// due.
+    fn defer(
+        &self,
+        peer: Arc<Peer>,
+        call: Call,
+        version: Option<Version>,
+        deferred: Box<dyn Deferred>,
+    ) {
+        let shared = Arc::clone(&self.shared);
+        deferred.then(Box::new(move |finish, more| {
+            let late = LateAnswer {
+                peer,
+                call,
+                version,
+                finish,
+            };
+            shared.is_due(late, more);
+        }));
     }
 
     /// Leaves a message that needs a call to other workers, until it would be
@@ -598,7 +747,7 @@ impl Watch for Worker {
 /// A message whose connection has gone on can't be handled again: it gets an
 /// answer.
 fn outcome_without_connection(outcome: Outcome) -> Outcome {
-    let (Outcome::Postponed(_) | Outcome::Redirect(_)) = outcome else {
+    let (Outcome::Postponed(_) | Outcome::Redirect(_) | Outcome::Deferred(_)) = outcome else {
         return outcome;
     };
     let code = Code::ServiceUnavailable;

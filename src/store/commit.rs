@@ -1,39 +1,228 @@
-//! Group commit: what threads write at the same time is committed together.
-//!
-//! A thread that finds nobody committing commits its own write. Those that come
-//! meanwhile wait, and once somebody waits the committer, a thread of its own,
-//! commits group after group until nobody does. If one of those that wait did,
-//! each group would first wait until the system runs that thread.
+//! Group commit. A write takes effect at once, on top of what is not yet on the
+//! disk: the next one finds it. Meanwhile the thread `mb-commit` makes what came
+//! before durable, group after group. Nobody has to wait but who tells somebody
+//! outside what was written or read: [`Unflushed`] says until when.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    io,
+    collections::BTreeMap,
+    fmt, io, mem,
+    ops::Bound::{Included, Unbounded},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
     thread::{self, JoinHandle},
-    time::Instant,
+    time::{Duration, Instant},
 };
-
-use redb::{ReadableTable as _, WriteTransaction};
 
 use super::{
     Change, Done, Op, StoreError, digest,
-    embedded::{SOME_END, contain},
+    embedded::{SOME_END, USED, Used, VALUES, Values},
     entry::{EntryKey, counted, has_ended, now, seal, tail_size, unseal, value_size},
-    journal::{Effect, Record},
+    journal::Effect,
     journaled::{Journaled, Tables},
 };
 
-/// Writes that are committed together at most.
+/// Writes of a group, and the bytes that they leave, from which on others wait
+/// for the disk first.
 const MAX_GROUP: usize = 256;
+const MAX_GROUP_BYTES: usize = 1024 * 1024;
 
-type OpResult = Result<Done, StoreError>;
-/// Commits a group: an outcome for each, or an error for all.
-type Commit = dyn Fn(&[&Op]) -> Result<Vec<OpResult>, StoreError> + Send + Sync;
+/// Bytes of an entry in a group beside its key and value, about.
+const ENTRY: usize = 128;
+
+/// The same where a flush has taken so long already: then the disk is slow, or
+/// hangs.
+const SLOW: Duration = Duration::from_millis(20);
+
+/// Makes a group durable.
+type Commit = dyn Fn(&Group) -> Result<(), StoreError> + Send + Sync;
+type Outcome = Result<(), StoreError>;
+/// Is handed what became of a group, and whether others of it follow at once.
+type Then = Box<dyn FnOnce(Outcome, bool) + Send>;
 /// A value, and when it ends.
 type Held = (Vec<u8>, Option<u64>);
 
-/// Has writes committed.
+/// Writes that are not on the disk yet. Clones stand for the same.
+#[derive(Clone)]
+pub struct Unflushed(Arc<Flush>);
+
+/// One flush of a group, which may be over.
+#[derive(Default)]
+struct Flush {
+    /// Those of later groups are higher.
+    number: u64,
+    outcome: OnceLock<Outcome>,
+    /// Until when each waits.
+    waiting: Mutex<Vec<(Option<Instant>, Then)>>,
+    is_over: Condvar,
+}
+
+impl fmt::Debug for Unflushed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Unflushed({})", self.0.number)
+    }
+}
+
+impl Unflushed {
+    fn numbered(number: u64) -> Self {
+        Self(Arc::new(Flush {
+            number,
+            ..Flush::default()
+        }))
+    }
+
+    /// Adds one to those that are waited for: when what is left is on the disk,
+    /// all are. What fails takes with it whatever was applied on top.
+    pub fn join(all: &mut Option<Self>, other: Self) {
+        let covers = |one: &Self| {
+            let has_failed = matches!(one.0.outcome.get(), Some(Err(_)));
+            has_failed || one.0.number >= other.0.number
+        };
+        if !all.as_ref().is_some_and(covers) {
+            *all = Some(other);
+        }
+    }
+
+    /// Waits until they are on the disk.
+    ///
+    /// # Errors
+    /// They are not, and maybe none of them will be.
+    pub fn wait(&self, deadline: Instant) -> Result<(), StoreError> {
+        let mut waiting = lock(&self.0.waiting);
+        loop {
+            if let Some(outcome) = self.0.outcome.get() {
+                return outcome.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(late());
+            }
+            let woken = self.0.is_over.wait_timeout(waiting, left);
+            waiting = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Whether they are on the disk.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        matches!(self.0.outcome.get(), Some(Ok(())))
+    }
+
+    /// Hands over what becomes of them, on this thread if it is known, else on
+    /// the one that commits, which must not be kept; and whether somebody else
+    /// gets the same at once. Where that is not known at a deadline, an error is
+    /// handed over within some seconds.
+    pub fn then(
+        &self,
+        deadline: Option<Instant>,
+        then: impl FnOnce(Result<(), StoreError>, bool) + Send + 'static,
+    ) {
+        let mut waiting = lock(&self.0.waiting);
+        match self.0.outcome.get() {
+            None => waiting.push((deadline, Box::new(then))),
+            Some(outcome) => {
+                drop(waiting);
+                then(outcome.clone(), false);
+            }
+        }
+    }
+
+    /// Says what becomes of them. Nobody hears of it yet.
+    fn decide(&self, outcome: &Outcome) {
+        let _ = self.0.outcome.set(outcome.clone());
+    }
+
+    /// Has those who wait hear of it.
+    fn deliver(&self) {
+        let waiting = {
+            let mut waiting = lock(&self.0.waiting);
+            self.0.is_over.notify_all();
+            mem::take(&mut *waiting)
+        };
+        if let Some(outcome) = self.0.outcome.get() {
+            hand_over(waiting, outcome);
+        }
+    }
+
+    /// Those that can't wait any longer get an error.
+    fn expire(&self, now: Instant) {
+        let mut waiting = lock(&self.0.waiting);
+        let is_late = |(deadline, _): &mut (Option<Instant>, Then)| {
+            deadline.is_some_and(|deadline| deadline <= now)
+        };
+        let expired = waiting.extract_if(.., is_late);
+        let expired: Vec<_> = expired.collect();
+        drop(waiting);
+        hand_over(expired, &Err(late()));
+    }
+}
+
+fn hand_over(waiting: Vec<(Option<Instant>, Then)>, outcome: &Outcome) {
+    let last = waiting.len().saturating_sub(1);
+    for (place, (_, then)) in waiting.into_iter().enumerate() {
+        let hand_over = || then(outcome.clone(), place < last);
+        // A defect of one is none of the others.
+        let _ = catch_unwind(AssertUnwindSafe(hand_over));
+    }
+}
+
+fn late() -> StoreError {
+    StoreError::Unconfirmed("the disk has not taken it in time".into())
+}
+
+/// Writes that become durable together: of each entry, what the last one leaves.
+pub(super) struct Group {
+    unflushed: Unflushed,
+    /// By [`place`]; none where it is removed.
+    values: BTreeMap<Box<str>, Option<Vec<u8>>>,
+    /// What the entries of services count.
+    used: BTreeMap<Arc<str>, u64>,
+    pub(super) writes: usize,
+    /// What they have left, about, also where a later one left something else.
+    bytes: usize,
+}
+
+impl Group {
+    fn numbered(number: u64) -> Self {
+        Self {
+            unflushed: Unflushed::numbered(number),
+            values: BTreeMap::new(),
+            used: BTreeMap::new(),
+            writes: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Writes it in one transaction.
+    pub(super) fn write(&self, database: &Journaled) -> Result<(), StoreError> {
+        let transaction = database.begin_write()?;
+        let mut tables = Tables::open(&transaction)?;
+        for (place, stored) in &self.values {
+            let entry_key = entry_key_of(place);
+            tables.apply(match stored {
+                Some(stored) => Effect::Put(entry_key, stored),
+                None => Effect::Remove(entry_key),
+            })?;
+        }
+        for (service, used) in &self.used {
+            tables.apply(Effect::Used(service, *used))?;
+        }
+        let record = tables.finish();
+        database.commit(transaction, record)
+    }
+}
+
+/// An entry's key as one text: names of services and buckets have no NUL.
+fn place((service, bucket, key): EntryKey<'_>) -> String {
+    [service, "\0", bucket, "\0", key].concat()
+}
+
+fn entry_key_of(place: &str) -> EntryKey<'_> {
+    let (service, rest) = place.split_once('\0').unwrap_or_default();
+    let (bucket, key) = rest.split_once('\0').unwrap_or_default();
+    (service, bucket, key)
+}
+
+/// Takes writes, and has them made durable.
 pub(super) struct Queue {
     shared: Arc<Shared>,
     /// Until the queue is dropped.
@@ -43,88 +232,39 @@ pub(super) struct Queue {
 struct Shared {
     commit: Box<Commit>,
     state: Mutex<State>,
-    /// The committer is to commit, or to end.
+    /// There is something to commit, or the end.
     changed: Condvar,
 }
 
-#[derive(Default)]
 struct State {
-    /// Each belongs to a thread that waits with it, so there are never more
-    /// than threads.
-    waiting: VecDeque<Arc<Ticket>>,
-    commits: Commits,
+    /// Takes the next write.
+    filling: Group,
+    /// Is made durable, since then.
+    flushing: Option<(Arc<Group>, Instant)>,
     is_closed: bool,
 }
 
-/// Who commits.
-#[derive(Default, PartialEq, Eq)]
-enum Commits {
-    #[default]
-    Nobody,
-    Writer,
-    Committer,
-}
-
-/// A write that waits.
-struct Ticket {
-    op: Op,
-    outcome: Mutex<Option<Outcome>>,
-    is_there: Condvar,
-}
-
-struct Outcome {
-    result: OpResult,
-    /// Others of the group whose outcome is there, too. Whoever is woken wakes
-    /// two of them, so that the next group does not wait for all those calls of
-    /// the system.
-    wakes: Vec<Arc<Ticket>>,
-}
-
-impl Ticket {
-    fn new(op: Op) -> Arc<Self> {
-        Arc::new(Self {
-            op,
-            outcome: Mutex::default(),
-            is_there: Condvar::new(),
-        })
-    }
-
-    /// Waits until the instant, or without end.
-    fn wait(&self, until: Option<Instant>) -> Option<OpResult> {
-        let mut outcome = lock(&self.outcome);
-        while outcome.is_none() {
-            outcome = match until {
-                None => {
-                    let woken = self.is_there.wait(outcome);
-                    woken.unwrap_or_else(PoisonError::into_inner)
-                }
-                Some(until) => {
-                    let remaining = until.saturating_duration_since(Instant::now());
-                    if remaining.is_zero() {
-                        return None;
-                    }
-                    let woken = self.is_there.wait_timeout(outcome, remaining);
-                    woken.unwrap_or_else(PoisonError::into_inner).0
-                }
-            }
-        }
-        let Outcome { result, wakes } = outcome.take()?;
-        for other in wakes {
-            other.is_there.notify_one();
-        }
-        Some(result)
+impl State {
+    /// From the newest to the oldest.
+    fn groups(&self) -> impl Iterator<Item = &Group> {
+        let flushing = self.flushing.as_ref().map(|(group, _)| &**group);
+        [&self.filling].into_iter().chain(flushing)
     }
 }
 
 impl Queue {
-    /// With what commits a group.
+    /// With what makes a group durable.
     ///
     /// # Errors
     /// The system refuses a thread.
     pub(super) fn new(commit: Box<Commit>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             commit,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                filling: Group::numbered(0),
+                flushing: None,
+                is_closed: false,
+            }),
             changed: Condvar::new(),
         });
         let committer = {
@@ -138,35 +278,116 @@ impl Queue {
         })
     }
 
-    /// Has a write committed, by this thread or by another. One that has no
-    /// turn before its deadline is withdrawn; one that has waits for its end.
-    pub(super) fn submit(&self, op: Op, deadline: Instant) -> OpResult {
-        if Instant::now() >= deadline {
-            return Err(StoreError::Busy);
-        }
+    /// Does a write, on top of what the file has and what is not there yet.
+    pub(super) fn apply(
+        &self,
+        op: &Op,
+        database: &Journaled,
+    ) -> Result<(Done, Option<Unflushed>), StoreError> {
         let mut state = self.shared.lock();
-        if state.commits == Commits::Nobody {
-            state.commits = Commits::Writer;
-            drop(state);
-            let result = self.shared.commit(&[&op]).pop();
-            self.shared.hand_over();
-            return result.unwrap_or_else(not_committed);
+        let mut view = View {
+            state: &state,
+            database,
+            tables: None,
+            effects: Effects::default(),
+            unflushed: None,
+        };
+        let done = op.apply(&mut view)?;
+        let View {
+            effects: Effects { values, used },
+            unflushed,
+            ..
+        } = view;
+        if values.is_empty() {
+            return Ok((done, unflushed));
         }
-        let ticket = Ticket::new(op);
-        state.waiting.push_back(Arc::clone(&ticket));
+        let State {
+            filling, flushing, ..
+        } = &mut *state;
+        let size = |(place, stored): &(Box<str>, Option<Vec<u8>>)| {
+            ENTRY + place.len() + stored.as_ref().map_or(0, Vec::len)
+        };
+        filling.bytes += values.iter().map(size).sum::<usize>();
+        filling.values.extend(values);
+        filling.used.extend(used);
+        filling.writes += 1;
+        let unflushed = filling.unflushed.clone();
+        let is_first = filling.writes == 1 && flushing.is_none();
         drop(state);
-        if let Some(result) = ticket.wait(Some(deadline)) {
-            return result;
+        if is_first {
+            self.shared.changed.notify_one();
         }
-        let mut state = self.shared.lock();
-        let mut waiting = state.waiting.iter();
-        if let Some(place) = waiting.position(|waiting| Arc::ptr_eq(waiting, &ticket)) {
-            state.waiting.remove(place);
-            return Err(StoreError::Busy);
+        Ok((done, Some(unflushed)))
+    }
+
+    /// Reads what is stored for an entry, or that nothing is, where it is not on
+    /// the disk yet.
+    pub(super) fn read<T>(
+        &self,
+        entry_key: EntryKey<'_>,
+        read: impl FnOnce(Option<&[u8]>) -> T,
+    ) -> Option<(T, Unflushed)> {
+        let state = self.shared.lock();
+        if state.groups().all(|group| group.writes == 0) {
+            return None;
         }
+        let place = place(entry_key);
+        state
+            .groups()
+            .find_map(|group| {
+                let stored = group.values.get(&*place)?.as_deref();
+                Some((stored, group.unflushed.clone()))
+            })
+            .map(|(stored, unflushed)| (read(stored), unflushed))
+    }
+
+    /// All that is not on the disk yet.
+    pub(super) fn newest(&self) -> Option<Unflushed> {
+        let state = self.shared.lock();
+        let newest = state.groups().find(|group| group.writes > 0);
+        newest.map(|group| group.unflushed.clone())
+    }
+
+    /// What of a bucket is not on the disk yet.
+    pub(super) fn of_bucket(&self, (service, bucket): (&str, &str)) -> Option<Unflushed> {
+        let state = self.shared.lock();
+        let first = place((service, bucket, ""));
+        let has = |group: &&Group| {
+            let mut from = group.values.range::<str, _>((Included(&*first), Unbounded));
+            from.next()
+                .is_some_and(|(place, _)| place.starts_with(&first))
+        };
+        let found = state.groups().find(has);
+        found.map(|group| group.unflushed.clone())
+    }
+
+    /// What a further write should wait for first: so much is not on the disk
+    /// yet, or the disk takes so long.
+    pub(super) fn backlog(&self) -> Option<Unflushed> {
+        let state = self.shared.lock();
+        let State {
+            filling, flushing, ..
+        } = &*state;
+        let is_large = filling.writes >= MAX_GROUP || filling.bytes >= MAX_GROUP_BYTES;
+        match flushing {
+            Some((group, since)) if is_large || since.elapsed() >= SLOW => {
+                Some(group.unflushed.clone())
+            }
+            None if is_large => Some(filling.unflushed.clone()),
+            _ => None,
+        }
+    }
+
+    /// Those whose deadline has passed hear of it.
+    pub(super) fn expire(&self) {
+        let state = self.shared.lock();
+        let flushes: Vec<_> = state
+            .groups()
+            .map(|group| group.unflushed.clone())
+            .collect();
         drop(state);
-        // Taken: it may be committed, so only its outcome counts now.
-        ticket.wait(None).unwrap_or_else(not_committed)
+        let now = Instant::now();
+        flushes.iter().for_each(|flush| flush.expire(now));
     }
 }
 
@@ -174,7 +395,9 @@ impl Drop for Queue {
     fn drop(&mut self) {
         self.shared.lock().is_closed = true;
         self.shared.changed.notify_one();
-        if let Some(committer) = self.committer.take() {
+        // The committer itself may be the last one that had the queue.
+        let others = |committer: &JoinHandle<()>| committer.thread().id() != thread::current().id();
+        if let Some(committer) = self.committer.take().filter(others) {
             let _ = committer.join();
         }
     }
@@ -185,7 +408,8 @@ impl Shared {
     fn run(&self) {
         let mut state = self.lock();
         loop {
-            if state.commits != Commits::Committer {
+            let number = state.filling.unflushed.0.number;
+            if state.filling.writes == 0 {
                 if state.is_closed {
                     return;
                 }
@@ -193,35 +417,33 @@ impl Shared {
                 state = woken.unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let count = state.waiting.len().min(MAX_GROUP);
-            let group: Vec<_> = state.waiting.drain(..count).collect();
+            let group = Arc::new(mem::replace(
+                &mut state.filling,
+                Group::numbered(number + 1),
+            ));
+            state.flushing = Some((Arc::clone(&group), Instant::now()));
             drop(state);
-            let ops: Vec<_> = group.iter().map(|ticket| &ticket.op).collect();
-            deliver(&group, self.commit(&ops));
+            let outcome = catch_unwind(AssertUnwindSafe(|| (self.commit)(&group)))
+                .unwrap_or_else(|_| Err(StoreError::Io("defect while writing".into())));
             state = self.lock();
-            if state.waiting.is_empty() {
-                state.commits = Commits::Nobody;
+            state.flushing = None;
+            // What was applied on top of what is not there must not be either.
+            let on_top = outcome
+                .is_err()
+                .then(|| mem::replace(&mut state.filling, Group::numbered(number + 2)));
+            // Under the lock: who writes into a later group finds that one
+            // before it has failed.
+            group.unflushed.decide(&outcome);
+            if let Some(on_top) = &on_top {
+                on_top.unflushed.decide(&outcome);
             }
-        }
-    }
-
-    /// A writer has committed: the committer is next if somebody waits.
-    fn hand_over(&self) {
-        let mut state = self.lock();
-        if state.waiting.is_empty() {
-            state.commits = Commits::Nobody;
-        } else {
-            state.commits = Commits::Committer;
             drop(state);
-            self.changed.notify_one();
+            group.unflushed.deliver();
+            if let Some(on_top) = on_top {
+                on_top.unflushed.deliver();
+            }
+            state = self.lock();
         }
-    }
-
-    /// Commits a group; there is an outcome for each, whatever happens.
-    fn commit(&self, ops: &[&Op]) -> Vec<OpResult> {
-        let outcomes = catch_unwind(AssertUnwindSafe(|| (self.commit)(ops)))
-            .unwrap_or_else(|_| Err(StoreError::Io("defect while writing".into())));
-        outcomes.unwrap_or_else(|error| vec![Err(error); ops.len()])
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -229,103 +451,93 @@ impl Shared {
     }
 }
 
-/// Tells each of a group its outcome, and wakes the first.
-fn deliver(group: &[Arc<Ticket>], outcomes: Vec<OpResult>) {
-    let mut outcomes = outcomes.into_iter();
-    // Backwards, so that whoever is awake by chance wakes only those that have
-    // theirs.
-    for (place, ticket) in group.iter().enumerate().rev() {
-        let wakes = [2 * place + 1, 2 * place + 2];
-        *lock(&ticket.outcome) = Some(Outcome {
-            result: outcomes.next_back().unwrap_or_else(not_committed),
-            wakes: wakes
-                .iter()
-                .filter_map(|place| group.get(*place))
-                .cloned()
-                .collect(),
-        });
-    }
-    if let Some(first) = group.first() {
-        first.is_there.notify_one();
-    }
-}
-
-fn not_committed() -> OpResult {
-    Err(StoreError::Io("it was not committed".into()))
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Writes a group in one transaction. One that fails by its own fault leaves
-/// the others alone; an error of the disk is everybody's.
-pub(super) fn apply(database: &Journaled, ops: &[&Op]) -> Result<Vec<OpResult>, StoreError> {
-    let mut broken = BTreeMap::new();
-    // Once more for each that meets damage, at most.
-    loop {
-        let transaction = database.begin_write()?;
-        match apply_all(&transaction, ops, &broken)? {
-            Applied::All(outcomes, record) => {
-                database.commit(transaction, record)?;
-                return Ok(outcomes);
-            }
-            Applied::Broken(place, error) => {
-                transaction.abort()?;
-                broken.insert(place, error);
-            }
-        }
-    }
+/// What a write leaves behind.
+#[derive(Default)]
+struct Effects {
+    values: Vec<(Box<str>, Option<Vec<u8>>)>,
+    used: Option<(Arc<str>, u64)>,
 }
 
-/// What came of a group.
-enum Applied {
-    /// An outcome of each, and what they leave behind.
-    All(Vec<OpResult>, Record),
-    /// This one met damage in the file, maybe after a part of its effect: all of
-    /// it is to be aborted.
-    Broken(usize, String),
+/// What a write finds, and does.
+struct View<'a> {
+    state: &'a State,
+    database: &'a Journaled,
+    /// Once something is read there.
+    tables: Option<(Values, Used)>,
+    effects: Effects,
+    /// What it has read rests on that.
+    unflushed: Option<Unflushed>,
 }
 
-/// Applies all but those that met damage before.
-fn apply_all(
-    transaction: &WriteTransaction,
-    ops: &[&Op],
-    broken: &BTreeMap<usize, String>,
-) -> Result<Applied, StoreError> {
-    let mut tables = Tables::open(transaction)?;
-    let mut outcomes = Vec::with_capacity(ops.len());
-    for (place, op) in ops.iter().enumerate() {
-        if let Some(error) = broken.get(&place) {
-            outcomes.push(Err(StoreError::Broken(error.clone())));
-            continue;
+impl View<'_> {
+    /// Reads what is stored for an entry.
+    fn stored<T>(
+        &mut self,
+        entry_key: EntryKey<'_>,
+        read: impl FnOnce(Option<&[u8]>) -> T,
+    ) -> Result<T, StoreError> {
+        let place = place(entry_key);
+        for group in self.state.groups() {
+            if let Some(stored) = group.values.get(&*place) {
+                Unflushed::join(&mut self.unflushed, group.unflushed.clone());
+                return Ok(read(stored.as_deref()));
+            }
         }
-        match contain(|| op.apply(&mut tables)) {
-            Err(StoreError::Broken(error)) => return Ok(Applied::Broken(place, error)),
-            Err(error) if error.needs_reopening() => return Err(error),
-            outcome => outcomes.push(outcome),
-        }
+        let stored = self.tables()?.0.get(entry_key)?;
+        Ok(read(stored.as_ref().map(redb::AccessGuard::value)))
     }
-    Ok(Applied::All(outcomes, tables.finish()))
+
+    fn tables(&mut self) -> Result<&(Values, Used), StoreError> {
+        let tables = match self.tables.take() {
+            Some(tables) => tables,
+            None => {
+                let transaction = self.database.begin_read()?;
+                (
+                    transaction.open_table(VALUES)?,
+                    transaction.open_table(USED)?,
+                )
+            }
+        };
+        Ok(self.tables.insert(tables))
+    }
+
+    /// What the entries of a service count.
+    fn used(&mut self, service: &str) -> Result<u64, StoreError> {
+        let mut groups = self.state.groups();
+        if let Some(used) = groups.find_map(|group| group.used.get(service)) {
+            return Ok(*used);
+        }
+        let used = self.tables()?.1.get(service)?;
+        Ok(used.map_or(0, |used| used.value()))
+    }
+
+    fn put(&mut self, entry_key: EntryKey<'_>, stored: Option<Vec<u8>>) {
+        self.effects.values.push((place(entry_key).into(), stored));
+    }
 }
 
 impl Op {
-    /// Checks first and writes then, so that it has its whole effect or none.
-    fn apply(&self, tables: &mut Tables<'_>) -> OpResult {
+    /// Reads first and writes then, so that it has its whole effect or none.
+    fn apply(&self, view: &mut View<'_>) -> Result<Done, StoreError> {
         match &self.change {
             Change::Put(pairs) => {
                 let pairs: Vec<_> = pairs
                     .iter()
                     .map(|(key, value)| (&**key, value.as_deref()))
                     .collect();
-                self.put(&pairs, None, tables).map(|()| Done::Written)
+                self.put(&pairs, None, view).map(|()| Done::Written)
             }
             Change::SetFor { key, value, life } => {
                 let life = u64::try_from(life.as_millis()).unwrap_or(u64::MAX);
                 let end = Some(now().saturating_add(life));
-                self.put(&[(key, Some(value))], end, tables)?;
-                if tables.values.get(SOME_END)?.is_none() {
-                    tables.apply(Effect::Put(SOME_END, &seal(SOME_END, b"", None)))?;
+                let has_ends = view.stored(SOME_END, |stored| stored.is_some())?;
+                self.put(&[(key, Some(value))], end, view)?;
+                if !has_ends {
+                    view.put(SOME_END, Some(seal(SOME_END, b"", None)));
                 }
                 Ok(Done::Written)
             }
@@ -333,15 +545,17 @@ impl Op {
                 let mut ended = Vec::new();
                 for key in keys {
                     let entry_key = self.entry_key(key);
-                    let stored = tables.values.get(entry_key)?;
-                    if stored.is_some_and(|stored| has_ended(entry_key, stored.value())) {
+                    let has_ended = |stored: Option<&[u8]>| {
+                        stored.is_some_and(|stored| has_ended(entry_key, stored))
+                    };
+                    if view.stored(entry_key, has_ended)? {
                         ended.push((&**key, None));
                     }
                 }
-                self.put(&ended, None, tables).map(|()| Done::Written)
+                self.put(&ended, None, view).map(|()| Done::Written)
             }
             Change::Increment { key, delta } => {
-                let (before, end) = self.value(key, tables)?.unzip();
+                let (before, end) = self.value(key, view)?.unzip();
                 let before = before.map_or(Some(0), |text| {
                     std::str::from_utf8(&text).ok()?.parse::<i64>().ok()
                 });
@@ -349,7 +563,7 @@ impl Op {
                     .and_then(|number| number.checked_add(*delta))
                     .ok_or(StoreError::NotANumber)?;
                 let text = sum.to_string();
-                self.put(&[(key, Some(text.as_bytes()))], end.flatten(), tables)?;
+                self.put(&[(key, Some(text.as_bytes()))], end.flatten(), view)?;
                 Ok(Done::Number(sum))
             }
             Change::Swap {
@@ -357,11 +571,11 @@ impl Op {
                 expected,
                 value,
             } => {
-                let (present, end) = self.value(key, tables)?.unzip();
+                let (present, end) = self.value(key, view)?.unzip();
                 if present.map(|value| digest(&value)) != *expected {
                     return Ok(Done::Swapped(false));
                 }
-                self.put(&[(key, Some(value))], end.flatten(), tables)?;
+                self.put(&[(key, Some(value))], end.flatten(), view)?;
                 Ok(Done::Swapped(true))
             }
         }
@@ -372,165 +586,49 @@ impl Op {
     }
 
     /// The value of a key, and when it ends.
-    fn value(&self, key: &str, tables: &Tables<'_>) -> Result<Option<Held>, StoreError> {
+    fn value(&self, key: &str, view: &mut View<'_>) -> Result<Option<Held>, StoreError> {
         let entry_key = self.entry_key(key);
-        let Some(stored) = tables.values.get(entry_key)? else {
-            return Ok(None);
-        };
-        let live = unseal(entry_key, stored.value())?.live();
-        Ok(live.map(|live| (live.value.to_vec(), live.end)))
+        view.stored(entry_key, |stored| {
+            let live = stored.map(|stored| unseal(entry_key, stored)).transpose()?;
+            let live = live.and_then(|unsealed| unsealed.live());
+            Ok(live.map(|live| (live.value.to_vec(), live.end)))
+        })?
     }
 
     fn put(
         &self,
         pairs: &[(&str, Option<&[u8]>)],
         end: Option<u64>,
-        tables: &mut Tables<'_>,
+        view: &mut View<'_>,
     ) -> Result<(), StoreError> {
-        let before = tables.used.get(&*self.service)?;
-        let before = before.map_or(0, |used| used.value());
         // Of a key that stands twice the last one counts.
         let last: BTreeMap<_, _> = pairs.iter().copied().collect();
         let size = |key: &str, value: Option<usize>| {
             value.map_or(0, |value| counted(self.entry_key(key), value))
         };
-        let (mut wanted, mut grows) = (before, false);
+        let (mut more, mut less, mut grows) = (0, 0, false);
         for (key, value) in &last {
-            let old = tables
-                .values
-                .get(self.entry_key(key))?
-                .map(|stored| value_size(stored.value()));
+            let old = view.stored(self.entry_key(key), |stored| stored.map(value_size))?;
             let new = size(key, value.map(|value| value.len() + tail_size(end)));
-            grows |= new > size(key, old);
-            wanted = (wanted + new).saturating_sub(size(key, old));
+            let old = size(key, old);
+            grows |= new > old;
+            (more, less) = (more + new, less + old);
         }
-        if grows && wanted > self.quota {
-            return Err(StoreError::Quota {
-                wanted,
-                limit: self.quota,
-            });
+        if grows || more != less {
+            let before = view.used(&self.service)?;
+            let wanted = (before + more).saturating_sub(less);
+            if grows && wanted > self.quota {
+                return Err(StoreError::Quota {
+                    wanted,
+                    limit: self.quota,
+                });
+            }
+            view.effects.used = (wanted != before).then(|| (Arc::clone(&self.service), wanted));
         }
         for (key, value) in last {
             let entry_key = self.entry_key(key);
-            match value {
-                Some(value) => {
-                    tables.apply(Effect::Put(entry_key, &seal(entry_key, value, end)))?;
-                }
-                None => tables.apply(Effect::Remove(entry_key))?,
-            }
-        }
-        if wanted != before {
-            tables.apply(Effect::Used(&self.service, wanted))?;
+            view.put(entry_key, value.map(|value| seal(entry_key, value, end)));
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::{sync::mpsc, time::Duration};
-
-    fn op(delta: i64) -> Op {
-        Op {
-            service: "svc".into(),
-            quota: 0,
-            bucket: "".into(),
-            change: Change::Increment {
-                key: "n".into(),
-                delta,
-            },
-        }
-    }
-
-    fn delta(op: &Op) -> i64 {
-        match op.change {
-            Change::Increment { delta, .. } => delta,
-            _ => unreachable!(),
-        }
-    }
-
-    fn later() -> Instant {
-        Instant::now() + Duration::from_secs(60)
-    }
-
-    /// A queue whose commits tell their sizes and wait until they may go on.
-    fn held() -> (Arc<Queue>, mpsc::Receiver<usize>, mpsc::Sender<()>) {
-        let (begun, sizes) = mpsc::channel();
-        let (go_on, goes_on) = mpsc::channel();
-        let (begun, goes_on) = (Mutex::new(begun), Mutex::new(goes_on));
-        let queue = Queue::new(Box::new(move |ops| {
-            lock(&begun).send(ops.len()).unwrap();
-            lock(&goes_on).recv().unwrap();
-            let outcome = |op: &&Op| match delta(op) {
-                0 => panic!("as a defect would"),
-                delta => Ok(Done::Number(delta)),
-            };
-            Ok(ops.iter().map(outcome).collect())
-        }));
-        (Arc::new(queue.unwrap()), sizes, go_on)
-    }
-
-    fn submits(queue: &Arc<Queue>, delta: i64, deadline: Instant) -> JoinHandle<OpResult> {
-        let queue = Arc::clone(queue);
-        thread::spawn(move || queue.submit(op(delta), deadline))
-    }
-
-    fn until_waiting(queue: &Queue, count: usize) {
-        while queue.shared.lock().waiting.len() != count {
-            thread::yield_now();
-        }
-    }
-
-    #[test]
-    fn those_that_come_meanwhile_are_one_group() {
-        let (queue, sizes, go_on) = held();
-        let first = submits(&queue, 100, later());
-        assert_eq!(sizes.recv(), Ok(1));
-        let others: Vec<_> = (1..=20).map(|n| submits(&queue, n, later())).collect();
-        until_waiting(&queue, 20);
-        go_on.send(()).unwrap();
-        assert_eq!(first.join().unwrap(), Ok(Done::Number(100)));
-        assert_eq!(sizes.recv(), Ok(20));
-        go_on.send(()).unwrap();
-        for (n, other) in (1..).zip(others) {
-            assert_eq!(other.join().unwrap(), Ok(Done::Number(n)));
-        }
-        // Nobody commits any more: the next one does it itself.
-        go_on.send(()).unwrap();
-        assert_eq!(queue.submit(op(7), later()), Ok(Done::Number(7)));
-        assert_eq!(sizes.recv(), Ok(1));
-    }
-
-    #[test]
-    fn one_whose_deadline_passes_is_withdrawn_unless_it_is_being_committed() {
-        let (queue, sizes, go_on) = held();
-        assert_eq!(queue.submit(op(1), Instant::now()), Err(StoreError::Busy));
-        let soon = Instant::now() + Duration::from_millis(50);
-        let first = submits(&queue, 1, soon);
-        assert_eq!(sizes.recv(), Ok(1));
-        assert_eq!(queue.submit(op(2), soon), Err(StoreError::Busy));
-        until_waiting(&queue, 0);
-        go_on.send(()).unwrap();
-        assert_eq!(first.join().unwrap(), Ok(Done::Number(1)));
-        assert!(sizes.try_recv().is_err());
-    }
-
-    #[test]
-    fn a_panic_is_everybodys_error_and_the_next_ones_are_committed() {
-        let (queue, sizes, go_on) = held();
-        let first = submits(&queue, 1, later());
-        sizes.recv().unwrap();
-        let others: Vec<_> = [0, 2].map(|n| submits(&queue, n, later())).into();
-        until_waiting(&queue, 2);
-        go_on.send(()).unwrap();
-        sizes.recv().unwrap();
-        go_on.send(()).unwrap();
-        assert!(first.join().unwrap().is_ok());
-        for other in others {
-            assert!(matches!(other.join().unwrap(), Err(StoreError::Io(_))));
-        }
-        go_on.send(()).unwrap();
-        assert_eq!(queue.submit(op(3), later()), Ok(Done::Number(3)));
     }
 }

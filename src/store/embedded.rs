@@ -12,9 +12,9 @@ use std::{
 use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
 
 use super::{
-    Change, Checked, Done, Engine, ExportError, Health, KeyPage, MAX_BATCH_BYTES, MAX_PAGE, Op,
-    Reader, Size, StoreError, batch_too_large,
-    commit::{self, Queue},
+    Change, Checked, Done, Engine, EngineResult, ExportError, Health, KeyPage, MAX_BATCH_BYTES,
+    MAX_PAGE, Op, Reader, Size, StoreError, batch_too_large,
+    commit::{Group, Queue, Unflushed},
     entry::{EntryKey, has_ended, unseal},
     file::{self, Files},
     journaled::{Journaled, Medium},
@@ -45,12 +45,16 @@ const TEND_ENTRIES: usize = 10_000;
 const TEND_BYTES: usize = 8 * 1024 * 1024;
 /// How often the file is opened again because of damage, at most.
 const REOPEN_EVERY: Duration = Duration::from_secs(60);
+/// Those that are removed at once: others that write wait meanwhile.
+const TEND_KEYS: usize = 100;
 /// Time for removing them.
 const TEND_TIME: Duration = Duration::from_secs(1);
+/// Time for what is not on the disk at the end.
+const END_TIME: Duration = Duration::from_secs(5);
 
-/// A file of redb and its journal. Reads never wait for writers. Writers that
-/// come at the same time are committed together (`commit`), because making
-/// anything durable costs one flush of the disk, whatever the number.
+/// A file of redb and its journal. What is written at the same time is made
+/// durable together (`commit`), because that costs one flush of the disk,
+/// whatever the number.
 pub(super) struct Embedded {
     pub(super) database: Arc<Database>,
     queue: Queue,
@@ -127,9 +131,9 @@ impl Database {
         Ok(())
     }
 
-    fn commit(&self, ops: &[&Op]) -> Result<Vec<Result<Done, StoreError>>, StoreError> {
+    fn commit(&self, group: &Group) -> Result<(), StoreError> {
         let number = self.number();
-        let result = self.work(|database| commit::apply(database, ops));
+        let result = self.work(|database| group.write(database));
         if matches!(result, Err(StoreError::Broken(_))) {
             // redb may refuse all writes now, until it is opened again.
             let mut reopened = self.reopened.lock().unwrap_or_else(PoisonError::into_inner);
@@ -138,7 +142,7 @@ impl Database {
                 let _ = self.reopen(number);
             }
         }
-        self.health.wrote(ops.len(), &result);
+        self.health.wrote(group.writes, &result);
         result
     }
 }
@@ -166,7 +170,7 @@ impl Embedded {
         let commits = Arc::clone(&database);
         Ok(Self {
             database,
-            queue: Queue::new(Box::new(move |ops| commits.commit(ops)))?,
+            queue: Queue::new(Box::new(move |group| commits.commit(group)))?,
             next: Mutex::default(),
         })
     }
@@ -186,15 +190,31 @@ impl Embedded {
 }
 
 impl Engine for Embedded {
-    fn get(&self, entry_key: EntryKey<'_>, _: Instant) -> Result<Option<Vec<u8>>, StoreError> {
-        self.read(|values| value(values, entry_key))
+    fn get(&self, entry_key: EntryKey<'_>, _: Instant) -> EngineResult<Option<Vec<u8>>> {
+        if let Some((value, unflushed)) = self
+            .queue
+            .read(entry_key, |stored| value(stored, entry_key))
+        {
+            return Ok((value?, Some(unflushed)));
+        }
+        let read = self.read(|values| {
+            let stored = values.get(entry_key)?;
+            value(stored.as_ref().map(redb::AccessGuard::value), entry_key)
+        });
+        Ok((read?, None))
     }
 
-    fn exists(&self, entry_key: EntryKey<'_>, _: Instant) -> Result<bool, StoreError> {
-        self.read(|values| {
+    fn exists(&self, entry_key: EntryKey<'_>, _: Instant) -> EngineResult<bool> {
+        let is_live =
+            |stored: Option<&[u8]>| stored.is_some_and(|stored| !has_ended(entry_key, stored));
+        if let Some((exists, unflushed)) = self.queue.read(entry_key, is_live) {
+            return Ok((exists, Some(unflushed)));
+        }
+        let read = self.read(|values| {
             let stored = values.get(entry_key)?;
-            Ok(stored.is_some_and(|stored| !has_ended(entry_key, stored.value())))
-        })
+            Ok(is_live(stored.as_ref().map(redb::AccessGuard::value)))
+        });
+        Ok((read?, None))
     }
 
     fn get_many(
@@ -206,7 +226,9 @@ impl Engine for Embedded {
         self.read(|values| {
             let mut bytes = 0;
             let mut one = |key: &String| {
-                let value = value(values, (service, bucket, key))?;
+                let entry_key = (service, bucket, &**key);
+                let stored = values.get(entry_key)?;
+                let value = value(stored.as_ref().map(redb::AccessGuard::value), entry_key)?;
                 bytes += value.as_ref().map_or(0, Vec::len);
                 if bytes > MAX_BATCH_BYTES {
                     Err(batch_too_large(bytes))
@@ -251,13 +273,35 @@ impl Engine for Embedded {
         })
     }
 
-    fn write(&self, op: Op, deadline: Instant) -> Result<Done, StoreError> {
-        self.queue.submit(op, deadline)
+    fn write(&self, op: &Op, deadline: Instant) -> EngineResult<Done> {
+        if Instant::now() >= deadline {
+            return Err(StoreError::Busy);
+        }
+        let applied = self.work(|database| self.queue.apply(op, database));
+        if applied.as_ref().is_err_and(StoreError::needs_reopening) {
+            self.health().wrote(1, &applied);
+        }
+        applied
+    }
+
+    /// While the file is opened again, which may read all of it.
+    fn waits(&self) -> bool {
+        let open = self.database.open.try_read();
+        open.map_or(true, |open| open.database.is_none())
+    }
+
+    fn backlog(&self) -> Option<Unflushed> {
+        self.queue.backlog()
+    }
+
+    fn unflushed(&self, place: (&str, &str)) -> Option<Unflushed> {
+        self.queue.of_bucket(place)
     }
 
     /// Looks at a part of the entries, in turn, and removes what has ended of
     /// them; at none as long as no entry ends.
     fn tend(&self) {
+        self.queue.expire();
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let from = std::mem::take(&mut *next);
         let Ok(found) = self.work(|database| ended_from(database, &from)) else {
@@ -265,14 +309,19 @@ impl Engine for Embedded {
         };
         *next = found.next;
         for ((service, bucket), keys) in found.ended {
-            let op = Op {
-                service,
-                quota: u64::MAX,
-                bucket,
-                change: Change::End(keys),
-            };
-            // What is not removed now is found in the next round.
-            let _ = self.write(op, Instant::now() + TEND_TIME);
+            for keys in keys.chunks(TEND_KEYS) {
+                let op = Op {
+                    service: Arc::clone(&service),
+                    quota: u64::MAX,
+                    bucket: bucket.clone(),
+                    change: Change::End(keys.to_vec()),
+                };
+                // What is not removed now is found in the next round.
+                let deadline = Instant::now() + TEND_TIME;
+                if let Ok((_, Some(unflushed))) = self.write(&op, deadline) {
+                    let _ = unflushed.wait(deadline);
+                }
+            }
         }
     }
 
@@ -310,6 +359,9 @@ impl Engine for Embedded {
     }
 
     fn end(&self) {
+        if let Some(unflushed) = self.queue.newest() {
+            let _ = unflushed.wait(Instant::now() + END_TIME);
+        }
         if let Some(database) = &self.database.read_open().database {
             database.end();
         }
@@ -364,12 +416,10 @@ fn ended_from(
     Ok(found)
 }
 
-fn value(values: &Values, entry_key: EntryKey<'_>) -> Result<Option<Vec<u8>>, StoreError> {
-    let stored = values.get(entry_key)?;
-    let Some(stored) = stored else {
-        return Ok(None);
-    };
-    let live = unseal(entry_key, stored.value())?.live();
+/// The value of what is stored for an entry.
+fn value(stored: Option<&[u8]>, entry_key: EntryKey<'_>) -> Result<Option<Vec<u8>>, StoreError> {
+    let live = stored.map(|stored| unseal(entry_key, stored)).transpose()?;
+    let live = live.and_then(|unsealed| unsealed.live());
     Ok(live.map(|live| live.value.to_vec()))
 }
 
@@ -408,6 +458,7 @@ pub(super) fn prepare(transaction: &WriteTransaction) -> Result<(), StoreError> 
     Ok(())
 }
 
-/// The table of values, to be read.
+/// The tables of values and of what services use, to be read.
 pub(super) type Values =
     redb::ReadOnlyTable<(&'static str, &'static str, &'static str), &'static [u8]>;
+pub(super) type Used = redb::ReadOnlyTable<&'static str, u64>;

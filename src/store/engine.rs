@@ -7,22 +7,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Checked, Digest, ExportError, Health, KeyPage, Size, StoreError, entry::EntryKey};
+use super::{
+    Checked, Digest, ExportError, Health, KeyPage, Size, StoreError, Unflushed, entry::EntryKey,
+};
+
+/// What was read or done, and until when it is not on the disk, if it is not.
+pub(super) type EngineResult<T> = Result<(T, Option<Unflushed>), StoreError>;
 
 /// What holds the values of all services. Its caller has checked all bounds of
 /// names, keys, values and batches. Every function ends at the deadline, with
 /// an error that says whether the write may have been done.
 pub(super) trait Engine: Send + Sync {
-    fn get(
-        &self,
-        entry_key: EntryKey<'_>,
-        deadline: Instant,
-    ) -> Result<Option<Vec<u8>>, StoreError>;
+    fn get(&self, entry_key: EntryKey<'_>, deadline: Instant) -> EngineResult<Option<Vec<u8>>>;
 
-    fn exists(&self, entry_key: EntryKey<'_>, deadline: Instant) -> Result<bool, StoreError>;
+    fn exists(&self, entry_key: EntryKey<'_>, deadline: Instant) -> EngineResult<bool>;
 
-    /// The values of several keys, as they are at one time, of at most
-    /// `MAX_BATCH_BYTES` together.
+    /// The values of several keys, as they are on the disk at one time, of at
+    /// most `MAX_BATCH_BYTES` together.
     fn get_many(
         &self,
         place: (&str, &str),
@@ -30,8 +31,8 @@ pub(super) trait Engine: Send + Sync {
         deadline: Instant,
     ) -> Result<Vec<Option<Vec<u8>>>, StoreError>;
 
-    /// At most `MAX_PAGE` keys of a bucket that begin so, in the order of their
-    /// bytes, from one on that is not below the prefix.
+    /// At most `MAX_PAGE` keys that a bucket has on the disk and that begin so,
+    /// in the order of their bytes, from one on that is not below the prefix.
     fn list(
         &self,
         place: (&str, &str),
@@ -41,11 +42,22 @@ pub(super) trait Engine: Send + Sync {
     ) -> Result<KeyPage, StoreError>;
 
     /// Does a write whole or not at all.
-    fn write(&self, op: Op, deadline: Instant) -> Result<Done, StoreError>;
+    fn write(&self, op: &Op, deadline: Instant) -> EngineResult<Done>;
 
-    /// Whether reads wait for others, and not only for the disk.
-    fn waits_to_read(&self) -> bool {
+    /// Whether who asks it has to wait, for more than the disk.
+    fn waits(&self) -> bool {
         false
+    }
+
+    /// What a further write should wait for first, so that what is not on the
+    /// disk is bounded.
+    fn backlog(&self) -> Option<Unflushed> {
+        None
+    }
+
+    /// What of a bucket is not on the disk yet.
+    fn unflushed(&self, _place: (&str, &str)) -> Option<Unflushed> {
+        None
     }
 
     /// There is such a service.

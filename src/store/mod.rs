@@ -19,13 +19,14 @@ mod transfer;
 use std::{
     io::{BufRead, Write},
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+pub use commit::Unflushed;
 pub use embedded::CACHE;
 use embedded::Embedded;
-use engine::{Change, Done, Engine, Op, Pairs};
+use engine::{Change, Done, Engine, EngineResult, Op, Pairs};
 pub use error::StoreError;
 pub use health::Health;
 pub use salvage::{Checked, Reader};
@@ -164,17 +165,20 @@ impl Store {
             store: Arc::clone(self),
             service,
             quota,
+            ahead: None,
         }
     }
 }
 
 /// One service's part of the store.
-#[derive(Clone)]
 pub struct Namespace {
     store: Arc<Store>,
     service: Arc<str>,
     /// What the entries of all buckets may count, in bytes.
     quota: u64,
+    /// What was done and read here rests on that; where there is no place for
+    /// it, each of them waits for the disk.
+    ahead: Option<Mutex<Option<Unflushed>>>,
 }
 
 /// Some keys of a bucket, in order.
@@ -187,10 +191,65 @@ pub struct KeyPage {
 }
 
 impl Namespace {
-    /// Whether reads wait for more than the disk.
+    /// Whether who asks it has to wait, for more than the disk.
     #[must_use]
-    pub fn waits_to_read(&self) -> bool {
-        self.store.engine.waits_to_read()
+    pub fn waits(&self) -> bool {
+        self.store.engine.waits()
+    }
+
+    /// The same for one who does not wait for the disk each time, but tells
+    /// nobody before what [`Namespace::unflushed`] returns is on the disk.
+    #[must_use]
+    pub fn ahead(&self) -> Self {
+        Self {
+            ahead: Some(Mutex::default()),
+            ..self.durable()
+        }
+    }
+
+    /// The same for one who waits for the disk.
+    #[must_use]
+    pub fn durable(&self) -> Self {
+        Self {
+            store: Arc::clone(&self.store),
+            service: Arc::clone(&self.service),
+            quota: self.quota,
+            ahead: None,
+        }
+    }
+
+    /// What was done and read here ahead of the disk.
+    #[must_use]
+    pub fn unflushed(self) -> Option<Unflushed> {
+        let unflushed = self.ahead?.into_inner();
+        unflushed.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a write should wait for first: the disk is behind.
+    #[must_use]
+    pub fn backlog(&self) -> Option<Unflushed> {
+        self.store.engine.backlog()
+    }
+
+    /// What one who reads several keys of a bucket should wait for first: they
+    /// are read from the disk.
+    #[must_use]
+    pub fn unflushed_of(&self, bucket: &str) -> Option<Unflushed> {
+        let place = (&*self.service, bucket);
+        self.store.engine.unflushed(place)
+    }
+
+    fn settle<T>(&self, result: EngineResult<T>, deadline: Instant) -> Result<T, StoreError> {
+        let (value, unflushed) = result?;
+        match (unflushed, &self.ahead) {
+            (None, _) => {}
+            (Some(unflushed), None) => unflushed.wait(deadline)?,
+            (Some(unflushed), Some(ahead)) => {
+                let mut ahead = ahead.lock().unwrap_or_else(PoisonError::into_inner);
+                Unflushed::join(&mut ahead, unflushed);
+            }
+        }
+        Ok(value)
     }
 
     /// Whether a bucket may have this name; every such bucket is there.
@@ -213,7 +272,7 @@ impl Namespace {
     ) -> Result<Option<Vec<u8>>, StoreError> {
         check_key(bucket, key)?;
         let entry_key = (&*self.service, bucket, key);
-        self.store.engine.get(entry_key, deadline)
+        self.settle(self.store.engine.get(entry_key, deadline), deadline)
     }
 
     /// What stands for the value of a key, if there is one: see [`digest`].
@@ -237,7 +296,7 @@ impl Namespace {
     pub fn exists(&self, bucket: &str, key: &str, deadline: Instant) -> Result<bool, StoreError> {
         check_key(bucket, key)?;
         let entry_key = (&*self.service, bucket, key);
-        self.store.engine.exists(entry_key, deadline)
+        self.settle(self.store.engine.exists(entry_key, deadline), deadline)
     }
 
     /// The values of several keys, as they are at one time.
@@ -283,8 +342,8 @@ impl Namespace {
     /// Sets a value.
     ///
     /// # Errors
-    /// As [`Namespace::get`]; over the quota; no turn before the deadline, and
-    /// then nothing was written.
+    /// As [`Namespace::get`]; over the quota; the deadline had passed, so
+    /// nothing was written; or it passed before it was on the disk.
     pub fn set(
         &self,
         bucket: &str,
@@ -432,7 +491,7 @@ impl Namespace {
             bucket: bucket.into(),
             change,
         };
-        self.store.engine.write(op, deadline)
+        self.settle(self.store.engine.write(&op, deadline), deadline)
     }
 }
 

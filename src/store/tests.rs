@@ -1,7 +1,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Condvar, Mutex, MutexGuard, mpsc},
     time::{Duration, Instant},
 };
 
@@ -26,6 +26,8 @@ struct Disk {
 struct Drive {
     platters: Arc<Mutex<Platters>>,
     power: Arc<Mutex<Power>>,
+    /// Syncs wait while it hangs.
+    hangs: Arc<(Mutex<bool>, Condvar)>,
 }
 
 #[derive(Debug, Default)]
@@ -200,6 +202,12 @@ impl StorageBackend for Drive {
     }
 
     fn sync_data(&self) -> Result<(), io::Error> {
+        let (hangs, changed) = &*self.hangs;
+        drop(
+            changed
+                .wait_while(hangs.lock().unwrap(), |hangs| *hangs)
+                .unwrap(),
+        );
         let mut power = self.power.lock().unwrap();
         match &mut power.cut_at {
             Some(0) => {
@@ -666,6 +674,167 @@ fn a_write_is_one_flush_of_the_journal_and_there_after_a_crash() {
     assert!(crashed.journal.lock().live.is_empty());
     let ended = crashed.after_power_cut(|| false);
     assert_eq!(entries(&ended.export().0)["n"], b"5");
+}
+
+impl Disk {
+    /// Whether flushes of the journal hang from now on.
+    fn hangs(&self, hangs: bool) {
+        let (state, changed) = &*self.journal.hangs;
+        *state.lock().unwrap() = hangs;
+        changed.notify_all();
+    }
+}
+
+/// A store whose journal is there, and hangs.
+fn hanging() -> (Disk, Arc<Store>) {
+    let disk = Disk::new();
+    let store = disk.open().unwrap();
+    let first = namespace(&store).set("", "old".into(), b"1".to_vec(), soon());
+    first.unwrap();
+    disk.hangs(true);
+    (disk, store)
+}
+
+#[test]
+fn a_write_takes_effect_at_once_and_its_writer_waits_for_the_disk() {
+    let (disk, store) = hanging();
+    let ahead = namespace(&store).ahead();
+    for sum in 1..4 {
+        assert_eq!(ahead.increment("", "n".into(), 1, soon()), Ok(sum));
+    }
+    assert_eq!(ahead.get("", "n", soon()), Ok(Some(b"3".to_vec())));
+    ahead.delete("", "old".into(), soon()).unwrap();
+    assert_eq!(ahead.exists("", "old", soon()), Ok(false));
+    let limit = store.namespace("svc", 10).ahead();
+    let over = limit.set("", "x".into(), vec![], soon());
+    assert!(matches!(over, Err(StoreError::Quota { .. })), "{over:?}");
+    let unflushed = ahead.unflushed().unwrap();
+    let (sent, outcome) = mpsc::channel();
+    unflushed.then(None, move |outcome, _| sent.send(outcome).unwrap());
+    let now = Instant::now();
+    assert!(matches!(
+        unflushed.wait(now),
+        Err(StoreError::Unconfirmed(_))
+    ));
+    assert!(outcome.try_recv().is_err(), "it is not on the disk");
+    // What has been seen, rests on the same; other keys don't.
+    let reader = namespace(&store).ahead();
+    reader.get("", "n", soon()).unwrap();
+    assert!(reader.unflushed().unwrap().wait(now).is_err());
+    let reader = namespace(&store).ahead();
+    reader.get("", "other", soon()).unwrap();
+    assert!(reader.unflushed().is_none());
+    // Several keys are read from the disk, for which one should wait.
+    let readers = namespace(&store);
+    assert!(readers.unflushed_of("other").is_none());
+    assert!(readers.unflushed_of("").unwrap().wait(now).is_err());
+    assert_eq!(readers.list("", "", None, now).unwrap().keys, ["old"]);
+    let (sent, expired) = mpsc::channel();
+    unflushed.then(Some(now), move |outcome, _| sent.send(outcome).unwrap());
+    store.tend();
+    let expired = expired.recv().unwrap();
+    assert!(matches!(expired, Err(StoreError::Unconfirmed(_))));
+    assert_eq!(disk.after_power_cut(|| false).export().1, 1);
+    disk.hangs(false);
+    assert_eq!(outcome.recv().unwrap(), Ok(()));
+    let crashed = disk.after_power_cut(|| false);
+    assert_eq!(entries(&crashed.export().0)["n"], b"3");
+    let listed = namespace(&store).list("", "", None, soon()).unwrap();
+    assert_eq!(listed.keys, ["n"]);
+}
+
+#[test]
+fn what_fails_takes_with_it_what_was_done_on_top() {
+    let (disk, store) = hanging();
+    let add = || {
+        let ahead = namespace(&store).ahead();
+        let sum = ahead.increment("", "n".into(), 1, soon());
+        (sum, ahead.unflushed().unwrap())
+    };
+    let first = add();
+    let deadline = soon();
+    while disk.journal.lock().pending.is_empty() {
+        assert!(Instant::now() < deadline, "its record is written");
+        std::thread::yield_now();
+    }
+    let second = add();
+    assert_eq!((&first.0, &second.0), (&Ok(1), &Ok(2)));
+    disk.lock().full = true;
+    disk.journal.lock().full = true;
+    disk.database.power.lock().unwrap().cut_at = Some(0);
+    disk.hangs(false);
+    assert!(first.1.wait(soon()).is_err() && second.1.wait(soon()).is_err());
+    // One who has seen them learns it, also after the next success.
+    disk.lock().full = false;
+    disk.journal.lock().full = false;
+    *disk.database.power.lock().unwrap() = Power::default();
+    let mut seen = Some(second.1);
+    let (third, unflushed) = add();
+    // The record of the first was written, and not flushed.
+    assert_eq!(third, Ok(2), "the second is not there");
+    Unflushed::join(&mut seen, unflushed.clone());
+    assert_eq!(unflushed.wait(soon()), Ok(()));
+    assert!(seen.unwrap().wait(soon()).is_err());
+}
+
+#[test]
+fn who_writes_while_the_disk_is_slow_waits_for_it_first() {
+    let (disk, store) = hanging();
+    let ahead = namespace(&store).ahead();
+    ahead.increment("", "n".into(), 1, soon()).unwrap();
+    // Until the group is taken, and its flush has taken too long.
+    let deadline = soon();
+    while ahead.backlog().is_none() {
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    let late = Instant::now();
+    assert_eq!(
+        ahead.increment("", "n".into(), 1, late),
+        Err(StoreError::Busy),
+        "nothing is done whose time is over"
+    );
+    disk.hangs(false);
+    if let Some(backlog) = ahead.backlog() {
+        backlog.wait(soon()).unwrap();
+    }
+    assert_eq!(
+        namespace(&store).increment("", "n".into(), 0, soon()),
+        Ok(1)
+    );
+}
+
+#[test]
+fn the_end_waits_for_what_is_not_on_the_disk() {
+    let (disk, store) = hanging();
+    let ahead = namespace(&store).ahead();
+    ahead.increment("", "n".into(), 7, soon()).unwrap();
+    let ends = std::thread::spawn(move || store.end());
+    disk.hangs(false);
+    ends.join().unwrap();
+    assert!(disk.journal.lock().live.is_empty(), "all is in one file");
+    assert_eq!(entries(&disk.export().0)["n"], b"7");
+    drop(ahead);
+}
+
+#[test]
+fn writers_beside_each_other_are_all_counted() {
+    let disk = Disk::new();
+    let store = disk.open().unwrap();
+    let adds = |_| {
+        let ns = namespace(&store);
+        std::thread::spawn(move || {
+            let one = || ns.increment("", "n".into(), 1, soon()).unwrap();
+            (0..100).map(|_| one()).collect::<Vec<_>>()
+        })
+    };
+    let threads: Vec<_> = (0..8).map(adds).collect();
+    let threads = threads.into_iter().map(|thread| thread.join().unwrap());
+    let mut sums: Vec<_> = threads.flatten().collect();
+    sums.sort_unstable();
+    assert!(sums.into_iter().eq(1..=800), "each once");
+    let crashed = disk.after_power_cut(|| false);
+    assert_eq!(entries(&crashed.export().0)["n"], b"800");
 }
 
 #[test]

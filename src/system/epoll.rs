@@ -105,8 +105,8 @@ impl Epoll {
     }
 
     /// Waits until something has happened, or for so long. Appends up to `most`
-    /// sockets, four at most.
-    pub fn wait(&self, ready: &mut Vec<Ready>, most: usize, timeout: Duration) {
+    /// sockets, four at most. Says whether it was [woken](Epoll::wake).
+    pub fn wait(&self, ready: &mut Vec<Ready>, most: usize, timeout: Duration) -> bool {
         let mut events = [NOTHING; MOST];
         let timeout = Timespec::try_from(timeout).ok();
         let count = epoll::wait(&self.epoll, &mut events[..most.min(MOST)], timeout.as_ref());
@@ -121,10 +121,12 @@ impl Epoll {
             }
             0
         });
+        let mut is_woken = false;
         ready.extend(events[..count].iter().filter_map(|event| {
             let (flags, data) = (event.flags, event.data.u64());
             let ended = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
             if data == WAKE {
+                is_woken = true;
                 // So that there is room for more.
                 while (&self.wake.0)
                     .read(&mut [0; 64])
@@ -138,6 +140,7 @@ impl Epoll {
                 ended,
             })
         }));
+        is_woken
     }
 
     /// One of those who wait looks whether there is something else to do.

@@ -71,12 +71,12 @@ impl Epoll {
 
     /// Waits until it is woken: the clock stands, so no time ends it. What
     /// nobody wakes is a deadlock, which loom finds.
-    pub fn wait(&self, _: &mut Vec<Ready>, _: usize, timeout: Duration) {
+    pub fn wait(&self, _: &mut Vec<Ready>, _: usize, timeout: Duration) -> bool {
         let mut woken = lock(&self.woken);
         while !*woken && !timeout.is_zero() {
             woken = self.wakes.wait(woken).unwrap();
         }
-        *woken = false;
+        std::mem::take(&mut *woken)
     }
 
     pub fn wake(&self) {

@@ -2,14 +2,17 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::atomic::Ordering::SeqCst,
+    fmt,
+    sync::{Arc, atomic::Ordering::SeqCst},
     time::Duration,
 };
 
 use shuttle::thread;
 
 use crate::{
-    dispatch::{Counted, Handle, Outcome, Postponed, Reply, Request},
+    dispatch::{
+        Counted, Deferred, HandOver, Handle, LateReply, Outcome, Postponed, Reply, Request,
+    },
     host::Stop,
     system::{self, World},
     wire::{Code, ErrorBody, Header},
@@ -32,6 +35,60 @@ pub struct Guests {
     pub postponed: std::sync::Mutex<HashMap<String, std::time::Instant>>,
     /// Places that they queue for.
     pub slots: std::sync::atomic::AtomicUsize,
+    /// Answers that wait until the disk has what they say.
+    unflushed: Arc<std::sync::Mutex<Vec<Unflushed>>>,
+}
+
+/// An answer that is deferred.
+struct Unflushed {
+    hand_over: HandOver,
+    text: String,
+}
+
+impl Unflushed {
+    fn hand_over(self, more: bool) {
+        let Self { hand_over, text } = self;
+        hand_over(Box::new(move || late(text)), more);
+    }
+}
+
+/// A call that is over, and whose answer waits for the disk.
+struct Stored {
+    text: String,
+    /// The disk has it already.
+    is_flushed: bool,
+    all: Arc<std::sync::Mutex<Vec<Unflushed>>>,
+}
+
+fn late(text: String) -> LateReply {
+    Reply::new(None, Outcome::Json(text)).into()
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Deferred for Stored {
+    fn wait(self: Box<Self>) -> LateReply {
+        World::here().wait_for_clock();
+        late(self.text)
+    }
+
+    fn then(self: Box<Self>, hand_over: HandOver) {
+        let Self {
+            text,
+            is_flushed,
+            all,
+        } = *self;
+        let unflushed = Unflushed { hand_over, text };
+        if is_flushed {
+            unflushed.hand_over(false);
+        } else {
+            all.lock().unwrap().push(unflushed);
+        }
+    }
 }
 
 impl Handle for Guests {
@@ -74,6 +131,14 @@ impl Handle for Guests {
         let amount: u64 = amount.parse().unwrap();
         let stopped = match kind {
             "quick" => None,
+            "stores" => {
+                let stored = Stored {
+                    text: format!("{:?}", "x".repeat(amount as usize)),
+                    is_flushed: amount.is_multiple_of(4),
+                    all: Arc::clone(&self.unflushed),
+                };
+                return Reply::new(Some(header), Outcome::Deferred(Box::new(stored)));
+            }
             "slow" => Self::works(&request, amount),
             "queues" => {
                 let stopped = Self::works(&request, amount);
@@ -104,6 +169,17 @@ impl Handle for Guests {
 }
 
 impl Guests {
+    /// The disk has what so many calls wrote, those that came first.
+    pub fn flush(&self, most: usize) {
+        let mut unflushed = self.unflushed.lock().unwrap();
+        let count = most.min(unflushed.len());
+        let flushed: Vec<_> = unflushed.drain(..count).collect();
+        drop(unflushed);
+        for (place, one) in flushed.into_iter().enumerate() {
+            one.hand_over(place + 1 < count);
+        }
+    }
+
     /// Takes a place, however long that takes; false if the call is postponed.
     fn take_place(&self, request: &Request<'_>) -> bool {
         let try_take = || {

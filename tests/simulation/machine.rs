@@ -23,7 +23,7 @@ use crate::{
         connection::Connection,
         drain::DrainFlags,
         peer::CloseRequest,
-        poller::{Events, Poller},
+        poller::{Events, Poller, Queue},
         settings::{Buffers, ListenerSettings, ServerSettings},
         workers::{RESERVE, Worker, Workers},
     },
@@ -167,6 +167,7 @@ impl Machine {
                 0,
             ),
             waiting: AtomicUsize::new(0),
+            due: Queue::default(),
             handle: Arc::<Guests>::clone(&guests),
             common: Arc::new(Common {
                 settings: Arc::new(settings),
@@ -358,11 +359,12 @@ impl Machine {
             self.next_request += 1;
             // Where many queue, calls are postponed.
             let kind = match random.of(0..10) {
-                4..9 if self.many_queue => 8,
+                5..9 if self.many_queue => 8,
                 kind => kind,
             };
             let (payload, quick) = match kind {
-                0..6 => (format!("quick {}", random.of(0..300)), true),
+                0..4 => (format!("quick {}", random.of(0..300)), true),
+                4 | 5 => (format!("stores {}", random.of(0..300)), false),
                 6 => (format!("slow {}", random.of(1..3000)), false),
                 7 => (format!("waits {}", random.of(0..3000)), false),
                 8 => (format!("queues {}", random.of(0..3000)), false),
@@ -482,6 +484,9 @@ impl Machine {
     }
 
     fn pass(&mut self) {
+        if self.random.happens(70) {
+            self.guests.flush(self.random.of(1..4));
+        }
         let millis = match self.random.of(0..4) {
             // Less than a worker waits for events by itself.
             _ if self.many_queue && self.random.happens(70) => self.random.of(1..900),
@@ -519,7 +524,11 @@ impl Machine {
                     "there is something to read, and nobody does: {row:?}"
                 );
             }
-            let closes = self.draining || client.broken || peer.close_request().is_some();
+            // A peer that takes nothing is given up, after the calls in flight.
+            let closes = self.draining
+                || client.broken
+                || peer.close_request().is_some()
+                || peer.is_closing();
             // It is with a call, writes, or has a call that is postponed.
             let calls = row.in_flight > u64::from(peer.calls_left());
             let reads = !calls && ["idle", "reading", "calling"].contains(&row.state);
@@ -544,6 +553,10 @@ impl Machine {
         assert!(
             !self.shared.poller.has_queued(),
             "a connection has something to do, and nobody serves it"
+        );
+        assert!(
+            self.shared.due.is_empty(),
+            "an answer may leave, and nobody sends it"
         );
         assert!(
             !self.shared.may_wait() || !self.shared.poller.is_kept_waiting(),
@@ -587,6 +600,7 @@ impl Machine {
                 self.send_all(at);
                 self.take(at, usize::MAX);
             }
+            self.guests.flush(usize::MAX);
             self.rest();
             let cut_off = self.cut_off();
             let all =
@@ -616,6 +630,7 @@ impl Machine {
             for at in 0..self.clients.len() {
                 self.take(at, usize::MAX);
             }
+            self.guests.flush(usize::MAX);
             self.world.pass(Duration::from_millis(500));
             self.rest();
         }

@@ -144,6 +144,16 @@ MUTANTS = [
     ("workers.rs", "the permit of a connection that is over is kept",
      "                    self.shared.linger(channel);\n                    drop(connection);\n",
      "                    self.shared.linger(channel);\n                    std::mem::forget(connection);\n"),
+    # Answers that were deferred.
+    ("workers.rs", "who makes an answer due wakes nobody",
+     "        if !more {\n            self.poller.wake();\n        }", "        let _ = more;"),
+    ("workers.rs", "an answer that is due is not brought to its connection",
+     "        self.shared.poller.take_with(peer.slot(), Events::ANSWER)\n    }\n\n    /// Whether the connection",
+     "        None\n    }\n\n    /// Whether the connection"),
+    ("workers.rs", "more calls are deferred than may be left",
+     "&& !self.may_leave() {", "&& false {"),
+    ("workers.rs", "a call that is deferred does not count as left",
+     "                    same.leave_call();\n                    let peer", "                    let peer"),
 ]
 
 # Some need more than one place.

@@ -366,9 +366,7 @@ impl Connection {
     /// Goes on without the current call, if so many may be left behind; its
     /// answer comes later. What came before it leaves at once.
     pub(crate) fn leave_call(&mut self) -> bool {
-        let most = self.common.settings.buffers.in_flight;
-        // The current one counts as well.
-        let leaves = self.peer.calls_left() as usize + 1 < most;
+        let leaves = self.may_leave_call();
         if !self.machine.outbox.is_empty() {
             self.write();
         }
@@ -378,6 +376,13 @@ impl Connection {
             self.peer.set_activity(self.machine.state().into());
         }
         leaves
+    }
+
+    /// Whether one more call may be left behind.
+    pub(crate) fn may_leave_call(&self) -> bool {
+        let most = self.common.settings.buffers.in_flight;
+        // The current one counts as well.
+        self.peer.calls_left() as usize + 1 < most
     }
 
     /// For whom a load balancer speaks.

@@ -214,7 +214,7 @@ impl Remote {
             bucket: bucket.into(),
             change,
         };
-        self.write(op, Instant::now() + STEP_TIME).map(drop)
+        self.write(&op, Instant::now() + STEP_TIME).map(drop)
     }
 }
 

@@ -22,8 +22,8 @@ use std::{
 use redis::{Cmd, Script, Value, cmd};
 
 use super::{
-    Change, Checked, Done, Engine, ExportError, Health, KeyPage, MAX_BATCH_BYTES, MAX_KEY,
-    MAX_PAGE, MAX_VALUE, Op, Size, StoreError, batch_too_large, digest,
+    Change, Checked, Done, Engine, EngineResult, ExportError, Health, KeyPage, MAX_BATCH_BYTES,
+    MAX_KEY, MAX_PAGE, MAX_VALUE, Op, Size, StoreError, batch_too_large, digest,
     entry::{EntryKey, OVERHEAD},
 };
 use crate::{
@@ -260,7 +260,7 @@ impl Remote {
         let present = match expected {
             None => None,
             Some(expected) => {
-                let present = self.get((&op.service, &op.bucket, key), deadline)?;
+                let (present, _) = self.get((&op.service, &op.bucket, key), deadline)?;
                 match present.filter(|present| digest(present) == expected) {
                     None => return Ok(Done::Swapped(false)),
                     present => present,
@@ -290,24 +290,24 @@ impl Engine for Remote {
         &self,
         (service, bucket, key): EntryKey<'_>,
         deadline: Instant,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
+    ) -> EngineResult<Option<Vec<u8>>> {
         let arguments = |command: &mut Cmd| {
             command.arg(MAX_VALUE).arg(MAX_VALUE).arg(name(bucket, key));
         };
         let answer = self.run(service, &GET, &arguments, MAX_VALUE, deadline)?;
-        Ok(values(answer)?.into_iter().next().flatten())
+        Ok((values(answer)?.into_iter().next().flatten(), None))
     }
 
     fn exists(
         &self,
         (service, bucket, key): EntryKey<'_>,
         deadline: Instant,
-    ) -> Result<bool, StoreError> {
+    ) -> EngineResult<bool> {
         let arguments = |command: &mut Cmd| {
             command.arg(name(bucket, key));
         };
         let answer = self.run(service, &EXISTS, &arguments, 0, deadline)?;
-        Ok(answer == Value::Int(1))
+        Ok((answer == Value::Int(1), None))
     }
 
     fn get_many(
@@ -359,28 +359,29 @@ impl Engine for Remote {
         Ok(KeyPage { keys, next })
     }
 
-    fn write(&self, op: Op, deadline: Instant) -> Result<Done, StoreError> {
-        match &op.change {
+    fn write(&self, op: &Op, deadline: Instant) -> EngineResult<Done> {
+        let done = match &op.change {
             Change::Put(pairs) => {
                 let pairs = pairs.iter().map(|(key, value)| (&**key, value.as_deref()));
-                self.put(&op, pairs, None, deadline)
+                self.put(op, pairs, None, deadline)
             }
             Change::SetFor { key, value, life } => {
                 let pair = (&**key, Some(&**value));
-                self.put(&op, [pair].into_iter(), Some(*life), deadline)
+                self.put(op, [pair].into_iter(), Some(*life), deadline)
             }
             // This engine finds them by itself.
             Change::End(_) => Ok(Done::Written),
-            Change::Increment { key, delta } => self.increment(&op, key, *delta, deadline),
+            Change::Increment { key, delta } => self.increment(op, key, *delta, deadline),
             Change::Swap {
                 key,
                 expected,
                 value,
-            } => self.swap(&op, key, *expected, value, deadline),
-        }
+            } => self.swap(op, key, *expected, value, deadline),
+        };
+        Ok((done?, None))
     }
 
-    fn waits_to_read(&self) -> bool {
+    fn waits(&self) -> bool {
         true
     }
 

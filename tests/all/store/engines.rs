@@ -339,7 +339,7 @@ fn many_threads_write_and_nothing_is_lost(store: &Arc<Store>) {
     let ns = store.namespace("threads", 10_000);
     thread::scope(|scope| {
         for thread in 0..8 {
-            let ns = ns.clone();
+            let ns = ns.durable();
             scope.spawn(move || {
                 for round in 0..50 {
                     ns.increment("", "n".into(), 1, soon()).unwrap();

@@ -2,9 +2,14 @@
 //! that may not grow (`ulimit -f`) stands in for a full disk, which takes root;
 //! `tests/load/disk.py` has a real one.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, io::Write as _, path::Path, process::Command, thread};
 
-use crate::{BINARY, support::Setup};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+use crate::{
+    BINARY,
+    support::{RawClient, Setup, frame, http},
+};
 
 /// Files of so many blocks of 512 bytes, and an error instead of a signal.
 fn files_of(blocks: u32) -> String {
@@ -90,6 +95,114 @@ fn a_full_disk_is_said_once_and_shown_until_there_is_room() {
     assert_eq!(server.metric("mb_store_failing"), 1);
     let (_, log) = server.get("/log?contains=services%20get");
     assert_eq!(log.matches("services get STORE_FAILED").count(), 1, "{log}");
+}
+
+/// A server of `counter`, whose values are in a folder.
+fn counting(state: &Path) -> Setup {
+    Setup::empty(BINARY)
+        .with_as("services", "granted/counter.wasm", "counter.wasm")
+        .set(&format!("state_dir = {state:?}"))
+        .set("[services.counter.grants]\nkeyvalue = true")
+}
+
+const ADD: &str = r#"{"name":"n"}"#;
+
+#[test]
+fn an_answer_whose_write_fails_is_a_failure_of_the_store() {
+    let home = tempfile::tempdir().unwrap();
+    let server = counting(home.path()).after("trap '' XFSZ").start();
+    let mut client = server.connect();
+    let publish = |client: &mut RawClient| {
+        let message = format!("PUBLISH:counter.add:1.0.0:p\n{ADD}");
+        client.send(&frame(0, message.as_bytes()));
+        client.message()
+    };
+    let over_http = || {
+        let request = format!(
+            "POST /call/counter.add HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{ADD}",
+            ADD.len()
+        );
+        http(server.wire, &request)
+    };
+    assert_eq!(client.ask("counter.add", ADD).json()["value"], 1);
+    assert_eq!(publish(&mut client).json()["delivered"], 1);
+    assert_eq!(over_http(), (200, r#"{"value":3}"#.into()));
+
+    let pid = Pid::from_child(&server.child);
+    let nothing = Rlimit {
+        current: Some(0),
+        maximum: None,
+    };
+    let before = prlimit(Some(pid), Resource::Fsize, nothing).unwrap();
+    // The service has returned 4, 5 and 6.
+    let failed = client.ask("counter.add", ADD);
+    let is_full = "the disk is full";
+    assert_eq!(failed.code(), "STORE_FAILED", "{failed:?}");
+    assert_eq!(failed.json()["message"], is_full);
+    assert_eq!(failed.json()["origin"], "service");
+    assert_eq!(publish(&mut client).code(), "STORE_FAILED");
+    let (status, body) = over_http();
+    assert!(
+        status == 422 && body.contains("STORE_FAILED"),
+        "{status} {body}"
+    );
+    let past = server.json("/calls/past").to_string();
+    assert_eq!(
+        past.matches(r#""outcome":"STORE_FAILED""#).count(),
+        3,
+        "{past}"
+    );
+
+    prlimit(Some(pid), Resource::Fsize, before).unwrap();
+    assert_eq!(client.ask("counter.add", ADD).json()["value"], 4);
+}
+
+#[test]
+fn whatever_was_answered_outlives_the_server() {
+    let home = tempfile::tempdir().unwrap();
+    let mut server = counting(home.path()).start();
+    // More at once than calls that one connection may leave behind.
+    let mut client = server.connect();
+    let requests = 0..200;
+    for id in requests.clone() {
+        client.request("counter.add", &id.to_string(), ADD);
+    }
+    let value = |client: &mut RawClient| client.message().json()["value"].as_u64();
+    let mut values: Vec<_> = requests.map(|_| value(&mut client).unwrap()).collect();
+    values.sort_unstable();
+    assert!(values.into_iter().eq(1..=200), "each once");
+    let writers = (0..6).map(|_| {
+        let mut client = server.connect();
+        thread::spawn(move || {
+            let request = format!("REQUEST:counter.add:1.0.0:a\n{ADD}");
+            let mut last = 0;
+            while client
+                .stream
+                .write_all(&frame(0, request.as_bytes()))
+                .is_ok()
+                && matches!(client.stream.peek(&mut [0]), Ok(1))
+            {
+                last = client.message().json()["value"].as_u64().unwrap();
+            }
+            last
+        })
+    });
+    let writers: Vec<_> = writers.collect();
+    server.until("there is a load", |server| server.calls() > 1000);
+    server.child.kill().unwrap();
+    let answered = writers.into_iter().map(|writer| writer.join().unwrap());
+    let answered = answered.max().unwrap();
+    assert!(answered > 500, "{answered}");
+    server.child.wait().unwrap();
+    let again = counting(home.path()).start();
+    let found = again.connect().ask("counter.get", ADD).json()["value"].clone();
+    // One of each connection may have been written, and not answered.
+    let found = found.as_u64().unwrap();
+    assert!(
+        (answered..=answered + 6).contains(&found),
+        "{answered} {found}"
+    );
 }
 
 #[test]

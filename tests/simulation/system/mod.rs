@@ -550,7 +550,7 @@ impl Epoll {
         channel.wire.inner.lock().unwrap().watched = None;
     }
 
-    pub fn wait(&self, ready: &mut Vec<Ready>, most: usize, timeout: Duration) {
+    pub fn wait(&self, ready: &mut Vec<Ready>, most: usize, timeout: Duration) -> bool {
         let world = World::here();
         let until = world.now() + timeout;
         thread::yield_now();
@@ -562,11 +562,11 @@ impl Epoll {
                 let count = state.ready.len().min(most);
                 ready.extend(state.ready.drain(..count));
                 if woken || count > 0 {
-                    return;
+                    return woken;
                 }
             }
             if world.now() >= until {
-                return;
+                return false;
             }
             self.0.gate.wait(turn);
         }
