@@ -85,7 +85,8 @@ MUTANTS = [
      "self.park(connection?) && false"),
     # Answers.
     ("workers.rs", "the connection is not notified of a late answer",
-     "return self.shared.poller.take_with(peer.slot(), Events::ANSWER);", "return None;"),
+     "        self.shared.poller.take_with(peer.slot(), Events::ANSWER)\n    }\n\n    /// Whether the connection",
+     "        None\n    }\n\n    /// Whether the connection"),
     ("connection/mod.rs", "late answers are not collected",
      "            self.machine.collect_late(&self.peer, now);\n", ""),
     ("connection/machine.rs", "a late answer is dropped while the peer takes none",
@@ -147,11 +148,14 @@ MUTANTS = [
     # Answers that were deferred.
     ("workers.rs", "who makes an answer due wakes nobody",
      "        if !more {\n            self.poller.wake();\n        }", "        let _ = more;"),
-    ("workers.rs", "an answer that is due is not brought to its connection",
-     "        self.shared.poller.take_with(peer.slot(), Events::ANSWER)\n    }\n\n    /// Whether the connection",
-     "        None\n    }\n\n    /// Whether the connection"),
     ("workers.rs", "more calls are deferred than may be left",
      "&& !self.may_leave() {", "&& false {"),
+    ("workers.rs", "what becomes due while a thread polls is overlooked",
+     "                if self.shared.due.is_empty() {\n                    return next;",
+     "                if true {\n                    return next;"),
+    ("poller.rs", "who does not wait takes the wake-up of one who does",
+     "            self.epoll.wake();\n        }\n        let now = system::now();\n        let mut first",
+     "        }\n        let now = system::now();\n        let mut first"),
     ("workers.rs", "a call that is deferred does not count as left",
      "                    same.leave_call();\n                    let peer", "                    let peer"),
 ]
