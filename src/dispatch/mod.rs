@@ -642,7 +642,7 @@ impl Deferred for Unfinished {
 
     fn then(self: Box<Self>, hand_over: HandOver) {
         let unflushed = self.unflushed.clone();
-        unflushed.then(Some(self.deadline()), move |flushed, more| {
+        unflushed.then(self.deadline(), move |flushed, more| {
             let finish = move || self.finish(flushed).into();
             hand_over(Box::new(finish), more);
         });

@@ -91,7 +91,7 @@ impl Host {
                 self.begin_wait();
                 let flushed = unflushed.wait(deadline);
                 if let Err(StoreError::Unconfirmed(_)) = flushed {
-                    unflushed.then(None, |_, _| drop(held));
+                    unflushed.keep(held);
                 }
                 result = result.and_then(|value| flushed.map(|()| value));
             } else {

@@ -26,12 +26,12 @@ use super::{
 const MAX_GROUP: usize = 256;
 const MAX_GROUP_BYTES: usize = 1024 * 1024;
 
-/// Bytes of an entry in a group beside its key and value, about.
-const ENTRY: usize = 128;
-
 /// The same where a flush has taken so long already: then the disk is slow, or
 /// hangs.
 const SLOW: Duration = Duration::from_millis(20);
+
+/// Bytes of an entry in a group beside its key and value, about.
+const ENTRY: usize = 128;
 
 /// Makes a group durable.
 type Commit = dyn Fn(&Group) -> Result<(), StoreError> + Send + Sync;
@@ -52,8 +52,10 @@ struct Flush {
     number: u64,
     outcome: OnceLock<Outcome>,
     /// Until when each waits.
-    waiting: Mutex<Vec<(Option<Instant>, Then)>>,
+    waiting: Mutex<Vec<(Instant, Then)>>,
     is_over: Condvar,
+    /// What is kept until it is over.
+    kept: Mutex<Vec<Box<dyn Send>>>,
 }
 
 impl fmt::Debug for Unflushed {
@@ -113,7 +115,7 @@ impl Unflushed {
     /// handed over within some seconds.
     pub fn then(
         &self,
-        deadline: Option<Instant>,
+        deadline: Instant,
         then: impl FnOnce(Result<(), StoreError>, bool) + Send + 'static,
     ) {
         let mut waiting = lock(&self.0.waiting);
@@ -126,6 +128,14 @@ impl Unflushed {
         }
     }
 
+    /// Keeps something until it is known what becomes of them.
+    pub fn keep(&self, kept: impl Send + 'static) {
+        let mut all = lock(&self.0.kept);
+        if self.0.outcome.get().is_none() {
+            all.push(Box::new(kept));
+        }
+    }
+
     /// Says what becomes of them. Nobody hears of it yet.
     fn decide(&self, outcome: &Outcome) {
         let _ = self.0.outcome.set(outcome.clone());
@@ -133,6 +143,7 @@ impl Unflushed {
 
     /// Has those who wait hear of it.
     fn deliver(&self) {
+        lock(&self.0.kept).clear();
         let waiting = {
             let mut waiting = lock(&self.0.waiting);
             self.0.is_over.notify_all();
@@ -146,17 +157,14 @@ impl Unflushed {
     /// Those that can't wait any longer get an error.
     fn expire(&self, now: Instant) {
         let mut waiting = lock(&self.0.waiting);
-        let is_late = |(deadline, _): &mut (Option<Instant>, Then)| {
-            deadline.is_some_and(|deadline| deadline <= now)
-        };
-        let expired = waiting.extract_if(.., is_late);
+        let expired = waiting.extract_if(.., |(deadline, _)| *deadline <= now);
         let expired: Vec<_> = expired.collect();
         drop(waiting);
         hand_over(expired, &Err(late()));
     }
 }
 
-fn hand_over(waiting: Vec<(Option<Instant>, Then)>, outcome: &Outcome) {
+fn hand_over(waiting: Vec<(Instant, Then)>, outcome: &Outcome) {
     let last = waiting.len().saturating_sub(1);
     for (place, (_, then)) in waiting.into_iter().enumerate() {
         let hand_over = || then(outcome.clone(), place < last);

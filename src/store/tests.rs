@@ -709,8 +709,10 @@ fn a_write_takes_effect_at_once_and_its_writer_waits_for_the_disk() {
     let over = limit.set("", "x".into(), vec![], soon());
     assert!(matches!(over, Err(StoreError::Quota { .. })), "{over:?}");
     let unflushed = ahead.unflushed().unwrap();
+    let kept = Arc::new(());
+    unflushed.keep(Arc::clone(&kept));
     let (sent, outcome) = mpsc::channel();
-    unflushed.then(None, move |outcome, _| sent.send(outcome).unwrap());
+    unflushed.then(soon(), move |outcome, _| sent.send(outcome).unwrap());
     let now = Instant::now();
     assert!(matches!(
         unflushed.wait(now),
@@ -730,13 +732,19 @@ fn a_write_takes_effect_at_once_and_its_writer_waits_for_the_disk() {
     assert!(readers.unflushed_of("").unwrap().wait(now).is_err());
     assert_eq!(readers.list("", "", None, now).unwrap().keys, ["old"]);
     let (sent, expired) = mpsc::channel();
-    unflushed.then(Some(now), move |outcome, _| sent.send(outcome).unwrap());
+    unflushed.then(now, move |outcome, _| sent.send(outcome).unwrap());
     store.tend();
     let expired = expired.recv().unwrap();
     assert!(matches!(expired, Err(StoreError::Unconfirmed(_))));
     assert_eq!(disk.after_power_cut(|| false).export().1, 1);
+    assert_eq!(Arc::strong_count(&kept), 2);
     disk.hangs(false);
     assert_eq!(outcome.recv().unwrap(), Ok(()));
+    assert_eq!(
+        Arc::strong_count(&kept),
+        1,
+        "it is released before others hear"
+    );
     let crashed = disk.after_power_cut(|| false);
     assert_eq!(entries(&crashed.export().0)["n"], b"3");
     let listed = namespace(&store).list("", "", None, soon()).unwrap();
