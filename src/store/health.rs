@@ -31,6 +31,9 @@ pub struct Health {
 struct State {
     /// Why the last write failed; none if it succeeded.
     problem: Option<String>,
+    /// When the write began whose success ended the last problem. An earlier one
+    /// that fails later says nothing new.
+    works_since: Option<Instant>,
     /// When the log said last that writes are refused. Where some succeed and
     /// some do not, it does not say so each time.
     last_logged: Option<Instant>,
@@ -71,9 +74,8 @@ impl Health {
     /// Notes what came of committing so many writes.
     pub(super) fn wrote<T>(&self, writes: usize, result: &Result<T, StoreError>) {
         match result {
-            Ok(_) if self.failing.load(Relaxed) => self.recovered(),
-            Ok(_) => {}
-            Err(error) => self.refused(writes as u64, error),
+            Ok(_) => self.succeeded(Instant::now),
+            Err(error) => self.refused(writes as u64, error, Instant::now()),
         }
     }
 
@@ -90,18 +92,19 @@ impl Health {
         }
     }
 
-    /// Notes what came of a question over the network: reads fail like writes.
+    /// Notes what came of a question over the network, and when it was asked:
+    /// reads fail like writes, and several are under way.
     #[cfg(feature = "redis")]
-    pub(super) fn asked<T>(&self, result: &Result<T, StoreError>) {
+    pub(super) fn asked<T>(&self, result: &Result<T, StoreError>, begun: Instant) {
         match result {
             Err(
                 error @ (StoreError::Away(_) | StoreError::Unconfirmed(_) | StoreError::Refused(_)),
-            ) => self.refused(1, error),
-            _ => self.wrote(1, &Ok(())),
+            ) => self.refused(1, error, begun),
+            _ => self.succeeded(|| begun),
         }
     }
 
-    fn refused(&self, writes: u64, error: &StoreError) {
+    fn refused(&self, writes: u64, error: &StoreError, begun: Instant) {
         let count = match error {
             StoreError::Full => &self.full,
             _ => &self.failed,
@@ -109,6 +112,9 @@ impl Health {
         count.fetch_add(writes, Relaxed);
         let now = Instant::now();
         let mut state = self.lock();
+        if state.works_since.is_some_and(|since| begun < since) {
+            return;
+        }
         state.problem = Some(error.to_string());
         state.refused += writes;
         self.failing.store(true, Relaxed);
@@ -126,9 +132,12 @@ impl Health {
         );
     }
 
-    fn recovered(&self) {
+    fn succeeded(&self, begun: impl FnOnce() -> Instant) {
+        if !self.failing.load(Relaxed) {
+            return;
+        }
         let mut state = self.lock();
-        state.problem = None;
+        (state.problem, state.works_since) = (None, Some(begun()));
         self.failing.store(false, Relaxed);
         let refused = state.refused;
         if std::mem::take(&mut state.announced) {
@@ -160,5 +169,23 @@ mod tests {
         health.read(&Err::<(), _>(StoreError::Key { size: 0 }));
         health.read(&Err::<(), _>(StoreError::Damaged("here".into())));
         assert_eq!(health.damaged(), 1);
+    }
+
+    /// Several are under way.
+    #[cfg(feature = "redis")]
+    #[test]
+    fn what_began_before_the_recovery_says_nothing_new() {
+        let health = Health::default();
+        let begun = Instant::now();
+        let away = Err::<(), _>(StoreError::Away("away".into()));
+        health.asked(&away, begun);
+        assert!(health.problem().is_some());
+        health.asked(&Ok(()), begun + Duration::from_millis(1));
+        health.asked(&away, begun);
+        assert_eq!((health.failed(), health.problem()), (2, None));
+        health.asked(&away, begun + Duration::from_millis(2));
+        assert!(health.problem().is_some());
+        health.asked(&Ok(()), begun);
+        assert_eq!(health.problem(), None);
     }
 }

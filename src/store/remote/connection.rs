@@ -1,8 +1,7 @@
-//! One connection to one process of an engine: a question, then its answer,
-//! both until an instant, and the answer of bounded size.
+//! One connection to one process of an engine: commands, then their answers,
+//! both until an instant, and each answer of bounded size.
 
 use std::{
-    cell::RefCell,
     fmt, fs,
     io::{self, Read},
     net::TcpStream,
@@ -18,6 +17,7 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use crate::{
     budget::{Budget, Reservation},
     config::store::Node,
+    store::StoreError,
     transport::{Socket, Stream, TlsFault, resolve_until, set_options},
     trusted::{self, Purpose},
 };
@@ -25,7 +25,11 @@ use crate::{
 /// Time for connecting and logging in, at most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// An answer of fewer bytes is not worth reserving memory for.
-const SMALL: usize = 64 * 1024;
+pub(super) const SMALL: usize = 64 * 1024;
+/// Why a connection is of no use whose engine sends more than it was asked for.
+pub(super) const UNASKED: &str = "an answer to no command";
+/// Bytes that are read at once, at least.
+const PART: usize = 4096;
 /// Copies of an answer while it is read: in the buffer, and what it becomes.
 const COPIES: usize = 2;
 /// Longest password, in bytes.
@@ -33,11 +37,36 @@ const MAX_PASSWORD: u64 = 4096;
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// Nothing was sent, so nothing was done.
-    Unsent(String),
-    /// The question may have arrived, so it may have been done.
-    Unanswered(String),
+pub(super) struct Fault {
+    /// The command may have arrived, so it may have been done.
+    pub(super) was_sent: bool,
+    pub(super) why: String,
+}
+
+impl Fault {
+    pub(super) fn unsent(why: impl Into<String>) -> Self {
+        Self {
+            was_sent: false,
+            why: why.into(),
+        }
+    }
+
+    pub(super) fn unanswered(why: impl Into<String>) -> Self {
+        Self {
+            was_sent: true,
+            why: why.into(),
+        }
+    }
+}
+
+impl From<Fault> for StoreError {
+    fn from(Fault { was_sent, why }: Fault) -> Self {
+        if was_sent {
+            Self::Unconfirmed(why)
+        } else {
+            Self::Away(why)
+        }
+    }
 }
 
 /// How connections of one engine are opened.
@@ -65,6 +94,9 @@ pub(super) enum Role {
 
 pub(super) struct Connection {
     stream: Stream,
+    /// What was read and belongs to answers that are not whole yet.
+    read: Vec<u8>,
+    /// Is handed whole answers only, so nothing of them stays in it.
     parser: Parser,
     memory: Option<Arc<Budget>>,
 }
@@ -87,6 +119,7 @@ impl Connection {
         let stream = connect(node, login, deadline)?;
         let mut connection = Self {
             stream,
+            read: Vec::new(),
             parser: Parser::new(),
             memory: login.memory.clone(),
         };
@@ -107,14 +140,14 @@ impl Connection {
                     return Err(format!("the engine refuses the login: {}", error.code()));
                 }
                 Ok(_) => {}
-                Err(Fault::Unsent(why) | Fault::Unanswered(why)) => return Err(why),
+                Err(fault) => return Err(fault.why),
             }
         }
         let mut ask = |command: &Cmd| match self.ask(&command.get_packed_command(), SMALL, deadline)
         {
             Ok(Value::ServerError(error)) => Err(refusal(&error)),
             Ok(value) => Ok(value),
-            Err(Fault::Unsent(why) | Fault::Unanswered(why)) => Err(why),
+            Err(fault) => Err(fault.why),
         };
         if login.db > 0 && role != Role::Sentinel {
             ask(cmd("SELECT").arg(login.db))?;
@@ -166,98 +199,126 @@ impl Connection {
         limit: usize,
         deadline: Instant,
     ) -> Result<Value, Fault> {
-        if Instant::now() >= deadline {
-            return Err(Fault::Unsent("no time is left".into()));
+        self.send(command, deadline)?;
+        let mut held = self.memory.as_ref().map(Reservation::empty);
+        let answer = loop {
+            if let Some(answer) = self.answer()? {
+                break answer;
+            }
+            if let Some(held) = &mut held
+                && self.read.len() >= SMALL
+                && !held.raise_until(COPIES * self.read.len().next_multiple_of(SMALL), deadline)
+            {
+                return Err(Fault::unanswered("no memory for the answer in time"));
+            }
+            self.fill(limit, deadline)
+                .map_err(|error| Fault::unanswered(explain(&error)))?;
+        };
+        if self.is_between() {
+            Ok(answer)
+        } else {
+            Err(Fault::unanswered(UNASKED))
         }
-        let mut rest = command;
+    }
+
+    /// Sends commands. After a fault the connection is of no use.
+    pub(super) fn send(&mut self, commands: &[u8], deadline: Instant) -> Result<(), Fault> {
+        if Instant::now() >= deadline {
+            return Err(Fault::unsent("no time is left"));
+        }
+        let mut rest = commands;
         while !rest.is_empty() {
             match self.stream.write(rest, deadline) {
                 Ok(written) => rest = &rest[written..],
                 // The engine does nothing before it has a command whole; but
                 // what is encrypted may leave later.
-                Err(error) if rest.len() == command.len() && !self.stream.is_encrypted() => {
-                    return Err(Fault::Unsent(explain(&error)));
+                Err(error) if rest.len() == commands.len() && !self.stream.is_encrypted() => {
+                    return Err(Fault::unsent(explain(&error)));
                 }
-                Err(error) => return Err(Fault::Unanswered(explain(&error))),
+                Err(error) => return Err(Fault::unanswered(explain(&error))),
             }
         }
         self.stream
             .flush(deadline)
-            .map_err(|error| Fault::Unanswered(explain(&error)))?;
-        let mut answer = Answer {
-            stream: &self.stream,
-            deadline,
-            limit,
-            read: 0,
-            held: self.memory.as_ref().map(Reservation::empty),
-        };
-        let failed = RefCell::new(None);
-        let noting = Noting {
-            answer: &mut answer,
-            failed: &failed,
-        };
-        let value = self.parser.parse_value(noting);
-        let large = answer.read > SMALL;
-        let value = value.map_err(|error| {
-            let why = failed.take().unwrap_or_else(|| error.to_string());
-            Fault::Unanswered(why)
-        })?;
-        if large {
-            // It would keep its buffer.
-            self.parser = Parser::new();
-        }
-        Ok(value)
+            .map_err(|error| Fault::unanswered(explain(&error)))
     }
-}
 
-/// What is read of an answer.
-struct Answer<'a> {
-    stream: &'a Stream,
-    deadline: Instant,
-    /// Bytes that may be read.
-    limit: usize,
-    /// Invariant: `read <= limit`.
-    read: usize,
-    held: Option<Reservation>,
-}
+    /// Waits for answers of at most [`SMALL`] bytes each, and reads those that
+    /// have arrived; none at the deadline. After a fault the connection is of no
+    /// use.
+    pub(super) fn receive(&mut self, deadline: Instant) -> Result<Vec<Value>, Fault> {
+        match self.fill(SMALL, deadline) {
+            Ok(()) => std::iter::from_fn(|| self.answer().transpose()).collect(),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(Vec::new()),
+            Err(error) => Err(Fault::unanswered(explain(&error))),
+        }
+    }
 
-impl Read for Answer<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let left = self.limit - self.read;
-        if left == 0 {
-            let problem = format!("the answer exceeds {} bytes", self.limit);
+    /// Whether nothing was read of a next answer.
+    pub(super) fn is_between(&self) -> bool {
+        self.read.is_empty()
+    }
+
+    /// Reads more of an answer of at most `limit` bytes.
+    fn fill(&mut self, limit: usize, deadline: Instant) -> io::Result<()> {
+        let begun = self.read.len();
+        let part = begun.clamp(PART, SMALL).min(limit.saturating_sub(begun));
+        if part == 0 {
+            let problem = format!("the answer exceeds {limit} bytes");
             return Err(io::Error::other(problem));
         }
-        if let Some(held) = &mut self.held
-            && self.read >= SMALL
-            && !held.raise_until(COPIES * self.read.next_multiple_of(SMALL), self.deadline)
-        {
-            return Err(io::Error::other("no memory for the answer in time"));
+        self.read.resize(begun + part, 0);
+        let read = self.stream.read(&mut self.read[begun..], deadline);
+        self.read.truncate(begun + *read.as_ref().unwrap_or(&0));
+        match read? {
+            0 => Err(io::Error::other("the engine closed the connection")),
+            _ => Ok(()),
         }
-        let part = buf.len().min(left);
-        let count = self.stream.read(&mut buf[..part], self.deadline)?;
-        if count == 0 {
-            return Err(io::Error::other("the engine closed the connection"));
+    }
+
+    /// Takes the next answer, if it was read whole.
+    fn answer(&mut self) -> Result<Option<Value>, Fault> {
+        let Some(length) = answer_length(&self.read) else {
+            return Ok(None);
+        };
+        let answer = self.parser.parse_value(&self.read[..length]);
+        self.read.drain(..length);
+        if length > SMALL {
+            // Both would keep their buffers.
+            self.read.shrink_to(SMALL);
+            self.parser = Parser::new();
         }
-        self.read += count;
-        Ok(count)
+        answer
+            .map(Some)
+            .map_err(|error| Fault::unanswered(error.to_string()))
     }
 }
 
-/// Keeps the words of an error, which the parser replaces by its own.
-struct Noting<'a, 'b> {
-    answer: &'a mut Answer<'b>,
-    failed: &'a RefCell<Option<String>>,
-}
-
-impl Read for Noting<'_, '_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let read = self.answer.read(buf);
-        if let Err(error) = &read {
-            *self.failed.borrow_mut() = Some(explain(error));
+/// Bytes of the first answer, if all of them are there. Of malformed ones, up to
+/// the line that shows it. Source: RESP2.
+fn answer_length(read: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    let mut values = 1_usize;
+    while values > 0 {
+        let line = read.get(at..)?;
+        let end = line.windows(2).position(|two| two == b"\r\n")?;
+        let number = || {
+            std::str::from_utf8(line.get(1..end)?)
+                .ok()?
+                .parse::<i64>()
+                .ok()
+        };
+        at += end + 2;
+        values -= 1;
+        match (line[0], number().map(usize::try_from)) {
+            (b'$', Some(Ok(bytes))) => at = at.checked_add(bytes)?.checked_add(2)?,
+            (b'*', Some(Ok(more))) => values = values.checked_add(more)?,
+            // A null, or a line that is the value.
+            (b'$' | b'*', Some(Err(_))) | (b'+' | b'-' | b':', _) => {}
+            _ => return Some(at),
         }
-        read
     }
+    (at <= read.len()).then_some(at)
 }
 
 /// Half of the time until the deadline, so that another node may be asked in
@@ -330,5 +391,55 @@ fn explain(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::TimedOut => "no answer in time".into(),
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_ends_where_its_parts_do() {
+        let answers = [
+            "+OK\r\n",
+            "-ERR no\r\n",
+            ":-7\r\n",
+            "$-1\r\n",
+            "$0\r\n\r\n",
+            "$4\r\na\r\nb\r\n",
+            "*-1\r\n",
+            "*0\r\n",
+            "*3\r\n:1\r\n*2\r\n$1\r\nx\r\n$-1\r\n+z\r\n",
+        ];
+        for answer in answers {
+            let twice = answer.repeat(2);
+            for cut in 0..=twice.len() {
+                let expected = (cut >= answer.len()).then_some(answer.len());
+                assert_eq!(
+                    answer_length(&twice.as_bytes()[..cut]),
+                    expected,
+                    "{twice:?}"
+                );
+            }
+            redis::parse_redis_value(answer.as_bytes()).unwrap();
+        }
+        for wrong in [
+            "\r\n",
+            "?\r\n",
+            "$\r\n",
+            "$x\r\n",
+            "*1\r\n!\r\n",
+            "\u{e9}\r\n",
+        ] {
+            assert_eq!(
+                answer_length(wrong.as_bytes()),
+                Some(wrong.len()),
+                "{wrong:?}"
+            );
+            redis::parse_redis_value(wrong.as_bytes()).unwrap_err();
+        }
+        for huge in ["$9223372036854775807\r\n", "*9223372036854775807\r\n:1\r\n"] {
+            assert_eq!(answer_length(huge.as_bytes()), None);
+        }
     }
 }

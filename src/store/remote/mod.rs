@@ -9,6 +9,7 @@
 mod backup;
 mod connection;
 mod nodes;
+mod pipeline;
 mod pool;
 
 use std::{
@@ -19,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{Cmd, Script, Value, cmd};
+use redis::{Cmd, Script, Value};
 
 use super::{
     Change, Checked, Done, Engine, EngineResult, ExportError, Health, KeyPage, MAX_BATCH_BYTES,
@@ -44,8 +45,11 @@ const COPIES: usize = 3;
 /// Services at which one look looks, in turn: of a hundred servers with a
 /// hundred services each, one engine is to notice nothing.
 const TENDED: usize = 8;
+/// Longest value that is read together with the answers of others, in bytes. A
+/// longer one is asked for again.
+const SHORT_VALUE: usize = 4096;
 /// Bytes of an answer beside the values or names in it.
-const FRAME: usize = 64 * 1024;
+const FRAME: usize = 32 * 1024;
 
 macro_rules! script {
     ($name:ident, $($file:literal),+) => {
@@ -137,8 +141,9 @@ impl Remote {
         deadline: Instant,
     ) -> Result<Value, StoreError> {
         let build = |name: &str, script: &str| {
-            let mut command = cmd(name);
-            command.arg(script).arg(4);
+            // What a short command has.
+            let mut command = Cmd::with_capacity(16, 512);
+            command.arg(name).arg(script).arg(4);
             for part in ["values", "keys", "ends", "used"] {
                 command.arg(format!("mb:{{{service}}}:{part}"));
             }
@@ -153,8 +158,9 @@ impl Remote {
             limit: limit + FRAME,
             deadline: before(deadline),
         };
-        let result = self.nodes.ask(&service.into(), &question);
-        self.health.asked(&result);
+        let begun = Instant::now();
+        let result = self.nodes.ask(service, &question);
+        self.health.asked(&result, begun);
         result
     }
 
@@ -291,10 +297,17 @@ impl Engine for Remote {
         (service, bucket, key): EntryKey<'_>,
         deadline: Instant,
     ) -> EngineResult<Option<Vec<u8>>> {
-        let arguments = |command: &mut Cmd| {
-            command.arg(MAX_VALUE).arg(MAX_VALUE).arg(name(bucket, key));
+        let get = |limit: usize| {
+            let arguments = |command: &mut Cmd| {
+                command.arg(limit).arg(limit).arg(name(bucket, key));
+            };
+            self.run(service, &GET, &arguments, limit, deadline)
         };
-        let answer = self.run(service, &GET, &arguments, MAX_VALUE, deadline)?;
+        let mut answer = get(SHORT_VALUE)?;
+        // A size, where it is longer.
+        if matches!(answer, Value::Int(_)) {
+            answer = get(MAX_VALUE)?;
+        }
         Ok((values(answer)?.into_iter().next().flatten(), None))
     }
 

@@ -15,7 +15,7 @@ use std::{
 use redis::{Cmd, Value, cmd};
 
 use super::{
-    connection::{Connection, Fault, Login, Role, half_until, refusal},
+    connection::{Connection, Fault, Login, Role, SMALL, half_until, refusal},
     pool::{Lease, Pool},
 };
 use crate::{
@@ -29,6 +29,9 @@ const MAX_REDIRECTS: usize = 5;
 const MAX_NODES: usize = 1024;
 /// Pause before a command is sent again whose slot is on its way.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Longest command that is sent together with others, in bytes. They would wait
+/// for a longer one.
+const SHORT: usize = 4096;
 /// Longest answer of a Sentinel, in bytes.
 const MAX_SENTINEL: usize = 4096;
 
@@ -56,8 +59,8 @@ pub(super) struct Nodes {
 #[derive(Default)]
 struct State {
     pools: HashMap<Node, Arc<Pool>>,
-    /// The node that answered last, by service.
-    homes: HashMap<Arc<str>, Node>,
+    /// Where the last answer came from, by service.
+    homes: HashMap<Arc<str>, Arc<Pool>>,
     /// Which of the nodes in the settings is asked first: one that was reached.
     first: usize,
 }
@@ -72,25 +75,27 @@ impl Nodes {
     }
 
     /// Asks the node that has the service's values.
-    pub(super) fn ask(
-        &self,
-        service: &Arc<str>,
-        question: &Question<'_>,
-    ) -> Result<Value, StoreError> {
+    pub(super) fn ask(&self, service: &str, question: &Question<'_>) -> Result<Value, StoreError> {
         let mut tried = Vec::new();
         let mut redirects = 0;
-        let mut node = self.first(service, question.deadline)?;
+        let home = self.lock().homes.get(service).cloned();
+        let mut is_home = home.is_some();
+        let mut pool = match home {
+            Some(home) => home,
+            None => self.pool(&self.first(question.deadline)?),
+        };
         let mut asking = false;
         loop {
-            let answer = self.ask_node(&node, asking, question);
+            let answer = ask_one(&pool, asking, question);
             let asked = std::mem::take(&mut asking);
             match answer {
                 Ok(Value::ServerError(error)) => match error.code() {
                     "MOVED" | "ASK" if redirects < MAX_REDIRECTS => {
                         redirects += 1;
                         asking = error.code() == "ASK";
-                        node = pointed_to(error.details(), &node)
+                        let node = pointed_to(error.details(), pool.node())
                             .ok_or_else(|| StoreError::Refused(refusal(&error)))?;
+                        (pool, is_home) = (self.pool(&node), false);
                     }
                     "TRYAGAIN" if question.deadline > Instant::now() + PAUSE => {
                         thread::sleep(PAUSE);
@@ -98,26 +103,28 @@ impl Nodes {
                     }
                     // It is no primary any more, or not yet; another may be.
                     "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "LOADING" | "MOVED" | "ASK" => {
-                        self.forget(service, Some(&node));
-                        return Err(StoreError::Away(format!("{node}: {}", refusal(&error))));
+                        self.forget(service, Some(pool.node()));
+                        let why = format!("{}: {}", pool.node(), refusal(&error));
+                        return Err(StoreError::Away(why));
                     }
                     _ => return Err(StoreError::Refused(refusal(&error))),
                 },
                 Ok(value) => {
-                    self.settle(service, &node);
+                    if !is_home {
+                        self.lock().homes.insert(service.into(), pool);
+                    }
                     return Ok(value);
                 }
-                Err(Fault::Unanswered(why)) => {
+                Err(fault) => {
                     self.forget(service, None);
-                    return Err(StoreError::Unconfirmed(why));
-                }
-                Err(Fault::Unsent(why)) => {
-                    self.forget(service, None);
-                    self.pass_over(&node);
-                    tried.push(node);
+                    if fault.was_sent {
+                        return Err(fault.into());
+                    }
+                    self.pass_over(pool.node());
+                    tried.push(pool.node().clone());
                     match self.next(&tried, question.deadline) {
-                        Some(next) => node = next,
-                        None => return Err(StoreError::Away(why)),
+                        Some(next) => (pool, is_home) = (self.pool(&next), false),
+                        None => return Err(fault.into()),
                     }
                 }
             }
@@ -139,14 +146,14 @@ impl Nodes {
         match asked {
             Ok(Value::ServerError(error)) => Err(StoreError::Refused(refusal(&error))),
             Ok(value) => Ok(value),
-            Err(Fault::Unsent(why)) => Err(StoreError::Away(why)),
-            Err(Fault::Unanswered(why)) => Err(StoreError::Unconfirmed(why)),
+            Err(fault) => Err(fault.into()),
         }
     }
 
     /// The node that has answered for a service last.
-    pub(super) fn home(&self, service: &Arc<str>) -> Option<Node> {
-        self.lock().homes.get(service).cloned()
+    pub(super) fn home(&self, service: &str) -> Option<Node> {
+        let state = self.lock();
+        Some(state.homes.get(service)?.node().clone())
     }
 
     /// All nodes that have values.
@@ -170,34 +177,11 @@ impl Nodes {
         Err(last)
     }
 
-    fn ask_node(&self, node: &Node, asking: bool, question: &Question<'_>) -> Result<Value, Fault> {
-        let Question {
-            command,
-            whole,
-            limit,
-            deadline,
-        } = *question;
-        let mut lease = self.pool(node).take(deadline)?;
-        if asking {
-            ask_for_it(&mut lease, deadline)?;
-        }
-        let answer = lease.ask(command, limit, deadline)?;
-        if !matches!(&answer, Value::ServerError(error) if error.code() == "NOSCRIPT") {
-            return Ok(answer);
-        }
-        if asking {
-            ask_for_it(&mut lease, deadline)?;
-        }
-        lease.ask(&whole(), limit, deadline)
-    }
-
-    /// Where a command of a service goes first.
-    fn first(&self, service: &Arc<str>, deadline: Instant) -> Result<Node, StoreError> {
-        let home = self.lock().homes.get(service).cloned();
-        match (home, &self.remote.primary) {
-            (Some(home), _) => Ok(home),
-            (None, Some(name)) => self.primary(name, deadline),
-            (None, None) => Ok(self.listed()[0].clone()),
+    /// Where a command of a service goes that has no home.
+    fn first(&self, deadline: Instant) -> Result<Node, StoreError> {
+        match &self.remote.primary {
+            Some(name) => self.primary(name, deadline),
+            None => Ok(self.listed()[0].clone()),
         }
     }
 
@@ -248,7 +232,7 @@ impl Nodes {
                     },
                     Ok(Value::ServerError(error)) => Err(refusal(&error)),
                     Ok(_) => Err(format!("knows no primary {name:?}")),
-                    Err(Fault::Unsent(why) | Fault::Unanswered(why)) => Err(why),
+                    Err(fault) => Err(fault.why),
                 },
             );
             match said {
@@ -287,17 +271,9 @@ impl Nodes {
         Arc::clone(pool)
     }
 
-    /// This node has the service's values.
-    fn settle(&self, service: &Arc<str>, node: &Node) {
-        let mut state = self.lock();
-        if state.homes.get(service) != Some(node) {
-            state.homes.insert(Arc::clone(service), node.clone());
-        }
-    }
-
     /// The service's values may be elsewhere by now. A node that is no primary
     /// any more loses its connections as well.
-    fn forget(&self, service: &Arc<str>, node: Option<&Node>) {
+    fn forget(&self, service: &str, node: Option<&Node>) {
         let mut state = self.lock();
         state.homes.remove(service);
         if let Some(node) = node {
@@ -310,13 +286,40 @@ impl Nodes {
     }
 }
 
+/// Asks one node, together with other callers where the question is short.
+fn ask_one(pool: &Arc<Pool>, asking: bool, question: &Question<'_>) -> Result<Value, Fault> {
+    let Question {
+        command,
+        whole,
+        limit,
+        deadline,
+    } = *question;
+    let is_unknown =
+        |answer: &Value| matches!(answer, Value::ServerError(error) if error.code() == "NOSCRIPT");
+    if command.len() <= SHORT && limit <= SMALL && !asking {
+        let answer = pool.ask_pipelined(command, deadline)?;
+        if !is_unknown(&answer) {
+            return Ok(answer);
+        }
+    }
+    let mut lease = pool.take(deadline)?;
+    if asking {
+        ask_for_it(&mut lease, deadline)?;
+    }
+    let answer = lease.ask(command, limit, deadline)?;
+    if !is_unknown(&answer) {
+        return Ok(answer);
+    }
+    if asking {
+        ask_for_it(&mut lease, deadline)?;
+    }
+    lease.ask(&whole(), limit, deadline)
+}
+
 /// Of a slot that is on its way, the next command may be asked for here.
 fn ask_for_it(lease: &mut Lease, deadline: Instant) -> Result<(), Fault> {
     let asked = lease.ask(&cmd("ASKING").get_packed_command(), MAX_SENTINEL, deadline);
-    match asked {
-        Ok(_) => Ok(()),
-        Err(Fault::Unsent(why) | Fault::Unanswered(why)) => Err(Fault::Unsent(why)),
-    }
+    asked.map(drop).map_err(|fault| Fault::unsent(fault.why))
 }
 
 /// The node in `SLOT HOST:PORT`; without a host, it is the one that says so.

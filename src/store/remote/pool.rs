@@ -1,14 +1,17 @@
 //! The connections to one process of an engine: a bounded number, shared by all
-//! calls, each used by one at a time.
+//! calls, each used by one at a time, but one by many whose commands are short.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
     time::Instant,
 };
 
 use redis::Value;
 
-use super::connection::{Connection, Fault, Login, Role};
+use super::{
+    connection::{Connection, Fault, Login, Role},
+    pipeline::{End, Pipeline},
+};
 use crate::config::store::{MAX_CONNECTIONS, Node};
 
 pub(super) struct Pool {
@@ -17,6 +20,8 @@ pub(super) struct Pool {
     login: Arc<Login>,
     state: Mutex<State>,
     freed: Condvar,
+    /// There while somebody waits for an answer on it.
+    pipeline: Mutex<Weak<Pipeline>>,
 }
 
 #[derive(Default)]
@@ -35,7 +40,48 @@ impl Pool {
             login,
             state: Mutex::default(),
             freed: Condvar::new(),
+            pipeline: Mutex::default(),
         }
+    }
+
+    pub(super) fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Sends a short command together with those of others, and waits for its
+    /// answer of at most [`SMALL`](super::connection::SMALL) bytes.
+    pub(super) fn ask_pipelined(
+        self: &Arc<Self>,
+        command: &[u8],
+        deadline: Instant,
+    ) -> Result<Value, Fault> {
+        loop {
+            let open = self.pipeline().upgrade();
+            let end = match open.and_then(|open| open.join(command)) {
+                Some(caller) => caller.wait(deadline),
+                None => self.open_pipeline(command, self.take(deadline)?, deadline),
+            };
+            if let Some(answer) = end {
+                return answer;
+            }
+        }
+    }
+
+    fn open_pipeline(&self, command: &[u8], lease: Lease, deadline: Instant) -> End {
+        let mut pipeline = self.pipeline();
+        // Another caller may have been quicker.
+        if let Some(caller) = pipeline.upgrade().and_then(|open| open.join(command)) {
+            drop((pipeline, lease));
+            return caller.wait(deadline);
+        }
+        let (opened, caller) = Pipeline::open(command);
+        *pipeline = Arc::downgrade(&opened);
+        drop(pipeline);
+        caller.lead(lease, deadline)
+    }
+
+    pub(super) fn pipeline(&self) -> MutexGuard<'_, Weak<Pipeline>> {
+        self.pipeline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A connection, once one is free.
@@ -59,12 +105,12 @@ impl Pool {
                 let mut lease = self.lease(None);
                 let opened = Connection::open(&self.node, &self.login, self.role, deadline);
                 lease.connection =
-                    Some(opened.map_err(|why| Fault::Unsent(format!("{}: {why}", self.node)))?);
+                    Some(opened.map_err(|why| Fault::unsent(format!("{}: {why}", self.node)))?);
                 return Ok(lease);
             } else {
                 let remaining = deadline.saturating_duration_since(Instant::now());
                 if remaining.is_zero() {
-                    return Err(Fault::Unsent(format!(
+                    return Err(Fault::unsent(format!(
                         "{}: all {MAX_CONNECTIONS} connections are in use",
                         self.node
                     )));
@@ -105,26 +151,45 @@ impl Lease {
         limit: usize,
         deadline: Instant,
     ) -> Result<Value, Fault> {
+        self.using(|connection| connection.ask(command, limit, deadline))
+    }
+
+    /// As [`Connection::send`].
+    pub(super) fn send(&mut self, commands: &[u8], deadline: Instant) -> Result<(), Fault> {
+        self.using(|connection| connection.send(commands, deadline))
+    }
+
+    /// As [`Connection::receive`].
+    pub(super) fn receive(&mut self, deadline: Instant) -> Result<Vec<Value>, Fault> {
+        self.using(|connection| connection.receive(deadline))
+    }
+
+    /// The connection is not shared again.
+    pub(super) fn discard(mut self) {
+        self.connection = None;
+    }
+
+    fn using<T>(
+        &mut self,
+        work: impl FnOnce(&mut Connection) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
         // Nor is it shared again after a panic.
         let Some(mut connection) = self.connection.take() else {
-            return Err(Fault::Unsent("the connection had a fault before".into()));
+            return Err(Fault::unsent("the connection had a fault before"));
         };
-        let named = |why| format!("{}: {why}", self.pool.node);
-        let answer = connection
-            .ask(command, limit, deadline)
-            .map_err(|fault| match fault {
-                Fault::Unsent(why) => Fault::Unsent(named(why)),
-                Fault::Unanswered(why) => Fault::Unanswered(named(why)),
-            })?;
+        let done = work(&mut connection).map_err(|mut fault| {
+            fault.why = format!("{}: {}", self.pool.node, fault.why);
+            fault
+        })?;
         self.connection = Some(connection);
-        Ok(answer)
+        Ok(done)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut state = self.pool.lock();
-        match self.connection.take() {
+        match self.connection.take().filter(Connection::is_between) {
             Some(connection) => state.idle.push(connection),
             None => state.open -= 1,
         }
