@@ -211,13 +211,9 @@ impl Operator {
             watch: Arc::new(Unwatched),
         };
         let Reply {
-            header,
-            outcome,
-            identity: _,
-            held: _held,
-            used: _,
-            served: _,
-        } = self.dispatcher.handle(request).settled();
+            header, answered, ..
+        } = self.dispatcher.handle(request);
+        let answered = answered.settled();
         let elapsed = begun.elapsed().as_secs_f64() * 1e3;
         if header.is_none() {
             return Err(
@@ -226,7 +222,7 @@ impl Operator {
             );
         }
         let mut answer = json!({"requestId": id, "elapsedMs": (elapsed * 1e3).round() / 1e3});
-        match outcome {
+        match answered.outcome {
             Outcome::Json(text) => {
                 answer["outcome"] = json!("OK");
                 answer["payload"] = serde_json::from_str(&text).unwrap_or(json!(text));

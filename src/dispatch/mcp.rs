@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Core, Found, Outcome, Redirect, Refusal, Request, run::stopped, take_rate};
+use super::{Answered, Core, Outcome, Redirect, Refusal, Request, run::stopped, take_rate};
 use crate::{
     access::{Identity, NO_VERSION},
     budget::Reservation,
@@ -21,8 +21,7 @@ impl Core {
         (header, payload): (&Header<'_>, &[u8]),
         fields: &McpFields,
         request: &Request<'_>,
-        found: &mut Found,
-    ) -> Result<Outcome, Refusal> {
+    ) -> Result<Answered, Refusal> {
         let (identity, catalog) = (request.identity, self.catalog.load());
         let step = McpStep::of(payload, fields);
         let topic = match &step {
@@ -33,7 +32,8 @@ impl Core {
             && let Some(Ok(topic)) = topic.as_deref().map(Topic::parse)
         {
             // The call itself counts for the rate.
-            return Ok(self.redirect((header, topic), reply.clone(), *arguments, request));
+            let redirect = self.redirect((header, topic), reply.clone(), *arguments, request);
+            return Ok(redirect.into());
         }
         take_rate(&identity.principal)?;
         let (status, body) = match step {
@@ -41,8 +41,7 @@ impl Core {
             McpStep::ListTools(reply) => (200, reply.tools(&tools(&catalog, identity))),
             McpStep::CallTool(reply, ..) => reply.no_such_tool(),
         };
-        found.held = self.reserve_now(body.len())?;
-        Ok(match status {
+        self.reserved(match status {
             200 => Outcome::Json(body),
             _ => Outcome::Response(status, body),
         })
@@ -80,21 +79,17 @@ impl Core {
         }))
     }
 
-    /// The answer to a call as a response, which has it as a text too: it takes
+    /// Makes the answer of a call a response, which has it as a text too: it takes
     /// up to seven times the memory: each character of the text may need two
     /// bytes, in a buffer that has doubled.
     pub(super) fn tool_response(
         &self,
         reply: &McpReply,
-        outcome: Outcome,
+        answered: &mut Answered,
         mut waiter: Waiter<'_>,
-        held: &mut Option<Reservation>,
-    ) -> Result<Outcome, Refusal> {
-        let size = 8 * match &outcome {
-            Outcome::Json(text) => text.len(),
-            Outcome::Binary(bytes) => bytes.len(),
-            _ => return Ok(outcome),
-        };
+    ) -> Result<(), Refusal> {
+        let Answered { outcome, held, .. } = answered;
+        let size = 8 * outcome.size();
         let held = held.get_or_insert_with(|| Reservation::empty(&self.memory));
         if size > SMALL_ANSWER && !held.try_raise(size) {
             // What has run can't be handed back.
@@ -111,11 +106,13 @@ impl Core {
                 }
             })?;
         }
-        Ok(Outcome::Json(match outcome {
-            Outcome::Json(text) => reply.called(&text, false),
-            Outcome::Binary(bytes) => reply.called_bytes(&bytes),
-            other => return Ok(other),
-        }))
+        let text = match outcome {
+            Outcome::Json(text) => reply.called(text, false),
+            Outcome::Binary(bytes) => reply.called_bytes(bytes),
+            _ => return Ok(()),
+        };
+        *outcome = Outcome::Json(text);
+        Ok(())
     }
 }
 

@@ -3,19 +3,21 @@
 
 mod mcp;
 mod openapi;
+mod reply;
 mod run;
 mod system;
 
 use std::{
     borrow::Cow,
-    fmt,
-    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use run::{Checked, RETRY_WHEN_FULL_MS, Ran, Task, Unfinished, stopped};
+pub use reply::{
+    Answered, Counted, Deferred, Finish, HandOver, Outcome, Postponed, Redirect, Reply,
+};
+use run::{RETRY_WHEN_FULL_MS, Task, stopped};
 use serde_json::json;
 
 use crate::{
@@ -24,9 +26,9 @@ use crate::{
     catalog::{Catalog, SYSTEM},
     config::Config,
     host::{Context, WaitError, Waiter, Watch},
-    http::{Asks, McpReply},
+    http::Asks,
     log::Limiter,
-    metrics::{Metrics, Used},
+    metrics::Metrics,
     sandbox::SMALL_ANSWER,
     wire::{
         Code, ErrorBody, Header, Kind, Payload, Reason, SYSTEM_VERSION, Version, json as wire_json,
@@ -93,143 +95,6 @@ impl Request<'_> {
     }
 }
 
-/// A call that could not begin and has to be tried again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Postponed {
-    /// Its deadline.
-    pub until: Instant,
-    /// Which rates have counted it.
-    pub counted: Counted,
-}
-
-/// Which rates have counted a request, in their order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Counted {
-    /// None.
-    Nowhere,
-    /// That of its principal.
-    ByPrincipal,
-    /// That of its service, too.
-    ByService,
-}
-
-/// A reply.
-#[derive(Debug)]
-pub struct Reply<'a> {
-    /// The header of the request; none where it could not be parsed.
-    pub header: Option<Header<'a>>,
-    /// The answer.
-    pub outcome: Outcome,
-    /// The identity, if it has just been authenticated.
-    pub identity: Option<Identity>,
-    /// Memory that is reserved for the answer until the outbox counts it.
-    pub held: Option<Reservation>,
-    /// What the call has used, but for those that its service made.
-    pub used: Used,
-    /// The version that served it.
-    pub served: Option<Version>,
-}
-
-impl<'a> Reply<'a> {
-    /// Creates a reply that leaves the peer's identity as it is.
-    #[must_use]
-    pub fn new(header: Option<Header<'a>>, outcome: Outcome) -> Self {
-        Self {
-            header,
-            outcome,
-            identity: None,
-            held: None,
-            used: Used::default(),
-            served: None,
-        }
-    }
-
-    /// The same once its answer may leave, for which this waits.
-    #[must_use]
-    pub fn settled(self) -> Self {
-        let Outcome::Deferred(deferred) = self.outcome else {
-            return self;
-        };
-        let LateReply {
-            outcome,
-            held,
-            used,
-            served,
-        } = deferred.wait();
-        Self {
-            outcome,
-            held,
-            used,
-            served,
-            ..self
-        }
-    }
-}
-
-/// The answer itself.
-#[derive(Debug)]
-pub enum Outcome {
-    /// Nothing is sent: a PUBLISH without an id.
-    Silence,
-    /// RESPONSE with JSON.
-    Json(String),
-    /// RESPONSE with bytes.
-    Binary(Vec<u8>),
-    /// Nothing yet: the message has to be handled again, see [`Watch::queues`].
-    Postponed(Postponed),
-    /// ERROR; the code is the server's, or none if it is the service's.
-    Error(Option<Code>, ErrorBody<'static>),
-    /// A response of HTTP with this status, and JSON or nothing.
-    Response(u16, String),
-    /// Nothing yet: the message has to be handled again as another one.
-    Redirect(Box<Redirect>),
-    /// Nothing yet: the call is over, and what its answer says is not on the
-    /// disk.
-    Deferred(Box<dyn Deferred>),
-}
-
-/// An answer that may not leave yet.
-pub trait Deferred: fmt::Debug + Send {
-    /// Waits for it, until the deadline of its call.
-    fn wait(self: Box<Self>) -> LateReply;
-
-    /// Hands over what makes the answer, once it may leave, on any thread,
-    /// which must not be kept.
-    fn then(self: Box<Self>, hand_over: HandOver);
-}
-
-/// Takes what makes a deferred answer, and whether others come at once.
-pub type HandOver = Box<dyn FnOnce(Finish, bool) + Send>;
-
-/// Makes the answer of a call that was deferred.
-pub type Finish = Box<dyn FnOnce() -> LateReply + Send>;
-
-/// What a deferred answer came to; see [`Reply`].
-#[derive(Debug)]
-pub struct LateReply {
-    /// The answer.
-    pub outcome: Outcome,
-    /// Memory that is reserved for it.
-    pub held: Option<Reservation>,
-    /// What the call has used.
-    pub used: Used,
-    /// The version that served it.
-    pub served: Option<Version>,
-}
-
-/// A call that the payload of a message asks for.
-#[derive(Debug)]
-pub struct Redirect {
-    /// Its header line.
-    pub line: String,
-    /// Its payload, a part of the message; what is not there follows the line.
-    pub payload: Range<usize>,
-    /// Its deadline.
-    pub until: Instant,
-    /// Writes the response.
-    pub reply: McpReply,
-}
-
 /// Answers messages. The seam between the connection's side and the rest.
 pub trait Handle: Send + Sync {
     /// Answers one.
@@ -246,15 +111,6 @@ struct Core {
     metrics: Arc<Metrics>,
     access: Arc<Access>,
     memory: Arc<Budget>,
-}
-
-/// What comes out beside an answer; see [`Reply`].
-#[derive(Default)]
-struct Found {
-    identity: Option<Identity>,
-    held: Option<Reservation>,
-    used: Used,
-    served: Option<Version>,
 }
 
 /// A refusal, before it is joined with the header that it answers.
@@ -302,7 +158,7 @@ impl Handle for Dispatcher {
             Ok(parsed) => parsed,
             Err(error) => {
                 let refusal = Refusal::new(Code::MalformedMessage, error.to_string());
-                return Reply::new(None, Outcome::Error(refusal.code, refusal.body));
+                return Reply::new(None, refusal.into());
             }
         };
         if request.any_version {
@@ -316,11 +172,7 @@ impl Handle for Dispatcher {
         }
         if let Err(refusal) = core.admits(&header, request.identity) {
             core.keep_unrouted(&header, request.identity, &refusal);
-            let Refusal { code, body } = refusal;
-            return Reply::new(
-                header.request_id.map(|_| header),
-                Outcome::Error(code, body),
-            );
+            return Reply::new(header.request_id.map(|_| header), refusal.into());
         }
         if header.kind == Kind::Request && header.request_id.is_none() {
             // Without an id there is no request that could be named.
@@ -329,28 +181,22 @@ impl Handle for Dispatcher {
                 header.topic.as_str()
             );
             let refusal = Refusal::new(Code::InvalidRequestId, message);
-            return Reply::new(None, Outcome::Error(refusal.code, refusal.body));
+            return Reply::new(None, refusal.into());
         }
-        let mut found = Found::default();
-        let outcome = core.serve(&header, payload, &request, &mut found);
-        let outcome = if header.kind == Kind::Publish {
-            core.published(header.topic.as_str(), header.request_id.is_some(), outcome)
-        } else {
-            outcome
-        };
-        let Found {
-            identity,
-            held,
-            used,
-            served,
-        } = found;
+        let mut identity = None;
+        let answered = core.route(&header, payload, &request, &mut identity);
+        let mut answered = answered.unwrap_or_else(|refusal| {
+            core.keep_unrouted(&header, request.identity, &refusal);
+            Outcome::from(refusal).into()
+        });
+        if header.kind == Kind::Publish {
+            let has_id = header.request_id.is_some();
+            answered.outcome = core.published(header.topic.as_str(), has_id, answered.outcome);
+        }
         Reply {
             header: Some(header),
-            outcome,
             identity,
-            held,
-            used,
-            served,
+            answered,
         }
     }
 }
@@ -397,23 +243,6 @@ impl Core {
         Err(Refusal::new(Code::Unauthorized, message))
     }
 
-    fn serve(
-        self: &Arc<Self>,
-        header: &Header<'_>,
-        payload: &[u8],
-        request: &Request<'_>,
-        found: &mut Found,
-    ) -> Outcome {
-        match self.route(header, payload, request, found) {
-            Ok(outcome) => outcome,
-            Err(refusal) => {
-                self.keep_unrouted(header, request.identity, &refusal);
-                let Refusal { code, body } = refusal;
-                Outcome::Error(code, body)
-            }
-        }
-    }
-
     /// Records a request in the history that was refused before it was routed.
     fn keep_unrouted(&self, header: &Header<'_>, identity: &Identity, refusal: &Refusal) {
         let context = context(header, identity, Instant::now());
@@ -426,8 +255,8 @@ impl Core {
         header: &Header<'_>,
         payload: &[u8],
         request: &Request<'_>,
-        found: &mut Found,
-    ) -> Result<Outcome, Refusal> {
+        identity: &mut Option<Identity>,
+    ) -> Result<Answered, Refusal> {
         if matches!(header.kind, Kind::Response | Kind::Error) {
             let message = format!(
                 "a client sends REQUEST or PUBLISH, not {}",
@@ -439,11 +268,9 @@ impl Core {
             Asks::Topic | Asks::Tool(_) => {}
             Asks::Services => {
                 take_rate(&request.identity.principal)?;
-                let text = self.openapi(request.identity)?;
-                found.held = self.reserve_now(text.len())?;
-                return Ok(Outcome::Json(text));
+                return self.reserved(Outcome::Json(self.openapi(request.identity)?));
             }
-            Asks::Mcp(fields) => return self.mcp((header, payload), fields, request, found),
+            Asks::Mcp(fields) => return self.mcp((header, payload), fields, request),
         }
         let payload = if request.binary {
             Payload::Binary(payload)
@@ -451,53 +278,39 @@ impl Core {
             Payload::Json(check_json(payload)?)
         };
         if header.topic.service() == SYSTEM {
-            let text = self.system(header, payload, request.identity, &mut found.identity)?;
-            found.held = self.reserve_now(text.len())?;
-            return Ok(Outcome::Json(text));
+            let text = self.system(header, payload, request.identity, identity)?;
+            return self.reserved(Outcome::Json(text));
         }
         let timeout = header.timeout.unwrap_or(self.config.default_timeout.0);
         let deadline = request.arrived + timeout;
-        let postponed = |counted| {
-            Outcome::Postponed(Postponed {
-                until: deadline,
-                counted,
-            })
-        };
         let Some(_permit) = self.permit(header, request, deadline)? else {
-            return Ok(postponed(Counted::ByPrincipal));
+            let counted = Counted::ByPrincipal;
+            let until = deadline;
+            return Ok(Outcome::Postponed(Postponed { until, counted }).into());
         };
-        let context = context(header, request.identity, deadline);
-        let mut ran = self.run(Task {
+        let (mut answered, _) = self.run(Task {
             topic: header.topic,
             version: header.version,
             payload,
-            context,
+            context: context(header, request.identity, deadline),
             watch: &request.watch,
             timeout,
-            outlives_reset: header.kind == Kind::Publish,
+            is_publish: header.kind == Kind::Publish,
             counts: request.counted() < Counted::ByService,
         });
-        if let Ok(Checked::Unflushed(unfinished)) = ran.answered {
-            if let Asks::Topic = request.asks {
-                return Ok(Outcome::Deferred(unfinished));
+        if let Asks::Tool(reply) = request.asks {
+            if let Outcome::Deferred(_) = answered.outcome {
+                // What follows may wait for memory itself.
+                request.watch.waits();
+                answered = answered.settled();
             }
-            // What follows may wait for memory itself.
-            request.watch.waits();
-            ran = unfinished.ended();
-        }
-        (found.held, found.used, found.served) = (ran.held, ran.used, ran.served);
-        // What was refused is kept already.
-        let outcome = match ran.answered {
-            Ok(Checked::Postponed) => postponed(Counted::ByService),
-            answered => outcome(answered),
-        };
-        match request.asks {
-            Asks::Tool(reply) => {
-                let waiter = Waiter::of_client(&*request.watch, deadline);
-                self.tool_response(reply, outcome, waiter, &mut found.held)
+            let waiter = Waiter::of_client(&*request.watch, deadline);
+            if let Err(refusal) = self.tool_response(reply, &mut answered, waiter) {
+                self.keep_unrouted(header, request.identity, &refusal);
+                answered.outcome = refusal.into();
             }
-            Asks::Topic | Asks::Services | Asks::Mcp(_) => Ok(outcome),
         }
+        Ok(answered)
     }
 
     /// Checks rights, rate and concurrency of a principal, in this order.
@@ -561,33 +374,28 @@ impl Core {
         }
     }
 
-    /// Reserves memory for an answer of a system topic, if it is available:
-    /// system topics do not wait. None for a small answer.
-    fn reserve_now(&self, bytes: usize) -> Result<Option<Reservation>, Refusal> {
-        if bytes <= SMALL_ANSWER {
-            return Ok(None);
+    /// Reserves memory for an answer of the server itself, if it is available:
+    /// such answers do not wait.
+    fn reserved(&self, outcome: Outcome) -> Result<Answered, Refusal> {
+        let bytes = outcome.size();
+        let mut answered = Answered::from(outcome);
+        if bytes > SMALL_ANSWER {
+            let mut held = Reservation::empty(&self.memory);
+            if !held.try_raise(bytes) {
+                let message =
+                    format!("the server's memory is used up: no {bytes} bytes for the answer");
+                return Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS));
+            }
+            answered.held = Some(held);
         }
-        let mut held = Reservation::empty(&self.memory);
-        if held.try_raise(bytes) {
-            return Ok(Some(held));
-        }
-        let message = format!("the server's memory is used up: no {bytes} bytes for the answer");
-        Err(Refusal::unavailable(message, RETRY_WHEN_FULL_MS))
+        Ok(answered)
     }
 
-    /// Returns the reply to a PUBLISH: nothing without an id, whatever
+    /// Returns the answer to a PUBLISH: nothing without an id, whatever
     /// happened.
-    fn published(self: &Arc<Self>, topic: &str, has_id: bool, outcome: Outcome) -> Outcome {
+    fn published(&self, topic: &str, has_id: bool, outcome: Outcome) -> Outcome {
         match outcome {
-            again @ (Outcome::Postponed(_) | Outcome::Redirect(_)) => again,
-            Outcome::Deferred(deferred) => {
-                let to = Publish {
-                    core: Arc::clone(self),
-                    topic: topic.to_owned(),
-                    has_id,
-                };
-                Outcome::Deferred(Box::new(Published { to, deferred }))
-            }
+            later @ (Outcome::Postponed(_) | Outcome::Redirect(_) | Outcome::Deferred(_)) => later,
             Outcome::Error(code, body) if has_id => Outcome::Error(code, body),
             Outcome::Error(_, body) => {
                 self.metrics.publish_failures.add(1);
@@ -600,91 +408,6 @@ impl Core {
             _ if has_id => Outcome::Json(r#"{"delivered":1}"#.into()),
             _ => Outcome::Silence,
         }
-    }
-}
-
-/// What a call that was not postponed came to.
-fn outcome(answered: Result<Checked, Refusal>) -> Outcome {
-    match answered {
-        Ok(Checked::Json(text)) => Outcome::Json(text),
-        Ok(Checked::Binary(bytes)) => Outcome::Binary(bytes),
-        Ok(Checked::Unflushed(_) | Checked::Postponed) => Outcome::Silence,
-        Err(Refusal { code, body }) => Outcome::Error(code, body),
-    }
-}
-
-impl From<Reply<'_>> for LateReply {
-    fn from(reply: Reply<'_>) -> Self {
-        Self {
-            outcome: reply.outcome,
-            held: reply.held,
-            used: reply.used,
-            served: reply.served,
-        }
-    }
-}
-
-impl From<Ran> for LateReply {
-    fn from(ran: Ran) -> Self {
-        Self {
-            outcome: outcome(ran.answered),
-            held: ran.held,
-            used: ran.used,
-            served: ran.served,
-        }
-    }
-}
-
-impl Deferred for Unfinished {
-    fn wait(self: Box<Self>) -> LateReply {
-        self.ended().into()
-    }
-
-    fn then(self: Box<Self>, hand_over: HandOver) {
-        let unflushed = self.unflushed.clone();
-        unflushed.then(self.deadline(), move |flushed, more| {
-            let finish = move || self.finish(flushed).into();
-            hand_over(Box::new(finish), more);
-        });
-    }
-}
-
-/// The answer of a PUBLISH that may not leave yet.
-struct Published {
-    to: Publish,
-    deferred: Box<dyn Deferred>,
-}
-
-/// Whom a PUBLISH goes to, and whether it is answered.
-struct Publish {
-    core: Arc<Core>,
-    topic: String,
-    has_id: bool,
-}
-
-impl Publish {
-    fn replied(&self, late: LateReply) -> LateReply {
-        let outcome = self.core.published(&self.topic, self.has_id, late.outcome);
-        LateReply { outcome, ..late }
-    }
-}
-
-impl fmt::Debug for Published {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Published").field(&self.to.topic).finish()
-    }
-}
-
-impl Deferred for Published {
-    fn wait(self: Box<Self>) -> LateReply {
-        self.to.replied(self.deferred.wait())
-    }
-
-    fn then(self: Box<Self>, hand_over: HandOver) {
-        let Self { to, deferred } = *self;
-        deferred.then(Box::new(move |finish, more| {
-            hand_over(Box::new(move || to.replied(finish())), more);
-        }));
     }
 }
 
@@ -789,17 +512,12 @@ mod tests {
             watch: Arc::new(Unwatched),
         };
         let Reply {
-            header,
-            outcome,
-            identity: _,
-            held: _,
-            used: _,
-            served: _,
+            header, answered, ..
         } = dispatcher.handle(request);
         let id = header
             .and_then(|header| header.request_id)
             .map(str::to_owned);
-        let text = match outcome {
+        let text = match answered.outcome {
             Outcome::Silence => "silence".into(),
             Outcome::Postponed(_) => "postponed".into(),
             Outcome::Json(text) => text,
@@ -922,19 +640,21 @@ mod tests {
         else {
             panic!("{call} calls nothing");
         };
-        let respond = |size: usize, held: &mut Option<Reservation>| {
+        let respond = |size: usize| {
             let waiter = Waiter::of_client(&Unwatched, Instant::now());
             let outcome = Outcome::Json(format!("{:?}", "x".repeat(size - 2)));
-            let response = core.tool_response(&reply, outcome, waiter, held);
-            response.map_err(|refusal| refusal.body.code.into_owned())
+            let mut answered = Answered::from(outcome);
+            let response = core.tool_response(&reply, &mut answered, waiter);
+            response.map_err(|refusal| refusal.body.code.into_owned())?;
+            Ok::<_, String>(answered)
         };
-        let (mut first, mut second) = (None, None);
-        assert!(matches!(respond(250, &mut first), Ok(Outcome::Json(_))));
+        let first = respond(250).unwrap();
+        assert!(first.outcome.size() > 250);
         assert_eq!(core.memory.used(), 2000);
-        assert_eq!(respond(250, &mut second).unwrap_err(), "SERVICE_FAILED");
-        drop((first, second));
+        assert_eq!(respond(250).unwrap_err(), "SERVICE_FAILED");
+        drop(first);
         assert_eq!(core.memory.used(), 0);
-        assert_eq!(respond(400, &mut None).unwrap_err(), "SERVICE_FAILED");
+        assert_eq!(respond(400).unwrap_err(), "SERVICE_FAILED");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Map, Value, json, value::RawValue};
 
-use super::{Core, Refusal, check_json};
+use super::{Answered, Core, Counted, Deferred, HandOver, Outcome, Postponed, Refusal, check_json};
 use crate::{
     budget::Reservation,
     catalog::{Catalog, Found, Service, ValidationError},
@@ -48,61 +48,16 @@ pub(super) struct Task<'a> {
     /// As the caller gave it; the deadline is in the context.
     pub(super) timeout: Duration,
     /// It goes on when the client resets its connection.
-    pub(super) outlives_reset: bool,
+    pub(super) is_publish: bool,
     /// The rate of its service has yet to count it: a client asks, not a
     /// service, and for the first time.
     pub(super) counts: bool,
 }
 
-/// What a call came to.
-pub(super) struct Ran {
-    pub(super) answered: Result<Checked, Refusal>,
-    /// Keeps the memory of the answer.
-    pub(super) held: Option<Reservation>,
-    pub(super) used: Used,
-    /// The version that served it, if one was found.
-    pub(super) served: Option<Version>,
-    /// What the answer for a service rests on.
-    pub(super) unflushed: Option<Unflushed>,
-}
-
-impl From<Result<Checked, Refusal>> for Ran {
-    /// Nothing ran.
-    fn from(answered: Result<Checked, Refusal>) -> Self {
-        Self {
-            answered,
-            held: None,
-            used: Used::default(),
-            served: None,
-            unflushed: None,
-        }
-    }
-}
-
-/// An answer that was checked.
-pub(super) enum Checked {
-    Json(String),
-    Binary(Vec<u8>),
-    /// There is one, for a client, which may not have it yet.
-    Unflushed(Box<Unfinished>),
-    /// There is none yet: nothing ran, and a client's call is to be run again.
-    Postponed,
-}
-
-impl Checked {
-    /// Bytes of its payload.
-    fn size(&self) -> usize {
-        match self {
-            Self::Json(text) => text.len(),
-            Self::Binary(bytes) => bytes.len(),
-            Self::Unflushed(_) | Self::Postponed => 0,
-        }
-    }
-}
-
 impl Core {
-    /// Runs a call to its end.
-    pub(super) fn run(self: &Arc<Self>, task: Task<'_>) -> Ran {
+    /// Runs a call to its end. Returns also what the answer for a service rests
+    /// on; that for a client is deferred.
+    pub(super) fn run(self: &Arc<Self>, task: Task<'_>) -> (Answered, Option<Unflushed>) {
         let Task {
             topic,
             version,
@@ -110,9 +65,13 @@ impl Core {
             mut context,
             watch,
             timeout,
-            outlives_reset,
+            is_publish,
             counts,
         } = task;
+        let postponed = Outcome::Postponed(Postponed {
+            until: context.deadline,
+            counted: Counted::ByService,
+        });
         // Held until the call is over: counting the holders of the service
         // would have all processors write to one place.
         let catalog = self.catalog.load();
@@ -126,7 +85,7 @@ impl Core {
         });
         let service = match ready {
             Ok(service) => service,
-            Err((_, Unbegun::Postponed)) => return Ok(Checked::Postponed).into(),
+            Err((_, Unbegun::Postponed)) => return (postponed.into(), None),
             Err((service, Unbegun::Refused(refusal))) => {
                 self.keep_refused(
                     &topic,
@@ -134,7 +93,7 @@ impl Core {
                     &context,
                     &refusal,
                 );
-                return Err(refusal).into();
+                return (Outcome::from(refusal).into(), None);
             }
         };
         let action = topic.action();
@@ -142,7 +101,7 @@ impl Core {
             context.calls = Some(Arc::new(Arc::clone(self)));
         }
         let client = context.depth() == 0;
-        if outlives_reset {
+        if is_publish {
             watch.outlives_reset();
         }
         let about = context.clone();
@@ -155,7 +114,7 @@ impl Core {
             watch: Arc::clone(watch),
         });
         if matches!(&report.result, Err(CallError::Postponed)) {
-            return Ok(Checked::Postponed).into();
+            return (postponed.into(), None);
         }
         let unflushed = report.unflushed.take();
         let unflushed = unflushed.filter(|unflushed| !unflushed.is_flushed());
@@ -167,19 +126,19 @@ impl Core {
             report,
         };
         match unflushed {
-            Some(unflushed) if client => Ok(Checked::Unflushed(Box::new(Unfinished {
-                core: Arc::clone(self),
-                service: Arc::clone(service),
-                action: action.to_owned(),
-                since: Instant::now(),
-                ended,
-                unflushed,
-            })))
-            .into(),
-            unflushed => Ran {
-                unflushed,
-                ..self.finish(service, action, ended, Ok(()))
-            },
+            Some(unflushed) if client => {
+                let unfinished = Unfinished {
+                    core: Arc::clone(self),
+                    service: Arc::clone(service),
+                    action: action.to_owned(),
+                    is_publish,
+                    since: Instant::now(),
+                    ended,
+                    unflushed,
+                };
+                (Outcome::Deferred(Box::new(unfinished)).into(), None)
+            }
+            unflushed => (self.finish(service, action, ended, Ok(())), unflushed),
         }
     }
 
@@ -191,7 +150,7 @@ impl Core {
         action: &str,
         mut ended: EndedCall,
         flushed: Result<(), StoreError>,
-    ) -> Ran {
+    ) -> Answered {
         let result = mem::replace(&mut ended.report.result, Err(CallError::Postponed));
         let begun = !matches!(&result, Err(CallError::NotBegun(_)));
         let is_reset =
@@ -217,7 +176,7 @@ impl Core {
         } = ended.report;
         let used = Used {
             bytes_in: ended.bytes_in,
-            bytes_out: result.as_ref().map_or(0, Checked::size) as u64,
+            bytes_out: result.as_ref().map_or(0, Outcome::size) as u64,
             host_calls,
             peak_memory: peak_memory as u64,
         };
@@ -242,12 +201,11 @@ impl Core {
         if reset {
             self.metrics.calls_reset.add(1);
         }
-        Ran {
-            answered: result,
+        Answered {
+            outcome: result.unwrap_or_else(Outcome::from),
             held: ended.report.held,
             used,
             served: Some(service.description.version),
-            unflushed: None,
         }
     }
 
@@ -420,20 +378,19 @@ impl Calls for Arc<Core> {
             context,
             watch: &watch,
             timeout,
-            outlives_reset: false,
+            is_publish: false,
             counts: false,
         };
         // The answer is copied to the calling service at once.
-        let ran = Core::run(self, task);
-        if let Some(one) = ran.unflushed {
+        let (answered, rests_on) = Core::run(self, task);
+        if let Some(one) = rests_on {
             Unflushed::join(unflushed, one);
         }
-        match ran.answered.map_err(refuse)? {
-            Checked::Json(text) => Ok(PayloadResult::Json(text)),
-            Checked::Binary(bytes) => Ok(PayloadResult::Binary(bytes)),
-            Checked::Unflushed(_) | Checked::Postponed => {
-                Err(refuse(Refusal::unavailable(POSTPONED, RETRY_WHEN_FULL_MS)))
-            }
+        match answered.outcome {
+            Outcome::Json(text) => Ok(PayloadResult::Json(text)),
+            Outcome::Binary(bytes) => Ok(PayloadResult::Binary(bytes)),
+            Outcome::Error(code, body) => Err(refuse(Refusal { code, body })),
+            _ => Err(refuse(Refusal::unavailable(POSTPONED, RETRY_WHEN_FULL_MS))),
         }
     }
 
@@ -444,10 +401,10 @@ impl Calls for Arc<Core> {
 
 /// From what a service said, which the sandbox has checked, to the caller's
 /// answer.
-fn answered(answer: ServiceAnswer) -> Result<Checked, Refusal> {
+fn answered(answer: ServiceAnswer) -> Result<Outcome, Refusal> {
     match answer {
-        ServiceAnswer::Json(text) => Ok(Checked::Json(text)),
-        ServiceAnswer::Binary(bytes) => Ok(Checked::Binary(bytes)),
+        ServiceAnswer::Json(text) => Ok(Outcome::Json(text)),
+        ServiceAnswer::Binary(bytes) => Ok(Outcome::Binary(bytes)),
         ServiceAnswer::Failure {
             code,
             message,
@@ -530,33 +487,43 @@ impl Drop for Finishes<'_> {
 
 /// A call of a client that has ended, and whose answer rests on what is not on
 /// the disk yet.
-pub(super) struct Unfinished {
+struct Unfinished {
     core: Arc<Core>,
     service: Arc<Service>,
     action: String,
+    is_publish: bool,
     /// When it ended.
     since: Instant,
     ended: EndedCall,
-    pub(super) unflushed: Unflushed,
+    unflushed: Unflushed,
 }
 
 impl Unfinished {
-    /// Waits for the disk.
-    pub(super) fn ended(self) -> Ran {
-        let flushed = self.unflushed.wait(self.deadline());
+    /// What it came to.
+    fn finish(mut self, flushed: Result<(), StoreError>) -> Answered {
+        self.ended.report.elapsed += self.since.elapsed();
+        let has_id = self.ended.context.request_id.is_some();
+        let (service, action) = (&self.service, &self.action);
+        let mut answered = self.core.finish(service, action, self.ended, flushed);
+        if self.is_publish {
+            let topic = format!("{}.{action}", service.description.name);
+            answered.outcome = self.core.published(&topic, has_id, answered.outcome);
+        }
+        answered
+    }
+}
+
+impl Deferred for Unfinished {
+    fn wait(self: Box<Self>) -> Answered {
+        let flushed = self.unflushed.wait(self.ended.context.deadline);
         self.finish(flushed)
     }
 
-    /// When its answer would come too late.
-    pub(super) fn deadline(&self) -> Instant {
-        self.ended.context.deadline
-    }
-
-    /// What it came to.
-    pub(super) fn finish(mut self, flushed: Result<(), StoreError>) -> Ran {
-        self.ended.report.elapsed += self.since.elapsed();
-        self.core
-            .finish(&self.service, &self.action, self.ended, flushed)
+    fn then(self: Box<Self>, hand_over: HandOver) {
+        let unflushed = self.unflushed.clone();
+        unflushed.then(self.ended.context.deadline, move |flushed, more| {
+            hand_over(Box::new(move || self.finish(flushed)), more);
+        });
     }
 }
 

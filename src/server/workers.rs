@@ -23,7 +23,7 @@ use super::{
 use crate::{
     config::Waiting,
     dispatch::{
-        self, Counted, Deferred, Finish, Handle, LateReply, Outcome, Postponed, Reply, Request,
+        self, Answered, Counted, Deferred, Finish, Handle, Outcome, Postponed, Reply, Request,
         internal_error,
     },
     host::{Stop, Watch},
@@ -305,11 +305,11 @@ impl Worker {
             version,
             finish,
         } = late;
-        let reply = catch_unwind(AssertUnwindSafe(finish)).unwrap_or_else(|panic| {
+        let answered = catch_unwind(AssertUnwindSafe(finish)).unwrap_or_else(|panic| {
             let body = call.input.message(call.message.body.clone());
-            internal_error(body, &log_panic(&*panic)).into()
+            internal_error(body, &log_panic(&*panic)).answered
         });
-        self.answer_left(&peer, call, version, reply)
+        self.answer_left(&peer, call, version, answered)
     }
 
     /// Answers a call whose connection has gone on. Returns that connection, if
@@ -319,14 +319,14 @@ impl Worker {
         peer: &Arc<Peer>,
         call: Call,
         version: Option<Version>,
-        reply: LateReply,
+        answered: Answered,
     ) -> Option<Taken<Connection>> {
-        let LateReply {
+        let Answered {
             outcome,
             held: _held,
             used,
             served,
-        } = reply;
+        } = answered;
         let Call {
             input,
             message,
@@ -441,7 +441,11 @@ impl Worker {
             drop(held);
             // The reply borrows it, and the answer takes its message.
             let asks = call.message.encoding.asks().clone();
-            let mut reply = self.call(Request {
+            let Reply {
+                header,
+                identity,
+                mut answered,
+            } = self.call(Request {
                 body: call.input.message(call.message.body.clone()),
                 binary: call.message.binary,
                 any_version: call.message.any_version,
@@ -451,9 +455,9 @@ impl Worker {
                 identity: &call.identity,
                 watch: Arc::<Self>::clone(self),
             });
-            if matches!(reply.outcome, Outcome::Deferred(_)) && !self.may_leave() {
+            if matches!(answered.outcome, Outcome::Deferred(_)) && !self.may_leave() {
                 self.waits();
-                reply = reply.settled();
+                answered = answered.settled();
             }
             self.call_finished();
             held = self.held();
@@ -463,9 +467,9 @@ impl Worker {
                 now = system::now();
             }
             held.call = None;
-            let version = reply.header.as_ref().map(|header| header.version);
+            let version = header.as_ref().map(|header| header.version);
             match held.connection.as_mut() {
-                Some(same) if let Outcome::Deferred(deferred) = reply.outcome => {
+                Some(same) if let Outcome::Deferred(deferred) = answered.outcome => {
                     same.leave_call();
                     let peer = Arc::clone(same.peer());
                     self.defer(peer, call, version, deferred);
@@ -476,14 +480,12 @@ impl Worker {
                     }
                 }
                 Some(same) => {
-                    let Reply {
-                        header,
+                    let Answered {
                         outcome,
-                        identity,
                         held: _held,
                         used,
                         served,
-                    } = reply;
+                    } = answered;
                     same.peer().used(used);
                     match outcome {
                         Outcome::Postponed(postponed) => same.postpone(call.message, postponed),
@@ -512,12 +514,11 @@ impl Worker {
                     self.has_left.store(true, Relaxed);
                     let SlowCall { peer, listed } = slow?;
                     drop(listed);
-                    if let Outcome::Deferred(deferred) = reply.outcome {
+                    if let Outcome::Deferred(deferred) = answered.outcome {
                         self.defer(peer, call, version, deferred);
                         return None;
                     }
-                    let reply = LateReply::from(reply);
-                    return self.answer_left(&peer, call, version, reply);
+                    return self.answer_left(&peer, call, version, answered);
                 }
             }
         }

@@ -10,9 +10,7 @@ use std::{
 use shuttle::thread;
 
 use crate::{
-    dispatch::{
-        Counted, Deferred, HandOver, Handle, LateReply, Outcome, Postponed, Reply, Request,
-    },
+    dispatch::{Answered, Counted, Deferred, HandOver, Handle, Outcome, Postponed, Reply, Request},
     host::Stop,
     system::{self, World},
     wire::{Code, ErrorBody, Header},
@@ -60,8 +58,8 @@ struct Stored {
     all: Arc<std::sync::Mutex<Vec<Unflushed>>>,
 }
 
-fn late(text: String) -> LateReply {
-    Reply::new(None, Outcome::Json(text)).into()
+fn late(text: String) -> Answered {
+    Outcome::Json(text).into()
 }
 
 impl fmt::Debug for Stored {
@@ -71,7 +69,7 @@ impl fmt::Debug for Stored {
 }
 
 impl Deferred for Stored {
-    fn wait(self: Box<Self>) -> LateReply {
+    fn wait(self: Box<Self>) -> Answered {
         World::here().wait_for_clock();
         late(self.text)
     }

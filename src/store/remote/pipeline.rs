@@ -63,7 +63,7 @@ struct Mailbox {
 
 #[derive(Default)]
 struct Content {
-    /// It is the caller's turn to lead.
+    /// The connection, if the caller is to lead.
     lead: Option<Lease>,
     end: Option<End>,
     /// Nobody looks here any more.
@@ -191,7 +191,7 @@ impl State {
 }
 
 impl Caller {
-    /// Waits for the answer, and leads when it is its turn.
+    /// Waits for the answer, and leads when the lead is handed over.
     pub(super) fn wait(self, deadline: Instant) -> End {
         loop {
             let mut content = self.mailbox.content();

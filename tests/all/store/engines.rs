@@ -413,7 +413,7 @@ fn an_engine_that_is_away_fails_calls_in_time_and_recovers() {
     );
 }
 
-/// Stands in for an engine: does with each command what it is told to, and
+/// Stands in for an engine: does with each command what it was made for, and
 /// counts the scripts.
 struct StandIn {
     url: String,
