@@ -370,8 +370,12 @@ impl Ticket {
             least = share(since_last, ran, since);
             Run::of(payer, ran.min(since_last))
         });
+        // A run that has just been created has read its clock.
+        if !first {
+            run.read_clock();
+        }
         let counts = !first || run.cost.ran >= NOT_SHORT;
-        run.settle(least, counts);
+        run.charge(least, counts);
         run.takes_part |= ticks >= LONG || run.cost.ran >= since_last * LONG;
         if run.takes_part {
             run.goes_on(deadline, attendant)?;
@@ -416,7 +420,8 @@ impl Ticket {
         current.has_waited = true;
         current.waits_since.get_or_insert_with(system::now);
         if let Some(run) = &mut current.run {
-            run.settle(Duration::ZERO, true);
+            run.read_clock();
+            run.charge(Duration::ZERO, true);
             run.release_permit();
         }
     }
@@ -508,11 +513,15 @@ impl Run {
         }
     }
 
-    /// Charges what the call has run, and at least so much.
-    fn settle(&mut self, least: Duration, counts: bool) {
+    /// Counts what the call has run since the last time.
+    fn read_clock(&mut self) {
         let clock = system::thread_time();
         self.cost.ran += clock.saturating_sub(self.clock);
         self.clock = clock;
+    }
+
+    /// Charges what the call has run, and at least so much.
+    fn charge(&mut self, least: Duration, counts: bool) {
         // A sample: whoever is seen at a tick stands for all since the last one,
         // so that short calls count what they use on average.
         let due = self.cost.ran.max(least).saturating_sub(self.charged);
@@ -599,7 +608,8 @@ impl Run {
     }
 
     fn finish(mut self) -> Cost {
-        self.settle(Duration::ZERO, true);
+        self.read_clock();
+        self.charge(Duration::ZERO, true);
         self.cost
     }
 }
