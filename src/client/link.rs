@@ -2,18 +2,16 @@
 
 use std::{
     io,
-    net::{SocketAddr, TcpStream},
-    sync::Arc,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use rustls::pki_types::ServerName;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{builder::Settings, error::ServerError};
 use crate::{
-    transport::{Socket, Stream, TlsFault, resolve_until},
+    transport::{Stream, TlsFault, connect_any, resolve_until, secure},
     wire::{
         Header, Incoming, Kind, Payload, Reassembly, SYSTEM_VERSION, Topic, message::write_message,
     },
@@ -92,23 +90,18 @@ fn connect(settings: &Settings) -> Result<Stream, String> {
         format!("can't reach {server}: {error}{hint}")
     };
     let deadline = Instant::now() + settings.connect_timeout;
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in resolve_until(&settings.host, settings.port, deadline).map_err(describe)? {
-        if settings.token.is_some() && settings.tls.is_none() && !settings.allow_unsecure {
-            check_token_path(address)?;
-        }
-        let remaining = deadline
-            .saturating_duration_since(Instant::now())
-            .max(Duration::from_millis(1));
-        match TcpStream::connect_timeout(&address, remaining) {
-            Ok(stream) => {
-                let _ = stream.set_nodelay(true);
-                return secure(settings, Socket::new(stream));
-            }
-            Err(refused) => last = refused,
+    let addresses = resolve_until(&settings.host, settings.port, deadline).map_err(describe)?;
+    if settings.token.is_some() && settings.tls.is_none() && !settings.allow_unsecure {
+        for address in &addresses {
+            check_token_path(*address)?;
         }
     }
-    Err(describe(last))
+    let (stream, _) = connect_any(&addresses, deadline).map_err(describe)?;
+    let tls = settings
+        .tls
+        .as_ref()
+        .map(|(config, name)| (config, &**name));
+    secure(stream, tls).map_err(|error| error.to_string())
 }
 
 /// Whether a token may be sent there without TLS.
@@ -123,17 +116,6 @@ pub(crate) fn check_token_path(address: SocketAddr) -> Result<(), String> {
         "the token was not sent: {address} is another machine, and without TLS everybody on the way could read it; use \
          TLS (--ca FILE), or allow it by name (--allow-unsecure)"
     ))
-}
-
-fn secure(settings: &Settings, socket: Socket) -> Result<Stream, String> {
-    let Some((config, name)) = &settings.tls else {
-        return Ok(Stream::plain(socket));
-    };
-    let name = ServerName::try_from(name.clone())
-        .map_err(|error| format!("server name {name:?}: {error}"))?;
-    let session = rustls::ClientConnection::new(Arc::clone(config), name)
-        .map_err(|error| error.to_string())?;
-    Ok(Stream::tls(socket, session.into()))
 }
 
 fn hello(

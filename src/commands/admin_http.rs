@@ -17,7 +17,7 @@ use super::{Exit, failure, printable, usage};
 use crate::{
     admin::{MAX_ANSWER, is_loopback, token},
     config::{self, Config, Flags},
-    transport::resolve_until,
+    transport::{connect_any, resolve_until},
 };
 
 /// For the server to be reached.
@@ -300,24 +300,15 @@ impl Endpoint {
 
     /// A connection, and what the server is asked for by.
     fn connect(&self, deadline: Instant) -> io::Result<(Connection, String)> {
-        let open = |domain, target: &SockAddr| {
-            let socket = Socket::new(domain, Type::STREAM, None)?;
-            let remaining = deadline.saturating_duration_since(Instant::now());
-            socket.connect_timeout(target, remaining.max(Duration::from_millis(1)))?;
-            Ok::<_, io::Error>(Connection { socket, deadline })
-        };
         if let Some(file) = self.address.strip_prefix("unix:") {
-            let connection = open(Domain::UNIX, &SockAddr::unix(file)?)?;
-            return Ok((connection, "localhost".into()));
+            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            socket.connect_timeout(&SockAddr::unix(file)?, remaining)?;
+            return Ok((Connection { socket, deadline }, "localhost".into()));
         }
-        let mut last = io::ErrorKind::NotFound.into();
-        for &target in self.addresses(deadline)? {
-            match open(Domain::for_address(target), &target.into()) {
-                Err(error) => last = error,
-                Ok(connection) => return Ok((connection, host_of(target))),
-            }
-        }
-        Err(last)
+        let (stream, target) = connect_any(self.addresses(deadline)?, deadline)?;
+        let socket = stream.into();
+        Ok((Connection { socket, deadline }, host_of(target)))
     }
 
     /// Where it is over TCP.

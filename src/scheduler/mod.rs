@@ -375,7 +375,7 @@ impl Ticket {
             run.read_clock();
         }
         let counts = !first || run.cost.ran >= NOT_SHORT;
-        run.charge(least, counts);
+        run.settle(least, counts);
         run.takes_part |= ticks >= LONG || run.cost.ran >= since_last * LONG;
         if run.takes_part {
             run.goes_on(deadline, attendant)?;
@@ -421,7 +421,7 @@ impl Ticket {
         current.waits_since.get_or_insert_with(system::now);
         if let Some(run) = &mut current.run {
             run.read_clock();
-            run.charge(Duration::ZERO, true);
+            run.settle(Duration::ZERO, true);
             run.release_permit();
         }
     }
@@ -521,7 +521,7 @@ impl Run {
     }
 
     /// Charges what the call has run, and at least so much.
-    fn charge(&mut self, least: Duration, counts: bool) {
+    fn settle(&mut self, least: Duration, counts: bool) {
         // A sample: whoever is seen at a tick stands for all since the last one,
         // so that short calls count what they use on average.
         let due = self.cost.ran.max(least).saturating_sub(self.charged);
@@ -609,7 +609,7 @@ impl Run {
 
     fn finish(mut self) -> Cost {
         self.read_clock();
-        self.charge(Duration::ZERO, true);
+        self.settle(Duration::ZERO, true);
         self.cost
     }
 }

@@ -72,6 +72,9 @@ pub fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 /// # Errors
 /// As [`resolve`]; `TimedOut` at the deadline.
 pub fn resolve_until(host: &str, port: u16, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
+    if host.starts_with('[') || host.parse::<IpAddr>().is_ok() {
+        return resolve(host, port);
+    }
     let name = host.to_owned();
     let found = answer_until(deadline, move || resolve(&name, port))?;
     found.unwrap_or_else(|| {

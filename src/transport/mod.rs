@@ -4,6 +4,7 @@
 #[cfg(feature = "runtime")]
 mod channel;
 mod client_tls;
+mod connect;
 #[cfg(feature = "runtime")]
 mod inherited;
 mod listener;
@@ -20,6 +21,7 @@ mod validity;
 #[cfg(feature = "runtime")]
 pub use channel::{Channel, Received};
 pub use client_tls::{ClientTls, client_config};
+pub use connect::{connect_any, secure};
 #[cfg(feature = "runtime")]
 pub use inherited::Inherited;
 pub use listener::{BACKLOG, is_absent, listen, listen_all, resolve, resolve_until, set_options};

@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, Read as _, Write as _},
-    net::TcpStream,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,7 +10,7 @@ use super::{Exit, connect::Connect, usage};
 use crate::{
     client::check_token_path,
     load::LoadStream,
-    transport::{HTTP_ALPN, client_config, resolve_until},
+    transport::{HTTP_ALPN, client_config, connect_any, resolve_until},
     wire::FrameHeader,
 };
 
@@ -36,10 +35,8 @@ impl Connect {
             .and_then(|(host, port)| Some((host, port.parse().ok()?)))
             .ok_or_else(|| usage(format!("{server:?} is not HOST:PORT")))?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        let address = *resolve_until(host, port, Instant::now() + timeout)
-            .map_err(|error| unreachable(&error))?
-            .first()
-            .ok_or_else(|| unreachable(&"the name has no address"))?;
+        let addresses = resolve_until(host, port, Instant::now() + timeout)
+            .map_err(|error| unreachable(&error))?;
         let tls = self.tls()?.map(|tls| {
             let name = tls.server_name.clone().unwrap_or_else(|| host.to_owned());
             let name = name
@@ -54,11 +51,12 @@ impl Connect {
         });
         let (tls, token) = (tls.transpose()?, self.token()?);
         if token.is_some() && tls.is_none() && !self.allow_unsecure {
-            check_token_path(address).map_err(usage)?;
+            for address in &addresses {
+                check_token_path(*address).map_err(usage)?;
+            }
         }
         let open = |_| -> io::Result<LoadStream> {
-            let stream = TcpStream::connect_timeout(&address, timeout)?;
-            stream.set_nodelay(true)?;
+            let (stream, _) = connect_any(&addresses, Instant::now() + timeout)?;
             stream.set_read_timeout(Some(timeout))?;
             stream.set_write_timeout(Some(timeout))?;
             let mut stream = match &tls {

@@ -4,7 +4,6 @@
 use std::{
     fmt, fs,
     io::{self, Read},
-    net::TcpStream,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -12,13 +11,13 @@ use std::{
 
 use redis::{Cmd, Parser, Value, cmd};
 use rustix::{io::Errno, net::RecvFlags};
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::ClientConfig;
 
 use crate::{
     budget::{Budget, Reservation},
     config::store::Node,
     store::StoreError,
-    transport::{Socket, Stream, TlsFault, resolve_until, set_options},
+    transport::{Stream, TlsFault, connect_any, resolve_until, secure},
     trusted::{self, Purpose},
 };
 
@@ -329,37 +328,15 @@ pub(super) fn half_until(deadline: Instant) -> Instant {
 }
 
 fn connect(node: &Node, login: &Login, deadline: Instant) -> Result<Stream, String> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    let addresses = match node.host.parse() {
-        Ok(ip) => vec![std::net::SocketAddr::new(ip, node.port)],
-        Err(_) => {
-            resolve_until(&node.host, node.port, deadline).map_err(|error| explain(&error))?
-        }
+    let open = || {
+        let addresses = resolve_until(&node.host, node.port, deadline)?;
+        let (stream, _) = connect_any(&addresses, deadline)?;
+        secure(
+            stream,
+            login.tls.as_ref().map(|config| (config, &*node.host)),
+        )
     };
-    for (tried, address) in addresses.iter().enumerate() {
-        // The next one is to have its share where this one does not answer.
-        let left = (addresses.len() - tried) as u32;
-        let remaining = (deadline.saturating_duration_since(Instant::now()) / left)
-            .max(Duration::from_millis(1));
-        match TcpStream::connect_timeout(address, remaining) {
-            Ok(stream) => {
-                let _ = set_options(&stream);
-                return secure(node, login, Socket::new(stream), deadline);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(explain(&last))
-}
-
-fn secure(node: &Node, login: &Login, socket: Socket, deadline: Instant) -> Result<Stream, String> {
-    let Some(config) = &login.tls else {
-        return Ok(Stream::plain(socket));
-    };
-    let name = ServerName::try_from(node.host.clone()).map_err(|error| error.to_string())?;
-    let session = rustls::ClientConnection::new(Arc::clone(config), name)
-        .map_err(|error| error.to_string())?;
-    let stream = Stream::tls(socket, session.into());
+    let stream = open().map_err(|error| explain(&error))?;
     match stream.handshake(deadline) {
         Ok(()) => Ok(stream),
         Err(error) => Err(format!("TLS failed: {}", TlsFault::describe(&error))),

@@ -1,0 +1,96 @@
+//! Connecting to a server that has one or more addresses.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustls::{ClientConfig, pki_types::ServerName};
+
+use super::{Socket, Stream, set_options};
+
+/// Connects to the first of these addresses that answers. Each has an equal
+/// share of the time that is left, so that one that is silent does not use up
+/// that of the others.
+///
+/// # Errors
+/// Why the last one was not reached; `NotFound` without an address.
+pub fn connect_any(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+) -> io::Result<(TcpStream, SocketAddr)> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for (tried, address) in addresses.iter().enumerate() {
+        let left = (addresses.len() - tried) as u32;
+        let remaining = deadline.saturating_duration_since(Instant::now()) / left;
+        match TcpStream::connect_timeout(address, remaining.max(Duration::from_millis(1))) {
+            Ok(stream) => {
+                // Without them it is slower, and no worse.
+                let _ = set_options(&stream);
+                return Ok((stream, *address));
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Makes a connection a stream: with TLS, before its handshake, where there are
+/// a configuration and the name that the server's certificate must have.
+///
+/// # Errors
+/// If the name can't be that of a server.
+pub fn secure(stream: TcpStream, tls: Option<(&Arc<ClientConfig>, &str)>) -> io::Result<Stream> {
+    let socket = Socket::new(stream);
+    let Some((config, name)) = tls else {
+        return Ok(Stream::plain(socket));
+    };
+    let server_name = ServerName::try_from(name.to_owned())
+        .map_err(|error| io::Error::other(format!("server name {name:?}: {error}")))?;
+    let session =
+        rustls::ClientConnection::new(Arc::clone(config), server_name).map_err(io::Error::other)?;
+    Ok(Stream::tls(socket, session.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    #[test]
+    fn the_first_address_that_answers_is_taken() {
+        let later = Instant::now() + Duration::from_secs(30);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        let refuses = {
+            let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+            closed.local_addr().unwrap()
+        };
+        let (_, reached) = connect_any(&[refuses, there], later).unwrap();
+        assert_eq!(reached, there);
+        let kind = |addresses: &[SocketAddr]| connect_any(addresses, later).unwrap_err().kind();
+        assert_eq!(kind(&[refuses]), io::ErrorKind::ConnectionRefused);
+        assert_eq!(kind(&[]), io::ErrorKind::NotFound);
+    }
+
+    /// A backlog that is full takes no more connections and refuses none.
+    #[test]
+    fn a_silent_address_leaves_time_for_the_next_one() {
+        let full =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        full.bind(&any.into()).unwrap();
+        full.listen(0).unwrap();
+        let silent = full.local_addr().unwrap().as_socket().unwrap();
+        let _waiting: Vec<_> = (0..4)
+            .map_while(|_| TcpStream::connect_timeout(&silent, Duration::from_millis(100)).ok())
+            .collect();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let (_, reached) = connect_any(&[silent, there], deadline).unwrap();
+        assert_eq!(reached, there);
+    }
+}
