@@ -392,7 +392,7 @@ impl Core {
     }
 
     /// Returns the answer to a PUBLISH: nothing without an id, whatever
-    /// happened.
+    /// happened. One that is deferred comes here again when it may leave.
     fn published(&self, topic: &str, has_id: bool, outcome: Outcome) -> Outcome {
         match outcome {
             later @ (Outcome::Postponed(_) | Outcome::Redirect(_) | Outcome::Deferred(_)) => later,

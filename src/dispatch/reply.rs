@@ -49,7 +49,7 @@ pub struct Answered {
 }
 
 impl From<Outcome> for Answered {
-    /// Nothing ran.
+    /// Nothing belongs to it: no call ran, or its answer brings that later.
     fn from(outcome: Outcome) -> Self {
         Self {
             outcome,
@@ -131,7 +131,8 @@ pub enum Counted {
     ByService,
 }
 
-/// An answer that may not leave yet.
+/// An answer that may not leave yet. What it makes is what the client gets, also
+/// of a PUBLISH.
 pub trait Deferred: fmt::Debug + Send {
     /// Waits for it, until the deadline of its call.
     fn wait(self: Box<Self>) -> Answered;

@@ -47,7 +47,8 @@ pub(super) struct Task<'a> {
     pub(super) watch: &'a Arc<dyn Watch>,
     /// As the caller gave it; the deadline is in the context.
     pub(super) timeout: Duration,
-    /// It goes on when the client resets its connection.
+    /// It goes on when the client resets its connection, and its answer says only
+    /// that it was delivered.
     pub(super) is_publish: bool,
     /// The rate of its service has yet to count it: a client asks, not a
     /// service, and for the first time.

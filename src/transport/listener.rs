@@ -16,8 +16,8 @@ pub const BACKLOG: u16 = 1024;
 /// Quiet time before TCP probes a client.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
-/// Sets the options of an accepted socket: small answers leave at once, and TCP
-/// probes a quiet client.
+/// Sets the options of a connection: small messages leave at once, and TCP probes
+/// a quiet peer.
 ///
 /// # Errors
 /// If the system refuses; the peer may be gone already.
@@ -35,10 +35,7 @@ const NO_SUCH_FAMILY: i32 = 97;
 /// # Errors
 /// If the name can't be resolved.
 pub fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-        .unwrap_or(host);
+    let bare = without_brackets(host);
     if let Ok(address) = bare.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
@@ -66,13 +63,21 @@ pub fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     Ok(addresses)
 }
 
+fn without_brackets(host: &str) -> &str {
+    let inner = host.strip_prefix('[');
+    inner
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(host)
+}
+
 /// The same until a deadline. A thread that still waits for a server of names
 /// then ends when the C library gives up, after some seconds.
 ///
 /// # Errors
 /// As [`resolve`]; `TimedOut` at the deadline.
 pub fn resolve_until(host: &str, port: u16, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
-    if host.starts_with('[') || host.parse::<IpAddr>().is_ok() {
+    // There is nothing to wait for.
+    if without_brackets(host).parse::<IpAddr>().is_ok() {
         return resolve(host, port);
     }
     let name = host.to_owned();

@@ -55,8 +55,11 @@ impl Connect {
                 check_token_path(*address).map_err(usage)?;
             }
         }
+        // All go where the first one went.
+        let mut addresses = addresses;
         let open = |_| -> io::Result<LoadStream> {
-            let (stream, _) = connect_any(&addresses, Instant::now() + timeout)?;
+            let (stream, address) = connect_any(&addresses, Instant::now() + timeout)?;
+            addresses = vec![address];
             stream.set_read_timeout(Some(timeout))?;
             stream.set_write_timeout(Some(timeout))?;
             let mut stream = match &tls {

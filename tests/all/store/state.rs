@@ -147,10 +147,19 @@ fn an_answer_whose_write_fails_is_a_failure_of_the_store() {
         status == 422 && body.contains("STORE_FAILED"),
         "{status} {body}"
     );
+    // Without an id nobody is answered, but it is counted.
+    client.send(&frame(
+        0,
+        format!("PUBLISH:counter.add:1.0.0\n{ADD}").as_bytes(),
+    ));
+    server.until("the failure is counted", |server| {
+        server.metric("mb_publish_failures_total") == 1
+    });
+    assert_eq!(publish(&mut client).code(), "STORE_FAILED");
     let past = server.json("/calls/past").to_string();
     assert_eq!(
         past.matches(r#""outcome":"STORE_FAILED""#).count(),
-        3,
+        5,
         "{past}"
     );
 
