@@ -137,7 +137,7 @@ impl Health {
             return;
         }
         let mut state = self.lock();
-        (state.problem, state.works_since) = (None, Some(begun()));
+        (state.problem, state.works_since) = (None, state.works_since.max(Some(begun())));
         self.failing.store(false, Relaxed);
         let refused = state.refused;
         if std::mem::take(&mut state.announced) {

@@ -23,8 +23,13 @@ use crate::{
 
 /// Time for connecting and logging in, at most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// An answer of fewer bytes is not worth reserving memory for.
+/// An answer of fewer bytes is not worth reserving memory for. One that comes
+/// together with those of others has no more.
 pub(super) const SMALL: usize = 64 * 1024;
+/// Why nothing was sent.
+pub(super) const NO_TIME: &str = "no time is left";
+/// Why nothing came by the deadline.
+pub(super) const LATE: &str = "no answer in time";
 /// Why a connection is of no use whose engine sends more than it was asked for.
 pub(super) const UNASKED: &str = "an answer to no command";
 /// Bytes that are read at once, at least.
@@ -223,7 +228,7 @@ impl Connection {
     /// Sends commands. After a fault the connection is of no use.
     pub(super) fn send(&mut self, commands: &[u8], deadline: Instant) -> Result<(), Fault> {
         if Instant::now() >= deadline {
-            return Err(Fault::unsent("no time is left"));
+            return Err(Fault::unsent(NO_TIME));
         }
         let mut rest = commands;
         while !rest.is_empty() {
@@ -242,18 +247,30 @@ impl Connection {
             .map_err(|error| Fault::unanswered(explain(&error)))
     }
 
-    /// Waits for answers of at most [`SMALL`] bytes each, and reads those that
-    /// have arrived; none at the deadline. After a fault the connection is of no
-    /// use.
-    pub(super) fn receive(&mut self, deadline: Instant) -> Result<Vec<Value>, Fault> {
+    /// Waits for answers of at most [`SMALL`] bytes each, and appends those that
+    /// are whole by then; none at the deadline, or if only a part of one came.
+    /// After a fault the connection is of no use.
+    pub(super) fn receive(
+        &mut self,
+        answers: &mut Vec<Value>,
+        deadline: Instant,
+    ) -> Result<(), Fault> {
         match self.fill(SMALL, deadline) {
-            Ok(()) => std::iter::from_fn(|| self.answer().transpose()).collect(),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(Vec::new()),
-            Err(error) => Err(Fault::unanswered(explain(&error))),
+            Ok(()) => {}
+            // The system gives up on a peer by the same name.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && Instant::now() >= deadline => {
+                return Ok(());
+            }
+            Err(error) => return Err(Fault::unanswered(explain(&error))),
         }
+        while let Some(answer) = self.answer()? {
+            answers.push(answer);
+        }
+        Ok(())
     }
 
-    /// Whether nothing was read of a next answer.
+    /// Whether nothing was read of a next answer. What has arrived meanwhile,
+    /// [`Self::is_usable`] finds.
     pub(super) fn is_between(&self) -> bool {
         self.read.is_empty()
     }
@@ -366,7 +383,7 @@ pub(super) fn refusal(error: &redis::ServerError) -> String {
 
 fn explain(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::TimedOut => "no answer in time".into(),
+        io::ErrorKind::TimedOut => LATE.into(),
         _ => error.to_string(),
     }
 }

@@ -48,6 +48,8 @@ const TENDED: usize = 8;
 /// Longest value that is read together with the answers of others, in bytes. A
 /// longer one is asked for again.
 const SHORT_VALUE: usize = 4096;
+/// Why an answer can't be used.
+const UNEXPECTED: &str = "its answer is none of this program's scripts";
 /// Bytes of an answer beside the values or names in it.
 const FRAME: usize = 32 * 1024;
 
@@ -177,7 +179,9 @@ impl Remote {
             arguments(command);
         };
         let answer = self.run(&op.service, script, &with_quota, 0, deadline)?;
-        let mut parts = strings(answer)?.into_iter().map(Option::unwrap_or_default);
+        // It has answered, so it may have written.
+        let parts = strings(answer).map_err(|_| StoreError::Unconfirmed(UNEXPECTED.into()))?;
+        let mut parts = parts.into_iter().map(Option::unwrap_or_default);
         Ok((
             parts.next().unwrap_or_default(),
             parts.next().unwrap_or_default(),
@@ -492,7 +496,7 @@ fn strings(answer: Value) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
 }
 
 fn unexpected() -> StoreError {
-    StoreError::Refused("its answer is none of this program's scripts".into())
+    StoreError::Refused(UNEXPECTED.into())
 }
 
 /// Why a script wrote nothing.
@@ -504,7 +508,7 @@ fn refused(op: &Op, kind: &[u8], value: &[u8]) -> StoreError {
             limit: op.quota,
         },
         b"number" => StoreError::NotANumber,
-        _ => unexpected(),
+        _ => StoreError::Unconfirmed(UNEXPECTED.into()),
     }
 }
 

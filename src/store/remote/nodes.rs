@@ -103,20 +103,30 @@ impl Nodes {
                     }
                     // It is no primary any more, or not yet; another may be.
                     "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "LOADING" | "MOVED" | "ASK" => {
-                        self.forget(service, Some(pool.node()));
-                        let why = format!("{}: {}", pool.node(), refusal(&error));
-                        return Err(StoreError::Away(why));
+                        return Err(self.gone(&pool, &error));
+                    }
+                    // What Redis 6 makes of it in a script.
+                    "ERR"
+                        if error
+                            .details()
+                            .is_some_and(|text| text.contains("-READONLY ")) =>
+                    {
+                        return Err(self.gone(&pool, &error));
                     }
                     _ => return Err(StoreError::Refused(refusal(&error))),
                 },
                 Ok(value) => {
                     if !is_home {
-                        self.lock().homes.insert(service.into(), pool);
+                        self.settle(service, pool);
                     }
                     return Ok(value);
                 }
+                // The call was late, not the node.
+                Err(fault) if !fault.was_sent && Instant::now() >= question.deadline => {
+                    return Err(fault.into());
+                }
                 Err(fault) => {
-                    self.forget(service, None);
+                    self.lock().homes.remove(service);
                     if fault.was_sent {
                         return Err(fault.into());
                     }
@@ -259,7 +269,7 @@ impl Nodes {
     fn pool(&self, node: &Node) -> Arc<Pool> {
         let mut state = self.lock();
         if state.pools.len() >= MAX_NODES {
-            state.pools.clear();
+            (state.pools, state.homes) = Default::default();
         }
         let pool = state.pools.entry(node.clone()).or_insert_with(|| {
             Arc::new(Pool::new(
@@ -271,14 +281,22 @@ impl Nodes {
         Arc::clone(pool)
     }
 
-    /// The service's values may be elsewhere by now. A node that is no primary
-    /// any more loses its connections as well.
-    fn forget(&self, service: &str, node: Option<&Node>) {
+    /// This node has the service's values, unless it has gone meanwhile.
+    fn settle(&self, service: &str, pool: Arc<Pool>) {
         let mut state = self.lock();
-        state.homes.remove(service);
-        if let Some(node) = node {
-            state.pools.remove(node);
+        let known = state.pools.get(pool.node());
+        if known.is_some_and(|known| Arc::ptr_eq(known, &pool)) {
+            state.homes.insert(service.into(), pool);
         }
+    }
+
+    /// No service's values are there any more: another node may have them, or
+    /// the same one by new connections.
+    fn gone(&self, pool: &Arc<Pool>, error: &redis::ServerError) -> StoreError {
+        let mut state = self.lock();
+        state.homes.retain(|_, home| !Arc::ptr_eq(home, pool));
+        state.pools.retain(|_, known| !Arc::ptr_eq(known, pool));
+        StoreError::Away(format!("{}: {}", pool.node(), refusal(error)))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -369,6 +387,10 @@ fn node(host: &[u8], port: &[u8]) -> Option<Node> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{
+        io::{Read as _, Write as _},
+        net::TcpListener,
+    };
 
     #[test]
     fn a_redirect_names_a_node() {
@@ -390,5 +412,57 @@ mod tests {
         check("3999 ?:6381", Some(("here", 6381)));
         check("3999", None);
         check("3999 a:b", None);
+    }
+
+    /// Another service that only reads would not notice.
+    #[test]
+    fn a_node_that_is_no_primary_loses_all_services() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let node = Node {
+            host: "127.0.0.1".into(),
+            port: listener.local_addr().unwrap().port(),
+        };
+        thread::spawn(move || {
+            for (number, stream) in listener.incoming().enumerate() {
+                let mut stream = stream.unwrap();
+                let answers = [":1\r\n", ":1\r\n", "-READONLY it is a replica\r\n"];
+                for answer in &answers[..if number == 0 { 3 } else { 1 }] {
+                    let _ = stream.read(&mut [0; 64]);
+                    stream.write_all(answer.as_bytes()).unwrap();
+                }
+            }
+        });
+        let remote = Remote {
+            nodes: vec![node],
+            primary: None,
+            tls: false,
+            user: None,
+            db: 0,
+            password_file: None,
+            ca: None,
+        };
+        let login = Login {
+            tls: None,
+            user: None,
+            password_file: None,
+            db: 0,
+            memory: None,
+        };
+        let nodes = Nodes::new(remote, login);
+        let ask = |service| {
+            let question = Question {
+                command: b"?",
+                whole: &Vec::new,
+                limit: SMALL,
+                deadline: Instant::now() + Duration::from_secs(30),
+            };
+            nodes.ask(service, &question)
+        };
+        let homes = || (nodes.home("a").is_some(), nodes.home("b").is_some());
+        assert_eq!((ask("a"), ask("b")), (Ok(Value::Int(1)), Ok(Value::Int(1))));
+        assert_eq!(homes(), (true, true));
+        assert!(matches!(ask("a"), Err(StoreError::Away(_))));
+        assert_eq!(homes(), (false, false));
+        assert_eq!(ask("b"), Ok(Value::Int(1)), "by a connection of its own");
     }
 }

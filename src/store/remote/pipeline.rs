@@ -7,9 +7,11 @@
 //! answer, another caller leads. So a single caller sends and reads by itself,
 //! and no thread is needed that does nothing else.
 //!
-//! A caller leaves at its deadline. What it sent may have been done. Later
-//! callers take another connection then, because this one may hang; those who
-//! have sent theirs wait here until their own deadlines.
+//! A caller leaves at its deadline. What it sent may have been done. Where the
+//! engine has not answered anybody for a while, the connection may hang: then
+//! the pipeline is closed, callers whose commands were not sent take another
+//! connection, and so do new ones. Those who have sent theirs wait here until
+//! their own deadlines.
 
 use std::{
     collections::VecDeque,
@@ -21,18 +23,25 @@ use std::{
 use redis::Value;
 
 use super::{
-    connection::{Fault, UNASKED},
+    connection::{Fault, LATE, UNASKED},
     pool::Lease,
 };
+use crate::config::store::Node;
 
-/// Time that a leader has for sending, even where its deadline comes sooner.
-const GRACE: Duration = Duration::from_millis(10);
-/// Why a caller leaves.
-const LATE: &str = "no answer in time";
+/// Why a caller leaves that others kept from sending.
+const UNSENT: &str = "not sent in time";
 
-/// The commands on one connection. It is open while somebody waits for an answer.
-#[derive(Default)]
+/// Time that a leader has for sending, even where its deadline comes sooner: a
+/// part of a command would break the connection for all.
+const GRACE: Duration = Duration::from_millis(100);
+/// A connection without any answer for so long may hang. A flush of the engine's
+/// disk takes less, unless that is busy.
+const STALL: Duration = Duration::from_millis(250);
+
+/// The commands on one connection.
 pub(super) struct Pipeline {
+    /// Whom errors name.
+    node: Node,
     state: Mutex<State>,
 }
 
@@ -41,6 +50,8 @@ struct State {
     unsent: VecDeque<Command>,
     /// Who is owed an answer, in the order of the answers.
     sent: VecDeque<Arc<Mailbox>>,
+    /// When the engine has answered last, or had something to answer again.
+    quiet_since: Option<Instant>,
     is_closed: bool,
 }
 
@@ -97,8 +108,11 @@ impl Mailbox {
 
 impl Pipeline {
     /// A pipeline with one command, whose caller is to lead.
-    pub(super) fn open(command: &[u8]) -> (Arc<Self>, Caller) {
-        let pipeline = Arc::new(Self::default());
+    pub(super) fn open(node: &Node, command: &[u8]) -> (Arc<Self>, Caller) {
+        let pipeline = Arc::new(Self {
+            node: node.clone(),
+            state: Mutex::default(),
+        });
         let caller = pipeline.add(&mut pipeline.lock(), command);
         (pipeline, caller)
     }
@@ -129,6 +143,9 @@ impl Pipeline {
         let mut state = self.lock();
         let unsent = std::mem::take(&mut state.unsent);
         let count = unsent.len();
+        if state.sent.is_empty() {
+            state.quiet_since = Some(Instant::now());
+        }
         let mut commands = Vec::with_capacity(unsent.iter().map(|one| one.bytes.len()).sum());
         for command in unsent {
             commands.extend(command.bytes);
@@ -140,6 +157,9 @@ impl Pipeline {
     /// Takes the callers of the next answers; none if fewer are owed.
     fn take_owed(&self, answers: usize) -> Option<Vec<Arc<Mailbox>>> {
         let mut state = self.lock();
+        if answers > 0 {
+            state.quiet_since = Some(Instant::now());
+        }
         let are_owed = answers <= state.sent.len();
         are_owed.then(|| state.sent.drain(..answers).collect())
     }
@@ -158,7 +178,7 @@ impl Pipeline {
     }
 
     /// Has another caller lead. If there is none, the pipeline is closed, and its
-    /// connection is free unless it owes answers.
+    /// connection is free unless an answer is owed.
     fn hand_over(&self, lease: Lease) {
         let mut lease = Some(lease);
         let mut state = self.lock();
@@ -175,12 +195,27 @@ impl Pipeline {
         }
     }
 
+    /// Names the node to whoever reads of a fault.
+    fn named(&self, why: &str) -> String {
+        format!("{}: {why}", self.node)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
+    /// Closes it if the connection may hang.
+    fn close_if_stalled(&mut self) {
+        let is_quiet = self
+            .quiet_since
+            .is_some_and(|since| since.elapsed() >= STALL);
+        if is_quiet && !self.sent.is_empty() {
+            self.close();
+        }
+    }
+
     /// Takes no more commands. The callers of unsent ones go elsewhere.
     fn close(&mut self) {
         self.is_closed = true;
@@ -203,11 +238,15 @@ impl Caller {
                 return end;
             }
             drop(content);
-            let remaining = deadline.saturating_duration_since(Instant::now());
+            let now = Instant::now();
+            let remaining = deadline.saturating_duration_since(now);
             if remaining.is_zero() {
                 return self.leave();
             }
-            thread::park_timeout(remaining);
+            thread::park_timeout(remaining.min(STALL));
+            if now.elapsed() >= STALL {
+                self.pipeline.lock().close_if_stalled();
+            }
         }
     }
 
@@ -241,33 +280,32 @@ impl Caller {
     fn leave(self) -> End {
         let mut state = self.pipeline.lock();
         let mut content = self.mailbox.content();
-        if let Some(end) = content.end.take() {
-            return end;
-        }
         content.is_left = true;
-        let lead = content.lead.take();
+        let (lead, end) = (content.lead.take(), content.end.take());
         drop(content);
-        let waits = state.unsent.len();
-        state
-            .unsent
-            .retain(|command| !Arc::ptr_eq(&command.mailbox, &self.mailbox));
-        let fault = Fault {
-            was_sent: state.unsent.len() == waits,
-            why: LATE.into(),
-        };
-        state.close();
+        let end = end.unwrap_or_else(|| {
+            let waits = state.unsent.len();
+            state
+                .unsent
+                .retain(|command| !Arc::ptr_eq(&command.mailbox, &self.mailbox));
+            let was_sent = state.unsent.len() == waits;
+            let why = if was_sent { LATE } else { UNSENT };
+            let why = self.pipeline.named(why);
+            state.close_if_stalled();
+            Some(Err(Fault { was_sent, why }))
+        });
         drop(state);
         if let Some(lease) = lead {
             self.pipeline.hand_over(lease);
         }
-        Some(Err(fault))
+        end
     }
 }
 
 /// The lead: its owner has the connection until it hands it over.
 struct Leading {
     pipeline: Arc<Pipeline>,
-    /// None after a fault; all callers have been notified.
+    /// None after a fault, of which all who are owed an answer were notified.
     lease: Option<Lease>,
 }
 
@@ -278,7 +316,6 @@ impl Leading {
         if count == 0 {
             return;
         }
-        // What is left of the own time is not to fail those of others.
         let deadline = deadline.max(Instant::now() + GRACE);
         if let Err(Fault { was_sent, why }) = lease.send(&commands, deadline) {
             self.fail(&why, if was_sent { 0 } else { count });
@@ -291,14 +328,16 @@ impl Leading {
         let Some(lease) = &mut self.lease else {
             return Vec::new();
         };
-        match lease.receive(deadline) {
-            Ok(answers) => match self.pipeline.take_owed(answers.len()) {
-                Some(callers) => return callers.into_iter().zip(answers).collect(),
-                None => self.fail(UNASKED, 0),
-            },
-            Err(fault) => self.fail(&fault.why, 0),
+        let mut answers = Vec::new();
+        let received = lease.receive(&mut answers, deadline);
+        let Some(callers) = self.pipeline.take_owed(answers.len()) else {
+            self.fail(&self.pipeline.named(UNASKED), 0);
+            return Vec::new();
+        };
+        if let Err(fault) = received {
+            self.fail(&fault.why, 0);
         }
-        Vec::new()
+        callers.into_iter().zip(answers).collect()
     }
 
     fn fail(&mut self, why: &str, unsent: usize) {
@@ -312,7 +351,10 @@ impl Leading {
 impl Drop for Leading {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.fail("the thread that reads answers panicked", 0);
+            let why = self
+                .pipeline
+                .named("the thread that reads answers panicked");
+            self.fail(&why, 0);
         } else if let Some(lease) = self.lease.take() {
             self.pipeline.hand_over(lease);
         }
@@ -335,7 +377,8 @@ mod tests {
         thread::ScopedJoinHandle,
     };
 
-    const SOON: Duration = Duration::from_millis(300);
+    /// Longer than a stall.
+    const SOON: Duration = Duration::from_millis(600);
     const LATER: Duration = Duration::from_secs(30);
 
     type Answer = Result<Value, Fault>;
@@ -452,7 +495,10 @@ mod tests {
             // It leads now, and leaves in the middle of its answer.
             one.answer("$6\r\nlea");
             let left = leaves.join().unwrap();
-            assert_eq!(left, Err(Fault::unanswered(LATE)));
+            assert_eq!(
+                left,
+                Err(Fault::unanswered(format!("{}: {LATE}", pool.node())))
+            );
             // The connection may hang, so another one is opened.
             let other = scope.spawn(|| ask(&pool, "other", LATER));
             let mut two = engine.accept();
@@ -471,9 +517,10 @@ mod tests {
             let first = scope.spawn(|| ask(&pool, "first", LATER));
             let mut one = engine.accept();
             one.expect("first");
+            let late = ask(&pool, "late", STALL / 5);
+            assert!(!late.unwrap_err().was_sent);
+            // Nobody is answered for a while, so this one does not wait longer.
             let waits = asks(scope, &pool, "waits", LATER);
-            let late = ask(&pool, "late", SOON);
-            assert_eq!(late, Err(Fault::unsent(LATE)));
             let mut two = engine.accept();
             two.expect("waits");
             let queued = asks(scope, &pool, "queued", LATER);

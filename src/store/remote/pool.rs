@@ -1,15 +1,19 @@
 //! The connections to one process of an engine: a bounded number, shared by all
-//! calls, each used by one at a time, but one by many whose commands are short.
+//! calls. Each is used by one call at a time, or as a pipeline by many whose
+//! commands are short.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::Instant,
 };
 
 use redis::Value;
 
 use super::{
-    connection::{Connection, Fault, Login, Role},
+    connection::{Connection, Fault, Login, NO_TIME, Role},
     pipeline::{End, Pipeline},
 };
 use crate::config::store::{MAX_CONNECTIONS, Node};
@@ -20,8 +24,10 @@ pub(super) struct Pool {
     login: Arc<Login>,
     state: Mutex<State>,
     freed: Condvar,
-    /// There while somebody waits for an answer on it.
+    /// The last one, while somebody waits for an answer on it.
     pipeline: Mutex<Weak<Pipeline>>,
+    /// Pipelines so far.
+    opened: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -41,6 +47,7 @@ impl Pool {
             state: Mutex::default(),
             freed: Condvar::new(),
             pipeline: Mutex::default(),
+            opened: AtomicUsize::new(0),
         }
     }
 
@@ -55,16 +62,23 @@ impl Pool {
         command: &[u8],
         deadline: Instant,
     ) -> Result<Value, Fault> {
-        loop {
+        while Instant::now() < deadline {
+            let opened = self.opened.load(SeqCst);
             let open = self.pipeline().upgrade();
-            let end = match open.and_then(|open| open.join(command)) {
-                Some(caller) => caller.wait(deadline),
-                None => self.open_pipeline(command, self.take(deadline)?, deadline),
+            let end = if let Some(caller) = open.and_then(|open| open.join(command)) {
+                caller.wait(deadline)
+            } else if let Some(lease) =
+                self.take_while(deadline, || self.opened.load(SeqCst) == opened)?
+            {
+                self.open_pipeline(command, lease, deadline)
+            } else {
+                None
             };
             if let Some(answer) = end {
                 return answer;
             }
         }
+        Err(Fault::unsent(NO_TIME))
     }
 
     fn open_pipeline(&self, command: &[u8], lease: Lease, deadline: Instant) -> End {
@@ -74,9 +88,13 @@ impl Pool {
             drop((pipeline, lease));
             return caller.wait(deadline);
         }
-        let (opened, caller) = Pipeline::open(command);
+        let (opened, caller) = Pipeline::open(&self.node, command);
         *pipeline = Arc::downgrade(&opened);
         drop(pipeline);
+        // Those who wait for a connection need none any more.
+        self.opened.fetch_add(1, SeqCst);
+        drop(self.lock());
+        self.freed.notify_all();
         caller.lead(lease, deadline)
     }
 
@@ -86,15 +104,25 @@ impl Pool {
 
     /// A connection, once one is free.
     pub(super) fn take(self: &Arc<Self>, deadline: Instant) -> Result<Lease, Fault> {
+        let lease = self.take_while(deadline, || true)?;
+        lease.ok_or_else(|| Fault::unsent(NO_TIME))
+    }
+
+    /// The same; none once it is not wanted any more.
+    fn take_while(
+        self: &Arc<Self>,
+        deadline: Instant,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<Option<Lease>, Fault> {
         let mut state = self.lock();
-        loop {
+        while is_wanted() {
             if let Some(connection) = state.idle.pop() {
                 drop(state);
                 let is_usable = connection.is_usable();
                 // Gives the place back if it is not.
                 let lease = self.lease(is_usable.then_some(connection));
                 if is_usable {
-                    return Ok(lease);
+                    return Ok(Some(lease));
                 }
                 drop(lease);
                 state = self.lock();
@@ -106,7 +134,7 @@ impl Pool {
                 let opened = Connection::open(&self.node, &self.login, self.role, deadline);
                 lease.connection =
                     Some(opened.map_err(|why| Fault::unsent(format!("{}: {why}", self.node)))?);
-                return Ok(lease);
+                return Ok(Some(lease));
             } else {
                 let remaining = deadline.saturating_duration_since(Instant::now());
                 if remaining.is_zero() {
@@ -122,6 +150,7 @@ impl Pool {
                     .0;
             }
         }
+        Ok(None)
     }
 
     fn lease(self: &Arc<Self>, connection: Option<Connection>) -> Lease {
@@ -160,8 +189,12 @@ impl Lease {
     }
 
     /// As [`Connection::receive`].
-    pub(super) fn receive(&mut self, deadline: Instant) -> Result<Vec<Value>, Fault> {
-        self.using(|connection| connection.receive(deadline))
+    pub(super) fn receive(
+        &mut self,
+        answers: &mut Vec<Value>,
+        deadline: Instant,
+    ) -> Result<(), Fault> {
+        self.using(|connection| connection.receive(answers, deadline))
     }
 
     /// The connection is not shared again.
