@@ -270,26 +270,16 @@ impl Worker {
         options: PollOptions,
         ready: &mut Vec<Ready>,
     ) -> Option<(Taken<Connection>, Instant)> {
-        // What this thread serves next may take long.
-        let wake_another = || {
+        loop {
+            let Some(late) = self.shared.due.pop() else {
+                // What is due meanwhile comes after that: at once, or by the
+                // replacement of a thread whose call takes long.
+                return self.shared.poller.next(options, ready);
+            };
+            // What this thread serves next may take long.
             if !options.is_quick && !self.shared.due.is_empty() {
                 self.shared.poller.wake();
             }
-        };
-        loop {
-            let Some(late) = self.shared.due.pop() else {
-                let next = self.shared.poller.next(options, ready);
-                // What became due meanwhile may be what woke this thread.
-                if self.shared.due.is_empty() {
-                    return next;
-                }
-                if next.is_some() {
-                    wake_another();
-                    return next;
-                }
-                continue;
-            };
-            wake_another();
             if let Some(taken) = self.answer_late(late) {
                 return Some((taken, system::now()));
             }

@@ -74,6 +74,7 @@ impl From<Fault> for StoreError {
 }
 
 /// How connections of one engine are opened.
+#[derive(Default)]
 pub(super) struct Login {
     pub(super) tls: Option<Arc<ClientConfig>>,
     pub(super) user: Option<String>,

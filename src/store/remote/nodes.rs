@@ -441,14 +441,7 @@ mod tests {
             password_file: None,
             ca: None,
         };
-        let login = Login {
-            tls: None,
-            user: None,
-            password_file: None,
-            db: 0,
-            memory: None,
-        };
-        let nodes = Nodes::new(remote, login);
+        let nodes = Nodes::new(remote, Login::default());
         let ask = |service| {
             let question = Question {
                 command: b"?",

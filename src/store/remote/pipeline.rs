@@ -395,14 +395,7 @@ mod tests {
                 host: "127.0.0.1".into(),
                 port: listener.local_addr().unwrap().port(),
             };
-            let login = Login {
-                tls: None,
-                user: None,
-                password_file: None,
-                db: 0,
-                memory: None,
-            };
-            let pool = Arc::new(Pool::new(node, Role::Any, Arc::new(login)));
+            let pool = Arc::new(Pool::new(node, Role::Any, Arc::<Login>::default()));
             (Self(listener), pool)
         }
 
