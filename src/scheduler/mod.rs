@@ -334,7 +334,9 @@ struct Run {
     takes_part: bool,
     /// It was stopped while it waited for a run permit.
     was_waiting: bool,
-    /// Thread time up to which `ran` goes.
+    /// Thread time up to which `ran` goes. By the time of day, which is read
+    /// without a system call, quick calls would pay for those that interrupt
+    /// them: beside 256 loops on one processor their p99 was 50 ms, not 2.
     clock: Duration,
     cost: Cost,
     /// Of `ran`, what the service and the principal were charged with.

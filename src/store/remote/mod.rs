@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{Cmd, Script, Value};
+use redis::{Cmd, RedisWrite as _, Script, Value};
 
 use super::{
     Change, Checked, Done, Engine, EngineResult, ExportError, Health, KeyPage, MAX_BATCH_BYTES,
@@ -147,7 +147,7 @@ impl Remote {
             let mut command = Cmd::with_capacity(16, 512);
             command.arg(name).arg(script).arg(4);
             for part in ["values", "keys", "ends", "used"] {
-                command.arg(format!("mb:{{{service}}}:{part}"));
+                command.write_arg_fmt(format_args!("mb:{{{service}}}:{part}"));
             }
             // An entry's name has a byte between bucket and key.
             command.arg(service.len() as u64 + OVERHEAD - 1);
