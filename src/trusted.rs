@@ -7,7 +7,6 @@
 use std::{
     collections::VecDeque,
     ffi::{OsStr, OsString},
-    fmt,
     fs::File,
     io,
     os::unix::ffi::OsStringExt as _,
@@ -41,20 +40,9 @@ pub enum Purpose {
 }
 
 /// Others than this user and root can change this file or folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("others than this user and root can change {}: chown and chmod go-w it, or name another path", .0.display())]
 pub struct OpenToOthers(pub PathBuf);
-
-impl fmt::Display for OpenToOthers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "others than this user and root can change {}: chown and chmod go-w it, or name another path",
-            self.0.display()
-        )
-    }
-}
-
-impl std::error::Error for OpenToOthers {}
 
 impl OpenToOthers {
     /// The reason of an error, if it is this one.

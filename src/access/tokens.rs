@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashMap,
-    fmt, fs,
+    fs,
     io::{self, Read as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
@@ -79,19 +79,12 @@ pub struct Token {
 pub struct Tokens(HashMap<[u8; 32], Arc<Token>>);
 
 /// Why a file of tokens can't be used.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("tokens {}: {problem}", .file.display())]
 pub struct TokensError {
     file: PathBuf,
     problem: String,
 }
-
-impl fmt::Display for TokensError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "tokens {}: {}", self.file.display(), self.problem)
-    }
-}
-
-impl std::error::Error for TokensError {}
 
 impl Tokens {
     /// Reads a file; one that is not there holds none.

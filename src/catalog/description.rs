@@ -1,6 +1,6 @@
 //! What a service says of itself, read once into types.
 
-use std::{fmt, sync::OnceLock};
+use std::sync::OnceLock;
 
 use jsonschema::draft202012;
 use serde::{Deserialize, Serialize};
@@ -173,7 +173,8 @@ fn check_size(what: &str, text: &str) -> Result<(), DescriptionError> {
 }
 
 /// What is wrong with a document.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("what describe returns does not follow its schema: {0}")]
 pub struct DescriptionError(String);
 
 impl DescriptionError {
@@ -181,18 +182,6 @@ impl DescriptionError {
         Self(problem)
     }
 }
-
-impl fmt::Display for DescriptionError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "what describe returns does not follow its schema: {}",
-            self.0
-        )
-    }
-}
-
-impl std::error::Error for DescriptionError {}
 
 #[cfg(test)]
 mod tests {

@@ -63,6 +63,14 @@ pub struct FileName {
     pub version: Option<Version>,
 }
 
+impl fmt::Display for FileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        self.version
+            .map_or(Ok(()), |version| write!(f, " {version}"))
+    }
+}
+
 impl FileName {
     /// Reads `NAME.wasm` or `NAME@VERSION.wasm`, or the same with `.cwasm`.
     ///
@@ -285,30 +293,48 @@ fn with_progress<T>(file: &Path, size: usize, work: impl FnOnce() -> T) -> T {
 }
 
 /// Why a file is no service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FileError {
     /// The name is neither `NAME.wasm` nor `NAME@VERSION.wasm`.
+    #[error(
+        "a component's file is called NAME.wasm or NAME@VERSION.wasm, where NAME is the service's name and \
+        VERSION its MAJOR.MINOR.PATCH; rename it"
+    )]
     Name,
     /// The file can't be read.
+    #[error("can't be read: {0}")]
     Read(String),
     /// The file is larger than 256 MiB.
+    #[error("exceeds the limit of {MAX_SIZE} bytes")]
     Size,
     /// The file ends too early.
+    #[error(
+        "the file is cut short: it ends after {size} bytes, in the middle of a section; copy it again"
+    )]
     Truncated {
         /// Where, in bytes.
         size: usize,
     },
     /// Its grants are not available.
+    #[error(transparent)]
     Grant(GrantError),
     /// It is no component for this server.
-    Load(LoadError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// Loading it panicked.
+    #[error("loading it met a defect of the server or of its compiler, please report it: {0}")]
     Panic(String),
     /// It does not state its name and version.
+    #[error("its describe {0}")]
     Silent(String),
     /// What it says does not follow the schema.
-    Description(DescriptionError),
+    #[error(transparent)]
+    Description(#[from] DescriptionError),
     /// Its name or version differs from that of its file.
+    #[error(
+        "the component says that it is {name} {version}, its file that it is {promised}; call the file {name}.wasm or \
+        {name}@{version}.wasm if you mean it"
+    )]
     Disagrees {
         /// What the file says.
         promised: FileName,
@@ -337,54 +363,6 @@ impl FileError {
         })
     }
 }
-
-impl From<LoadError> for FileError {
-    fn from(error: LoadError) -> Self {
-        Self::Load(error)
-    }
-}
-
-impl From<DescriptionError> for FileError {
-    fn from(error: DescriptionError) -> Self {
-        Self::Description(error)
-    }
-}
-
-impl fmt::Display for FileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name => f.write_str(
-                "a component's file is called NAME.wasm or NAME@VERSION.wasm, where NAME is the service's name and \
-                 VERSION its MAJOR.MINOR.PATCH; rename it",
-            ),
-            Self::Read(error) => write!(f, "can't be read: {error}"),
-            Self::Size => {
-                write!(f, "exceeds the limit of {MAX_SIZE} bytes")
-            }
-            Self::Truncated { size } => write!(
-                f,
-                "the file is cut short: it ends after {size} bytes, in the middle of a section; copy it again"
-            ),
-            Self::Grant(error) => error.fmt(f),
-            Self::Load(error) => error.fmt(f),
-            Self::Panic(error) => {
-                write!(f, "loading it met a defect of the server or of its compiler, please report it: {error}")
-            }
-            Self::Silent(error) => write!(f, "its describe {error}"),
-            Self::Description(error) => error.fmt(f),
-            Self::Disagrees { promised: FileName { name: file, version: file_version }, name, version } => {
-                let at = file_version.map(|v| format!(" {v}")).unwrap_or_default();
-                write!(
-                    f,
-                    "the component says that it is {name} {version}, its file that it is {file}{at}; call the file \
-                     {name}.wasm or {name}@{version}.wasm if you mean it"
-                )
-            }
-        }
-    }
-}
-
-impl std::error::Error for FileError {}
 
 #[cfg(test)]
 mod tests {

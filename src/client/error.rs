@@ -22,17 +22,21 @@ pub struct ServerError {
 
 /// Why there is no good answer. Which of the three it is says what may have
 /// happened on the other side.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ClientError {
     /// Nothing ran: the request did not leave as a whole, or the server has
     /// said that it did not begin it.
+    #[error("{0}; nothing was served")]
     NotSent(String),
     /// The request left and no answer came: it may have run.
+    #[error("{0}; the request may have been served")]
     Unanswered(String),
     /// The answer is an ERROR.
+    #[error("{0}")]
     Answered(ServerError),
     /// The answer is not what was asked for: another kind of payload, or
     /// JSON of another shape. The request has run.
+    #[error("{0}")]
     Unexpected(String),
 }
 
@@ -77,19 +81,6 @@ impl fmt::Display for ServerError {
         write!(f, "{}: {}", self.code, self.message)
     }
 }
-
-impl fmt::Display for ClientError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotSent(why) => write!(f, "{why}; nothing was served"),
-            Self::Unanswered(why) => write!(f, "{why}; the request may have been served"),
-            Self::Answered(refusal) => refusal.fmt(f),
-            Self::Unexpected(what) => f.write_str(what),
-        }
-    }
-}
-
-impl std::error::Error for ClientError {}
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,6 @@
 //! Where the settings come from, and what is said when one is wrong.
 
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use figment::{
     Figment, Metadata, Profile, Provider, Source,
@@ -218,7 +218,8 @@ impl Provider for Flags {
 }
 
 /// Why there is no configuration to start with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .lines.join("\n"))]
 pub struct ConfigError {
     lines: Vec<String>,
 }
@@ -269,14 +270,6 @@ fn describe(figment: &Figment, error: &figment::Error) -> String {
         kind => format!("`{key}`: {kind} (set by {origin})"),
     }
 }
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.lines.join("\n"))
-    }
-}
-
-impl std::error::Error for ConfigError {}
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt,
     io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -155,9 +154,12 @@ fn read_secret(file: &Path) -> Result<String, String> {
 }
 
 /// Why a service does not get its grants, and so is not loaded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GrantError {
     /// They are for another file.
+    #[error(
+        "its grants are for a file with digest {pinned}, this one has {found}; if you trust it, set grants.digest to that"
+    )]
     Digest {
         /// What the settings say.
         pinned: String,
@@ -165,8 +167,12 @@ pub enum GrantError {
         found: String,
     },
     /// There is no store for durable values.
+    #[error(
+        "grants.keyvalue is set, but the store could not be opened; the log says why, state_dir says where"
+    )]
     NoStore,
     /// A secret can't be read.
+    #[error("secret {key} can't be read from {}: {error}", .file.display())]
     Secret {
         /// Its name.
         key: String,
@@ -176,26 +182,6 @@ pub enum GrantError {
         error: String,
     },
 }
-
-impl fmt::Display for GrantError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Digest { pinned, found } => write!(
-                f,
-                "its grants are for a file with digest {pinned}, this one has {found}; if you trust it, set \
-                 grants.digest to that"
-            ),
-            Self::NoStore => f.write_str(
-                "grants.keyvalue is set, but the store could not be opened; the log says why, state_dir says where",
-            ),
-            Self::Secret { key, file, error } => {
-                write!(f, "secret {key} can't be read from {}: {error}", file.display())
-            }
-        }
-    }
-}
-
-impl std::error::Error for GrantError {}
 
 #[cfg(test)]
 mod tests {

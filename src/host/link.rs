@@ -1,8 +1,6 @@
 //! From a component's imports to what the linker offers it: what is granted,
 //! and nothing else.
 
-use std::fmt;
-
 use wasmtime::{
     Engine,
     component::{Component, HasSelf, Linker, types::ComponentItem},
@@ -142,14 +140,21 @@ pub fn link<T: HasHost>(
 }
 
 /// Why a component's imports can't be served.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LinkError {
     /// Nobody offers it.
+    #[error(
+        "imports {import}, which this server does not offer; it offers mb:service, wasi:logging, wasi:config, wasi:keyvalue and \
+        WASI 0.2"
+    )]
     Unknown {
         /// The interface.
         import: String,
     },
     /// The operator does not grant it.
+    #[error(
+        "imports {import}, which is not granted; if you trust it, set {setting} under [services.{service}.grants]"
+    )]
     NotGranted {
         /// Who wants it.
         service: String,
@@ -159,37 +164,9 @@ pub enum LinkError {
         setting: &'static str,
     },
     /// The right name, not the right types.
+    #[error("does not fit the contract mb:service@1.1.0, was it built against another one? {0}")]
     Contract(String),
 }
-
-impl fmt::Display for LinkError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unknown { import } => write!(
-                f,
-                "imports {import}, which this server does not offer; it offers mb:service, wasi:logging, wasi:config, \
-                 wasi:keyvalue and WASI 0.2"
-            ),
-            Self::NotGranted {
-                service,
-                import,
-                setting,
-            } => write!(
-                f,
-                "imports {import}, which is not granted; if you trust it, set {setting} under \
-                 [services.{service}.grants]"
-            ),
-            Self::Contract(error) => {
-                write!(
-                    f,
-                    "does not fit the contract mb:service@1.1.0, was it built against another one? {error}"
-                )
-            }
-        }
-    }
-}
-
-impl std::error::Error for LinkError {}
 
 #[cfg(test)]
 mod tests {

@@ -144,11 +144,13 @@ pub fn check_name(name: &str) -> Result<(), ProjectError> {
 }
 
 /// Why there is no project, or no component of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProjectError {
     /// A tool is not installed.
+    #[error("{0}")]
     Missing(String),
     /// A name, a file or what a tool said.
+    #[error("{0}")]
     Failed(String),
 }
 
@@ -157,15 +159,6 @@ impl ProjectError {
         Self::Failed(format!("{}: {error}", path.display()))
     }
 }
-
-impl fmt::Display for ProjectError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Missing(what) | Self::Failed(what)) = self;
-        f.write_str(what)
-    }
-}
-
-impl std::error::Error for ProjectError {}
 
 /// Checks that a folder can be created.
 ///

@@ -197,8 +197,10 @@ pub fn componentize(bytes: &[u8]) -> Result<Cow<'_, [u8]>, LoadError> {
             u16::from_le_bytes([head[2], head[3]]),
         ))
     }) else {
-        return Err(LoadError::NotWasm {
-            empty: bytes.is_empty(),
+        return Err(if bytes.is_empty() {
+            LoadError::Empty
+        } else {
+            LoadError::NotWasm
         });
     };
     match layer {

@@ -1,7 +1,6 @@
 //! From a file's bytes to something that can be called.
 
 use std::{
-    fmt,
     fs::File,
     io::{self, Read as _},
     path::Path,
@@ -332,40 +331,56 @@ impl Sandbox {
 }
 
 /// Why a file can't be served.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
+    /// The file holds nothing.
+    #[error("the file is empty; was it copied to its end?")]
+    Empty,
     /// No WebAssembly at all.
-    NotWasm {
-        /// The file holds nothing.
-        empty: bool,
-    },
+    #[error(
+        "not WebAssembly: the file does not begin with the bytes \\0asm; a component in binary form is wanted"
+    )]
+    NotWasm,
     /// A core module that can't become a component.
+    #[error(
+        "a core module that can't be turned into a component: {0}; build it with the SDK, or with bindings generated from \
+        the world mb:service/service"
+    )]
     Module(String),
     /// Does not validate or compile.
+    #[error("does not compile: {0}")]
     Compile(String),
     /// The same, in the words of the worker that compiled it.
+    #[error("{0}")]
     Worker(String),
     /// Imports what the server does not offer, or the operator does not grant.
+    #[error(transparent)]
     Import(LinkError),
     /// Lacks the interface that makes it a service.
+    #[error("does not export {HANDLER}.0.0, so it is no service for this server; it exports {}; build it against the world \
+        mb:service/service@1.1.0", if exports.is_empty() { "nothing".into() } else { exports.join(", ") })]
     Export {
         /// What it exports instead.
         exports: Vec<String>,
     },
     /// The interfaces have the right names but not the right types.
+    #[error("does not fit the contract mb:service@1.1.0, was it built against another one? {0}")]
     Contract(String),
     /// WebAssembly, and this program was built without a compiler.
+    #[error(
+        "this build of mb-server has no compiler: run mb-server compile on this file where one has, and put the .cwasm that \
+        it makes here"
+    )]
     NoCompiler,
     /// Machine code in a file whose name does not say so.
+    #[error(
+        "machine code, which is loaded only from a file called NAME.cwasm: rename it if you know who compiled it, or take the \
+        .wasm that it was compiled from"
+    )]
     MachineCode,
     /// Compiled code that may not be loaded.
-    Precompiled(PrecompiledError),
-}
-
-impl From<PrecompiledError> for LoadError {
-    fn from(error: PrecompiledError) -> Self {
-        Self::Precompiled(error)
-    }
+    #[error(transparent)]
+    Precompiled(#[from] PrecompiledError),
 }
 
 impl LoadError {
@@ -386,47 +401,6 @@ impl LoadError {
         Self::Contract(format!("{error:#}"))
     }
 }
-
-impl fmt::Display for LoadError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotWasm { empty: true } => f.write_str("the file is empty; was it copied to its end?"),
-            Self::NotWasm { empty: false } => f.write_str(
-                "not WebAssembly: the file does not begin with the bytes \\0asm; a component in binary form is wanted",
-            ),
-            Self::Module(error) => write!(
-                f,
-                "a core module that can't be turned into a component: {error}; build it with the SDK, or with \
-                 bindings generated from the world mb:service/service"
-            ),
-            Self::Compile(error) => write!(f, "does not compile: {error}"),
-            Self::Worker(error) => f.write_str(error),
-            Self::Import(error) => error.fmt(f),
-            Self::Export { exports } => {
-                let exports = if exports.is_empty() { "nothing".into() } else { exports.join(", ") };
-                write!(
-                    f,
-                    "does not export {HANDLER}.0.0, so it is no service for this server; it exports {exports}; build it \
-                     against the world mb:service/service@1.1.0"
-                )
-            }
-            Self::Contract(error) => {
-                write!(f, "does not fit the contract mb:service@1.1.0, was it built against another one? {error}")
-            }
-            Self::NoCompiler => f.write_str(
-                "this build of mb-server has no compiler: run mb-server compile on this file where one has, and put \
-                 the .cwasm that it makes here",
-            ),
-            Self::MachineCode => f.write_str(
-                "machine code, which is loaded only from a file called NAME.cwasm: rename it if you know who compiled \
-                 it, or take the .wasm that it was compiled from",
-            ),
-            Self::Precompiled(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for LoadError {}
 
 /// Whether an export is the handler, in any minor version that has come so far.
 fn is_handler(export: &str) -> bool {

@@ -10,7 +10,7 @@
 //! MB-COMPILED/3 {"arch":"x86_64","code":"sha256:…","component":"sha256:…","reset":{"Err":"its modules …"},"sections":{…},"server":"0.1.0","size":9000,"wrapped":false}\n
 //! ```
 
-use std::{fmt, path::PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -180,12 +180,18 @@ pub(crate) fn hex_digest(bytes: &[u8]) -> String {
 }
 
 /// Why compiled code is not loaded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PrecompiledError {
     /// Others than this user and root can write the file, or a folder that it
     /// is in.
+    #[error("compiled code is loaded only from where only this server's user and root can write, and others can write to {}: \
+        chown and chmod go-w it, or serve the .wasm", .0.display())]
     OpenToOthers(PathBuf),
     /// It was made for another version, or another kind of processor.
+    #[error(
+        "compiled for mb-server {server} on {arch}, this is {SERVER} on {}: compile the .wasm once more",
+        std::env::consts::ARCH
+    )]
     CompiledFor {
         /// That version.
         server: String,
@@ -193,50 +199,22 @@ pub enum PrecompiledError {
         arch: String,
     },
     /// It was made by a version that wrote such files in another way.
+    #[error(
+        "compiled for another version of mb-server, this is {SERVER}: compile the .wasm once more"
+    )]
     OtherFormat,
     /// It is WebAssembly, under the wrong name.
+    #[error("WebAssembly in a file called .cwasm, which holds machine code: call it .wasm")]
     Wasm,
     /// It is not as it was written.
+    #[error("a broken file of compiled code, {0}: copy it again, or compile it again")]
     Broken(String),
     /// wasmtime does not take it.
+    #[error(
+        "compiled code that does not fit this server or its processor: {0}; compile it for them"
+    )]
     Engine(String),
 }
-
-impl fmt::Display for PrecompiledError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::OpenToOthers(path) => write!(
-                f,
-                "compiled code is loaded only from where only this server's user and root can write, and others can write to {}: chown and chmod go-w it, or serve the .wasm",
-                path.display()
-            ),
-            Self::CompiledFor { server, arch } => write!(
-                f,
-                "compiled for mb-server {server} on {arch}, this is {SERVER} on {}: compile the .wasm once more",
-                std::env::consts::ARCH
-            ),
-            Self::OtherFormat => write!(
-                f,
-                "compiled for another version of mb-server, this is {SERVER}: compile the .wasm once more"
-            ),
-            Self::Wasm => f.write_str(
-                "WebAssembly in a file called .cwasm, which holds machine code: call it .wasm",
-            ),
-            Self::Broken(what) => write!(
-                f,
-                "a broken file of compiled code, {what}: copy it again, or compile it again"
-            ),
-            Self::Engine(error) => {
-                write!(
-                    f,
-                    "compiled code that does not fit this server or its processor: {error}; compile it for them"
-                )
-            }
-        }
-    }
-}
-
-impl std::error::Error for PrecompiledError {}
 
 #[cfg(test)]
 mod tests {

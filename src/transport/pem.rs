@@ -21,7 +21,8 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 const SHOWN: usize = 60;
 
 /// A file that TLS needs, and what is wrong with it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {problem}", .file.display())]
 pub struct TlsError {
     file: PathBuf,
     problem: String,
@@ -35,14 +36,6 @@ impl TlsError {
         }
     }
 }
-
-impl fmt::Display for TlsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.file.display(), self.problem)
-    }
-}
-
-impl std::error::Error for TlsError {}
 
 /// What a file is read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

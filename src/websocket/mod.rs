@@ -38,13 +38,16 @@ pub enum CloseCode {
 }
 
 /// What is wrong with a stream. It can't be read on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// Frames that break the rules.
+    #[error("{0}")]
     Protocol(&'static str),
     /// Text that is not UTF-8.
+    #[error("a text message is not UTF-8")]
     NotUtf8,
     /// A message of at least so many bytes, of so many that it may have.
+    #[error("message of {size} bytes exceeds the limit of {limit}")]
     TooLarge {
         /// Bytes that were announced.
         size: u64,
@@ -52,17 +55,3 @@ pub enum Fault {
         limit: u64,
     },
 }
-
-impl std::fmt::Display for Fault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Protocol(what) => f.write_str(what),
-            Self::NotUtf8 => f.write_str("a text message is not UTF-8"),
-            Self::TooLarge { size, limit } => {
-                write!(f, "message of {size} bytes exceeds the limit of {limit}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for Fault {}

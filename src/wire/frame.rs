@@ -1,7 +1,5 @@
 //! One length-delimited unit: eight bytes of header, then the body.
 
-use std::fmt;
-
 /// Bytes of a frame header: `u32` length, `u32` flags, both big-endian.
 pub const FRAME_HEADER_SIZE: usize = 8;
 
@@ -74,9 +72,10 @@ impl FrameHeader {
 
 /// Why the byte stream can't be read on. All of these end the connection,
 /// because where the next frame begins is not known any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// A flag is set that has no meaning yet.
+    #[error("flags {flags:#010x} use a reserved bit; known are 0x1, 0x2 and 0x4{}", likeness(*length, *flags))]
     ReservedFlags {
         /// What would be its length.
         length: u32,
@@ -84,18 +83,22 @@ pub enum FrameError {
         flags: u32,
     },
     /// KEEPALIVE together with another flag.
+    #[error("flags {flags:#010x} join KEEPALIVE with another flag")]
     KeepAliveFlags {
         /// All flags of the frame.
         flags: u32,
     },
     /// KEEPALIVE with a body.
+    #[error("keep-alive frame announces {length} bytes, must be 0")]
     KeepAliveLength {
         /// The length that it announced.
         length: u32,
     },
     /// The pieces of one message disagree about BINARY.
+    #[error("pieces of one message differ in the flag BINARY")]
     MixedPayload,
     /// The bodies of one message add up to more than the limit.
+    #[error("message of {size} bytes exceeds the limit of {limit}")]
     TooLarge {
         /// Bytes so far, with those that this frame announces.
         size: u64,
@@ -116,32 +119,6 @@ fn likeness(length: u32, flags: u32) -> &'static str {
         _ => "",
     }
 }
-
-impl fmt::Display for FrameError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ReservedFlags { length, flags } => {
-                write!(
-                    f,
-                    "flags {flags:#010x} use a reserved bit; known are 0x1, 0x2 and 0x4{}",
-                    likeness(*length, *flags)
-                )
-            }
-            Self::KeepAliveFlags { flags } => {
-                write!(f, "flags {flags:#010x} join KEEPALIVE with another flag")
-            }
-            Self::KeepAliveLength { length } => {
-                write!(f, "keep-alive frame announces {length} bytes, must be 0")
-            }
-            Self::MixedPayload => f.write_str("pieces of one message differ in the flag BINARY"),
-            Self::TooLarge { size, limit } => {
-                write!(f, "message of {size} bytes exceeds the limit of {limit}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for FrameError {}
 
 #[cfg(test)]
 mod tests {

@@ -301,82 +301,51 @@ impl Header<'_> {
 }
 
 /// Why a message has no readable header. The answer is `MALFORMED_MESSAGE`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// The message holds no byte.
+    #[error("empty message")]
     EmptyMessage,
     /// The message ends before its header line does.
+    #[error("no line feed after the header line")]
     NoLineFeed,
     /// The line is longer than 1,024 bytes.
+    #[error("header line exceeds the limit of {MAX_HEADER_SIZE} bytes")]
     TooLong,
     /// A byte that is not printable ASCII, or a space.
+    #[error("byte {byte:#04x} in the header line, allowed is printable ASCII without spaces")]
     Byte {
         /// The first such byte.
         byte: u8,
     },
     /// The first field is none of the four words.
+    #[error("first field must be REQUEST or PUBLISH")]
     Kind,
     /// The second field is no topic.
+    #[error(
+        "second field must be a topic: 2 to 5 segments joined by dots, at most {MAX_TOPIC_SIZE} bytes, each a letter then \
+        letters, digits, - and _"
+    )]
     Topic,
     /// The third field is no version.
+    #[error("third field must be a version: {VersionError}")]
     Version,
     /// The fourth or fifth field is no request id.
+    #[error("a request id is 1 to {MAX_REQUEST_ID_SIZE} letters, digits, dots, - and _")]
     RequestId,
     /// The sixth field is no timeout.
+    #[error("sixth field must be a timeout of 1 to {} ms", MAX_TIMEOUT.as_millis())]
     Timeout,
     /// A timeout on anything but a REQUEST.
+    #[error("a timeout goes with REQUEST only, not with {kind}")]
     TimeoutKind {
         /// What it stood on.
         kind: Kind,
     },
     /// More than six fields.
+    #[error("more than 6 fields")]
     TooManyFields,
 }
-
-impl fmt::Display for HeaderError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::EmptyMessage => f.write_str("empty message"),
-            Self::NoLineFeed => f.write_str("no line feed after the header line"),
-            Self::TooLong => write!(
-                f,
-                "header line exceeds the limit of {MAX_HEADER_SIZE} bytes"
-            ),
-            Self::Byte { byte } => {
-                write!(
-                    f,
-                    "byte {byte:#04x} in the header line, allowed is printable ASCII without spaces"
-                )
-            }
-            Self::Kind => f.write_str("first field must be REQUEST or PUBLISH"),
-            Self::Topic => write!(
-                f,
-                "second field must be a topic: 2 to 5 segments joined by dots, at most {MAX_TOPIC_SIZE} bytes, \
-                 each a letter then letters, digits, - and _"
-            ),
-            Self::Version => write!(f, "third field must be a version: {VersionError}"),
-            Self::RequestId => {
-                write!(
-                    f,
-                    "a request id is 1 to {MAX_REQUEST_ID_SIZE} letters, digits, dots, - and _"
-                )
-            }
-            Self::Timeout => write!(
-                f,
-                "sixth field must be a timeout of 1 to {} ms",
-                MAX_TIMEOUT.as_millis()
-            ),
-            Self::TimeoutKind { kind } => write!(
-                f,
-                "a timeout goes with REQUEST only, not with {}",
-                kind.as_str()
-            ),
-            Self::TooManyFields => f.write_str("more than 6 fields"),
-        }
-    }
-}
-
-impl std::error::Error for HeaderError {}
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,5 @@
 //! Whether bytes are one JSON text that everyone downstream can read.
 
-use std::fmt;
-
 /// How deep arrays and objects may nest. serde_json refuses the 128th level,
 /// so a service that parses with it never meets a payload that it can't read.
 pub const MAX_DEPTH: usize = 127;
@@ -264,14 +262,16 @@ fn special(bytes: &[u8]) -> u64 {
 }
 
 /// Why a payload is no JSON text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
     /// Not UTF-8.
+    #[error("not UTF-8 after byte {at}")]
     Encoding {
         /// Bytes before the first wrong one.
         at: usize,
     },
     /// Not the grammar of RFC 8259.
+    #[error("not JSON at line {line} column {column}")]
     Grammar {
         /// Counted from 1.
         line: usize,
@@ -279,23 +279,12 @@ pub enum JsonError {
         column: usize,
     },
     /// Nested too deep.
+    #[error("nested deeper than the limit of {limit}")]
     Depth {
         /// What is allowed.
         limit: usize,
     },
 }
-
-impl fmt::Display for JsonError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Encoding { at } => write!(f, "not UTF-8 after byte {at}"),
-            Self::Grammar { line, column } => write!(f, "not JSON at line {line} column {column}"),
-            Self::Depth { limit } => write!(f, "nested deeper than the limit of {limit}"),
-        }
-    }
-}
-
-impl std::error::Error for JsonError {}
 
 #[cfg(test)]
 mod tests {

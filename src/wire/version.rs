@@ -67,16 +67,11 @@ impl fmt::Display for Version {
 }
 
 /// The text is not `MAJOR.MINOR.PATCH`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a version is MAJOR.MINOR.PATCH in at most 20 bytes, without leading zeros, pre-release or build"
+)]
 pub struct VersionError;
-
-impl fmt::Display for VersionError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a version is MAJOR.MINOR.PATCH in at most 20 bytes, without leading zeros, pre-release or build")
-    }
-}
-
-impl std::error::Error for VersionError {}
 
 impl FromStr for Version {
     type Err = VersionError;

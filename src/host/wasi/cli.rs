@@ -1,8 +1,6 @@
 //! `wasi:cli`: no arguments, no environment, no terminal; output goes to the
 //! log, and an exit ends the call.
 
-use std::fmt;
-
 use wasmtime::component::Resource;
 
 use super::{
@@ -18,18 +16,11 @@ use crate::host::{Host, log::Stream};
 pub struct Terminal;
 
 /// The component called `exit`: it has no process to end, so the call fails.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("exited with code {code} instead of answering")]
 pub struct Exited {
     code: u8,
 }
-
-impl fmt::Display for Exited {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "exited with code {} instead of answering", self.code)
-    }
-}
-
-impl std::error::Error for Exited {}
 
 impl environment::Host for Host {
     fn get_environment(&mut self) -> wasmtime::Result<Vec<(String, String)>> {
