@@ -13,8 +13,9 @@ use rustls::{
 };
 
 use super::{
+    fault::{OF_A_CA, TlsFault, USABLE_KEYS, is_p521},
     pem::{TlsError, read_cas, read_chain, read_key},
-    tls::{ALPN, OF_A_CA, TlsFault, USABLE_KEYS, is_p521},
+    tls::ALPN,
 };
 
 /// How a client uses TLS.

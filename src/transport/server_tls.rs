@@ -20,8 +20,9 @@ use x509_parser::{
 
 use super::{
     client_tls::describe_identity_error,
+    fault::TlsFault,
     pem::{TlsError, read_cas, read_chain, read_crls, read_key},
-    tls::{ALPN, HTTP_ALPN, TlsFault},
+    tls::{ALPN, HTTP_ALPN},
     validity::Validity,
 };
 use crate::{

@@ -4,15 +4,18 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{Shutdown, TcpStream},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
-use socket2::SockRef;
+use rustix::{event::PollFlags, net::RecvFlags};
 
-use super::tls::Tls;
+use super::{
+    socket::{Received, wait},
+    tls::Tls,
+};
 
 /// A read may end this much after its deadline. The timeout of a socket
 /// covers one system call from its beginning; as long as what it is set to
@@ -83,19 +86,6 @@ impl Socket {
         }
     }
 
-    /// Writes what the system takes without waiting.
-    ///
-    /// # Errors
-    /// What the system says; having no room is none.
-    pub(super) fn try_write(&self, buf: &[u8]) -> io::Result<usize> {
-        match SockRef::from(&*self.stream)
-            .send_with_flags(buf, libc_flags::DONT_WAIT | libc_flags::NO_SIGNAL)
-        {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            result => result,
-        }
-    }
-
     /// Repeats one system call until it is done or the deadline has passed.
     fn until(
         &self,
@@ -129,11 +119,13 @@ impl Socket {
     }
 }
 
-/// One TCP connection with or without TLS: what the protocol is spoken over.
+/// One TCP connection with or without TLS: what the protocol is spoken over. One
+/// thread may read while another writes.
 #[derive(Debug, Clone)]
 pub struct Stream {
     socket: Socket,
-    tls: Option<Arc<Tls>>,
+    /// Nobody waits while holding it.
+    tls: Option<Arc<Mutex<Tls>>>,
 }
 
 impl Stream {
@@ -148,7 +140,7 @@ impl Stream {
     pub fn tls(socket: Socket, session: rustls::Connection) -> Self {
         Self {
             socket,
-            tls: Some(Arc::new(Tls::new(session))),
+            tls: Some(Arc::new(Mutex::new(Tls::new(session)))),
         }
     }
 
@@ -170,9 +162,16 @@ impl Stream {
     /// [`TlsFault::of`](super::TlsFault::of) says why it failed. The peer was
     /// sent an alert, if its buffer had space.
     pub fn handshake(&self, deadline: Instant) -> io::Result<()> {
-        self.tls
-            .as_ref()
-            .map_or(Ok(()), |tls| tls.handshake(&self.socket, deadline))
+        let Some(tls) = &self.tls else { return Ok(()) };
+        while !lock(tls).handshake(self.socket.stream())? {
+            let interest = if lock(tls).session().wants_write() {
+                PollFlags::OUT
+            } else {
+                PollFlags::IN
+            };
+            wait(self.socket.stream(), interest, deadline)?;
+        }
+        Ok(())
     }
 
     /// As [`Socket::read`].
@@ -180,9 +179,18 @@ impl Stream {
     /// # Errors
     /// As there; `InvalidData` if the peer breaks TLS.
     pub fn read(&self, buf: &mut [u8], deadline: Instant) -> io::Result<usize> {
-        match &self.tls {
-            None => self.socket.read(buf, deadline),
-            Some(tls) => tls.read(&self.socket, buf, deadline),
+        let Some(tls) = &self.tls else {
+            return self.socket.read(buf, deadline);
+        };
+        loop {
+            let received = lock(tls).read(self.socket.stream(), buf, RecvFlags::DONTWAIT)?;
+            match received {
+                Received::End => return Ok(0),
+                Received::Bytes { count, .. } if count > 0 => return Ok(count),
+                Received::Nothing => wait(self.socket.stream(), PollFlags::IN, deadline)?,
+                Received::Bytes { .. } if Instant::now() < deadline => {}
+                Received::Bytes { .. } => return Err(io::ErrorKind::TimedOut.into()),
+            }
         }
     }
 
@@ -191,10 +199,13 @@ impl Stream {
     /// # Errors
     /// As there.
     pub fn write(&self, buf: &[u8], deadline: Instant) -> io::Result<usize> {
-        match &self.tls {
-            None => self.socket.write(buf, deadline),
-            Some(tls) => tls.write(&self.socket, buf, deadline),
-        }
+        let Some(tls) = &self.tls else {
+            return self.socket.write(buf, deadline);
+        };
+        self.flush(deadline)?;
+        let taken = lock(tls).write(self.socket.stream(), buf)?;
+        self.flush(deadline)?;
+        Ok(taken)
     }
 
     /// Sends encrypted bytes that count as written and have not left.
@@ -202,9 +213,11 @@ impl Stream {
     /// # Errors
     /// As [`Socket::write`].
     pub fn flush(&self, deadline: Instant) -> io::Result<()> {
-        self.tls
-            .as_ref()
-            .map_or(Ok(()), |tls| tls.flush(&self.socket, deadline))
+        let Some(tls) = &self.tls else { return Ok(()) };
+        while !lock(tls).send(self.socket.stream())? {
+            wait(self.socket.stream(), PollFlags::OUT, deadline)?;
+        }
+        Ok(())
     }
 
     /// Ends both directions at once; a thread that reads wakes up.
@@ -213,16 +226,18 @@ impl Stream {
     }
 }
 
-/// Flags of `send` that std does not name, with Linux's values.
-mod libc_flags {
-    pub(super) const DONT_WAIT: i32 = 0x40;
-    pub(super) const NO_SIGNAL: i32 = 0x4000;
+/// Nothing here guards anything that a panic leaves half done: a session that
+/// panicked is not used again, because its connection ends.
+fn lock(tls: &Mutex<Tls>) -> MutexGuard<'_, Tls> {
+    tls.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::net::TcpListener;
+    #[cfg(feature = "compiler")]
+    use std::thread;
 
     fn pair() -> (Socket, Socket) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -276,7 +291,112 @@ mod tests {
             }
         };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        // A few bytes more may fit; then it is full, and says so at once.
-        while near.try_write(&much).unwrap() > 0 {}
+    }
+
+    /// Two ends that have shaken hands.
+    #[cfg(feature = "compiler")]
+    fn secure_pair() -> (Stream, Stream) {
+        use rustls::{
+            ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection,
+            pki_types::PrivatePkcs8KeyDer,
+        };
+        let rcgen::CertifiedKey { cert, signing_key } =
+            rcgen::generate_simple_self_signed(["here".to_owned()]).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(cert.der().clone()).unwrap();
+        let key = PrivatePkcs8KeyDer::from(signing_key.serialize_der());
+        let server = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key.into())
+            .unwrap();
+        let client = ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let client = ClientConnection::new(client.into(), "here".try_into().unwrap()).unwrap();
+        let server = ServerConnection::new(server.into()).unwrap();
+        let (near, far) = pair();
+        let near = Stream::tls(near, client.into());
+        let far = Stream::tls(far, server.into());
+        thread::scope(|scope| {
+            let shaking = scope.spawn(|| near.handshake(later()));
+            far.handshake(later()).unwrap();
+            shaking.join().unwrap().unwrap();
+        });
+        (near, far)
+    }
+
+    #[cfg(feature = "compiler")]
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[cfg(feature = "compiler")]
+    #[test]
+    fn one_thread_reads_while_another_writes() {
+        const SIZE: usize = 4 << 20;
+        let byte = |at: usize| (at / 7) as u8;
+        let (near, far) = secure_pair();
+        let write = |stream: &Stream| {
+            let mut sent = 0;
+            while sent < SIZE {
+                let part: Vec<_> = (sent..(sent + 50_000).min(SIZE)).map(byte).collect();
+                sent += stream.write(&part, later()).unwrap();
+            }
+        };
+        let read = |stream: &Stream| {
+            let (mut buf, mut at) = ([0; 10_000], 0);
+            while at < SIZE {
+                let count = stream.read(&mut buf, later()).unwrap();
+                assert!(count > 0, "ended after {at}");
+                for read in &buf[..count] {
+                    assert_eq!(*read, byte(at), "byte {at}");
+                    at += 1;
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for stream in [&near, &far] {
+                scope.spawn(|| write(stream));
+                scope.spawn(|| read(stream));
+            }
+        });
+    }
+
+    #[cfg(feature = "compiler")]
+    #[test]
+    fn over_tls_deadlines_hold_and_nothing_is_lost() {
+        let (near, far) = secure_pair();
+        let mut buf = [0; 10_000];
+        let soon = Instant::now() + Duration::from_millis(30);
+        assert_eq!(
+            far.read(&mut buf, soon).unwrap_err().kind(),
+            io::ErrorKind::TimedOut
+        );
+        assert!(Instant::now() >= soon, "too early");
+        let much = vec![7; 16 << 20];
+        let soon = Instant::now() + Duration::from_millis(50);
+        let mut taken = 0;
+        let error = loop {
+            match near.write(&much, soon) {
+                Ok(count) => taken += count,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                near.flush(later()).unwrap();
+                near.shut_down();
+            });
+            let mut seen = 0;
+            loop {
+                match far.read(&mut buf, later()).unwrap() {
+                    0 => break,
+                    count => seen += count,
+                }
+            }
+            // The last record was taken when the deadline passed.
+            assert!(seen >= taken, "{seen} of {taken}");
+        });
     }
 }

@@ -1,17 +1,14 @@
-//! A TLS session driven by hand: the session itself, ciphertext that came
-//! and ciphertext that leaves each have a lock of their own. A reader that
-//! waits for the socket holds only its own, so nobody who writes waits for it.
+//! A TLS session whose reads and writes never wait.
 
 use std::{
     fmt,
-    io::{self, Read as _, Write as _},
-    sync::{Mutex, MutexGuard, PoisonError, TryLockError},
-    time::Instant,
+    io::{self, Read, Write as _},
+    net::TcpStream,
 };
 
-use rustls::{AlertDescription, CertificateError, InvalidMessage, PeerMisbehaved};
+use rustix::net::RecvFlags;
 
-use super::Socket;
+use super::socket::{Received, receive, send};
 
 /// Name of the protocol in the handshake (ALPN).
 pub const ALPN: &[u8] = b"mb/1";
@@ -19,227 +16,20 @@ pub const ALPN: &[u8] = b"mb/1";
 #[cfg(feature = "runtime")]
 pub const HTTP_ALPN: &[u8] = b"http/1.1";
 
-/// Ciphertext that is read at once, in bytes.
-const READ_SIZE: usize = 8 * 1024;
-
-/// Room for ciphertext that is kept between writes, in bytes: a record.
+/// Plaintext that is encrypted at once, in bytes: a record.
 const RECORD_SIZE: usize = 16 * 1024;
 
-/// One session over a socket.
+/// Reads of ciphertext that brings no data, as a peer may send without end,
+/// until others are served.
+const MAX_RECORDS_WITHOUT_DATA: usize = 16;
+
+/// A TLS record begins with its type, version and length.
+const RECORD_HEADER_SIZE: usize = 5;
+
+/// One session. It belongs to no socket; each call is given the same.
 pub(super) struct Tls {
-    session: Mutex<rustls::Connection>,
-    incoming: Mutex<Incoming>,
-    outgoing: Mutex<Outgoing>,
-}
-
-/// Ciphertext that was read and not yet taken by the session.
-struct Incoming {
-    buf: Box<[u8]>,
-    /// Invariant: `taken <= filled <= buf.len()`.
-    taken: usize,
-    filled: usize,
-}
-
-/// Ciphertext in the order in which it must leave.
-#[derive(Default)]
-struct Outgoing {
-    buf: Vec<u8>,
-    /// Invariant: `sent <= buf.len()`.
-    sent: usize,
-}
-
-/// Why a handshake, or the session after it, failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TlsFault {
-    /// What came is not TLS.
-    NotTls,
-    /// No version, cipher or protocol name that both sides want.
-    NothingInCommon,
-    /// The peer showed no certificate where one is demanded.
-    NoCertificate,
-    /// Its certificate is not signed by a known CA.
-    UnknownCa,
-    /// Its certificate is no longer valid.
-    Expired,
-    /// Its certificate is not valid yet.
-    NotYetValid,
-    /// Its certificate was revoked.
-    Revoked,
-    /// Its certificate is for another name.
-    WrongName,
-    /// Its certificate is wrong in another way.
-    BadCertificate,
-    /// The peer refuses, most often our certificate.
-    RefusedByPeer,
-    /// The stream ended.
-    Abandoned,
-    /// The deadline passed.
-    Timeout,
-    /// Anything else.
-    Other,
-}
-
-impl TlsFault {
-    /// The word for logs and counters.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::NotTls => "not-tls",
-            Self::NothingInCommon => "nothing-in-common",
-            Self::NoCertificate => "no-certificate",
-            Self::UnknownCa => "unknown-ca",
-            Self::Expired => "expired",
-            Self::NotYetValid => "not-yet-valid",
-            Self::Revoked => "revoked",
-            Self::WrongName => "wrong-name",
-            Self::BadCertificate => "bad-certificate",
-            Self::RefusedByPeer => "refused-by-peer",
-            Self::Abandoned => "abandoned",
-            Self::Timeout => "timeout",
-            Self::Other => "other",
-        }
-    }
-
-    /// What stands behind an error of this stream.
-    #[must_use]
-    pub fn of(error: &io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::TimedOut => return Self::Timeout,
-            io::ErrorKind::UnexpectedEof
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::BrokenPipe => {
-                return Self::Abandoned;
-            }
-            _ => {}
-        }
-        error
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref())
-            .map_or(Self::Other, Self::of_error)
-    }
-
-    /// Whether the peer is at fault for not showing a valid certificate.
-    #[must_use]
-    pub const fn is_of_certificate(self) -> bool {
-        matches!(
-            self,
-            Self::NoCertificate
-                | Self::UnknownCa
-                | Self::Expired
-                | Self::NotYetValid
-                | Self::Revoked
-                | Self::WrongName
-                | Self::BadCertificate
-        )
-    }
-
-    /// What stands behind an error of TLS itself.
-    pub(super) fn of_error(error: &rustls::Error) -> Self {
-        use rustls::Error;
-        match error {
-            Error::NoCertificatesPresented => Self::NoCertificate,
-            Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Self::NothingInCommon,
-            Error::InvalidCertificate(error) => match error {
-                CertificateError::UnknownIssuer | CertificateError::BadSignature => Self::UnknownCa,
-                CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                    Self::Expired
-                }
-                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                    Self::NotYetValid
-                }
-                CertificateError::Revoked => Self::Revoked,
-                CertificateError::NotValidForName
-                | CertificateError::NotValidForNameContext { .. } => Self::WrongName,
-                _ => Self::BadCertificate,
-            },
-            // A missing client certificate may be said by either of them.
-            Error::AlertReceived(AlertDescription::CertificateRequired) => Self::NoCertificate,
-            Error::AlertReceived(AlertDescription::UnknownCA) => Self::RefusedByPeer,
-            Error::AlertReceived(_) => Self::RefusedByPeer,
-            Error::InvalidMessage(
-                InvalidMessage::InvalidContentType
-                | InvalidMessage::UnknownProtocolVersion
-                | InvalidMessage::MessageTooLarge
-                | InvalidMessage::InvalidEmptyPayload,
-            ) => Self::NotTls,
-            Error::PeerMisbehaved(PeerMisbehaved::IllegalMiddleboxChangeCipherSpec) => Self::NotTls,
-            _ => Self::Other,
-        }
-    }
-}
-
-/// What is wrong with a certificate of a CA that a client or a server shows.
-pub(super) const OF_A_CA: &str = "is that of a CA (CA:TRUE), which may sign but not be shown; sign one with CA:FALSE: \
-                                  openssl x509 -req -in NAME.csr -CA ca.crt -CAkey ca.key -out NAME.crt -extfile FILE, \
-                                  where FILE says basicConstraints=CA:FALSE and subjectAltName=…; openssl req -x509 \
-                                  takes -addext basicConstraints=critical,CA:FALSE";
-
-/// The same for one without extensions.
-const OF_VERSION_1: &str = "is of version 1, without extensions; openssl x509 -req makes version 3 where it is given \
-                            -extfile FILE, and FILE says basicConstraints=CA:FALSE and subjectAltName=…";
-
-/// Keys that both sides can use, and how one is made.
-pub(super) const USABLE_KEYS: &str = "RSA of 2048 to 4096 bits, P-256, P-384 and Ed25519 can, and openssl genpkey \
-                                      -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out NEW.key makes one";
-
-/// Whether a key, private or public, names the curve P-521.
-pub(super) fn is_p521(der: &[u8]) -> bool {
-    const IDENTIFIER: &[u8] = &[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x23];
-    der.windows(IDENTIFIER.len()).any(|part| part == IDENTIFIER)
-}
-
-impl TlsFault {
-    /// The text of an error of this stream; where that alone is a riddle,
-    /// with the cause and what to do.
-    #[must_use]
-    pub fn describe(error: &io::Error) -> String {
-        match error
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-        {
-            Some(inner) => Self::explain(inner, "the peer's certificate"),
-            None => error.to_string(),
-        }
-    }
-
-    /// The same of the library's error; `whose` is the certificate that it is
-    /// about, if it is about one.
-    pub(super) fn explain(error: &rustls::Error, whose: &str) -> String {
-        use rustls::Error;
-        match error {
-            Error::InvalidCertificate(CertificateError::Other(other)) => {
-                // The verifier's own names.
-                match other.to_string().as_str() {
-                    "CaUsedAsEndEntity" => format!("{whose} {OF_A_CA}"),
-                    "UnsupportedCertVersion" => format!("{whose} {OF_VERSION_1}"),
-                    _ => error.to_string(),
-                }
-            }
-            Error::InvalidCertificate(
-                CertificateError::UnsupportedSignatureAlgorithmContext { .. }
-                | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
-            ) => format!(
-                "{whose} is signed in a way, or has a key, that can't be used; {USABLE_KEYS} ({error})"
-            ),
-            Error::InvalidCertificate(CertificateError::UnknownRevocationStatus) => format!(
-                "tls.crl has no list of the CA of {whose}, and tls.crl_strict is set ({error})"
-            ),
-            Error::InvalidCertificate(
-                CertificateError::ExpiredRevocationList
-                | CertificateError::ExpiredRevocationListContext { .. },
-            ) => format!(
-                "the list in tls.crl of the CA of {whose} is past its next update, and tls.crl_strict is set; openssl \
-                 ca -gencrl makes a new one ({error})"
-            ),
-            error => error.to_string(),
-        }
-    }
-}
-
-impl fmt::Display for TlsFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
+    session: rustls::Connection,
+    records: Records,
 }
 
 impl fmt::Debug for Tls {
@@ -248,162 +38,220 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// No lock here guards anything that a panic leaves half done: a session that
-/// panicked is not used again, because its connection ends.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn invalid(error: rustls::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, error)
-}
-
 impl Tls {
     pub(super) fn new(session: rustls::Connection) -> Self {
-        let incoming = Incoming {
-            buf: Box::default(),
-            taken: 0,
-            filled: 0,
-        };
         Self {
-            session: Mutex::new(session),
-            incoming: Mutex::new(incoming),
-            outgoing: Mutex::default(),
+            session,
+            records: Records::default(),
         }
     }
 
-    /// Both sides agree on keys, and have authenticated.
-    pub(super) fn handshake(&self, socket: &Socket, deadline: Instant) -> io::Result<()> {
-        let mut incoming = lock(&self.incoming);
+    pub(super) fn session(&self) -> &rustls::Connection {
+        &self.session
+    }
+
+    /// Whether the peer has begun a record, and not ended it.
+    pub(super) fn is_midway(&self) -> bool {
+        self.records.is_midway()
+    }
+
+    /// Goes on with the handshake; says whether it is done.
+    pub(super) fn handshake(&mut self, socket: &TcpStream) -> io::Result<bool> {
         loop {
-            self.collect(&mut lock(&self.outgoing));
-            lock(&self.outgoing).send(socket, deadline)?;
-            if !lock(&self.session).is_handshaking() {
-                return Ok(());
+            let sent = self.send(socket)?;
+            if !self.session.is_handshaking() {
+                return Ok(sent);
             }
-            if incoming.is_empty() && incoming.fill(socket, deadline)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+            match self.receive(socket, RecvFlags::DONTWAIT)? {
+                Received::Bytes { .. } => {}
+                Received::Nothing => return Ok(false),
+                Received::End => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
-            self.take_in(&mut incoming, socket)?;
         }
     }
 
-    pub(super) fn read(
-        &self,
-        socket: &Socket,
-        buf: &mut [u8],
-        deadline: Instant,
-    ) -> io::Result<usize> {
-        let mut incoming = lock(&self.incoming);
-        loop {
-            match lock(&self.session).reader().read(buf) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // Without a word of the session's end. What was cut off is
-                // found out by the framing; many peers never say that word.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
-                result => return result,
-            }
-            if incoming.is_empty() && incoming.fill(socket, deadline)? == 0 {
-                return Ok(0);
-            }
-            self.take_in(&mut incoming, socket)?;
+    /// Takes a record, once all that was taken before has left; 0 if it has
+    /// not.
+    pub(super) fn write(&mut self, socket: &TcpStream, buf: &[u8]) -> io::Result<usize> {
+        if !self.send(socket)? {
+            return Ok(0);
         }
-    }
-
-    pub(super) fn write(
-        &self,
-        socket: &Socket,
-        buf: &[u8],
-        deadline: Instant,
-    ) -> io::Result<usize> {
-        let mut outgoing = lock(&self.outgoing);
-        outgoing.send(socket, deadline)?;
-        let taken = lock(&self.session).writer().write(buf)?;
-        self.collect(&mut outgoing);
-        outgoing.send(socket, deadline)?;
+        let record = &buf[..buf.len().min(RECORD_SIZE)];
+        let taken = self.session.writer().write(record)?;
+        self.send(socket)?;
         Ok(taken)
     }
 
-    /// Sends what is encrypted already.
-    pub(super) fn flush(&self, socket: &Socket, deadline: Instant) -> io::Result<()> {
-        lock(&self.outgoing).send(socket, deadline)
+    /// Says that nothing more will be written.
+    pub(super) fn half_close(&mut self, socket: &TcpStream) {
+        self.session.send_close_notify();
+        let _ = self.send(socket);
+    }
+
+    /// Reads what is there.
+    pub(super) fn read(
+        &mut self,
+        socket: &TcpStream,
+        buf: &mut [u8],
+        mut flags: RecvFlags,
+    ) -> io::Result<Received> {
+        let mut more = true;
+        for _ in 0..MAX_RECORDS_WITHOUT_DATA {
+            match self.session.reader().read(buf) {
+                Ok(0) => return Ok(Received::End),
+                Ok(count) => {
+                    let more = more || count == buf.len();
+                    return Ok(Received::Bytes { count, more });
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Without a word of the session's end. What was cut off is
+                // found out by the framing; many peers never say that word.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Ok(Received::End);
+                }
+                Err(error) => return Err(error),
+            }
+            match self.receive(socket, flags)? {
+                Received::Bytes { more: rest, .. } => more = rest,
+                nothing_or_end => return Ok(nothing_or_end),
+            }
+            flags = RecvFlags::DONTWAIT;
+        }
+        Ok(Received::Bytes {
+            count: 0,
+            more: true,
+        })
     }
 
     /// Hands ciphertext to the session. What that has to say, an alert or
     /// new keys, leaves if there is room.
-    fn take_in(&self, incoming: &mut Incoming, socket: &Socket) -> io::Result<()> {
-        let processed = {
-            let mut session = lock(&self.session);
-            let mut unread = &incoming.buf[incoming.taken..incoming.filled];
-            incoming.taken += session.read_tls(&mut unread)?;
-            session.process_new_packets().map(drop)
+    fn receive(&mut self, socket: &TcpStream, flags: RecvFlags) -> io::Result<Received> {
+        let mut tap = Tap {
+            socket,
+            flags,
+            records: &mut self.records,
+            more: true,
         };
-        self.try_reply(socket);
-        processed.map_err(invalid)
-    }
-
-    fn try_reply(&self, socket: &Socket) {
-        // Whoever holds it collects the same when it next writes.
-        let mut outgoing = match self.outgoing.try_lock() {
-            Ok(outgoing) => outgoing,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
+        let received = match self.session.read_tls(&mut tap) {
+            Ok(0) => return Ok(Received::End),
+            Ok(count) => Received::Bytes {
+                count,
+                more: tap.more,
+            },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Ok(Received::Nothing);
+            }
+            Err(error) => return Err(error),
         };
-        self.collect(&mut outgoing);
+        let processed = self.session.process_new_packets();
         // A peer that is gone is found out by the next read.
-        let _ = outgoing.try_send(socket);
+        let _ = self.send(socket);
+        processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok(received)
     }
 
-    fn collect(&self, outgoing: &mut Outgoing) {
-        let mut session = lock(&self.session);
-        while session.wants_write() {
-            // Writing to memory does not fail.
-            if session.write_tls(&mut outgoing.buf).is_err() {
-                break;
+    /// Sends what is encrypted already; says whether all of it has left.
+    pub(super) fn send(&mut self, socket: &TcpStream) -> io::Result<bool> {
+        while self.session.wants_write() {
+            match self.session.write_tls(&mut Quiet(socket)) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(error),
             }
+        }
+        Ok(true)
+    }
+}
+
+/// Reads ciphertext, and looks where its records end.
+struct Tap<'a> {
+    socket: &'a TcpStream,
+    flags: RecvFlags,
+    records: &'a mut Records,
+    /// The last read may have left something.
+    more: bool,
+}
+
+impl Read for Tap<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match receive(self.socket, buf, self.flags)? {
+            Received::Bytes { count, more } => {
+                self.records.pass(&buf[..count]);
+                self.more = more;
+                Ok(count)
+            }
+            Received::Nothing => Err(io::ErrorKind::WouldBlock.into()),
+            Received::End => Ok(0),
         }
     }
 }
 
-impl Incoming {
-    fn is_empty(&self) -> bool {
-        self.taken == self.filled
+/// Writes without a signal where the peer is gone.
+struct Quiet<'a>(&'a TcpStream);
+
+impl io::Write for Quiet<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        match send(self.0, buf)? {
+            0 if !buf.is_empty() => Err(io::ErrorKind::WouldBlock.into()),
+            sent => Ok(sent),
+        }
     }
 
-    fn fill(&mut self, socket: &Socket, deadline: Instant) -> io::Result<usize> {
-        if self.buf.is_empty() {
-            self.buf = vec![0; READ_SIZE].into();
-        }
-        let count = socket.read(&mut self.buf, deadline)?;
-        (self.taken, self.filled) = (0, count);
-        Ok(count)
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
-impl Outgoing {
-    fn send(&mut self, socket: &Socket, deadline: Instant) -> io::Result<()> {
-        while self.sent < self.buf.len() {
-            self.sent += socket.write(&self.buf[self.sent..], deadline)?;
-        }
-        self.clear();
-        Ok(())
-    }
+/// Where the records of a stream end: a header says how long the rest is.
+#[derive(Debug, Default)]
+struct Records {
+    header: [u8; RECORD_HEADER_SIZE],
+    /// Invariant: `seen < RECORD_HEADER_SIZE`.
+    seen: usize,
+    /// Bytes of the body that are to come.
+    rest: usize,
+}
 
-    /// Sends what there is room for.
-    fn try_send(&mut self, socket: &Socket) -> io::Result<()> {
-        while self.sent < self.buf.len() {
-            match socket.try_write(&self.buf[self.sent..])? {
-                0 => return Ok(()),
-                sent => self.sent += sent,
+impl Records {
+    fn pass(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.rest > 0 {
+                let passed = self.rest.min(bytes.len());
+                (self.rest, bytes) = (self.rest - passed, &bytes[passed..]);
+                continue;
+            }
+            let taken = (RECORD_HEADER_SIZE - self.seen).min(bytes.len());
+            self.header[self.seen..self.seen + taken].copy_from_slice(&bytes[..taken]);
+            (self.seen, bytes) = (self.seen + taken, &bytes[taken..]);
+            if self.seen == RECORD_HEADER_SIZE {
+                let [.., high, low] = self.header;
+                self.rest = usize::from(u16::from_be_bytes([high, low]));
+                self.seen = 0;
             }
         }
-        self.clear();
-        Ok(())
     }
 
-    fn clear(&mut self) {
-        self.buf.clear();
-        self.buf.shrink_to(RECORD_SIZE);
-        self.sent = 0;
+    fn is_midway(&self) -> bool {
+        self.seen > 0 || self.rest > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_end_where_their_headers_say() {
+        let stream = [23, 3, 3, 0, 2, 7, 7, 22, 3, 3, 1, 0];
+        for size in 1..=stream.len() {
+            let mut records = Records::default();
+            let mut passed = 0;
+            for piece in stream.chunks(size) {
+                records.pass(piece);
+                passed += piece.len();
+                assert_eq!(records.is_midway(), passed != 7, "{passed} in {size}");
+            }
+            assert_eq!(records.rest, 256);
+        }
     }
 }

@@ -10,8 +10,8 @@ use x509_parser::{
 };
 
 use super::{
+    fault::{OF_A_CA, is_p521},
     pem::TlsError,
-    tls::{OF_A_CA, is_p521},
 };
 
 /// Most warnings about one set of files; the rest is counted.
