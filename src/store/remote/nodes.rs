@@ -414,48 +414,112 @@ mod tests {
         check("3999 a:b", None);
     }
 
-    /// Another service that only reads would not notice.
-    #[test]
-    fn a_node_that_is_no_primary_loses_all_services() {
+    /// Stands in for a node: of each connection, answers what it is asked with
+    /// these lines in turn, then ends it. Says what it was asked.
+    fn stand_in(answers: impl Fn(usize) -> Vec<String> + Send + 'static) -> (Node, Asked) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let node = Node {
             host: "127.0.0.1".into(),
             port: listener.local_addr().unwrap().port(),
         };
+        let asked = Asked::default();
+        let noted = Arc::clone(&asked);
         thread::spawn(move || {
             for (number, stream) in listener.incoming().enumerate() {
                 let mut stream = stream.unwrap();
-                let answers = [":1\r\n", ":1\r\n", "-READONLY it is a replica\r\n"];
-                for answer in &answers[..if number == 0 { 3 } else { 1 }] {
-                    let _ = stream.read(&mut [0; 64]);
+                for answer in answers(number) {
+                    let mut command = [0; 256];
+                    let count = stream.read(&mut command).unwrap();
+                    let text = String::from_utf8_lossy(&command[..count]).into_owned();
+                    noted.lock().unwrap().push(text);
                     stream.write_all(answer.as_bytes()).unwrap();
                 }
             }
         });
+        (node, asked)
+    }
+
+    type Asked = Arc<Mutex<Vec<String>>>;
+
+    fn nodes(nodes: Vec<Node>, primary: Option<&str>) -> Nodes {
         let remote = Remote {
-            nodes: vec![node],
-            primary: None,
+            nodes,
+            primary: primary.map(str::to_owned),
             tls: false,
             user: None,
             db: 0,
             password_file: None,
             ca: None,
         };
-        let nodes = Nodes::new(remote, Login::default());
-        let ask = |service| {
-            let question = Question {
-                command: b"?",
-                whole: &Vec::new,
-                limit: SMALL,
-                deadline: Instant::now() + Duration::from_secs(30),
-            };
-            nodes.ask(service, &question)
+        Nodes::new(remote, Login::default())
+    }
+
+    fn ask(nodes: &Nodes, service: &str, time: Duration) -> Result<Value, StoreError> {
+        let question = Question {
+            command: b"?",
+            whole: &Vec::new,
+            limit: SMALL,
+            deadline: Instant::now() + time,
         };
+        nodes.ask(service, &question)
+    }
+
+    const LATER: Duration = Duration::from_secs(30);
+
+    /// Another service that only reads would not notice.
+    #[test]
+    fn a_node_that_is_no_primary_loses_all_services() {
+        let (node, _) = stand_in(|connection| {
+            let answers = [":1\r\n", ":1\r\n", "-READONLY it is a replica\r\n"];
+            let count = if connection == 0 { 3 } else { 1 };
+            answers[..count].iter().map(|&line| line.into()).collect()
+        });
+        let nodes = nodes(vec![node], None);
         let homes = || (nodes.home("a").is_some(), nodes.home("b").is_some());
+        let ask = |service| ask(&nodes, service, LATER);
         assert_eq!((ask("a"), ask("b")), (Ok(Value::Int(1)), Ok(Value::Int(1))));
         assert_eq!(homes(), (true, true));
         assert!(matches!(ask("a"), Err(StoreError::Away(_))));
         assert_eq!(homes(), (false, false));
         assert_eq!(ask("b"), Ok(Value::Int(1)), "by a connection of its own");
+    }
+
+    /// Where a slot is on its way, a command may have to be tried again, and each
+    /// time the node has to be told that it is to answer.
+    #[test]
+    fn a_slot_on_its_way_is_asked_for_again() {
+        let (new, asked) = stand_in(|_| {
+            let answers = ["+OK\r\n", "-TRYAGAIN soon\r\n", "+OK\r\n", ":7\r\n"];
+            answers.map(str::to_owned).to_vec()
+        });
+        let (old, _) = stand_in(move |_| vec![format!("-ASK 1 127.0.0.1:{}\r\n", new.port)]);
+        let nodes = nodes(vec![old], None);
+        assert_eq!(ask(&nodes, "a", LATER), Ok(Value::Int(7)));
+        let asking = "*1\r\n$6\r\nASKING\r\n";
+        assert_eq!(*asked.lock().unwrap(), [asking, "?", asking, "?"]);
+    }
+
+    #[test]
+    fn a_sentinel_that_is_silent_leaves_time_for_the_next() {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent = Node {
+            host: "127.0.0.1".into(),
+            port: silent.local_addr().unwrap().port(),
+        };
+        let (primary, _) = stand_in(|_| {
+            let role = "*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n";
+            vec![role.into(), ":1\r\n".into()]
+        });
+        let (answers, asked) = stand_in(move |_| {
+            let port = primary.port.to_string();
+            vec![format!(
+                "*2\r\n$9\r\n127.0.0.1\r\n${}\r\n{port}\r\n",
+                port.len()
+            )]
+        });
+        let nodes = nodes(vec![silent, answers], Some("mine"));
+        let time = Duration::from_millis(1500);
+        assert_eq!(ask(&nodes, "a", time), Ok(Value::Int(1)));
+        assert_eq!(asked.lock().unwrap().len(), 1);
     }
 }
