@@ -180,7 +180,9 @@ impl LastKnownGoodFile {
     fn parse(path: PathBuf) -> Option<Self> {
         let (order, hex) = path.file_stem()?.to_str()?.split_once('-')?;
         let is_code = ENDINGS.iter().any(|ending| has_ending(&path, ending));
-        let order = order.parse().ok().filter(|_| is_code)?;
+        // There is a next one.
+        let is_order = |order: &u64| is_code && *order < u64::MAX;
+        let order = order.parse().ok().filter(is_order)?;
         Some(Self {
             order,
             digest: format!("sha256:{hex}"),

@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -87,8 +88,9 @@ impl LiveCatalog {
             loop {
                 thread::sleep(interval);
                 let Some(live) = live.upgrade() else { return };
-                // It is logged when it begins.
-                let _ = live.look(ScanMode::Watch);
+                // A failure is logged when it begins, a defect by the hook. The
+                // folder is followed whatever one look has met.
+                let _ = catch_unwind(AssertUnwindSafe(|| live.look(ScanMode::Watch)));
             }
         };
         thread::Builder::new()

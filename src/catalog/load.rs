@@ -276,7 +276,7 @@ pub(super) fn read_bounded(file: &Path) -> Result<Vec<u8>, FileError> {
 fn with_progress<T>(file: &Path, size: usize, work: impl FnOnce() -> T) -> T {
     let (done, waiting) = mpsc::channel::<()>();
     thread::scope(|scope| {
-        scope.spawn(move || {
+        let report = move || {
             let begun = Instant::now();
             while waiting.recv_timeout(PROGRESS_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
                 let secs = begun.elapsed().as_secs();
@@ -285,7 +285,9 @@ fn with_progress<T>(file: &Path, size: usize, work: impl FnOnce() -> T) -> T {
                     file.display()
                 );
             }
-        });
+        };
+        // It is loaded as well without reports.
+        let _ = thread::Builder::new().spawn_scoped(scope, report);
         let result = work();
         drop(done);
         result

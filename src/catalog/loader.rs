@@ -282,12 +282,17 @@ impl Loader {
         let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
         thread::scope(|scope| {
             let work = || std::iter::from_fn(next).map(settle).collect::<Vec<_>>();
-            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            // What the system refuses threads for, this one does.
+            let start = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+            let others: Vec<_> = (1..threads).map_while(start).collect();
+            let mut settled = work();
             // A defect in a load is that file's failure already; see `contain`.
-            threads
-                .into_iter()
-                .flat_map(|thread| thread.join().unwrap_or_default())
-                .collect()
+            settled.extend(
+                others
+                    .into_iter()
+                    .flat_map(|thread| thread.join().unwrap_or_default()),
+            );
+            settled
         })
     }
 

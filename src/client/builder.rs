@@ -11,7 +11,7 @@ use std::{
 use rustls::ClientConfig;
 
 use super::{
-    Client, ClientError, End, link,
+    Client, ClientError, End, LONGEST_TIME, link,
     shared::{ClientCore, State, spawn_reader},
 };
 use crate::transport::{ClientTls, client_config};
@@ -126,21 +126,21 @@ impl Builder {
     /// For the name to be resolved and TCP to connect; 5 s unless said.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
+        self.connect_timeout = timeout.min(LONGEST_TIME);
         self
     }
 
     /// For TLS and the hello together; 5 s unless said.
     #[must_use]
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
-        self.handshake_timeout = timeout;
+        self.handshake_timeout = timeout.min(LONGEST_TIME);
         self
     }
 
     /// For a write to be taken; 10 s unless said.
     #[must_use]
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
-        self.write_timeout = timeout;
+        self.write_timeout = timeout.min(LONGEST_TIME);
         self
     }
 
@@ -148,7 +148,7 @@ impl Builder {
     /// the server asks for it.
     #[must_use]
     pub fn keep_alive(mut self, interval: Duration) -> Self {
-        self.keep_alive = interval;
+        self.keep_alive = interval.min(LONGEST_TIME);
         self
     }
 

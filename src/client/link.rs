@@ -13,13 +13,11 @@ use super::{builder::Settings, error::ServerError};
 use crate::{
     transport::{Stream, TlsFault, connect_any, resolve_until, secure},
     wire::{
-        Header, Incoming, Kind, Payload, Reassembly, SYSTEM_VERSION, Topic, message::write_message,
+        Header, Incoming, Kind, Payload, Reassembly, SYSTEM_VERSION, Topic,
+        message::{MAX_MESSAGE_SIZE, write_message},
     },
 };
 
-/// Largest answer that a client takes, in bytes: more than any server sends
-/// (a payload of 64 MiB and a header line).
-const MAX_ANSWER_SIZE: usize = 65 * 1024 * 1024;
 /// Of a server that takes connections and says nothing.
 const SILENT: &str = "no answer to the hello in time; is it stopped, or busy with others?";
 /// First size of the read buffer, in bytes.
@@ -62,7 +60,7 @@ pub(super) fn open(
             TlsFault::describe(&error)
         ));
     }
-    let mut buffer = Reassembly::new(MAX_ANSWER_SIZE, READ_SIZE);
+    let mut buffer = Reassembly::new(MAX_MESSAGE_SIZE, READ_SIZE);
     let hello = hello(&stream, &mut buffer, settings, deadline)
         .map_err(|problem| format!("{} does not let us in: {problem}", settings.server))?;
     let keep_alive = settings.keep_alive.min(Duration::from_millis(

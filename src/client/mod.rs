@@ -35,11 +35,16 @@ use queue::{Entry, Sent, Slot};
 use serde::{Serialize, de::DeserializeOwned};
 use shared::ClientCore;
 
-use crate::wire::{DEFAULT_TIMEOUT, Payload, Topic, Version};
+use crate::wire::{
+    DEFAULT_TIMEOUT, Payload, Topic, Version, header::MAX_TIMEOUT, message::MAX_PAYLOAD_SIZE,
+};
 
 /// How much longer than the request's own timeout the client waits, for the
 /// answer to travel.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// Longest of the times that a caller chooses; a longer one is this.
+const LONGEST_TIME: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// A connection to a server, shared by all clones of it. Ends with the last.
 #[derive(Clone)]
@@ -74,7 +79,8 @@ pub struct Request<'a> {
     /// Joins the answer to it, 1 to 64 of letters, digits, `.`, `_` and `-`;
     /// none for one of the client's own making.
     pub request_id: Option<&'a str>,
-    /// How long the server may take, from now on and with all retries.
+    /// How long the server may take, from now on and with all retries; an hour at
+    /// most.
     pub timeout: Duration,
     /// JSON or bytes.
     pub payload: Payload<'a>,
@@ -173,7 +179,13 @@ impl Client {
             payload,
             idempotent,
         } = *request;
-        let deadline = Instant::now() + timeout;
+        if payload.as_bytes().len() > MAX_PAYLOAD_SIZE {
+            let size = payload.as_bytes().len();
+            return Err(ClientError::NotSent(format!(
+                "a payload of {size} bytes exceeds {MAX_PAYLOAD_SIZE}, more than which no server takes"
+            )));
+        }
+        let deadline = Instant::now() + timeout.min(MAX_TIMEOUT);
         let id: Arc<str> = match request_id {
             Some(id) if crate::wire::header::is_request_id(id) => id.into(),
             Some(id) => return Err(ClientError::NotSent(format!("{id:?} is no request id"))),

@@ -100,16 +100,20 @@ pub(super) fn on_all<S: Borrow<Endpoint> + Sync, T: Send>(
 ) -> Vec<T> {
     let work = &work;
     thread::scope(|scope| {
-        let threads: Vec<_> = servers
-            .iter()
-            .map(|server| scope.spawn(move || work(server.borrow())))
-            .collect();
-        threads
+        let start = |server| {
+            let work = move || work(Borrow::borrow(server));
+            // Where the system refuses a thread, this one does it, later.
+            let started = thread::Builder::new().spawn_scoped(scope, work);
+            started.map_err(|_| work)
+        };
+        let started: Vec<_> = servers.iter().map(start).collect();
+        started
             .into_iter()
-            .map(|thread| {
-                thread
+            .map(|started| match started {
+                Ok(thread) => thread
                     .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                Err(work) => work(),
             })
             .collect()
     })

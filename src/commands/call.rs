@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     collections::VecDeque,
     fs::File,
-    io::{self, BufRead, BufReader, IsTerminal as _, Read as _, Write as _},
+    io::{self, BufRead, BufReader, IsTerminal as _, Read, Write as _},
     time::{Duration, Instant},
 };
 
@@ -19,12 +19,13 @@ use crate::{
         codes::{BUILDING, COMPILING},
         header::{MAX_TIMEOUT, is_request_id},
         json,
+        message::{MAX_MESSAGE_SIZE, MAX_PAYLOAD_SIZE},
     },
 };
 
 /// Longest line of `--requests`, in bytes: a message of the greatest size
 /// that a server may be set to take, and what stands around it.
-const MAX_LINE: u64 = 65 * 1024 * 1024;
+const MAX_LINE: u64 = MAX_MESSAGE_SIZE as u64;
 
 /// How long a call waits for a service that is being built or compiled: as
 /// long as a first build may take.
@@ -339,6 +340,7 @@ fn take(
             details,
         })) => {
             tally.errors += 1;
+            let details = details.as_deref().map(json::tree);
             let error =
                 json!({"code": code, "message": message, "origin": origin, "details": details});
             json!({"line": number, "requestId": id, "error": error}).to_string()
@@ -374,19 +376,26 @@ impl Tally {
 
 /// A payload of the command line: itself, `-` for standard input, or `@FILE`.
 pub(super) fn read_payload(argument: &str) -> std::result::Result<Vec<u8>, (Exit, String)> {
-    let mut payload = Vec::new();
+    let read = |input: &mut dyn Read| {
+        let mut payload = Vec::new();
+        let count = input
+            .take(MAX_PAYLOAD_SIZE as u64 + 1)
+            .read_to_end(&mut payload)?;
+        if count > MAX_PAYLOAD_SIZE {
+            let problem = format!("more than {MAX_PAYLOAD_SIZE} bytes, which no server takes");
+            return Err(io::Error::other(problem));
+        }
+        Ok(payload)
+    };
     match argument.strip_prefix('@') {
-        Some(file) => {
-            payload = std::fs::read(file).map_err(|e| usage(format!("can't read {file}: {e}")))?
-        }
+        Some(file) => std::fs::File::open(file)
+            .and_then(|mut opened| read(&mut opened))
+            .map_err(|e| usage(format!("can't read {file}: {e}"))),
         None if argument == "-" => {
-            io::stdin()
-                .read_to_end(&mut payload)
-                .map_err(|e| usage(format!("can't read standard input: {e}")))?;
+            read(&mut io::stdin()).map_err(|e| usage(format!("can't read standard input: {e}")))
         }
-        None => payload.extend_from_slice(argument.as_bytes()),
+        None => Ok(argument.into()),
     }
-    Ok(payload)
 }
 
 /// The same as it is sent; nothing counts as null.

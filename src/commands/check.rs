@@ -3,6 +3,9 @@
 use super::{Exit, Result, edge, printable, serve, serving, usage};
 use crate::{catalog::component_files, config::MemoryPlan};
 
+/// Characters of a setting that the sources of others stand behind.
+const LONGEST_COLUMN: usize = 60;
+
 /// Print the effective configuration and where each setting comes from
 ///
 /// Also checks that the services folder can be read and that the system allows
@@ -27,6 +30,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         .map(|row| row.key.len() + row.value.len())
         .max()
         .unwrap_or(0)
+        .min(LONGEST_COLUMN)
         + 3;
     for row in &loaded.rows {
         let setting = format!("{} = {}", row.key, row.value);

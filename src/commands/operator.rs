@@ -27,7 +27,7 @@ use crate::{
     metrics::snapshot::{PrincipalRow, Snapshot, Totals},
     scheduler::Scheduler,
     server::View,
-    wire::Version,
+    wire::{Version, json as wire_json},
 };
 
 /// Default timeout of an action that is tried, in milliseconds.
@@ -234,7 +234,7 @@ impl Operator {
             Outcome::Error(_, error) => {
                 answer["outcome"] = json!(error.code);
                 answer["message"] = json!(error.message);
-                answer["details"] = json!(error.details);
+                answer["details"] = json!(error.details.as_deref().map(wire_json::tree));
             }
             Outcome::Silence
             | Outcome::Postponed(_)

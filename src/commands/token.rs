@@ -11,6 +11,8 @@ use crate::{
     config::{self, Flags, Right},
 };
 
+const LONGEST_LIFETIME: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
 /// Create, list and revoke the tokens of clients
 ///
 /// The file holds a digest of each token, never the token itself. A running
@@ -34,7 +36,7 @@ enum Command {
         /// The principal that it authenticates
         principal: String,
         /// When it expires, such as 30days or 12h [default: never]
-        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        #[arg(long, value_name = "TIME", value_parser = lifetime)]
         expires: Option<Duration>,
         /// What may be called with it, such as math.* or orders.create@1; may be repeated [default: what
         /// `[principals.NAME]` of the settings allows]
@@ -48,6 +50,15 @@ enum Command {
         /// Its id, as `list` shows it
         id: String,
     },
+}
+
+/// A time after which a token expires.
+fn lifetime(text: &str) -> std::result::Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if time > LONGEST_LIFETIME {
+        return Err("more than 100 years; leave --expires out for a token that never does".into());
+    }
+    Ok(time)
 }
 
 pub(super) fn run(arguments: Arguments) -> Result {

@@ -62,8 +62,8 @@ pub(super) fn run(arguments: &Arguments) -> Result {
 
 /// What a server has recorded of a request, if anything.
 fn recorded(server: &Endpoint, id: &str) -> admin_http::Result<Option<String>> {
-    let list = |mut page: Value, name: &str| match page[name].take() {
-        Value::Array(rows) => rows,
+    let list = |mut page: Value, name: &str| match page.get_mut(name).map(Value::take) {
+        Some(Value::Array(rows)) => rows,
         _ => Vec::new(),
     };
     let past = list(server.get(&format!("/calls/past?requestId={id}"))?, "calls");

@@ -13,6 +13,8 @@ use super::{Config, services::DEFAULT};
 
 /// Environment variables that begin with this are settings.
 const ENV_PREFIX: &str = "MB_";
+/// Opening brackets in the value of an environment variable.
+const MAX_BRACKETS: usize = 256;
 /// Names the file, so it is no setting in it.
 const ENV_CONFIG: &str = "config";
 
@@ -57,6 +59,19 @@ pub fn load_over(
     if let Some(path) = file {
         // figment passes over a file that is not there.
         std::fs::File::open(path).map_err(|e| ConfigError::file(path, &e))?;
+    }
+    for (name, value) in std::env::vars_os() {
+        let is_setting = name.as_encoded_bytes().starts_with(ENV_PREFIX.as_bytes());
+        let opens = |byte: &&u8| matches!(byte, b'[' | b'{');
+        // figment's parser recurses for each, and would use up the stack.
+        if is_setting && value.as_encoded_bytes().iter().filter(opens).count() > MAX_BRACKETS {
+            let name = name.display();
+            return Err(ConfigError {
+                lines: vec![format!(
+                    "environment variable {name}: more than {MAX_BRACKETS} brackets"
+                )],
+            });
+        }
     }
     load_from(
         defaults,

@@ -8,6 +8,7 @@ use std::{
 use rustls::{ClientConnection, StreamOwned};
 
 use super::protocol::{ParsedReply, Protocol};
+use crate::wire::message::MAX_MESSAGE_SIZE;
 
 /// First size of the read buffer, in bytes.
 const READ_SIZE: usize = 64 * 1024;
@@ -150,6 +151,10 @@ impl<S: Protocol> LoadConnection<S> {
             self.buf.copy_within(self.taken..self.filled, 0);
             self.filled -= self.taken;
             self.taken = 0;
+            if self.filled >= MAX_MESSAGE_SIZE {
+                let problem = format!("an answer of more than {MAX_MESSAGE_SIZE} bytes");
+                return Err(io::Error::other(problem));
+            }
             if self.filled > self.buf.len() / 2 {
                 self.buf.resize(self.buf.len() * 2, 0);
             }

@@ -140,8 +140,8 @@ pub fn run<S: Protocol>(
     thread::scope(|scope| {
         let threads: Vec<_> = shares
             .into_iter()
-            .map(|share| scope.spawn(|| drive(share)))
-            .collect();
+            .map(|share| thread::Builder::new().spawn_scoped(scope, || drive(share)))
+            .collect::<io::Result<_>>()?;
         let mut sum: Option<Measured> = None;
         for thread in threads {
             let measured = thread

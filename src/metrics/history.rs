@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::lock;
+use crate::wire::json as wire_json;
 
 /// Slow calls that are kept.
 const MAX_SLOW: usize = 256;
@@ -241,13 +242,13 @@ fn ended(kind: &VecDeque<Arc<PastCall>>) -> Option<&str> {
     kind.front().map(|call| &*call.ended)
 }
 
-/// Details as they are kept: the JSON text itself, which takes as much memory
-/// as it is long; of one beyond 2 KiB the beginning, as a JSON string.
+/// Details as they are kept: JSON text that takes as much memory as it is long;
+/// of one beyond 2 KiB the beginning, as a JSON string.
 #[must_use]
 pub fn brief(details: &RawValue) -> Option<Box<RawValue>> {
     let text = details.get();
     if text.len() <= MAX_DETAILS {
-        return Some(details.to_owned());
+        return serde_json::value::to_raw_value(&wire_json::tree(details)).ok();
     }
     let beginning = &text[..text.floor_char_boundary(MAX_DETAILS)];
     serde_json::value::to_raw_value(&format!("{beginning}... ({} bytes)", text.len())).ok()
@@ -264,6 +265,11 @@ mod tests {
             of(r#"{"reason":"trap"}"#.into()).get(),
             r#"{"reason":"trap"}"#
         );
+        // Pages are made as trees.
+        for odd in [r#"{"x":1e999}"#, r#"["\ud800"]"#] {
+            let kept: String = serde_json::from_str(of(odd.into()).get()).unwrap();
+            assert_eq!(kept, odd);
+        }
         let long = of(format!("[\"{}\"]", "é\\n".repeat(1 << 20)));
         assert!(long.get().len() < 2 * MAX_DETAILS, "{}", long.get().len());
         let text: String = serde_json::from_str(long.get()).unwrap();

@@ -103,6 +103,8 @@ impl Buffer {
             .max(size * 2)
             .min(self.most + self.read_size)
             .max(held + self.read_size)
+            // Other bytes were put before a message: see `replace`.
+            .max(size)
     }
 
     /// Whether an empty one has memory that only a large message needs: it is
@@ -290,5 +292,30 @@ impl Buffer {
             self.filled <= self.bytes.len(),
             "more arrived than the buffer holds"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A longer line in the place of a head makes a buffer larger than it would
+    /// grow by itself. Found by a POST of the greatest size, then a short GET and
+    /// many more requests in one burst.
+    #[test]
+    fn one_that_is_larger_than_its_bound_goes_on() {
+        let mut buffer = Buffer::new(1000, 100);
+        while buffer.filled < 1100 {
+            let count = buffer.spare().len();
+            buffer.advance(count);
+        }
+        assert_eq!(buffer.capacity(), 1100);
+        buffer.replace(35, &[b'x'; 60]);
+        let message = buffer.finish();
+        assert_eq!(buffer.message(message).len(), 60);
+        buffer.skip(110);
+        assert_eq!((buffer.capacity(), buffer.next_capacity()), (1125, 1125));
+        assert!(!buffer.spare().is_empty());
+        assert_eq!(buffer.unparsed().len(), 955);
     }
 }

@@ -1,11 +1,21 @@
 //! Whether bytes are one JSON text that everyone downstream can read.
 
+use serde_json::{Value, value::RawValue};
+
 /// How deep arrays and objects may nest. serde_json refuses the 128th level,
 /// so a service that parses with it never meets a payload that it can't read.
 pub const MAX_DEPTH: usize = 127;
 
 /// What stands in for an empty payload.
 pub const NULL: &str = "null";
+
+/// A JSON text as a tree. What no tree holds, such as `1e999` or half of a
+/// surrogate pair, is valid by the grammar that is checked here; it becomes a
+/// string of the text.
+#[must_use]
+pub fn tree(text: &RawValue) -> Value {
+    serde_json::from_str(text.get()).unwrap_or_else(|_| text.get().into())
+}
 
 /// Checks that a payload is one JSON text in UTF-8, nested at most
 /// [`MAX_DEPTH`] deep.

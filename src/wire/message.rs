@@ -11,6 +11,12 @@ use super::{
     header::Header,
 };
 
+/// Largest payload of a message, in bytes: the most that `max_message_size` may
+/// be.
+pub const MAX_PAYLOAD_SIZE: usize = 64 * 1024 * 1024;
+/// Largest message, in bytes: such a payload, and more than a header line.
+pub const MAX_MESSAGE_SIZE: usize = MAX_PAYLOAD_SIZE + 1024 * 1024;
+
 /// A payload without a copy of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Payload<'a> {
@@ -62,7 +68,7 @@ pub fn write_head(out: &mut Vec<u8>, header: Option<&Header<'_>>, payload: usize
 /// body so many bytes are to come.
 fn patch(out: &mut [u8], start: usize, to_come: usize, binary: bool) {
     let length = out.len() - start - FRAME_HEADER_SIZE + to_come;
-    let length = u32::try_from(length).expect("answers are bounded far below 4 GiB");
+    let length = u32::try_from(length).expect("messages are bounded far below 4 GiB");
     let frame = FrameHeader {
         length,
         keep_alive: false,

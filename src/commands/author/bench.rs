@@ -20,6 +20,9 @@ use crate::{
     wire::{Topic, Version},
 };
 
+/// Bytes of all requests that wait for answers at the same time.
+const MAX_HELD: u64 = 4 * 1024 * 1024 * 1024;
+
 /// How often progress is shown.
 const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 
@@ -98,6 +101,15 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         .map_err(|_| usage(format!("{:?} is no topic, as echo.say is", arguments.topic)))?;
     let payload = payload(arguments)?;
     let payload = as_payload(&payload, arguments.binary)?;
+    // Each connection has a copy of each of its requests.
+    let copies = u64::from(arguments.connections) * u64::from(arguments.pipeline);
+    if payload.as_bytes().len() as u64 * copies > MAX_HELD {
+        return Err(usage(format!(
+            "{copies} requests of {} bytes at a time are more than {MAX_HELD} bytes; take fewer of --connections or \
+             --pipeline",
+            payload.as_bytes().len()
+        )));
+    }
     let plan = LoadPlan {
         depth: arguments.pipeline as usize,
         pace: arguments

@@ -141,13 +141,17 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     }
 
     let wake = sender.clone();
-    thread::spawn(move || signals.recv().is_ok() && wake.send(Event::End).is_ok());
+    spawn(move || {
+        if signals.recv().is_ok() {
+            let _ = wake.send(Event::End);
+        }
+    })?;
     let wake = sender.clone();
-    thread::spawn(move || watch(&watched, seen, &wake));
+    spawn(move || watch(&watched, seen, &wake))?;
     if io::stdin().is_terminal() {
         complain!("Enter repeats the last call, Ctrl-C ends");
     }
-    thread::spawn(move || {
+    spawn(move || {
         let mut line = String::new();
         while io::stdin()
             .lock()
@@ -157,7 +161,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         {
             line.clear();
         }
-    });
+    })?;
     attempt(&project, &state, &serving, address);
     while let Ok(event) = events.recv() {
         match event {
@@ -177,6 +181,13 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     }
     serving.drain();
     Ok(Exit::Success)
+}
+
+fn spawn(work: impl FnOnce() + Send + 'static) -> std::result::Result<(), (Exit, String)> {
+    let started = thread::Builder::new().spawn(work);
+    started
+        .map(drop)
+        .map_err(|error| failure(format!("the system refuses a thread: {error}")))
 }
 
 /// Empties the folder of what an earlier run has left, and puts links to what

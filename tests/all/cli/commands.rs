@@ -542,3 +542,112 @@ fn a_terminal_gets_no_control_characters_of_answers() {
     assert_eq!((status, &*error), (Some(0), ""));
     assert_eq!(out, "\"\x1b]0;evil\x07 \u{9b}2J\"\n");
 }
+
+/// Each of these ended in a panic or by using up the memory.
+#[test]
+fn what_is_too_large_is_refused_with_a_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("mb.toml");
+    let long = "x".repeat(65_000);
+    std::fs::write(
+        &config,
+        format!("services_dir = \".\"\n[services.calc.grants.config]\nkey = \"{long}\"\n"),
+    )
+    .unwrap();
+    let config = config.to_str().unwrap();
+    let mut check = Command::new(BINARY);
+    check.args(["check", "--config", config]).current_dir(&dir);
+    let (code, shown, problem) = run_in(&mut check, b"");
+    assert!(code == Some(0) && shown.contains(&long), "{problem}");
+    let tokens = dir.path().join("tokens.json");
+    let tokens = tokens.to_str().unwrap();
+    for years in ["9000years", "500000000000years"] {
+        let new = ["token", "new", "ann", "--file", tokens, "--expires", years];
+        let (code, _, problem) = run(&new, b"");
+        assert!(
+            code == Some(2) && problem.contains("100 years"),
+            "{problem}"
+        );
+    }
+    let (code, _, problem) = run(&["call", "calc.add", "@/dev/zero", "--binary"], b"");
+    assert!(
+        code == Some(2) && problem.contains("/dev/zero: more than 67108864 bytes"),
+        "{problem}"
+    );
+    let much = ["bench", "--size", "67000000", "--pipeline", "10000"];
+    let (code, _, problem) = run(&much, b"");
+    assert!(
+        code == Some(2) && problem.contains("--pipeline"),
+        "{problem}"
+    );
+    let mut deep = Command::new(BINARY);
+    deep.arg("check").env("MB_HOST", "[".repeat(60_000));
+    let (code, _, problem) = run_in(&mut deep, b"");
+    assert!(code == Some(2) && problem.contains("MB_HOST"), "{problem}");
+}
+
+/// Answers the first connection with these bytes, and then without end with more
+/// of them.
+fn hostile(begin: Vec<u8>, more: Vec<u8>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let mut goes_on = stream.write_all(&begin).is_ok() && !more.is_empty();
+            while goes_on {
+                goes_on = stream.write_all(&more).is_ok();
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn a_server_that_answers_nonsense_is_named_so() {
+    for page in ["[]", "\"x\"", "5", "{\"calls\":7}"] {
+        let length = page.len();
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{page}"
+        );
+        let address = hostile(answer.into(), Vec::new());
+        let (code, _, problem) = run(&["why", "some-id", "--admin", &address], b"");
+        assert!(
+            code == Some(1) && !problem.contains("panic"),
+            "{code:?} {problem}"
+        );
+    }
+    // A frame of 4 GiB.
+    let address = hostile(
+        vec![0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0],
+        vec![b'x'; 1 << 20],
+    );
+    let (code, _, problem) = run(
+        &["bench", "-c", "1", "--count", "1", "--server", &address],
+        b"",
+    );
+    assert!(
+        code == Some(3) && problem.contains("more than 68157440 bytes"),
+        "{code:?} {problem}"
+    );
+}
+
+#[test]
+fn no_timeout_is_too_long_for_the_client() {
+    let server = start();
+    let longest = Duration::MAX;
+    let client = mb_server::client::Client::builder(server.wire.to_string())
+        .connect_timeout(longest)
+        .handshake_timeout(longest)
+        .write_timeout(longest)
+        .keep_alive(longest)
+        .connect()
+        .unwrap();
+    let topic = mb_server::wire::Topic::parse("system.ping").unwrap();
+    let request = mb_server::client::Request {
+        timeout: longest,
+        ..mb_server::client::Request::new(topic, mb_server::wire::Payload::Json("{}"))
+    };
+    client.call(&request).unwrap();
+}
