@@ -348,6 +348,11 @@ pub enum FileError {
 }
 
 impl FileError {
+    /// Whether the same file may load at the next look.
+    pub(super) fn may_pass(&self) -> bool {
+        matches!(self, Self::Read(_) | Self::Load(LoadError::NoProcess(_)))
+    }
+
     fn describe(error: CallError, timeout: Duration) -> Self {
         Self::Silent(match error {
             CallError::Stopped {

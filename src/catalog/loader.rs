@@ -301,11 +301,8 @@ impl Loader {
         let code = match read_code(path) {
             Ok(code) => code,
             Err(error) => {
-                // What can't be read now may be readable at the next look.
-                entry.settled = !matches!(error, FileError::Read(_));
                 entry.read = None;
-                let known = entry.error.as_ref() == Some(&error.to_string());
-                return (!known).then(|| Err(self.refuse(path, entry, &error)));
+                return self.fail(path, entry, &error);
             }
         };
         // Nothing is known of how a file came that was there at the start.
@@ -345,8 +342,17 @@ impl Loader {
                 }
                 Some(Ok(self.serve(path, entry, service, Source::File)))
             }
-            Err(error) => Some(Err(self.refuse(path, entry, &error))),
+            Err(error) => self.fail(path, entry, &error),
         }
+    }
+
+    /// Refuses a file, once for as long as it is tried again with the same
+    /// result.
+    fn fail(&self, path: &Path, entry: &mut Entry, error: &FileError) -> Option<Change> {
+        let is_known = error.may_pass() && entry.error.as_ref() == Some(&error.to_string());
+        let change = (!is_known).then(|| Err(self.refuse(path, entry, error)));
+        entry.settled = !error.may_pass();
+        change
     }
 
     /// Serves a loaded service in place of the one that was served of the file

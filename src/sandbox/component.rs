@@ -350,6 +350,9 @@ pub enum LoadError {
     /// Does not validate or compile.
     #[error("does not compile: {0}")]
     Compile(String),
+    /// The system refuses a process to compile it in.
+    #[error("does not compile: no process to compile it in: {0}")]
+    NoProcess(String),
     /// The same, in the words of the worker that compiled it.
     #[error("{0}")]
     Worker(String),

@@ -180,9 +180,7 @@ impl CompileWorker {
     }
 
     fn work(&self, job: CompileJob, bytes: &[u8]) -> Result<Vec<u8>, LoadError> {
-        let failed = |error: &dyn std::fmt::Display| {
-            LoadError::Compile(format!("no process to compile it in: {error}"))
-        };
+        let failed = |error: &dyn std::fmt::Display| LoadError::NoProcess(error.to_string());
         let helper = self.helper.as_ref().map_err(|error| failed(error))?;
         let JobResult {
             outcome,
