@@ -484,8 +484,8 @@ mod tests {
         assert_eq!(ask("b"), Ok(Value::Int(1)), "by a connection of its own");
     }
 
-    /// Where a slot is on its way, a command may have to be tried again, and each
-    /// time the node has to be told that it is to answer.
+    /// Where a slot is on its way, a command may have to be tried again, each time
+    /// behind an ASKING.
     #[test]
     fn a_slot_on_its_way_is_asked_for_again() {
         let (new, asked) = stand_in(|_| {
