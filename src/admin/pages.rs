@@ -61,7 +61,7 @@ impl Query {
 
     /// Whether a parameter is `true`.
     pub(super) fn flag(&self, name: &str) -> Result<bool, String> {
-        match self.get(name) {
+        match self.0.get(name).map(String::as_str) {
             None | Some("false") => Ok(false),
             Some("true") => Ok(true),
             Some(_) => Err(format!("{name} is true or false")),

@@ -167,8 +167,16 @@ impl Endpoint {
         if status == 401 {
             return Err(failure(format!("{}: this is not its token", self.address)));
         }
-        serde_json::from_str(&answer)
-            .map_err(|error| failure(format!("{path}: an answer that is not understood: {error}")))
+        let page: Value = serde_json::from_str(&answer).map_err(|error| {
+            failure(format!("{path}: an answer that is not understood: {error}"))
+        })?;
+        if !page.is_object() {
+            let address = &self.address;
+            return Err(failure(format!(
+                "{address} is no admin endpoint of mb-server"
+            )));
+        }
+        Ok(page)
     }
 
     /// Changes something; status and answer.

@@ -11,7 +11,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 
-use super::{Exit, Result, connect::Connect, failure, printable, printable_lines, usage};
+use super::{Exit, Result, connect::Connect, failure, output, printable, printable_lines, usage};
 use crate::{
     client::{Answer, Client, ClientError, Pending, Request, ServerError},
     wire::{
@@ -250,7 +250,7 @@ fn run_many(arguments: &Arguments, file: &str) -> Result {
     let mut tally = Tally::default();
     let mut shown = Instant::now();
     let mut number = 0_u64;
-    loop {
+    while !output::is_gone() {
         let mut text = String::new();
         let read = (&mut input).take(MAX_LINE).read_line(&mut text);
         read.map_err(|error| {
@@ -271,7 +271,7 @@ fn run_many(arguments: &Arguments, file: &str) -> Result {
         }
         tally.show(&mut shown, false);
     }
-    while !waiting.is_empty() {
+    while !waiting.is_empty() && !output::is_gone() {
         take(&mut waiting, &mut tally)?;
         tally.show(&mut shown, false);
     }
@@ -427,7 +427,10 @@ pub(super) fn print(answer: &[u8], end: &[u8]) -> Result {
     let mut out = io::stdout().lock();
     for part in [&*shown, if terminal { b"\n" } else { end }] {
         match out.write_all(part) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Exit::Success),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                output::note(&error);
+                return Ok(Exit::Success);
+            }
             result => result.map_err(failure)?,
         }
     }

@@ -1,7 +1,5 @@
 //! `mb-server completions`: what a shell needs to complete commands.
 
-use std::io::{self, Write as _};
-
 use clap::CommandFactory as _;
 use clap_complete::Shell;
 
@@ -26,6 +24,6 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         "mb-server",
         &mut text,
     );
-    let _ = io::stdout().write_all(&text);
+    say!("{}", String::from_utf8_lossy(&text).trim_end());
     Ok(Exit::Success)
 }

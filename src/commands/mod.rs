@@ -1,11 +1,8 @@
 //! The subcommands, one file each.
 
-/// Prints a line; a reader that has gone is no reason to panic.
+/// Prints a line; see [`output`].
 macro_rules! say {
-    ($($arguments:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stdout(), $($arguments)*);
-    }};
+    ($($arguments:tt)*) => { $crate::commands::output::say(format_args!($($arguments)*)) };
 }
 
 /// The same for standard error, which has no buffer: the line is one write, or
@@ -32,6 +29,7 @@ mod edge;
 mod live_settings;
 mod notify;
 mod operator;
+mod output;
 mod ping;
 #[cfg(all(test, feature = "compiler"))]
 mod reference;
@@ -108,6 +106,8 @@ impl Arguments {
     #[must_use]
     pub fn run(self) -> Exit {
         let _flush = FlushLog;
+        // It serves whether or not somebody reads what it says.
+        let is_server = matches!(self.command, Command::Serve(_));
         let result = match self.command {
             Command::Serve(arguments) => serve::run(arguments),
             #[cfg(feature = "compiler")]
@@ -121,6 +121,12 @@ impl Arguments {
             Command::Service(arguments) => service::run(&arguments),
             Command::Token(arguments) => token::run(arguments),
             Command::Completions(arguments) => completions::run(&arguments),
+        };
+        let result = match (result, output::lost()) {
+            (Ok(Exit::Success), Some(error)) if !is_server => {
+                Err(failure(format!("can't write to standard output: {error}")))
+            }
+            (result, _) => result,
         };
         result.unwrap_or_else(|(exit, message)| {
             log::print(&format!("mb-server: {}", printable_lines(&message)));

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Exit, Result, connect::Connect, failure, printable};
+use super::{Exit, Result, connect::Connect, failure, output, printable};
 use crate::{
     client::{ClientError, Request},
     wire::{Payload, Topic},
@@ -58,6 +58,9 @@ pub(super) fn run(arguments: &Arguments) -> Result {
                 lost += 1;
                 complain!("{number}: {}", printable(&error.to_string()));
             }
+        }
+        if output::is_gone() {
+            break;
         }
         if number < arguments.count {
             thread::sleep(

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use signal_hook::consts::{SIGHUP, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGTERM, SIGXFSZ};
 
 use super::{
     Exit, Result,
@@ -100,6 +100,13 @@ pub(super) fn run(arguments: Arguments) -> Result {
     confine(&loaded.config);
     write_log_in_background()?;
     let no_signals = |error: String| failure(format!("signals can't be received: {error}"));
+    // Until somebody reacts to it, a SIGHUP would end the process. One of files
+    // that grow beyond their limit always would; the write fails as well.
+    let reloads = Arc::new(AtomicBool::new(false));
+    for (signal, flag) in [(SIGHUP, &reloads), (SIGXFSZ, &Arc::default())] {
+        signal_hook::flag::register(signal, Arc::clone(flag))
+            .map_err(|error| no_signals(error.to_string()))?;
+    }
     let (end, signals) = listen_for_signals().map_err(no_signals)?;
     let terminated = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGTERM, Arc::clone(&terminated))
@@ -122,6 +129,9 @@ pub(super) fn run(arguments: Arguments) -> Result {
         ..
     } = &serving;
     follow_hangups(&serving).map_err(failure)?;
+    if reloads.load(SeqCst) {
+        signal_hook::low_level::raise(SIGHUP).map_err(failure)?;
+    }
     if config.reload_interval.0 > Duration::ZERO {
         catalog.watch(config.reload_interval.0).map_err(failure)?;
         edge.watch(config.reload_interval.0).map_err(failure)?;

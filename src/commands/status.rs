@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::{
     Exit, Result,
     admin_http::{self, AdminTargets, Endpoint, on_all, text},
+    output,
 };
 
 /// Between two looks.
@@ -51,6 +52,9 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         }
         // Clears the screen, as `watch` does.
         say!("\x1b[H\x1b[2J{}", screen.trim_end());
+        if output::is_gone() {
+            return Ok(exit);
+        }
         thread::sleep(LOOK_EVERY);
     }
 }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Exit, Result, failure, printable, usage};
+use super::{Exit, Result, failure, output, printable, usage};
 use crate::{
     access::tokens::{self, Entry},
     config::{self, Flags, Right},
@@ -84,6 +84,11 @@ pub(super) fn run(arguments: Arguments) -> Result {
                 file.display()
             );
             say!("{token}");
+            if output::is_gone() || output::lost().is_some() {
+                return Err(failure(format!(
+                    "the token could not be printed, so nobody has it: mb-server token revoke {id}"
+                )));
+            }
         }
         Command::List => {
             let entries = tokens::list(&file).map_err(failure)?;

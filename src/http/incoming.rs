@@ -135,7 +135,7 @@ impl Incoming {
     /// If no head waits, or what it asks for is refused.
     pub fn admit(&mut self, head: &Head, request_id: &str) -> Result<(), Refusal> {
         let State::Admission(size) = self.state else {
-            panic!("a head was taken");
+            panic!("no head waits");
         };
         let binary = head.content == Content::Binary;
         let state = match head.framing {
@@ -162,7 +162,7 @@ impl Incoming {
     /// If no head waits.
     pub fn skip(&mut self) {
         let State::Admission(size) = self.state else {
-            panic!("a head was taken");
+            panic!("no head waits");
         };
         self.buffer.skip(size);
         self.state = State::Head;

@@ -202,10 +202,15 @@ impl Stream {
         let Some(tls) = &self.tls else {
             return self.socket.write(buf, deadline);
         };
-        self.flush(deadline)?;
-        let taken = lock(tls).write(self.socket.stream(), buf)?;
-        self.flush(deadline)?;
-        Ok(taken)
+        loop {
+            self.flush(deadline)?;
+            let taken = lock(tls).write(self.socket.stream(), buf)?;
+            // None where a reply to the peer came between.
+            if taken > 0 || buf.is_empty() {
+                self.flush(deadline)?;
+                return Ok(taken);
+            }
+        }
     }
 
     /// Sends encrypted bytes that count as written and have not left.

@@ -651,3 +651,102 @@ fn no_timeout_is_too_long_for_the_client() {
     };
     client.call(&request).unwrap();
 }
+
+#[test]
+fn what_cannot_be_written_is_a_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokens = dir.path().join("tokens.json");
+    let tokens = tokens.to_str().unwrap();
+    for arguments in [
+        &["token", "new", "ann", "--file", tokens][..],
+        &["token", "list", "--file", tokens],
+        &["completions", "bash"],
+    ] {
+        let full = std::fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let mut command = Command::new(BINARY);
+        let done = command.args(arguments).stdout(full).output().unwrap();
+        let problem = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{arguments:?}: {problem}");
+        assert!(
+            problem.contains("print") || problem.contains("write"),
+            "{problem}"
+        );
+    }
+}
+
+/// As `head -1` does: what it does not read is not to be done any more.
+#[test]
+fn a_reader_that_has_gone_ends_what_is_written_for_it() {
+    let server = start();
+    let address = server.wire.to_string();
+    for arguments in [
+        &["call", "--requests", "-", "--server", &address][..],
+        &[
+            "ping",
+            "-c",
+            "1000000",
+            "--interval",
+            "1",
+            "--server",
+            &address,
+        ],
+    ] {
+        let mut child = Command::new(BINARY)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        std::thread::spawn(move || {
+            let line = b"{\"topic\":\"system.ping\"}\n";
+            while input.write_all(line).is_ok() {}
+        });
+        let mut first = [0; 1];
+        let mut output = child.stdout.take().unwrap();
+        output.read_exact(&mut first).unwrap();
+        drop(output);
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{arguments:?}");
+    }
+}
+
+/// Once it takes SIGTERM for a wish, it takes SIGHUP for one, too: loading takes
+/// as long as its compiler does.
+#[test]
+fn a_hangup_while_it_starts_is_no_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Command::new(BINARY)
+        .args(["serve", "--port", "0", "--admin-port", "0", "--services"])
+        .arg(dir.path())
+        .env("MB_STATE_DIR", dir.path().join("state"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let status = format!("/proc/{}/status", server.id());
+    let takes_term = || {
+        let status = std::fs::read_to_string(&status).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        u64::from_str_radix(caught.unwrap().trim(), 16).unwrap() & (1 << 14) != 0
+    };
+    let begun = Instant::now();
+    while !takes_term() {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        std::thread::yield_now();
+    }
+    let pid = rustix::process::Pid::from_child(&server);
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    let mut output = std::io::BufReader::new(server.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("ready") {
+        line.clear();
+        let read = std::io::BufRead::read_line(&mut output, &mut line).unwrap();
+        assert!(read > 0, "it has ended");
+    }
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(server.wait().unwrap().code(), Some(0));
+}
