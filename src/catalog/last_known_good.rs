@@ -84,7 +84,8 @@ impl LastKnownGood {
 
     /// Keeps a good file as the newest of its stem, unless it is that already.
     /// The file with the digest `before`, whose place it takes, is the one
-    /// before it, so that a rollback goes back to what was served.
+    /// before it: a rollback goes back to what was served, and the next one to
+    /// what was served before that.
     pub(super) fn keep(
         &self,
         stem: &str,
@@ -97,18 +98,10 @@ impl LastKnownGood {
             return Ok(());
         }
         let dir = self.dir.join(stem);
-        let served = files
-            .iter()
-            .position(|file| Some(&*file.digest) == before)
-            .filter(|place| place + 1 < files.len());
-        if let Some(place) = served {
-            let mut served = files.remove(place);
-            served.order = files.last().map_or(0, |newest| newest.order) + 1;
-            let ending = served.path.extension().unwrap_or_default();
-            let newest = dir.join(file_name(served.order, &served.digest, ending));
-            fs::rename(&served.path, &newest)?;
-            served.path = newest;
-            files.push(served);
+        let served = files.iter().position(|file| Some(&*file.digest) == before);
+        // From those behind it the operator went back.
+        for rejected in served.map_or(Vec::new(), |place| files.split_off(place + 1)) {
+            fs::remove_file(rejected.path)?;
         }
         fs::DirBuilder::new()
             .recursive(true)
@@ -226,18 +219,18 @@ mod tests {
         kept.keep("calc", "sha256:e", &code("e"), served).unwrap();
         assert_eq!(
             digests(),
-            ["sha256:b", "sha256:c", "sha256:e"],
-            "a rollback goes back to what was served"
+            ["sha256:c", "sha256:e"],
+            "a rollback goes back to what was served, and none to what it came from"
         );
         let contents = kept.files("calc");
         let contents = contents.iter().map(|file| fs::read(&file.path).unwrap());
         assert_eq!(
             contents.collect::<Vec<_>>(),
-            [b"x".to_vec(), b"sha256:c".to_vec(), b"e".to_vec()]
+            [b"sha256:c".to_vec(), b"e".to_vec()]
         );
         assert!(kept.has("calc", "sha256:e"));
         kept.forget("calc", "sha256:e").unwrap();
-        assert_eq!(digests(), ["sha256:b", "sha256:c"]);
+        assert_eq!(digests(), ["sha256:c"]);
         assert_eq!(kept.files("other"), []);
     }
 
