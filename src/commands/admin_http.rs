@@ -173,7 +173,7 @@ impl Endpoint {
         if !page.is_object() {
             let address = &self.address;
             return Err(failure(format!(
-                "{address} is no admin endpoint of mb-server"
+                "{address} is no admin endpoint of mb-server; --admin takes the address that `serve` prints for it"
             )));
         }
         Ok(page)

@@ -3,7 +3,8 @@
 use super::{Exit, Result, edge, printable, serve, serving, usage};
 use crate::{catalog::component_files, config::MemoryPlan};
 
-/// Characters of a setting that the sources of others stand behind.
+/// Widest column of settings, in characters. The source of a longer one follows
+/// it.
 const LONGEST_COLUMN: usize = 60;
 
 /// Print the effective configuration and where each setting comes from

@@ -68,7 +68,7 @@ pub fn load_over(
             let name = name.display();
             return Err(ConfigError {
                 lines: vec![format!(
-                    "environment variable {name}: more than {MAX_BRACKETS} brackets"
+                    "environment variable {name}: more than {MAX_BRACKETS} brackets; use the configuration file"
                 )],
             });
         }

@@ -135,6 +135,10 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         let frames = Frames::new(topic, arguments.version, payload, plan.depth);
         measure(arguments, &plan, &frames)?
     };
+    if measured.answers == 0 {
+        let why = "no answer came in time; is it stopped, or busy with others?";
+        return Err((Exit::Unreachable, why.into()));
+    }
     if arguments.json {
         say!("{}", as_json(arguments, &measured));
     } else {

@@ -618,6 +618,25 @@ fn a_server_that_answers_nonsense_is_named_so() {
             "{code:?} {problem}"
         );
     }
+    // Nothing at all.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let bench = [
+        "bench",
+        "-c",
+        "1",
+        "-d",
+        "1",
+        "--warm-up",
+        "0",
+        "--server",
+        &address,
+    ];
+    let (code, _, problem) = run(&bench, b"");
+    assert!(
+        code == Some(3) && problem.contains("no answer came"),
+        "{code:?} {problem}"
+    );
     // A frame of 4 GiB.
     let address = hostile(
         vec![0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0],
