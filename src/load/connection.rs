@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
+    mem,
     net::TcpStream,
 };
 
@@ -12,6 +13,9 @@ use crate::wire::message::MAX_MESSAGE_SIZE;
 
 /// First size of the read buffer, in bytes.
 const READ_SIZE: usize = 64 * 1024;
+
+/// A slot without a request.
+const FREE: u64 = u64::MAX;
 
 /// A connected stream, with TLS or without.
 pub enum LoadStream {
@@ -68,7 +72,8 @@ pub(super) struct LoadConnection<S> {
     protocol: S,
     /// Waits until the socket takes more.
     pub(super) blocked: bool,
-    /// When each slot's request was sent or due, in nanoseconds.
+    /// When each slot's request was sent or due, in nanoseconds; [`FREE`] without
+    /// one.
     since: Box<[u64]>,
     free: Vec<usize>,
     /// Of a protocol that answers in order: the slot whose answer is next, and
@@ -88,7 +93,7 @@ impl<S: Protocol> LoadConnection<S> {
             stream,
             protocol,
             blocked: false,
-            since: vec![0; depth].into(),
+            since: vec![FREE; depth].into(),
             free: (0..depth).rev().collect(),
             order: (0, 0),
             out: Vec::new(),
@@ -103,8 +108,9 @@ impl<S: Protocol> LoadConnection<S> {
         !self.free.is_empty()
     }
 
-    pub(super) fn waits_for_answers(&self) -> bool {
-        self.free.len() < self.since.len()
+    /// When the requests that wait for their answers were sent or due.
+    pub(super) fn open_requests(&self) -> impl Iterator<Item = u64> + '_ {
+        self.since.iter().copied().filter(|&since| since != FREE)
     }
 
     /// Queues one request.
@@ -187,10 +193,11 @@ impl<S: Protocol> LoadConnection<S> {
         if S::IN_ORDER {
             self.order.0 = (slot + 1) % self.since.len();
         }
-        let since = *self
-            .since
-            .get(slot)
-            .ok_or_else(|| io::Error::other("an answer to what was never asked"))?;
+        let since = self.since.get_mut(slot);
+        let since = since.map_or(FREE, |since| mem::replace(since, FREE));
+        if since == FREE {
+            return Err(io::Error::other("an answer to what was never asked"));
+        }
         self.free.push(slot);
         Ok(Some((reply, since)))
     }

@@ -5,7 +5,8 @@
 //! than what is measured. In a closed loop every answer frees a slot for the
 //! next request; in an open one requests are due at a fixed rate, and what is
 //! measured begins when a request was due, not when a slot was free: a
-//! server that stops for a second is charged with every request of that second.
+//! server that stops for a second is late with every request of that second.
+//! Requests without an answer at the end count with the time that they waited.
 
 mod connection;
 mod http;
@@ -79,8 +80,15 @@ pub struct Measured {
     pub elapsed: Duration,
     /// Bytes of these answers.
     pub bytes: u64,
+    /// Requests that had no answer when it ended; of an open loop also those
+    /// that were due.
+    pub unanswered: u64,
+    /// How long the oldest of them had waited, in nanoseconds.
+    pub oldest_ns: u64,
+    /// The slowest answer, in nanoseconds.
+    pub slowest_ns: u64,
     /// From when a request was sent, or in an open loop was due, until its
-    /// answer was read, in nanoseconds.
+    /// answer was read, or without one until the end, in nanoseconds.
     pub times: Histogram<u64>,
 }
 
@@ -99,10 +107,35 @@ impl Measured {
         Duration::from_nanos(self.times.value_at_quantile(share))
     }
 
+    /// Whether the server had stopped answering when it ended: a request had
+    /// waited for more than a second, and twice as long as any answer took.
+    #[must_use]
+    pub fn stalled(&self) -> bool {
+        let usual = (2 * self.slowest_ns).max(1_000_000_000);
+        self.oldest_ns > usual
+    }
+
+    fn count(&mut self, bytes: usize, time_ns: u64) {
+        self.answers += 1;
+        self.bytes += bytes as u64;
+        self.slowest_ns = self.slowest_ns.max(time_ns);
+        self.times.saturating_record(time_ns.max(1));
+    }
+
+    /// Counts requests that got no answer and have waited for so long.
+    fn count_open(&mut self, count: u64, waited_ns: u64) {
+        self.unanswered += count;
+        self.oldest_ns = self.oldest_ns.max(waited_ns);
+        self.times.saturating_record_n(waited_ns.max(1), count);
+    }
+
     fn absorb(&mut self, other: &Self) {
         self.answers += other.answers;
         self.bytes += other.bytes;
         self.elapsed = self.elapsed.max(other.elapsed);
+        self.unanswered += other.unanswered;
+        self.oldest_ns = self.oldest_ns.max(other.oldest_ns);
+        self.slowest_ns = self.slowest_ns.max(other.slowest_ns);
         for (code, count) in &other.refused {
             *self.refused.entry(code.clone()).or_default() += count;
         }
@@ -204,6 +237,9 @@ impl<'a, S: Protocol> Driver<'a, S> {
             refused: BTreeMap::new(),
             elapsed: Duration::ZERO,
             bytes: 0,
+            unanswered: 0,
+            oldest_ns: 0,
+            slowest_ns: 0,
             times,
         };
         let to_send = match plan.length {
@@ -272,6 +308,7 @@ impl<'a, S: Protocol> Driver<'a, S> {
                 && self.is_done(first)
             {
                 self.measured.elapsed = Duration::from_nanos(self.now() - first);
+                self.count_open_requests();
                 return Ok(self.measured);
             }
         }
@@ -295,7 +332,47 @@ impl<'a, S: Protocol> Driver<'a, S> {
     fn waits_for_answers(&self) -> bool {
         self.connections
             .iter()
-            .any(LoadConnection::waits_for_answers)
+            .any(|connection| connection.open_requests().next().is_some())
+    }
+
+    /// Counts what got no answer: what was sent, and what was due.
+    fn count_open_requests(&mut self) {
+        /// What was due is counted in so many steps at most.
+        const STEPS: u64 = 10_000;
+        let now = self.now();
+        for connection in &self.connections {
+            for since in connection.open_requests() {
+                self.measured.count_open(1, now.saturating_sub(since));
+            }
+        }
+        let due = match self.plan.pace {
+            Pace::Closed => self.sent,
+            #[allow(
+                clippy::cast_precision_loss,
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss
+            )]
+            Pace::Open(_) => (now as f64 / self.interval_ns) as u64,
+        };
+        let mut next = self.sent;
+        let due = due.min(self.to_send);
+        let step = due.saturating_sub(next).div_ceil(STEPS);
+        while next < due {
+            let count = step.min(due - next);
+            self.measured
+                .count_open(count, now.saturating_sub(self.due(next)));
+            next += count;
+        }
+    }
+
+    /// When a request of an open loop is due, in nanoseconds.
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss
+    )]
+    fn due(&self, number: u64) -> u64 {
+        (number as f64 * self.interval_ns) as u64
     }
 
     /// Sends what is due in an open loop, where slots are free. Returns the
@@ -307,12 +384,7 @@ impl<'a, S: Protocol> Driver<'a, S> {
         }
         let mut touched = Vec::new();
         let wait = loop {
-            #[allow(
-                clippy::cast_precision_loss,
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss
-            )]
-            let due = (self.sent as f64 * self.interval_ns) as u64;
+            let due = self.due(self.sent);
             let now = self.now();
             if self.sent >= self.to_send {
                 break IDLE;
@@ -350,11 +422,7 @@ impl<'a, S: Protocol> Driver<'a, S> {
                 while let Some((reply, since)) = self.connections[number].next()? {
                     answers += 1;
                     if counts {
-                        self.measured.answers += 1;
-                        self.measured.bytes += reply.bytes as u64;
-                        self.measured
-                            .times
-                            .saturating_record(now.saturating_sub(since).max(1));
+                        self.measured.count(reply.bytes, now.saturating_sub(since));
                         if let Some(code) = reply.refused {
                             *self.measured.refused.entry(code).or_default() += 1;
                         }

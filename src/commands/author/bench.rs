@@ -41,8 +41,9 @@ const QUANTILES: [(f64, &str); 6] = [
 /// Without --rate in a closed loop: each answer is followed by the next
 /// request. With --rate in an open loop: requests are due at that rate
 /// whatever the server does, and times count from when a request was due.
-/// Exit codes: 0 all answered, 1 some were refused, 2 wrong usage, 3 the
-/// server could not be reached or a connection broke.
+/// What has no answer at the end counts with the time that it waited. Exit
+/// codes: 0 all answered, 1 some were refused or answers stopped coming, 2 wrong
+/// usage, 3 the server could not be reached or a connection broke.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  mb-server bench\n  \
                         mb-server bench calc.add '{\"a\":2,\"b\":40}' --connections 8 --pipeline 16\n  \
@@ -144,7 +145,14 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     } else {
         print(&measured);
     }
-    Ok(if measured.refused.is_empty() {
+    if measured.stalled() {
+        complain!(
+            "{} requests had no answer at the end, the oldest for {}",
+            measured.unanswered,
+            duration(Duration::from_nanos(measured.oldest_ns))
+        );
+    }
+    Ok(if measured.refused.is_empty() && !measured.stalled() {
         Exit::Success
     } else {
         Exit::Failure
@@ -255,6 +263,7 @@ fn as_json(arguments: &Arguments, measured: &Measured) -> serde_json::Value {
         "rate": arguments.rate,
         "answers": measured.answers,
         "refused": measured.refused,
+        "unanswered": measured.unanswered,
         "seconds": measured.elapsed.as_secs_f64(),
         "answersPerSecond": measured.rate(),
         "bytes": measured.bytes,
