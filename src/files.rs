@@ -4,7 +4,7 @@
 use std::{
     ffi::OsString,
     fs::{self, DirBuilder, File},
-    io::{self, Write as _},
+    io::{self, Read, Write as _},
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process,
@@ -44,6 +44,30 @@ impl Stamp {
             inode: metadata.ino(),
         })
     }
+}
+
+/// Reads to the end, which a device or a pipe may not have.
+///
+/// # Errors
+/// `FileTooLarge` if there are more than `limit` bytes; likewise if it can't be
+/// read.
+pub fn read_bounded(from: impl Read, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let count = from.take(limit + 1).read_to_end(&mut bytes)?;
+    if count as u64 > limit {
+        let problem = format!("exceeds the limit of {limit} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, problem));
+    }
+    Ok(bytes)
+}
+
+/// The same of a text.
+///
+/// # Errors
+/// `InvalidData` if it is no UTF-8; likewise as [`read_bounded`].
+pub fn read_text(from: impl Read, limit: u64) -> io::Result<String> {
+    String::from_utf8(read_bounded(from, limit)?)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
 }
 
 /// Creates a folder that only this user can use, and those above it.
@@ -220,6 +244,16 @@ mod tests {
         assert_eq!(fs::read(&file).unwrap(), b"three");
         assert!(replace(folder.path(), PRIVATE, b"a folder").is_err());
         assert_eq!(names(folder.path()), ["file"]);
+    }
+
+    #[test]
+    fn what_is_read_has_a_bound() {
+        assert_eq!(read_text(&b"four"[..], 4).unwrap(), "four");
+        let error = read_text(&b"four"[..], 3).unwrap_err();
+        assert_eq!(error.to_string(), "exceeds the limit of 3 bytes");
+        let error = read_bounded(io::repeat(0), 1 << 20).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        assert!(read_text(&b"\xff"[..], 4).is_err());
     }
 
     #[test]

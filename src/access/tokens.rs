@@ -4,8 +4,7 @@
 
 use std::{
     collections::HashMap,
-    fs,
-    io::{self, Read as _},
+    fs, io,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
@@ -256,18 +255,10 @@ fn read(file: &Path, opened: io::Result<fs::File>) -> Result<File, TokensError> 
         file: file.to_owned(),
         problem,
     };
-    let mut text = String::new();
-    match opened {
+    let text = match opened.and_then(|opened| files::read_text(opened, MAX_FILE)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(File::default()),
-        Err(e) => return Err(error(e.to_string())),
-        Ok(opened) => opened
-            .take(MAX_FILE + 1)
-            .read_to_string(&mut text)
-            .map_err(|e| error(e.to_string()))?,
+        text => text.map_err(|e| error(e.to_string()))?,
     };
-    if text.len() as u64 > MAX_FILE {
-        return Err(error(format!("exceeds the limit of {MAX_FILE} bytes")));
-    }
     let parsed: File = serde_json::from_str(&text).map_err(|e| error(e.to_string()))?;
     if parsed.tokens.len() > MAX_TOKENS {
         return Err(error(format!(

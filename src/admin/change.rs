@@ -9,7 +9,7 @@ use super::{
     Admin, Page,
     gateway::Request,
     page,
-    pages::{Query, decode},
+    pages::{Query, decode, listed},
     refuse,
     routes::{Route, Takes},
     shown, token,
@@ -288,10 +288,9 @@ fn read_body(request: &Request, route: &Route) -> Result<Body, String> {
         .keys()
         .find(|name| !route.body.iter().any(|(known, ..)| known == name))
     {
-        let known: Vec<_> = route.body.iter().map(|(name, ..)| *name).collect();
+        let known = listed(route.body.iter().map(|(name, ..)| *name));
         return Err(format!(
-            "the body has the field {unknown:?}; known here: {}",
-            known.join(", ")
+            "the body has the field {unknown:?}; known here: {known}"
         ));
     }
     if let Some(missing) = route

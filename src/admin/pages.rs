@@ -14,6 +14,15 @@ use crate::{log::lines, metrics::snapshot::Snapshot};
 /// Rows of a list where nobody says how many.
 const DEFAULT_LIMIT: usize = 1000;
 
+/// Names for an error.
+pub(super) fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<_> = names.collect();
+    match names.is_empty() {
+        true => "none".into(),
+        false => names.join(", "),
+    }
+}
+
 /// Parameters of a query. Values are plain or percent-encoded.
 pub(super) struct Query(BTreeMap<String, String>);
 
@@ -27,12 +36,7 @@ impl Query {
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             if !known.iter().any(|(known, _)| *known == name) {
-                let names: Vec<_> = known.iter().map(|(name, _)| *name).collect();
-                let names = if names.is_empty() {
-                    "none".into()
-                } else {
-                    names.join(", ")
-                };
+                let names = listed(known.iter().map(|(name, _)| *name));
                 return Err(format!("unknown parameter {name:?}; known here: {names}"));
             }
             let value =

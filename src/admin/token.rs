@@ -1,11 +1,7 @@
 //! The token that changing things takes: whoever can read the operator's
 //! files has it, and no page in a browser does.
 
-use std::{
-    fs,
-    io::{self, Read as _},
-    path::Path,
-};
+use std::{fs, io, path::Path};
 
 use crate::files;
 use crate::trusted::{self, Purpose};
@@ -26,7 +22,9 @@ pub fn load_or_create(file: &Path) -> io::Result<String> {
         files::private_dir(dir)?;
         trusted::check(dir)?;
     }
-    let created = match trusted::open(file, Purpose::Data).and_then(read) {
+    let created = match trusted::open(file, Purpose::Data)
+        .and_then(|file| files::read_text(file, MAX_FILE))
+    {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             files::create(file, files::PRIVATE, new_token()?.as_bytes())
@@ -63,7 +61,7 @@ fn new_token() -> io::Result<String> {
 /// If the file can't be read, or holds none.
 pub fn load(file: &Path) -> io::Result<String> {
     // Whose file it is matters to the server; root may use that of its user.
-    let text = read(fs::File::open(file)?)?;
+    let text = files::read_text(fs::File::open(file)?, MAX_FILE)?;
     let token = text.trim();
     if token.len() < MIN_SIZE {
         return Err(io::Error::other(format!(
@@ -71,12 +69,6 @@ pub fn load(file: &Path) -> io::Result<String> {
         )));
     }
     Ok(token.to_owned())
-}
-
-fn read(file: fs::File) -> io::Result<String> {
-    let mut text = String::new();
-    file.take(MAX_FILE).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 /// Compares in a time that tells nothing about how much of it is right.

@@ -129,7 +129,7 @@ impl Deploys {
             format!("the services folder {dir} can't be written: {error}")
         };
         let mut file = Unfinished::create(&path, files::ORDINARY).map_err(folder)?;
-        let copied = io::copy(&mut body.take(MAX_SIZE as u64 + 1), &mut file.file);
+        let copied = io::copy(&mut body.take(MAX_SIZE + 1), &mut file.file);
         copied.map_err(|error| format!("the file did not arrive: {error}"))?;
         file.file.sync_all().map_err(folder)?;
         let code = read_code(file.temporary())?;

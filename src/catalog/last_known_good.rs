@@ -99,15 +99,13 @@ impl LastKnownGood {
         }
         let dir = self.dir.join(stem);
         let served = files.iter().position(|file| Some(&*file.digest) == before);
+        let order = files.last().map_or(0, |newest| newest.order) + 1;
         // From those behind it the operator went back.
-        for rejected in served.map_or(Vec::new(), |place| files.split_off(place + 1)) {
-            fs::remove_file(rejected.path)?;
-        }
+        let rejected = served.map_or(Vec::new(), |place| files.split_off(place + 1));
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&dir)?;
-        let order = files.last().map_or(0, |newest| newest.order) + 1;
         let ending = ENDINGS[usize::from(code.is_machine())];
         files::remove_unfinished(&dir, Duration::ZERO);
         let name = file_name(order, digest, ending.as_ref());
@@ -122,7 +120,8 @@ impl LastKnownGood {
             .take((others + 1).saturating_sub(MAX_KEPT));
         older
             .chain(too_many)
-            .try_for_each(|file| fs::remove_file(&file.path))
+            .chain(&rejected)
+            .try_for_each(|file| remove(&file.path))
     }
 
     /// Whether the file with this digest is kept.
@@ -134,7 +133,7 @@ impl LastKnownGood {
     pub(super) fn forget(&self, stem: &str, digest: &str) -> io::Result<()> {
         let mut files = self.files(stem).into_iter();
         let file = files.find(|file| file.digest == digest);
-        file.map_or(Ok(()), |file| fs::remove_file(file.path))
+        file.map_or(Ok(()), |file| remove(&file.path))
     }
 
     /// The rollback that holds for a stem.
@@ -156,11 +155,16 @@ impl LastKnownGood {
                 files::PRIVATE,
                 format!("{refused}\n{served}\n").as_bytes(),
             ),
-            None => match fs::remove_file(file) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            },
+            None => remove(&file),
         }
+    }
+}
+
+/// Removes a file that another process may have removed already.
+fn remove(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -192,7 +196,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("x.wasm");
         fs::write(&file, content).unwrap();
-        ComponentFile::read(&file, 100).unwrap().unwrap()
+        ComponentFile::read(&file, 100).unwrap()
     }
 
     #[test]

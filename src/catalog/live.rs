@@ -180,7 +180,13 @@ impl LiveCatalog {
         };
         self.swap(&loader);
         let refused = match done {
-            Ok(done) if self.serves(path, digest) => return Ok(done),
+            Ok(done) if self.serves(path, digest) => {
+                let disabled = match self.current().is_disabled(path) {
+                    true => "; it is disabled, so nobody can call it: mb-server service enable",
+                    false => "",
+                };
+                return Ok(done + disabled);
+            }
             Ok(_) => "another file has its name and version".into(),
             Err(error) => error,
         };

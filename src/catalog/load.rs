@@ -3,8 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    fmt, fs,
-    io::{self, Read as _},
+    fmt, fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
@@ -21,6 +20,7 @@ use super::{
 };
 use crate::{
     budget::Rate,
+    files,
     host::{GrantError, Stop},
     log::{Limiter, panic_text},
     sandbox::{
@@ -40,7 +40,7 @@ const PREFERRED: &str = ENDINGS[if cfg!(feature = "compiler") { 0 } else { 1 }];
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// Largest component file, in bytes.
-pub const MAX_SIZE: usize = 256 * 1024 * 1024;
+pub const MAX_SIZE: u64 = 256 * 1024 * 1024;
 
 /// How long `describe` may take, where the service's own timeout is not shorter.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -125,10 +125,11 @@ pub fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Whether this is a file, or may be one that can't be looked at just now.
+/// Whether this is a file, or may be one that can't be looked at just now. A
+/// folder of this name is a mistake that reading it will name.
 fn is_there(path: &Path) -> bool {
     match fs::metadata(path) {
-        Ok(metadata) => metadata.is_file(),
+        Ok(metadata) => metadata.is_file() || metadata.is_dir(),
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     }
 }
@@ -162,16 +163,12 @@ pub(super) fn load_code(
 
 /// Reads a component's file.
 pub(super) fn read_code(file: &Path) -> Result<ComponentFile, FileError> {
-    match ComponentFile::read(file, MAX_SIZE) {
-        Ok(Some(code)) => Ok(code),
-        Ok(None) => Err(FileError::Size),
-        Err(error) => Err(match OpenToOthers::of(&error) {
-            Some(OpenToOthers(path)) => {
-                LoadError::from(PrecompiledError::OpenToOthers(path.clone())).into()
-            }
-            None => FileError::Read(error.to_string()),
-        }),
-    }
+    ComponentFile::read(file, MAX_SIZE).map_err(|error| match OpenToOthers::of(&error) {
+        Some(OpenToOthers(path)) => {
+            LoadError::from(PrecompiledError::OpenToOthers(path.clone())).into()
+        }
+        None => FileError::Read(error.to_string()),
+    })
 }
 
 /// An untrusted file may reach a defect of the compiler: a panic of it is
@@ -256,19 +253,9 @@ pub fn fingerprint(file: &Path) -> std::io::Result<(u64, Option<String>)> {
 }
 
 pub(super) fn read_bounded(file: &Path) -> Result<Vec<u8>, FileError> {
-    let read = || {
-        let mut bytes = Vec::new();
-        fs::File::open(file)?
-            .take(MAX_SIZE as u64 + 1)
-            .read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = read().map_err(|e: std::io::Error| FileError::Read(e.to_string()))?;
-    if bytes.len() > MAX_SIZE {
-        Err(FileError::Size)
-    } else {
-        Ok(bytes)
-    }
+    fs::File::open(file)
+        .and_then(|opened| files::read_bounded(opened, MAX_SIZE))
+        .map_err(|error| FileError::Read(error.to_string()))
 }
 
 /// Compiling a large component takes seconds; nobody shall think that the
@@ -303,12 +290,12 @@ pub enum FileError {
         VERSION its MAJOR.MINOR.PATCH; rename it"
     )]
     Name,
-    /// The file can't be read.
+    /// What was kept of it earlier is gone, or was changed.
+    #[error("{0}")]
+    Kept(String),
+    /// The file can't be read, or is larger than 256 MiB.
     #[error("can't be read: {0}")]
     Read(String),
-    /// The file is larger than 256 MiB.
-    #[error("exceeds the limit of {MAX_SIZE} bytes")]
-    Size,
     /// The file ends too early.
     #[error(
         "the file is cut short: it ends after {size} bytes, in the middle of a section; copy it again"

@@ -239,6 +239,12 @@ impl Catalog {
             .map(|listed| &*listed.service)
     }
 
+    /// Whether this file is loaded and what it serves is switched off.
+    fn is_disabled(&self, path: &Path) -> bool {
+        let mut listed = self.services.values().flatten();
+        listed.any(|listed| listed.disabled && listed.service.file == path)
+    }
+
     /// All versions of one service, switched off or not, highest first.
     pub fn versions(&self, name: &str) -> impl Iterator<Item = &Service> {
         self.services

@@ -14,7 +14,7 @@ use super::{
     Client, ClientError, End, LONGEST_TIME, link,
     shared::{ClientCore, State, spawn_reader},
 };
-use crate::transport::{ClientTls, client_config};
+use crate::transport::{ClientTls, client_config, host_and_port, server_name};
 
 /// How often a request is sent again at most, unless the builder says.
 const DEFAULT_RETRIES: u32 = 3;
@@ -137,7 +137,9 @@ impl Builder {
         self
     }
 
-    /// For a write to be taken; 10 s unless said.
+    /// For a write to be taken; 10 s unless said. It is that of whoever writes:
+    /// a call may wait so long beyond its own timeout for a server that does not
+    /// read.
     #[must_use]
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.write_timeout = timeout.min(LONGEST_TIME);
@@ -181,6 +183,11 @@ impl Builder {
         self
     }
 
+    /// Whether all that was given can be: the address, the files, the names.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        self.clone().settle().map(drop)
+    }
+
     fn settle(self) -> Result<Settings, String> {
         let Self {
             server,
@@ -197,21 +204,14 @@ impl Builder {
             max_waiting,
             piece_size,
         } = self;
-        let wrong = || format!("{server:?} is no HOST:PORT, as localhost:8081 or [::1]:8081 is");
-        let (host, port) = server.rsplit_once(':').ok_or_else(wrong)?;
-        let port = port.parse().map_err(|_| wrong())?;
-        let bare = host
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'));
-        if bare.is_none() && host.contains(':') || host.is_empty() {
-            return Err(wrong());
-        }
-        let host = bare.unwrap_or(host).to_owned();
+        let (host, port) = host_and_port(&server)?;
         let tls = match tls {
             None => None,
             Some(tls) => {
                 let config = client_config(&tls).map_err(|error| error.to_string())?;
-                Some((config, tls.server_name.unwrap_or_else(|| host.clone())))
+                let name = tls.server_name.unwrap_or_else(|| host.clone());
+                server_name(&name).map_err(|error| error.to_string())?;
+                Some((config, name))
             }
         };
         Ok(Settings {

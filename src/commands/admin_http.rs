@@ -17,7 +17,7 @@ use super::{Exit, failure, printable, usage};
 use crate::{
     admin::{MAX_ANSWER, is_loopback, token},
     config::{self, Config, Flags},
-    transport::{connect_any, resolve_until},
+    transport::{connect_any, host_and_port, resolve_until},
 };
 
 /// For the server to be reached.
@@ -38,6 +38,9 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 const MAX_SERVERS: usize = 64;
 /// What to do about a server that is silent.
 const STOPPED: &str = "; is the server stopped (kill -CONT PID lets it go on), or overloaded?";
+/// What to do about an answer that is not ours.
+pub(super) const NO_ADMIN: &str =
+    "this is no admin endpoint of mb-server; --admin takes the address that `serve` prints for it";
 /// Longest answer that is read with its head, in bytes.
 const MAX_READ: usize = MAX_ANSWER + 16 * 1024;
 
@@ -83,6 +86,17 @@ impl AdminTargets {
         }
         if let Some(twice) = (1..admin.len()).find(|at| admin[..*at].contains(&admin[*at])) {
             return Err(usage(format!("--admin {} is there twice", admin[twice])));
+        }
+        for address in admin {
+            let checked = match address.strip_prefix("unix:") {
+                Some(file) => SockAddr::unix(file)
+                    .map_err(|error| format!("{address}: {error}"))
+                    .map(|_| ()),
+                None => host_and_port(address)
+                    .map(|_| ())
+                    .map_err(|error| format!("{error}; a socket is unix:FILE")),
+            };
+            checked.map_err(|error| usage(format!("--admin {error}")))?;
         }
         let config = config::load(config.as_deref(), Flags::default()).map_err(usage)?;
         let endpoint = |admin| Endpoint::new(admin, &config.config, *allow_unsecure);
@@ -170,11 +184,10 @@ impl Endpoint {
         let page: Value = serde_json::from_str(&answer).map_err(|error| {
             failure(format!("{path}: an answer that is not understood: {error}"))
         })?;
-        if !page.is_object() {
-            let address = &self.address;
-            return Err(failure(format!(
-                "{address} is no admin endpoint of mb-server; --admin takes the address that `serve` prints for it"
-            )));
+        // The wire has pages of the same names, and says otherwise what it lacks.
+        let refused = page["error"].is_string() || page["status"].is_string();
+        if !page.is_object() || (status != 200 && !refused) {
+            return Err(failure(format!("{}: {NO_ADMIN}", self.address)));
         }
         Ok(page)
     }
@@ -328,9 +341,8 @@ impl Endpoint {
         if let Some(addresses) = self.addresses.get() {
             return Ok(addresses);
         }
-        let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "it is no HOST:PORT");
-        let (host, port) = self.address.rsplit_once(':').ok_or_else(wrong)?;
-        let found = resolve_until(host, port.parse().map_err(|_| wrong())?, deadline)?;
+        let (host, port) = host_and_port(&self.address).map_err(io::Error::other)?;
+        let found = resolve_until(&host, port, deadline)?;
         Ok(self.addresses.get_or_init(|| found))
     }
 }

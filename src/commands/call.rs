@@ -14,6 +14,7 @@ use serde_json::{json, value::RawValue};
 use super::{Exit, Result, connect::Connect, failure, output, printable, printable_lines, usage};
 use crate::{
     client::{Answer, Client, ClientError, Pending, Request, ServerError},
+    files,
     wire::{
         Code, DEFAULT_TIMEOUT, Payload, Topic, Version,
         codes::{BUILDING, COMPILING},
@@ -250,7 +251,7 @@ fn run_many(arguments: &Arguments, file: &str) -> Result {
     let mut tally = Tally::default();
     let mut shown = Instant::now();
     let mut number = 0_u64;
-    while !output::is_gone() {
+    while !output::is_over() {
         let mut text = String::new();
         let read = (&mut input).take(MAX_LINE).read_line(&mut text);
         read.map_err(|error| {
@@ -271,7 +272,7 @@ fn run_many(arguments: &Arguments, file: &str) -> Result {
         }
         tally.show(&mut shown, false);
     }
-    while !waiting.is_empty() && !output::is_gone() {
+    while !waiting.is_empty() && !output::is_over() {
         take(&mut waiting, &mut tally)?;
         tally.show(&mut shown, false);
     }
@@ -376,17 +377,7 @@ impl Tally {
 
 /// A payload of the command line: itself, `-` for standard input, or `@FILE`.
 pub(super) fn read_payload(argument: &str) -> std::result::Result<Vec<u8>, (Exit, String)> {
-    let read = |input: &mut dyn Read| {
-        let mut payload = Vec::new();
-        let count = input
-            .take(MAX_PAYLOAD_SIZE as u64 + 1)
-            .read_to_end(&mut payload)?;
-        if count > MAX_PAYLOAD_SIZE {
-            let problem = format!("more than {MAX_PAYLOAD_SIZE} bytes, which no server takes");
-            return Err(io::Error::other(problem));
-        }
-        Ok(payload)
-    };
+    let read = |input: &mut dyn Read| files::read_bounded(input, MAX_PAYLOAD_SIZE as u64);
     match argument.strip_prefix('@') {
         Some(file) => std::fs::File::open(file)
             .and_then(|mut opened| read(&mut opened))
@@ -425,16 +416,15 @@ pub(super) fn print(answer: &[u8], end: &[u8]) -> Result {
         answer.into()
     };
     let mut out = io::stdout().lock();
-    for part in [&*shown, if terminal { b"\n" } else { end }] {
-        match out.write_all(part) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                output::note(&error);
-                return Ok(Exit::Success);
-            }
-            result => result.map_err(failure)?,
-        }
+    let end = if terminal { b"\n" } else { end };
+    let written = out
+        .write_all(&shown)
+        .and_then(|()| out.write_all(end))
+        .and_then(|()| out.flush());
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => output::note(&error),
+        result => result.map_err(failure)?,
     }
-    out.flush().map_err(failure)?;
     Ok(Exit::Success)
 }
 

@@ -1,10 +1,11 @@
 //! The flags with which `call`, `ping` and `bench` reach a server.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fmt::Display, fs::File, path::PathBuf, time::Duration};
 
 use super::{Exit, printable, usage};
 use crate::{
     client::{Builder, Client, ClientError},
+    files,
     transport::ClientTls,
 };
 
@@ -14,7 +15,7 @@ pub(super) const DEFAULT_SERVER: &str = "127.0.0.1:8081";
 const DEFAULT_TLS_SERVER: &str = "localhost:8444";
 
 /// Longest file of a token, in bytes.
-const MAX_TOKEN_SIZE: usize = 4096;
+const MAX_TOKEN_SIZE: u64 = 4096;
 
 /// For a step of connecting, whatever a request's timeout is.
 const SHORTEST_STEP: Duration = Duration::from_secs(1);
@@ -67,6 +68,7 @@ impl Connect {
             .connect_timeout(step)
             .handshake_timeout(step)
             .write_timeout(step);
+        builder.check().map_err(usage)?;
         let mut pause = FIRST_PAUSE;
         for _ in 0..self.retry {
             match builder.clone().connect() {
@@ -130,14 +132,12 @@ impl Connect {
         let Some(file) = &self.token_file else {
             return Ok(None);
         };
-        let token = fs::read_to_string(file)
-            .map_err(|error| usage(format!("token {}: {error}", file.display())))?;
+        let wrong = |problem: &dyn Display| usage(format!("token {}: {problem}", file.display()));
+        let token = File::open(file).and_then(|file| files::read_text(file, MAX_TOKEN_SIZE));
+        let token = token.map_err(|error| wrong(&error))?;
         let token = token.trim();
-        if token.is_empty() || token.len() > MAX_TOKEN_SIZE {
-            return Err(usage(format!(
-                "token {}: 1 to {MAX_TOKEN_SIZE} bytes are expected",
-                file.display()
-            )));
+        if token.is_empty() {
+            return Err(wrong(&"it holds none"));
         }
         Ok(Some(token.to_owned()))
     }

@@ -3,7 +3,6 @@
 
 use std::{
     fs::File,
-    io::Read as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,11 +15,12 @@ use super::{
     failure, printable,
     service::{Servers, done, failed, file_stem, show},
     usage,
-    watch::{Seen, Watch},
+    watch::{Problem, Seen, Watch},
 };
 use crate::{
     catalog::{FileName, MAX_SIZE, digest_of},
     config::Millis,
+    files,
 };
 
 /// Put a component on servers: on all of them, or on none
@@ -105,7 +105,8 @@ pub(super) fn run(arguments: &Arguments) -> Result {
             if serving {
                 Ok(page)
             } else {
-                Err(failure("it serves another file by now"))
+                let address = &server.address;
+                Err(failure(format!("{address} serves another file by now")))
             }
         })
     });
@@ -114,10 +115,13 @@ pub(super) fn run(arguments: &Arguments) -> Result {
             say!("{kept}");
             Ok(Exit::Success)
         }
-        Err(reason) => {
+        Err(Problem::Worse(reason)) => {
             say!("rolling back: {reason}");
-            Err(deploy.go_back(&format!("rolled back: {reason}"), |_| true))
+            Err(deploy.go_back(&reason, |_| true))
         }
+        Err(Problem::Changed(reason)) => Err(failure(format!(
+            "{reason}, so it is not watched any longer; nothing was rolled back"
+        ))),
     }
 }
 
@@ -185,10 +189,7 @@ impl Deploy {
         let (refused, answers): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
         match failed(&answers) {
             None => Ok(()),
-            Some(_) => {
-                let reason = "a server failed, so all serve what they served before";
-                Err(self.go_back(reason, |at| !refused[at]))
-            }
+            Some(_) => Err(self.go_back("a server failed", |at| !refused[at])),
         }
     }
 
@@ -206,11 +207,16 @@ impl Deploy {
             show(server, &answer);
             answer
         });
+        let left = answers.iter().filter(|answer| answer.is_err()).count();
         match failed(&answers) {
-            None => failure(reason),
-            Some(_) => failure(format!(
-                "{reason}; but not all servers could: mb-server status shows which serve what"
-            )),
+            None => failure(format!("{reason}; all serve what they served before")),
+            Some(exit) => {
+                let all = self.servers.len();
+                let error = format!(
+                    "{reason}; {left} of {all} servers could not be rolled back: mb-server status shows which serve what"
+                );
+                (exit, error)
+            }
         }
     }
 
@@ -264,16 +270,9 @@ fn read(file: &Path) -> admin_http::Result<Vec<u8>> {
             &"only .wasm files are deployed: machine code is copied by who may change what the server runs",
         ));
     }
-    let mut bytes = Vec::new();
-    let opened = File::open(file).map_err(|error| refused(&error))?;
-    opened
-        .take(MAX_SIZE as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| refused(&error))?;
-    if bytes.len() > MAX_SIZE {
-        return Err(refused(&format!("exceeds the limit of {MAX_SIZE} bytes")));
-    }
-    Ok(bytes)
+    File::open(file)
+        .and_then(|opened| files::read_bounded(opened, MAX_SIZE))
+        .map_err(|error| refused(&error))
 }
 
 /// `30s`, `2m` or a number of milliseconds.

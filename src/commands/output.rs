@@ -28,10 +28,10 @@ pub(super) fn note(error: &io::Error) {
     }
 }
 
-/// Whether the reader has seen enough, as `head` has: no failure, and no reason
-/// to go on.
-pub(super) fn is_gone() -> bool {
-    IS_GONE.load(Relaxed)
+/// Whether nothing more arrives: the reader has seen enough, as `head` has, which
+/// is no failure, or something was lost.
+pub(super) fn is_over() -> bool {
+    IS_GONE.load(Relaxed) || lost().is_some()
 }
 
 /// Why something was lost that somebody wanted.

@@ -59,7 +59,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
                 complain!("{number}: {}", printable(&error.to_string()));
             }
         }
-        if output::is_gone() {
+        if output::is_over() {
             break;
         }
         if number < arguments.count {

@@ -133,7 +133,11 @@ fn change(what: &What, change: &str, undo: bool) -> Result {
 
 /// What an answer says was done.
 pub(super) fn done(answer: admin_http::Result<(u16, Value)>) -> admin_http::Result<String> {
-    match answer? {
+    let (status, answer) = answer?;
+    if !answer["done"].is_string() && !answer["error"].is_string() {
+        return Err(failure(admin_http::NO_ADMIN));
+    }
+    match (status, answer) {
         (200, answer) => Ok(text(&answer["done"])),
         (401, answer) => Err(failure(format!(
             "{}; --token-file names it",

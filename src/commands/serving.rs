@@ -579,7 +579,7 @@ fn start_admin(
         metrics,
         token: token.ok(),
         deploy_token: deploy_token.and_then(Result::ok),
-        max_upload: MAX_SIZE,
+        max_upload: MAX_SIZE as usize,
         allowed_hosts: config.admin.allowed_hosts.clone(),
         memory: MemoryPlan::of(config).admin,
     }

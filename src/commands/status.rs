@@ -52,7 +52,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         }
         // Clears the screen, as `watch` does.
         say!("\x1b[H\x1b[2J{}", screen.trim_end());
-        if output::is_gone() {
+        if output::is_over() {
             return Ok(exit);
         }
         thread::sleep(LOOK_EVERY);

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, BufWriter, Write},
+    io::{self, BufRead, BufReader, BufWriter, Write},
     path::{Path, PathBuf},
 };
 
@@ -95,8 +95,9 @@ pub(super) fn run(arguments: &Arguments) -> Result {
             Ok(verdict(checked, "they are not in the backup"))
         }
         Action::Import { from, merge } => {
+            let input = input(from)?;
             let store = Store::open(&file, CACHE).map_err(|e| named(&file, &e))?;
-            import(&store, &file, from, *merge)
+            import(&store, &file, input, *merge)
         }
         Action::Check => {
             let reader = Reader::open(&file, CACHE, true).map_err(|e| named(&file, &e))?;
@@ -122,7 +123,7 @@ fn run_remote(remote: Remote, action: &Action) -> Result {
             })?;
             Ok(verdict(checked, "they are not in the backup"))
         }
-        Action::Import { from, merge } => import(&store, &url, from, *merge),
+        Action::Import { from, merge } => import(&store, &url, input(from)?, *merge),
         Action::Check | Action::Compact => {
             Err(failure("store.url names an engine that does this itself"))
         }
@@ -220,13 +221,16 @@ fn write_whole<T>(
     Ok(written)
 }
 
-fn import(store: &Store, file: &Path, from: &Path, merge: bool) -> Result {
-    let entries = if is_dash(from) {
-        store.import(&mut io::stdin().lock(), merge)
-    } else {
-        let input = File::open(from).map_err(|e| named(from, &e))?;
-        store.import(&mut BufReader::new(input), merge)
-    };
+fn input(from: &Path) -> std::result::Result<Box<dyn BufRead>, (Exit, String)> {
+    if is_dash(from) {
+        return Ok(Box::new(io::stdin().lock()));
+    }
+    let input = File::open(from).map_err(|e| named(from, &e))?;
+    Ok(Box::new(BufReader::new(input)))
+}
+
+fn import(store: &Store, file: &Path, mut input: Box<dyn BufRead>, merge: bool) -> Result {
+    let entries = store.import(&mut input, merge);
     complain!("{} entries", entries.map_err(|e| named(file, &e))?);
     Ok(Exit::Success)
 }

@@ -84,7 +84,7 @@ pub(super) fn run(arguments: Arguments) -> Result {
                 file.display()
             );
             say!("{token}");
-            if output::is_gone() || output::lost().is_some() {
+            if output::is_over() {
                 return Err(failure(format!(
                     "the token could not be printed, so nobody has it: mb-server token revoke {id}"
                 )));

@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::admin_http;
+use super::{Exit, admin_http};
 
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -117,6 +117,14 @@ impl Seen {
     }
 }
 
+/// Why a version is not watched to the end.
+pub(super) enum Problem {
+    /// It fails, is slow, or its server is gone.
+    Worse(String),
+    /// Somebody else has changed what a server serves, or who may look.
+    Changed(String),
+}
+
 /// How long, and compared with what.
 pub(super) struct Watch {
     pub(super) within: Duration,
@@ -128,12 +136,15 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Looks at the pages of the servers until the time is over. Returns what
-    /// was seen, or why the version has to go.
+    /// was seen.
+    ///
+    /// # Errors
+    /// Says why the version has to go, or why it can't be watched any more.
     pub(super) fn run(
         &self,
         version: &str,
         look: impl Fn() -> Vec<admin_http::Result<Value>>,
-    ) -> Result<String, String> {
+    ) -> Result<String, Problem> {
         let end = Instant::now() + self.within;
         let mut counted = Counted::new(self.before.len());
         let mut answered = vec![Instant::now(); self.before.len()];
@@ -146,12 +157,13 @@ impl Watch {
                         answered[index] = Instant::now();
                     }
                     Ok(None) => {}
-                    Err((_, error)) if answered[index].elapsed() > SILENT_FOR => return Err(error),
-                    Err(_) => {}
+                    Err(_) if answered[index].elapsed() < SILENT_FOR => {}
+                    Err((Exit::Unreachable, error)) => return Err(Problem::Worse(error)),
+                    Err((_, error)) => return Err(Problem::Changed(error)),
                 }
             }
             if let Some(problem) = counted.problem(&self.before, self.max_errors) {
-                return Err(problem);
+                return Err(Problem::Worse(problem));
             }
             if Instant::now() >= end {
                 return Ok(counted.summary(self.within));

@@ -1,6 +1,6 @@
 //! Where the settings come from, and what is said when one is wrong.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{fs::File, path::Path};
 
 use figment::{
     Figment, Metadata, Profile, Provider, Source,
@@ -10,9 +10,12 @@ use figment::{
 };
 
 use super::{Config, services::DEFAULT};
+use crate::files;
 
 /// Environment variables that begin with this are settings.
 const ENV_PREFIX: &str = "MB_";
+/// Longest configuration file, in bytes.
+const MAX_FILE: u64 = 4 * 1024 * 1024;
 /// Opening brackets in the value of an environment variable.
 const MAX_BRACKETS: usize = 256;
 /// Names the file, so it is no setting in it.
@@ -56,10 +59,6 @@ pub fn load_over(
     file: Option<&Path>,
     flags: Flags,
 ) -> Result<Loaded, ConfigError> {
-    if let Some(path) = file {
-        // figment passes over a file that is not there.
-        std::fs::File::open(path).map_err(|e| ConfigError::file(path, &e))?;
-    }
     for (name, value) in std::env::vars_os() {
         let is_setting = name.as_encoded_bytes().starts_with(ENV_PREFIX.as_bytes());
         let opens = |byte: &&u8| matches!(byte, b'[' | b'{');
@@ -89,7 +88,7 @@ fn load_from(
 ) -> Result<Loaded, ConfigError> {
     let mut figment = Figment::from(Serialized::defaults(defaults));
     if let Some(path) = file {
-        figment = figment.merge(Toml::file_exact(path));
+        figment = figment.merge(TomlFile::read(path)?);
     }
     let figment = figment.merge(environment).merge(flags);
     let written: Config = figment
@@ -135,29 +134,27 @@ fn with_defaults_of_services(figment: Figment) -> Figment {
 }
 
 fn rows(figment: &Figment) -> Vec<Row> {
-    let mut leaves = BTreeMap::new();
-    if let Ok(values) = figment.extract::<Dict>() {
-        collect_leaves(&values, "", &mut leaves);
+    let mut rows = Vec::new();
+    for values in figment.data().unwrap_or_default().values() {
+        collect_rows(figment, values, "", &mut rows);
     }
-    leaves
-        .into_iter()
-        .map(|(key, value)| Row {
-            source: source(figment, &key),
-            value,
-            key,
-        })
-        .collect()
+    rows.sort_by(|one: &Row, other| one.key.cmp(&other.key));
+    rows
 }
 
-fn collect_leaves(values: &Dict, prefix: &str, leaves: &mut BTreeMap<String, String>) {
+fn collect_rows(figment: &Figment, values: &Dict, prefix: &str, rows: &mut Vec<Row>) {
     for (name, value) in values {
         let key = format!("{prefix}{name}");
         match value {
-            Value::Dict(_, inner) => collect_leaves(inner, &format!("{key}."), leaves),
-            value => {
+            Value::Dict(_, inner) => collect_rows(figment, inner, &format!("{key}."), rows),
+            value => rows.push(Row {
+                source: figment
+                    .get_metadata(value.tag())
+                    .map_or_else(|| "default".into(), |found| name_source(found, &key)),
                 // JSON writes texts, numbers, lists and truths as TOML does.
-                leaves.insert(key, serde_json::to_string(value).unwrap_or_default());
-            }
+                value: serde_json::to_string(value).unwrap_or_default(),
+                key,
+            }),
         }
     }
 }
@@ -182,6 +179,30 @@ fn name_source(metadata: &Metadata, key: &str) -> String {
         }
         _ if metadata.name == Flags::NAME => format!("flag {}", Flags::flag(key)),
         _ => "default".into(),
+    }
+}
+
+/// The configuration file, read within a bound.
+struct TomlFile<'a> {
+    path: &'a Path,
+    text: String,
+}
+
+impl<'a> TomlFile<'a> {
+    fn read(path: &'a Path) -> Result<Self, ConfigError> {
+        let text = File::open(path).and_then(|file| files::read_text(file, MAX_FILE));
+        let text = text.map_err(|error| ConfigError::file(path, &error))?;
+        Ok(Self { path, text })
+    }
+}
+
+impl Provider for TomlFile<'_> {
+    fn metadata(&self) -> Metadata {
+        Metadata::from("TOML file", self.path)
+    }
+
+    fn data(&self) -> figment::error::Result<Map<Profile, Dict>> {
+        Toml::string(&self.text).data()
     }
 }
 

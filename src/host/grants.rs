@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -11,6 +10,7 @@ use std::{
 use crate::{
     budget::Rate,
     config::{Isolation, LogLevel, ServiceSettings, services::DEFAULT_QUOTA},
+    files,
     log::Limiter,
     scheduler::Account,
     store::{Namespace, Store},
@@ -142,13 +142,9 @@ impl Granted {
 
 /// A line feed at the end belongs to the file, not to the secret.
 fn read_secret(file: &Path) -> Result<String, String> {
-    let mut text = String::new();
-    trusted::open(file, Purpose::Data)
-        .and_then(|file| file.take(MAX_SECRET + 1).read_to_string(&mut text))
+    let mut text = trusted::open(file, Purpose::Data)
+        .and_then(|file| files::read_text(file, MAX_SECRET))
         .map_err(|error| error.to_string())?;
-    if text.len() as u64 > MAX_SECRET {
-        return Err(format!("exceeds the limit of {MAX_SECRET} bytes"));
-    }
     text.truncate(text.trim_end_matches(['\n', '\r']).len());
     Ok(text)
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _},
+    io,
     path::Path,
     sync::{
         Arc,
@@ -25,6 +25,7 @@ use super::{
 use crate::{
     budget::Budget,
     config::{Isolation, ServiceSettings},
+    files,
     host::{Granted, HANDLER, LinkError, bindings::FullIndices, link},
     trusted::{self, Purpose},
 };
@@ -84,16 +85,15 @@ impl ComponentFile {
     ///
     /// # Errors
     /// [`OpenToOthers`](crate::trusted::OpenToOthers), or the file can't be read.
-    pub fn read(file: &Path, max_size: usize) -> io::Result<Option<Self>> {
+    pub fn read(file: &Path, max_size: u64) -> io::Result<Self> {
         let machine = is_machine_code(file);
         let opened = if machine {
             trusted::open(file, Purpose::Code)?
         } else {
             File::open(file)?
         };
-        let mut bytes = Vec::new();
-        opened.take(max_size as u64 + 1).read_to_end(&mut bytes)?;
-        Ok((bytes.len() <= max_size).then_some(Self { bytes, machine }))
+        let bytes = files::read_bounded(opened, max_size)?;
+        Ok(Self { bytes, machine })
     }
 
     /// The content.

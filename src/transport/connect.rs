@@ -52,17 +52,55 @@ pub fn secure(stream: TcpStream, tls: Option<(&Arc<ClientConfig>, &str)>) -> io:
     let Some((config, name)) = tls else {
         return Ok(Stream::plain(socket));
     };
-    let server_name = ServerName::try_from(name.to_owned())
-        .map_err(|error| io::Error::other(format!("server name {name:?}: {error}")))?;
-    let session =
-        rustls::ClientConnection::new(Arc::clone(config), server_name).map_err(io::Error::other)?;
+    let session = rustls::ClientConnection::new(Arc::clone(config), server_name(name)?)
+        .map_err(io::Error::other)?;
     Ok(Stream::tls(socket, session.into()))
+}
+
+/// The name that a server's certificate must have.
+///
+/// # Errors
+/// If it can't be that of a server.
+pub fn server_name(name: &str) -> io::Result<ServerName<'static>> {
+    ServerName::try_from(name.to_owned())
+        .map_err(|error| io::Error::other(format!("server name {name:?}: {error}")))
+}
+
+/// Reads an address: `localhost:8081`, `[::1]:8081`. Returns the host without
+/// brackets, and the port.
+///
+/// # Errors
+/// Shows what one looks like.
+pub fn host_and_port(address: &str) -> Result<(String, u16), String> {
+    let parse = || {
+        let (host, port) = address.rsplit_once(':')?;
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
+        let is_plain = !host.is_empty() && !host.contains(':');
+        let host = bare.or_else(|| is_plain.then_some(host))?;
+        Some((host.to_owned(), port.parse().ok()?))
+    };
+    parse()
+        .ok_or_else(|| format!("{address:?} is no HOST:PORT, as localhost:8081 or [::1]:8081 is"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::net::TcpListener;
+
+    #[test]
+    fn an_address_is_a_host_and_a_port() {
+        let parsed = |address| host_and_port(address).ok();
+        assert_eq!(parsed("a.example:80"), Some(("a.example".into(), 80)));
+        assert_eq!(parsed("[::1]:0"), Some(("::1".into(), 0)));
+        for wrong in [
+            "", ":", ":80", "a", "a:", "a:x", "a:65536", "::1:80", "[::1:80", "a b",
+        ] {
+            assert_eq!(parsed(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn the_first_address_that_answers_is_taken() {

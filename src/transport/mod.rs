@@ -20,7 +20,7 @@ mod validity;
 
 pub use channel::Channel;
 pub use client_tls::{ClientTls, client_config};
-pub use connect::{connect_any, secure};
+pub use connect::{connect_any, host_and_port, secure, server_name};
 pub use fault::TlsFault;
 #[cfg(feature = "runtime")]
 pub use inherited::Inherited;

@@ -3,7 +3,8 @@
 //! names its line.
 
 use std::{
-    fmt, fs,
+    fmt,
+    fs::File,
     path::{Path, PathBuf},
 };
 
@@ -14,8 +15,13 @@ use rustls::pki_types::{
     pem::{Error, PemObject as _, SectionKind},
 };
 
+use crate::files;
+
 /// What a byte order mark is in UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Longest file, in bytes; the CAs of a system have 0.3 MB together.
+const MAX_FILE: u64 = 64 * 1024 * 1024;
 
 /// Longest part of a line that an error shows, in characters.
 const SHOWN: usize = 60;
@@ -87,7 +93,7 @@ pub(super) fn read_crls(
 /// As [`read_cas`]; an encrypted key is named as that.
 pub(super) fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let wrong = |problem: String| TlsError::new(file, problem);
-    let text = fs::read(file).map_err(|error| TlsError::new(file, error))?;
+    let text = read_file(file)?;
     let sections = sections(&text, Content::Key).map_err(wrong)?;
     match &*sections {
         [] => Err(wrong(nothing_found(&text, Content::Key))),
@@ -100,9 +106,15 @@ pub(super) fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> 
     }
 }
 
+fn read_file(file: &Path) -> Result<Vec<u8>, TlsError> {
+    File::open(file)
+        .and_then(|opened| files::read_bounded(opened, MAX_FILE))
+        .map_err(|error| TlsError::new(file, error))
+}
+
 fn read(file: &Path, content: Content) -> Result<Vec<Vec<u8>>, TlsError> {
     let wrong = |problem: String| TlsError::new(file, problem);
-    let text = fs::read(file).map_err(|error| TlsError::new(file, error))?;
+    let text = read_file(file)?;
     let sections = sections(&text, content).map_err(wrong)?;
     if sections.is_empty() {
         return Err(wrong(nothing_found(&text, content)));

@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf, time::Instant};
 
 use super::{Exit, Result, failure, inspect::Inspector, usage};
 use crate::{
+    catalog::MAX_SIZE,
     files,
     log::Format,
     sandbox::{Ahead, Cpu, Precompiled, is_machine_code},
@@ -56,7 +57,9 @@ pub(super) fn run(arguments: &Arguments) -> Result {
             output.display()
         )));
     }
-    let bytes = fs::read(file).map_err(|error| usage(format!("{}: {error}", file.display())))?;
+    let bytes = fs::File::open(file)
+        .and_then(|opened| files::read_bounded(opened, MAX_SIZE))
+        .map_err(|error| usage(format!("{}: {error}", file.display())))?;
     if is_machine_code(file) || Precompiled::is_one(&bytes) {
         return Err(usage(format!(
             "{} is compiled code already; name its .wasm",

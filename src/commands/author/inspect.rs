@@ -1,7 +1,7 @@
 //! `mb-server inspect`: what a component says of itself.
 
 use std::{
-    fs,
+    fs::File,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,10 +10,11 @@ use super::{Exit, Result, call::print, failure, printable, serve, serving, usage
 use crate::{
     budget::Budget,
     catalog::{
-        FileError, LoadSettings, Service, ServicePolicies, breaks, digest_of, fingerprint,
-        load_file, may_break,
+        FileError, LoadSettings, MAX_SIZE, Service, ServicePolicies, breaks, digest_of,
+        fingerprint, load_file, may_break,
     },
     config::{Config, MemoryPlan},
+    files,
     host::grant_for,
     log::Format,
     sandbox::{
@@ -175,7 +176,8 @@ impl Inspector {
 fn show_head(file: &Path) -> Result {
     let name = printable(&file.display().to_string());
     let wrong = |error: &dyn std::fmt::Display| failure(format!("{name}: {error}"));
-    let bytes = fs::read(file).map_err(|error| wrong(&error))?;
+    let bytes = File::open(file).and_then(|opened| files::read_bounded(opened, MAX_SIZE));
+    let bytes = bytes.map_err(|error| wrong(&error))?;
     let (head, code) = Head::read(&bytes).map_err(|error| wrong(&error))?;
     let mut text = row("file", &name);
     text += &row("kind", "machine code");

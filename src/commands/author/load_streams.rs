@@ -10,7 +10,7 @@ use super::{Exit, connect::Connect, usage};
 use crate::{
     client::check_token_path,
     load::LoadStream,
-    transport::{HTTP_ALPN, client_config, connect_any, resolve_until},
+    transport::{HTTP_ALPN, client_config, connect_any, host_and_port, resolve_until, server_name},
     wire::FrameHeader,
 };
 
@@ -30,19 +30,11 @@ impl Connect {
         let unreachable = |error: &dyn std::fmt::Display| {
             (Exit::Unreachable, format!("can't reach {server}: {error}"))
         };
-        let (host, port) = server
-            .rsplit_once(':')
-            .and_then(|(host, port)| Some((host, port.parse().ok()?)))
-            .ok_or_else(|| usage(format!("{server:?} is not HOST:PORT")))?;
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let addresses = resolve_until(host, port, Instant::now() + timeout)
+        let (host, port) = host_and_port(server).map_err(usage)?;
+        let addresses = resolve_until(&host, port, Instant::now() + timeout)
             .map_err(|error| unreachable(&error))?;
         let tls = self.tls()?.map(|tls| {
-            let name = tls.server_name.clone().unwrap_or_else(|| host.to_owned());
-            let name = name
-                .clone()
-                .try_into()
-                .map_err(|error| usage(format!("server name {name:?}: {error}")))?;
+            let name = server_name(tls.server_name.as_ref().unwrap_or(&host)).map_err(usage)?;
             let mut config = client_config(&tls).map_err(usage)?;
             if is_http {
                 Arc::make_mut(&mut config).alpn_protocols = vec![HTTP_ALPN.to_vec()];
@@ -65,10 +57,7 @@ impl Connect {
             let mut stream = match &tls {
                 None => LoadStream::Plain(stream),
                 Some((config, name)) => {
-                    let session = rustls::ClientConnection::new(
-                        Arc::clone(config),
-                        rustls::pki_types::ServerName::clone(name),
-                    );
+                    let session = rustls::ClientConnection::new(Arc::clone(config), name.clone());
                     let mut stream =
                         rustls::StreamOwned::new(session.map_err(io::Error::other)?, stream);
                     while stream.conn.is_handshaking() {

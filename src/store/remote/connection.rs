@@ -2,8 +2,7 @@
 //! both until an instant, and each answer of bounded size.
 
 use std::{
-    fmt, fs,
-    io::{self, Read},
+    fmt, io,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -16,6 +15,7 @@ use rustls::ClientConfig;
 use crate::{
     budget::{Budget, Reservation},
     config::store::Node,
+    files,
     store::StoreError,
     transport::{Stream, TlsFault, connect_any, resolve_until, secure},
     trusted::{self, Purpose},
@@ -362,13 +362,8 @@ fn connect(node: &Node, login: &Login, deadline: Instant) -> Result<Stream, Stri
 }
 
 fn read_password(file: &std::path::Path) -> Result<String, String> {
-    let read = |file: fs::File| {
-        let mut text = String::new();
-        file.take(MAX_PASSWORD).read_to_string(&mut text)?;
-        Ok(text)
-    };
     let mut text = trusted::open(file, Purpose::Data)
-        .and_then(read)
+        .and_then(|file| files::read_text(file, MAX_PASSWORD))
         .map_err(|error| format!("password {}: {error}", file.display()))?;
     text.truncate(text.trim_end_matches(['\n', '\r']).len());
     Ok(text)

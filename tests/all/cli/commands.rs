@@ -179,9 +179,9 @@ fn call_where_nobody_answers() {
         error.contains(closed) && error.contains("is the server running?"),
         "{error}"
     );
-    for server in ["nonsense", "127.0.0.1:x"] {
+    for server in ["", "nonsense", "127.0.0.1:x", ":80", "a:65536"] {
         let (status, _, error) = run(&["call", "--server", server, "echo.say"], b"");
-        assert_eq!(status, Some(3));
+        assert_eq!(status, Some(2), "{server}: {error}");
         assert!(error.contains("HOST:PORT"), "{error}");
     }
     let foreign = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -571,7 +571,7 @@ fn what_is_too_large_is_refused_with_a_text() {
     }
     let (code, _, problem) = run(&["call", "calc.add", "@/dev/zero", "--binary"], b"");
     assert!(
-        code == Some(2) && problem.contains("/dev/zero: more than 67108864 bytes"),
+        code == Some(2) && problem.contains("/dev/zero: exceeds the limit of 67108864 bytes"),
         "{problem}"
     );
     let much = ["bench", "--size", "67000000", "--pipeline", "10000"];
@@ -618,6 +618,25 @@ fn a_server_that_answers_nonsense_is_named_so() {
             "{code:?} {problem}"
         );
     }
+    // The port of the wire has pages of the same names.
+    let server = start();
+    let wire = server.wire.to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    std::fs::write(&token, "a token of enough characters for this").unwrap();
+    let token = token.to_str().unwrap();
+    for command in [
+        &["status"][..],
+        &["why", "some-id"],
+        &["service", "disable", "echo", "--token-file", token],
+    ] {
+        let arguments = [command, &["--admin", &wire]].concat();
+        let (code, shown, problem) = run(&arguments, b"");
+        assert!(
+            code == Some(1) && problem.contains("this is no admin endpoint") && shown.is_empty(),
+            "{command:?}: {code:?} {shown} {problem}"
+        );
+    }
     // Nothing at all.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
@@ -650,6 +669,37 @@ fn a_server_that_answers_nonsense_is_named_so() {
         code == Some(3) && problem.contains("more than 68157440 bytes"),
         "{code:?} {problem}"
     );
+}
+
+#[test]
+fn a_benchmark_counts_what_was_not_answered() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        for _ in 0..10 {
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n42");
+        }
+        // Open until the benchmark ends, and silent.
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    });
+    let bench = "bench --http --json -c 1 -d 2 --warm-up 0 --rate 20 --server";
+    let bench: Vec<_> = bench.split(' ').chain([&*address]).collect();
+    let (code, result, problem) = run(&bench, b"");
+    assert!(
+        code == Some(1) && problem.contains("had no answer at the end, the oldest for 1."),
+        "{code:?} {problem}"
+    );
+    let result: serde_json::Value = serde_json::from_str(&result).unwrap();
+    assert_eq!(result["answers"], 10);
+    // Of 40 that were due; half of all had to wait.
+    assert!(result["unanswered"].as_u64().unwrap() >= 28, "{result}");
+    assert!(
+        result["micros"]["p50"].as_f64().unwrap() > 100_000.0,
+        "{result}"
+    );
+    assert!(result["micros"]["max"].as_f64().unwrap() > 1e6, "{result}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output, Stdio},
     sync::atomic::{AtomicBool, Ordering::SeqCst},
     thread,
 };
@@ -77,6 +77,10 @@ impl Fleet {
     }
 
     fn run(&self, command: &str, arguments: &[&str]) -> (i32, String) {
+        said(self.command(command, arguments).output().unwrap())
+    }
+
+    fn command(&self, command: &str, arguments: &[&str]) -> Command {
         let mut mb_server = Command::new(BINARY);
         mb_server.arg(command).args(arguments);
         for server in &self.servers {
@@ -87,12 +91,20 @@ impl Fleet {
                 .arg("--token-file")
                 .arg(self.dir.path().join("deploy.token"));
         }
-        let output = mb_server.output().unwrap();
-        let text = [output.stdout, output.stderr].concat();
-        (
-            output.status.code().unwrap(),
-            String::from_utf8(text).unwrap(),
-        )
+        mb_server
+    }
+
+    /// Deploys it under a watch, does this once it is served, and returns how
+    /// the watch ends.
+    fn watch(&self, file: &Path, meanwhile: impl FnOnce(&TestServer)) -> (i32, String) {
+        let file = file.display().to_string();
+        let mut deploy = self.command("service", &["deploy", &file, "--watch", "1h"]);
+        let deploy = deploy.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let deploy = deploy.spawn().unwrap();
+        let second = &self.servers[1];
+        second.until("it is deployed", |_| self.versions() == ["1.2.0"; 2]);
+        meanwhile(second);
+        said(deploy.wait_with_output().unwrap())
     }
 
     fn versions(&self) -> Vec<String> {
@@ -110,6 +122,15 @@ impl Fleet {
             assert_eq!(found, names);
         }
     }
+}
+
+/// Exit code and text of a command.
+fn said(output: Output) -> (i32, String) {
+    let text = [output.stdout, output.stderr].concat();
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(text).unwrap(),
+    )
 }
 
 /// What `versions` says of itself.
@@ -669,8 +690,8 @@ fn a_version_that_fails_is_rolled_back_by_the_watch() {
     });
     assert!(
         code == 1
-            && text.contains("rolled back: the server ended")
-            && text.contains("more than 2.5%"),
+            && text.contains("rolling back: the server ended")
+            && text.contains("more than 2.5%; all serve what they served before"),
         "{code} {text}"
     );
     for (server, folder) in fleet.servers.iter().zip(&fleet.folders) {
@@ -687,6 +708,43 @@ fn a_version_that_fails_is_rolled_back_by_the_watch() {
     assert_eq!(
         fleet.servers[0].json("/services")["services"][0]["version"],
         "1.0.2"
+    );
+}
+
+#[test]
+fn a_watch_rolls_back_where_a_server_is_gone_and_not_where_others_changed_it() {
+    let fleet = Fleet::start(2, "");
+    let file = fleet.guest("versions@1.2.0.wasm", "versions.wasm");
+    let (code, text) = fleet.watch(&file, |second| {
+        let rolled_back = post(second, "/services/versions/rollback", &json!({}));
+        assert_eq!(rolled_back.0, 200, "{}", rolled_back.1);
+    });
+    assert!(
+        code == 1
+            && text.contains("serves another file by now")
+            && text.contains("nothing was rolled back"),
+        "{code} {text}"
+    );
+    assert_eq!(fleet.versions(), ["1.2.0", "1.0.0"]);
+    // One that is gone may have died of it.
+    let fleet = Fleet::start(2, "");
+    let (code, text) = fleet.watch(&file, |second| second.signal("KILL"));
+    assert!(
+        code == 3 && text.contains("1 of 2 servers could not be rolled back"),
+        "{code} {text}"
+    );
+    assert_eq!(version(&fleet.servers[0]), "1.0.0");
+}
+
+#[test]
+fn a_deploy_of_a_disabled_service_says_so() {
+    let fleet = Fleet::start(1, "");
+    assert_eq!(fleet.service(&["disable", "versions"]).0, 0);
+    let file = fleet.guest("versions@1.2.0.wasm", "versions.wasm");
+    let (code, text) = fleet.deploy(&file, &[]);
+    assert!(
+        code == 0 && text.contains("is served") && text.contains("it is disabled"),
+        "{code} {text}"
     );
 }
 
