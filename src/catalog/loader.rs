@@ -27,6 +27,9 @@ use crate::{
 /// How long a file that ends too early may still be growing.
 const COPYING: Duration = Duration::from_secs(10);
 
+/// Between two attempts to load a file that failed for a reason that may pass.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
 /// Time after which the disappearance of all served files is believed to be
 /// intended.
 const EMPTY_FOR: Duration = Duration::from_secs(10);
@@ -78,10 +81,12 @@ pub(super) struct Entry {
     stamp: Option<Stamp>,
     /// Digest of the bytes that were settled; none if they could not be read.
     read: Option<String>,
-    /// When it was first seen like this.
+    /// When it was first seen like this, or tried last.
     since: Instant,
     /// It was loaded or refused as it is.
     settled: bool,
+    /// It was refused for a reason that may pass, and is tried again.
+    retries: bool,
     pub(super) service: Option<Arc<Service>>,
     /// The version that was served until the settings changed, and its
     /// counters, which continue.
@@ -103,6 +108,7 @@ impl Entry {
             read: None,
             since: Instant::now(),
             settled: false,
+            retries: false,
             service: None,
             counted: None,
             generation: 0,
@@ -110,6 +116,18 @@ impl Entry {
             error: None,
             rolled_back_from: None,
         }
+    }
+
+    /// The file has become another one.
+    fn change(&mut self, stamp: Option<Stamp>) {
+        (self.stamp, self.since) = (stamp, Instant::now());
+        (self.settled, self.retries) = (false, false);
+    }
+
+    /// What is served is served on, after a change that failed.
+    fn stays(&mut self, rollback: Option<&Rollback>) {
+        (self.settled, self.retries) = (true, false);
+        self.rolled_back_from = rollback.map(|rollback| rollback.refused.clone());
     }
 }
 
@@ -143,6 +161,19 @@ impl EmptyFolder {
         }
         now.saturating_duration_since(*self.since.get_or_insert(now)) < EMPTY_FOR
     }
+}
+
+/// Remembers the rollback that held before a change that failed.
+fn remember(
+    kept: &LastKnownGood,
+    stem: &str,
+    rollback: Option<&Rollback>,
+    failed: String,
+) -> Change {
+    Err(match kept.set_rollback(stem, rollback) {
+        Ok(()) => failed,
+        Err(error) => format!("{failed}; and it can't be remembered: {error}"),
+    })
 }
 
 /// Why a change by the operator is not possible.
@@ -237,12 +268,13 @@ impl Loader {
                 && entry.stamp == stamp
                 && (mode != ScanMode::Reread || !entry.settled || self.is_as_read(&path, &entry));
             if !still {
-                (entry.stamp, entry.since, entry.settled) = (stamp, Instant::now(), false);
+                entry.change(stamp);
             }
             if !entry.settled && (entry.error.is_none() || !still) {
                 loading.extend(FileName::parse(&path));
             }
-            if !entry.settled && (still || mode != ScanMode::Watch) {
+            let is_soon = entry.retries && entry.since.elapsed() < RETRY_AFTER;
+            if !entry.settled && (mode != ScanMode::Watch || still && !is_soon) {
                 unsettled.push((path, entry));
             } else {
                 self.files.insert(path, entry);
@@ -302,7 +334,7 @@ impl Loader {
             Ok(code) => code,
             Err(error) => {
                 entry.read = None;
-                return self.fail(path, entry, &error);
+                return self.refuse(path, entry, &error);
             }
         };
         // Nothing is known of how a file came that was there at the start.
@@ -328,7 +360,7 @@ impl Loader {
             .as_ref()
             .filter(|rollback| rollback.refused == digest)
         {
-            return Some(self.go_back(path, entry, rollback));
+            return self.go_back(path, entry, rollback);
         }
         match load_code(&self.sandbox, &self.settings, path, &code) {
             Ok(service) => {
@@ -342,17 +374,8 @@ impl Loader {
                 }
                 Some(Ok(self.serve(path, entry, service, Source::File)))
             }
-            Err(error) => self.fail(path, entry, &error),
+            Err(error) => self.refuse(path, entry, &error),
         }
-    }
-
-    /// Refuses a file, once for as long as it is tried again with the same
-    /// result.
-    fn fail(&self, path: &Path, entry: &mut Entry, error: &FileError) -> Option<Change> {
-        let is_known = error.may_pass() && entry.error.as_ref() == Some(&error.to_string());
-        let change = (!is_known).then(|| Err(self.refuse(path, entry, error)));
-        entry.settled = !error.may_pass();
-        change
     }
 
     /// Serves a loaded service in place of the one that was served of the file
@@ -386,6 +409,7 @@ impl Loader {
             read: entry.read.take(),
             since: entry.since,
             settled: true,
+            retries: false,
             service: Some(Arc::new(service)),
             counted: None,
             generation: self.generation,
@@ -398,9 +422,12 @@ impl Loader {
     }
 
     /// A broken file leaves what was served from it before, or the
-    /// last-known-good one of an earlier process.
-    fn refuse(&self, path: &Path, entry: &mut Entry, error: &FileError) -> String {
+    /// last-known-good one of an earlier process. None where it was tried again
+    /// with the same result.
+    fn refuse(&self, path: &Path, entry: &mut Entry, error: &FileError) -> Option<Change> {
+        let mut may_pass = error.may_pass();
         let error = error.to_string();
+        let is_known = entry.retries && entry.error.as_ref() == Some(&error);
         let stem = stem(path);
         entry.rolled_back_from = None;
         // Where the operator had gone back, that is the last-known-good one.
@@ -419,9 +446,12 @@ impl Loader {
             match self.load_last_known_good(path, &last.path, &last.digest) {
                 Ok(service) => drop(self.serve(path, entry, service, Source::LastKnownGood)),
                 Err(error) => {
-                    tracing::warn!(
-                        "the last-known-good file of {stem} can't be served either: {error}"
-                    )
+                    may_pass |= error.may_pass();
+                    if !is_known {
+                        tracing::warn!(
+                            "the last-known-good file of {stem} can't be served either: {error}"
+                        );
+                    }
                 }
             }
         }
@@ -431,9 +461,13 @@ impl Loader {
             (Some(_), _) => "; what was loaded before is still served",
         };
         let what = format!("{} is not served: {error}{instead}", path.display());
-        tracing::error!("{what}");
         entry.error = Some(error);
-        what
+        (entry.settled, entry.retries) = (!may_pass, may_pass);
+        entry.since = Instant::now();
+        (!is_known).then(|| {
+            tracing::error!("{what}");
+            Err(what)
+        })
     }
 
     /// Loads a last-known-good file under the name of the one in the folder.
@@ -445,7 +479,7 @@ impl Loader {
     ) -> Result<Service, FileError> {
         let code = read_code(kept)?;
         if digest_of(code.bytes()) != digest {
-            return Err(FileError::Read(format!("{} was changed", kept.display())));
+            return Err(FileError::Kept(format!("{} was changed", kept.display())));
         }
         load_code(&self.sandbox, &self.settings, path, &code)
     }
@@ -479,11 +513,18 @@ impl Loader {
             refused: in_place,
             served: back.digest.clone(),
         };
+        let earlier = kept.rollback(&stem);
         kept.set_rollback(&stem, Some(&rollback))
             .map_err(|error| format!("can't be remembered: {error}"))?;
         self.generation += 1;
         let mut entry = self.files.remove(&path).ok_or("it was removed meanwhile")?;
+        entry.retries = false;
         let done = self.go_back(&path, &mut entry, &rollback);
+        let done = done.unwrap_or_else(|| Err("it is as it was".into()));
+        let done = done.or_else(|failed| {
+            entry.stays(earlier.as_ref());
+            remember(&kept, &stem, earlier.as_ref(), failed)
+        });
         self.files.insert(path, entry);
         done
     }
@@ -538,18 +579,17 @@ impl Loader {
             let known = entry.error.clone();
             Err(known.unwrap_or_else(|| "the file ends too early".into()))
         });
-        if done.is_err() {
-            entry.rolled_back_from = Some(rollback.refused.clone());
-        }
+        let done = done.or_else(|failed| {
+            entry.stays(Some(&rollback));
+            remember(&kept, &stem, Some(&rollback), failed)
+        });
         self.files.insert(path, entry);
-        done.map_err(|failed| match kept.set_rollback(&stem, Some(&rollback)) {
-            Ok(()) => failed,
-            Err(error) => format!("{failed}; and it can't be remembered: {error}"),
-        })
+        done
     }
 
-    /// Serves the file that a rollback names.
-    fn go_back(&self, path: &Path, entry: &mut Entry, rollback: &Rollback) -> Change {
+    /// Serves the file that a rollback names. Where that fails, the rollback
+    /// holds: what the operator went back from is not served instead.
+    fn go_back(&self, path: &Path, entry: &mut Entry, rollback: &Rollback) -> Option<Change> {
         let stem = stem(path);
         let files = self
             .last_known_good
@@ -560,7 +600,10 @@ impl Loader {
             .find(|file| file.digest == rollback.served);
         let loaded = match found {
             Some(file) => self.load_last_known_good(path, &file.path, &file.digest),
-            None => Err(FileError::Read("the earlier file is no longer kept".into())),
+            None => Err(FileError::Kept(format!(
+                "the file that the operator went back to is no longer kept; mb-server service rollback {stem} --undo \
+                 serves the one in the folder"
+            ))),
         };
         match loaded {
             Ok(service) => {
@@ -570,12 +613,9 @@ impl Loader {
                     "{} is not served, because the operator rolled it back; mb-server service rollback --undo serves it",
                     path.display()
                 );
-                Ok(format!("{what}, as it was before the present file"))
+                Some(Ok(format!("{what}, as it was before the present file")))
             }
-            Err(error) => {
-                self.forget_rollback(&stem);
-                Err(self.refuse(path, entry, &error))
-            }
+            Err(error) => self.refuse(path, entry, &error),
         }
     }
 
@@ -691,7 +731,7 @@ impl Loader {
         self.generation += 1;
         let stamp = Stamp::of(path).ok();
         let mut entry = self.files.remove(path).unwrap_or_else(|| Entry::new(stamp));
-        (entry.stamp, entry.since, entry.settled) = (stamp, Instant::now(), false);
+        entry.change(stamp);
         let change = self.settle(path, &mut entry);
         self.files.insert(path.to_owned(), entry);
         change.unwrap_or_else(|| Ok(format!("{} is as it was", path.display())))

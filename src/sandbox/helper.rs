@@ -119,7 +119,8 @@ impl Helper {
     /// to this many bytes.
     ///
     /// # Errors
-    /// There is no helper any more.
+    /// `NotConnected` if there is no helper any more; likewise if the system
+    /// refuses a pipe or a thread.
     pub(super) fn work(
         &self,
         job: &CompileJob,
@@ -134,7 +135,8 @@ impl Helper {
 
 /// The helper can't be started again: the server has given that up.
 fn gone() -> io::Error {
-    io::Error::other("the process that starts compilers has ended; restart")
+    let problem = "the process that starts compilers has ended; restart";
+    io::Error::new(io::ErrorKind::NotConnected, problem)
 }
 
 impl Drop for Helper {
@@ -187,7 +189,7 @@ fn run_worker(
         drop((stdin, stdout, stderr));
         let outcome = sent
             .and_then(|()| receive_outcome(&asked))
-            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", gone())))?;
+            .map_err(|error| io::Error::new(gone().kind(), format!("{}: {error}", gone())))?;
         *socket = Some(asked);
         let joined = |thread: thread::ScopedJoinHandle<'_, io::Result<Vec<u8>>>| {
             thread

@@ -180,15 +180,19 @@ impl CompileWorker {
     }
 
     fn work(&self, job: CompileJob, bytes: &[u8]) -> Result<Vec<u8>, LoadError> {
-        let failed = |error: &dyn std::fmt::Display| LoadError::NoProcess(error.to_string());
-        let helper = self.helper.as_ref().map_err(|error| failed(error))?;
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotConnected => LoadError::Compile(error.to_string()),
+            _ => LoadError::NoProcess(error.to_string()),
+        };
+        let helper = self.helper.as_ref();
+        let helper = helper.map_err(|error| LoadError::Compile(error.to_string()))?;
         let JobResult {
             outcome,
             output,
             complaint,
         } = helper
             .work(&job, bytes, self.memory as u64, self.timeout)
-            .map_err(|error| failed(&error))?;
+            .map_err(failed)?;
         let out_of_memory = format!("it may need more than {} bytes of memory", self.memory);
         Err(match outcome {
             JobOutcome::Exited(0) => {
@@ -198,7 +202,7 @@ impl CompileWorker {
                 return Ok(output);
             }
             JobOutcome::Exited(1) => LoadError::Worker(complaint),
-            JobOutcome::NotStarted(error) => failed(&error),
+            JobOutcome::NotStarted(error) => LoadError::NoProcess(error),
             JobOutcome::TimedOut | JobOutcome::Killed(SIGXCPU) => LoadError::Compile(format!(
                 "compiling took longer than {} ms",
                 self.timeout.as_millis()

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::Duration,
@@ -19,7 +19,7 @@ use crate::{
 /// The folder that a running server follows.
 struct Folder {
     server: TestServer,
-    services: std::path::PathBuf,
+    services: PathBuf,
     token: String,
 }
 
@@ -419,27 +419,62 @@ fn a_rollback_after_another_that_fails_is_reported_as_failed() {
     }
     assert_eq!(folder.post("/services/versions/rollback", "").0, 200);
     // Of the files that are kept, the first one is damaged.
-    let first = fs::read(component("guests", "versions@1.0.0.wasm")).unwrap();
-    let mut dirs = vec![folder.server.settings_file().with_file_name("state")];
-    let mut damaged = 0;
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                dirs.push(path);
-            } else if fs::read(&path).unwrap() == first {
-                fs::write(&path, "damaged").unwrap();
-                damaged += 1;
-            }
-        }
-    }
-    assert_eq!(damaged, 1);
+    fs::write(kept(&folder, "versions@1.0.0.wasm"), "damaged").unwrap();
     let (status, answer) = folder.post("/services/versions/rollback", "");
     assert!(
         status == 409 && answer.to_string().contains("was changed"),
         "{answer}"
     );
+    // The rollback before it holds.
+    assert_eq!(folder.post("/services/reload", "").0, 200);
     assert_eq!(folder.asks("versions.which"), "{\"version\":\"1.2.0\"}");
+    assert!(folder.row("versions").unwrap()["rolledBackFrom"].is_string());
+    let (status, answer) = folder.post("/services/versions/rollback", "{\"undo\":true}");
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(folder.row("versions").unwrap()["version"], "2.0.0");
+}
+
+#[test]
+fn what_the_operator_went_back_from_is_not_served_where_the_other_fails_for_a_moment() {
+    let folder =
+        start(Setup::empty(BINARY).with_as("guests", "versions@1.0.0.wasm", "versions.wasm"));
+    folder.copy("guests", "versions@2.0.0.wasm", "versions.wasm");
+    folder.until_row("versions is 2.0.0", |row| row["version"] == "2.0.0");
+    assert_eq!(folder.post("/services/versions/rollback", "").0, 200);
+    let good = kept(&folder, "versions@1.0.0.wasm");
+    let aside = good.with_extension("aside");
+    fs::rename(&good, &aside).unwrap();
+    fs::create_dir(&good).unwrap();
+    fs::remove_file(folder.services.join("versions.wasm")).unwrap();
+    folder
+        .server
+        .until("it is gone", |_| folder.row("versions").is_none());
+    folder.copy("guests", "versions@2.0.0.wasm", "versions.wasm");
+    folder.until_row("versions fails", |row| row["state"] == "failed");
+    fs::remove_dir(&good).unwrap();
+    fs::rename(&aside, &good).unwrap();
+    let row = folder.until_row("versions is served", |row| row["version"].is_string());
+    assert_eq!(
+        (&row["version"], &row["source"]),
+        (&json!("1.0.0"), &json!("rolledBack"))
+    );
+}
+
+/// The last-known-good file with the content of this guest.
+fn kept(folder: &Folder, guest: &str) -> PathBuf {
+    let content = fs::read(component("guests", guest)).unwrap();
+    let mut dirs = vec![folder.server.settings_file().with_file_name("state")];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if fs::read(&path).unwrap() == content {
+                return path;
+            }
+        }
+    }
+    panic!("{guest} is not kept");
 }
 
 #[test]
