@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     thread,
     time::{Duration, Instant},
@@ -300,12 +301,14 @@ pub(super) fn spawn_reader(
     let shared = Arc::clone(shared);
     let read = move || {
         let mut ending = false;
-        let why = loop {
-            match read_some(&shared, &link, &mut buffer, &mut ending) {
-                Ok(()) => {}
-                Err(why) => break why,
+        let mut read_all = || loop {
+            if let Err(why) = read_some(&shared, &link, &mut buffer, &mut ending) {
+                break why;
             }
         };
+        // Whoever waits for an answer is not left alone by a defect.
+        let why = catch_unwind(AssertUnwindSafe(&mut read_all))
+            .unwrap_or_else(|_| Some("a defect of the client".into()));
         let orderly = why.is_none() && !buffer.is_midway();
         let reported = shared.state().last_error.take();
         let why = why

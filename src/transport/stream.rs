@@ -182,16 +182,16 @@ impl Stream {
         let Some(tls) = &self.tls else {
             return self.socket.read(buf, deadline);
         };
-        loop {
+        while Instant::now() < deadline {
             let received = lock(tls).read(self.socket.stream(), buf, RecvFlags::DONTWAIT)?;
             match received {
                 Received::End => return Ok(0),
                 Received::Bytes { count, .. } if count > 0 => return Ok(count),
                 Received::Nothing => wait(self.socket.stream(), PollFlags::IN, deadline)?,
-                Received::Bytes { .. } if Instant::now() < deadline => {}
-                Received::Bytes { .. } => return Err(io::ErrorKind::TimedOut.into()),
+                Received::Bytes { .. } => {}
             }
         }
+        Err(io::ErrorKind::TimedOut.into())
     }
 
     /// As [`Socket::write`].
@@ -202,7 +202,7 @@ impl Stream {
         let Some(tls) = &self.tls else {
             return self.socket.write(buf, deadline);
         };
-        loop {
+        while Instant::now() < deadline {
             self.flush(deadline)?;
             let taken = lock(tls).write(self.socket.stream(), buf)?;
             // None where a reply to the peer came between.
@@ -211,6 +211,7 @@ impl Stream {
                 return Ok(taken);
             }
         }
+        Err(io::ErrorKind::TimedOut.into())
     }
 
     /// Sends encrypted bytes that count as written and have not left.
@@ -231,8 +232,8 @@ impl Stream {
     }
 }
 
-/// Nothing here guards anything that a panic leaves half done: a session that
-/// panicked is not used again, because its connection ends.
+/// Nothing here guards anything that a panic leaves half done: whoever panics
+/// with a session ends its connection.
 fn lock(tls: &Mutex<Tls>) -> MutexGuard<'_, Tls> {
     tls.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -403,5 +404,22 @@ mod tests {
             // The last record was taken when the deadline passed.
             assert!(seen >= taken, "{seen} of {taken}");
         });
+    }
+    #[cfg(feature = "compiler")]
+    #[test]
+    fn a_reset_is_no_orderly_end_where_a_reply_meets_it_first() {
+        let (near, far) = secure_pair();
+        let much = vec![7; 16 << 20];
+        let soon = Instant::now() + Duration::from_millis(50);
+        while near.write(&much, soon).is_ok() {}
+        far.write(b"x", later()).unwrap();
+        // What it has not read makes this a reset.
+        drop(far);
+        let mut buf = [0; 8];
+        assert_eq!(near.read(&mut buf, later()).unwrap(), 1);
+        assert_eq!(
+            near.read(&mut buf, later()).unwrap_err().kind(),
+            io::ErrorKind::ConnectionReset
+        );
     }
 }

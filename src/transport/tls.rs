@@ -30,6 +30,9 @@ const RECORD_HEADER_SIZE: usize = 5;
 pub(super) struct Tls {
     session: rustls::Connection,
     records: Records,
+    /// Why something could not be sent while reading. The system says it once,
+    /// and then shows an end like any other.
+    failed: Option<io::Error>,
 }
 
 impl fmt::Debug for Tls {
@@ -43,6 +46,7 @@ impl Tls {
         Self {
             session,
             records: Records::default(),
+            failed: None,
         }
     }
 
@@ -113,7 +117,8 @@ impl Tls {
             }
             match self.receive(socket, flags)? {
                 Received::Bytes { more: rest, .. } => more = rest,
-                nothing_or_end => return Ok(nothing_or_end),
+                Received::Nothing => return Ok(Received::Nothing),
+                Received::End => return self.failed.take().map_or(Ok(Received::End), Err),
             }
             flags = RecvFlags::DONTWAIT;
         }
@@ -144,8 +149,9 @@ impl Tls {
             Err(error) => return Err(error),
         };
         let processed = self.session.process_new_packets();
-        // A peer that is gone is found out by the next read.
-        let _ = self.send(socket);
+        if let Err(error) = self.send(socket) {
+            self.failed = Some(error);
+        }
         processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         Ok(received)
     }

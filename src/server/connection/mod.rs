@@ -318,7 +318,11 @@ impl Connection {
         match sent {
             Ok(true) => self.machine.written(now),
             Ok(false) => self.machine.blocked(now),
-            Err(error) => self.machine.close_with(CloseReason::Io(error)),
+            Err(error) => {
+                // Nobody is there for what still runs.
+                self.common.running.reset(self.peer.number());
+                self.machine.close_with(CloseReason::Io(error));
+            }
         }
     }
 
