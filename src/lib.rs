@@ -14,7 +14,6 @@ pub mod commands;
 pub mod config;
 #[cfg(feature = "runtime")]
 pub mod dispatch;
-#[cfg(feature = "runtime")]
 pub mod files;
 #[cfg(feature = "runtime")]
 pub mod host;

@@ -183,9 +183,13 @@ impl Builder {
         self
     }
 
-    /// Whether all that was given can be: the address, the files, the names.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        self.clone().settle().map(drop)
+    /// Checks what was given, and connects to nothing.
+    ///
+    /// # Errors
+    /// [`ClientError::NotSent`] says what can't be: an address, a file, a name.
+    pub fn check(&self) -> Result<(), ClientError> {
+        let settled = self.clone().settle();
+        settled.map(drop).map_err(ClientError::NotSent)
     }
 
     fn settle(self) -> Result<Settings, String> {

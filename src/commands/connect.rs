@@ -68,7 +68,7 @@ impl Connect {
             .connect_timeout(step)
             .handshake_timeout(step)
             .write_timeout(step);
-        builder.check().map_err(usage)?;
+        builder.check().map_err(|error| usage(describe(&error)))?;
         let mut pause = FIRST_PAUSE;
         for _ in 0..self.retry {
             match builder.clone().connect() {
