@@ -4,13 +4,14 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
     time::Duration,
 };
 
 use serde_json::{Value, json};
 
 use super::{
-    Exit, Result,
+    Exit, INTERRUPTED, Result,
     admin_http::{self, Endpoint, on_all, text},
     failure, printable,
     service::{Servers, done, failed, file_stem, show},
@@ -72,6 +73,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         bytes.len(),
         deploy.digest
     );
+    ctrlc::set_handler(interrupt).map_err(failure)?;
     let query = format!("?force={force}&check={dry_run}");
     let verdicts = deploy.hold(&bytes, &query, !dry_run)?;
     if *dry_run {
@@ -95,7 +97,10 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     };
     let version = text(&verdicts[0]["version"]);
     let looked = watch.run(&version, || {
-        on_all(&deploy.servers, |server| {
+        if is_interrupted() {
+            return Err(Problem::Changed("it was interrupted".into()));
+        }
+        let pages = on_all(&deploy.servers, |server| {
             let page = page(server, &verdicts[0])?;
             let serves =
                 |row: &Value| row["version"] == *version && row["row"]["digest"] == *deploy.digest;
@@ -108,7 +113,8 @@ pub(super) fn run(arguments: &Arguments) -> Result {
                 let address = &server.address;
                 Err(failure(format!("{address} serves another file by now")))
             }
-        })
+        });
+        Ok(pages)
     });
     match looked {
         Ok(kept) => {
@@ -123,6 +129,22 @@ pub(super) fn run(arguments: &Arguments) -> Result {
             "{reason}, so it is not watched any longer; nothing was rolled back"
         ))),
     }
+}
+
+/// Somebody has pressed Ctrl-C.
+static IS_INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// What is held would keep others waiting: the first Ctrl-C has it dropped, the
+/// second ends the command at once.
+fn interrupt() {
+    if IS_INTERRUPTED.swap(true, SeqCst) {
+        std::process::exit(INTERRUPTED);
+    }
+    complain!("mb-server: it ends once the servers have answered; Ctrl-C again ends it at once");
+}
+
+fn is_interrupted() -> bool {
+    IS_INTERRUPTED.load(SeqCst)
 }
 
 /// A component on its way to several servers.
@@ -142,7 +164,8 @@ impl Deploy {
             show(server, &answer.as_ref().map(found).map_err(Clone::clone));
             answer
         });
-        let Some(exit) = failed(&answers) else {
+        let interrupted = is_interrupted().then_some(Exit::Failure);
+        let Some(exit) = failed(&answers).or(interrupted) else {
             return answers.into_iter().collect();
         };
         // Those that hold it drop it. The others may serve this file since an
@@ -154,7 +177,10 @@ impl Deploy {
         on_all(&holding, |server| self.ask(server, true).ok());
         let refused = answers.iter().filter(|answer| answer.is_err()).count();
         let all = self.servers.len();
-        let error = format!("nothing was changed: {refused} of {all} servers can't take it");
+        let error = match refused {
+            0 => "nothing was changed: it was interrupted".into(),
+            _ => format!("nothing was changed: {refused} of {all} servers can't take it"),
+        };
         Err((exit, error))
     }
 

@@ -48,6 +48,9 @@ use clap::{Parser, Subcommand};
 
 use crate::log::{self, escaped};
 
+/// What a second signal ends the process with: that of an interrupted one.
+const INTERRUPTED: i32 = 130;
+
 /// What the process ends with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]

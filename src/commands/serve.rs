@@ -15,7 +15,7 @@ use std::{
 use signal_hook::consts::{SIGHUP, SIGTERM, SIGXFSZ};
 
 use super::{
-    Exit, Result,
+    Exit, INTERRUPTED, Result,
     confine::confine,
     connect::DEFAULT_SERVER,
     edge, failure, notify, printable,
@@ -30,9 +30,6 @@ use crate::{
     transport::Inherited,
     trusted::{self, OpenToOthers},
 };
-
-/// What a second signal ends the process with: that of an interrupted one.
-const INTERRUPTED: i32 = 130;
 
 /// How often main looks for a signal that nobody told it of.
 const LOOK_FOR_SIGNALS: Duration = Duration::from_secs(1);

@@ -121,7 +121,8 @@ impl Seen {
 pub(super) enum Problem {
     /// It fails, is slow, or its server is gone.
     Worse(String),
-    /// Somebody else has changed what a server serves, or who may look.
+    /// Somebody has changed what a server serves or who may look, or has ended
+    /// the watch.
     Changed(String),
 }
 
@@ -143,14 +144,14 @@ impl Watch {
     pub(super) fn run(
         &self,
         version: &str,
-        look: impl Fn() -> Vec<admin_http::Result<Value>>,
+        look: impl Fn() -> Result<Vec<admin_http::Result<Value>>, Problem>,
     ) -> Result<String, Problem> {
         let end = Instant::now() + self.within;
         let mut counted = Counted::new(self.before.len());
         let mut answered = vec![Instant::now(); self.before.len()];
         loop {
             thread::sleep(LOOK_EVERY.min(end.saturating_duration_since(Instant::now())));
-            for (index, page) in look().into_iter().enumerate() {
+            for (index, page) in look()?.into_iter().enumerate() {
                 match page.map(|page| Seen::of(&page, version)) {
                     Ok(Some(seen)) => {
                         counted.take(index, seen);

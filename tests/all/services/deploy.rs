@@ -6,7 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicBool, Ordering::SeqCst},
     thread,
 };
@@ -94,16 +94,21 @@ impl Fleet {
         mb_server
     }
 
-    /// Deploys it under a watch, does this once it is served, and returns how
-    /// the watch ends.
-    fn watch(&self, file: &Path, meanwhile: impl FnOnce(&TestServer)) -> (i32, String) {
+    /// Begins to deploy it under a watch.
+    fn begin_watch(&self, file: &Path) -> Child {
         let file = file.display().to_string();
         let mut deploy = self.command("service", &["deploy", &file, "--watch", "1h"]);
         let deploy = deploy.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let deploy = deploy.spawn().unwrap();
+        deploy.spawn().unwrap()
+    }
+
+    /// Deploys it under a watch, does this once it is served, and returns how
+    /// the watch ends.
+    fn watch(&self, file: &Path, meanwhile: impl FnOnce(&TestServer, &Child)) -> (i32, String) {
+        let deploy = self.begin_watch(file);
         let second = &self.servers[1];
         second.until("it is deployed", |_| self.versions() == ["1.2.0"; 2]);
-        meanwhile(second);
+        meanwhile(second, &deploy);
         said(deploy.wait_with_output().unwrap())
     }
 
@@ -715,7 +720,7 @@ fn a_version_that_fails_is_rolled_back_by_the_watch() {
 fn a_watch_rolls_back_where_a_server_is_gone_and_not_where_others_changed_it() {
     let fleet = Fleet::start(2, "");
     let file = fleet.guest("versions@1.2.0.wasm", "versions.wasm");
-    let (code, text) = fleet.watch(&file, |second| {
+    let (code, text) = fleet.watch(&file, |second, _| {
         let rolled_back = post(second, "/services/versions/rollback", &json!({}));
         assert_eq!(rolled_back.0, 200, "{}", rolled_back.1);
     });
@@ -728,12 +733,43 @@ fn a_watch_rolls_back_where_a_server_is_gone_and_not_where_others_changed_it() {
     assert_eq!(fleet.versions(), ["1.2.0", "1.0.0"]);
     // One that is gone may have died of it.
     let fleet = Fleet::start(2, "");
-    let (code, text) = fleet.watch(&file, |second| second.signal("KILL"));
+    let (code, text) = fleet.watch(&file, |second, _| second.signal("KILL"));
     assert!(
         code == 3 && text.contains("1 of 2 servers could not be rolled back"),
         "{code} {text}"
     );
     assert_eq!(version(&fleet.servers[0]), "1.0.0");
+}
+
+#[test]
+fn an_interrupted_deploy_leaves_nothing_held_and_an_interrupted_watch_what_is_served() {
+    let fleet = Fleet::start(2, "");
+    let (first, second) = (&fleet.servers[0], &fleet.servers[1]);
+    let file = fleet.guest("versions@1.2.0.wasm", "versions.wasm");
+    second.signal("STOP");
+    let deploy = fleet.begin_watch(&file);
+    let is_held = |_: &TestServer| fs::read_dir(&fleet.folders[0]).unwrap().count() == 2;
+    first.until("the first one holds it", is_held);
+    interrupt(&deploy);
+    second.signal("CONT");
+    let (code, text) = said(deploy.wait_with_output().unwrap());
+    assert!(
+        code == 1 && text.contains("nothing was changed: it was interrupted"),
+        "{code} {text}"
+    );
+    fleet.holds_only(&["versions.wasm"]);
+    let (code, text) = fleet.watch(&file, |_, watch| interrupt(watch));
+    assert!(
+        code == 1 && text.contains("nothing was rolled back"),
+        "{code} {text}"
+    );
+    assert_eq!(fleet.versions(), ["1.2.0"; 2]);
+}
+
+fn interrupt(command: &Child) {
+    let id = command.id().to_string();
+    let status = Command::new("kill").args(["-INT", &id]).status();
+    assert!(status.unwrap().success());
 }
 
 #[test]
