@@ -158,11 +158,15 @@ impl Deploys {
         };
         if !check {
             let until = Instant::now() + HELD_FOR;
-            self.state().held = Some(Held {
+            let mut state = self.state();
+            // What undoes this one must not undo an earlier one of the same file.
+            state.done.take_if(|done| done.is(stem, &digest));
+            state.held = Some(Held {
                 replacement,
                 file,
                 until,
             });
+            drop(state);
             self.expire_later()?;
         }
         Ok(verdict)

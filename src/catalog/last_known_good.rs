@@ -118,10 +118,10 @@ impl LastKnownGood {
             .iter()
             .filter(|file| file.digest != digest)
             .take((others + 1).saturating_sub(MAX_KEPT));
-        older
-            .chain(too_many)
-            .chain(&rejected)
-            .try_for_each(|file| remove(&file.path))
+        let gone = rejected.iter().chain(older).chain(too_many);
+        // One that can't be removed does not keep the others.
+        gone.map(|file| remove(&file.path))
+            .fold(Ok(()), io::Result::and)
     }
 
     /// Whether the file with this digest is kept.

@@ -239,9 +239,10 @@ impl LiveCatalog {
         decide: impl FnOnce(&mut Loader) -> Result<T, ChangeError>,
     ) -> Result<T, ChangeError> {
         let mut loader = self.lock();
-        let done = decide(&mut loader)?;
+        let done = decide(&mut loader);
+        // One that failed may have been tried with what is served.
         self.swap(&loader);
-        Ok(done)
+        done
     }
 
     fn look(&self, how: ScanMode) -> io::Result<Vec<String>> {

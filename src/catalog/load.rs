@@ -116,7 +116,7 @@ pub fn component_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     files.sort();
     let preferred: BTreeSet<_> = files
         .iter()
-        .filter(|path| has_ending(path, PREFERRED))
+        .filter(|path| has_ending(path, PREFERRED) && !path.is_dir())
         .cloned()
         .collect();
     files.retain(|path| {
@@ -167,7 +167,7 @@ pub(super) fn read_code(file: &Path) -> Result<ComponentFile, FileError> {
         Some(OpenToOthers(path)) => {
             LoadError::from(PrecompiledError::OpenToOthers(path.clone())).into()
         }
-        None => FileError::Read(error.to_string()),
+        None => FileError::unread(&error),
     })
 }
 
@@ -255,7 +255,7 @@ pub fn fingerprint(file: &Path) -> std::io::Result<(u64, Option<String>)> {
 pub(super) fn read_bounded(file: &Path) -> Result<Vec<u8>, FileError> {
     fs::File::open(file)
         .and_then(|opened| files::read_bounded(opened, MAX_SIZE))
-        .map_err(|error| FileError::Read(error.to_string()))
+        .map_err(|error| FileError::unread(&error))
 }
 
 /// Compiling a large component takes seconds; nobody shall think that the
@@ -290,10 +290,18 @@ pub enum FileError {
         VERSION its MAJOR.MINOR.PATCH; rename it"
     )]
     Name,
-    /// What was kept of it earlier is gone, or was changed.
-    #[error("{0}")]
-    Kept(String),
-    /// The file can't be read, or is larger than 256 MiB.
+    /// The earlier file in its place can't be served.
+    #[error("{problem}")]
+    Kept {
+        /// Why.
+        problem: String,
+        /// Whether it may be served at the next look.
+        may_pass: bool,
+    },
+    /// It is larger than 256 MiB, or no file.
+    #[error("can't be read: {0}")]
+    Unfit(String),
+    /// The file can't be read.
     #[error("can't be read: {0}")]
     Read(String),
     /// The file ends too early.
@@ -337,7 +345,20 @@ pub enum FileError {
 impl FileError {
     /// Whether the same file may load at the next look.
     pub(super) fn may_pass(&self) -> bool {
-        matches!(self, Self::Read(_) | Self::Load(LoadError::NoProcess(_)))
+        match self {
+            Self::Read(_) | Self::Load(LoadError::NoProcess(_)) => true,
+            Self::Kept { may_pass, .. } => *may_pass,
+            _ => false,
+        }
+    }
+
+    fn unread(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::FileTooLarge | io::ErrorKind::IsADirectory => {
+                Self::Unfit(error.to_string())
+            }
+            _ => Self::Read(error.to_string()),
+        }
     }
 
     fn describe(error: CallError, timeout: Duration) -> Self {

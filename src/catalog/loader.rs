@@ -124,9 +124,11 @@ impl Entry {
         (self.settled, self.retries) = (false, false);
     }
 
-    /// What is served is served on, after a change that failed.
+    /// What is served is served on, after a change that failed; where nothing
+    /// is, it is tried again.
     fn stays(&mut self, rollback: Option<&Rollback>) {
-        (self.settled, self.retries) = (true, false);
+        self.settled = self.service.is_some();
+        self.retries = !self.settled;
         self.rolled_back_from = rollback.map(|rollback| rollback.refused.clone());
     }
 }
@@ -161,19 +163,6 @@ impl EmptyFolder {
         }
         now.saturating_duration_since(*self.since.get_or_insert(now)) < EMPTY_FOR
     }
-}
-
-/// Remembers the rollback that held before a change that failed.
-fn remember(
-    kept: &LastKnownGood,
-    stem: &str,
-    rollback: Option<&Rollback>,
-    failed: String,
-) -> Change {
-    Err(match kept.set_rollback(stem, rollback) {
-        Ok(()) => failed,
-        Err(error) => format!("{failed}; and it can't be remembered: {error}"),
-    })
 }
 
 /// Why a change by the operator is not possible.
@@ -304,7 +293,7 @@ impl Loader {
             .map_or(1, usize::from)
             .min(unsettled.len());
         let settle = |(path, mut entry): (PathBuf, Entry)| {
-            let change = self.settle(&path, &mut entry);
+            let change = self.settle(&path, &mut entry, false);
             (path, entry, change)
         };
         if threads < 2 {
@@ -328,8 +317,9 @@ impl Loader {
         })
     }
 
-    /// Loads a file as it is. None if nothing changes by it.
-    fn settle(&self, path: &Path, entry: &mut Entry) -> Option<Change> {
+    /// Loads a file as it is, unless the operator went back from it and does not
+    /// undo that. None if nothing changes by it.
+    fn settle(&self, path: &Path, entry: &mut Entry, undo: bool) -> Option<Change> {
         let code = match read_code(path) {
             Ok(code) => code,
             Err(error) => {
@@ -358,7 +348,7 @@ impl Loader {
             .and_then(|kept| kept.rollback(&stem));
         if let Some(rollback) = rollback
             .as_ref()
-            .filter(|rollback| rollback.refused == digest)
+            .filter(|rollback| rollback.refused == digest && !undo)
         {
             return self.go_back(path, entry, rollback);
         }
@@ -424,9 +414,9 @@ impl Loader {
     /// A broken file leaves what was served from it before, or the
     /// last-known-good one of an earlier process. None where it was tried again
     /// with the same result.
-    fn refuse(&self, path: &Path, entry: &mut Entry, error: &FileError) -> Option<Change> {
-        let mut may_pass = error.may_pass();
-        let error = error.to_string();
+    fn refuse(&self, path: &Path, entry: &mut Entry, cause: &FileError) -> Option<Change> {
+        let mut may_pass = cause.may_pass();
+        let error = cause.to_string();
         let is_known = entry.retries && entry.error.as_ref() == Some(&error);
         let stem = stem(path);
         entry.rolled_back_from = None;
@@ -440,11 +430,16 @@ impl Loader {
             });
             files.pop()
         };
+        let mut serves_now = false;
         if entry.service.is_none()
+            && !matches!(cause, FileError::Kept { .. })
             && let Some(last) = self.last_known_good.as_ref().and_then(last)
         {
             match self.load_last_known_good(path, &last.path, &last.digest) {
-                Ok(service) => drop(self.serve(path, entry, service, Source::LastKnownGood)),
+                Ok(service) => {
+                    self.serve(path, entry, service, Source::LastKnownGood);
+                    serves_now = true;
+                }
                 Err(error) => {
                     may_pass |= error.may_pass();
                     if !is_known {
@@ -464,7 +459,7 @@ impl Loader {
         entry.error = Some(error);
         (entry.settled, entry.retries) = (!may_pass, may_pass);
         entry.since = Instant::now();
-        (!is_known).then(|| {
+        (!is_known || serves_now).then(|| {
             tracing::error!("{what}");
             Err(what)
         })
@@ -479,7 +474,7 @@ impl Loader {
     ) -> Result<Service, FileError> {
         let code = read_code(kept)?;
         if digest_of(code.bytes()) != digest {
-            return Err(FileError::Kept(format!("{} was changed", kept.display())));
+            return Err(FileError::Unfit("it was changed".into()));
         }
         load_code(&self.sandbox, &self.settings, path, &code)
     }
@@ -499,6 +494,9 @@ impl Loader {
             .get(&path)
             .and_then(|entry| entry.service.as_ref())
             .map(|service| service.digest.clone());
+        let earlier = kept.rollback(&stem);
+        // One that fails for a moment is gone back from all the same.
+        let current = current.or(earlier.as_ref().map(|earlier| earlier.served.clone()));
         let in_place = read_bounded(&path).map(|bytes| digest_of(&bytes));
         let in_place = in_place.map_err(|error| format!("{}: {error}", path.display()))?;
         let files = kept.files(&stem);
@@ -513,7 +511,6 @@ impl Loader {
             refused: in_place,
             served: back.digest.clone(),
         };
-        let earlier = kept.rollback(&stem);
         kept.set_rollback(&stem, Some(&rollback))
             .map_err(|error| format!("can't be remembered: {error}"))?;
         self.generation += 1;
@@ -521,9 +518,12 @@ impl Loader {
         entry.retries = false;
         let done = self.go_back(&path, &mut entry, &rollback);
         let done = done.unwrap_or_else(|| Err("it is as it was".into()));
-        let done = done.or_else(|failed| {
+        let done = done.map_err(|failed| {
             entry.stays(earlier.as_ref());
-            remember(&kept, &stem, earlier.as_ref(), failed)
+            match kept.set_rollback(&stem, earlier.as_ref()) {
+                Ok(()) => failed,
+                Err(error) => format!("{failed}; and it can't be remembered: {error}"),
+            }
         });
         self.files.insert(path, entry);
         done
@@ -571,20 +571,23 @@ impl Loader {
         let (kept, rollback) = kept
             .and_then(|kept| kept.rollback(&stem).map(|rollback| (kept, rollback)))
             .ok_or_else(|| format!("{name} was not rolled back, so there is nothing to undo"))?;
-        let forgotten = kept.set_rollback(&stem, None);
-        forgotten.map_err(|error| format!("can't be forgotten: {error}"))?;
         self.generation += 1;
         let mut entry = self.files.remove(&path).ok_or("it was removed meanwhile")?;
-        let done = self.settle(&path, &mut entry).unwrap_or_else(|| {
+        let done = self.settle(&path, &mut entry, true).unwrap_or_else(|| {
             let known = entry.error.clone();
             Err(known.unwrap_or_else(|| "the file ends too early".into()))
         });
-        let done = done.or_else(|failed| {
+        if done.is_err() {
             entry.stays(Some(&rollback));
-            remember(&kept, &stem, Some(&rollback), failed)
-        });
+        }
         self.files.insert(path, entry);
-        done
+        let done = done?;
+        match kept.rollback(&stem) {
+            None => Ok(done),
+            Some(_) => Err(format!(
+                "{done}; but that can't be remembered in state_dir, so the next start goes back again"
+            )),
+        }
     }
 
     /// Serves the file that a rollback names. Where that fails, the rollback
@@ -598,12 +601,21 @@ impl Loader {
         let found = files
             .into_iter()
             .find(|file| file.digest == rollback.served);
+        let failed = |problem: &dyn std::fmt::Display, may_pass| FileError::Kept {
+            problem: format!(
+                "{problem}; while the rollback holds, mb-server service rollback {stem} --undo serves the file in the \
+                 folder"
+            ),
+            may_pass,
+        };
         let loaded = match found {
-            Some(file) => self.load_last_known_good(path, &file.path, &file.digest),
-            None => Err(FileError::Kept(format!(
-                "the file that the operator went back to is no longer kept; mb-server service rollback {stem} --undo \
-                 serves the one in the folder"
-            ))),
+            Some(file) => self
+                .load_last_known_good(path, &file.path, &file.digest)
+                .map_err(|error| {
+                    let problem = format!("the earlier file {}: {error}", file.path.display());
+                    failed(&problem, error.may_pass())
+                }),
+            None => Err(failed(&"the earlier file is no longer kept", false)),
         };
         match loaded {
             Ok(service) => {
@@ -732,7 +744,7 @@ impl Loader {
         let stamp = Stamp::of(path).ok();
         let mut entry = self.files.remove(path).unwrap_or_else(|| Entry::new(stamp));
         entry.change(stamp);
-        let change = self.settle(path, &mut entry);
+        let change = self.settle(path, &mut entry, false);
         self.files.insert(path.to_owned(), entry);
         change.unwrap_or_else(|| Ok(format!("{} is as it was", path.display())))
     }

@@ -146,6 +146,8 @@ impl Endpoint {
         } = &config.admin;
         let own = || match host.is_empty() {
             true => format!("unix:{}", socket.display()),
+            // An address of IPv6 has colons itself.
+            false if host.contains(':') => format!("[{host}]:{port}"),
             false => format!("{host}:{port}"),
         };
         Self {
@@ -445,5 +447,25 @@ pub(super) fn text(value: &Value) -> String {
         Value::Null => "-".into(),
         Value::String(text) => printable(text),
         other => printable(&other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_of_the_settings_can_be_reached() {
+        for (host, expected) in [
+            ("127.0.0.1", "127.0.0.1:9090"),
+            ("localhost", "localhost:9090"),
+            ("::1", "[::1]:9090"),
+        ] {
+            let mut config = Config::default();
+            config.admin.host = host.into();
+            let endpoint = Endpoint::new(None, &config, false);
+            assert_eq!(endpoint.address, expected);
+            assert!(host_and_port(&endpoint.address).is_ok(), "{expected}");
+        }
     }
 }

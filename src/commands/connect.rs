@@ -133,11 +133,12 @@ impl Connect {
             return Ok(None);
         };
         let wrong = |problem: &dyn Display| usage(format!("token {}: {problem}", file.display()));
-        let token = File::open(file).and_then(|file| files::read_text(file, MAX_TOKEN_SIZE));
+        let token = File::open(file).and_then(|file| files::read_text(file, 2 * MAX_TOKEN_SIZE));
         let token = token.map_err(|error| wrong(&error))?;
         let token = token.trim();
-        if token.is_empty() {
-            return Err(wrong(&"it holds none"));
+        if token.is_empty() || token.len() as u64 > MAX_TOKEN_SIZE {
+            let problem = format!("1 to {MAX_TOKEN_SIZE} bytes are expected");
+            return Err(wrong(&problem));
         }
         Ok(Some(token.to_owned()))
     }

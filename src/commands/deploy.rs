@@ -2,6 +2,7 @@
 //! all of them or on none.
 
 use std::{
+    borrow::Borrow,
     fs::File,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering::SeqCst},
@@ -91,6 +92,10 @@ pub(super) fn run(arguments: &Arguments) -> Result {
             before: before.collect(),
         }
     });
+    if is_interrupted() {
+        deploy.drop_held(&deploy.servers);
+        return Err(failure("nothing was changed: it was interrupted"));
+    }
     deploy.switch()?;
     let Some(watch) = watch else {
         return Ok(Exit::Success);
@@ -102,17 +107,8 @@ pub(super) fn run(arguments: &Arguments) -> Result {
         }
         let pages = on_all(&deploy.servers, |server| {
             let page = page(server, &verdicts[0])?;
-            let serves =
-                |row: &Value| row["version"] == *version && row["row"]["digest"] == *deploy.digest;
-            let serving = page["versions"]
-                .as_array()
-                .is_some_and(|rows| rows.iter().any(serves));
-            if serving {
-                Ok(page)
-            } else {
-                let address = &server.address;
-                Err(failure(format!("{address} serves another file by now")))
-            }
+            deploy.is_served(server, &page, &version)?;
+            Ok(page)
         });
         Ok(pages)
     });
@@ -164,8 +160,7 @@ impl Deploy {
             show(server, &answer.as_ref().map(found).map_err(Clone::clone));
             answer
         });
-        let interrupted = is_interrupted().then_some(Exit::Failure);
-        let Some(exit) = failed(&answers).or(interrupted) else {
+        let Some(exit) = failed(&answers) else {
             return answers.into_iter().collect();
         };
         // Those that hold it drop it. The others may serve this file since an
@@ -174,14 +169,15 @@ impl Deploy {
         let holding: Vec<_> = took
             .filter_map(|(server, answer)| (holds && answer.is_ok()).then_some(server))
             .collect();
-        on_all(&holding, |server| self.ask(server, true).ok());
+        self.drop_held(&holding);
         let refused = answers.iter().filter(|answer| answer.is_err()).count();
         let all = self.servers.len();
-        let error = match refused {
-            0 => "nothing was changed: it was interrupted".into(),
-            _ => format!("nothing was changed: {refused} of {all} servers can't take it"),
-        };
+        let error = format!("nothing was changed: {refused} of {all} servers can't take it");
         Err((exit, error))
+    }
+
+    fn drop_held<S: Borrow<Endpoint> + Sync>(&self, holding: &[S]) {
+        on_all(holding, |server| self.ask(server, true).ok());
     }
 
     fn verdict(&self, answer: admin_http::Result<(u16, Value)>) -> admin_http::Result<Value> {
@@ -216,6 +212,37 @@ impl Deploy {
         match failed(&answers) {
             None => Ok(()),
             Some(_) => Err(self.go_back("a server failed", |at| !refused[at])),
+        }
+    }
+
+    /// Whether a server's page of the service shows this component.
+    fn is_served(&self, server: &Endpoint, page: &Value, version: &str) -> admin_http::Result<()> {
+        let address = &server.address;
+        let versions = page["versions"].as_array().into_iter().flatten();
+        let rows: Vec<_> = versions.map(|version| &version["row"]).collect();
+        if rows
+            .iter()
+            .any(|row| row["digest"] == *self.digest && row["version"] == *version)
+        {
+            return Ok(());
+        }
+        let file = format!("/{}.wasm", self.file);
+        let own = rows.iter().find(|row| {
+            row["file"]
+                .as_str()
+                .is_some_and(|path| path.ends_with(&file))
+        });
+        match own.map(|row| (row["source"].as_str(), &row["error"])) {
+            // Nobody chose it: the file fails there.
+            Some((Some("lastKnownGood") | None, error)) => {
+                let error = format!("{address} does not serve it: {}", text(error));
+                Err((Exit::Unreachable, error))
+            }
+            Some(_) => Err(failure(format!("{address} serves another file by now"))),
+            None => {
+                let error = format!("{address} does not serve it: {}", text(&page["error"]));
+                Err((Exit::Unreachable, error))
+            }
         }
     }
 

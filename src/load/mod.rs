@@ -6,7 +6,7 @@
 //! next request; in an open one requests are due at a fixed rate, and what is
 //! measured begins when a request was due, not when a slot was free: a
 //! server that stops for a second is late with every request of that second.
-//! Requests without an answer at the end count with the time that they waited.
+//! Where it has stopped at the end, what waits counts with the time until then.
 
 mod connection;
 mod http;
@@ -88,7 +88,8 @@ pub struct Measured {
     /// The slowest answer, in nanoseconds.
     pub slowest_ns: u64,
     /// From when a request was sent, or in an open loop was due, until its
-    /// answer was read, or without one until the end, in nanoseconds.
+    /// answer was read, in nanoseconds; where answers stopped coming, also what
+    /// had none, until the end.
     pub times: Histogram<u64>,
 }
 
@@ -122,11 +123,18 @@ impl Measured {
         self.times.saturating_record(time_ns.max(1));
     }
 
-    /// Counts requests that got no answer and have waited for so long.
-    fn count_open(&mut self, count: u64, waited_ns: u64) {
-        self.unanswered += count;
-        self.oldest_ns = self.oldest_ns.max(waited_ns);
-        self.times.saturating_record_n(waited_ns.max(1), count);
+    /// Counts requests that got no answer: how many have waited how long. Where
+    /// answers still came, their times would be taken for those of answers.
+    fn count_open(&mut self, open: &[(u64, u64)]) {
+        for (count, waited_ns) in open {
+            self.unanswered += count;
+            self.oldest_ns = self.oldest_ns.max(*waited_ns);
+        }
+        if self.stalled() {
+            for (count, waited_ns) in open {
+                self.times.saturating_record_n((*waited_ns).max(1), *count);
+            }
+        }
     }
 
     fn absorb(&mut self, other: &Self) {
@@ -340,11 +348,12 @@ impl<'a, S: Protocol> Driver<'a, S> {
         /// What was due is counted in so many steps at most.
         const STEPS: u64 = 10_000;
         let now = self.now();
-        for connection in &self.connections {
-            for since in connection.open_requests() {
-                self.measured.count_open(1, now.saturating_sub(since));
-            }
-        }
+        let mut open: Vec<_> = self
+            .connections
+            .iter()
+            .flat_map(LoadConnection::open_requests)
+            .map(|since| (1, now.saturating_sub(since)))
+            .collect();
         let due = match self.plan.pace {
             Pace::Closed => self.sent,
             #[allow(
@@ -359,10 +368,10 @@ impl<'a, S: Protocol> Driver<'a, S> {
         let step = due.saturating_sub(next).div_ceil(STEPS);
         while next < due {
             let count = step.min(due - next);
-            self.measured
-                .count_open(count, now.saturating_sub(self.due(next)));
+            open.push((count, now.saturating_sub(self.due(next))));
             next += count;
         }
+        self.measured.count_open(&open);
     }
 
     /// When a request of an open loop is due, in nanoseconds.

@@ -73,12 +73,14 @@ pub fn server_name(name: &str) -> io::Result<ServerName<'static>> {
 /// Shows what one looks like.
 pub fn host_and_port(address: &str) -> Result<(String, u16), String> {
     let parse = || {
-        let (host, port) = address.rsplit_once(':')?;
-        let bare = host
+        let (whole, port) = address.rsplit_once(':')?;
+        let bare = whole
             .strip_prefix('[')
             .and_then(|rest| rest.strip_suffix(']'));
-        let is_plain = !host.is_empty() && !host.contains(':');
-        let host = bare.or_else(|| is_plain.then_some(host))?;
+        let host = match bare {
+            Some(bare) => bare.contains(':').then_some(bare)?,
+            None => (!whole.is_empty() && !whole.contains(':')).then_some(whole)?,
+        };
         Some((host.to_owned(), port.parse().ok()?))
     };
     parse()
@@ -94,6 +96,7 @@ mod tests {
     fn an_address_is_a_host_and_a_port() {
         let parsed = |address| host_and_port(address).ok();
         assert_eq!(parsed("a.example:80"), Some(("a.example".into(), 80)));
+        assert_eq!(parsed("[]:80"), None);
         assert_eq!(parsed("[::1]:0"), Some(("::1".into(), 0)));
         for wrong in [
             "", ":", ":80", "a", "a:", "a:x", "a:65536", "::1:80", "[::1:80", "a b",

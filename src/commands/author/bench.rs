@@ -41,9 +41,9 @@ const QUANTILES: [(f64, &str); 6] = [
 /// Without --rate in a closed loop: each answer is followed by the next
 /// request. With --rate in an open loop: requests are due at that rate
 /// whatever the server does, and times count from when a request was due.
-/// What has no answer at the end counts with the time that it waited. Exit
-/// codes: 0 all answered, 1 some were refused or answers stopped coming, 2 wrong
-/// usage, 3 the server could not be reached or a connection broke.
+/// Where answers stopped coming, what waits counts with the time until the end.
+/// Exit codes: 0 all answered, 1 some were refused or answers stopped coming, 2
+/// wrong usage, 3 the server could not be reached or a connection broke.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  mb-server bench\n  \
                         mb-server bench calc.add '{\"a\":2,\"b\":40}' --connections 8 --pipeline 16\n  \

@@ -49,6 +49,12 @@ impl Folder {
         fs::rename(part, self.services.join(name)).unwrap();
     }
 
+    fn remove(&self, name: &str) {
+        fs::remove_file(self.services.join(format!("{name}.wasm"))).unwrap();
+        self.server
+            .until("it is gone", |_| self.row(name).is_none());
+    }
+
     fn row(&self, name: &str) -> Option<Value> {
         let rows = self.server.json("/services");
         rows["services"]
@@ -436,28 +442,72 @@ fn a_rollback_after_another_that_fails_is_reported_as_failed() {
 
 #[test]
 fn what_the_operator_went_back_from_is_not_served_where_the_other_fails_for_a_moment() {
-    let folder =
-        start(Setup::empty(BINARY).with_as("guests", "versions@1.0.0.wasm", "versions.wasm"));
-    folder.copy("guests", "versions@2.0.0.wasm", "versions.wasm");
-    folder.until_row("versions is 2.0.0", |row| row["version"] == "2.0.0");
+    let setup = Setup::empty(BINARY).with("services", "echo.wasm");
+    let folder = start(setup.with_as("guests", "versions@1.0.0.wasm", "versions.wasm"));
+    for version in ["1.2.0", "2.0.0"] {
+        let file = format!("versions@{version}.wasm");
+        folder.copy("guests", &file, "versions.wasm");
+        folder.until_row("versions is the new one", |row| row["version"] == version);
+    }
     assert_eq!(folder.post("/services/versions/rollback", "").0, 200);
-    let good = kept(&folder, "versions@1.0.0.wasm");
-    let aside = good.with_extension("aside");
-    fs::rename(&good, &aside).unwrap();
-    fs::create_dir(&good).unwrap();
-    fs::remove_file(folder.services.join("versions.wasm")).unwrap();
-    folder
-        .server
-        .until("it is gone", |_| folder.row("versions").is_none());
+    let earlier = Hidden::new(kept(&folder, "versions@1.0.0.wasm"));
+    let hidden = Hidden::new(kept(&folder, "versions@1.2.0.wasm"));
+    folder.remove("versions");
     folder.copy("guests", "versions@2.0.0.wasm", "versions.wasm");
-    folder.until_row("versions fails", |row| row["state"] == "failed");
-    fs::remove_dir(&good).unwrap();
-    fs::rename(&aside, &good).unwrap();
+    let row = folder.until_row("versions fails", |row| row["state"] == "failed");
+    let error = row["error"].as_str().unwrap();
+    assert!(
+        error.contains("the earlier file") && error.contains("--undo"),
+        "{error}"
+    );
+    // Nor does a further rollback serve it, and it is tried again after that.
+    let (status, answer) = folder.post("/services/versions/rollback", "");
+    assert!(
+        status == 409 && answer.to_string().contains("the earlier file"),
+        "{answer}"
+    );
+    hidden.restore();
+    earlier.restore();
     let row = folder.until_row("versions is served", |row| row["version"].is_string());
     assert_eq!(
         (&row["version"], &row["source"]),
-        (&json!("1.0.0"), &json!("rolledBack"))
+        (&json!("1.2.0"), &json!("rolledBack"))
     );
+}
+
+#[test]
+fn a_last_known_good_file_that_fails_for_a_moment_is_served_later() {
+    let setup = Setup::empty(BINARY).with("services", "echo.wasm");
+    let folder = start(setup.with_as("guests", "versions@1.0.0.wasm", "versions.wasm"));
+    let hidden = Hidden::new(kept(&folder, "versions@1.0.0.wasm"));
+    folder.remove("versions");
+    fs::write(folder.services.join("versions.wasm"), "broken").unwrap();
+    folder.until_row("versions fails", |row| row["state"] == "failed");
+    hidden.restore();
+    folder.until_row("versions is served", |row| {
+        row["source"] == "lastKnownGood" && row["version"] == "1.0.0"
+    });
+    assert_eq!(folder.asks("versions.which"), "{\"version\":\"1.0.0\"}");
+}
+
+/// A file that can't be read for a moment.
+struct Hidden {
+    file: PathBuf,
+    aside: PathBuf,
+}
+
+impl Hidden {
+    fn new(file: PathBuf) -> Self {
+        let aside = file.with_extension("aside");
+        fs::rename(&file, &aside).unwrap();
+        // A link to itself.
+        std::os::unix::fs::symlink(&file, &file).unwrap();
+        Self { file, aside }
+    }
+
+    fn restore(self) {
+        fs::rename(self.aside, self.file).unwrap();
+    }
 }
 
 /// The last-known-good file with the content of this guest.
