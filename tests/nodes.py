@@ -484,9 +484,9 @@ class Cluster:
         time.sleep(3)
         load.stop()
         errors = load.of("nothing", "perhaps")
-        known = [call for call in errors if call.port not in ports or call.sent > killed + 0.2]
+        known = [call for call in errors if call.port not in ports or call.sent > killed + 1]
         expect("only calls in flight on the killed server failed", errors and not known,
-               [(call.number, call.why) for call in known])
+               [(call.number, call.why, call.port in ports, call.sent - killed) for call in known])
         expect("each says that it may have run", not load.of("nothing"), [call.why for call in load.of("nothing")])
         survivors = [self.nodes[1], self.nodes[2], self.redis]
         load.agrees(survivors)
