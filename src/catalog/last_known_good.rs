@@ -10,7 +10,7 @@
 
 use std::{
     ffi::OsStr,
-    fs, io,
+    fmt, fs, io,
     os::unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
     path::{Path, PathBuf},
     time::Duration,
@@ -18,7 +18,7 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use super::load::{ENDINGS, has_ending};
+use super::load::{ENDINGS, digest_of, has_ending, read_bounded};
 use crate::{files, sandbox::ComponentFile};
 
 /// Files that are kept of each service.
@@ -138,12 +138,27 @@ impl LastKnownGood {
 
     /// The rollback that holds for a stem.
     pub(super) fn rollback(&self, stem: &str) -> Option<Rollback> {
-        let text = fs::read_to_string(self.dir.join(stem).join(ROLLBACK)).ok()?;
-        let (refused, served) = text.trim_end().split_once('\n')?;
-        Some(Rollback {
-            refused: refused.into(),
-            served: served.into(),
-        })
+        let file = self.dir.join(stem).join(ROLLBACK);
+        let lost = |problem: &dyn fmt::Display| {
+            tracing::error!(
+                "the rollback of {stem} does not hold, because {} can't be read: {problem}",
+                file.display()
+            );
+        };
+        match fs::read_to_string(&file) {
+            Ok(text) => match text.trim_end().split_once('\n') {
+                Some((refused, served)) => {
+                    return Some(Rollback {
+                        refused: refused.into(),
+                        served: served.into(),
+                    });
+                }
+                None => lost(&"it was changed"),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => lost(&error),
+        }
+        None
     }
 
     /// Remembers a rollback, or forgets it.
@@ -174,6 +189,11 @@ fn file_name(order: u64, digest: &str, ending: &OsStr) -> String {
 }
 
 impl LastKnownGoodFile {
+    /// Whether it can be read, and is not what was kept.
+    pub(super) fn is_damaged(&self) -> bool {
+        read_bounded(&self.path).is_ok_and(|bytes| digest_of(&bytes) != self.digest)
+    }
+
     fn parse(path: PathBuf) -> Option<Self> {
         let (order, hex) = path.file_stem()?.to_str()?.split_once('-')?;
         let is_code = ENDINGS.iter().any(|ending| has_ending(&path, ending));

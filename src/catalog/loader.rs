@@ -20,7 +20,7 @@ use crate::{
     config::Config,
     files::{self, Stamp},
     metrics::ServiceStats,
-    sandbox::Sandbox,
+    sandbox::{ComponentFile, Sandbox},
     wire::Version,
 };
 
@@ -336,6 +336,10 @@ impl Loader {
         let served = entry.service.as_ref().map(|service| service.digest.clone());
         if served.as_ref() == Some(&digest) && entry.source == Source::File {
             // Touched, or changed there and back.
+            let kept = self.last_known_good.as_ref();
+            if kept.is_some_and(|kept| !kept.has(&stem(path), &digest)) {
+                self.keep(path, &digest, &code, None);
+            }
             return entry
                 .error
                 .take()
@@ -357,14 +361,19 @@ impl Loader {
                 if rollback.is_some() {
                     self.forget_rollback(&stem);
                 }
-                if let Some(kept) = &self.last_known_good
-                    && let Err(error) = kept.keep(&stem, &digest, &code, served.as_deref())
-                {
-                    tracing::warn!("{} is not kept: {error}", path.display());
-                }
+                self.keep(path, &digest, &code, served.as_deref());
                 Some(Ok(self.serve(path, entry, service, Source::File)))
             }
             Err(error) => self.refuse(path, entry, &error),
+        }
+    }
+
+    /// Keeps what is served, in the place of `served`, as a way back.
+    fn keep(&self, path: &Path, digest: &str, code: &ComponentFile, served: Option<&str>) {
+        if let Some(kept) = &self.last_known_good
+            && let Err(error) = kept.keep(&stem(path), digest, code, served)
+        {
+            tracing::warn!("{} is not kept: {error}", path.display());
         }
     }
 
@@ -421,31 +430,37 @@ impl Loader {
         let stem = stem(path);
         entry.rolled_back_from = None;
         // Where the operator had gone back, that is the last-known-good one.
-        let last = |kept: &LastKnownGood| {
+        let candidates = |kept: &LastKnownGood| {
             let (mut files, rollback) = (kept.files(&stem), kept.rollback(&stem));
             files.retain(|file| {
                 rollback
                     .as_ref()
                     .is_none_or(|rollback| file.digest == rollback.served)
             });
-            files.pop()
+            files
         };
         let mut serves_now = false;
-        if entry.service.is_none()
-            && !matches!(cause, FileError::Kept { .. })
-            && let Some(last) = self.last_known_good.as_ref().and_then(last)
-        {
-            match self.load_last_known_good(path, &last.path, &last.digest) {
-                Ok(service) => {
-                    self.serve(path, entry, service, Source::LastKnownGood);
-                    serves_now = true;
-                }
-                Err(error) => {
-                    may_pass |= error.may_pass();
-                    if !is_known {
-                        tracing::warn!(
-                            "the last-known-good file of {stem} can't be served either: {error}"
-                        );
+        if entry.service.is_none() && !matches!(cause, FileError::Kept { .. }) {
+            let files = self.last_known_good.iter().flat_map(candidates);
+            // The newest one that was not damaged.
+            for last in files.collect::<Vec<_>>().iter().rev() {
+                match self.load_last_known_good(path, &last.path, &last.digest) {
+                    Ok(service) => {
+                        self.serve(path, entry, service, Source::LastKnownGood);
+                        serves_now = true;
+                        break;
+                    }
+                    Err(error) => {
+                        if !is_known {
+                            let file = last.path.display();
+                            tracing::warn!(
+                                "the last-known-good file {file} can't be served either: {error}"
+                            );
+                        }
+                        if error.may_pass() {
+                            may_pass = true;
+                            break;
+                        }
                     }
                 }
             }
@@ -505,8 +520,15 @@ impl Loader {
             .rposition(|file| Some(&file.digest) == current.as_ref())
             .unwrap_or(files.len());
         let back = files[..before]
-            .last()
-            .ok_or_else(|| format!("no earlier file of {name} is kept"))?;
+            .iter()
+            .rfind(|file| !file.is_damaged())
+            .ok_or_else(|| match files[..before].last() {
+                Some(file) => format!(
+                    "{} was changed, and no earlier file of {name} is kept",
+                    file.path.display()
+                ),
+                None => format!("no earlier file of {name} is kept"),
+            })?;
         let rollback = Rollback {
             refused: in_place,
             served: back.digest.clone(),

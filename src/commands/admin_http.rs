@@ -431,7 +431,10 @@ fn read_answer(connection: &mut Connection, mut answer: String) -> io::Result<(u
             "it sent more than {MAX_READ} bytes"
         )));
     }
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else {
+        let problem = "it closed the connection without an answer";
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, problem));
+    };
     Ok((status_of(head), body.to_owned()))
 }
 

@@ -53,7 +53,7 @@ pub(super) struct Connect {
     /// Send the token also without TLS to another machine, where everybody on the network path can read it
     #[arg(long)]
     pub(super) allow_unsecure: bool,
-    /// Try again so many times: connecting, and requests that were lost, which may then run twice
+    /// Try again so many times: connecting, and requests that were lost, which may then run twice; bench only connects again
     #[arg(long, value_name = "TIMES", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub(super) retry: u32,
 }
@@ -69,20 +69,26 @@ impl Connect {
             .handshake_timeout(step)
             .write_timeout(step);
         builder.check().map_err(|error| usage(describe(&error)))?;
+        let connect = || builder.clone().connect().map_err(|error| describe(&error));
+        self.retried(connect)
+            .map_err(|error| (Exit::Unreachable, error))
+    }
+
+    /// Connects, as often as `--retry` says.
+    pub(super) fn retried<T>(
+        &self,
+        mut connect: impl FnMut() -> Result<T, String>,
+    ) -> Result<T, String> {
         let mut pause = FIRST_PAUSE;
         for _ in 0..self.retry {
-            match builder.clone().connect() {
-                Ok(client) => return Ok(client),
-                Err(error) => {
-                    complain!("mb-server: {}; trying again", printable(&describe(&error)))
-                }
+            match connect() {
+                Ok(connected) => return Ok(connected),
+                Err(error) => complain!("mb-server: {}; trying again", printable(&error)),
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_secs(5));
         }
-        builder
-            .connect()
-            .map_err(|error| (Exit::Unreachable, describe(&error)))
+        connect()
     }
 
     fn uses_tls(&self) -> bool {

@@ -2,6 +2,7 @@
 //! in; and what of it is read again while the server runs.
 
 use std::{
+    collections::BTreeSet,
     io, mem,
     net::SocketAddr,
     path::Path,
@@ -15,7 +16,7 @@ use super::{every, usage};
 use crate::{
     access::{Access, ListenerPolicy},
     admin::is_loopback,
-    config::{Auth, Config, Tls, access::Listener, given},
+    config::{Auth, Config, OneOrMore, Tls, access::Listener, given},
     files::Stamp,
     log::Limiter,
     metrics::snapshot::{InvalidCertificate, StaleFiles},
@@ -285,6 +286,38 @@ pub(super) fn check_exposure(config: &Config) -> Result<(), (super::Exit, String
             )));
         }
     }
+    check_addresses(config)
+}
+
+/// Two listeners of one address: only one of them would be reached, with its
+/// rules and not with the other's.
+fn check_addresses(config: &Config) -> Result<(), (super::Exit, String)> {
+    let mut taken = BTreeSet::new();
+    let admin = Listener {
+        host: OneOrMore::One(config.admin.host.clone()),
+        port: Some(config.admin.port),
+        ..Listener::default()
+    };
+    let admin = (!config.admin.host.is_empty()).then_some(admin);
+    for listener in config.all_listeners().iter().chain(&admin) {
+        // 0 is another one each time.
+        let Some(port) = listener.port.filter(|port| *port != 0) else {
+            continue;
+        };
+        let mut own = BTreeSet::new();
+        for host in listener.host.as_slice() {
+            let addresses =
+                resolve(host, port).map_err(|e| usage(format!("`host` = {host:?}: {e}")))?;
+            own.extend(addresses);
+        }
+        if let Some(twice) = own.intersection(&taken).next() {
+            return Err(usage(format!(
+                "two listeners have the address {twice}: give one of port, tls.port, admin.port and those of [[listeners]] \
+                 another one"
+            )));
+        }
+        taken.extend(own);
+    }
     Ok(())
 }
 
@@ -317,6 +350,42 @@ mod tests {
         (edge, move |token: &str| {
             access.authenticate(&unauthenticated, token).is_ok()
         })
+    }
+
+    #[test]
+    fn two_listeners_of_one_address_are_refused() {
+        let problem = |change: &dyn Fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            check_addresses(&config).err().map(|(_, error)| error)
+        };
+        let on = |host: &str, port| Listener {
+            host: OneOrMore::One(host.into()),
+            port: Some(port),
+            ..Listener::default()
+        };
+        assert_eq!(problem(&|_| {}), None);
+        assert_eq!(
+            problem(&|config| config.listeners = vec![on("127.0.0.2", 8081), on("127.0.0.1", 0)]),
+            None
+        );
+        // Of one listener, names of the same address are one.
+        let hosts = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+        assert_eq!(
+            problem(&|config| config.host = OneOrMore::More(hosts.clone())),
+            None
+        );
+        for twice in [
+            problem(&|config| config.listeners = vec![on("localhost", 8081)]),
+            problem(&|config| config.listeners = vec![on("127.0.0.2", 1), on("127.0.0.2", 1)]),
+            problem(&|config| config.admin.port = 8081),
+        ] {
+            let problem = twice.unwrap_or_default();
+            assert!(
+                problem.contains("two listeners have the address 127.0.0."),
+                "{problem}"
+            );
+        }
     }
 
     #[test]

@@ -146,7 +146,7 @@ fn download(endpoint: &Endpoint, to: &Path) -> Result {
         };
         match endpoint.download("/store/export", &mut out) {
             Ok((200, _)) => out
-                .entries()
+                .checked()
                 .ok_or_else(|| io::Error::other("it was cut off; the server's log says why")),
             Ok((_, answer)) => Err(io::Error::other(printable(&answer))),
             Err(problem) => {
@@ -158,10 +158,10 @@ fn download(endpoint: &Endpoint, to: &Path) -> Result {
     });
     match (entries, refused) {
         (_, Some(problem)) => Err(problem),
-        (Ok(entries), None) => {
-            complain!("{entries} entries");
-            Ok(Exit::Success)
-        }
+        (Ok(checked), None) => Ok(verdict(
+            checked,
+            "they are not in the backup; the server's log names them",
+        )),
         (Err(problem), None) => Err(problem),
     }
 }
@@ -174,12 +174,16 @@ struct LastLine<'a> {
 
 impl LastLine<'_> {
     /// More than the last line of a backup takes, in bytes.
-    const MAX: usize = 64;
+    const MAX: usize = 128;
 
-    fn entries(&self) -> Option<u64> {
+    fn checked(&self) -> Option<Checked> {
         let text = String::from_utf8_lossy(&self.last);
         let line = text.strip_suffix('\n')?.rsplit('\n').next()?;
-        serde_json::from_str::<serde_json::Value>(line).ok()?["entries"].as_u64()
+        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        Some(Checked {
+            entries: line["entries"].as_u64()?,
+            damaged: line["damaged"].as_u64().unwrap_or(0),
+        })
     }
 }
 

@@ -41,7 +41,15 @@ pub(super) enum Line {
     },
     Last {
         entries: u64,
+        /// Places that could not be read, and are not in it.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        damaged: u64,
     },
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Why a backup was not written.
@@ -77,8 +85,8 @@ impl Reader {
                     Ok(())
                 }
             })?;
-            let entries = checked.entries;
-            line(out, &Line::Last { entries })?;
+            let Checked { entries, damaged } = checked;
+            line(out, &Line::Last { entries, damaged })?;
             out.flush()?;
             Ok(checked)
         };
@@ -118,7 +126,7 @@ impl Embedded {
                         } => {
                             let value = BASE64_STANDARD
                                 .decode(value)
-                                .map_err(|e| refuse(&e.to_string()))?;
+                                .map_err(|e| refuse(&format!("line {}: {e}", entries + 2)))?;
                             let entry_key = (&*service, &*bucket, &*key);
                             let old = values
                                 .insert(entry_key, &*seal(entry_key, &value, ends))?
@@ -132,7 +140,9 @@ impl Embedded {
                             }
                             entries += 1;
                         }
-                        Line::Last { entries: announced } if announced == entries => break,
+                        Line::Last {
+                            entries: announced, ..
+                        } if announced == entries => break,
                         _ => {
                             return Err(refuse("the last line does not fit the number of entries"));
                         }

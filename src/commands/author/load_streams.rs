@@ -49,7 +49,7 @@ impl Connect {
         }
         // All go where the first one went.
         let mut addresses = addresses;
-        let open = |_| -> io::Result<LoadStream> {
+        let mut open = || -> io::Result<LoadStream> {
             let (stream, address) = connect_any(&addresses, Instant::now() + timeout)?;
             addresses = vec![address];
             stream.set_read_timeout(Some(timeout))?;
@@ -71,18 +71,19 @@ impl Connect {
             }
             Ok(stream)
         };
-        (0..count)
-            .map(open)
-            .collect::<io::Result<_>>()
-            .map_err(|error| {
-                let refused = error.kind() == io::ErrorKind::ConnectionRefused;
-                let hint = if refused {
+        let explain = |error: io::Error| {
+            let hint = match error.kind() {
+                io::ErrorKind::ConnectionRefused => {
                     "; is the server running? `mb-server serve` starts one"
-                } else {
-                    ""
-                };
-                unreachable(&format_args!("{error}{hint}"))
-            })
+                }
+                _ => "",
+            };
+            format!("{error}{hint}")
+        };
+        (0..count)
+            .map(|_| self.retried(|| open().map_err(explain)))
+            .collect::<Result<_, _>>()
+            .map_err(|error| unreachable(&error))
     }
 }
 

@@ -62,7 +62,13 @@ impl Remote {
                 }
             }
         }
-        line(out, &Line::Last { entries })?;
+        line(
+            out,
+            &Line::Last {
+                entries,
+                damaged: 0,
+            },
+        )?;
         out.flush().map_err(ExportError)?;
         Ok(Checked {
             entries,
@@ -145,7 +151,7 @@ impl Remote {
                         value,
                         ends,
                     } => (service, bucket, key, value, ends),
-                    Line::Last { entries } => {
+                    Line::Last { entries, .. } => {
                         written += self.write_group(group.take())?;
                         if entries + 3 == number {
                             return Ok(());

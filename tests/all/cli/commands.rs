@@ -618,6 +618,13 @@ fn a_server_that_answers_nonsense_is_named_so() {
             "{code:?} {problem}"
         );
     }
+    // One that dies before it answers.
+    let address = hostile(Vec::new(), Vec::new());
+    let (code, _, problem) = run(&["why", "some-id", "--admin", &address], b"");
+    assert!(
+        code == Some(3) && problem.contains("closed the connection without an answer"),
+        "{code:?} {problem}"
+    );
     // The port of the wire has pages of the same names.
     let server = start();
     let wire = server.wire.to_string();

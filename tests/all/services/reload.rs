@@ -490,6 +490,38 @@ fn a_last_known_good_file_that_fails_for_a_moment_is_served_later() {
     assert_eq!(folder.asks("versions.which"), "{\"version\":\"1.0.0\"}");
 }
 
+#[test]
+fn a_damaged_last_known_good_file_is_passed_over_for_an_earlier_one() {
+    let setup = Setup::empty(BINARY).with("services", "echo.wasm");
+    let folder = start(setup.with_as("guests", "versions@1.0.0.wasm", "versions.wasm"));
+    for version in ["1.2.0", "2.0.0"] {
+        let file = format!("versions@{version}.wasm");
+        folder.copy("guests", &file, "versions.wasm");
+        folder.until_row("versions is the new one", |row| row["version"] == version);
+    }
+    fs::write(kept(&folder, "versions@1.2.0.wasm"), "damaged").unwrap();
+    let (status, answer) = folder.post("/services/versions/rollback", "");
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(folder.row("versions").unwrap()["version"], "1.0.0");
+    folder.post("/services/versions/rollback", "{\"undo\":true}");
+    fs::write(kept(&folder, "versions@2.0.0.wasm"), "damaged").unwrap();
+    folder.remove("versions");
+    fs::write(folder.services.join("versions.wasm"), "broken").unwrap();
+    folder.until_row("versions is served", |row| {
+        row["source"] == "lastKnownGood" && row["version"] == "1.0.0"
+    });
+}
+
+#[test]
+fn what_could_not_be_kept_is_kept_once_it_is_copied_again() {
+    let folder =
+        start(Setup::empty(BINARY).with_as("guests", "versions@1.0.0.wasm", "versions.wasm"));
+    let file = kept(&folder, "versions@1.0.0.wasm");
+    fs::remove_file(&file).unwrap();
+    folder.copy("guests", "versions@1.0.0.wasm", "versions.wasm");
+    folder.server.until("it is kept", |_| file.exists());
+}
+
 /// A file that can't be read for a moment.
 struct Hidden {
     file: PathBuf,

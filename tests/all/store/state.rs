@@ -276,6 +276,29 @@ fn a_backup_onto_a_full_disk_blames_the_backup_and_leaves_no_part() {
         code == Some(1) && said.contains("499 entries; 1 damaged") && out.lines().count() == 501,
         "{said}"
     );
+    assert_eq!(out.lines().last(), Some("{\"entries\":499,\"damaged\":1}"));
+    // So does a running server.
+    let setup = Setup::empty(BINARY).with_as("services", "granted/counter.wasm", "counter.wasm");
+    let server = setup
+        .set(&format!(
+            "state_dir = {state:?}\n[services.counter.grants]\nkeyvalue = true"
+        ))
+        .start();
+    let (admin, config) = (server.admin.to_string(), server.settings_file());
+    let export = [
+        "export",
+        "-",
+        "--admin",
+        &admin,
+        "--config",
+        config.to_str().unwrap(),
+    ];
+    let (code, _, said) = store(&state, ":", &export);
+    assert!(
+        code == Some(1) && said.contains("499 entries; 1 damaged places"),
+        "{said}"
+    );
+    drop(server);
     fs::write(state.join("store.redb"), "").unwrap();
     for action in ["export", "check"] {
         let (code, out, said) = store(&state, ":", &[action]);
