@@ -21,6 +21,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result {
     let loaded = arguments.settings.load().map_err(usage)?;
+    serve::check_state_dir(&loaded.config.state_dir())?;
     edge::check_exposure(&loaded.config)?;
     edge::Edge::load(&loaded.config)?;
     #[cfg(feature = "redis")]

@@ -163,6 +163,11 @@ pub(super) fn run(arguments: Arguments) -> Result {
 /// all the same, and who needs it says so.
 fn own_state_dir(dir: &Path) -> std::result::Result<(), (Exit, String)> {
     let _ = files::private_dir(dir);
+    check_state_dir(dir)
+}
+
+/// The same of a folder that is there.
+pub(super) fn check_state_dir(dir: &Path) -> std::result::Result<(), (Exit, String)> {
     match trusted::check(dir) {
         Err(error) if OpenToOthers::of(&error).is_some() => {
             Err(usage(format!("state_dir {}: {error}", dir.display())))

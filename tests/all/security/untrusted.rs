@@ -232,6 +232,16 @@ fn a_state_folder_that_others_can_change_is_refused() {
         complaint.contains("state_dir") && complaint.contains("chmod go-w"),
         "{complaint}"
     );
+    let check = Command::new(BINARY)
+        .arg("check")
+        .env("MB_STATE_DIR", &state)
+        .output()
+        .unwrap();
+    let complaint = String::from_utf8_lossy(&check.stderr);
+    assert!(
+        check.status.code() == Some(2) && complaint.contains("chmod go-w"),
+        "{complaint}"
+    );
 }
 
 #[test]
