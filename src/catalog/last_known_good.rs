@@ -141,7 +141,7 @@ impl LastKnownGood {
         let file = self.dir.join(stem).join(ROLLBACK);
         let lost = |problem: &dyn fmt::Display| {
             tracing::error!(
-                "the rollback of {stem} does not hold, because {} can't be read: {problem}",
+                "the rollback of {stem} does not hold, because {} can't be read: {problem}; mb-server service rollback goes back again",
                 file.display()
             );
         };

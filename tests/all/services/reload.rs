@@ -49,6 +49,15 @@ impl Folder {
         fs::rename(part, self.services.join(name)).unwrap();
     }
 
+    /// Copies one version of `versions` after another in its place.
+    fn upgrade(&self, versions: &[&str]) {
+        for version in versions {
+            let file = format!("versions@{version}.wasm");
+            self.copy("guests", &file, "versions.wasm");
+            self.until_row("versions is the new one", |row| row["version"] == *version);
+        }
+    }
+
     fn remove(&self, name: &str) {
         fs::remove_file(self.services.join(format!("{name}.wasm"))).unwrap();
         self.server
@@ -415,14 +424,7 @@ fn a_rollback_is_shown_and_undone() {
 fn a_rollback_after_another_that_fails_is_reported_as_failed() {
     let folder =
         start(Setup::empty(BINARY).with_as("guests", "versions@1.0.0.wasm", "versions.wasm"));
-    for version in ["1.2.0", "2.0.0"] {
-        folder.copy(
-            "guests",
-            &format!("versions@{version}.wasm"),
-            "versions.wasm",
-        );
-        folder.until_row("versions is the new one", |row| row["version"] == version);
-    }
+    folder.upgrade(&["1.2.0", "2.0.0"]);
     assert_eq!(folder.post("/services/versions/rollback", "").0, 200);
     // Of the files that are kept, the first one is damaged.
     fs::write(kept(&folder, "versions@1.0.0.wasm"), "damaged").unwrap();
@@ -444,11 +446,7 @@ fn a_rollback_after_another_that_fails_is_reported_as_failed() {
 fn what_the_operator_went_back_from_is_not_served_where_the_other_fails_for_a_moment() {
     let setup = Setup::empty(BINARY).with("services", "echo.wasm");
     let folder = start(setup.with_as("guests", "versions@1.0.0.wasm", "versions.wasm"));
-    for version in ["1.2.0", "2.0.0"] {
-        let file = format!("versions@{version}.wasm");
-        folder.copy("guests", &file, "versions.wasm");
-        folder.until_row("versions is the new one", |row| row["version"] == version);
-    }
+    folder.upgrade(&["1.2.0", "2.0.0"]);
     assert_eq!(folder.post("/services/versions/rollback", "").0, 200);
     let earlier = Hidden::new(kept(&folder, "versions@1.0.0.wasm"));
     let hidden = Hidden::new(kept(&folder, "versions@1.2.0.wasm"));
@@ -494,11 +492,7 @@ fn a_last_known_good_file_that_fails_for_a_moment_is_served_later() {
 fn a_damaged_last_known_good_file_is_passed_over_for_an_earlier_one() {
     let setup = Setup::empty(BINARY).with("services", "echo.wasm");
     let folder = start(setup.with_as("guests", "versions@1.0.0.wasm", "versions.wasm"));
-    for version in ["1.2.0", "2.0.0"] {
-        let file = format!("versions@{version}.wasm");
-        folder.copy("guests", &file, "versions.wasm");
-        folder.until_row("versions is the new one", |row| row["version"] == version);
-    }
+    folder.upgrade(&["1.2.0", "2.0.0"]);
     fs::write(kept(&folder, "versions@1.2.0.wasm"), "damaged").unwrap();
     let (status, answer) = folder.post("/services/versions/rollback", "");
     assert_eq!(status, 200, "{answer}");
