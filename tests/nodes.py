@@ -18,7 +18,9 @@ second go through it over 12 connections, while
 Each call is recorded: when it was sent, when and how it ended. Prints figures,
 and exits 1 where a call fails that must not, where an error is not true, or
 where a count in the store is not what was acknowledged. Changes nothing outside
-of its namespaces. Where it may not make them or a program is missing, it says
+of its namespaces. All files lie in memory: a disk that others keep busy, as a
+compiler does, makes each write of Redis take seconds, and no server can help
+that. Where it may not make namespaces or a program is missing, it says
 `skipped: WHY` and exits 0, with --require 1. A minute for all of it.
 """
 import argparse
@@ -484,7 +486,9 @@ class Cluster:
         time.sleep(3)
         load.stop()
         errors = load.of("nothing", "perhaps")
-        known = [call for call in errors if call.port not in ports or call.sent > killed + 1]
+        # A system that is killing the server still takes connections for it.
+        known = [call for call in errors
+                 if call.sent > killed + 1 or call.sent < killed and call.port not in ports]
         expect("only calls in flight on the killed server failed", errors and not known,
                [(call.number, call.why, call.port in ports, call.sent - killed) for call in known])
         expect("each says that it may have run", not load.of("nothing"), [call.why for call in load.of("nothing")])
@@ -654,7 +658,8 @@ def inside(arguments):
     # What compiles beside it, as in CI, is not to make calls late.
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -10)
-    with tempfile.TemporaryDirectory() as folder, \
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder, \
             Cluster(arguments.inside, pathlib.Path(folder), arguments.server) as cluster:
         print(f"three servers are ready at {time.monotonic() - begun:.1f} s")
         for name in arguments.scenarios or SCENARIOS:
