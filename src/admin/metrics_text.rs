@@ -72,7 +72,11 @@ impl Text {
     fn line(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
         let labels: Vec<_> = labels
             .iter()
-            .map(|(label, value)| format!("{label}=\"{value}\""))
+            .map(|(label, value)| {
+                // A principal may be named by a client certificate.
+                let value = value.replace('\\', r"\\").replace('"', "\\\"");
+                format!("{label}=\"{}\"", value.replace('\n', r"\n"))
+            })
             .collect();
         let _ = match labels.as_slice() {
             [] => writeln!(self.0, "{name} {value}"),

@@ -39,8 +39,8 @@ impl Query {
                 let names = listed(known.iter().map(|(name, _)| *name));
                 return Err(format!("unknown parameter {name:?}; known here: {names}"));
             }
-            let value =
-                decode(value).ok_or_else(|| format!("{name} is not percent-encoded UTF-8"))?;
+            let value = decode(&value.replace('+', " "))
+                .ok_or_else(|| format!("{name} is not percent-encoded UTF-8"))?;
             found.insert(name.to_owned(), value);
         }
         Ok(Self(found))
@@ -79,19 +79,8 @@ impl Query {
 }
 
 pub(super) fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let pair = [rest.next()?, rest.next()?];
-                u8::from_str_radix(std::str::from_utf8(&pair).ok()?, 16).ok()?
-            }
-            byte => byte,
-        });
-    }
-    String::from_utf8(bytes).ok()
+    let text = percent_encoding::percent_decode_str(text).decode_utf8();
+    text.ok().map(Into::into)
 }
 
 impl Admin {

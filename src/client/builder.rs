@@ -241,10 +241,11 @@ impl Builder {
     ///
     /// # Errors
     /// [`ClientError::NotSent`] says what is wrong: an address, a file, the
-    /// server, its certificate or ours, the token.
+    /// server, its certificate or ours; [`ClientError::Answered`], why the
+    /// server refuses the hello, as it does with a wrong token.
     pub fn connect(self) -> Result<Client, ClientError> {
         let settings = self.settle().map_err(ClientError::NotSent)?;
-        let (link, buffer) = link::open(&settings, 1).map_err(ClientError::NotSent)?;
+        let (link, buffer) = link::open(&settings, 1)?;
         let state = State {
             link: Some(link.clone()),
             active: Some(Instant::now()),

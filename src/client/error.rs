@@ -41,6 +41,14 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// What is wrong with a connection, on which no request was sent.
+    pub(crate) fn of_connection(&self, server: &str) -> String {
+        match self {
+            Self::NotSent(why) => why.clone(),
+            other => format!("{server} does not let us in: {other}"),
+        }
+    }
+
     /// Whether the request may have run.
     #[must_use]
     pub fn may_have_run(&self) -> bool {

@@ -9,7 +9,10 @@ use std::{
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{builder::Settings, error::ServerError};
+use super::{
+    builder::Settings,
+    error::{ClientError, ServerError},
+};
 use crate::{
     transport::{Stream, TlsFault, connect_any, resolve_until, secure},
     wire::{
@@ -49,20 +52,25 @@ pub(super) struct HelloLimits {
 pub(super) fn open(
     settings: &Settings,
     number: u64,
-) -> Result<(ClientConnection, Reassembly), String> {
-    let stream = connect(settings)?;
+) -> Result<(ClientConnection, Reassembly), ClientError> {
+    let stream = connect(settings).map_err(ClientError::NotSent)?;
     let deadline = Instant::now() + settings.handshake_timeout;
     if let Err(error) = stream.handshake(deadline) {
-        return Err(format!(
+        return Err(ClientError::NotSent(format!(
             "TLS with {} failed, {}: {}",
             settings.server,
             TlsFault::of(&error),
             TlsFault::describe(&error)
-        ));
+        )));
     }
     let mut buffer = Reassembly::new(MAX_MESSAGE_SIZE, READ_SIZE);
-    let hello = hello(&stream, &mut buffer, settings, deadline)
-        .map_err(|problem| format!("{} does not let us in: {problem}", settings.server))?;
+    let hello = match hello(&stream, &mut buffer, settings, deadline) {
+        Ok(answer) => answer.map_err(ClientError::Answered)?,
+        Err(problem) => {
+            let text = format!("{} does not let us in: {problem}", settings.server);
+            return Err(ClientError::NotSent(text));
+        }
+    };
     let keep_alive = settings.keep_alive.min(Duration::from_millis(
         hello.limits.keep_alive_interval_ms.max(1),
     ));
@@ -116,12 +124,13 @@ pub(crate) fn check_token_path(address: SocketAddr) -> Result<(), String> {
     ))
 }
 
+/// What the server says of itself, or why it refuses.
 fn hello(
     stream: &Stream,
     buffer: &mut Reassembly,
     settings: &Settings,
     deadline: Instant,
-) -> Result<Hello, String> {
+) -> Result<Result<Hello, ServerError>, String> {
     let mut payload = json!({"client": settings.name, "protocol": "1.0"});
     if let Some(token) = &settings.token {
         payload["token"] = json!(token);
@@ -146,13 +155,11 @@ fn hello(
             Ok(Some(Incoming::Message { body, binary: _ })) => {
                 let (header, payload) = Header::parse(body)
                     .map_err(|error| format!("it does not speak this protocol: {error}"))?;
-                if header.kind == Kind::Error {
-                    let refusal: Result<ServerError, _> = serde_json::from_slice(payload);
-                    return Err(refusal
-                        .map_or_else(|error| error.to_string(), |refusal| refusal.to_string()));
-                }
-                return serde_json::from_slice(payload)
-                    .map_err(|error| format!("its hello can't be read: {error}"));
+                let answer = match header.kind {
+                    Kind::Error => serde_json::from_slice(payload).map(Err),
+                    _ => serde_json::from_slice(payload).map(Ok),
+                };
+                return answer.map_err(|error| format!("its hello can't be read: {error}"));
             }
             Ok(None) => match stream.read(buffer.spare(), deadline) {
                 Ok(0) => {

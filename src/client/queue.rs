@@ -136,7 +136,12 @@ impl Queue {
     }
 
     pub(super) fn remove(&mut self, id: &str) -> Option<Entry> {
-        self.entries.remove(id)
+        let removed = self.entries.remove(id);
+        // Without a connection, nothing else takes ids out.
+        if self.unsent.len() > 2 * self.entries.len() {
+            self.unsent.retain(|id| self.entries.contains_key(id));
+        }
+        removed
     }
 
     /// The next requests to be sent, up to about 64 KiB of them. From here on
@@ -313,6 +318,22 @@ mod tests {
             }
             None => "sent",
         }
+    }
+
+    #[test]
+    fn what_is_over_leaves_nothing_while_there_is_no_connection() {
+        let mut queue = Queue::default();
+        for number in 0..1000 {
+            let id: Arc<str> = number.to_string().into();
+            queue.push(Arc::clone(&id), entry(false));
+            if number % 100 > 0 {
+                assert!(queue.remove(&id).is_some());
+            }
+        }
+        assert_eq!(queue.len(), 10);
+        assert!(queue.unsent.len() <= 2 * queue.len(), "{:?}", queue.unsent);
+        let batch = queue.take_batch(1, None, Instant::now()).unwrap();
+        assert_eq!(batch.ends.len(), 10);
     }
 
     #[test]

@@ -202,9 +202,9 @@ impl ClientCore {
                     }
                     self.write_what_waits();
                 }
-                Err(last_error) => {
+                Err(error) => {
                     let mut state = self.state();
-                    state.last_error = Some(last_error);
+                    state.last_error = Some(error.of_connection(&self.settings.server));
                     // Between half of it and all of it.
                     let chance = u32::from(uuid::Uuid::new_v4().as_bytes()[0]);
                     let until = Instant::now() + pause / 2 + pause / 2 * chance / 256;

@@ -13,7 +13,7 @@ use std::{
 use serde_json::Value;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{Exit, failure, printable, usage};
+use super::{Exit, Result, failure, printable, usage};
 use crate::{
     admin::{MAX_ANSWER, is_loopback, token},
     config::{self, Config, Flags},
@@ -57,8 +57,6 @@ pub(super) struct AdminTargets {
     #[arg(long)]
     allow_unsecure: bool,
 }
-
-pub(super) type Result<T> = std::result::Result<T, (Exit, String)>;
 
 /// The endpoint of one server.
 pub(super) struct Endpoint {

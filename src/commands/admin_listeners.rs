@@ -12,7 +12,7 @@ use std::{
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{Exit, failure};
+use super::{Result, failure};
 use crate::{
     admin::AdminListener,
     config::Config,
@@ -28,7 +28,7 @@ pub(super) struct AdminListeners {
 
 impl AdminListeners {
     /// Opens those that the settings name, or takes them over.
-    pub(super) fn open(config: &Config, inherited: &mut Inherited) -> Result<Self, (Exit, String)> {
+    pub(super) fn open(config: &Config, inherited: &mut Inherited) -> Result<Self> {
         let mut opened = Self {
             listeners: Vec::new(),
             names: Vec::new(),

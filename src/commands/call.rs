@@ -101,7 +101,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     }
 }
 
-pub(super) fn parse_request_id(id: &str) -> std::result::Result<String, String> {
+pub(super) fn parse_request_id(id: &str) -> Result<String, String> {
     if is_request_id(id) {
         Ok(id.to_owned())
     } else {
@@ -109,7 +109,7 @@ pub(super) fn parse_request_id(id: &str) -> std::result::Result<String, String> 
     }
 }
 
-fn parse_topic(topic: &str) -> std::result::Result<Topic<'_>, String> {
+fn parse_topic(topic: &str) -> Result<Topic<'_>, String> {
     Topic::parse(topic).map_err(|_| {
         format!(
             "{topic:?} is no topic: SERVICE.ACTION, each a letter then letters, digits, - and _"
@@ -164,7 +164,7 @@ fn run_one(arguments: &Arguments, topic: &str) -> Result {
 fn call_once_ready(
     client: &Client,
     request: &Request<'_>,
-) -> std::result::Result<(String, std::result::Result<Answer, ClientError>), ClientError> {
+) -> Result<(String, Result<Answer, ClientError>), ClientError> {
     let begun = Instant::now();
     let mut last_notice: Option<Instant> = None;
     loop {
@@ -251,32 +251,38 @@ fn run_many(arguments: &Arguments, file: &str) -> Result {
     let mut tally = Tally::default();
     let mut shown = Instant::now();
     let mut number = 0_u64;
-    while !output::is_over() {
-        let mut text = String::new();
-        let read = (&mut input).take(MAX_LINE).read_line(&mut text);
-        read.map_err(|error| {
-            failure(format!("can't read line {} of {file}: {error}", number + 1))
-        })?;
-        if text.is_empty() {
-            break;
+    let mut next = || -> Result<Option<(u64, Sent)>> {
+        loop {
+            let mut text = String::new();
+            number += 1;
+            let read = (&mut input).take(MAX_LINE).read_line(&mut text);
+            read.map_err(|error| failure(format!("can't read line {number} of {file}: {error}")))?;
+            if text.is_empty() {
+                return Ok(None);
+            }
+            if !text.trim().is_empty() {
+                let sent = send(&client, arguments, &text);
+                let sent = sent.map_err(|problem| usage(format!("line {number}: {problem}")))?;
+                return Ok(Some((number, sent)));
+            }
         }
-        number += 1;
-        if text.trim().is_empty() {
-            continue;
-        }
-        let sent = send(&client, arguments, &text)
-            .map_err(|problem| usage(format!("line {number}: {problem}")))?;
-        waiting.push_back((number, sent));
-        while waiting.len() >= arguments.concurrency as usize {
+    };
+    // What is wrong with a line is said behind the answers to those before it.
+    let mut end = None;
+    while !output::is_over() && (end.is_none() || !waiting.is_empty()) {
+        if end.is_none() && waiting.len() < arguments.concurrency as usize {
+            match next() {
+                Ok(Some(sent)) => waiting.push_back(sent),
+                Ok(None) => end = Some(Ok(())),
+                Err(problem) => end = Some(Err(problem)),
+            }
+        } else {
             take(&mut waiting, &mut tally)?;
         }
         tally.show(&mut shown, false);
     }
-    while !waiting.is_empty() && !output::is_over() {
-        take(&mut waiting, &mut tally)?;
-        tally.show(&mut shown, false);
-    }
     tally.show(&mut shown, true);
+    end.unwrap_or(Ok(()))?;
     Ok(match tally {
         Tally { lost: 1.., .. } => Exit::Unreachable,
         Tally { errors: 1.., .. } => Exit::Failure,
@@ -284,9 +290,9 @@ fn run_many(arguments: &Arguments, file: &str) -> Result {
     })
 }
 
-type Sent = std::result::Result<Pending, ClientError>;
+type Sent = Result<Pending, ClientError>;
 
-fn send(client: &Client, arguments: &Arguments, text: &str) -> std::result::Result<Sent, String> {
+fn send(client: &Client, arguments: &Arguments, text: &str) -> Result<Sent, String> {
     let Line {
         topic,
         payload,
@@ -317,10 +323,7 @@ fn send(client: &Client, arguments: &Arguments, text: &str) -> std::result::Resu
 }
 
 /// Waits for the oldest and prints what came of it.
-fn take(
-    waiting: &mut VecDeque<(u64, Sent)>,
-    tally: &mut Tally,
-) -> std::result::Result<(), (Exit, String)> {
+fn take(waiting: &mut VecDeque<(u64, Sent)>, tally: &mut Tally) -> Result<()> {
     let Some((number, sent)) = waiting.pop_front() else {
         return Ok(());
     };
@@ -376,7 +379,7 @@ impl Tally {
 }
 
 /// A payload of the command line: itself, `-` for standard input, or `@FILE`.
-pub(super) fn read_payload(argument: &str) -> std::result::Result<Vec<u8>, (Exit, String)> {
+pub(super) fn read_payload(argument: &str) -> Result<Vec<u8>> {
     let read = |input: &mut dyn Read| files::read_bounded(input, MAX_PAYLOAD_SIZE as u64);
     match argument.strip_prefix('@') {
         Some(file) => std::fs::File::open(file)
@@ -390,10 +393,7 @@ pub(super) fn read_payload(argument: &str) -> std::result::Result<Vec<u8>, (Exit
 }
 
 /// The same as it is sent; nothing counts as null.
-pub(super) fn as_payload(
-    bytes: &[u8],
-    binary: bool,
-) -> std::result::Result<Payload<'_>, (Exit, String)> {
+pub(super) fn as_payload(bytes: &[u8], binary: bool) -> Result<Payload<'_>> {
     if binary {
         return Ok(Payload::Binary(bytes));
     }

@@ -62,7 +62,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
 /// Reads the files that an engine over the network needs, and connects to
 /// nothing.
 #[cfg(feature = "redis")]
-fn check_store(config: &crate::config::Config) -> std::result::Result<(), (Exit, String)> {
+fn check_store(config: &crate::config::Config) -> Result<()> {
     use crate::{
         store::Store,
         trusted::{self, Purpose},

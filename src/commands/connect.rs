@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, fs::File, path::PathBuf, time::Duration};
 
-use super::{Exit, printable, usage};
+use super::{Exit, Result, printable, usage};
 use crate::{
     client::{Builder, Client, ClientError},
     files,
@@ -61,29 +61,34 @@ pub(super) struct Connect {
 impl Connect {
     /// Connects, as often as `--retry` says. No step of it takes longer than
     /// the timeout of the request that is to follow, and 1 s to 5 s.
-    pub(super) fn open(&self, timeout: Duration) -> Result<Client, (Exit, String)> {
+    pub(super) fn open(&self, timeout: Duration) -> Result<Client> {
         let step = timeout.clamp(SHORTEST_STEP, LONGEST_STEP);
         let builder = self
             .builder()?
             .connect_timeout(step)
             .handshake_timeout(step)
             .write_timeout(step);
-        builder.check().map_err(|error| usage(describe(&error)))?;
-        let connect = || builder.clone().connect().map_err(|error| describe(&error));
-        self.retried(connect)
-            .map_err(|error| (Exit::Unreachable, error))
+        builder
+            .check()
+            .map_err(|error| usage(error.of_connection(self.server())))?;
+        self.retried(|| {
+            builder.clone().connect().map_err(|error| {
+                let exit = match error {
+                    ClientError::Answered(_) => Exit::Failure,
+                    _ => Exit::Unreachable,
+                };
+                (exit, error.of_connection(self.server()))
+            })
+        })
     }
 
     /// Connects, as often as `--retry` says.
-    pub(super) fn retried<T>(
-        &self,
-        mut connect: impl FnMut() -> Result<T, String>,
-    ) -> Result<T, String> {
+    pub(super) fn retried<T>(&self, mut connect: impl FnMut() -> Result<T>) -> Result<T> {
         let mut pause = FIRST_PAUSE;
         for _ in 0..self.retry {
             match connect() {
                 Ok(connected) => return Ok(connected),
-                Err(error) => complain!("mb-server: {}; trying again", printable(&error)),
+                Err((_, error)) => complain!("mb-server: {}; trying again", printable(&error)),
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_secs(5));
@@ -103,7 +108,7 @@ impl Connect {
         })
     }
 
-    fn builder(&self) -> Result<Builder, (Exit, String)> {
+    fn builder(&self) -> Result<Builder> {
         let mut builder = Client::builder(self.server())
             .retries(self.retry)
             .reconnect(self.retry > 0)
@@ -117,7 +122,7 @@ impl Connect {
         Ok(builder)
     }
 
-    pub(super) fn tls(&self) -> Result<Option<ClientTls>, (Exit, String)> {
+    pub(super) fn tls(&self) -> Result<Option<ClientTls>> {
         if !self.uses_tls() {
             return Ok(None);
         }
@@ -134,7 +139,7 @@ impl Connect {
         }))
     }
 
-    pub(super) fn token(&self) -> Result<Option<String>, (Exit, String)> {
+    pub(super) fn token(&self) -> Result<Option<String>> {
         let Some(file) = &self.token_file else {
             return Ok(None);
         };
@@ -147,12 +152,5 @@ impl Connect {
             return Err(wrong(&problem));
         }
         Ok(Some(token.to_owned()))
-    }
-}
-
-fn describe(error: &ClientError) -> String {
-    match error {
-        ClientError::NotSent(why) => why.clone(),
-        other => other.to_string(),
     }
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     Exit, INTERRUPTED, Result,
-    admin_http::{self, Endpoint, on_all, text},
+    admin_http::{Endpoint, on_all, text},
     failure, printable,
     service::{Servers, done, failed, file_stem, show},
     usage,
@@ -153,7 +153,7 @@ struct Deploy {
 
 impl Deploy {
     /// Has each server check and hold it. Returns what they found.
-    fn hold(&self, bytes: &[u8], query: &str, holds: bool) -> admin_http::Result<Vec<Value>> {
+    fn hold(&self, bytes: &[u8], query: &str, holds: bool) -> Result<Vec<Value>> {
         let path = format!("/services/{}{query}", self.file);
         let answers = on_all(&self.servers, |server| {
             let answer = self.verdict(server.put(&path, bytes));
@@ -180,7 +180,7 @@ impl Deploy {
         on_all(holding, |server| self.ask(server, true).ok());
     }
 
-    fn verdict(&self, answer: admin_http::Result<(u16, Value)>) -> admin_http::Result<Value> {
+    fn verdict(&self, answer: Result<(u16, Value)>) -> Result<Value> {
         let (status, answer) = answer?;
         if status == 200 && answer["digest"] == *self.digest {
             return Ok(answer);
@@ -199,7 +199,7 @@ impl Deploy {
     }
 
     /// Has all servers serve what they hold; all go back where one does not.
-    fn switch(&self) -> admin_http::Result<()> {
+    fn switch(&self) -> Result<()> {
         let asked = on_all(&self.servers, |server| {
             let answer = self.ask(server, false);
             // Only this says that nothing has changed.
@@ -216,7 +216,7 @@ impl Deploy {
     }
 
     /// Whether a server's page of the service shows this component.
-    fn is_served(&self, server: &Endpoint, page: &Value, version: &str) -> admin_http::Result<()> {
+    fn is_served(&self, server: &Endpoint, page: &Value, version: &str) -> Result<()> {
         let address = &server.address;
         let versions = page["versions"].as_array().into_iter().flatten();
         let rows: Vec<_> = versions.map(|version| &version["row"]).collect();
@@ -273,14 +273,14 @@ impl Deploy {
         }
     }
 
-    fn ask(&self, server: &Endpoint, undo: bool) -> admin_http::Result<(u16, Value)> {
+    fn ask(&self, server: &Endpoint, undo: bool) -> Result<(u16, Value)> {
         let body = json!({"digest": self.digest, "undo": undo}).to_string();
         server.post(&format!("/services/{}/deploy", self.file), &body)
     }
 }
 
 /// The page of the service.
-fn page(server: &Endpoint, verdict: &Value) -> admin_http::Result<Value> {
+fn page(server: &Endpoint, verdict: &Value) -> Result<Value> {
     server.get(&format!("/services/{}", text(&verdict["name"])))
 }
 
@@ -314,7 +314,7 @@ fn list(lines: &Value) -> impl Iterator<Item = String> + '_ {
 }
 
 /// Reads the component.
-fn read(file: &Path) -> admin_http::Result<Vec<u8>> {
+fn read(file: &Path) -> Result<Vec<u8>> {
     let name = printable(&file.display().to_string());
     let refused = |error: &dyn std::fmt::Display| usage(format!("{name}: {error}"));
     FileName::parse(file).map_err(|error| refused(&error))?;
@@ -329,7 +329,7 @@ fn read(file: &Path) -> admin_http::Result<Vec<u8>> {
 }
 
 /// `30s`, `2m` or a number of milliseconds.
-fn parse_time(text: &str) -> std::result::Result<Duration, String> {
+fn parse_time(text: &str) -> Result<Duration, String> {
     let value: Millis = serde_json::from_value(text.into()).map_err(|_| "a time is such as 30s")?;
     let allowed = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
     if allowed.contains(&value.0) {
@@ -340,7 +340,7 @@ fn parse_time(text: &str) -> std::result::Result<Duration, String> {
 }
 
 /// `1%` or `1`.
-fn parse_percent(text: &str) -> std::result::Result<f64, String> {
+fn parse_percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).parse::<f64>();
     let share = number.ok().filter(|number| (0.0..=100.0).contains(number));
     share

@@ -148,7 +148,7 @@ impl Drop for FlushLog {
 }
 
 /// How a command ends: well, or with a message.
-type Result = std::result::Result<Exit, (Exit, String)>;
+type Result<T = Exit, E = (Exit, String)> = std::result::Result<T, E>;
 
 /// A usage error.
 fn usage(message: impl std::fmt::Display) -> (Exit, String) {

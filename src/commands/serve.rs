@@ -65,7 +65,7 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    pub(super) fn load(&self) -> std::result::Result<Loaded, ConfigError> {
+    pub(super) fn load(&self) -> Result<Loaded, ConfigError> {
         let Self {
             config,
             host,
@@ -161,13 +161,13 @@ pub(super) fn run(arguments: Arguments) -> Result {
 /// Creates the state folder for this user alone, and refuses one that others
 /// than this user and root can change. Without one there is something to serve
 /// all the same, and who needs it says so.
-fn own_state_dir(dir: &Path) -> std::result::Result<(), (Exit, String)> {
+fn own_state_dir(dir: &Path) -> Result<()> {
     let _ = files::private_dir(dir);
     check_state_dir(dir)
 }
 
 /// The same of a folder that is there.
-pub(super) fn check_state_dir(dir: &Path) -> std::result::Result<(), (Exit, String)> {
+pub(super) fn check_state_dir(dir: &Path) -> Result<()> {
     match trusted::check(dir) {
         Err(error) if OpenToOthers::of(&error).is_some() => {
             Err(usage(format!("state_dir {}: {error}", dir.display())))
@@ -182,10 +182,7 @@ fn takes_connections(address: SocketAddr) -> bool {
     TcpStream::connect_timeout(&reached(address), ALIVE_WITHIN).is_ok()
 }
 
-pub(super) fn start_log(
-    filter: &str,
-    format: log::Format,
-) -> std::result::Result<(), (Exit, String)> {
+pub(super) fn start_log(filter: &str, format: log::Format) -> Result<()> {
     log::start(filter, format).map_err(|error| usage(format!("`log` = {error}")))?;
     // What panics is caught and answered; the log says where it was.
     static LINES: Limiter = Limiter::new();
@@ -198,15 +195,14 @@ pub(super) fn start_log(
 }
 
 /// From here on nobody waits for whoever reads the log.
-pub(super) fn write_log_in_background() -> std::result::Result<(), (Exit, String)> {
+pub(super) fn write_log_in_background() -> Result<()> {
     log::write_in_background()
         .map_err(|error| failure(format!("no thread can be started for the log: {error}")))
 }
 
 /// The first signal is sent on, the second ends the process.
 /// Whoever has the sender may do as a signal does.
-pub(super) fn listen_for_signals()
--> std::result::Result<(mpsc::Sender<()>, mpsc::Receiver<()>), String> {
+pub(super) fn listen_for_signals() -> Result<(mpsc::Sender<()>, mpsc::Receiver<()>), String> {
     let (sender, receiver) = mpsc::channel();
     let end = sender.clone();
     let again = Arc::new(AtomicBool::new(false));

@@ -71,15 +71,15 @@ pub(super) struct Servers {
 }
 
 impl Servers {
-    pub(super) fn to_change(&self) -> admin_http::Result<Vec<Endpoint>> {
+    pub(super) fn to_change(&self) -> Result<Vec<Endpoint>> {
         self.with(|endpoint| endpoint)
     }
 
-    pub(super) fn to_deploy(&self) -> admin_http::Result<Vec<Endpoint>> {
+    pub(super) fn to_deploy(&self) -> Result<Vec<Endpoint>> {
         self.with(Endpoint::for_deploys)
     }
 
-    fn with(&self, chosen: impl Fn(Endpoint) -> Endpoint) -> admin_http::Result<Vec<Endpoint>> {
+    fn with(&self, chosen: impl Fn(Endpoint) -> Endpoint) -> Result<Vec<Endpoint>> {
         let file = self.token_file.as_deref();
         let endpoints = self.targets.endpoints()?.into_iter();
         Ok(endpoints
@@ -132,7 +132,7 @@ fn change(what: &What, change: &str, undo: bool) -> Result {
 }
 
 /// What an answer says was done.
-pub(super) fn done(answer: admin_http::Result<(u16, Value)>) -> admin_http::Result<String> {
+pub(super) fn done(answer: Result<(u16, Value)>) -> Result<String> {
     let (status, answer) = answer?;
     if !answer["done"].is_string() && !answer["error"].is_string() {
         return Err(failure(admin_http::NO_ADMIN));
@@ -148,7 +148,7 @@ pub(super) fn done(answer: admin_http::Result<(u16, Value)>) -> admin_http::Resu
 }
 
 /// Prints what a server has answered.
-pub(super) fn show(server: &Endpoint, answer: &admin_http::Result<String>) {
+pub(super) fn show(server: &Endpoint, answer: &Result<String>) {
     match answer {
         Ok(done) => say!("  {}  {done}", server.address),
         Err((_, error)) => say!("  {}  failed: {error}", server.address),
@@ -157,7 +157,7 @@ pub(super) fn show(server: &Endpoint, answer: &admin_http::Result<String>) {
 
 /// How the command ends where not all servers have done it: unreachable, if
 /// nothing else is wrong.
-pub(super) fn failed<T>(answers: &[admin_http::Result<T>]) -> Option<Exit> {
+pub(super) fn failed<T>(answers: &[Result<T>]) -> Option<Exit> {
     let errors = answers.iter().filter_map(|answer| answer.as_ref().err());
     errors
         .map(|(exit, _)| *exit)

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Exit,
+    Result,
     admin_listeners::AdminListeners,
     edge::{Edge, peers_can_say},
     every, failure,
@@ -109,7 +109,7 @@ impl Serving {
     pub(super) fn start(
         plan: ServingPlan,
         handle: impl FnOnce(Dispatcher) -> Arc<dyn Handle>,
-    ) -> std::result::Result<Self, (Exit, String)> {
+    ) -> Result<Self> {
         let ServingPlan {
             loaded,
             again,
@@ -420,10 +420,7 @@ fn unavailable(error: String) -> StoreState {
 }
 
 #[cfg(feature = "redis")]
-fn connect_store(
-    remote: Remote,
-    memory: &Arc<Budget>,
-) -> std::result::Result<Arc<Store>, StoreError> {
+fn connect_store(remote: Remote, memory: &Arc<Budget>) -> Result<Arc<Store>, StoreError> {
     if remote.password_file.is_some() && !remote.tls {
         tracing::warn!(
             "store: the password goes over connections that are not encrypted; rediss:// encrypts them"
@@ -434,7 +431,7 @@ fn connect_store(
 
 /// Settings that name such a store are out of bounds.
 #[cfg(not(feature = "redis"))]
-fn connect_store(_: Remote, _: &Arc<Budget>) -> std::result::Result<Arc<Store>, StoreError> {
+fn connect_store(_: Remote, _: &Arc<Budget>) -> Result<Arc<Store>, StoreError> {
     Err(StoreError::Away("this program has no client for it".into()))
 }
 
@@ -483,7 +480,7 @@ fn load_catalog(
     config: &Config,
     policy: ServicePolicies,
     sandbox: &Arc<Sandbox>,
-) -> std::result::Result<Arc<LiveCatalog>, (Exit, String)> {
+) -> Result<Arc<LiveCatalog>> {
     let settings = LoadSettings {
         dir: config.services_dir.clone(),
         policy,

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{
     Exit, Result,
-    admin_http::{self, AdminTargets, Endpoint, on_all, text},
+    admin_http::{AdminTargets, Endpoint, on_all, text},
     output,
 };
 
@@ -107,7 +107,7 @@ fn overview(servers: &[Endpoint]) -> (String, Exit) {
 type Served = BTreeMap<String, String>;
 
 /// Whether a server is ready, a line about it, and what it serves.
-fn look(server: &Endpoint) -> admin_http::Result<(bool, String, Served)> {
+fn look(server: &Endpoint) -> Result<(bool, String, Served)> {
     let ready = server.get("/readyz")?;
     let version = server.get("/version")?;
     let services = server.get("/services")?;
@@ -140,7 +140,7 @@ fn named(row: &Value) -> String {
     format!("{} {}", text(&row["name"]), text(&row["version"]))
 }
 
-fn screen(endpoint: &Endpoint) -> std::result::Result<(String, bool), (Exit, String)> {
+fn screen(endpoint: &Endpoint) -> Result<(String, bool)> {
     let ready = endpoint.get("/readyz")?;
     let version = endpoint.get("/version")?;
     let connections = endpoint.get("/connections")?;

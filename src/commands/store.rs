@@ -203,10 +203,7 @@ impl Write for LastLine<'_> {
 
 /// Writes a backup: to standard output, or to a file that is there only once it
 /// is whole.
-fn write_whole<T>(
-    to: &Path,
-    write: &mut dyn FnMut(&mut dyn Write) -> io::Result<T>,
-) -> std::result::Result<T, (Exit, String)> {
+fn write_whole<T>(to: &Path, write: &mut dyn FnMut(&mut dyn Write) -> io::Result<T>) -> Result<T> {
     if is_dash(to) {
         let mut out = BufWriter::new(io::stdout().lock());
         let written = write(&mut out).and_then(|written| out.flush().map(|()| written));
@@ -225,7 +222,7 @@ fn write_whole<T>(
     Ok(written)
 }
 
-fn input(from: &Path) -> std::result::Result<Box<dyn BufRead>, (Exit, String)> {
+fn input(from: &Path) -> Result<Box<dyn BufRead>> {
     if is_dash(from) {
         return Ok(Box::new(io::stdin().lock()));
     }

@@ -53,7 +53,7 @@ enum Command {
 }
 
 /// A time after which a token expires.
-fn lifetime(text: &str) -> std::result::Result<Duration, String> {
+fn lifetime(text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if time > LONGEST_LIFETIME {
         return Err("more than 100 years; leave --expires out for a token that never does".into());

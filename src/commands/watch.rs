@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Exit, admin_http};
+use super::{Exit, Result};
 
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -144,7 +144,7 @@ impl Watch {
     pub(super) fn run(
         &self,
         version: &str,
-        look: impl Fn() -> Result<Vec<admin_http::Result<Value>>, Problem>,
+        look: impl Fn() -> Result<Vec<Result<Value>>, Problem>,
     ) -> Result<String, Problem> {
         let end = Instant::now() + self.within;
         let mut counted = Counted::new(self.before.len());

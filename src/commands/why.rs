@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::{
     Exit, Result,
-    admin_http::{self, AdminTargets, Endpoint, on_all, text},
+    admin_http::{AdminTargets, Endpoint, on_all, text},
     call::parse_request_id,
     failure,
 };
@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
 }
 
 /// What a server has recorded of a request, if anything.
-fn recorded(server: &Endpoint, id: &str) -> admin_http::Result<Option<String>> {
+fn recorded(server: &Endpoint, id: &str) -> Result<Option<String>> {
     let list = |mut page: Value, name: &str| match page.get_mut(name).map(Value::take) {
         Some(Value::Array(rows)) => rows,
         _ => Vec::new(),

@@ -61,8 +61,6 @@ pub mod bindings {
 /// The interface that every component exports, in any minor version.
 pub const HANDLER: &str = "mb:service/handler@1";
 
-/// How long a call that waits for memory may go without being looked after.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Bytes that the handles of one instance may hold without taking any.
 const HANDLES_FREE: usize = 64 * 1024;
 
@@ -136,16 +134,8 @@ impl Host {
         if let Some(held) = &mut held
             && !held.try_raise(bytes)
         {
-            self.begin_wait();
             self.waiting = true;
-            while !held.raise_until(bytes, Instant::now() + LOOK_EVERY) {
-                if let Some(stop) = self.tick() {
-                    return Err(stop.into());
-                }
-            }
-            if let Some(stop) = self.end_wait() {
-                return Err(stop.into());
-            }
+            self.wait_for(|until| held.raise_until(bytes, until))?;
             self.waiting = false;
         }
         Ok(held)
@@ -360,6 +350,16 @@ impl Host {
     #[must_use]
     pub fn end_wait(&self) -> Option<Stop> {
         self.watch.end_wait(self.context.deadline)
+    }
+
+    /// Waits for what is taken by a function that waits until an instant and says
+    /// whether it has it.
+    ///
+    /// # Errors
+    /// If the call shall end instead.
+    pub fn wait_for(&self, take: impl FnMut(Instant) -> bool) -> Result<(), Stop> {
+        let waiter = Waiter::inside(&*self.watch, self.context.deadline);
+        Ok(waiter.take(take)?)
     }
 
     /// Sleeps; the call ends if its time is over before.

@@ -30,6 +30,16 @@ pub enum WaitError {
     Postponed,
 }
 
+impl From<WaitError> for Stop {
+    /// Of a call that has begun, which is never handed back.
+    fn from(missed: WaitError) -> Self {
+        match missed {
+            WaitError::Stopped(stop) => stop,
+            WaitError::Late | WaitError::Postponed => Self::Deadline,
+        }
+    }
+}
+
 impl<'a> Waiter<'a> {
     /// The call of a context.
     #[inline]
@@ -39,6 +49,16 @@ impl<'a> Waiter<'a> {
             watch,
             deadline: context.deadline,
             is_outermost: context.depth() == 0,
+        }
+    }
+
+    /// A call that has begun.
+    #[must_use]
+    pub fn inside(watch: &'a dyn Watch, deadline: Instant) -> Self {
+        Self {
+            watch,
+            deadline,
+            is_outermost: false,
         }
     }
 

@@ -5,10 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::waiter::Waiter;
 use crate::scheduler::{Attendant, Cost, PermitError, Ticket};
-
-/// How long a waiting call may go without being looked after.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// A sleep that is shorter is not worth another thread.
 const LONG_ENOUGH: Duration = Duration::from_millis(1);
@@ -127,18 +125,14 @@ pub(super) fn sleep(watch: &dyn Watch, until: Instant, deadline: Instant) -> Res
     } else {
         watch.pause();
     }
+    let mut looks = Waiter::inside(watch, deadline).looks();
     loop {
-        let now = Instant::now();
-        if now >= until {
+        let next = looks.next.min(until);
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+        if Instant::now() >= until {
             return watch.end_wait(deadline).map_or(Ok(()), Err);
         }
-        if now >= deadline {
-            return Err(Stop::Deadline);
-        }
-        if let Some(stop) = watch.tick() {
-            return Err(stop);
-        }
-        thread::sleep(LOOK_EVERY.min(until - now).min(deadline - now));
+        looks.look()?;
     }
 }
 

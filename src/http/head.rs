@@ -112,8 +112,9 @@ pub struct Head {
     /// Bearer token; an empty one stands for credentials of another scheme.
     pub token: Option<Box<str>>,
     /// Addresses that proxies have passed it on from, the last one first, up to
-    /// one that is none.
-    pub forwarded: Vec<IpAddr>,
+    /// one that is none; none of it where two fields give such addresses, one of
+    /// which may be the client's.
+    pub forwarded: Option<Vec<IpAddr>>,
     /// Its request id.
     pub request_id: Option<Box<str>>,
     /// The request that caused it.
@@ -335,7 +336,7 @@ struct Fields<'a> {
     mcp_name: Option<&'a str>,
     closes: bool,
     keeps_alive: bool,
-    forwarded: Vec<IpAddr>,
+    forwarded: Option<Vec<IpAddr>>,
     handshake: Handshake<'a>,
 }
 
@@ -464,23 +465,21 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The addresses of `Forwarded`, else of `X-Forwarded-For`, from the right, until
-/// one that is none.
-fn forwarded(fields: &[httparse::Header<'_>]) -> Vec<IpAddr> {
+/// The addresses of `Forwarded` or `X-Forwarded-For`, from the right, until one
+/// that is none.
+fn forwarded(fields: &[httparse::Header<'_>]) -> Option<Vec<IpAddr>> {
     let entries = |name: &'static str| {
         let named = move |field: &&httparse::Header<'_>| field.name.eq_ignore_ascii_case(name);
         let text = |field: &httparse::Header<'_>| String::from_utf8_lossy(field.value).into_owned();
         let values: Vec<_> = fields.iter().filter(named).map(text).collect();
         values.join(",")
     };
-    let standard = entries("forwarded");
-    let (text, is_standard) = match standard.is_empty() {
-        true => (entries("x-forwarded-for"), false),
-        false => (standard, true),
-    };
-    if text.is_empty() {
-        return Vec::new();
+    let (standard, other) = (entries("forwarded"), entries("x-forwarded-for"));
+    let is_standard = !standard.is_empty();
+    if is_standard && !other.is_empty() {
+        return None;
     }
+    let text = standard + &other;
     let address = |entry: &str| {
         let entry = match is_standard {
             false => entry,
@@ -497,7 +496,7 @@ fn forwarded(fields: &[httparse::Header<'_>]) -> Vec<IpAddr> {
         let with_port = || entry.parse().map(|address: SocketAddr| address.ip()).ok();
         bare.parse().ok().or_else(with_port)
     };
-    text.rsplit(',').map_while(address).collect()
+    Some(text.rsplit(',').map_while(address).collect())
 }
 
 fn bearer(value: &str) -> &str {
@@ -622,7 +621,7 @@ mod tests {
                 &["2.2.2.2"],
             ),
             (
-                "X-Forwarded-For: 9.9.9.9\r\nForwarded: for=1.1.1.1;proto=http, For=\"[::1]:9\"\r\n",
+                "Forwarded: for=1.1.1.1;proto=http, For=\"[::1]:9\"\r\n",
                 &["::1", "1.1.1.1"],
             ),
             ("Forwarded: proto=http\r\n", &[]),
@@ -631,7 +630,10 @@ mod tests {
             let text = format!("GET /healthz HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
             let head = Head::parse(text.as_bytes()).unwrap();
             let expected: Vec<IpAddr> = expected.iter().map(|ip| ip.parse().unwrap()).collect();
-            assert_eq!(head.forwarded, expected, "{fields}");
+            assert_eq!(head.forwarded, Some(expected), "{fields}");
         }
+        let both = "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 9.9.9.9\r\nForwarded: for=1.1.1.1\r\n\r\n";
+        let head = Head::parse(both.as_bytes()).unwrap();
+        assert_eq!(head.forwarded, None, "which is the proxy's?");
     }
 }

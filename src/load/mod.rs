@@ -208,6 +208,8 @@ struct Driver<'a, S> {
     interval_ns: f64,
     /// Requests that were sent.
     sent: u64,
+    /// Answers that end it.
+    share: u64,
     /// Requests that will be; without a warm-up just as many as answers count.
     to_send: u64,
     /// The connection whose free slots are used next.
@@ -250,9 +252,13 @@ impl<'a, S: Protocol> Driver<'a, S> {
             slowest_ns: 0,
             times,
         };
-        let to_send = match plan.length {
-            Length::Count(count) if plan.warm_up.is_zero() => count.div_ceil(threads as u64),
-            _ => u64::MAX,
+        let share = match plan.length {
+            Length::Count(count) => count.div_ceil(threads as u64),
+            Length::Time(_) => u64::MAX,
+        };
+        let to_send = match plan.warm_up.is_zero() {
+            true => share,
+            false => u64::MAX,
         };
         let begun = Instant::now();
         Ok(Self {
@@ -263,6 +269,7 @@ impl<'a, S: Protocol> Driver<'a, S> {
             begun,
             interval_ns,
             sent: 0,
+            share,
             to_send,
             next: 0,
             measured,
@@ -329,10 +336,8 @@ impl<'a, S: Protocol> Driver<'a, S> {
     fn is_done(&self, first_counted: u64) -> bool {
         let over = match self.plan.length {
             Length::Time(length) => Duration::from_nanos(self.now() - first_counted) >= length,
-            // Each thread its share; the last answers come together.
-            Length::Count(count) => {
-                self.measured.answers >= count.div_ceil(self.plan.threads as u64)
-            }
+            // The last answers come together.
+            Length::Count(_) => self.measured.answers >= self.share,
         };
         over || self.progress.stop.load(Relaxed)
     }

@@ -39,9 +39,6 @@ use crate::{
 /// some back, and each try gives up the idle instances of all services.
 const FIRST_RETRY: Duration = Duration::from_millis(2);
 const RETRY_EVERY: Duration = Duration::from_millis(100);
-/// How long a call that waits for the memory of its answer may go without being
-/// looked after.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Calls that an instance serves before it is replaced: what leaks slowly ends.
 const MAX_CALLS: u64 = 10_000;
 /// Frames of a backtrace that are kept.
@@ -474,8 +471,12 @@ impl Component {
                     ..
                 })
             );
-            if !no_slot || Instant::now() >= deadline || watch.tick().is_some() {
+            if !no_slot || Instant::now() >= deadline {
                 return started;
+            }
+            if let Some(stop) = watch.tick() {
+                let missed = WaitError::Stopped(stop);
+                return Err(CallError::missed(missed, Wanted::Instance).into());
             }
             let is_first = pause == FIRST_RETRY;
             let waited = waiter.wait(|| {
@@ -704,17 +705,12 @@ fn wait_for_memory(
     } = live;
     drop((store, service, resetter));
     watch.begin_wait();
-    let stopped = |stop| CallError::Stopped {
-        stop,
-        phase: Phase::Call,
-    };
-    while !reservation.raise_until(size, deadline.min(Instant::now() + LOOK_EVERY)) {
-        if Instant::now() >= deadline {
-            return Err(stopped(Stop::Deadline));
-        }
-        if let Some(stop) = watch.tick() {
-            return Err(stopped(stop));
-        }
+    let mut looks = Waiter::inside(&*watch, deadline).looks();
+    while !reservation.raise_until(size, looks.next) {
+        looks.look().map_err(|missed| CallError::Stopped {
+            stop: missed.into(),
+            phase: Phase::Call,
+        })?;
     }
     Ok(())
 }

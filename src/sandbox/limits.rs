@@ -1,9 +1,6 @@
 //! What one instance may hold, counted over all that it holds.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use mb_reset::CARD;
 use wasmtime::ResourceLimiter;
@@ -28,8 +25,6 @@ pub const TABLE_ELEMENTS: usize = 40_000;
 
 /// Bytes of a page of WebAssembly.
 const WASM_PAGE: usize = 64 * 1024;
-/// How long a call that waits for memory may go without being looked after.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// What an instance may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,18 +183,7 @@ impl ResourceLimiter for Guest {
         };
         let needed = beyond_kept(sum.saturating_sub(limits.overhead) + limits.kept);
         if !limits.reservation.raise_until(needed, Instant::now()) {
-            host.begin_wait();
-            while !limits
-                .reservation
-                .raise_until(needed, Instant::now() + LOOK_EVERY)
-            {
-                if let Some(stop) = host.tick() {
-                    return Err(stop.into());
-                }
-            }
-            if let Some(stop) = host.end_wait() {
-                return Err(stop.into());
-            }
+            host.wait_for(|until| limits.reservation.raise_until(needed, until))?;
         }
         limits.last_growth = sum - limits.memory;
         limits.memory = sum;

@@ -310,16 +310,21 @@ impl Engine for Embedded {
         *next = found.next;
         for ((service, bucket), keys) in found.ended {
             for keys in keys.chunks(TEND_KEYS) {
+                self.queue.expire();
                 let op = Op {
                     service: Arc::clone(&service),
                     quota: u64::MAX,
                     bucket: bucket.clone(),
                     change: Change::End(keys.to_vec()),
                 };
-                // What is not removed now is found in the next round.
                 let deadline = Instant::now() + TEND_TIME;
-                if let Ok((_, Some(unflushed))) = self.write(&op, deadline) {
-                    let _ = unflushed.wait(deadline);
+                let removed = self.write(&op, deadline);
+                let flushed = removed.and_then(|(_, unflushed)| {
+                    unflushed.map_or(Ok(()), |unflushed| unflushed.wait(deadline))
+                });
+                // What is not removed now is found in a later round.
+                if flushed.is_err() {
+                    return;
                 }
             }
         }

@@ -163,7 +163,7 @@ fn measure<P: Protocol + Clone>(
     arguments: &Arguments,
     plan: &LoadPlan,
     protocol: &P,
-) -> std::result::Result<Measured, (Exit, String)> {
+) -> Result<Measured> {
     crate::system::raise_open_files();
     let load_streams = arguments.connect.load_streams(
         arguments.connections as usize,
@@ -185,7 +185,7 @@ fn measure<P: Protocol + Clone>(
     measured.map_err(|error| (Exit::Unreachable, printable(&error.to_string())))
 }
 
-fn payload(arguments: &Arguments) -> std::result::Result<Vec<u8>, (Exit, String)> {
+fn payload(arguments: &Arguments) -> Result<Vec<u8>> {
     match arguments.payload.as_deref() {
         Some(text) => read_payload(text),
         None if arguments.binary => Ok(vec![b'x'; arguments.size as usize]),

@@ -75,7 +75,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
 
 type File = (&'static str, String);
 
-fn make(hosts: &[String], client: &str) -> std::result::Result<Vec<File>, rcgen::Error> {
+fn make(hosts: &[String], client: &str) -> Result<Vec<File>, rcgen::Error> {
     let dated = |mut params: CertificateParams, name: &str| {
         // A fixed beginning in the past, for machines whose clocks differ.
         params.not_before = date_time_ymd(2020, 1, 1);
@@ -114,7 +114,7 @@ fn make(hosts: &[String], client: &str) -> std::result::Result<Vec<File>, rcgen:
     ])
 }
 
-fn alternative(name: &str) -> std::result::Result<SanType, rcgen::Error> {
+fn alternative(name: &str) -> Result<SanType, rcgen::Error> {
     match name.parse::<IpAddr>() {
         Ok(address) => Ok(SanType::IpAddress(address)),
         Err(_) if name.contains("://") => name.try_into().map(SanType::URI),

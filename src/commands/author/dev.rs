@@ -183,7 +183,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     Ok(Exit::Success)
 }
 
-fn spawn(work: impl FnOnce() + Send + 'static) -> std::result::Result<(), (Exit, String)> {
+fn spawn(work: impl FnOnce() + Send + 'static) -> Result<()> {
     let started = thread::Builder::new().spawn(work);
     started
         .map(drop)
@@ -192,7 +192,7 @@ fn spawn(work: impl FnOnce() + Send + 'static) -> std::result::Result<(), (Exit,
 
 /// Empties the folder of what an earlier run has left, and puts links to what
 /// is served beside the project into it.
-fn prepare(services: &Path, with: &[PathBuf]) -> std::result::Result<(), (Exit, String)> {
+fn prepare(services: &Path, with: &[PathBuf]) -> Result<()> {
     std::fs::create_dir_all(services).map_err(failure)?;
     for entry in std::fs::read_dir(services).map_err(failure)? {
         let path = entry.map_err(failure)?.path();
@@ -292,7 +292,7 @@ fn show(serving: &Serving, address: SocketAddr) {
 }
 
 /// Those of the project's own file, and what suits a developer.
-fn settings(project: &Project, port: Option<u16>) -> std::result::Result<Loaded, (Exit, String)> {
+fn settings(project: &Project, port: Option<u16>) -> Result<Loaded> {
     let file = project.dir.join(SETTINGS);
     let text = |path: PathBuf| path.display().to_string();
     let flags = |port: u16| {
@@ -527,7 +527,7 @@ fn ask(
     header: &Header<'_>,
     payload: &[u8],
     binary: bool,
-) -> std::result::Result<String, String> {
+) -> Result<String, String> {
     let client = Client::builder(address.to_string())
         .connect()
         .map_err(|error| error.to_string())?;

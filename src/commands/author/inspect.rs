@@ -72,7 +72,7 @@ pub(super) struct Inspector {
 }
 
 impl Inspector {
-    pub(super) fn new() -> std::result::Result<Self, (Exit, String)> {
+    pub(super) fn new() -> Result<Self> {
         let config = Config {
             max_connections: 1,
             ..Config::default()
@@ -97,16 +97,12 @@ impl Inspector {
         })
     }
 
-    pub(super) fn load(&self, file: &Path) -> std::result::Result<Service, (Exit, String)> {
+    pub(super) fn load(&self, file: &Path) -> Result<Service> {
         load_file(&self.sandbox, &self.settings, file).map_err(|error| refuse(file, &error))
     }
 
     /// Compiles a file ahead of time.
-    pub(super) fn precompile(
-        &self,
-        bytes: &[u8],
-        ahead: Ahead,
-    ) -> std::result::Result<Vec<u8>, LoadError> {
+    pub(super) fn precompile(&self, bytes: &[u8], ahead: Ahead) -> Result<Vec<u8>, LoadError> {
         self.worker.precompile(bytes, ahead)
     }
 

@@ -6,33 +6,42 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Exit, connect::Connect, usage};
+use serde_json::json;
+
+use super::{Exit, Result, connect::Connect, usage};
 use crate::{
-    client::check_token_path,
+    client::{ServerError, check_token_path},
     load::LoadStream,
     transport::{HTTP_ALPN, client_config, connect_any, host_and_port, resolve_until, server_name},
-    wire::FrameHeader,
+    wire::{FrameHeader, Header, Kind},
 };
 
 /// Longest answer to a hello that is read, in bytes.
 const MAX_HELLO_SIZE: usize = 64 * 1024;
 
 impl Connect {
-    /// Bare connections. Those for frames have said hello where a token is to be
-    /// shown; over HTTP each request shows it.
+    /// Bare connections. Those for frames have said hello; over HTTP each request
+    /// shows the token.
     pub(super) fn load_streams(
         &self,
         count: usize,
         timeout: Duration,
         is_http: bool,
-    ) -> Result<Vec<LoadStream>, (Exit, String)> {
+    ) -> Result<Vec<LoadStream>> {
         let server = self.server();
-        let unreachable = |error: &dyn std::fmt::Display| {
-            (Exit::Unreachable, format!("can't reach {server}: {error}"))
+        let unreachable = |error: io::Error| {
+            let hint = match error.kind() {
+                io::ErrorKind::ConnectionRefused => {
+                    "; is the server running? `mb-server serve` starts one"
+                }
+                _ => "",
+            };
+            let problem = format!("can't reach {server}: {error}{hint}");
+            (Exit::Unreachable, problem)
         };
         let (host, port) = host_and_port(server).map_err(usage)?;
-        let addresses = resolve_until(&host, port, Instant::now() + timeout)
-            .map_err(|error| unreachable(&error))?;
+        let addresses =
+            resolve_until(&host, port, Instant::now() + timeout).map_err(unreachable)?;
         let tls = self.tls()?.map(|tls| {
             let name = server_name(tls.server_name.as_ref().unwrap_or(&host)).map_err(usage)?;
             let mut config = client_config(&tls).map_err(usage)?;
@@ -49,12 +58,12 @@ impl Connect {
         }
         // All go where the first one went.
         let mut addresses = addresses;
-        let mut open = || -> io::Result<LoadStream> {
+        let mut connect = || -> io::Result<LoadStream> {
             let (stream, address) = connect_any(&addresses, Instant::now() + timeout)?;
             addresses = vec![address];
             stream.set_read_timeout(Some(timeout))?;
             stream.set_write_timeout(Some(timeout))?;
-            let mut stream = match &tls {
+            Ok(match &tls {
                 None => LoadStream::Plain(stream),
                 Some((config, name)) => {
                     let session = rustls::ClientConnection::new(Arc::clone(config), name.clone());
@@ -65,34 +74,27 @@ impl Connect {
                     }
                     LoadStream::Tls(Box::new(stream))
                 }
-            };
-            if let Some(token) = token.as_ref().filter(|_| !is_http) {
-                hello(&mut stream, token)?;
+            })
+        };
+        let mut open = || {
+            let mut stream = connect().map_err(unreachable)?;
+            if !is_http {
+                let refusal = hello(&mut stream, token.as_deref()).map_err(unreachable)?;
+                if let Some(refusal) = refusal {
+                    let problem = format!("{server} does not let us in: {refusal}");
+                    return Err((Exit::Failure, problem));
+                }
             }
             Ok(stream)
         };
-        let explain = |error: io::Error| {
-            let hint = match error.kind() {
-                io::ErrorKind::ConnectionRefused => {
-                    "; is the server running? `mb-server serve` starts one"
-                }
-                _ => "",
-            };
-            format!("{error}{hint}")
-        };
-        (0..count)
-            .map(|_| self.retried(|| open().map_err(explain)))
-            .collect::<Result<_, _>>()
-            .map_err(|error| unreachable(&error))
+        (0..count).map(|_| self.retried(&mut open)).collect()
     }
 }
 
-/// Shows a token, and waits until it was taken.
-fn hello(stream: &mut LoadStream, token: &str) -> io::Result<()> {
-    let body = format!(
-        "REQUEST:system.hello:1.0.0:hello\n{}",
-        serde_json::json!({ "token": token })
-    );
+/// Says hello, with a token or without; why the server refuses it, if it does.
+fn hello(stream: &mut LoadStream, token: Option<&str>) -> io::Result<Option<String>> {
+    let payload = token.map_or_else(|| json!({}), |token| json!({ "token": token }));
+    let body = format!("REQUEST:system.hello:1.0.0:hello\n{payload}");
     let header = FrameHeader {
         length: body.len() as u32,
         keep_alive: false,
@@ -107,10 +109,11 @@ fn hello(stream: &mut LoadStream, token: &str) -> io::Result<()> {
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
     let mut answer = vec![0; (header.length as usize).min(MAX_HELLO_SIZE)];
     stream.read_exact(&mut answer)?;
-    if answer.starts_with(b"RESPONSE:") {
-        return Ok(());
+    let no_answer = || io::Error::new(io::ErrorKind::InvalidData, "an answer that is none");
+    let (header, payload) = Header::parse(&answer).map_err(|_| no_answer())?;
+    if header.kind != Kind::Error {
+        return Ok(None);
     }
-    Err(io::Error::other(super::printable(
-        &String::from_utf8_lossy(&answer),
-    )))
+    let refusal: ServerError = serde_json::from_slice(payload).map_err(|_| no_answer())?;
+    Ok(Some(refusal.to_string()))
 }

@@ -61,7 +61,7 @@ impl Connection {
         let own = self.whose(head);
         // A body that is not read is in the way of the next request.
         let closes = head.framing != Framing::Length(0);
-        match self.judge(head, own, exchange.origin.is_some()) {
+        match own.and_then(|own| self.judge(head, own, exchange.origin.is_some())) {
             Ok(Verdict::Serve) => self.machine.admit(head, exchange, &self.peer),
             Ok(Verdict::Upgrade(upgrade)) => {
                 let must_authenticate = self.identity.must_authenticate();
@@ -83,7 +83,7 @@ impl Connection {
 
     /// Who asks if the request has no token: the peer of the connection, or whom
     /// a trusted proxy names.
-    fn whose(&mut self, head: &Head) -> Arc<Identity> {
+    fn whose(&mut self, head: &Head) -> Result<Arc<Identity>, Refusal> {
         let own = self
             .http
             .own
@@ -91,14 +91,19 @@ impl Connection {
         let proxies = &self.common.settings.config.http.forwarded_from;
         let is_proxy = |address: IpAddr| contains(proxies, address);
         if proxies.is_empty() || !is_proxy(self.peer.address().ip()) {
-            return Arc::clone(own);
+            return Ok(Arc::clone(own));
         }
-        let mut address = head.forwarded.iter().copied();
+        let Some(forwarded) = &head.forwarded else {
+            let message =
+                "both Forwarded and X-Forwarded-For; the proxy is to set one and remove the other";
+            return Err(Refusal::new(Code::InvalidRequest, message));
+        };
+        let mut address = forwarded.iter().copied();
         let address = address.find(|address| !is_proxy(*address));
         if own.asks_from() != address.unwrap_or(self.peer.address().ip()) {
             *own = Arc::new(own.forwarded_for(address));
         }
-        Arc::clone(own)
+        Ok(Arc::clone(own))
     }
 
     fn judge<'a>(
