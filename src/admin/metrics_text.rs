@@ -72,11 +72,7 @@ impl Text {
     fn line(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
         let labels: Vec<_> = labels
             .iter()
-            .map(|(label, value)| {
-                // A principal may be named by a client certificate.
-                let value = value.replace('\\', r"\\").replace('"', "\\\"");
-                format!("{label}=\"{}\"", value.replace('\n', r"\n"))
-            })
+            .map(|(label, value)| format!("{label}=\"{}\"", escaped(value)))
             .collect();
         let _ = match labels.as_slice() {
             [] => writeln!(self.0, "{name} {value}"),
@@ -295,10 +291,23 @@ fn with<'a>(mut labels: Labels<'a>, label: &'a str, value: &'a str) -> Labels<'a
     labels
 }
 
+/// A value of a label: a client certificate may name a principal.
+fn escaped(value: &str) -> String {
+    let value = value.replace('\\', r"\\").replace('"', r#"\""#);
+    value.replace('\n', r"\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn no_value_ends_its_quotes() {
+        let mut text = Text(String::new());
+        text.line("mb_x", &[("principal", "o\"b\\r\n")], 1);
+        assert_eq!(text.0, "mb_x{principal=\"o\\\"b\\\\r\\n\"} 1\n");
+    }
 
     #[test]
     fn each_metric_is_described_and_each_description_is_of_one() {

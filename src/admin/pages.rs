@@ -79,6 +79,17 @@ impl Query {
 }
 
 pub(super) fn decode(text: &str) -> Option<String> {
+    let is_pair = |rest: &[u8]| {
+        rest.iter()
+            .take(2)
+            .filter(|b| b.is_ascii_hexdigit())
+            .count()
+            == 2
+    };
+    let mut encoded = text.split('%').skip(1).map(str::as_bytes);
+    if !encoded.all(is_pair) {
+        return None;
+    }
     let text = percent_encoding::percent_decode_str(text).decode_utf8();
     text.ok().map(Into::into)
 }
@@ -302,6 +313,8 @@ mod tests {
         let known = [("a", ""), ("limit", "")];
         let query = Query::parse("a=x%20y+z&limit=7", &known).unwrap();
         assert_eq!((query.get("a"), query.limit()), (Some("x y z"), Ok(7)));
+        // In a path, it is itself.
+        assert_eq!(decode("a+b%2Bc").as_deref(), Some("a+b+c"));
         assert_eq!(Query::parse("", &known).unwrap().limit(), Ok(DEFAULT_LIMIT));
         assert!(
             Query::parse("b=1", &known)

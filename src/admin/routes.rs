@@ -257,7 +257,7 @@ pub const ROUTES: &[Route] = &[
         ..post(
             "/log/filter",
             "change what is logged, until the next start",
-            &[200, 409],
+            &[200],
         )
     },
     post("/drain", "drain the server, as SIGTERM does", &[200]),

@@ -157,24 +157,15 @@ impl Budget {
     }
 
     fn wait(&self, amount: usize, deadline: Instant) -> bool {
-        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         // A waiter counts itself before it tries again, and a thread releases
         // before it looks for waiters, so one of the two sees the other.
         self.waiting.fetch_add(1, SeqCst);
-        let taken = loop {
-            if self.try_take(amount) {
-                break true;
-            }
-            let remaining = deadline.saturating_duration_since(Instant::now());
-            if remaining.is_zero() {
-                break false;
-            }
-            guard = self
-                .released
-                .wait_timeout(guard, remaining)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        };
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let misses = |(): &mut ()| !self.try_take(amount);
+        let waited = self.released.wait_timeout_while(guard, remaining, misses);
+        let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        let taken = !timeout.timed_out();
         self.waiting.fetch_sub(1, SeqCst);
         drop(guard);
         // One thread is woken at a time: what is left may do for the next one.

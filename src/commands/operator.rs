@@ -114,7 +114,7 @@ impl Operations for Operator {
             ("POST", "/services/{name}/disable") => self.catalog.switch(name, version()?, false)?,
             ("POST", "/services/{name}/enable") => self.catalog.switch(name, version()?, true)?,
             ("POST", "/log/filter") => {
-                log::set_filter(&body.filter)?;
+                log::set_filter(&body.filter).map_err(|error| Refused(400, error))?;
                 format!("the log shows {} from now on", body.filter)
             }
             ("POST", "/drain") => {

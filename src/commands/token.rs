@@ -58,6 +58,9 @@ fn lifetime(text: &str) -> Result<Duration, String> {
     if time > LONGEST_LIFETIME {
         return Err("more than 100 years; leave --expires out for a token that never does".into());
     }
+    if time.is_zero() {
+        return Err("0 s; a token is revoked with `mb-server token revoke ID`".into());
+    }
     Ok(time)
 }
 

@@ -230,6 +230,8 @@ impl ResourceLimiter for Guest {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::host::{Context, Granted, Host, Stop, Unwatched};
 

@@ -20,18 +20,18 @@ use socket2::SockRef;
 use super::{
     admission::{Admission, AdmissionError},
     common::Common,
-    connection::{Advance, Connection, RETRY_WHEN_BUSY_MS, log_denied, notice},
+    connection::{Advance, CloseReason, Connection, log_denied},
     peer::{CloseRequest, Peer},
     settings::ListenerSettings,
     workers::Workers,
 };
 use crate::{
-    access::{Failure, TOO_MANY_FAILURES},
+    access::Failure,
     config::Auth,
     log::Limiter,
     system::{self, Channel},
     transport::{self, BACKLOG},
-    wire::Code,
+    wire::{Code, message::write_error},
 };
 
 /// First and longest pause after an error that a retry at once would only
@@ -124,9 +124,7 @@ impl Acceptor {
         for _ in 0..BACKLOG {
             match self.listening.listener.accept() {
                 Ok((stream, _)) => {
-                    let CloseRequest { code, message } = CloseRequest::SHUTDOWN;
-                    self.common()
-                        .refuse(&self.settings, stream, code, message, None);
+                    self.refuse(stream, &CloseReason::Requested(CloseRequest::SHUTDOWN));
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(_) => break,
@@ -155,40 +153,66 @@ impl Acceptor {
             && let Some(wait) = address.and_then(throttled)
         {
             self.common().metrics.auth_failures.add("too-many");
-            let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-            let wait = Some(wait.saturating_add(1));
-            let (code, message) = (Code::Unauthorized, TOO_MANY_FAILURES);
-            self.common()
-                .refuse(&self.settings, stream, code, message, wait);
-            return;
+            return self.refuse(stream, &CloseReason::Throttled(wait));
         }
         // The first read detects a peer that is gone already.
         let _ = transport::set_options(&stream);
-        let number = NEXT_CONNECTION.fetch_add(1, Relaxed);
-        let shared = Arc::clone(&self.shared);
-        let listener = Arc::clone(&self.settings);
-        let job = Box::new(move |permit| match permit {
-            Ok(permit) => {
-                let common = Arc::clone(&shared.common);
-                let new = Connection::new(number, stream, peer, listener, common, permit);
-                if let Some(Err(error)) = new.map(|new| shared.poller.begin(Box::new(new))) {
-                    static LINES: Limiter = Limiter::new();
-                    if LINES.allows("no slot at the poller") {
-                        tracing::error!(
-                            "a connection is closed, the poller can't watch it: {error}; is fs.epoll.max_user_watches too low?"
-                        );
-                    }
-                }
-            }
-            Err(refused) => shared
-                .common
-                .refuse_newcomer(&listener, stream, peer, refused),
-        });
-        self.admission.admit(address, job, |idle| {
+        let permit = self.admission.admit(address, |idle| {
             let evicted = self.shared.evict(idle);
             self.common().metrics.evicted.add(u64::from(evicted));
             evicted
         });
+        let permit = match permit {
+            Ok(permit) => permit,
+            Err(refused) => return self.refuse_newcomer(stream, peer, refused),
+        };
+        let number = NEXT_CONNECTION.fetch_add(1, Relaxed);
+        let listener = Arc::clone(&self.settings);
+        let common = Arc::clone(&self.shared.common);
+        let new = Connection::new(number, stream, peer, listener, common, permit);
+        if let Some(Err(error)) = new.map(|new| self.shared.poller.begin(Box::new(new))) {
+            static LINES: Limiter = Limiter::new();
+            if LINES.allows("no slot at the poller") {
+                tracing::error!(
+                    "a connection is closed, the poller can't watch it: {error}; is fs.epoll.max_user_watches too low?"
+                );
+            }
+        }
+    }
+
+    fn refuse_newcomer(&self, stream: TcpStream, peer: SocketAddr, refused: AdmissionError) {
+        let limits = &self.common().settings;
+        let message = match refused {
+            AdmissionError::Full => format!(
+                "too many connections, the limit is {}",
+                limits.max_connections
+            ),
+            AdmissionError::TooMany => format!(
+                "too many connections of {}, the limit is {}",
+                peer.ip(),
+                limits.config.max_connections_per_address
+            ),
+        };
+        self.common().metrics.refused.add(1);
+        self.refuse(stream, &CloseReason::Notice(Code::ServerBusy, message));
+    }
+
+    /// Sends an ERROR without waiting, and leaves the closing to `linger`. A
+    /// socket that was just accepted takes a few bytes. With TLS, nothing can
+    /// be sent yet.
+    fn refuse(&self, stream: TcpStream, why: &CloseReason) {
+        let Some((code, body)) = why.closing().filter(|_| self.settings.tls.is_none()) else {
+            return;
+        };
+        self.common().metrics.count_error(Some(code));
+        let Ok(mut channel) = Channel::new(stream, None) else {
+            return;
+        };
+        let mut frame = Vec::new();
+        write_error(&mut frame, None, &body, std::time::SystemTime::now());
+        if channel.write(&frame).is_ok() {
+            self.common().linger.take(channel);
+        }
     }
 
     fn recovered(&mut self) {
@@ -233,58 +257,6 @@ impl Workers {
             Advance::Wait | Advance::Call(_) => {}
         }
         true
-    }
-}
-
-impl Common {
-    fn refuse_newcomer(
-        &self,
-        listener: &ListenerSettings,
-        stream: TcpStream,
-        peer: SocketAddr,
-        refused: AdmissionError,
-    ) {
-        let limits = &self.settings;
-        let message = match refused {
-            AdmissionError::Full => format!(
-                "too many connections, the limit is {}",
-                limits.max_connections
-            ),
-            AdmissionError::TooMany => format!(
-                "too many connections of {}, the limit is {}",
-                peer.ip(),
-                limits.config.max_connections_per_address
-            ),
-        };
-        self.metrics.refused.add(1);
-        let wait = Some(RETRY_WHEN_BUSY_MS);
-        self.refuse(listener, stream, Code::ServerBusy, &message, wait);
-    }
-
-    /// Sends an ERROR without waiting, and leaves the closing to `linger`. A
-    /// socket that was just accepted takes a few bytes. With TLS, nothing can
-    /// be sent yet.
-    fn refuse(
-        &self,
-        listener: &ListenerSettings,
-        stream: TcpStream,
-        code: Code,
-        message: &str,
-        retry_after_ms: Option<u64>,
-    ) {
-        if listener.tls.is_some() {
-            return;
-        }
-        self.metrics.count_error(Some(code));
-        let Ok(mut channel) = Channel::new(stream, None) else {
-            return;
-        };
-        if channel
-            .write(&notice(code, message, retry_after_ms))
-            .is_ok()
-        {
-            self.linger.take(channel);
-        }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Who gets in: a slot for each connection.
 
 use std::{
-    collections::{HashMap, VecDeque},
     net::IpAddr,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -12,8 +11,10 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 
-use super::peer::Peer;
-use crate::access::whole_address;
+use super::{
+    by_address::{ByAddress, Counted},
+    peer::Peer,
+};
 
 /// The slots.
 pub(crate) struct Admission {
@@ -21,19 +22,11 @@ pub(crate) struct Admission {
     slots: Box<[ArcSwapOption<Peer>]>,
     shares: Shares,
     inner: Mutex<Inner>,
+    /// Connections by address, where that is bounded.
+    addresses: Arc<ByAddress>,
     /// Notified when the last permit is released.
     empty: Condvar,
 }
-
-/// What is done with a peer once it is known whether it gets a permit.
-type Job = Box<dyn FnOnce(Result<Permit, AdmissionError>) + Send>;
-
-/// One that may begin, outside of the lock.
-type Begun = (Job, Permit);
-
-/// Peers that wait for the slot of one that is being evicted, which takes
-/// milliseconds.
-const MAX_WAITING: usize = 64;
 
 /// Unauthenticated peers that connected within this time are not evicted: they
 /// may be about to authenticate.
@@ -65,10 +58,6 @@ struct Inner {
     free: Vec<usize>,
     /// Slots taken by unauthenticated peers.
     unauthenticated: usize,
-    /// Connections by address, where that is bounded.
-    addresses: HashMap<IpAddr, usize>,
-    /// Peers for whom an unauthenticated one is being evicted.
-    waiting: VecDeque<(Job, Option<IpAddr>)>,
 }
 
 /// The right to serve one connection. Released when dropped.
@@ -76,7 +65,8 @@ pub(crate) struct Permit {
     admission: Arc<Admission>,
     slot: usize,
     unauthenticated: AtomicBool,
-    address: OnceLock<IpAddr>,
+    /// Its count, once it is known for whom the peer speaks.
+    address: OnceLock<Counted>,
 }
 
 impl Admission {
@@ -88,73 +78,58 @@ impl Admission {
             inner: Mutex::new(Inner {
                 free: (0..connections).rev().collect(),
                 unauthenticated: 0,
-                addresses: HashMap::new(),
-                waiting: VecDeque::new(),
             }),
+            addresses: Arc::default(),
             empty: Condvar::new(),
         })
     }
 
-    /// Runs the job of an unauthenticated peer, now or once there is a slot for
-    /// it. `address` is none while it is not known for whom the peer speaks.
-    /// Where unauthenticated peers can be evicted for others, `evict` does
-    /// that, if the peer is still idle.
+    /// Takes a slot for an unauthenticated peer. `address` is none while it is not
+    /// known for whom the peer speaks. Where unauthenticated peers can be evicted
+    /// for others, `evict` does that, if the peer is still idle.
+    ///
+    /// # Errors
+    /// If there is none, or the address has as many connections as it may.
     pub(crate) fn admit(
         self: &Arc<Self>,
         address: Option<IpAddr>,
-        job: Job,
         evict: impl FnOnce(&Peer) -> bool,
-    ) {
-        let address = address.map(whole_address);
-        let mut inner = self.lock();
-        if address.is_some_and(|address| inner.has_enough(address, self.shares.per_address)) {
-            drop(inner);
-            return job(Err(AdmissionError::TooMany));
+    ) -> Result<Permit, AdmissionError> {
+        let counted = OnceLock::new();
+        if !address.is_none_or(|address| self.count(address, &counted)) {
+            return Err(AdmissionError::TooMany);
         }
-        let is_crowded = inner.waiting.len() >= MAX_WAITING;
-        if is_crowded
-            || inner.unauthenticated >= self.shares.unauthenticated
-            || inner.free.is_empty()
-        {
-            drop(inner);
-            // A peer that has just become active is not evicted; the next one
-            // is.
-            let idle = self.longest_idle_unauthenticated().filter(|_| !is_crowded);
-            if !idle.is_some_and(|idle| evict(&idle)) {
-                return job(Err(AdmissionError::Full));
-            }
-            inner = self.lock();
-        }
-        // Another may have been quicker, or the evicted one has not left: then
-        // this one waits for the next slot.
-        inner.waiting.push_back((job, address));
-        let next = self.admit_next(&mut inner);
-        drop(inner);
-        if let Some((job, permit)) = next {
-            job(Ok(permit));
-        }
+        // A peer that has just become active is not evicted; the next one is.
+        let slot = self.take_slot().or_else(|| {
+            let idle = self.longest_idle_unauthenticated()?;
+            evict(&idle).then(|| self.take_slot()).flatten()
+        });
+        Ok(Permit {
+            admission: Arc::clone(self),
+            slot: slot.ok_or(AdmissionError::Full)?,
+            unauthenticated: AtomicBool::new(true),
+            address: counted,
+        })
     }
 
-    /// Admits one of those that wait, if there is a slot now.
-    #[must_use]
-    fn admit_next(self: &Arc<Self>, inner: &mut Inner) -> Option<Begun> {
-        if inner.unauthenticated >= self.shares.unauthenticated || inner.waiting.is_empty() {
+    fn take_slot(&self) -> Option<usize> {
+        let mut inner = self.lock();
+        if inner.unauthenticated >= self.shares.unauthenticated {
             return None;
         }
         let slot = inner.free.pop()?;
-        let (job, address) = inner.waiting.pop_front()?;
         inner.unauthenticated += 1;
-        if let Some(address) = address.filter(|_| self.shares.per_address > 0) {
-            *inner.addresses.entry(address).or_default() += 1;
+        Some(slot)
+    }
+
+    /// Counts a connection of an address, once. False if it has as many as it may.
+    fn count(&self, address: IpAddr, counted: &OnceLock<Counted>) -> bool {
+        let limit = self.shares.per_address;
+        if limit == 0 || counted.get().is_some() {
+            return true;
         }
-        let address = address.map(OnceLock::from).unwrap_or_default();
-        let permit = Permit {
-            admission: Arc::clone(self),
-            slot,
-            unauthenticated: AtomicBool::new(true),
-            address,
-        };
-        Some((job, permit))
+        let one_more = self.addresses.begin(address, limit);
+        one_more.is_some_and(|one_more| counted.set(one_more).is_ok())
     }
 
     /// Returns the longest-idle unauthenticated peer, where peers can
@@ -175,34 +150,18 @@ impl Admission {
 
     /// Waits until all permits are released. Returns whether they were.
     pub(crate) fn wait_until_empty(&self, deadline: Instant) -> bool {
-        let mut inner = self.lock();
-        while inner.free.len() < self.slots.len() || !inner.waiting.is_empty() {
-            let remaining = deadline.saturating_duration_since(Instant::now());
-            if remaining.is_zero() {
-                return false;
-            }
-            inner = self
-                .empty
-                .wait_timeout(inner, remaining)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-        true
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let are_held = |inner: &mut Inner| inner.free.len() < self.slots.len();
+        let waited = self
+            .empty
+            .wait_timeout_while(self.lock(), remaining, are_held);
+        let (_inner, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        !timeout.timed_out()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Nothing in here panics halfway through a change.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Inner {
-    fn has_enough(&self, address: IpAddr, limit: usize) -> bool {
-        limit > 0
-            && self
-                .addresses
-                .get(&address)
-                .is_some_and(|count| *count >= limit)
     }
 }
 
@@ -221,31 +180,14 @@ impl Permit {
     /// false if that address has as many connections as it may.
     #[must_use]
     pub(crate) fn claim(&self, address: IpAddr) -> bool {
-        let address = whole_address(address);
-        let limit = self.admission.shares.per_address;
-        if limit == 0 || self.address.get().is_some() {
-            return true;
-        }
-        let mut inner = self.admission.lock();
-        if inner.has_enough(address, limit) {
-            return false;
-        }
-        *inner.addresses.entry(address).or_default() += 1;
-        let _ = self.address.set(address);
-        true
+        self.admission.count(address, &self.address)
     }
 
     /// The peer has authenticated: a slot for unauthenticated peers is free
     /// again.
     pub(crate) fn authenticated(&self) {
         if self.unauthenticated.swap(false, Relaxed) {
-            let mut inner = self.admission.lock();
-            inner.unauthenticated -= 1;
-            let next = self.admission.admit_next(&mut inner);
-            drop(inner);
-            if let Some((job, permit)) = next {
-                job(Ok(permit));
-            }
+            self.admission.lock().unauthenticated -= 1;
         }
     }
 }
@@ -253,24 +195,12 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.admission.slots[self.slot].store(None);
+        self.address.take();
         let mut inner = self.admission.lock();
         inner.unauthenticated -= usize::from(*self.unauthenticated.get_mut());
-        if let Some(address) = self.address.get()
-            && let Some(count) = inner.addresses.get_mut(address)
-        {
-            *count -= 1;
-            if *count == 0 {
-                inner.addresses.remove(address);
-            }
-        }
         inner.free.push(self.slot);
-        let next = self.admission.admit_next(&mut inner);
         if inner.free.len() == self.admission.slots.len() {
             self.admission.empty.notify_all();
-        }
-        drop(inner);
-        if let Some((job, permit)) = next {
-            job(Ok(permit));
         }
     }
 }
@@ -278,7 +208,6 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::mpsc;
 
     fn shares(connections: usize, unauthenticated: usize, per_address: usize) -> Shares {
         Shares {
@@ -294,15 +223,11 @@ mod tests {
         address: Option<IpAddr>,
         known: bool,
     ) -> Result<Permit, AdmissionError> {
-        let (give, given) = mpsc::channel();
-        let job = Box::new(move |permit: Result<Permit, AdmissionError>| {
-            if let (Ok(permit), true) = (&permit, known) {
-                permit.authenticated();
-            }
-            give.send(permit).unwrap();
-        });
-        admission.admit(address, job, |_| false);
-        given.try_recv().unwrap()
+        let permit = admission.admit(address, |_| false)?;
+        if known {
+            permit.authenticated();
+        }
+        Ok(permit)
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    drain::DrainFlags, handshakes::Handshakes, peer::Peer, running::RunningCalls,
+    by_address::ByAddress, drain::DrainFlags, peer::Peer, running::RunningCalls,
     settings::ServerSettings,
 };
 use crate::{
@@ -21,7 +21,7 @@ pub(crate) struct Common {
     pub(crate) access: Arc<Access>,
     pub(crate) drain: Arc<DrainFlags>,
     pub(crate) linger: Linger,
-    pub(crate) handshakes: Arc<Handshakes>,
+    pub(crate) handshakes: Arc<ByAddress>,
     /// Calls that take long.
     pub(crate) running: Arc<RunningCalls>,
 }

@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, PipeReader, PipeWriter, pipe},
-    os::fd::{AsFd, BorrowedFd},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::SeqCst},
@@ -12,8 +11,10 @@ use std::{
 /// How far the end of the server has come. Rises only.
 #[derive(Debug)]
 pub(crate) struct DrainFlags {
-    /// Readable from the moment that the server drains, for those who poll.
-    pub(crate) wake: ShutdownEvent,
+    /// Readable from the moment that the server drains, for those who poll: a
+    /// pipe whose end is closed, which can't fail.
+    pub(crate) wake: PipeReader,
+    writer: Mutex<Option<PipeWriter>>,
     /// No call is begun any more.
     pub(crate) draining: AtomicBool,
     /// Peers that do not take the closing ERROR are cut off.
@@ -23,10 +24,13 @@ pub(crate) struct DrainFlags {
 }
 
 impl DrainFlags {
+    /// # Errors
+    /// If the system has no descriptor left.
     pub(crate) fn new() -> io::Result<Self> {
-        let wake = ShutdownEvent::new()?;
+        let (wake, writer) = pipe()?;
         Ok(Self {
             wake,
+            writer: Mutex::new(Some(writer)),
             draining: AtomicBool::new(false),
             cuts_off: AtomicBool::new(false),
             stop_calls: AtomicBool::new(false),
@@ -35,7 +39,8 @@ impl DrainFlags {
 
     pub(crate) fn begin(&self) {
         self.draining.store(true, SeqCst);
-        self.wake.set();
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(writer.take());
     }
 
     pub(crate) fn draining(&self) -> bool {
@@ -51,44 +56,6 @@ impl DrainFlags {
     }
 }
 
-/// Is readable, for good, once it was [set](ShutdownEvent::set).
-///
-/// A pipe whose end is closed: that can't fail, and there is no system without
-/// pipes.
-#[derive(Debug)]
-pub(crate) struct ShutdownEvent {
-    reader: PipeReader,
-    writer: Mutex<Option<PipeWriter>>,
-}
-
-impl ShutdownEvent {
-    /// # Errors
-    /// If the system has no descriptor left.
-    pub(crate) fn new() -> io::Result<Self> {
-        let (reader, writer) = pipe()?;
-        Ok(Self {
-            reader,
-            writer: Mutex::new(Some(writer)),
-        })
-    }
-
-    /// Wakes all who poll, now and later.
-    pub(crate) fn set(&self) {
-        drop(
-            self.writer
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(),
-        );
-    }
-}
-
-impl AsFd for ShutdownEvent {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.reader.as_fd()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -97,14 +64,14 @@ mod tests {
 
     #[test]
     fn it_wakes_all_that_poll_from_then_on() {
-        let event = ShutdownEvent::new().unwrap();
+        let drain = DrainFlags::new().unwrap();
         let polled = || {
             let now = Timespec::default();
-            poll(&mut [PollFd::new(&event, PollFlags::IN)], Some(&now)).unwrap()
+            poll(&mut [PollFd::new(&drain.wake, PollFlags::IN)], Some(&now)).unwrap()
         };
         assert_eq!(polled(), 0);
-        event.set();
-        event.set();
+        drain.begin();
+        drain.begin();
         assert_eq!((polled(), polled()), (1, 1));
     }
 }

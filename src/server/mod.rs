@@ -6,11 +6,11 @@
 
 mod acceptor;
 pub(crate) mod admission;
+pub(crate) mod by_address;
 pub(crate) mod common;
 pub(crate) mod connection;
 pub(crate) mod drain;
 mod encoding;
-pub(crate) mod handshakes;
 mod outbox;
 pub(crate) mod peer;
 pub(crate) mod poller;
@@ -20,7 +20,7 @@ mod view;
 pub(crate) mod workers;
 
 use std::{
-    fmt, io,
+    io,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering::SeqCst},
     thread::JoinHandle,
@@ -69,41 +69,24 @@ pub struct Drained {
 }
 
 /// Why the server can't listen.
-#[derive(Debug)]
-pub struct ListenError {
-    /// Host and port; none where something else is missing.
-    address: Option<(String, u16)>,
-    /// Which socket that was handed over is in the way, and what to do.
-    conflict: Option<String>,
-    source: io::Error,
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Something else is missing.
+    #[error("the system refuses threads, pipes or epoll, which the server needs: {0}")]
+    System(#[from] io::Error),
+    /// An address can't be listened on.
+    #[error("can't listen on {host} port {port}: {source}{hint}")]
+    Address {
+        /// Host.
+        host: String,
+        /// Port.
+        port: u16,
+        /// Why.
+        source: io::Error,
+        /// What to do.
+        hint: String,
+    },
 }
-
-impl fmt::Display for ListenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            address,
-            conflict,
-            source,
-        } = self;
-        let Some((host, port)) = address else {
-            return write!(
-                f,
-                "the system refuses threads, pipes or epoll, which the server needs: {source}"
-            );
-        };
-        write!(f, "can't listen on {host} port {port}: {source}")?;
-        match source.kind() {
-            io::ErrorKind::AddrInUse => {
-                let hint = "is another server running? --port 0 takes a free one";
-                write!(f, "; {}", conflict.as_deref().unwrap_or(hint))
-            }
-            io::ErrorKind::PermissionDenied => f.write_str("; ports below 1024 need a privilege"),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl std::error::Error for ListenError {}
 
 impl Server {
     /// Listens, where somebody does so already for this process with the
@@ -122,51 +105,47 @@ impl Server {
         for on in &settings.listeners {
             let port = on.config.port.unwrap_or(0);
             for host in on.config.host.as_slice() {
-                let error = |source| ListenError {
-                    address: Some((host.clone(), port)),
-                    conflict: None,
+                let error = |source: io::Error, conflict: Option<String>| ListenError::Address {
+                    host: host.clone(),
+                    port,
+                    hint: match source.kind() {
+                        io::ErrorKind::AddrInUse => conflict.unwrap_or_else(|| {
+                            "; is another server running? --port 0 takes a free one".into()
+                        }),
+                        io::ErrorKind::PermissionDenied => {
+                            "; ports below 1024 need a privilege".into()
+                        }
+                        _ => String::new(),
+                    },
                     source,
                 };
-                let addresses = resolve(host, port).map_err(error)?;
+                let addresses = resolve(host, port).map_err(|source| error(source, None))?;
                 // Port 0 is another one each time.
                 let mut none = Vec::new();
                 let taken = if port == 0 { &mut none } else { &mut taken };
-                let opened =
-                    listen_all(&addresses, taken, |address| match inherited.take(address) {
-                        Some(listener) => Ok(OpenListener {
-                            listener,
-                            outlives: true,
-                            settings: Arc::clone(on),
-                        }),
-                        None => {
-                            let listener = listen(address)?;
-                            Ok(OpenListener {
-                                listener,
-                                outlives: false,
-                                settings: Arc::clone(on),
-                            })
-                        }
-                    });
-                let opened = opened.map_err(|source| ListenError {
-                    conflict: inherited.conflict("host", &addresses),
-                    ..error(source)
+                let opened = listen_all(&addresses, taken, |address| {
+                    let found = inherited.take(address);
+                    Ok(OpenListener {
+                        outlives: found.is_some(),
+                        listener: found.map_or_else(|| listen(address), Ok)?,
+                        settings: Arc::clone(on),
+                    })
+                });
+                let opened = opened.map_err(|source| {
+                    let conflict = inherited.conflict("host", &addresses);
+                    error(source, conflict.map(|conflict| format!("; {conflict}")))
                 });
                 listeners.extend(opened?.into_iter().map(Arc::new));
             }
         }
-        let error = |source| ListenError {
-            address: None,
-            conflict: None,
-            source,
-        };
-        let linger = Linger::start(settings.max_ending).map_err(error)?;
+        let linger = Linger::start(settings.max_ending)?;
         let admission = Admission::new(Shares {
             connections: settings.max_connections,
             unauthenticated: settings.max_connections - settings.reserved,
             per_address: settings.config.max_connections_per_address,
         });
         let shared = Arc::new(Workers {
-            poller: Poller::new(settings.max_connections, pollers()).map_err(error)?,
+            poller: Poller::new(settings.max_connections, pollers())?,
             threads: Pool::new(
                 pollers() + RESERVE,
                 settings.config.max_threads,
@@ -179,7 +158,7 @@ impl Server {
                 settings: Arc::new(settings),
                 metrics,
                 access,
-                drain: Arc::new(DrainFlags::new().map_err(error)?),
+                drain: Arc::new(DrainFlags::new()?),
                 linger,
                 handshakes: Arc::default(),
                 running: Arc::default(),
@@ -187,11 +166,11 @@ impl Server {
         });
         let start = |_| Worker::start(&shared);
         if !(0..pollers()).all(start) || !Worker::start_reserve(&shared) {
-            return Err(error(io::Error::other("the system refuses threads")));
+            return Err(io::Error::other("the system refuses threads").into());
         }
         let mut acceptors = Vec::new();
         for listening in &listeners {
-            acceptors.push(acceptor::start(listening, &shared, &admission).map_err(error)?);
+            acceptors.push(acceptor::start(listening, &shared, &admission)?);
         }
         Ok(Self {
             shared,

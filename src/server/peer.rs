@@ -56,25 +56,15 @@ pub(crate) struct Peer {
     late: Mutex<Outbox>,
 }
 
-/// What an owner does, as `/connections` shows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Activity {
-    Handshake,
-    Idle,
-    Reading,
-    Calling,
-    Closing,
-}
-
-impl Activity {
-    const ALL: [(Self, &'static str); 5] = [
-        (Self::Handshake, "handshake"),
-        (Self::Idle, "idle"),
-        (Self::Reading, "reading"),
-        (Self::Calling, "calling"),
-        (Self::Closing, "closing"),
-    ];
+crate::wire::words! {
+    /// What an owner does, as `/connections` shows it.
+    pub enum Activity {
+        Handshake = "handshake",
+        Idle = "idle",
+        Reading = "reading",
+        Calling = "calling",
+        Closing = "closing",
+    }
 }
 
 /// What a peer speaks, as `/connections` shows it.
@@ -330,24 +320,12 @@ impl Peer {
 
     /// Returns a copy for the admin side.
     pub(crate) fn row(&self) -> ConnectionRow {
-        let Traffic {
-            bytes_in,
-            bytes_out,
-            messages_in,
-            messages_out,
-            keep_alives: _,
-            errors,
-            ..
-        } = &self.traffic;
+        let traffic = &self.traffic;
         let (activity, left) = (self.activity.load(Relaxed), u64::from(self.calls_left()));
         let calling = activity == Activity::Calling as u8;
-        let state = match Activity::ALL
-            .iter()
-            .find(|(known, _)| *known as u8 == activity)
-        {
-            Some(_) if left > 0 => "calling",
-            Some((_, name)) => name,
-            None => "-",
+        let activity = match left {
+            0 => Activity::ALL[usize::from(activity)],
+            _ => Activity::Calling,
         };
         let last_activity = self.since.1 + Duration::from_millis(self.last_activity.load(Relaxed));
         let identity = self.identity.load();
@@ -358,15 +336,15 @@ impl Peer {
             principal: identity.caller.principal.clone(),
             tls: self.tls.get().copied(),
             protocol: self.protocol(),
-            state,
+            state: activity.as_str(),
             since: text(self.since.1),
             last_activity: text(last_activity),
-            bytes_in: bytes_in.get(),
-            bytes_out: bytes_out.get(),
-            messages_in: messages_in.get(),
-            messages_out: messages_out.get(),
+            bytes_in: traffic.bytes_in.get(),
+            bytes_out: traffic.bytes_out.get(),
+            messages_in: traffic.messages_in.get(),
+            messages_out: traffic.messages_out.get(),
             in_flight: left + u64::from(calling),
-            errors: errors.get(),
+            errors: traffic.errors.get(),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::{
     io::{self, Read as _},
     net::TcpStream,
     sync::{
-        Arc, Condvar, Mutex, PoisonError,
+        Arc,
         mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     },
     thread,
@@ -15,7 +15,10 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::transport::Channel;
+use crate::{
+    budget::{Budget, Reservation},
+    transport::Channel,
+};
 
 /// How long a peer's bytes are dropped.
 pub const LINGER: Duration = Duration::from_secs(2);
@@ -41,16 +44,12 @@ const ROUND: Timespec = Timespec {
 
 /// One thread that ends sockets, so that no other has to wait for it.
 pub struct Linger {
-    sender: SyncSender<TcpStream>,
-    open: Arc<Open>,
+    sender: SyncSender<(TcpStream, Reservation)>,
+    open: Arc<Budget>,
 }
 
-/// Sockets that were taken and have not ended.
-struct Open {
-    limit: usize,
-    count: Mutex<usize>,
-    none: Condvar,
-}
+/// A socket that ends, until when, and its part of what may.
+type Ending = (TcpStream, Instant, Reservation);
 
 impl Linger {
     /// Starts the thread, for so many sockets at the same time. It ends with
@@ -60,15 +59,10 @@ impl Linger {
     /// If the system refuses a thread.
     pub fn start(limit: usize) -> io::Result<Self> {
         let (sender, receiver) = sync_channel(limit);
-        let open = Arc::new(Open {
-            limit,
-            count: Mutex::default(),
-            none: Condvar::new(),
-        });
-        let ending = Arc::clone(&open);
         thread::Builder::new()
             .name("mb-linger".into())
-            .spawn(move || run(&receiver, &ending))?;
+            .spawn(move || run(&receiver))?;
+        let open = Budget::new(limit);
         Ok(Self { sender, open })
     }
 
@@ -76,47 +70,22 @@ impl Linger {
     pub fn take(&self, mut channel: Channel) {
         channel.half_close();
         let socket = channel.into_socket();
+        let mut place = Reservation::empty(&self.open);
         // Those in the channel count as well, so it is never full.
-        if self.open.begin() && self.sender.try_send(socket).is_err() {
-            self.open.end(1);
+        if place.raise_until(1, Instant::now()) {
+            let _ = self.sender.try_send((socket, place));
         }
     }
 
     /// Waits for all sockets to end.
     pub fn wait_until_empty(&self, deadline: Instant) {
-        let remaining = deadline.saturating_duration_since(Instant::now());
-        let count = self
-            .open
-            .count
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let _ = self
-            .open
-            .none
-            .wait_timeout_while(count, remaining, |count| *count > 0);
+        let all = self.open.limit();
+        Reservation::empty(&self.open).raise_until(all, deadline);
     }
 }
 
-impl Open {
-    /// One more, if there is room.
-    fn begin(&self) -> bool {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        let has_slot = *count < self.limit;
-        *count += usize::from(has_slot);
-        has_slot
-    }
-
-    fn end(&self, ended: usize) {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        *count = count.saturating_sub(ended);
-        if *count == 0 {
-            self.none.notify_all();
-        }
-    }
-}
-
-fn run(receiver: &Receiver<TcpStream>, open: &Open) {
-    let mut sockets: Vec<(TcpStream, Instant)> = Vec::new();
+fn run(receiver: &Receiver<(TcpStream, Reservation)>) {
+    let mut sockets: Vec<Ending> = Vec::new();
     let mut waste = vec![0; WASTE_SIZE];
     loop {
         if sockets.is_empty() {
@@ -130,27 +99,25 @@ fn run(receiver: &Receiver<TcpStream>, open: &Open) {
                 Err(TryRecvError::Disconnected) => return,
             }
         }
-        let before = sockets.len();
         let mut ready = wait(&sockets).into_iter();
         let now = Instant::now();
-        sockets.retain(|(socket, deadline)| {
+        sockets.retain(|(socket, deadline, _)| {
             let ready = ready.next().unwrap_or(false);
             now < *deadline && (!ready || drop_bytes(socket, &mut waste))
         });
-        open.end(before - sockets.len());
     }
 }
 
-fn begin(socket: TcpStream) -> (TcpStream, Instant) {
-    (socket, Instant::now() + LINGER)
+fn begin((socket, place): (TcpStream, Reservation)) -> Ending {
+    (socket, Instant::now() + LINGER, place)
 }
 
 /// Waits for a round at most; says of each socket whether there is something
 /// to read, its end included.
-fn wait(sockets: &[(TcpStream, Instant)]) -> Vec<bool> {
+fn wait(sockets: &[Ending]) -> Vec<bool> {
     let mut polled: Vec<_> = sockets
         .iter()
-        .map(|(socket, _)| PollFd::new(socket, PollFlags::IN))
+        .map(|(socket, ..)| PollFd::new(socket, PollFlags::IN))
         .collect();
     if poll(&mut polled, Some(&ROUND)).is_err() {
         thread::sleep(PAUSE);

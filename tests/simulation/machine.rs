@@ -301,17 +301,10 @@ impl Machine {
                 statuses: HashMap::new(),
             }
         };
-        let taken = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let is_taken = Arc::clone(&taken);
-        let job = Box::new(move |permit: Result<_, _>| {
-            let Ok(permit) = permit else { return };
-            is_taken.store(true, std::sync::atomic::Ordering::SeqCst);
+        if let Ok(permit) = self.admission.admit(None, |_| false) {
             let common = Arc::clone(&shared.common);
             let new = Connection::over(number, channel, from, listener, common, permit);
             shared.poller.begin(Box::new(new)).unwrap();
-        });
-        self.admission.admit(None, job, |_| false);
-        if taken.load(std::sync::atomic::Ordering::SeqCst) {
             let is_frames = matches!(received, Received::Frames(_));
             let is_websocket = is_frames && self.random.happens(50);
             let websocket = is_websocket.then(WebSocket::default);

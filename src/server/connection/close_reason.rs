@@ -6,7 +6,7 @@ use crate::{
     access::TOO_MANY_FAILURES,
     server::peer::CloseRequest,
     websocket::CloseCode,
-    wire::{Code, ErrorBody, message::write_error},
+    wire::{Code, ErrorBody},
 };
 
 /// `retryAfterMs` of a refused client.
@@ -128,12 +128,4 @@ fn closing(
         None => body,
     };
     (code, body)
-}
-
-/// Encodes an ERROR that answers no request, as a frame.
-pub(crate) fn notice(code: Code, message: &str, retry_after_ms: Option<u64>) -> Vec<u8> {
-    let (_, body) = closing(code, message.to_owned(), retry_after_ms);
-    let mut frame = Vec::new();
-    write_error(&mut frame, None, &body, std::time::SystemTime::now());
-    frame
 }

@@ -18,16 +18,16 @@ use std::{
     time::Instant,
 };
 
-pub(crate) use close_reason::{CloseReason, RETRY_WHEN_BUSY_MS, notice};
+pub(crate) use close_reason::{CloseReason, RETRY_WHEN_BUSY_MS};
 pub(crate) use machine::{Input, State};
 use machine::{Machine, Step};
 pub(crate) use message::Message;
 
 use super::{
     admission::Permit,
+    by_address::Counted,
     common::Common,
     encoding::Encoding,
-    handshakes::Handshake,
     peer::{Activity, CloseRequest, Peer, Protocol},
     poller::{Events, Parked},
     settings::ListenerSettings,
@@ -40,6 +40,11 @@ use crate::{
     transport::{ALPN, HTTP_ALPN, Proxied, ServerTls, TlsFault},
     wire::{Code, Header, Version},
 };
+
+/// Handshakes at the same time of an address that has failed to authenticate too
+/// often: a peer with a valid certificate is admitted from there too, but each
+/// costs much. One more is closed without a word.
+const MAX_HANDSHAKES: usize = 8;
 
 /// What has become of a connection.
 pub(crate) enum Advance {
@@ -83,7 +88,7 @@ pub(crate) struct Connection {
     /// When its credentials were last checked as a whole.
     checked: Instant,
     /// One of the few handshakes of an address that has failed too often.
-    handshake: Option<Handshake>,
+    handshake: Option<Counted>,
     /// What HTTP has beside it.
     http: http::Credentials,
 }
@@ -453,7 +458,7 @@ impl Connection {
         }
         let address = self.peer.address().ip();
         if self.common.access.is_throttled(address) {
-            self.handshake = self.common.handshakes.begin(address);
+            self.handshake = self.common.handshakes.begin(address, MAX_HANDSHAKES);
             if self.handshake.is_none() {
                 // Nothing can be said before the handshake.
                 self.machine.close_with(CloseReason::Handshake(

@@ -366,7 +366,7 @@ fn the_log_is_shown_and_its_filter_changed() {
     });
     assert_eq!(
         change(&server, "POST", "/log/filter", r#"{"filter":"a=b=c"}"#).0,
-        409
+        400
     );
 }
 

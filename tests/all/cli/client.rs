@@ -247,6 +247,34 @@ fn lines_of_requests_give_lines_of_answers() {
     assert_eq!(lines[20]["line"], 22);
     assert_eq!(lines[20]["error"]["code"], "NO_ROUTE_FOUND");
 
+    // What is wrong with a line takes nothing from those before it.
+    let dir = tempfile::tempdir().unwrap();
+    let lines = dir.path().join("lines");
+    fs::write(
+        &lines,
+        "{\"topic\":\"calc.add\",\"payload\":{\"a\":1,\"b\":1}}\n".repeat(5) + "{",
+    )
+    .unwrap();
+    let output = Command::new(BINARY)
+        .args([
+            "call",
+            "--concurrency",
+            "1000",
+            "--server",
+            &server.wire.to_string(),
+            "--requests",
+        ])
+        .arg(&lines)
+        .output()
+        .unwrap();
+    let answers = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(answers.matches("{\"sum\":2}").count(), 5, "{answers}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.code() == Some(2) && said.contains("line 6: "),
+        "{said}"
+    );
+
     let run = |arguments: &[&str]| {
         let output = Command::new(BINARY).args(arguments).output().unwrap();
         (
@@ -426,11 +454,25 @@ fn load_over_http_is_answered_as_in_frames() {
         let (code, result, _) = bench("calc.add", &flags);
         assert_eq!(code, Some(1), "{result}");
         assert_eq!(result["refused"]["FORBIDDEN"], result["answers"]);
+        // Over HTTP, each request shows the token, and the connection ends.
         let (code, _, error) = bench("echo.say", &[flag, &["--server", &plain]].concat());
-        assert_eq!(code, Some(3), "{error}");
+        let expected = if protocol == "frames" { 1 } else { 3 };
         assert!(
-            protocol == "frames" || error.contains("UNAUTHORIZED"),
-            "{error}"
+            code == Some(expected) && error.contains("UNAUTHORIZED"),
+            "{code:?} {error}"
         );
     }
+    let flags = ["--server", &plain, "--token-file", &token, "--threads", "8"];
+    let (code, result, error) = bench("echo.say", &flags);
+    let answers = result["answers"].as_u64().unwrap();
+    assert!(code == Some(0) && answers >= 200, "{result} {error}");
+    let output = Command::new(BINARY)
+        .args(["call", "echo.say", "--server", &plain])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.code() == Some(1) && said.contains("does not let us in: UNAUTHORIZED"),
+        "{output:?}"
+    );
 }

@@ -66,7 +66,7 @@ const MAY_USE: [(&str, &[&str]); 23] = [
             "wire",
         ],
     ),
-    ("system", &["transport"]),
+    ("system", &["budget", "transport"]),
     ("admin", &["budget", "metrics", "wire"]),
     ("client", &["transport", "wire"]),
     ("project", &["sandbox"]),

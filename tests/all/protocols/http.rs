@@ -827,6 +827,10 @@ fn a_proxy_names_its_clients() {
     assert_eq!(guess("X-Forwarded-For: 7.7.7.7, 1.2.3.4\r\n"), throttled);
     assert_ne!(guess("X-Forwarded-For: 1.2.3.4, 7.7.7.7\r\n"), throttled);
     assert_ne!(guess(""), throttled);
+    // Of two fields, one may be the client's.
+    let fields = "X-Forwarded-For: 1.2.3.4\r\nForwarded: for=5.5.5.5\r\n";
+    let answer = Http::connect(server.wire).ask(&post("/call/echo.say", fields, "1"));
+    assert_eq!(answer.status, 400);
 }
 
 /// A token counts for one request also where the connection has a certificate.

@@ -86,6 +86,9 @@ fn what_comes_after_a_slow_call_overtakes_it() {
         (row["state"].as_str(), row["inFlight"].as_u64()),
         (Some("calling"), Some(1))
     );
+    // But for the instant when somebody looks after it.
+    let waits = |_: &usize| server.json("/calls")["calls"][0]["state"] == "waiting";
+    assert!((0..30).filter(waits).count() >= 28);
     stop_calls(&server);
     let stopped = client.message();
     assert_eq!(
