@@ -22,7 +22,8 @@ use crate::{
 };
 
 /// Of a server that takes connections and says nothing.
-const SILENT: &str = "no answer to the hello in time; is it stopped, or busy with others?";
+pub(crate) const SILENT: &str =
+    "no answer to the hello in time; is it stopped, or busy with others?";
 /// First size of the read buffer, in bytes.
 const READ_SIZE: usize = 8 * 1024;
 

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Exit, Result, connect::Connect, usage};
 use crate::{
-    client::{ServerError, check_token_path},
+    client::{SILENT, ServerError, check_token_path},
     load::LoadStream,
     transport::{HTTP_ALPN, client_config, connect_any, host_and_port, resolve_until, server_name},
     wire::{FrameHeader, Header, Kind},
@@ -104,7 +104,13 @@ fn hello(stream: &mut LoadStream, token: Option<&str>) -> io::Result<Option<Stri
     stream.write_all(&[&header.encode(), body.as_bytes()].concat())?;
     stream.flush()?;
     let mut head = [0; 8];
-    stream.read_exact(&mut head)?;
+    // Its timeout is over.
+    stream
+        .read_exact(&mut head)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, SILENT),
+            _ => error,
+        })?;
     let header = FrameHeader::parse(head)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
     let mut answer = vec![0; (header.length as usize).min(MAX_HELLO_SIZE)];
