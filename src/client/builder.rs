@@ -25,28 +25,9 @@ const DEFAULT_MAX_WAITING: usize = 1024;
 /// Says how to connect; see [`Client::builder`].
 #[derive(Debug, Clone)]
 pub struct Builder {
-    server: String,
-    name: String,
-    tls: Option<ClientTls>,
-    token: Option<String>,
-    allow_unsecure: bool,
-    connect_timeout: Duration,
-    handshake_timeout: Duration,
-    write_timeout: Duration,
-    keep_alive: Duration,
-    reconnect: bool,
-    retries: u32,
-    max_waiting: usize,
-    piece_size: Option<usize>,
-}
-
-/// What the builder has settled.
-pub(super) struct Settings {
     pub(super) server: String,
-    pub(super) host: String,
-    pub(super) port: u16,
     pub(super) name: String,
-    pub(super) tls: Option<(Arc<ClientConfig>, String)>,
+    pub(super) tls: Option<ClientTls>,
     pub(super) token: Option<String>,
     pub(super) allow_unsecure: bool,
     pub(super) connect_timeout: Duration,
@@ -57,6 +38,14 @@ pub(super) struct Settings {
     pub(super) retries: u32,
     pub(super) max_waiting: usize,
     pub(super) piece_size: Option<usize>,
+}
+
+/// What the builder says, and what was found with it.
+pub(super) struct Settings {
+    pub(super) options: Builder,
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) tls: Option<(Arc<ClientConfig>, String)>,
 }
 
 impl Builder {
@@ -193,47 +182,21 @@ impl Builder {
     }
 
     fn settle(self) -> Result<Settings, String> {
-        let Self {
-            server,
-            name,
-            tls,
-            token,
-            allow_unsecure,
-            connect_timeout,
-            handshake_timeout,
-            write_timeout,
-            keep_alive,
-            reconnect,
-            retries,
-            max_waiting,
-            piece_size,
-        } = self;
-        let (host, port) = host_and_port(&server)?;
-        let tls = match tls {
+        let (host, port) = host_and_port(&self.server)?;
+        let tls = match &self.tls {
             None => None,
             Some(tls) => {
-                let config = client_config(&tls).map_err(|error| error.to_string())?;
-                let name = tls.server_name.unwrap_or_else(|| host.clone());
+                let config = client_config(tls).map_err(|error| error.to_string())?;
+                let name = tls.server_name.clone().unwrap_or_else(|| host.clone());
                 server_name(&name).map_err(|error| error.to_string())?;
                 Some((config, name))
             }
         };
         Ok(Settings {
-            server,
+            options: self,
             host,
             port,
-            name,
             tls,
-            token,
-            allow_unsecure,
-            connect_timeout,
-            handshake_timeout,
-            write_timeout,
-            keep_alive,
-            reconnect,
-            retries,
-            max_waiting,
-            piece_size,
         })
     }
 

@@ -55,11 +55,11 @@ pub(super) fn open(
     number: u64,
 ) -> Result<(ClientConnection, Reassembly), ClientError> {
     let stream = connect(settings).map_err(ClientError::NotSent)?;
-    let deadline = Instant::now() + settings.handshake_timeout;
+    let deadline = Instant::now() + settings.options.handshake_timeout;
     if let Err(error) = stream.handshake(deadline) {
         return Err(ClientError::NotSent(format!(
             "TLS with {} failed, {}: {}",
-            settings.server,
+            settings.options.server,
             TlsFault::of(&error),
             TlsFault::describe(&error)
         )));
@@ -68,11 +68,11 @@ pub(super) fn open(
     let hello = match hello(&stream, &mut buffer, settings, deadline) {
         Ok(answer) => answer.map_err(ClientError::Answered)?,
         Err(problem) => {
-            let text = format!("{} does not let us in: {problem}", settings.server);
+            let text = format!("{} does not let us in: {problem}", settings.options.server);
             return Err(ClientError::NotSent(text));
         }
     };
-    let keep_alive = settings.keep_alive.min(Duration::from_millis(
+    let keep_alive = settings.options.keep_alive.min(Duration::from_millis(
         hello.limits.keep_alive_interval_ms.max(1),
     ));
     Ok((
@@ -86,7 +86,7 @@ pub(super) fn open(
 }
 
 fn connect(settings: &Settings) -> Result<Stream, String> {
-    let server = &settings.server;
+    let server = &settings.options.server;
     let describe = |error: io::Error| {
         let hint = match error.kind() {
             io::ErrorKind::ConnectionRefused => {
@@ -96,9 +96,12 @@ fn connect(settings: &Settings) -> Result<Stream, String> {
         };
         format!("can't reach {server}: {error}{hint}")
     };
-    let deadline = Instant::now() + settings.connect_timeout;
+    let deadline = Instant::now() + settings.options.connect_timeout;
     let addresses = resolve_until(&settings.host, settings.port, deadline).map_err(describe)?;
-    if settings.token.is_some() && settings.tls.is_none() && !settings.allow_unsecure {
+    if settings.options.token.is_some()
+        && settings.tls.is_none()
+        && !settings.options.allow_unsecure
+    {
         for address in &addresses {
             check_token_path(*address)?;
         }
@@ -132,8 +135,8 @@ fn hello(
     settings: &Settings,
     deadline: Instant,
 ) -> Result<Result<Hello, ServerError>, String> {
-    let mut payload = json!({"client": settings.name, "protocol": "1.0"});
-    if let Some(token) = &settings.token {
+    let mut payload = json!({"client": settings.options.name, "protocol": "1.0"});
+    if let Some(token) = &settings.options.token {
         payload["token"] = json!(token);
     }
     let topic = Topic::parse("system.hello").map_err(|error| error.to_string())?;

@@ -199,16 +199,16 @@ impl Client {
             binary: payload.is_binary(),
             deadline,
             idempotent,
-            retries: shared.settings.retries,
+            retries: shared.settings.options.retries,
             sent: Sent::No,
             lost_once: false,
             slot: Arc::clone(&slot),
         };
         let mut state = shared.state();
-        while state.queue.len() >= shared.settings.max_waiting {
+        while state.queue.len() >= shared.settings.options.max_waiting {
             let remaining = deadline.saturating_duration_since(Instant::now());
             if remaining.is_zero() {
-                let limit = shared.settings.max_waiting;
+                let limit = shared.settings.options.max_waiting;
                 return Err(ClientError::NotSent(format!(
                     "{limit} requests wait for their answers already"
                 )));
@@ -222,7 +222,7 @@ impl Client {
         if state.queue.contains(&id) {
             return Err(ClientError::NotSent(format!("request id {id} is in use")));
         }
-        if state.link.is_none() && !shared.settings.reconnect {
+        if state.link.is_none() && !shared.settings.options.reconnect {
             let why = state
                 .last_error
                 .clone()

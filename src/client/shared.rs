@@ -83,9 +83,11 @@ impl ClientCore {
             return false;
         };
         let keep_alive = std::mem::take(&mut state.keep_alive_due);
-        let batch = state
-            .queue
-            .take_batch(link.number, self.settings.piece_size, Instant::now());
+        let batch = state.queue.take_batch(
+            link.number,
+            self.settings.options.piece_size,
+            Instant::now(),
+        );
         if batch.is_some() || keep_alive {
             state.active = Some(Instant::now());
         }
@@ -95,7 +97,7 @@ impl ClientCore {
             (None, true) => &KEEPALIVE_FRAME,
             (None, false) => return false,
         };
-        let deadline = Instant::now() + self.settings.write_timeout;
+        let deadline = Instant::now() + self.settings.options.write_timeout;
         let mut written = 0;
         while written < bytes.len() {
             match link.stream.write(&bytes[written..], deadline) {
@@ -129,11 +131,11 @@ impl ClientCore {
             state.link = None;
             state.last_error = Some(format!(
                 "connection to {} lost: {why}",
-                self.settings.server
+                self.settings.options.server
             ));
         }
-        let reconnect = self.settings.reconnect && !state.closed;
-        let why = format!("connection to {} lost: {why}", self.settings.server);
+        let reconnect = self.settings.options.reconnect && !state.closed;
+        let why = format!("connection to {} lost: {why}", self.settings.options.server);
         state.queue.lost(&Loss {
             link: link.number,
             why,
@@ -181,7 +183,7 @@ impl ClientCore {
                 self.sleep(state, until);
                 continue;
             }
-            if !self.settings.reconnect {
+            if !self.settings.options.reconnect {
                 return;
             }
             drop(state);
@@ -204,7 +206,7 @@ impl ClientCore {
                 }
                 Err(error) => {
                     let mut state = self.state();
-                    state.last_error = Some(error.of_connection(&self.settings.server));
+                    state.last_error = Some(error.of_connection(&self.settings.options.server));
                     // Between half of it and all of it.
                     let chance = u32::from(uuid::Uuid::new_v4().as_bytes()[0]);
                     let until = Instant::now() + pause / 2 + pause / 2 * chance / 256;
@@ -273,7 +275,7 @@ impl ClientCore {
         }
         // One that nobody waits for any more is dropped.
         let entry = state.queue.remove(id);
-        let full = state.queue.len() + 1 >= self.settings.max_waiting;
+        let full = state.queue.len() + 1 >= self.settings.options.max_waiting;
         drop(state);
         if let Some(entry) = entry {
             entry
@@ -339,7 +341,7 @@ fn read_some(
     }
     // A server that is there answers keep-alives: three of them without a
     // word, and it is not.
-    let deadline = Instant::now() + link.keep_alive * 3 + shared.settings.write_timeout;
+    let deadline = Instant::now() + link.keep_alive * 3 + shared.settings.options.write_timeout;
     match link.stream.read(buffer.spare(), deadline) {
         Ok(0) => Err(None),
         Ok(count) => {
