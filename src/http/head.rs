@@ -350,59 +350,39 @@ impl<'a> Fields<'a> {
         let mut read = Self::default();
         for field in fields {
             let is = |name: &str| field.name.eq_ignore_ascii_case(name);
-            let Self {
-                length,
-                coding,
-                host,
-                origin,
-                fetch_site,
-                authorization,
-                content_type,
-                request_id,
-                parent_request_id,
-                timeout,
-                expect,
-                mcp_revision,
-                mcp_method,
-                mcp_name,
-                closes,
-                keeps_alive,
-                handshake,
-                ..
-            } = &mut read;
             let once = match field.name.len() {
-                14 if is("content-length") => length,
-                17 if is("transfer-encoding") => coding,
-                4 if is("host") => host,
-                6 if is("origin") => origin,
-                14 if is("sec-fetch-site") => fetch_site,
-                13 if is("authorization") => authorization,
-                12 if is("content-type") => content_type,
-                10 if is("request-id") => request_id,
-                17 if is("parent-request-id") => parent_request_id,
-                15 if is("request-timeout") => timeout,
-                6 if is("expect") => expect,
-                17 if is("sec-websocket-key") => &mut handshake.key,
-                21 if is("sec-websocket-version") => &mut handshake.version,
-                20 if is("mcp-protocol-version") => mcp_revision,
-                10 if is("mcp-method") => mcp_method,
-                8 if is("mcp-name") => mcp_name,
+                14 if is("content-length") => &mut read.length,
+                17 if is("transfer-encoding") => &mut read.coding,
+                4 if is("host") => &mut read.host,
+                6 if is("origin") => &mut read.origin,
+                14 if is("sec-fetch-site") => &mut read.fetch_site,
+                13 if is("authorization") => &mut read.authorization,
+                12 if is("content-type") => &mut read.content_type,
+                10 if is("request-id") => &mut read.request_id,
+                17 if is("parent-request-id") => &mut read.parent_request_id,
+                15 if is("request-timeout") => &mut read.timeout,
+                6 if is("expect") => &mut read.expect,
+                17 if is("sec-websocket-key") => &mut read.handshake.key,
+                21 if is("sec-websocket-version") => &mut read.handshake.version,
+                20 if is("mcp-protocol-version") => &mut read.mcp_revision,
+                10 if is("mcp-method") => &mut read.mcp_method,
+                8 if is("mcp-name") => &mut read.mcp_name,
                 10 if is("connection") => {
                     for token in tokens(field.value) {
-                        *closes |= token.eq_ignore_ascii_case(b"close");
-                        *keeps_alive |= token.eq_ignore_ascii_case(b"keep-alive");
-                        handshake.is_upgrade |= token.eq_ignore_ascii_case(b"upgrade");
+                        read.closes |= token.eq_ignore_ascii_case(b"close");
+                        read.keeps_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+                        read.handshake.is_upgrade |= token.eq_ignore_ascii_case(b"upgrade");
                     }
                     continue;
                 }
                 7 if is("upgrade") => {
                     let mut names = tokens(field.value);
                     let is_it = |name: &[u8]| name.eq_ignore_ascii_case(b"websocket");
-                    handshake.is_websocket |= names.any(is_it);
+                    read.handshake.is_websocket |= names.any(is_it);
                     continue;
                 }
                 22 if is("sec-websocket-protocol") => {
-                    handshake.offers(field.value);
+                    read.handshake.offers(field.value);
                     continue;
                 }
                 _ => continue,
