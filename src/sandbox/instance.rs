@@ -152,6 +152,24 @@ pub struct CallReport {
     pub unflushed: Option<Unflushed>,
 }
 
+impl CallReport {
+    /// Of a call that has not come to its end.
+    fn new() -> Self {
+        Self {
+            result: Err(CallError::Postponed),
+            peak_memory: 0,
+            host_calls: 0,
+            created: false,
+            waited: Duration::ZERO,
+            elapsed: Duration::ZERO,
+            backtrace: Vec::new(),
+            stderr: Vec::new(),
+            held: None,
+            unflushed: None,
+        }
+    }
+}
+
 /// What belongs to one store.
 pub struct Guest {
     pub(super) host: Host,
@@ -193,34 +211,6 @@ impl Live {
     }
 }
 
-/// What is known of a call however it ends.
-#[derive(Default)]
-struct Seen {
-    waited: Duration,
-    host_calls: u64,
-    created: bool,
-    unflushed: Option<Unflushed>,
-}
-
-/// Why a call did not come to an end, with what was found out about it.
-struct FailedCall {
-    error: CallError,
-    peak_memory: usize,
-    backtrace: Vec<String>,
-    stderr: Vec<String>,
-}
-
-impl From<CallError> for FailedCall {
-    fn from(error: CallError) -> Self {
-        Self {
-            error,
-            peak_memory: 0,
-            backtrace: Vec::new(),
-            stderr: Vec::new(),
-        }
-    }
-}
-
 impl Component {
     /// Serves one request. Waits for a permit until the deadline; work whose
     /// deadline has passed is not begun.
@@ -232,51 +222,21 @@ impl Component {
             .context
             .deadline
             .min(begun + self.policy.settings.timeout.0);
-        let mut seen = Seen::default();
-        let outcome = self.admit_and_run(call, begun, &mut seen);
-        let Seen {
-            waited,
-            host_calls,
-            created,
-            unflushed,
-        } = seen;
-        let elapsed = begun.elapsed();
-        let mut held = None;
-        let (result, peak_memory, backtrace, stderr) = match outcome {
-            Ok((answer, peak_memory, reservation)) => {
-                held = reservation;
-                (Ok(answer), peak_memory, Vec::new(), Vec::new())
-            }
-            Err(FailedCall {
-                error,
-                peak_memory,
-                backtrace,
-                stderr,
-            }) => (Err(error), peak_memory, backtrace, stderr),
-        };
-        CallReport {
-            result,
-            peak_memory,
-            host_calls,
-            created,
-            waited,
-            elapsed,
-            backtrace,
-            stderr,
-            held,
-            unflushed,
-        }
+        let mut report = CallReport::new();
+        report.result = self.admit_and_run(call, begun, &mut report);
+        report.elapsed = begun.elapsed();
+        report
     }
 
     fn admit_and_run(
         &self,
         call: Call<'_>,
         begun: Instant,
-        seen: &mut Seen,
-    ) -> Result<(ServiceAnswer, usize, Option<Reservation>), FailedCall> {
+        report: &mut CallReport,
+    ) -> Result<ServiceAnswer, CallError> {
         let deadline = call.context.deadline;
         if begun >= deadline {
-            return Err(CallError::NotBegun(Wanted::Time).into());
+            return Err(CallError::NotBegun(Wanted::Time));
         }
         let waiter = Waiter::of(&*call.watch, &call.context);
         let _permit = ConcurrencyPermit::take(&self.permits, waiter)
@@ -297,34 +257,29 @@ impl Component {
                 idle_instance
             }
             Err(slot) => {
-                let live = self.fresh(call.context, call.watch, slot)?;
-                seen.created = true;
+                let live = self.fresh(call.context, call.watch, slot, report)?;
+                report.created = true;
                 IdleInstance { live, calls: 0 }
             }
         };
-        seen.waited = begun.elapsed();
-        let asked = self.ask(&mut live, call.action, call.payload);
-        seen.host_calls = live.store.data().host.host_calls();
-        seen.unflushed = live.store.data_mut().host.take_unflushed();
+        report.waited = begun.elapsed();
+        let asked = self.ask(&mut live, call.action, call.payload, report);
+        report.host_calls = live.store.data().host.host_calls();
+        report.unflushed = live.store.data_mut().host.take_unflushed();
         // One that failed is dropped here.
         let answer = asked?;
-        let memory = live.store.data().limits.memory();
+        report.peak_memory = live.store.data().limits.memory();
         answer
             .check(self.policy.answer_size)
-            .map_err(|error| FailedCall {
-                error,
-                peak_memory: memory,
-                backtrace: Vec::new(),
-                stderr: live.store.data().host.stderr(),
-            })?;
-        let mut held = None;
+            .inspect_err(|_| report.stderr = live.store.data().host.stderr())?;
         if answer.size() > SMALL_ANSWER {
             let mut reservation = Reservation::empty(&self.sandbox.memory);
             if !reservation.try_raise(answer.size()) {
                 wait_for_memory(&mut reservation, answer.size(), live, deadline)?;
-                return Ok((answer, memory, Some(reservation)));
+                report.held = Some(reservation);
+                return Ok(answer);
             }
-            held = Some(reservation);
+            report.held = Some(reservation);
         }
         if calls + 1 < MAX_CALLS && self.is_as_new(&mut live) {
             live.store.data_mut().host.rest();
@@ -344,7 +299,7 @@ impl Component {
                 self.idle.put(idle_instance);
             }
         }
-        Ok((answer, memory, held))
+        Ok(answer)
     }
 
     #[inline]
@@ -399,7 +354,8 @@ impl Component {
         context: Context,
         watch: Arc<dyn Watch>,
         slot: Slot,
-    ) -> Result<Live, FailedCall> {
+        report: &mut CallReport,
+    ) -> Result<Live, CallError> {
         let deadline = context.deadline;
         let looks = Arc::clone(&watch);
         let waiter = Waiter::of(&*looks, &context);
@@ -409,7 +365,7 @@ impl Component {
                 began: context.began,
                 ..Context::of_loading(deadline)
             };
-            let (mut store, service, instance) = self.started(no_caller, &watch, waiter)?;
+            let (mut store, service, instance) = self.started(no_caller, &watch, waiter, report)?;
             if store.data().host.was_asked() {
                 self.note_that_it_asks();
             } else {
@@ -420,7 +376,7 @@ impl Component {
                 limits.allow_overhead(grown);
                 let resetter = reset
                     .checkpoint(&mut store, &instance)
-                    .map_err(|error| self.explain(&store, Phase::Start, &error))?;
+                    .map_err(|error| self.explain(&store, Phase::Start, &error, report))?;
                 let guest = store.data_mut();
                 let added = guest.limits.size().0 - before;
                 guest.limits.take_back_overhead(grown.saturating_sub(added));
@@ -440,7 +396,7 @@ impl Component {
                 });
             }
         }
-        let (store, service, _) = self.started(context, &watch, waiter)?;
+        let (store, service, _) = self.started(context, &watch, waiter, report)?;
         let size = store.data().limits.size();
         Ok(Live {
             store,
@@ -459,24 +415,21 @@ impl Component {
         context: Context,
         watch: &Arc<dyn Watch>,
         waiter: Waiter<'_>,
-    ) -> Result<(Store<Guest>, Full, wasmtime::component::Instance), FailedCall> {
+        report: &mut CallReport,
+    ) -> Result<(Store<Guest>, Full, wasmtime::component::Instance), CallError> {
         let deadline = context.deadline;
         let mut pause = FIRST_RETRY;
         loop {
-            let started = self.started_at_once(context.clone(), watch, waiter);
-            let no_slot = matches!(
-                &started,
-                Err(FailedCall {
-                    error: CallError::NotBegun(Wanted::Instance),
-                    ..
-                })
-            );
+            let started = self.started_at_once(context.clone(), watch, waiter, report);
+            let no_slot = matches!(&started, Err(CallError::NotBegun(Wanted::Instance)));
             if !no_slot || Instant::now() >= deadline {
                 return started;
             }
+            // What was found out about this attempt says nothing of the next one.
+            (report.peak_memory, report.backtrace, report.stderr) = Default::default();
             if let Some(stop) = watch.tick() {
                 let missed = WaitError::Stopped(stop);
-                return Err(CallError::missed(missed, Wanted::Instance).into());
+                return Err(CallError::missed(missed, Wanted::Instance));
             }
             let is_first = pause == FIRST_RETRY;
             let waited = waiter.wait(|| {
@@ -498,7 +451,8 @@ impl Component {
         context: Context,
         watch: &Arc<dyn Watch>,
         waiter: Waiter<'_>,
-    ) -> Result<(Store<Guest>, Full, wasmtime::component::Instance), FailedCall> {
+        report: &mut CallReport,
+    ) -> Result<(Store<Guest>, Full, wasmtime::component::Instance), CallError> {
         let deadline = context.deadline;
         let mut store = self.store(context, Arc::clone(watch));
         let memory = self.first_reservation();
@@ -508,7 +462,7 @@ impl Component {
             reserved.map_err(|missed| CallError::missed(missed, Wanted::Memory))?;
         }
         if Instant::now() >= deadline {
-            return Err(CallError::NotBegun(Wanted::Instance).into());
+            return Err(CallError::NotBegun(Wanted::Instance));
         }
         let instance = self.linked.instantiate(&mut store).and_then(|instance| {
             let service = self.exports.load(&mut store, &instance)?;
@@ -516,7 +470,7 @@ impl Component {
         });
         match instance {
             Ok((service, instance)) => Ok((store, service, instance)),
-            Err(error) => Err(self.explain(&store, Phase::Start, &error)),
+            Err(error) => Err(self.explain(&store, Phase::Start, &error, report)),
         }
     }
 
@@ -525,7 +479,8 @@ impl Component {
         live: &mut Live,
         action: &str,
         payload: Payload<'_>,
-    ) -> Result<ServiceAnswer, FailedCall> {
+        report: &mut CallReport,
+    ) -> Result<ServiceAnswer, CallError> {
         let Live { store, service, .. } = live;
         let payload = match payload {
             Payload::Json(text) => PayloadParam::Json(text),
@@ -535,7 +490,7 @@ impl Component {
             .mb_service_handler()
             .call_handle(&mut *store, action, payload);
         store.data_mut().host.finish();
-        let answer = answer.map_err(|error| self.explain(store, Phase::Call, &error))?;
+        let answer = answer.map_err(|error| self.explain(store, Phase::Call, &error, report))?;
         Ok(match answer {
             Ok(PayloadResult::Json(text)) => ServiceAnswer::Json(text),
             Ok(PayloadResult::Binary(bytes)) => ServiceAnswer::Binary(bytes),
@@ -553,24 +508,22 @@ impl Component {
     /// # Errors
     /// If it does not answer before the deadline, or not at all.
     pub fn described(&self, deadline: Instant) -> Result<String, CallError> {
-        let asked = || {
-            let context = Context::of_loading(deadline);
-            let waiter = Waiter::of(&Unwatched, &context);
-            let mut live = match self.slot(context.depth(), waiter)? {
-                Found::Slot(slot) => self.fresh(context, Arc::new(Unwatched), slot)?,
-                // Nobody has called it yet.
-                Found::Idle(idle_instance) => idle_instance.live,
-            };
-            let kept = live.resetter.as_ref().map_or(0, |resetter| resetter.kept);
-            self.note_first_memory(live.store.data().limits.memory(), kept);
-            let text = live
-                .service
-                .mb_service_handler()
-                .call_describe(&mut live.store);
-            live.store.data_mut().host.finish();
-            text.map_err(|error| self.explain(&live.store, Phase::Call, &error))
+        let mut report = CallReport::new();
+        let context = Context::of_loading(deadline);
+        let waiter = Waiter::of(&Unwatched, &context);
+        let mut live = match self.slot(context.depth(), waiter)? {
+            Found::Slot(slot) => self.fresh(context, Arc::new(Unwatched), slot, &mut report)?,
+            // Nobody has called it yet.
+            Found::Idle(idle_instance) => idle_instance.live,
         };
-        asked().map_err(|FailedCall { error, .. }| error)
+        let kept = live.resetter.as_ref().map_or(0, |resetter| resetter.kept);
+        self.note_first_memory(live.store.data().limits.memory(), kept);
+        let text = live
+            .service
+            .mb_service_handler()
+            .call_describe(&mut live.store);
+        live.store.data_mut().host.finish();
+        text.map_err(|error| self.explain(&live.store, Phase::Call, &error, &mut report))
     }
 
     fn store(&self, context: Context, watch: Arc<dyn Watch>) -> Store<Guest> {
@@ -603,8 +556,15 @@ impl Component {
         store
     }
 
-    /// From wasmtime's error to the one for the caller.
-    fn explain(&self, store: &Store<Guest>, phase: Phase, error: &wasmtime::Error) -> FailedCall {
+    /// From wasmtime's error to the one for the caller; the report gets what else
+    /// is known of it.
+    fn explain(
+        &self,
+        store: &Store<Guest>,
+        phase: Phase,
+        error: &wasmtime::Error,
+        report: &mut CallReport,
+    ) -> CallError {
         let Guest { host, limits } = store.data();
         let phase = if host.was_scheduled_out() {
             Phase::Scheduling
@@ -614,12 +574,10 @@ impl Component {
             phase
         };
         let trace = error.downcast_ref::<WasmBacktrace>();
-        FailedCall {
-            error: self.judge(limits, phase, trace.is_some(), error),
-            peak_memory: limits.memory(),
-            backtrace: trace.map(frames).unwrap_or_default(),
-            stderr: host.stderr(),
-        }
+        report.peak_memory = limits.memory();
+        report.backtrace = trace.map(frames).unwrap_or_default();
+        report.stderr = host.stderr();
+        self.judge(limits, phase, trace.is_some(), error)
     }
 
     fn judge(
