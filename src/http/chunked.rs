@@ -2,41 +2,24 @@
 
 use crate::wire::Buffer;
 
-/// Bytes of a line of a chunk's size with its extensions, and of all trailers.
+/// A line of a chunk's size with its extensions, and all trailers together,
+/// are shorter than this, in bytes.
 const MAX_LINE: usize = 256;
 const MAX_TRAILERS: usize = 8 * 1024;
+/// Digits of a chunk's size, leading zeros too: these are 64 bits.
+const MAX_DIGITS: usize = 16;
 
-/// Where in the coding the next byte stands.
+/// What comes next in the coding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
-    /// In the line that begins a chunk: its size so far, and its bytes.
-    Size {
-        size: usize,
-        digits: u8,
-        bytes: usize,
-        extension: bool,
-    },
-    /// Behind the CR of that line.
-    SizeEnd {
-        size: usize,
-    },
-    /// Inside a chunk, of which so much is missing.
-    Data {
-        left: usize,
-    },
-    /// Behind a chunk: its CR, then its LF.
-    DataCr,
-    DataLf,
-    /// In the trailers: bytes so far, and of this line.
-    Trailer {
-        bytes: usize,
-        line: usize,
-    },
-    /// Behind the CR of a line of these.
-    TrailerEnd {
-        bytes: usize,
-        line: usize,
-    },
+    /// The line that begins a chunk.
+    Size,
+    /// So many bytes of a chunk.
+    Data(usize),
+    /// The line end behind a chunk.
+    DataEnd,
+    /// A line of the trailers.
+    Trailers,
     Done,
 }
 
@@ -46,8 +29,10 @@ pub(super) struct Chunked {
     at: At,
     /// Most bytes of the decoded body.
     most: usize,
-    /// Bytes of it so far.
+    /// Bytes of it that were announced; invariant: at most `most`.
     size: usize,
+    /// Bytes of the trailers; invariant: less than `MAX_TRAILERS`.
+    trailers: usize,
 }
 
 /// What is wrong with a body.
@@ -57,19 +42,15 @@ pub(super) enum ChunkedError {
     TooLarge,
 }
 
-const LINE: At = At::Size {
-    size: 0,
-    digits: 0,
-    bytes: 0,
-    extension: false,
-};
+const MALFORMED: ChunkedError = ChunkedError::Malformed("the chunked body is malformed");
 
 impl Chunked {
     pub(super) fn new(most: usize) -> Self {
         Self {
-            at: LINE,
+            at: At::Size,
             most,
             size: 0,
+            trailers: 0,
         }
     }
 
@@ -79,98 +60,78 @@ impl Chunked {
 
     /// Decodes what has arrived.
     pub(super) fn decode(&mut self, buffer: &mut Buffer) -> Result<(), ChunkedError> {
-        while let Some(&byte) = buffer.unparsed().first()
-            && self.at != At::Done
-        {
-            if let At::Data { left } = self.at {
-                let count = left.min(buffer.unparsed().len());
-                buffer.append(count);
-                self.at = match left - count {
-                    0 => At::DataCr,
-                    left => At::Data { left },
-                };
-                continue;
+        use ChunkedError::Malformed;
+        loop {
+            let bytes = buffer.unparsed();
+            let (most, too_long) = match self.at {
+                At::Size => (
+                    MAX_LINE,
+                    Malformed("the line of a chunk's size is too long"),
+                ),
+                At::Data(left) => {
+                    let count = left.min(bytes.len());
+                    buffer.append(count);
+                    if count < left {
+                        self.at = At::Data(left - count);
+                        return Ok(());
+                    }
+                    self.at = At::DataEnd;
+                    continue;
+                }
+                At::DataEnd => (1, MALFORMED),
+                At::Trailers => (
+                    MAX_TRAILERS - self.trailers,
+                    Malformed("trailers are too long"),
+                ),
+                At::Done => return Ok(()),
+            };
+            let is_text = |byte: &&u8| matches!(byte, b'\t' | b' '..=b'~');
+            let end = bytes.iter().take(most).take_while(is_text).count();
+            match &bytes[end..] {
+                _ if end == most => return Err(too_long),
+                [] | [b'\r'] => return Ok(()),
+                [b'\r', b'\n', ..] => {}
+                _ => return Err(MALFORMED),
             }
-            self.at = self.step(byte)?;
-            buffer.skip(1);
+            self.at = self.read(&bytes[..end])?;
+            buffer.skip(end + 2);
         }
-        Ok(())
     }
 
-    fn step(&mut self, byte: u8) -> Result<At, ChunkedError> {
+    /// Reads a line, without its end. Returns what comes next.
+    fn read(&mut self, line: &[u8]) -> Result<At, ChunkedError> {
         use ChunkedError::{Malformed, TooLarge};
-        Ok(match self.at {
-            At::Size {
-                size,
-                digits,
-                bytes,
-                extension,
-            } => {
-                if bytes == MAX_LINE {
-                    return Err(Malformed("the line of a chunk's size is too long"));
+        Ok(match (self.at, line) {
+            (At::Size, _) => {
+                let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
+                let digits = std::str::from_utf8(digits).map_err(|_| MALFORMED)?;
+                if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                    return Err(Malformed("a chunk must begin with its size and CR LF"));
                 }
-                let bytes = bytes + 1;
-                match (byte, (byte as char).to_digit(16)) {
-                    (b'\r', _) if digits > 0 => At::SizeEnd { size },
-                    (_, Some(digit)) if !extension => {
-                        // Sixteen digits are 64 bits; leading zeros count.
-                        if digits == 16 {
-                            return Err(Malformed("a chunk's size has more than 16 digits"));
-                        }
-                        let size = size.checked_mul(16).ok_or(TooLarge)? + digit as usize;
-                        if size > self.most {
-                            return Err(TooLarge);
-                        }
-                        At::Size {
-                            size,
-                            digits: digits + 1,
-                            bytes,
-                            extension,
-                        }
-                    }
-                    (b';', _) if digits > 0 && !extension => At::Size {
-                        size,
-                        digits,
-                        bytes,
-                        extension: true,
-                    },
-                    (b'\t' | b' '..=b'~', _) if extension => At::Size {
-                        size,
-                        digits,
-                        bytes,
-                        extension,
-                    },
-                    _ => return Err(Malformed("a chunk must begin with its size and CR LF")),
-                }
-            }
-            At::SizeEnd { size } if byte == b'\n' => {
-                self.size += size;
-                if self.size > self.most {
+                let counted = &digits[..digits.len().min(MAX_DIGITS)];
+                let size = usize::from_str_radix(counted, 16).map_err(|_| TooLarge)?;
+                if size > self.most - self.size {
                     return Err(TooLarge);
                 }
+                if digits.len() > MAX_DIGITS {
+                    return Err(Malformed("a chunk's size has more than 16 digits"));
+                }
+                self.size += size;
                 match size {
-                    0 => At::Trailer { bytes: 0, line: 0 },
-                    left => At::Data { left },
+                    0 => At::Trailers,
+                    left => At::Data(left),
                 }
             }
-            At::DataCr if byte == b'\r' => At::DataLf,
-            At::DataLf if byte == b'\n' => LINE,
-            At::Trailer { bytes, .. } if bytes == MAX_TRAILERS => {
-                return Err(Malformed("trailers are too long"));
-            }
-            At::Trailer { line: 0, .. } if matches!(byte, b' ' | b'\t') => {
+            (At::DataEnd, []) => At::Size,
+            (At::Trailers, []) => At::Done,
+            (At::Trailers, [b' ' | b'\t', ..]) => {
                 return Err(Malformed("a trailer begins with white space"));
             }
-            At::Trailer { bytes, line } if byte == b'\r' => At::TrailerEnd { bytes, line },
-            At::Trailer { bytes, line } if byte == b'\t' || (b' '..=b'~').contains(&byte) => {
-                At::Trailer {
-                    bytes: bytes + 1,
-                    line: line + 1,
-                }
+            (At::Trailers, _) => {
+                self.trailers += line.len();
+                At::Trailers
             }
-            At::TrailerEnd { line: 0, .. } if byte == b'\n' => At::Done,
-            At::TrailerEnd { bytes, .. } if byte == b'\n' => At::Trailer { bytes, line: 0 },
-            _ => return Err(Malformed("the chunked body is malformed")),
+            (At::DataEnd | At::Data(_) | At::Done, _) => return Err(MALFORMED),
         })
     }
 }
