@@ -93,8 +93,8 @@ impl Incoming {
             let missing = usize::try_from(head.length - arrived).unwrap_or(usize::MAX);
             let count = missing.min(bytes.len());
             unmask(&mut bytes[..count], head.mask, arrived);
-            self.rules.take(&bytes[..count])?;
             self.buffer.append(count);
+            self.rules.take(self.buffer.assembled())?;
             if count < missing {
                 self.frame = Some((head, arrived + count as u64));
                 self.buffer.expect(missing - count);

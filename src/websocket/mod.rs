@@ -3,8 +3,8 @@
 //! # The module
 //!
 //! Bytes in, messages out, no I/O and no clock. `frame` reads and writes the
-//! heads of frames, `rules` holds them against what came before, `utf8` checks
-//! text as it arrives, `incoming` joins them over a buffer.
+//! heads of frames, `rules` holds them against what came before and checks text
+//! as it arrives, `incoming` joins them over a buffer.
 //!
 //! An own codec rather than tungstenite's: that one reserves what a frame
 //! promises, and here memory must follow what has arrived.
@@ -12,7 +12,6 @@
 mod frame;
 mod incoming;
 mod rules;
-mod utf8;
 
 pub use frame::{MAX_HEAD_SIZE, Opcode, write_close, write_head};
 pub use incoming::{Incoming, Taken};

@@ -3,7 +3,6 @@
 use super::{
     Fault,
     frame::{FrameHead, Opcode},
-    utf8::Utf8,
 };
 
 /// The message in progress.
@@ -16,7 +15,10 @@ pub(super) struct Rules {
 
 #[derive(Debug, Clone, Copy)]
 enum Kind {
-    Text(Utf8),
+    /// Text, of which so many bytes from its beginning are whole characters.
+    Text {
+        valid: usize,
+    },
     Binary,
 }
 
@@ -34,7 +36,7 @@ impl Rules {
     pub(super) fn begin(&mut self, head: &FrameHead, limit: u64) -> Result<(), Fault> {
         match (head.opcode, self.open) {
             (Opcode::Continuation, Some(_)) => {}
-            (Opcode::Text, None) => self.open = Some(Kind::Text(Utf8::default())),
+            (Opcode::Text, None) => self.open = Some(Kind::Text { valid: 0 }),
             (Opcode::Binary, None) => self.open = Some(Kind::Binary),
             (Opcode::Close | Opcode::Ping | Opcode::Pong, _) => return Ok(()),
             (Opcode::Continuation, None) => {
@@ -54,15 +56,17 @@ impl Rules {
         Ok(())
     }
 
-    /// Takes bytes of the message, unmasked, as they arrive.
+    /// Looks at what has arrived of the message, unmasked, from its beginning.
     ///
     /// # Errors
     /// Text that can't be UTF-8 whatever follows.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        if let Some(Kind::Text(utf8)) = &mut self.open
-            && !utf8.take(bytes)
-        {
-            return Err(Fault::NotUtf8);
+    pub(super) fn take(&mut self, message: &[u8]) -> Result<(), Fault> {
+        if let Some(Kind::Text { valid }) = &mut self.open {
+            match std::str::from_utf8(&message[*valid..]) {
+                Ok(_) => *valid = message.len(),
+                Err(error) if error.error_len().is_none() => *valid += error.valid_up_to(),
+                Err(_) => return Err(Fault::NotUtf8),
+            }
         }
         Ok(())
     }
@@ -76,9 +80,9 @@ impl Rules {
         if !head.is_last {
             return Ok(None);
         }
-        self.size = 0;
+        let size = std::mem::take(&mut self.size);
         match self.open.take() {
-            Some(Kind::Text(utf8)) if !utf8.is_whole() => Err(Fault::NotUtf8),
+            Some(Kind::Text { valid }) if valid as u64 != size => Err(Fault::NotUtf8),
             kind => Ok(kind.map(|kind| matches!(kind, Kind::Binary))),
         }
     }
@@ -125,6 +129,7 @@ mod tests {
     /// Frames and their payloads; what comes of the last one.
     fn feed(limit: u64, frames: &[(Opcode, bool, &[u8])]) -> Result<Option<bool>, u16> {
         let mut rules = Rules::default();
+        let mut message = Vec::new();
         let mut last = Ok(None);
         for (opcode, is_last, payload) in frames {
             let head = head(*opcode, *is_last, payload.len() as u64);
@@ -132,9 +137,13 @@ mod tests {
             if opcode.is_control() {
                 continue;
             }
-            rules.take(payload).map_err(code)?;
+            message.extend_from_slice(payload);
+            rules.take(&message).map_err(code)?;
             last = rules.end(&head).map_err(code);
             last?;
+            if *is_last {
+                message.clear();
+            }
         }
         last
     }
@@ -167,6 +176,10 @@ mod tests {
             (&[(Text, true, b"a"), (Continuation, true, b"b")], Err(1002)),
             (&[(Text, true, b"\xff")], Err(1007)),
             (&[(Text, true, b"\xc3")], Err(1007)),
+            (
+                &[(Text, false, b"a\xed"), (Continuation, false, b"\xa0")],
+                Err(1007),
+            ),
             (&[(Binary, true, &[0; 11])], Err(1009)),
             (
                 &[(Binary, false, &[0; 6]), (Continuation, true, &[0; 5])],
