@@ -15,11 +15,11 @@ use crate::{
     catalog::{Catalog, Found, Service, ValidationError},
     host::{
         Context, Stop, StoreError, Unflushed, WaitError, Waiter, Watch,
-        bindings::mb::service::types::PayloadResult,
-        calls::{self, Calls, Nested},
+        bindings::mb::service::{calls, types::PayloadResult},
+        calls::{Calls, Nested},
     },
     metrics::{self, History, PastCall, Used},
-    sandbox::{CALL_DEPTH, Call, CallError, CallReport, Phase, ServiceAnswer, Wanted},
+    sandbox::{Call, CallError, CallReport, Phase, ServiceAnswer, Wanted},
     scheduler::{Cost, Ticket},
     wire::{Code, ErrorBody, Origin, Payload, Reason, Topic, Version, codes::COMPILING},
 };
@@ -344,7 +344,7 @@ fn find<'a>(
 
 /// Calls that services make.
 impl Calls for Arc<Core> {
-    fn call(&self, call: Nested<'_>) -> Result<PayloadResult, calls::CallRefusal> {
+    fn call(&self, call: Nested<'_>) -> Result<PayloadResult, calls::CallError> {
         let Nested {
             topic,
             version,
@@ -353,10 +353,13 @@ impl Calls for Arc<Core> {
             watch,
             unflushed,
         } = call;
-        let refuse = |Refusal { code, body }: Refusal| calls::CallRefusal {
+        let refuse = |Refusal { code, body }: Refusal| calls::CallError {
             code: body.code.into_owned(),
             message: body.message.into_owned(),
-            from_service: code.is_none(),
+            origin: match code {
+                None => calls::Origin::Service,
+                Some(_) => calls::Origin::Server,
+            },
             details: body.details.map(|details| details.get().to_owned()),
         };
         let payload = match &payload {
@@ -393,10 +396,6 @@ impl Calls for Arc<Core> {
             Outcome::Error(code, body) => Err(refuse(Refusal { code, body })),
             _ => Err(refuse(Refusal::unavailable(POSTPONED, RETRY_WHEN_FULL_MS))),
         }
-    }
-
-    fn max_depth(&self) -> usize {
-        CALL_DEPTH
     }
 }
 

@@ -23,6 +23,10 @@ use crate::{
     wire::{Code, Topic, Version},
 };
 
+/// Depth to which services may call each other on a server: each level costs
+/// every thread one more call stack.
+pub const CALL_DEPTH: usize = 4;
+
 /// Numbers the calls between services of this process.
 static NEXT_CALL: AtomicU64 = AtomicU64::new(1);
 
@@ -70,29 +74,13 @@ pub struct Nested<'a> {
     pub unflushed: &'a mut Option<Unflushed>,
 }
 
-/// What came back instead of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CallRefusal {
-    /// A code of the protocol or the other service's own.
-    pub code: String,
-    /// For a person.
-    pub message: String,
-    /// Whether it is the other service's own.
-    pub from_service: bool,
-    /// One JSON text.
-    pub details: Option<String>,
-}
-
 /// Who serves calls between services.
 pub trait Calls: Send + Sync {
     /// Serves one.
     ///
     /// # Errors
     /// The refusal that the calling service gets.
-    fn call(&self, call: Nested<'_>) -> Result<Payload, CallRefusal>;
-
-    /// How deep services may call each other.
-    fn max_depth(&self) -> usize;
+    fn call(&self, call: Nested<'_>) -> Result<Payload, CallError>;
 }
 
 impl Host {
@@ -103,11 +91,11 @@ impl Host {
         version: &str,
         payload: Payload,
         timeout_ms: Option<u64>,
-    ) -> Result<Payload, CallRefusal> {
-        let refuse = |code: Code, message: String| CallRefusal {
+    ) -> Result<Payload, CallError> {
+        let refuse = |code: Code, message: String| CallError {
             code: code.as_str().into(),
             message,
-            from_service: false,
+            origin: Origin::Server,
             details: None,
         };
         let malformed = |what: &str, text: &str| {
@@ -151,8 +139,8 @@ impl Host {
             return Err(refuse(Code::Forbidden, message));
         }
         let depth = chain.as_ref().map_or(0, |link| link.depth) + 1;
-        if depth > calls.max_depth() {
-            let message = format!("nested deeper than the limit of {}", calls.max_depth());
+        if depth > CALL_DEPTH {
+            let message = format!("nested deeper than the limit of {CALL_DEPTH}");
             return Err(refuse(Code::Forbidden, message));
         }
         let link = CallChain {
@@ -201,26 +189,7 @@ impl calls::Host for Host {
             return Err(stop.into());
         }
         self.waiting = false;
-        Ok(answer.map_err(
-            |CallRefusal {
-                 code,
-                 message,
-                 from_service,
-                 details,
-             }| {
-                let origin = if from_service {
-                    Origin::Service
-                } else {
-                    Origin::Server
-                };
-                CallError {
-                    code,
-                    message,
-                    origin,
-                    details,
-                }
-            },
-        ))
+        Ok(answer)
     }
 }
 

@@ -30,10 +30,6 @@ use crate::{
 /// Address space of a memory where the host refuses the reservation of 4 GiB.
 const SMALL_RESERVATION: u64 = 4 * 1024 * 1024;
 
-/// Depth to which services may call each other on a server: each level costs
-/// every thread one more call stack.
-pub const CALL_DEPTH: usize = 4;
-
 /// What the sandbox is made with.
 #[derive(Debug, Clone)]
 pub struct SandboxConfig {

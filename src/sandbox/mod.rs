@@ -29,7 +29,7 @@ pub use compile::{Ahead, Cpu, componentize};
 pub use component::{
     Compiled, Component, ComponentFile, ComponentPolicy, LoadError, is_machine_code,
 };
-pub use engine::{CALL_DEPTH, CompilerConfig, Sandbox, SandboxConfig, cache_dir};
+pub use engine::{CompilerConfig, Sandbox, SandboxConfig, cache_dir};
 #[cfg(feature = "compiler")]
 pub use helper::{PROGRAM, help};
 pub use instance::{Call, CallError, CallReport, Phase, Wanted};
@@ -39,6 +39,8 @@ pub use precompiled::{Head, Precompiled, PrecompiledError, Sections};
 pub use ticker::TICK;
 #[cfg(feature = "compiler")]
 pub use worker::{CompileJob, CompileWorker};
+
+pub use crate::host::calls::CALL_DEPTH;
 
 /// Call stack of a component.
 pub const STACK: usize = 512 * 1024;
