@@ -4,43 +4,27 @@ use super::Fault;
 
 /// What a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Opcode {
     /// Goes on with a message.
-    Continuation,
+    Continuation = 0x0,
     /// Begins a text.
-    Text,
+    Text = 0x1,
     /// Begins bytes.
-    Binary,
+    Binary = 0x2,
     /// Closes.
-    Close,
+    Close = 0x8,
     /// Asks for a pong.
-    Ping,
+    Ping = 0x9,
     /// Answers a ping, or is a sign of life.
-    Pong,
+    Pong = 0xa,
 }
 
 impl Opcode {
     fn parse(bits: u8) -> Option<Self> {
-        Some(match bits {
-            0x0 => Self::Continuation,
-            0x1 => Self::Text,
-            0x2 => Self::Binary,
-            0x8 => Self::Close,
-            0x9 => Self::Ping,
-            0xa => Self::Pong,
-            _ => return None,
-        })
-    }
-
-    const fn bits(self) -> u8 {
-        match self {
-            Self::Continuation => 0x0,
-            Self::Text => 0x1,
-            Self::Binary => 0x2,
-            Self::Close => 0x8,
-            Self::Ping => 0x9,
-            Self::Pong => 0xa,
-        }
+        use Opcode::{Binary, Close, Continuation, Ping, Pong, Text};
+        let all = [Continuation, Text, Binary, Close, Ping, Pong];
+        all.into_iter().find(|opcode| *opcode as u8 == bits)
     }
 
     /// Whether it may stand between the pieces of a message.
@@ -143,7 +127,7 @@ pub fn unmask(bytes: &mut [u8], mask: [u8; 4], offset: u64) {
 
 /// Appends the head of a whole frame of the server, which masks nothing.
 pub fn write_head(out: &mut Vec<u8>, opcode: Opcode, length: usize) {
-    out.push(0x80 | opcode.bits());
+    out.push(0x80 | opcode as u8);
     match u16::try_from(length) {
         Ok(length @ ..126) => out.push(length as u8),
         Ok(length) => {
