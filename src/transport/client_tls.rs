@@ -14,7 +14,7 @@ use rustls::{
 
 use super::{
     fault::{OF_A_CA, TlsFault, USABLE_KEYS, is_p521},
-    pem::{TlsError, read_cas, read_chain, read_key},
+    pem::{Content, TlsError, read, read_key},
     tls::ALPN,
 };
 
@@ -58,7 +58,7 @@ pub fn client_config(tls: &ClientTls) -> Result<Arc<ClientConfig>, TlsError> {
             let problem = "which CA is to be trusted? name its file";
             return Err(TlsError::new(Path::new("TLS"), problem));
         };
-        for certificate in read_cas(ca)? {
+        for certificate in read(ca, Content::Cas)? {
             roots
                 .add(certificate)
                 .map_err(|error| TlsError::new(ca, error))?;
@@ -72,7 +72,7 @@ pub fn client_config(tls: &ClientTls) -> Result<Arc<ClientConfig>, TlsError> {
     let mut config = match &tls.identity {
         None => builder.with_no_client_auth(),
         Some((cert, key)) => {
-            let (chain, key_der) = (read_chain(cert)?, read_key(key)?);
+            let (chain, key_der) = (read(cert, Content::Chain)?, read_key(key)?);
             check_own(&chain[0]).map_err(|problem| TlsError::new(cert, problem))?;
             builder
                 .with_client_auth_cert(chain, key_der.clone_key())

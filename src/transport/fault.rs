@@ -1,61 +1,42 @@
 //! Why TLS failed, as a word for logs and as a text that says what to do.
 
-use std::{fmt, io};
+use std::io;
 
 use rustls::{AlertDescription, CertificateError, InvalidMessage, PeerMisbehaved};
 
-/// Why a handshake, or the session after it, failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TlsFault {
-    /// What came is not TLS.
-    NotTls,
-    /// No version, cipher or protocol name that both sides want.
-    NothingInCommon,
-    /// The peer showed no certificate where one is demanded.
-    NoCertificate,
-    /// Its certificate is not signed by a known CA.
-    UnknownCa,
-    /// Its certificate is no longer valid.
-    Expired,
-    /// Its certificate is not valid yet.
-    NotYetValid,
-    /// Its certificate was revoked.
-    Revoked,
-    /// Its certificate is for another name.
-    WrongName,
-    /// Its certificate is wrong in another way.
-    BadCertificate,
-    /// The peer refuses, most often our certificate.
-    RefusedByPeer,
-    /// The stream ended.
-    Abandoned,
-    /// The deadline passed.
-    Timeout,
-    /// Anything else.
-    Other,
+crate::wire::words! {
+    /// Why a handshake, or the session after it, failed.
+    pub enum TlsFault {
+        /// What came is not TLS.
+        NotTls = "not-tls",
+        /// No version, cipher or protocol name that both sides want.
+        NothingInCommon = "nothing-in-common",
+        /// The peer showed no certificate where one is demanded.
+        NoCertificate = "no-certificate",
+        /// Its certificate is not signed by a known CA.
+        UnknownCa = "unknown-ca",
+        /// Its certificate is no longer valid.
+        Expired = "expired",
+        /// Its certificate is not valid yet.
+        NotYetValid = "not-yet-valid",
+        /// Its certificate was revoked.
+        Revoked = "revoked",
+        /// Its certificate is for another name.
+        WrongName = "wrong-name",
+        /// Its certificate is wrong in another way.
+        BadCertificate = "bad-certificate",
+        /// The peer refuses, most often our certificate.
+        RefusedByPeer = "refused-by-peer",
+        /// The stream ended.
+        Abandoned = "abandoned",
+        /// The deadline passed.
+        Timeout = "timeout",
+        /// Anything else.
+        Other = "other",
+    }
 }
 
 impl TlsFault {
-    /// The word for logs and counters.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::NotTls => "not-tls",
-            Self::NothingInCommon => "nothing-in-common",
-            Self::NoCertificate => "no-certificate",
-            Self::UnknownCa => "unknown-ca",
-            Self::Expired => "expired",
-            Self::NotYetValid => "not-yet-valid",
-            Self::Revoked => "revoked",
-            Self::WrongName => "wrong-name",
-            Self::BadCertificate => "bad-certificate",
-            Self::RefusedByPeer => "refused-by-peer",
-            Self::Abandoned => "abandoned",
-            Self::Timeout => "timeout",
-            Self::Other => "other",
-        }
-    }
-
     /// What stands behind an error of this stream.
     #[must_use]
     pub fn of(error: &io::Error) -> Self {
@@ -110,7 +91,6 @@ impl TlsFault {
             },
             // A missing client certificate may be said by either of them.
             Error::AlertReceived(AlertDescription::CertificateRequired) => Self::NoCertificate,
-            Error::AlertReceived(AlertDescription::UnknownCA) => Self::RefusedByPeer,
             Error::AlertReceived(_) => Self::RefusedByPeer,
             Error::InvalidMessage(
                 InvalidMessage::InvalidContentType
@@ -189,11 +169,5 @@ impl TlsFault {
             ),
             error => error.to_string(),
         }
-    }
-}
-
-impl fmt::Display for TlsFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }

@@ -8,10 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-#[cfg(feature = "runtime")]
-use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::{
-    CertificateDer, PrivateKeyDer,
+    PrivateKeyDer,
     pem::{Error, PemObject as _, SectionKind},
 };
 
@@ -45,7 +43,7 @@ impl TlsError {
 
 /// What a file is read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Content {
+pub(super) enum Content {
     /// A chain of certificates; the key may lie in the same file.
     Chain,
     /// CAs that are trusted.
@@ -56,41 +54,10 @@ enum Content {
     Key,
 }
 
-/// Reads the certificates of a file that holds nothing else, at least one.
-///
-/// # Errors
-/// Names the file, and the line where there is one.
-pub(super) fn read_cas(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let sections = read(file, Content::Cas)?;
-    Ok(sections.into_iter().map(CertificateDer::from).collect())
-}
-
-/// Reads the certificates of a file that may hold their key, too; at least one.
-///
-/// # Errors
-/// As [`read_cas`].
-pub(super) fn read_chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let sections = read(file, Content::Chain)?;
-    Ok(sections.into_iter().map(CertificateDer::from).collect())
-}
-
-/// Reads revocation lists, at least one.
-///
-/// # Errors
-/// As [`read_cas`].
-#[cfg(feature = "runtime")]
-pub(super) fn read_crls(
-    file: &Path,
-) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
-    let sections = read(file, Content::Crls)?;
-    let lists = sections.into_iter();
-    Ok(lists.map(CertificateRevocationListDer::from).collect())
-}
-
 /// Reads the one private key of a file that may hold its certificate, too.
 ///
 /// # Errors
-/// As [`read_cas`]; an encrypted key is named as that.
+/// As [`read`]; an encrypted key is named as that.
 pub(super) fn read_key(file: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let wrong = |problem: String| TlsError::new(file, problem);
     let text = read_file(file)?;
@@ -112,7 +79,11 @@ fn read_file(file: &Path) -> Result<Vec<u8>, TlsError> {
         .map_err(|error| TlsError::new(file, error))
 }
 
-fn read(file: &Path, content: Content) -> Result<Vec<Vec<u8>>, TlsError> {
+/// Reads certificates or revocation lists, at least one.
+///
+/// # Errors
+/// Names the file, and the line where there is one.
+pub(super) fn read<T: From<Vec<u8>>>(file: &Path, content: Content) -> Result<Vec<T>, TlsError> {
     let wrong = |problem: String| TlsError::new(file, problem);
     let text = read_file(file)?;
     let sections = sections(&text, content).map_err(wrong)?;
@@ -121,7 +92,7 @@ fn read(file: &Path, content: Content) -> Result<Vec<Vec<u8>>, TlsError> {
     }
     let decoded = sections.iter().map(|section| {
         <(SectionKind, Vec<u8>)>::from_pem_slice(section.text)
-            .map(|(_, der)| der)
+            .map(|(_, der)| der.into())
             .map_err(|error| wrong(section.describe(&error)))
     });
     decoded.collect()

@@ -21,7 +21,7 @@ use x509_parser::{
 use super::{
     client_tls::describe_identity_error,
     fault::TlsFault,
-    pem::{TlsError, read_cas, read_chain, read_crls, read_key},
+    pem::{Content, TlsError, read, read_key},
     tls::{ALPN, HTTP_ALPN},
     validity::Validity,
 };
@@ -69,7 +69,7 @@ impl ServerTls {
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| TlsError::new(cert, error))?;
-        let mut chain = read_chain(cert)?;
+        let mut chain = read(cert, Content::Chain)?;
         let mut validity = Validity::of_chain(cert, &mut chain)?;
         let verifier = verifier(files, &mut validity)?;
         let builder = match &verifier {
@@ -191,7 +191,7 @@ fn verifier(
     let Some(ca) = given(&files.ca) else {
         return Ok(None);
     };
-    let cas = read_cas(ca)?;
+    let cas = read(ca, Content::Cas)?;
     validity.add_cas(ca, &cas);
     let mut roots = RootCertStore::empty();
     for certificate in &cas {
@@ -204,7 +204,7 @@ fn verifier(
         Arc::new(ring::default_provider()),
     );
     if let Some(crl) = given(&files.crl) {
-        let mut lists = read_crls(crl)?;
+        let mut lists = read(crl, Content::Crls)?;
         validity.add_crls(crl, &mut lists, &cas, files.crl_strict)?;
         builder = builder.with_crls(lists);
         builder = if files.crl_strict {

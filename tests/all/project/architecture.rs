@@ -7,7 +7,7 @@ const MAY_USE: [(&str, &[&str]); 23] = [
     ("wire", &[]),
     ("reset", &[]),
     ("log", &[]),
-    ("transport", &["config"]),
+    ("transport", &["config", "wire"]),
     ("config", &[]),
     ("http", &["wire"]),
     ("websocket", &["wire"]),
