@@ -281,13 +281,8 @@ impl Added<'_> {
         let mut body = function.instructions();
         if self.shape.memory.is_some() {
             // It may have grown since, too far even.
-            body.memory_size(OWN)
-                .i32_const(MAX_PAGES as i32)
-                .i32_gt_u()
-                .if_(BlockType::Empty)
-                .i32_const(-1)
-                .return_()
-                .end();
+            body.memory_size(OWN).i32_const(MAX_PAGES as i32).i32_gt_u();
+            return_if(&mut body, -1);
             body.memory_size(OWN)
                 .memory_size(SAVED)
                 .i32_gt_u()
@@ -296,13 +291,9 @@ impl Added<'_> {
                 .memory_size(SAVED)
                 .i32_sub()
                 .memory_grow(SAVED);
-            body.i32_const(-1)
-                .i32_eq()
-                .if_(BlockType::Empty)
-                .i32_const(-1)
-                .return_()
-                .end()
-                .end();
+            body.i32_const(-1).i32_eq();
+            return_if(&mut body, -1);
+            body.end();
             self.copy_dirty(&mut body, SAVED, OWN, Some(COUNT));
         }
         for (index, (global, _)) in self.changing().enumerate() {
@@ -337,12 +328,9 @@ impl Added<'_> {
         const AT_ONCE: u64 = 4;
         let mut function = Function::new([(2, ValType::I32)]);
         let mut body = function.instructions();
-        let differs = |body: &mut InstructionSink<'_>| {
-            body.if_(BlockType::Empty).i32_const(1).return_().end();
-        };
         if self.shape.memory.is_some() {
             body.memory_size(OWN).memory_size(SAVED).i32_ne();
-            differs(&mut body);
+            return_if(&mut body, 1);
             body.memory_size(OWN)
                 .i32_const(16)
                 .i32_shl()
@@ -358,7 +346,7 @@ impl Added<'_> {
                 }
             }
             body.v128_any_true();
-            differs(&mut body);
+            return_if(&mut body, 1);
             body.local_get(AT)
                 .i32_const((VECTOR * AT_ONCE) as i32)
                 .i32_add()
@@ -384,7 +372,7 @@ impl Added<'_> {
                 ValType::V128 => body.v128_xor().v128_any_true(),
                 _ => body.i32_ne(),
             };
-            differs(&mut body);
+            return_if(&mut body, 1);
         }
         body.i32_const(0).end();
         function
@@ -412,11 +400,8 @@ impl Added<'_> {
             .i32_add()
             .local_tee(AFTER)
             .local_get(BEFORE)
-            .i32_lt_u()
-            .if_(BlockType::Empty)
-            .i32_const(-1)
-            .return_()
-            .end();
+            .i32_lt_u();
+        return_if(&mut body, -1);
         body.local_get(AFTER)
             .memory_size(OWN)
             .i32_gt_u()
@@ -435,23 +420,17 @@ impl Added<'_> {
             .i32_sub()
             .memory_grow(self.cards)
             .i32_const(-1)
-            .i32_eq()
-            .if_(BlockType::Empty)
-            .i32_const(-1)
-            .return_()
-            .end()
-            .end();
+            .i32_eq();
+        return_if(&mut body, -1);
+        body.end();
         body.local_get(AFTER)
             .memory_size(OWN)
             .i32_sub()
             .memory_grow(OWN)
             .i32_const(-1)
-            .i32_eq()
-            .if_(BlockType::Empty)
-            .i32_const(-1)
-            .return_()
-            .end()
-            .end();
+            .i32_eq();
+        return_if(&mut body, -1);
+        body.end();
         if let Some(pages) = self.pages() {
             body.local_get(AFTER).global_set(pages);
         }
@@ -618,6 +597,11 @@ impl Added<'_> {
 
 /// Locals that [`Added::copy_dirty`] uses, the first ones of a function.
 const PAGES_LOCALS: u32 = 3;
+
+/// Returns a value if what is on the stack is not zero.
+fn return_if(body: &mut InstructionSink<'_>, value: i32) {
+    body.if_(BlockType::Empty).i32_const(value).return_().end();
+}
 
 /// An address without alignment.
 fn at(memory_index: u32, offset: u64) -> MemArg {
