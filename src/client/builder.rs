@@ -37,7 +37,6 @@ pub struct Builder {
     pub(super) reconnect: bool,
     pub(super) retries: u32,
     pub(super) max_waiting: usize,
-    pub(super) piece_size: Option<usize>,
 }
 
 /// What the builder says, and what was found with it.
@@ -63,7 +62,6 @@ impl Builder {
             reconnect: true,
             retries: DEFAULT_RETRIES,
             max_waiting: DEFAULT_MAX_WAITING,
-            piece_size: None,
         }
     }
 
@@ -162,13 +160,6 @@ impl Builder {
     #[must_use]
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.max_waiting = requests.max(1);
-        self
-    }
-
-    /// Messages leave in pieces of at most so many bytes; whole unless said.
-    #[must_use]
-    pub fn piece_size(mut self, bytes: usize) -> Self {
-        self.piece_size = Some(bytes.max(1));
         self
     }
 

@@ -8,10 +8,7 @@ use std::{
 };
 
 use super::{Answer, error::ClientError};
-use crate::wire::{
-    Header, Kind, Payload, Topic, Version,
-    message::{write_message, write_pieces},
-};
+use crate::wire::{Header, Kind, Payload, Topic, Version, message::write_message};
 
 /// Bytes that leave in one write, unless a single message is larger.
 const BATCH_SIZE: usize = 64 * 1024;
@@ -146,12 +143,7 @@ impl Queue {
 
     /// The next requests to be sent, up to about 64 KiB of them. From here on
     /// they may have left.
-    pub(super) fn take_batch(
-        &mut self,
-        link: u64,
-        piece: Option<usize>,
-        now: Instant,
-    ) -> Option<Batch> {
+    pub(super) fn take_batch(&mut self, link: u64, now: Instant) -> Option<Batch> {
         let mut batch = Batch {
             bytes: Vec::new(),
             link,
@@ -192,10 +184,7 @@ impl Queue {
             } else {
                 Payload::Json(text())
             };
-            match piece {
-                Some(piece) => write_pieces(&mut batch.bytes, &header, payload, piece),
-                None => write_message(&mut batch.bytes, &header, payload),
-            }
+            write_message(&mut batch.bytes, &header, payload);
             entry.sent = Sent::Maybe(link);
             batch.ends.push((batch.bytes.len(), id));
         }
@@ -332,7 +321,7 @@ mod tests {
         }
         assert_eq!(queue.len(), 10);
         assert!(queue.unsent.len() <= 2 * queue.len(), "{:?}", queue.unsent);
-        let batch = queue.take_batch(1, None, Instant::now()).unwrap();
+        let batch = queue.take_batch(1, Instant::now()).unwrap();
         assert_eq!(batch.ends.len(), 10);
     }
 
@@ -348,7 +337,7 @@ mod tests {
             let slot = Arc::clone(&entry.slot);
             queue.push("1".into(), entry);
             if let Some(left) = left {
-                let batch = queue.take_batch(7, None, Instant::now()).unwrap();
+                let batch = queue.take_batch(7, Instant::now()).unwrap();
                 queue.cut_short(&batch, left);
             }
             queue.lost(&Loss {
@@ -380,11 +369,11 @@ mod tests {
         for id in ["1", "2", "3"] {
             queue.push(id.into(), entry(false));
         }
-        let batch = queue.take_batch(7, None, Instant::now()).unwrap();
+        let batch = queue.take_batch(7, Instant::now()).unwrap();
         assert_eq!(batch.ends.len(), 3);
-        assert!(queue.take_batch(7, None, Instant::now()).is_none());
+        assert!(queue.take_batch(7, Instant::now()).is_none());
         queue.cut_short(&batch, batch.ends[0].0);
-        let again = queue.take_batch(7, None, Instant::now()).unwrap();
+        let again = queue.take_batch(7, Instant::now()).unwrap();
         let ids: Vec<_> = again.ends.iter().map(|(_, id)| &**id).collect();
         assert_eq!(ids, ["2", "3"], "in their order");
         let now = Instant::now();
@@ -395,6 +384,6 @@ mod tests {
         assert_eq!(queue.next_due(), Some(now));
         queue.wake_due(now);
         assert_eq!(queue.next_due(), None);
-        assert!(queue.take_batch(7, None, now).is_some());
+        assert!(queue.take_batch(7, now).is_some());
     }
 }

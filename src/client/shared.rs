@@ -83,11 +83,7 @@ impl ClientCore {
             return false;
         };
         let keep_alive = std::mem::take(&mut state.keep_alive_due);
-        let batch = state.queue.take_batch(
-            link.number,
-            self.settings.options.piece_size,
-            Instant::now(),
-        );
+        let batch = state.queue.take_batch(link.number, Instant::now());
         if batch.is_some() || keep_alive {
             state.active = Some(Instant::now());
         }

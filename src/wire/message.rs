@@ -84,26 +84,6 @@ pub fn append_line(out: &mut Vec<u8>, header: &Header<'_>) {
     out.push(b'\n');
 }
 
-/// Appends a message in pieces of at most `piece` bytes each (at least 1),
-/// all but the last with MORE.
-pub fn write_pieces(out: &mut Vec<u8>, header: &Header<'_>, payload: Payload<'_>, piece: usize) {
-    let mut body = format!("{header}\n").into_bytes();
-    body.extend_from_slice(payload.as_bytes());
-    let mut chunks = body.chunks(piece.max(1)).peekable();
-    while let Some(chunk) = chunks.next() {
-        let length = u32::try_from(chunk.len()).expect("a piece is below 4 GiB");
-        let more = chunks.peek().is_some();
-        let header = FrameHeader {
-            length,
-            keep_alive: false,
-            binary: payload.is_binary(),
-            more,
-        };
-        out.extend_from_slice(&header.encode());
-        out.extend_from_slice(chunk);
-    }
-}
-
 /// Whose code an ERROR carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

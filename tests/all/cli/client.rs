@@ -30,7 +30,6 @@ fn many_threads_share_one_connection() {
     let server = start();
     let client = Client::builder(server.wire.to_string())
         .name("test/1")
-        .piece_size(1000)
         .connect()
         .unwrap();
     thread::scope(|scope| {
@@ -39,7 +38,6 @@ fn many_threads_share_one_connection() {
             scope.spawn(move || {
                 let mut pending = Vec::new();
                 for number in 0..100 {
-                    // Some in one frame, some in pieces.
                     let text = json!([thread, number, "x".repeat(number * 37)]).to_string();
                     let sent = client
                         .send(&Request::new(topic("echo.say"), Payload::Json(&text)))
