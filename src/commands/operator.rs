@@ -145,7 +145,7 @@ impl Operations for Operator {
         let exported = store.export(out, &mut lost);
         exported
             .map(|checked| checked.entries)
-            .map_err(|error| error.0.to_string())
+            .map_err(|error| error.to_string())
     }
 
     fn hold(&self, upload: Upload<'_>) -> Result<Value, Value> {

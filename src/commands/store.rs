@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde_json::Value;
+
 use super::{Exit, Result, admin_http::Endpoint, failure, printable, usage};
 use crate::{
     config::{self, Flags, store::Remote},
@@ -88,11 +90,7 @@ pub(super) fn run(arguments: &Arguments) -> Result {
     match &arguments.action {
         Action::Export { to, .. } => {
             let reader = Reader::open(&file, CACHE, false).map_err(|e| named(&file, &e))?;
-            let checked = write_whole(to, &mut |out| {
-                let exported = reader.export(out, &mut name_lost());
-                exported.map_err(|error| error.0)
-            })?;
-            Ok(verdict(checked, "they are not in the backup"))
+            export(to, |out, lost| reader.export(out, lost))
         }
         Action::Import { from, merge } => {
             let input = input(from)?;
@@ -116,13 +114,7 @@ fn run_remote(remote: Remote, action: &Action) -> Result {
     let url = PathBuf::from("store.url");
     let store = Store::remote(remote, None).map_err(|e| named(&url, &e))?;
     match action {
-        Action::Export { to, .. } => {
-            let checked = write_whole(to, &mut |out| {
-                let exported = store.export(out, &mut name_lost());
-                exported.map_err(|error| error.0)
-            })?;
-            Ok(verdict(checked, "they are not in the backup"))
-        }
+        Action::Export { to, .. } => export(to, |out, lost| store.export(out, lost)),
         Action::Import { from, merge } => import(&store, &url, input(from)?, *merge),
         Action::Check | Action::Compact => {
             Err(failure("store.url names an engine that does this itself"))
@@ -136,34 +128,39 @@ fn run_remote(_: Remote, _: &Action) -> Result {
     Err(failure("this program has no client for store.url"))
 }
 
+/// Writes a backup of a store that this process has open.
+fn export(
+    to: &Path,
+    write: impl Fn(&mut dyn Write, &mut dyn FnMut(&str)) -> io::Result<Checked>,
+) -> Result {
+    let checked = write_whole(to, &mut |out| {
+        write(out, &mut name_lost()).map_err(|error| named(to, &error))
+    })?;
+    Ok(verdict(checked, "they are not in the backup"))
+}
+
 /// Takes a backup from a running server.
 fn download(endpoint: &Endpoint, to: &Path) -> Result {
-    let mut refused = None;
-    let entries = write_whole(to, &mut |out| {
+    let checked = write_whole(to, &mut |out| {
         let mut out = LastLine {
             out,
             last: Vec::new(),
         };
-        match endpoint.download("/store/export", &mut out) {
-            Ok((200, _)) => out
+        match endpoint.download("/store/export", &mut out)? {
+            (200, _) => out
                 .checked()
-                .ok_or_else(|| io::Error::other("it was cut off; the server's log says why")),
-            Ok((_, answer)) => Err(io::Error::other(printable(&answer))),
-            Err(problem) => {
-                let text = problem.1.clone();
-                refused = Some(problem);
-                Err(io::Error::other(text))
+                .ok_or_else(|| named(to, &"it was cut off; the server's log says why")),
+            (_, answer) => {
+                let page: Value = serde_json::from_str(&answer).unwrap_or_default();
+                let problem = page["error"].as_str().unwrap_or(&answer);
+                Err(named(to, &printable(problem)))
             }
         }
-    });
-    match (entries, refused) {
-        (_, Some(problem)) => Err(problem),
-        (Ok(checked), None) => Ok(verdict(
-            checked,
-            "they are not in the backup; the server's log names them",
-        )),
-        (Err(problem), None) => Err(problem),
-    }
+    })?;
+    Ok(verdict(
+        checked,
+        "they are not in the backup; the server's log names them",
+    ))
 }
 
 /// Keeps the last line of what it writes: a backup is whole if that says so.
@@ -179,7 +176,7 @@ impl LastLine<'_> {
     fn checked(&self) -> Option<Checked> {
         let text = String::from_utf8_lossy(&self.last);
         let line = text.strip_suffix('\n')?.rsplit('\n').next()?;
-        let line: serde_json::Value = serde_json::from_str(line).ok()?;
+        let line: Value = serde_json::from_str(line).ok()?;
         Some(Checked {
             entries: line["entries"].as_u64()?,
             damaged: line["damaged"].as_u64().unwrap_or(0),
@@ -203,23 +200,27 @@ impl Write for LastLine<'_> {
 
 /// Writes a backup: to standard output, or to a file that is there only once it
 /// is whole.
-fn write_whole<T>(to: &Path, write: &mut dyn FnMut(&mut dyn Write) -> io::Result<T>) -> Result<T> {
+fn write_whole(
+    to: &Path,
+    write: &mut dyn FnMut(&mut dyn Write) -> Result<Checked>,
+) -> Result<Checked> {
+    let refused = |error: io::Error| named(to, &error);
+    let mut write_to = |out: &mut dyn Write| {
+        let mut out = BufWriter::new(out);
+        let checked = write(&mut out)?;
+        out.flush().map_err(refused)?;
+        Ok(checked)
+    };
     if is_dash(to) {
-        let mut out = BufWriter::new(io::stdout().lock());
-        let written = write(&mut out).and_then(|written| out.flush().map(|()| written));
-        return written.map_err(|error| named(Path::new("standard output"), &error));
+        return write_to(&mut io::stdout().lock());
     }
     if to.exists() {
         return Err(named(to, &"there is such a file; name another"));
     }
-    let refused = |error: io::Error| named(to, &error);
-    let unfinished = Unfinished::create(to, PRIVATE).map_err(refused)?;
-    let mut out = BufWriter::new(&unfinished.file);
-    let written = write(&mut out).and_then(|written| out.flush().map(|()| written));
-    let written = written.map_err(refused)?;
-    drop(out);
+    let mut unfinished = Unfinished::create(to, PRIVATE).map_err(refused)?;
+    let checked = write_to(&mut unfinished.file)?;
     unfinished.publish().map_err(refused)?;
-    Ok(written)
+    Ok(checked)
 }
 
 fn input(from: &Path) -> Result<Box<dyn BufRead>> {
@@ -278,6 +279,9 @@ fn verdict(checked: Checked, then: &str) -> Exit {
 }
 
 fn named(file: &Path, error: &dyn std::fmt::Display) -> (Exit, String) {
+    if is_dash(file) {
+        return failure(format!("standard output: {error}"));
+    }
     failure(format!("{}: {error}", file.display()))
 }
 

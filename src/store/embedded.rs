@@ -12,8 +12,8 @@ use std::{
 use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
 
 use super::{
-    Change, Checked, Done, Engine, EngineResult, ExportError, Health, KeyPage, MAX_BATCH_BYTES,
-    MAX_PAGE, Op, Reader, Size, StoreError, batch_too_large,
+    Change, Checked, Done, Engine, EngineResult, Health, KeyPage, MAX_BATCH_BYTES, MAX_PAGE, Op,
+    Reader, Size, StoreError, batch_too_large,
     commit::{Group, Queue, Unflushed},
     entry::{EntryKey, has_ended, unseal},
     file::{self, Files},
@@ -373,13 +373,8 @@ impl Engine for Embedded {
     }
 
     /// As it is at one time; writes go on meanwhile.
-    fn export(
-        &self,
-        out: &mut dyn Write,
-        lost: &mut dyn FnMut(&str),
-    ) -> Result<Checked, ExportError> {
-        let reader = self.work(Reader::of);
-        let reader = reader.map_err(|error| ExportError(io::Error::other(error.to_string())))?;
+    fn export(&self, out: &mut dyn Write, lost: &mut dyn FnMut(&str)) -> io::Result<Checked> {
+        let reader = self.work(Reader::of).map_err(io::Error::other)?;
         reader.export(out, lost)
     }
 

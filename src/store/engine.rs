@@ -2,14 +2,12 @@
 //! same behind it.
 
 use std::{
-    io::{BufRead, Write},
+    io::{self, BufRead, Write},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use super::{
-    Checked, Digest, ExportError, Health, KeyPage, Size, StoreError, Unflushed, entry::EntryKey,
-};
+use super::{Checked, Digest, Health, KeyPage, Size, StoreError, Unflushed, entry::EntryKey};
 
 /// What was read or done, and until when it is not on the disk, if it is not.
 pub(super) type EngineResult<T> = Result<(T, Option<Unflushed>), StoreError>;
@@ -74,11 +72,7 @@ pub(super) trait Engine: Send + Sync {
     fn compact(&self) -> Result<(), StoreError>;
 
     /// Writes a backup, and names what can't be read.
-    fn export(
-        &self,
-        out: &mut dyn Write,
-        lost: &mut dyn FnMut(&str),
-    ) -> Result<Checked, ExportError>;
+    fn export(&self, out: &mut dyn Write, lost: &mut dyn FnMut(&str)) -> io::Result<Checked>;
 
     /// Puts its files in order before the process ends.
     fn end(&self) {}

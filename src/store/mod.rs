@@ -17,7 +17,7 @@ mod salvage;
 mod transfer;
 
 use std::{
-    io::{BufRead, Write},
+    io::{self, BufRead, Write},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -30,7 +30,6 @@ use engine::{Change, Done, Engine, EngineResult, Op, Pairs};
 pub use error::StoreError;
 pub use health::Health;
 pub use salvage::{Checked, Reader};
-pub use transfer::ExportError;
 
 use sha2::{Digest as _, Sha256};
 
@@ -138,11 +137,7 @@ impl Store {
     ///
     /// # Errors
     /// What is written to fails, or the engine.
-    pub fn export(
-        &self,
-        out: &mut dyn Write,
-        lost: &mut dyn FnMut(&str),
-    ) -> Result<Checked, ExportError> {
+    pub fn export(&self, out: &mut dyn Write, lost: &mut dyn FnMut(&str)) -> io::Result<Checked> {
         self.engine.export(out, lost)
     }
 

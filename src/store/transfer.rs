@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Checked, MAX_KEY, MAX_VALUE, Reader, StoreError,
     embedded::{Embedded, SOME_END, USED, VALUES},
-    entry::{Unsealed, counted, seal, tail_size, value_size},
+    entry::{EntryKey, Unsealed, counted, seal, tail_size, value_size},
     salvage::Met,
 };
 
@@ -52,45 +52,27 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-/// Why a backup was not written.
-#[derive(Debug)]
-pub struct ExportError(pub io::Error);
-
 impl Reader {
     /// Writes everything that can be read, as it is at one time, and names what
     /// can't.
     ///
     /// # Errors
     /// What is written to fails.
-    pub fn export(
-        &self,
-        out: &mut dyn Write,
-        lost: &mut dyn FnMut(&str),
-    ) -> Result<Checked, ExportError> {
-        let mut write = || {
-            line(out, &first_line())?;
-            let checked = self.walk(&mut |met| match met {
-                Met::Entry((service, bucket, key), Unsealed { value, end }) => line(
-                    out,
-                    &Line::Entry {
-                        service: service.into(),
-                        bucket: bucket.into(),
-                        key: key.into(),
-                        value: BASE64_STANDARD.encode(value),
-                        ends: end,
-                    },
-                ),
-                Met::Lost(what) => {
-                    lost(&what);
-                    Ok(())
-                }
-            })?;
-            let Checked { entries, damaged } = checked;
-            line(out, &Line::Last { entries, damaged })?;
-            out.flush()?;
-            Ok(checked)
-        };
-        write().map_err(ExportError)
+    pub fn export(&self, out: &mut dyn Write, lost: &mut dyn FnMut(&str)) -> io::Result<Checked> {
+        line(out, &first_line())?;
+        let checked = self.walk(&mut |met| match met {
+            Met::Entry(entry_key, Unsealed { value, end }) => {
+                line(out, &entry_line(entry_key, value, end))
+            }
+            Met::Lost(what) => {
+                lost(&what);
+                Ok(())
+            }
+        })?;
+        let Checked { entries, damaged } = checked;
+        line(out, &Line::Last { entries, damaged })?;
+        out.flush()?;
+        Ok(checked)
     }
 }
 
@@ -101,64 +83,38 @@ impl Embedded {
         input: &mut dyn BufRead,
         merge: bool,
     ) -> Result<u64, StoreError> {
-        let refuse = |error: &str| StoreError::Import(error.into());
         self.work(|database| {
             let transaction = database.begin_write()?;
-            let mut entries = 0;
-            {
+            let entries = {
                 let mut values = transaction.open_table(VALUES)?;
                 let mut used = transaction.open_table(USED)?;
                 let marks = u64::from(values.get(SOME_END)?.is_some());
                 if !merge && values.len()? > marks {
-                    return Err(refuse(
-                        "the store is not empty; --merge lets the backup's values win",
-                    ));
+                    return Err(not_empty());
                 }
-                read_first(input)?;
-                loop {
-                    match read_line(input, entries + 2)? {
-                        Line::Entry {
-                            service,
-                            bucket,
-                            key,
-                            value,
-                            ends,
-                        } => {
-                            let value = BASE64_STANDARD
-                                .decode(value)
-                                .map_err(|e| refuse(&format!("line {}: {e}", entries + 2)))?;
-                            let entry_key = (&*service, &*bucket, &*key);
-                            let old = values
-                                .insert(entry_key, &*seal(entry_key, &value, ends))?
-                                .map(|old| counted(entry_key, value_size(old.value())));
-                            let before = used.get(&*service)?.map_or(0, |used| used.value());
-                            let sum = (before + counted(entry_key, value.len() + tail_size(ends)))
-                                .saturating_sub(old.unwrap_or(0));
-                            used.insert(&*service, sum)?;
-                            if ends.is_some() && values.get(SOME_END)?.is_none() {
-                                values.insert(SOME_END, &*seal(SOME_END, b"", None))?;
-                            }
-                            entries += 1;
-                        }
-                        Line::Last {
-                            entries: announced, ..
-                        } if announced == entries => break,
-                        _ => {
-                            return Err(refuse("the last line does not fit the number of entries"));
-                        }
+                read_entries(input, |entry_key, value, ends| {
+                    let old = values
+                        .insert(entry_key, &*seal(entry_key, &value, ends))?
+                        .map(|old| counted(entry_key, value_size(old.value())));
+                    let service = entry_key.0;
+                    let before = used.get(service)?.map_or(0, |used| used.value());
+                    let sum = (before + counted(entry_key, value.len() + tail_size(ends)))
+                        .saturating_sub(old.unwrap_or(0));
+                    used.insert(service, sum)?;
+                    if ends.is_some() && values.get(SOME_END)?.is_none() {
+                        values.insert(SOME_END, &*seal(SOME_END, b"", None))?;
                     }
-                }
-            }
+                    Ok(())
+                })?
+            };
             database.flush(transaction)?;
             Ok(entries)
         })
     }
 }
 
-impl From<io::Error> for ExportError {
-    fn from(error: io::Error) -> Self {
-        Self(error)
-    }
+pub(super) fn not_empty() -> StoreError {
+    refuse("the store is not empty; --merge lets the backup's values win")
 }
 
 /// What says that this is a backup.
@@ -169,8 +125,51 @@ pub(super) fn first_line() -> Line {
     }
 }
 
-pub(super) fn read_first(input: &mut dyn BufRead) -> Result<(), StoreError> {
-    let problem = match read_line(input, 1)? {
+pub(super) fn entry_line(
+    (service, bucket, key): EntryKey<'_>,
+    value: &[u8],
+    ends: Option<u64>,
+) -> Line {
+    Line::Entry {
+        service: service.into(),
+        bucket: bucket.into(),
+        key: key.into(),
+        value: BASE64_STANDARD.encode(value),
+        ends,
+    }
+}
+
+/// Reads a backup to its last line, and says how many entries it has.
+pub(super) fn read_entries(
+    input: &mut dyn BufRead,
+    mut each: impl FnMut(EntryKey<'_>, Vec<u8>, Option<u64>) -> Result<(), StoreError>,
+) -> Result<u64, StoreError> {
+    read_first(input)?;
+    let mut read = 0;
+    loop {
+        let number = read + 2;
+        match read_line(input, number)? {
+            Line::Entry {
+                service,
+                bucket,
+                key,
+                value,
+                ends,
+            } => {
+                let value = BASE64_STANDARD
+                    .decode(value)
+                    .map_err(|error| refuse(format!("line {number}: {error}")))?;
+                each((&service, &bucket, &key), value, ends)?;
+                read += 1;
+            }
+            Line::Last { entries, .. } if entries == read => return Ok(read),
+            _ => return Err(refuse("the last line does not fit the number of entries")),
+        }
+    }
+}
+
+fn read_first(input: &mut dyn BufRead) -> Result<(), StoreError> {
+    Err(refuse(match read_line(input, 1)? {
         Line::First {
             kind,
             format: BACKUP_FORMAT,
@@ -179,8 +178,7 @@ pub(super) fn read_first(input: &mut dyn BufRead) -> Result<(), StoreError> {
             format!("it has format {format}, this program knows {BACKUP_FORMAT}")
         }
         _ => "line 1 does not say that this is a backup".into(),
-    };
-    Err(StoreError::Import(problem))
+    }))
 }
 
 pub(super) fn line(out: &mut dyn Write, line: &Line) -> io::Result<()> {
@@ -189,15 +187,17 @@ pub(super) fn line(out: &mut dyn Write, line: &Line) -> io::Result<()> {
     out.write_all(text.as_bytes())
 }
 
-pub(super) fn read_line(input: &mut dyn BufRead, number: u64) -> Result<Line, StoreError> {
+fn read_line(input: &mut dyn BufRead, number: u64) -> Result<Line, StoreError> {
     let mut text = String::new();
     let read = input.take(MAX_LINE + 1).read_line(&mut text);
-    read.map_err(|error| StoreError::Import(format!("line {number}: {error}")))?;
+    read.map_err(|error| refuse(format!("line {number}: {error}")))?;
     if text.is_empty() {
-        return Err(StoreError::Import(format!(
-            "it ends before line {number}, so it was cut off"
-        )));
+        let problem = format!("it ends before line {number}, so it was cut off");
+        return Err(refuse(problem));
     }
-    serde_json::from_str(&text)
-        .map_err(|_| StoreError::Import(format!("line {number} is not one of a backup")))
+    serde_json::from_str(&text).map_err(|_| refuse(format!("line {number} is not one of a backup")))
+}
+
+fn refuse(problem: impl Into<String>) -> StoreError {
+    StoreError::Import(problem.into())
 }

@@ -7,13 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use redis::{Cmd, Value, cmd};
 
 use super::{Remote, SCAN, strings, unexpected};
 use crate::store::{
     Change, Checked, Engine as _, MAX_BATCH_BYTES, Op, Pairs, StoreError, entry,
-    transfer::{ExportError, Line, first_line, line, read_first, read_line},
+    transfer::{Line, entry_line, first_line, line, not_empty, read_entries},
 };
 
 /// Entries that one step reads, about.
@@ -34,26 +33,23 @@ type Found = (Vec<u8>, Vec<u8>, Option<u64>);
 type Group = (Arc<str>, Box<str>, Pairs);
 
 impl Remote {
-    pub(super) fn write_backup(&self, out: &mut dyn Write) -> Result<Checked, ExportError> {
-        let failed = |error: StoreError| ExportError(io::Error::other(error.to_string()));
+    pub(super) fn write_backup(&self, out: &mut dyn Write) -> io::Result<Checked> {
         line(out, &first_line())?;
         let mut entries = 0;
-        for service in self.stored_services().map_err(failed)? {
+        for service in self.stored_services().map_err(io::Error::other)? {
             let mut cursor = b"0".to_vec();
             let mut home = None;
             loop {
-                let (next, found) = self.step(&service, &cursor).map_err(failed)?;
+                let (next, found) = self.step(&service, &cursor).map_err(io::Error::other)?;
                 // A cursor is of the process that gave it.
                 let now = self.nodes.home(&service);
                 if home.get_or_insert_with(|| now.clone()) != &now {
                     let why = format!("the values of {service} moved meanwhile; export again");
-                    return Err(failed(StoreError::Away(why)));
+                    return Err(io::Error::other(StoreError::Away(why)));
                 }
                 for (name, value, ends) in found {
-                    line(
-                        out,
-                        &entry_line(&service, &name, &value, ends).map_err(failed)?,
-                    )?;
+                    let (bucket, key) = split(&name).map_err(io::Error::other)?;
+                    line(out, &entry_line((&service, bucket, key), &value, ends))?;
                     entries += 1;
                 }
                 cursor = next;
@@ -62,18 +58,10 @@ impl Remote {
                 }
             }
         }
-        line(
-            out,
-            &Line::Last {
-                entries,
-                damaged: 0,
-            },
-        )?;
-        out.flush().map_err(ExportError)?;
-        Ok(Checked {
-            entries,
-            damaged: 0,
-        })
+        let damaged = 0;
+        line(out, &Line::Last { entries, damaged })?;
+        out.flush()?;
+        Ok(Checked { entries, damaged })
     }
 
     /// Services that have values, wherever they are.
@@ -131,70 +119,38 @@ impl Remote {
         merge: bool,
     ) -> Result<u64, StoreError> {
         if !merge && !self.stored_services()?.is_empty() {
-            return Err(StoreError::Import(
-                "the store is not empty; --merge lets the backup's values win".into(),
-            ));
+            return Err(not_empty());
         }
-        read_first(input)?;
-        let mut written = 0;
-        let mut read = || -> Result<(), StoreError> {
-            let mut group: Option<Group> = None;
-            let (mut number, mut bytes) = (2, 0);
-            loop {
-                let next = read_line(input, number)?;
-                number += 1;
-                let (service, bucket, key, value, ends) = match next {
-                    Line::Entry {
-                        service,
-                        bucket,
-                        key,
-                        value,
-                        ends,
-                    } => (service, bucket, key, value, ends),
-                    Line::Last { entries, .. } => {
-                        written += self.write_group(group.take())?;
-                        if entries + 3 == number {
-                            return Ok(());
-                        }
-                        return Err(StoreError::Import(
-                            "the last line does not fit the number of entries".into(),
-                        ));
-                    }
-                    Line::First { .. } => {
-                        return Err(StoreError::Import(format!("line {number} begins another")));
-                    }
-                };
-                let value = BASE64_STANDARD
-                    .decode(value)
-                    .map_err(|error| StoreError::Import(error.to_string()))?;
-                let fits = group.as_ref().is_some_and(|(of, place, pairs)| {
-                    **of == *service
-                        && **place == *bucket
-                        && pairs.len() < MAX_GROUP
-                        && bytes < MAX_GROUP_BYTES
-                });
-                if !fits || ends.is_some() {
-                    written += self.write_group(group.take())?;
-                    bytes = 0;
-                }
-                if let Some(end) = ends {
-                    let life = end.saturating_sub(entry::now());
-                    if life > 0 {
-                        let life = Duration::from_millis(life);
-                        self.write_one(&service, &bucket, Change::SetFor { key, value, life })?;
-                    }
-                    written += 1;
-                    continue;
-                }
-                bytes += value.len();
-                group
-                    .get_or_insert_with(|| (service.into(), bucket.into(), Vec::new()))
-                    .2
-                    .push((key, Some(value)));
+        let (mut group, mut bytes, mut written) = (None::<Group>, 0, 0);
+        let read = read_entries(input, |(service, bucket, key), value, ends| {
+            let fits = group.as_ref().is_some_and(|(of, place, pairs)| {
+                **of == *service
+                    && **place == *bucket
+                    && pairs.len() < MAX_GROUP
+                    && bytes < MAX_GROUP_BYTES
+            });
+            if !fits || ends.is_some() {
+                written += self.write_group(group.take())?;
+                bytes = 0;
             }
-        };
-        match read() {
-            Ok(()) => Ok(written),
+            let key = key.to_owned();
+            if let Some(end) = ends {
+                let life = end.saturating_sub(entry::now());
+                if life > 0 {
+                    let life = Duration::from_millis(life);
+                    self.write_one(service, bucket, Change::SetFor { key, value, life })?;
+                }
+                written += 1;
+                return Ok(());
+            }
+            bytes += value.len();
+            let (_, _, pairs) =
+                group.get_or_insert_with(|| (service.into(), bucket.into(), Vec::new()));
+            pairs.push((key, Some(value)));
+            Ok(())
+        });
+        match read.and_then(|_| self.write_group(group.take())) {
+            Ok(last) => Ok(written + last),
             Err(error) if written == 0 => Err(error),
             Err(error) => Err(StoreError::ImportedPart {
                 entries: written,
@@ -224,21 +180,10 @@ impl Remote {
     }
 }
 
-fn entry_line(
-    service: &str,
-    name: &[u8],
-    value: &[u8],
-    ends: Option<u64>,
-) -> Result<Line, StoreError> {
+/// The bucket and the key in the name of an entry.
+fn split(name: &[u8]) -> Result<(&str, &str), StoreError> {
     let name = std::str::from_utf8(name).map_err(|_| unexpected())?;
-    let (bucket, key) = name.split_once('\0').ok_or_else(unexpected)?;
-    Ok(Line::Entry {
-        service: service.into(),
-        bucket: bucket.into(),
-        key: key.into(),
-        value: BASE64_STANDARD.encode(value),
-        ends,
-    })
+    name.split_once('\0').ok_or_else(unexpected)
 }
 
 /// Where a scan goes on, and what it found.

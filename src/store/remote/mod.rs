@@ -14,7 +14,7 @@ mod pool;
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead, Write},
+    io::{self, BufRead, Write},
     ops::Bound::{Excluded, Included, Unbounded},
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -23,8 +23,8 @@ use std::{
 use redis::{Cmd, RedisWrite as _, Script, Value};
 
 use super::{
-    Change, Checked, Done, Engine, EngineResult, ExportError, Health, KeyPage, MAX_BATCH_BYTES,
-    MAX_KEY, MAX_PAGE, MAX_VALUE, Op, Size, StoreError, batch_too_large, digest,
+    Change, Checked, Done, Engine, EngineResult, Health, KeyPage, MAX_BATCH_BYTES, MAX_KEY,
+    MAX_PAGE, MAX_VALUE, Op, Size, StoreError, batch_too_large, digest,
     entry::{EntryKey, OVERHEAD},
 };
 use crate::{
@@ -418,7 +418,7 @@ impl Engine for Remote {
         Ok(())
     }
 
-    fn export(&self, out: &mut dyn Write, _: &mut dyn FnMut(&str)) -> Result<Checked, ExportError> {
+    fn export(&self, out: &mut dyn Write, _: &mut dyn FnMut(&str)) -> io::Result<Checked> {
         self.write_backup(out)
     }
 

@@ -500,7 +500,7 @@ fn a_backup_without_the_rights_for_it_is_refused() {
     let export = || store.export(&mut Vec::new(), &mut |_| {});
     assert_eq!(export().unwrap().entries, 1);
     redis.ask(&["ACL", "SETUSER", "default", "-cluster"]);
-    let refused = export().unwrap_err().0.to_string();
+    let refused = export().unwrap_err().to_string();
     assert!(refused.contains("NOPERM"), "{refused}");
 }
 
