@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Borrow,
-    io::{self, BufRead as _, Read as _, Write as _},
+    io::{self, BufRead, BufReader, Read as _, Write as _},
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -11,13 +11,14 @@ use std::{
 };
 
 use serde_json::Value;
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, Type};
 
 use super::{Exit, Result, failure, printable, usage};
 use crate::{
     admin::{MAX_ANSWER, is_loopback, token},
     config::{self, Config, Flags},
-    transport::{connect_any, host_and_port, resolve_until},
+    files,
+    transport::{Socket, connect_any, host_and_port, resolve_until},
 };
 
 /// For the server to be reached.
@@ -32,8 +33,8 @@ const DOWNLOAD: Duration = Duration::from_secs(3600);
 const MAX_HEAD: u64 = 16 * 1024;
 /// For a component to arrive and to be checked.
 const UPLOAD: Duration = Duration::from_secs(420);
-/// What a server says that wants the body.
-const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+/// Headers of a component: it is sent once the server says that it wants it.
+const EXPECT: &str = "Content-Type: application/wasm\r\nExpect: 100-continue\r\n";
 /// Servers that one command asks at most: each takes a thread.
 const MAX_SERVERS: usize = 64;
 /// What to do about a server that is silent.
@@ -41,8 +42,8 @@ const STOPPED: &str = "; is the server stopped (kill -CONT PID lets it go on), o
 /// What to do about an answer that is not ours.
 pub(super) const NO_ADMIN: &str =
     "this is no admin endpoint of mb-server; --admin takes the address that `serve` prints for it";
-/// Longest answer that is read with its head, in bytes.
-const MAX_READ: usize = MAX_ANSWER + 16 * 1024;
+/// Longest answer that is kept in memory, in bytes.
+const MAX_READ: u64 = MAX_ANSWER as u64;
 
 /// Where servers are.
 #[derive(Debug, Clone, clap::Args)]
@@ -173,10 +174,11 @@ impl Endpoint {
 
     /// A page, whatever its status.
     pub(super) fn get(&self, path: &str) -> Result<Value> {
-        let (mut status, mut answer) = self.exchange("GET", path, "", "", PAGE)?;
+        let (mut status, mut answer) = self.exchange("GET", path, "", b"", PAGE)?;
         if status == 401 {
             // From another machine, reading takes it too.
-            (status, answer) = self.exchange("GET", path, &self.authorization()?, "", PAGE)?;
+            let authorization = self.authorization()?;
+            (status, answer) = self.exchange("GET", path, &authorization, b"", PAGE)?;
         }
         if status == 401 {
             return Err(failure(format!("{}: this is not its token", self.address)));
@@ -195,6 +197,7 @@ impl Endpoint {
     /// Changes something; status and answer.
     pub(super) fn post(&self, path: &str, body: &str) -> Result<(u16, Value)> {
         let authorization = self.to_change()?;
+        let body = body.as_bytes();
         let (status, answer) = self.exchange("POST", path, &authorization, body, CHANGE)?;
         Ok((status, serde_json::from_str(&answer).unwrap_or_default()))
     }
@@ -203,46 +206,19 @@ impl Endpoint {
     /// the status and, where it is not 200, the answer.
     pub(super) fn download(&self, path: &str, out: &mut dyn io::Write) -> Result<(u16, String)> {
         let authorization = self.to_change()?;
-        let broke_off = |error: io::Error| self.broke_off(&error, DOWNLOAD);
-        let (mut connection, host) = self.open(DOWNLOAD)?;
-        let request = format!(
-            "POST {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}Content-Length: 0\r\nConnection: close\r\n\r\n"
-        );
-        connection
-            .write_all(request.as_bytes())
-            .map_err(broke_off)?;
-        let mut reader = io::BufReader::new(connection);
-        let (mut head, mut line) = (String::new(), String::new());
-        while line != "\r\n" {
-            line.clear();
-            let read = reader.by_ref().take(MAX_HEAD).read_line(&mut line);
-            if read.map_err(broke_off)? == 0 || head.len() as u64 > MAX_HEAD {
-                return Err(broke_off(io::ErrorKind::UnexpectedEof.into()));
-            }
-            head += &line;
+        let (status, mut answer) = self.ask("POST", path, &authorization, b"", DOWNLOAD)?;
+        if status != 200 {
+            return Ok((status, self.rest(answer, DOWNLOAD)?));
         }
-        let status = status_of(&head);
-        if status == 200 {
-            io::copy(&mut reader, out).map_err(broke_off)?;
-            return Ok((200, String::new()));
-        }
-        let mut answer = String::new();
-        let read = reader.take(MAX_READ as u64).read_to_string(&mut answer);
-        read.map_err(broke_off)?;
-        Ok((status, answer))
+        let copied = io::copy(&mut answer, out);
+        copied.map_err(|error| self.broke_off(&error, DOWNLOAD))?;
+        Ok((200, String::new()))
     }
 
     /// Sends a component, once the server wants it; status and answer.
     pub(super) fn put(&self, path: &str, body: &[u8]) -> Result<(u16, Value)> {
-        let authorization = self.to_change()?;
-        let (mut connection, host) = self.open(UPLOAD)?;
-        let length = body.len();
-        let head = format!(
-            "PUT {path} HTTP/1.1\r\nHost: {host}\r\n{authorization}Content-Type: application/wasm\r\n\
-             Content-Length: {length}\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
-        );
-        let (status, answer) =
-            upload(&mut connection, &head, body).map_err(|error| self.broke_off(&error, UPLOAD))?;
+        let headers = self.to_change()? + EXPECT;
+        let (status, answer) = self.exchange("PUT", path, &headers, body, UPLOAD)?;
         Ok((status, serde_json::from_str(&answer).unwrap_or_default()))
     }
 
@@ -284,7 +260,7 @@ impl Endpoint {
     /// The same for what takes long: a server that is stopped is found out before.
     fn to_change(&self) -> Result<String> {
         let authorization = self.authorization()?;
-        self.exchange("GET", "/healthz", "", "", PAGE)?;
+        self.exchange("GET", "/healthz", "", b"", PAGE)?;
         Ok(authorization)
     }
 
@@ -293,15 +269,55 @@ impl Endpoint {
         method: &str,
         path: &str,
         headers: &str,
-        body: &str,
+        body: &[u8],
         patience: Duration,
     ) -> Result<(u16, String)> {
-        let (mut connection, host) = self.open(patience)?;
+        let (status, answer) = self.ask(method, path, headers, body, patience)?;
+        Ok((status, self.rest(answer, patience)?))
+    }
+
+    /// Reads an answer to its end.
+    fn rest(&self, answer: BufReader<Connection>, patience: Duration) -> Result<String> {
+        files::read_text(answer, MAX_READ).map_err(|mut error| {
+            if error.kind() == io::ErrorKind::FileTooLarge {
+                error = io::Error::other(format!("it sent more than {MAX_READ} bytes"));
+            }
+            self.broke_off(&error, patience)
+        })
+    }
+
+    /// Asks, and reads the answer to the end of its head, within this time.
+    fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &[u8],
+        patience: Duration,
+    ) -> Result<(u16, BufReader<Connection>)> {
+        let (socket, host) = self
+            .connect(Instant::now() + CONNECT)
+            .map_err(|error| self.unreachable(&error))?;
+        let deadline = Instant::now() + patience;
+        let mut connection = BufReader::new(Connection { socket, deadline });
         let length = body.len();
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: {length}\r\nConnection: close\r\n\r\n"
         );
-        converse(&mut connection, &request).map_err(|error| self.broke_off(&error, patience))
+        let mut converse = || {
+            connection.get_mut().write_all(head.as_bytes())?;
+            if headers.ends_with(EXPECT) {
+                let status = read_head(&mut connection)?;
+                if status != 100 {
+                    return Ok(status);
+                }
+            }
+            // A server that has refused it meanwhile says why.
+            let _ = connection.get_mut().write_all(body);
+            read_head(&mut connection)
+        };
+        let status = converse().map_err(|error| self.broke_off(&error, patience))?;
+        Ok((status, connection))
     }
 
     fn unreachable(&self, error: &io::Error) -> (Exit, String) {
@@ -314,26 +330,16 @@ impl Endpoint {
         (Exit::Unreachable, problem)
     }
 
-    /// Connects for an exchange that takes so long at most.
-    fn open(&self, patience: Duration) -> Result<(Connection, String)> {
-        let (mut connection, host) = self
-            .connect(Instant::now() + CONNECT)
-            .map_err(|error| self.unreachable(&error))?;
-        connection.deadline = Instant::now() + patience;
-        Ok((connection, host))
-    }
-
     /// A connection, and what the server is asked for by.
-    fn connect(&self, deadline: Instant) -> io::Result<(Connection, String)> {
+    fn connect(&self, deadline: Instant) -> io::Result<(Socket, String)> {
         if let Some(file) = self.address.strip_prefix("unix:") {
-            let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+            let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
             let remaining = deadline.saturating_duration_since(Instant::now());
             socket.connect_timeout(&SockAddr::unix(file)?, remaining)?;
-            return Ok((Connection { socket, deadline }, "localhost".into()));
+            return Ok((Socket::new(socket.into()), "localhost".into()));
         }
         let (stream, target) = connect_any(self.addresses(deadline)?, deadline)?;
-        let socket = stream.into();
-        Ok((Connection { socket, deadline }, host_of(target)))
+        Ok((Socket::new(stream), host_of(target)))
     }
 
     /// Where it is over TCP.
@@ -362,37 +368,15 @@ struct Connection {
     deadline: Instant,
 }
 
-impl Connection {
-    /// What remains, for one system call.
-    fn remaining(&self) -> io::Result<Option<Duration>> {
-        let remaining = self.deadline.saturating_duration_since(Instant::now());
-        if remaining.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        Ok(Some(remaining.max(Duration::from_millis(1))))
-    }
-}
-
-/// A socket whose timeout is over says that it would block.
-fn late(error: io::Error) -> io::Error {
-    if error.kind() == io::ErrorKind::WouldBlock {
-        io::ErrorKind::TimedOut.into()
-    } else {
-        error
-    }
-}
-
 impl io::Read for Connection {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.socket.set_read_timeout(self.remaining()?)?;
-        (&self.socket).read(buf).map_err(late)
+        self.socket.read(buf, self.deadline)
     }
 }
 
 impl io::Write for Connection {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        self.socket.set_write_timeout(self.remaining()?)?;
-        (&self.socket).write(buf).map_err(late)
+        self.socket.write(buf, self.deadline)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -400,46 +384,19 @@ impl io::Write for Connection {
     }
 }
 
-/// Asks, and reads the answer to its end; status and body.
-fn converse(connection: &mut Connection, request: &str) -> io::Result<(u16, String)> {
-    connection.write_all(request.as_bytes())?;
-    read_answer(connection, String::new())
-}
-
-/// Sends a head, and the body where the server asks for it; status and body.
-fn upload(connection: &mut Connection, head: &str, body: &[u8]) -> io::Result<(u16, String)> {
-    connection.write_all(head.as_bytes())?;
-    let mut begun = vec![0; CONTINUE.len()];
-    connection.read_exact(&mut begun)?;
-    if begun == CONTINUE {
-        begun.clear();
-        // A server that has refused it meanwhile says why.
-        let _ = connection.write_all(body);
+/// Reads the head of an answer; its status, 0 where it has none.
+fn read_head(from: &mut impl BufRead) -> io::Result<u16> {
+    let mut from = from.take(MAX_HEAD);
+    let (mut status, mut line) = (None, String::new());
+    while line != "\r\n" {
+        line.clear();
+        if from.read_line(&mut line)? == 0 {
+            let problem = "it closed the connection without an answer";
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, problem));
+        }
+        status.get_or_insert_with(|| line.split(' ').nth(1)?.parse().ok());
     }
-    read_answer(connection, String::from_utf8_lossy(&begun).into_owned())
-}
-
-/// Reads an answer to its end, of which this has come already.
-fn read_answer(connection: &mut Connection, mut answer: String) -> io::Result<(u16, String)> {
-    connection
-        .take(MAX_READ as u64 + 1)
-        .read_to_string(&mut answer)?;
-    if answer.len() > MAX_READ {
-        return Err(io::Error::other(format!(
-            "it sent more than {MAX_READ} bytes"
-        )));
-    }
-    let Some((head, body)) = answer.split_once("\r\n\r\n") else {
-        let problem = "it closed the connection without an answer";
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, problem));
-    };
-    Ok((status_of(head), body.to_owned()))
-}
-
-/// The status in the head of an answer; 0 where it has none.
-fn status_of(head: &str) -> u16 {
-    let status = head.split(' ').nth(1);
-    status.and_then(|status| status.parse().ok()).unwrap_or(0)
+    Ok(status.flatten().unwrap_or(0))
 }
 
 /// A text of the answer for a terminal.
