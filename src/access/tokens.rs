@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -283,11 +283,7 @@ fn change(
         .parent()
         .filter(|dir| !dir.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(io_error)?;
+    files::private_dir(dir).map_err(io_error)?;
     trusted::check(dir).map_err(io_error)?;
     // Two commands at a time would each forget what the other has done.
     let mut lock = fs::OpenOptions::new();

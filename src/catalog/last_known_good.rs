@@ -11,7 +11,7 @@
 use std::{
     ffi::OsStr,
     fmt, fs, io,
-    os::unix::{ffi::OsStrExt as _, fs::DirBuilderExt as _},
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -62,10 +62,7 @@ impl LastKnownGood {
             .map(|byte| format!("{byte:02x}"))
             .collect();
         let dir = state_dir.join("components").join(name);
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)?;
+        files::private_dir(&dir)?;
         Ok(Self { dir })
     }
 
@@ -102,10 +99,7 @@ impl LastKnownGood {
         let order = files.last().map_or(0, |newest| newest.order) + 1;
         // From those behind it the operator went back.
         let rejected = served.map_or(Vec::new(), |place| files.split_off(place + 1));
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)?;
+        files::private_dir(&dir)?;
         let ending = ENDINGS[usize::from(code.is_machine())];
         files::remove_unfinished(&dir, Duration::ZERO);
         let name = file_name(order, digest, ending.as_ref());
@@ -176,7 +170,7 @@ impl LastKnownGood {
 }
 
 /// Removes a file that another process may have removed already.
-fn remove(file: &Path) -> io::Result<()> {
+pub(super) fn remove(file: &Path) -> io::Result<()> {
     match fs::remove_file(file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

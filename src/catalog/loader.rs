@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Catalog, FileError, FileName, LoadSettings, Loading, Service,
-    last_known_good::{LastKnownGood, Rollback},
+    last_known_good::{LastKnownGood, Rollback, remove},
     load::{ENDINGS, component_files, digest_of, load_code, read_bounded, read_code},
     truncated::is_truncated,
 };
@@ -729,12 +729,7 @@ impl Loader {
     fn serve_earlier(&mut self, path: &Path, before: Option<&str>) -> Result<String, ChangeError> {
         let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let Some(before) = before else {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(failed(&error));
-                }
-                _ => {}
-            }
+            remove(path).map_err(|error| failed(&error))?;
             self.files.remove(path);
             let removed = format!("{} was removed", path.display());
             tracing::info!("{removed}");

@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -12,7 +12,7 @@ use redb::{Builder, Database, StorageBackend, backends::FileBackend};
 use rustix::fs::{Advice, fadvise, statvfs};
 
 use super::{StoreError, embedded::prepare, journaled::Medium};
-use crate::files::{PRIVATE, Unfinished};
+use crate::files::{PRIVATE, Unfinished, private_dir};
 
 /// Page of redb, in bytes: what a creation writes before anything else.
 const PAGE: usize = 4096;
@@ -69,10 +69,7 @@ fn is_cut_off(file: &File, size: u64) -> io::Result<bool> {
 /// Has a store there, created if need be, for this user alone.
 pub(super) fn ensure(path: &Path, cache: usize) -> Result<(), StoreError> {
     if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)?;
+        private_dir(dir)?;
     }
     let state = state(path)?;
     if let State::Empty(size) = state {

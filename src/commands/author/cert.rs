@@ -1,10 +1,8 @@
 //! `mb-server cert dev`: certificates to develop with.
 
 use std::{
-    fs,
-    io::{self, Write as _},
+    io,
     net::IpAddr,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -123,31 +121,21 @@ fn alternative(name: &str) -> Result<SanType, rcgen::Error> {
     }
 }
 
-fn write(dir: &Path, files: &[File], force: bool) -> io::Result<()> {
+fn write(dir: &Path, certificates: &[File], force: bool) -> io::Result<()> {
     files::private_dir(dir)?;
     let named = |path: &Path, error: io::Error| {
         io::Error::new(error.kind(), format!("{}: {error}", path.display()))
     };
-    let present = files
+    let present = certificates
         .iter()
         .map(|(name, _)| dir.join(name))
         .find(|path| path.exists());
     if let Some(present) = present.filter(|_| !force) {
         return Err(named(&present, io::ErrorKind::AlreadyExists.into()));
     }
-    for (name, text) in files {
+    for (name, text) in certificates {
         let path = dir.join(name);
-        // Created again, so that the mode is ours whoever created the old one.
-        if path.exists() {
-            fs::remove_file(&path).map_err(|error| named(&path, error))?;
-        }
-        let result = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path);
-        result
-            .and_then(|mut file| file.write_all(text.as_bytes()))
+        files::replace(&path, files::PRIVATE, text.as_bytes())
             .map_err(|error| named(&path, error))?;
     }
     Ok(())
