@@ -32,25 +32,13 @@ pub fn breaks(old: &Description, new: &Description) -> Vec<String> {
             valid: _,
         } = now;
         if let (Some(before), Some(now)) = (&action.input, input) {
-            compare(
-                before,
-                now,
-                Side::Takes,
-                &mut format!("{name} takes: payload"),
-                0,
-                &mut found,
-            );
+            let at = format!("{name} takes: payload");
+            found.extend(Comparison::of(before, now, Side::Takes, at));
         }
         match (&action.output, output) {
             (Some(before), Some(now)) => {
-                compare(
-                    before,
-                    now,
-                    Side::Answers,
-                    &mut format!("{name} answers: payload"),
-                    0,
-                    &mut found,
-                );
+                let at = format!("{name} answers: payload");
+                found.extend(Comparison::of(before, now, Side::Answers, at));
             }
             (Some(_), None) => found.push(format!("{name} no longer declares what it answers")),
             (None, _) => {}
@@ -73,99 +61,145 @@ enum Side {
     Answers,
 }
 
-fn compare(
-    old: &Value,
-    new: &Value,
+type Schema = Map<String, Value>;
+
+/// One schema compared with another.
+struct Comparison {
     side: Side,
-    at: &mut String,
+    /// Where in the payload it is.
+    at: String,
     depth: usize,
-    found: &mut Vec<String>,
-) {
-    if old == new {
-        return;
-    }
-    let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else {
-        found.push(format!("{at}: its schema is another one"));
-        return;
-    };
-    if depth >= MAX_DEPTH {
-        found.push(format!("{at}: its schema has changed"));
-        return;
-    }
-    types(old, new, side, at, found);
-    choices(old, new, side, at, found);
-    required(old, new, side, at, found);
-    for (name, before) in properties(old) {
-        let length = at.len();
-        *at += &format!("/{name}");
-        match (properties(new).find(|(now, _)| *now == name), side) {
-            (Some((_, now)), _) => compare(before, now, side, at, depth + 1, found),
-            (None, Side::Answers) => found.push(format!("{at} is gone")),
-            (None, Side::Takes) if new.get("additionalProperties") == Some(&Value::Bool(false)) => {
-                found.push(format!("{at} is not taken any more"));
-            }
-            (None, Side::Takes) => {}
-        }
-        at.truncate(length);
-    }
-    if let (Some(before), Some(now)) = (old.get("items"), new.get("items")) {
-        let length = at.len();
-        *at += "/*";
-        compare(before, now, side, at, depth + 1, found);
-        at.truncate(length);
-    }
-    // The narrower bound breaks who gives, the wider one who gets.
-    for (bound, grows) in [
-        ("minimum", true),
-        ("exclusiveMinimum", true),
-        ("minLength", true),
-        ("minItems", true),
-        ("maximum", false),
-        ("exclusiveMaximum", false),
-        ("maxLength", false),
-        ("maxItems", false),
-    ] {
-        let value = |schema: &Map<String, Value>| schema.get(bound).and_then(Value::as_f64);
-        let (before, now) = (value(old), value(new));
-        let narrower = match (before, now) {
-            (_, None) => false,
-            (None, Some(_)) => true,
-            (Some(before), Some(now)) => (now > before) == grows && (now - before).abs() > 0.0,
+    found: Vec<String>,
+}
+
+impl Comparison {
+    fn of(old: &Value, new: &Value, side: Side, at: String) -> Vec<String> {
+        let mut comparison = Self {
+            side,
+            at,
+            depth: 0,
+            found: Vec::new(),
         };
-        if side == Side::Takes && narrower {
-            found.push(format!("{at}: {bound} is stricter than it was"));
+        comparison.compare(old, new);
+        comparison.found
+    }
+
+    fn say(&mut self, what: impl std::fmt::Display) {
+        self.found.push(format!("{}{what}", self.at));
+    }
+
+    fn below(&mut self, name: &str, work: impl FnOnce(&mut Self)) {
+        let length = self.at.len();
+        self.at += &format!("/{name}");
+        self.depth += 1;
+        work(self);
+        self.depth -= 1;
+        self.at.truncate(length);
+    }
+
+    /// The one that must fit into the other comes first.
+    fn narrow_and_wide<T>(&self, before: T, now: T) -> (T, T) {
+        match self.side {
+            Side::Takes => (before, now),
+            Side::Answers => (now, before),
+        }
+    }
+
+    fn compare(&mut self, old: &Value, new: &Value) {
+        if old == new {
+            return;
+        }
+        let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else {
+            return self.say(": its schema is another one");
+        };
+        if self.depth >= MAX_DEPTH {
+            return self.say(": its schema has changed");
+        }
+        self.types(old, new);
+        self.choices(old, new);
+        self.required(old, new);
+        let is_closed = new.get("additionalProperties") == Some(&Value::Bool(false));
+        for (name, before) in properties(old) {
+            let now = properties(new).find(|(now, _)| *now == name);
+            self.below(name, |this| match (now, this.side) {
+                (Some((_, now)), _) => this.compare(before, now),
+                (None, Side::Answers) => this.say(" is gone"),
+                (None, Side::Takes) if is_closed => this.say(" is not taken any more"),
+                (None, Side::Takes) => {}
+            });
+        }
+        if let (Some(before), Some(now)) = (old.get("items"), new.get("items")) {
+            self.below("*", |this| this.compare(before, now));
+        }
+        // The narrower bound breaks who gives, the wider one who gets.
+        for (bound, grows) in [
+            ("minimum", true),
+            ("exclusiveMinimum", true),
+            ("minLength", true),
+            ("minItems", true),
+            ("maximum", false),
+            ("exclusiveMaximum", false),
+            ("maxLength", false),
+            ("maxItems", false),
+        ] {
+            let value = |schema: &Schema| schema.get(bound).and_then(Value::as_f64);
+            let narrower = match (value(old), value(new)) {
+                (_, None) => false,
+                (None, Some(_)) => true,
+                (Some(before), Some(now)) => (now > before) == grows && (now - before).abs() > 0.0,
+            };
+            if self.side == Side::Takes && narrower {
+                self.say(format_args!(": {bound} is stricter than it was"));
+            }
+        }
+    }
+
+    fn types(&mut self, old: &Schema, new: &Schema) {
+        let (Some(before), Some(now)) = (type_names(old), type_names(new)) else {
+            return;
+        };
+        let (narrow, wide) = self.narrow_and_wide(&before, &now);
+        // An integer is a number too.
+        let fits =
+            |name: &&str| wide.contains(name) || (*name == "integer" && wide.contains(&"number"));
+        if !narrow.iter().all(fits) {
+            let (before, now) = (before.join(" or "), now.join(" or "));
+            self.say(format_args!(": was {before}, is {now}"));
+        }
+    }
+
+    fn choices(&mut self, old: &Schema, new: &Schema) {
+        let list = |schema| Schema::get(schema, "enum").and_then(Value::as_array);
+        let (narrow, wide) = self.narrow_and_wide(list(old), list(new));
+        let Some(wide) = wide else { return };
+        let Some(narrow) = narrow else {
+            return self.say(": not every value is possible any more, or more than before");
+        };
+        let what = match self.side {
+            Side::Takes => "is not taken any more",
+            Side::Answers => "may come now",
+        };
+        for value in narrow.iter().filter(|value| !wide.contains(value)) {
+            self.say(format_args!(": the value {value} {what}"));
+        }
+    }
+
+    fn required(&mut self, old: &Schema, new: &Schema) {
+        let (more, than, what) = match self.side {
+            Side::Takes => (new, old, "is required now"),
+            Side::Answers => (old, new, "may be missing now"),
+        };
+        let than: Vec<_> = required(than).collect();
+        for name in required(more).filter(|name| !than.contains(name)) {
+            // What is gone altogether is said elsewhere.
+            if self.side == Side::Takes || properties(new).any(|(known, _)| known == name) {
+                self.say(format_args!("/{name} {what}"));
+            }
         }
     }
 }
 
-fn types(
-    old: &Map<String, Value>,
-    new: &Map<String, Value>,
-    side: Side,
-    at: &str,
-    found: &mut Vec<String>,
-) {
-    let (Some(before), Some(now)) = (type_names(old), type_names(new)) else {
-        return;
-    };
-    let (narrow, wide) = if side == Side::Takes {
-        (&before, &now)
-    } else {
-        (&now, &before)
-    };
-    // An integer is a number too.
-    let fits =
-        |name: &&str| wide.contains(name) || (*name == "integer" && wide.contains(&"number"));
-    if !narrow.iter().all(fits) {
-        found.push(format!(
-            "{at}: was {}, is {}",
-            before.join(" or "),
-            now.join(" or ")
-        ));
-    }
-}
-
-fn type_names(schema: &Map<String, Value>) -> Option<Vec<&str>> {
+fn type_names(schema: &Schema) -> Option<Vec<&str>> {
     match schema.get("type")? {
         Value::String(name) => Some(vec![name]),
         Value::Array(names) => Some(names.iter().filter_map(Value::as_str).collect()),
@@ -173,70 +207,12 @@ fn type_names(schema: &Map<String, Value>) -> Option<Vec<&str>> {
     }
 }
 
-fn choices(
-    old: &Map<String, Value>,
-    new: &Map<String, Value>,
-    side: Side,
-    at: &str,
-    found: &mut Vec<String>,
-) {
-    let list = |schema: &Map<String, Value>| schema.get("enum").and_then(Value::as_array).cloned();
-    let (before, now) = (list(old), list(new));
-    let (narrow, wide) = if side == Side::Takes {
-        (before, now)
-    } else {
-        (now, before)
-    };
-    let Some(wide) = wide else { return };
-    match narrow {
-        None => found.push(format!(
-            "{at}: not every value is possible any more, or more than before"
-        )),
-        Some(narrow) => {
-            for value in narrow.iter().filter(|value| !wide.contains(value)) {
-                let what = if side == Side::Takes {
-                    "is not taken any more"
-                } else {
-                    "may come now"
-                };
-                found.push(format!("{at}: the value {value} {what}"));
-            }
-        }
-    }
+fn required(schema: &Schema) -> impl Iterator<Item = &str> {
+    let list = schema.get("required").and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_str)
 }
 
-fn required(
-    old: &Map<String, Value>,
-    new: &Map<String, Value>,
-    side: Side,
-    at: &str,
-    found: &mut Vec<String>,
-) {
-    let names = |schema: &Map<String, Value>| -> Vec<String> {
-        let list = schema.get("required").and_then(Value::as_array);
-        list.into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .map(str::to_owned)
-            .collect()
-    };
-    let (before, now) = (names(old), names(new));
-    let (more, than, what) = match side {
-        Side::Takes => (now, before, "is required now"),
-        Side::Answers => (before, now, "may be missing now"),
-    };
-    // What is gone altogether is said elsewhere.
-    let there =
-        |name: &String| side == Side::Takes || properties(new).any(|(known, _)| known == name);
-    for name in more
-        .iter()
-        .filter(|name| !than.contains(name) && there(name))
-    {
-        found.push(format!("{at}/{name} {what}"));
-    }
-}
-
-fn properties(schema: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
+fn properties(schema: &Schema) -> impl Iterator<Item = (&String, &Value)> {
     schema
         .get("properties")
         .and_then(Value::as_object)
