@@ -6,7 +6,6 @@ use std::{
     io::{self, Read},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -36,8 +35,6 @@ struct State {
     /// The component that is being received or checked, if there is one.
     receiving: Option<String>,
     held: Option<Held>,
-    /// A thread drops it in time.
-    expires: bool,
     /// The last one that was served.
     done: Option<Replacement>,
 }
@@ -110,7 +107,7 @@ impl Deploys {
     /// # Errors
     /// Says why it is refused; nothing has changed then.
     pub fn hold(
-        self: &Arc<Self>,
+        &self,
         stem: &str,
         body: &mut dyn Read,
         force: bool,
@@ -166,8 +163,6 @@ impl Deploys {
                 file,
                 until,
             });
-            drop(state);
-            self.expire_later()?;
         }
         Ok(verdict)
     }
@@ -208,26 +203,10 @@ impl Deploys {
         Ok(undone)
     }
 
-    /// Drops what is held when its time is over, from one thread for all: nobody
-    /// may come for it.
-    fn expire_later(self: &Arc<Self>) -> io::Result<()> {
-        if std::mem::replace(&mut self.state().expires, true) {
-            return Ok(());
-        }
-        let deploys = Arc::downgrade(self);
-        let expire = move || {
-            while let Some(until) = deploys
-                .upgrade()
-                .and_then(|deploys| deploys.state().expire())
-            {
-                thread::sleep(until.saturating_duration_since(Instant::now()));
-            }
-        };
-        let named = thread::Builder::new().name("mb-deploy".into());
-        named.spawn(expire).map(drop).inspect_err(|_| {
-            let mut state = self.state();
-            (state.held, state.expires) = (None, false);
-        })
+    /// Drops what was held for too long: nobody may come for it. Called once a
+    /// minute, so its file goes within three minutes.
+    pub fn expire(&self) {
+        self.state().drop_expired();
     }
 
     /// Drops what is held: the server ends, and its folder is left as it was.
@@ -241,15 +220,6 @@ impl Deploys {
 }
 
 impl State {
-    /// Drops what was held for too long. Returns until when something is held;
-    /// its thread ends where nothing is.
-    fn expire(&mut self) -> Option<Instant> {
-        self.drop_expired();
-        let until = self.held.as_ref().map(|held| held.until);
-        self.expires = until.is_some();
-        until
-    }
-
     fn drop_expired(&mut self) {
         self.held.take_if(|held| held.until <= Instant::now());
     }

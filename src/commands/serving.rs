@@ -66,7 +66,8 @@ const STORE_RETRY: Duration = Duration::from_millis(20);
 /// How often it is looked whether the store is there, and what of it has ended.
 const TEND_EVERY: Duration = Duration::from_secs(1);
 
-/// How often the audit trail says what principals have used.
+/// How often the audit trail says what principals have used, and a deploy is
+/// dropped that nobody came for.
 const USAGE_EVERY: Duration = Duration::from_secs(60);
 
 /// A start compacts a store whose file takes at least so many bytes ...
@@ -198,8 +199,13 @@ impl Serving {
         let endpoint = start_admin(&config, (listeners, server.listeners()), operator, metrics)
             .map_err(failure)?;
         let (used, view) = (Arc::clone(&scheduler), server.view());
+        // The catalog ends with the server, and not with this thread.
+        let held = Arc::downgrade(&deploys);
         every("mb-usage", USAGE_EVERY, move || {
             report_usage(&used, &view);
+            if let Some(deploys) = held.upgrade() {
+                deploys.expire();
+            }
             true
         })
         .map_err(failure)?;
