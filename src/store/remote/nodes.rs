@@ -149,10 +149,11 @@ impl Nodes {
         limit: usize,
         deadline: Instant,
     ) -> Result<Value, StoreError> {
-        let asked = self
-            .pool(node)
-            .take(deadline)
-            .and_then(|mut lease| lease.ask(&command.get_packed_command(), limit, deadline));
+        let command = command.get_packed_command();
+        let lease = self.pool(node).take(deadline);
+        let asked = lease.and_then(|mut lease| {
+            lease.using(|connection| connection.ask(&command, limit, deadline))
+        });
         match asked {
             Ok(Value::ServerError(error)) => Err(StoreError::Refused(refusal(&error))),
             Ok(value) => Ok(value),
@@ -324,19 +325,20 @@ fn ask_one(pool: &Arc<Pool>, asking: bool, question: &Question<'_>) -> Result<Va
     if asking {
         ask_for_it(&mut lease, deadline)?;
     }
-    let answer = lease.ask(command, limit, deadline)?;
+    let answer = lease.using(|connection| connection.ask(command, limit, deadline))?;
     if !is_unknown(&answer) {
         return Ok(answer);
     }
     if asking {
         ask_for_it(&mut lease, deadline)?;
     }
-    lease.ask(&whole(), limit, deadline)
+    lease.using(|connection| connection.ask(&whole(), limit, deadline))
 }
 
 /// Of a slot that is on its way, the next command may be asked for here.
 fn ask_for_it(lease: &mut Lease, deadline: Instant) -> Result<(), Fault> {
-    let asked = lease.ask(&cmd("ASKING").get_packed_command(), MAX_SENTINEL, deadline);
+    let asking = cmd("ASKING").get_packed_command();
+    let asked = lease.using(|connection| connection.ask(&asking, MAX_SENTINEL, deadline));
     asked.map(drop).map_err(|fault| Fault::unsent(fault.why))
 }
 

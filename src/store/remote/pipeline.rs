@@ -317,7 +317,8 @@ impl Leading {
             return;
         }
         let deadline = deadline.max(Instant::now() + GRACE);
-        if let Err(Fault { was_sent, why }) = lease.send(&commands, deadline) {
+        let sent = lease.using(|connection| connection.send(&commands, deadline));
+        if let Err(Fault { was_sent, why }) = sent {
             self.fail(&why, if was_sent { 0 } else { count });
         }
     }
@@ -329,7 +330,7 @@ impl Leading {
             return Vec::new();
         };
         let mut answers = Vec::new();
-        let received = lease.receive(&mut answers, deadline);
+        let received = lease.using(|connection| connection.receive(&mut answers, deadline));
         let Some(callers) = self.pipeline.take_owed(answers.len()) else {
             self.fail(&self.pipeline.named(UNASKED), 0);
             return Vec::new();

@@ -173,40 +173,16 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// As [`Connection::ask`].
-    pub(super) fn ask(
-        &mut self,
-        command: &[u8],
-        limit: usize,
-        deadline: Instant,
-    ) -> Result<Value, Fault> {
-        self.using(|connection| connection.ask(command, limit, deadline))
-    }
-
-    /// As [`Connection::send`].
-    pub(super) fn send(&mut self, commands: &[u8], deadline: Instant) -> Result<(), Fault> {
-        self.using(|connection| connection.send(commands, deadline))
-    }
-
-    /// As [`Connection::receive`].
-    pub(super) fn receive(
-        &mut self,
-        answers: &mut Vec<Value>,
-        deadline: Instant,
-    ) -> Result<(), Fault> {
-        self.using(|connection| connection.receive(answers, deadline))
-    }
-
     /// The connection is not shared again.
     pub(super) fn discard(mut self) {
         self.connection = None;
     }
 
-    fn using<T>(
+    /// Uses the connection, which is not shared again after a fault, or a panic.
+    pub(super) fn using<T>(
         &mut self,
         work: impl FnOnce(&mut Connection) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        // Nor is it shared again after a panic.
         let Some(mut connection) = self.connection.take() else {
             return Err(Fault::unsent("the connection had a fault before"));
         };
