@@ -21,6 +21,7 @@ pub mod host;
 pub mod http;
 #[cfg(feature = "compiler")]
 pub mod load;
+mod locks;
 #[cfg(feature = "runtime")]
 pub mod log;
 #[cfg(feature = "runtime")]

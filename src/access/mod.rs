@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{
             AtomicU64,
             Ordering::{Acquire, Release},
@@ -30,6 +30,7 @@ use crate::{
         access::{ANONYMOUS, DEFAULT_PRINCIPAL, PrincipalSettings},
     },
     host::context::Caller,
+    locks::lock,
     log::{AUDIT, Limiter},
 };
 
@@ -182,10 +183,7 @@ impl Access {
     /// Replaces the settings. They apply from the next request on, on open
     /// connections too.
     pub fn set_principals(&self, settings: Principals) {
-        let mut principals = self
-            .principals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut principals = lock(&self.principals);
         let before = self.settings.load_full();
         // Where nothing has changed, what was counted goes on to count.
         principals.retain(|name, _| settings_of(&before, name) == settings_of(&settings, name));
@@ -342,10 +340,7 @@ impl Access {
     }
 
     fn principal(&self, name: &str) -> Arc<Principal> {
-        let mut principals = self
-            .principals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut principals = lock(&self.principals);
         if let Some(known) = principals.get(name) {
             return Arc::clone(known);
         }

@@ -3,9 +3,11 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
+
+use crate::locks::lock;
 
 /// Addresses that are remembered, once for each way in which they failed;
 /// the longest-quiet ones are displaced.
@@ -41,10 +43,7 @@ impl AuthThrottle {
 
     /// How long to wait before the next try; none if it is allowed now.
     pub(super) fn wait(&self, address: IpAddr, way: Failure, now: Instant) -> Option<Duration> {
-        let forgotten = self
-            .forgotten
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let forgotten = lock(&self.forgotten);
         let left = forgotten
             .get(&(whole_address(address), way))?
             .saturating_duration_since(now);
@@ -53,10 +52,7 @@ impl AuthThrottle {
     }
 
     pub(super) fn failed(&self, address: IpAddr, way: Failure, now: Instant) {
-        let mut forgotten = self
-            .forgotten
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut forgotten = lock(&self.forgotten);
         if forgotten.len() >= MAX_ADDRESSES {
             forgotten.retain(|_, until| *until > now);
         }

@@ -12,7 +12,7 @@ use std::{
     net::{IpAddr, TcpListener},
     os::unix::net::UnixListener,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -23,6 +23,7 @@ use tiny_http::{HTTPVersion, Header, StatusCode};
 use super::{Admin, LINES, Page, refuse, routes, token};
 use crate::{
     budget::{Budget, Reservation},
+    locks::lock,
     log::{AUDIT, Limiter},
 };
 
@@ -113,7 +114,7 @@ struct ClientSlot<'a> {
 
 impl Drop for ClientSlot<'_> {
     fn drop(&mut self) {
-        self.gateway.clients().open.remove(&self.number);
+        lock(&self.gateway.clients).open.remove(&self.number);
         self.gateway.left.notify_all();
     }
 }
@@ -300,12 +301,8 @@ impl Gateway {
         };
         drop(
             self.left
-                .wait_timeout_while(self.clients(), within, answering),
+                .wait_timeout_while(lock(&self.clients), within, answering),
         );
-    }
-
-    fn clients(&self) -> MutexGuard<'_, Clients> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn accept(self: &Arc<Self>, socket: Socket) {
@@ -329,7 +326,7 @@ impl Gateway {
             .name("mb-admin-client".into())
             .spawn(serve)
         {
-            self.clients().open.remove(&number);
+            lock(&self.clients).open.remove(&number);
             if LINES.allows("admin endpoint, threads") {
                 tracing::warn!("admin endpoint: {error}");
             }
@@ -339,7 +336,7 @@ impl Gateway {
     /// Takes a slot, if need be that of the longest-connected client without a
     /// request.
     fn take_slot(&self, socket: &Arc<Socket>) -> Option<u64> {
-        let mut clients = self.clients();
+        let mut clients = lock(&self.clients);
         if clients.open.len() >= MAX_CLIENTS {
             let slow = clients
                 .open
@@ -368,7 +365,7 @@ impl Gateway {
         // One that is refused can be displaced like one that has sent no
         // request.
         if matches!(request, Ok(Some(_)))
-            && let Some(client) = self.clients().open.get_mut(&slot.number)
+            && let Some(client) = lock(&self.clients).open.get_mut(&slot.number)
         {
             client.reading = false;
         }
@@ -472,7 +469,7 @@ impl Gateway {
     ) -> Result<(), HttpError> {
         let _event_stream = hold(&self.event_streams, 1, Instant::now())
             .ok_or((503, "as many listen already as may"))?;
-        if let Some(client) = self.clients().open.get_mut(&slot.number) {
+        if let Some(client) = lock(&self.clients).open.get_mut(&slot.number) {
             client.endless = true;
         }
         // It ends with the first write that fails, a second after the

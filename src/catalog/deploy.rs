@@ -5,7 +5,7 @@
 use std::{
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     files::{self, Unfinished},
+    locks::lock,
     wire::Version,
 };
 
@@ -155,7 +156,7 @@ impl Deploys {
         };
         if !check {
             let until = Instant::now() + HELD_FOR;
-            let mut state = self.state();
+            let mut state = lock(&self.state);
             // What undoes this one must not undo an earlier one of the same file.
             state.done.take_if(|done| done.is(stem, &digest));
             state.held = Some(Held {
@@ -172,14 +173,14 @@ impl Deploys {
     /// # Errors
     /// Says why not; what was served before is served then.
     pub fn serve(&self, stem: &str, digest: &str) -> Result<String, String> {
-        let held = self.state().take(stem, digest).ok_or(
+        let held = lock(&self.state).take(stem, digest).ok_or(
             "this component is not held: it was not checked, or more than two minutes ago; deploy it again",
         )?;
         let Held {
             replacement, file, ..
         } = held;
         let done = self.catalog.put(&replacement, file)?;
-        self.state().done = Some(replacement);
+        lock(&self.state).done = Some(replacement);
         Ok(done)
     }
 
@@ -188,7 +189,7 @@ impl Deploys {
     /// # Errors
     /// Says why not; nothing has changed then.
     pub fn undo(&self, stem: &str, digest: &str) -> Result<String, String> {
-        let mut state = self.state();
+        let mut state = lock(&self.state);
         if state.take(stem, digest).is_some() {
             return Ok("what was held is dropped".into());
         }
@@ -199,23 +200,19 @@ impl Deploys {
             return Ok("it was served before, too".into());
         }
         let undone = self.catalog.restore(&done)?;
-        self.state().done = None;
+        lock(&self.state).done = None;
         Ok(undone)
     }
 
     /// Drops what was held for too long: nobody may come for it. Called once a
     /// minute, so its file goes within three minutes.
     pub fn expire(&self) {
-        self.state().drop_expired();
+        lock(&self.state).drop_expired();
     }
 
     /// Drops what is held: the server ends, and its folder is left as it was.
     pub fn end(&self) {
-        self.state().held = None;
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state).held = None;
     }
 }
 
@@ -235,7 +232,7 @@ struct Receiving<'a>(&'a Deploys);
 
 impl<'a> Receiving<'a> {
     fn begin(deploys: &'a Deploys, stem: &str) -> Result<Self, String> {
-        let mut state = deploys.state();
+        let mut state = lock(&deploys.state);
         state.drop_expired();
         if let Some(other) = &state.receiving {
             return Err(format!("a deploy of {other} is in progress; try again"));
@@ -257,7 +254,7 @@ impl<'a> Receiving<'a> {
 
 impl Drop for Receiving<'_> {
     fn drop(&mut self) {
-        self.0.state().receiving = None;
+        lock(&self.0.state).receiving = None;
     }
 }
 

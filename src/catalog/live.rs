@@ -8,7 +8,7 @@ use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
@@ -19,7 +19,7 @@ use super::{
     Catalog, LoadSettings,
     loader::{ChangeError, Loader, Replacement, ScanMode, is_in_place},
 };
-use crate::{config::Config, files::Unfinished, sandbox::Sandbox, wire::Version};
+use crate::{config::Config, files::Unfinished, locks::lock, sandbox::Sandbox, wire::Version};
 
 /// The current catalog, and the loader that it comes from.
 pub struct LiveCatalog {
@@ -136,7 +136,7 @@ impl LiveCatalog {
 
     /// What a file would be loaded with now.
     pub(super) fn to_load(&self) -> (Arc<Sandbox>, LoadSettings) {
-        self.lock().to_load()
+        lock(&self.loader).to_load()
     }
 
     /// What it takes to serve a file with this digest, and to go back.
@@ -148,7 +148,7 @@ impl LiveCatalog {
         path: &Path,
         digest: &str,
     ) -> Result<Replacement, ChangeError> {
-        self.lock().replacement(path, digest)
+        lock(&self.loader).replacement(path, digest)
     }
 
     /// Serves a file; where that fails, what was served before is served again.
@@ -161,7 +161,7 @@ impl LiveCatalog {
         file: Unfinished,
     ) -> Result<String, ChangeError> {
         let Replacement { path, digest, .. } = replacement;
-        let mut loader = self.lock();
+        let mut loader = lock(&self.loader);
         if loader.replacement(path, digest)? != *replacement {
             return Err(
                 "what is served has changed since this was checked; deploy it again".into(),
@@ -203,7 +203,7 @@ impl LiveCatalog {
     /// # Errors
     /// Says why not.
     pub(super) fn restore(&self, undone: &Replacement) -> Result<String, ChangeError> {
-        let mut loader = self.lock();
+        let mut loader = lock(&self.loader);
         if loader.served(&undone.path) != Some(&undone.digest) {
             return Err(
                 "what is served has changed since it was deployed; nothing is undone".into(),
@@ -229,7 +229,7 @@ impl LiveCatalog {
     /// If they need what is fixed at the start; nothing has changed then.
     pub fn set_policy(&self, config: &Config) -> Result<Vec<String>, ChangeError> {
         let changes = self.change(|loader| loader.set_policy(config))?;
-        self.lock().loaded();
+        lock(&self.loader).loaded();
         Ok(changes)
     }
 
@@ -238,7 +238,7 @@ impl LiveCatalog {
         &self,
         decide: impl FnOnce(&mut Loader) -> Result<T, ChangeError>,
     ) -> Result<T, ChangeError> {
-        let mut loader = self.lock();
+        let mut loader = lock(&self.loader);
         let done = decide(&mut loader);
         // One that failed may have been tried with what is served.
         self.swap(&loader);
@@ -246,7 +246,7 @@ impl LiveCatalog {
     }
 
     fn look(&self, how: ScanMode) -> io::Result<Vec<String>> {
-        let mut loader = self.lock();
+        let mut loader = lock(&self.loader);
         let scanned = loader.scan(how);
         let folder_error = scanned.as_ref().err().map(ToString::to_string);
         if let Some(folder_error) = &folder_error
@@ -268,9 +268,5 @@ impl LiveCatalog {
 
     fn swap(&self, loader: &Loader) {
         self.current.store(Arc::new(loader.assemble()));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Loader> {
-        self.loader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -19,6 +19,7 @@ use super::{
 use crate::{
     config::Config,
     files::{self, Stamp},
+    locks::lock,
     metrics::ServiceStats,
     sandbox::{ComponentFile, Sandbox},
     wire::Version,
@@ -300,7 +301,7 @@ impl Loader {
             return unsettled.into_iter().map(settle).collect();
         }
         let queue = Mutex::new(unsettled.into_iter());
-        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let next = || lock(&queue).next();
         thread::scope(|scope| {
             let work = || std::iter::from_fn(next).map(settle).collect::<Vec<_>>();
             // What the system refuses threads for, this one does.

@@ -15,7 +15,7 @@ mod truncated;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 pub use compat::{breaks, may_break};
@@ -33,6 +33,7 @@ pub use policy::ServicePolicies;
 
 use crate::{
     budget::Rate,
+    locks::lock,
     log::Limiter,
     metrics::{ServiceStats, snapshot},
     sandbox::Component,
@@ -121,12 +122,8 @@ pub struct Catalog {
 struct Loading(Mutex<Vec<FileName>>);
 
 impl Loading {
-    fn lock(&self) -> MutexGuard<'_, Vec<FileName>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn set(&self, files: Vec<FileName>) {
-        *self.lock() = files;
+        *lock(&self.0) = files;
     }
 }
 
@@ -216,8 +213,7 @@ impl Catalog {
     /// promises the service, and the version where it holds one.
     #[must_use]
     pub fn is_loading(&self, name: &str, asked: Version) -> bool {
-        self.loading
-            .lock()
+        lock(&self.loading.0)
             .iter()
             .any(|file| file.name == name && file.version.is_none_or(|v| v.serves(asked)))
     }

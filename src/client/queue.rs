@@ -8,7 +8,10 @@ use std::{
 };
 
 use super::{Answer, error::ClientError};
-use crate::wire::{Header, Kind, Payload, Topic, Version, message::write_message};
+use crate::{
+    locks::lock,
+    wire::{Header, Kind, Payload, Topic, Version, message::write_message},
+};
 
 /// Bytes that leave in one write, unless a single message is larger.
 const BATCH_SIZE: usize = 64 * 1024;
@@ -22,13 +25,13 @@ pub(super) struct Slot {
 
 impl Slot {
     pub(super) fn put(&self, answer: Result<Answer, ClientError>) {
-        *self.answer.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+        *lock(&self.answer) = Some(answer);
         self.ready.notify_all();
     }
 
     /// None at the deadline.
     pub(super) fn wait(&self, deadline: Instant) -> Option<Result<Answer, ClientError>> {
-        let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answer = lock(&self.answer);
         loop {
             if let Some(answer) = answer.take() {
                 return Some(answer);

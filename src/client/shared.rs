@@ -15,7 +15,10 @@ use super::{
     link::{self, ClientConnection},
     queue::{Loss, Queue},
 };
-use crate::wire::{Header, Incoming, Kind, Reassembly, frame::KEEPALIVE_FRAME};
+use crate::{
+    locks::lock,
+    wire::{Header, Incoming, Kind, Reassembly, frame::KEEPALIVE_FRAME},
+};
 
 /// First and longest pause between two tries to connect; each is shortened by
 /// up to half, by chance, so that many clients don't come back at once.
@@ -56,7 +59,7 @@ pub(super) struct State {
 impl ClientCore {
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // Nothing in here panics halfway through a change.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Sends what there is to be sent, unless another thread is at it, which

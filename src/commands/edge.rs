@@ -6,7 +6,7 @@ use std::{
     io, mem,
     net::SocketAddr,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -18,6 +18,7 @@ use crate::{
     admin::is_loopback,
     config::{Auth, Config, OneOrMore, Tls, access::Listener, given},
     files::Stamp,
+    locks::lock,
     log::Limiter,
     metrics::snapshot::{InvalidCertificate, StaleFiles},
     server::ListenerSettings,
@@ -63,9 +64,9 @@ impl Watched {
 
     /// Reads them if that is due.
     fn look(&self, now: Vec<Option<Stamp>>, read: impl FnOnce() -> Result<String, String>) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = lock(&self.seen);
         let changed = mem::replace(&mut *seen, now) != *seen;
-        if changed || self.error().is_some() {
+        if changed || lock(&self.error).is_some() {
             let _ = self.note(read());
         }
     }
@@ -74,7 +75,7 @@ impl Watched {
     fn note(&self, read: Result<String, String>) -> Result<(), String> {
         static LINES: Limiter = Limiter::new();
         let error = read.as_ref().err().cloned();
-        let before = mem::replace(&mut *self.error(), error.clone());
+        let before = mem::replace(&mut *lock(&self.error), error.clone());
         if (error.is_none() || error != before) && LINES.allows("certificates and tokens") {
             match &read {
                 Ok(done) => tracing::info!("{}: {done}", self.name),
@@ -85,10 +86,6 @@ impl Watched {
             }
         }
         read.map(drop)
-    }
-
-    fn error(&self) -> MutexGuard<'_, Option<String>> {
-        self.error.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -163,7 +160,7 @@ impl Edge {
     /// Files that can't be read or used at present: what was read before holds.
     pub(super) fn stale_files(&self) -> Vec<StaleFiles> {
         let row = |watched: &Watched| {
-            let error = watched.error().clone()?;
+            let error = lock(&watched.error).clone()?;
             let files = watched.name;
             Some(StaleFiles { files, error })
         };
@@ -189,7 +186,7 @@ impl Edge {
     fn warn_of_tls(&self) {
         let Some((_, tls)) = &self.tls else { return };
         let warnings = tls.load().warnings_now();
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut warned = lock(&self.warned);
         for warning in warnings.iter().filter(|warning| !warned.contains(warning)) {
             tracing::warn!("{warning}");
         }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use serde_json::{Value, json};
@@ -12,6 +12,7 @@ use super::edge::{self, Edge};
 use crate::{
     catalog::LiveCatalog,
     config::{DEFAULT_PRINCIPAL, Loaded, PrincipalSettings, Principals, Row},
+    locks::lock,
     log,
     scheduler::Scheduler,
 };
@@ -82,12 +83,8 @@ impl LiveSettings {
 
     /// The settings in effect, for the admin side.
     pub(super) fn shown(&self) -> Value {
-        let current = self.current();
+        let current = lock(&self.current);
         json!({"settings": masked(&current.rows), "nextStart": current.waiting})
-    }
-
-    fn current(&self) -> MutexGuard<'_, Current> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads them again and applies what can be applied.
@@ -95,13 +92,10 @@ impl LiveSettings {
     /// # Errors
     /// What is wrong with them; then nothing has changed.
     pub(super) fn reload(&self) -> Result<Applied, String> {
-        let _alone = self
-            .reloading
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _alone = lock(&self.reloading);
         let Loaded { config, rows } = (self.again)()?;
         edge::check_exposure(&config).map_err(|(_, error)| error)?;
-        let changed = differing(&self.current().rows, &rows);
+        let changed = differing(&lock(&self.current).rows, &rows);
         let (applied, waiting): (Vec<_>, Vec<_>) =
             changed.into_iter().partition(|key| is_live(key));
         let touches = |prefix: &str| applied.iter().any(|key| key.starts_with(prefix));
@@ -119,7 +113,7 @@ impl LiveSettings {
             log::set_filter(&config.log)?;
         }
         self.edge.reload();
-        let mut current = self.current();
+        let mut current = lock(&self.current);
         let keep = |row: &&Row| !is_live(&row.key);
         let live = rows.into_iter().filter(|row| is_live(&row.key));
         let mut merged: Vec<Row> = current

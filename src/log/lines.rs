@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt::{self, Write as _},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::Mutex,
     time::SystemTime,
 };
 
@@ -15,6 +15,7 @@ use tracing::{
 use tracing_subscriber::layer::{Context, Layer};
 
 use super::AUDIT;
+use crate::locks::lock;
 
 /// Lines that are kept.
 const MAX_LINES: usize = 1000;
@@ -66,7 +67,7 @@ impl Lines {
     /// newest `limit` of them.
     #[must_use]
     pub fn after(&self, number: u64, limit: usize, fits: impl Fn(&Line) -> bool) -> Vec<Line> {
-        let kept = self.lock();
+        let kept = lock(&self.0);
         let mut found: Vec<_> = kept
             .audit
             .values()
@@ -80,7 +81,7 @@ impl Lines {
     }
 
     fn keep(&self, mut line: Line) {
-        let mut kept = self.lock();
+        let mut kept = lock(&self.0);
         line.number = kept.next;
         kept.next += 1;
         let (lines, max) = if line.target == AUDIT {
@@ -93,10 +94,6 @@ impl Lines {
             lines.pop_front();
         }
         lines.push_back(line);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, RecentLines> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -7,7 +7,7 @@ mod writer;
 use std::{
     any::Any,
     io::{self, IsTerminal as _, Write as _},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -20,6 +20,8 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 use writer::{StandardError, Writer};
+
+use crate::locks::lock;
 
 /// Changes what is logged, once the log was started.
 static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
@@ -233,7 +235,7 @@ impl Limiter {
     /// not either.
     fn judge(&self, now: Instant) -> Option<u64> {
         // Nothing in here panics, and nothing is logged under the lock.
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         if state
             .began
             .is_none_or(|began| now.saturating_duration_since(began) >= WINDOW)

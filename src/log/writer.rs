@@ -6,7 +6,7 @@ use std::{
     io::{self, Write},
     os::fd::AsFd as _,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread,
@@ -17,6 +17,8 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
 };
+
+use crate::locks::lock;
 
 /// Lines that wait to be written.
 const MAX_LINES: usize = 8192;
@@ -81,7 +83,7 @@ impl Writer {
 
     /// Queues a line, which ends with a line feed, or drops it. Never waits.
     pub(super) fn push(&self, line: &[u8]) {
-        let mut queue = self.lock();
+        let mut queue = lock(&self.queue);
         let length = line.len().min(MAX_LINE);
         if queue.lines.len() >= MAX_LINES || queue.bytes + length > MAX_BYTES {
             queue.unreported += 1;
@@ -105,7 +107,7 @@ impl Writer {
         let pending = |queue: &mut Queue| queue.writing || !queue.lines.is_empty();
         drop(
             self.drained
-                .wait_timeout_while(self.lock(), within, pending),
+                .wait_timeout_while(lock(&self.queue), within, pending),
         );
     }
 
@@ -118,7 +120,7 @@ impl Writer {
     fn take(&self) -> (Vec<u8>, u64) {
         let mut queue = self
             .filled
-            .wait_while(self.lock(), |queue| queue.lines.is_empty())
+            .wait_while(lock(&self.queue), |queue| queue.lines.is_empty())
             .unwrap_or_else(PoisonError::into_inner);
         let (mut bytes, mut lines) = (Vec::new(), 0);
         while let Some(line) = queue
@@ -136,7 +138,7 @@ impl Writer {
     /// Notes what became of the lines that were taken. Returns how many were
     /// dropped, if that is to be reported now.
     fn written(&self, lines: u64, succeeded: bool) -> Option<u64> {
-        let mut queue = self.lock();
+        let mut queue = lock(&self.queue);
         queue.writing = false;
         if queue.lines.is_empty() {
             self.drained.notify_all();
@@ -154,11 +156,6 @@ impl Writer {
             0
         };
         (dropped > 0).then_some(dropped)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        // Nothing in here panics halfway through a change.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,7 +9,7 @@ mod usage;
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
+        Mutex, OnceLock,
         atomic::{
             AtomicBool, AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
@@ -25,14 +25,10 @@ pub use usage::{Due, Usage, Usages};
 
 use snapshot::Distribution;
 
-use crate::{stripes::Stripes, wire::Code};
+use crate::{locks::lock, stripes::Stripes, wire::Code};
 
 /// Protocols that are shown from the start.
 const PROTOCOLS: [&str; 3] = ["frames", "http", "websocket"];
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A counter that only rises.
 #[derive(Debug, Default)]

@@ -6,7 +6,6 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
-    sync::PoisonError,
     time::Instant,
 };
 
@@ -22,6 +21,7 @@ use super::{
     reset::{FreshReason, NOT_WANTED},
 };
 use crate::budget::Budget;
+use crate::locks::lock;
 
 /// Which processors compiled code is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,10 +70,7 @@ impl Sandbox {
         if let Some(loaded) = self.cached(&name) {
             return Ok(loaded);
         }
-        let _alone = self
-            .compiling
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _alone = lock(&self.compiling);
         // Another thread may have compiled it meanwhile.
         if let Some(loaded) = self.cached(&name) {
             return Ok(loaded);

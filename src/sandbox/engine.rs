@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
 };
 
 use rustix::{
@@ -25,6 +25,7 @@ use crate::{
     budget::Budget,
     config::memory::{KEPT_MEMORY, KEPT_TABLES},
     host::{WaitError, Waiter},
+    locks::lock,
 };
 
 /// Address space of a memory where the host refuses the reservation of 4 GiB.
@@ -199,7 +200,7 @@ impl Sandbox {
 
     /// Remembers where a component keeps instances, to take them back.
     pub(super) fn remember(&self, idle: &Arc<IdleInstances>) {
-        let mut all = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.idle);
         all.retain(|known| known.strong_count() > 0);
         all.push(Arc::downgrade(idle));
     }
@@ -210,7 +211,7 @@ impl Sandbox {
             return;
         }
         let idle: Vec<_> = {
-            let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let idle = lock(&self.idle);
             idle.iter().filter_map(Weak::upgrade).collect()
         };
         for idle in &idle {

@@ -36,6 +36,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use super::worker::CompileJob;
+use crate::locks::lock;
 
 /// This program, also where its file was replaced by a newer version.
 pub const PROGRAM: &str = "/proc/self/exe";
@@ -128,7 +129,7 @@ impl Helper {
         max_output: u64,
         timeout: Duration,
     ) -> io::Result<JobResult> {
-        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut socket = lock(&self.socket);
         run_worker(&mut socket, job, input, max_output, timeout)
     }
 }

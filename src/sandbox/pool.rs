@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{
             AtomicU8, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{instance::Live, slots::Slots};
-use crate::stripes::Stripes;
+use crate::{locks::lock, stripes::Stripes};
 
 /// An instance between two calls: of a service with `isolation = "shared"`, or
 /// reset.
@@ -201,8 +201,4 @@ impl Drop for IdleInstances {
     fn drop(&mut self) {
         self.release_kept_slot();
     }
-}
-
-fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
-    list.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,7 +5,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{
             AtomicBool, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
@@ -19,6 +19,7 @@ use super::pool::{IdleEviction, IdleInstance, IdleInstances};
 use crate::{
     budget::Budget,
     host::{WaitError, Waiter},
+    locks::lock,
 };
 
 /// One slot in so many is kept for services that hold few.
@@ -137,7 +138,7 @@ impl Slots {
         });
         // A waiter counts itself before it looks again, a slot is released
         // before its giver looks for waiters: one of the two sees the other.
-        self.lock().push(Arc::clone(&queued));
+        lock(&self.queue).push(Arc::clone(&queued));
         self.waiting.fetch_add(1, SeqCst);
         queued.idle.begin_wait();
         let mut looks = waiter.looks();
@@ -164,7 +165,7 @@ impl Slots {
             }
         }
         queued.idle.end_wait();
-        self.lock().retain(|other| !Arc::ptr_eq(other, &queued));
+        lock(&self.queue).retain(|other| !Arc::ptr_eq(other, &queued));
         self.waiting.fetch_sub(1, SeqCst);
         // Nobody gives it one from here on.
         let slot = queued.has_slot.load(SeqCst).then(|| Slot {
@@ -185,7 +186,7 @@ impl Slots {
         if self.waiting.load(SeqCst) == 0 {
             return;
         }
-        let queue = self.lock();
+        let queue = lock(&self.queue);
         for one in queue.iter() {
             if !one.has_slot.load(SeqCst) && one.idle.take_kept_slot(self) {
                 one.give();
@@ -205,9 +206,5 @@ impl Slots {
 
     pub(super) fn has_waiters(&self) -> bool {
         self.waiting.load(Relaxed) > 0
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Queued>>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
@@ -18,6 +18,7 @@ use super::{
     pool::{IdleEviction, IdleInstance, IdleInstances},
 };
 use crate::host::{Context, Unwatched};
+use crate::locks::lock;
 
 /// Instances that wait to be compared; one that finds no room is not.
 const MAX_WAITING: usize = 4;
@@ -115,7 +116,7 @@ impl Verifier {
     /// What is known of a file. Where far too many are known as defective, a
     /// new one counts as such.
     pub(super) fn record(&self, digest: &Arc<str>) -> Arc<ResetRecord> {
-        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut records = lock(&self.records);
         records.retain(|_, record| Arc::strong_count(record) > 1 || record.defects() > 0);
         let defective = records.values().filter(|record| record.defects() > 0);
         if defective.count() >= MAX_RECORDS && !records.contains_key(digest) {

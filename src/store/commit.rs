@@ -20,6 +20,7 @@ use super::{
     journal::Effect,
     journaled::{Journaled, Tables},
 };
+use crate::locks::lock;
 
 /// Writes of a group, and the bytes that they leave, from which on others wait
 /// for the disk first.
@@ -457,10 +458,6 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a write leaves behind.

@@ -19,7 +19,7 @@ use super::{
     file::{self, Files},
     journaled::{Journaled, Medium},
 };
-use crate::log::panic_text;
+use crate::{locks::lock, log::panic_text};
 
 /// Memory that an open store uses as cache, in bytes. A larger one is no faster:
 /// reads come from the page cache.
@@ -136,7 +136,7 @@ impl Database {
         let result = self.work(|database| group.write(database));
         if matches!(result, Err(StoreError::Broken(_))) {
             // redb may refuse all writes now, until it is opened again.
-            let mut reopened = self.reopened.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut reopened = lock(&self.reopened);
             if reopened.is_none_or(|at| at.elapsed() >= REOPEN_EVERY) {
                 *reopened = Some(Instant::now());
                 let _ = self.reopen(number);
@@ -302,7 +302,7 @@ impl Engine for Embedded {
     /// them; at none as long as no entry ends.
     fn tend(&self) {
         self.queue.expire();
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = lock(&self.next);
         let from = std::mem::take(&mut *next);
         let Ok(found) = self.work(|database| ended_from(database, &from)) else {
             return;

@@ -3,14 +3,14 @@
 
 use std::{
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
 use super::StoreError;
-use crate::log::Limiter;
+use crate::{locks::lock, log::Limiter};
 
 /// How often the log says again that writes are refused.
 const LOG_EVERY: Duration = Duration::from_secs(60);
@@ -68,7 +68,7 @@ impl Health {
         if !self.failing.load(Relaxed) {
             return None;
         }
-        self.lock().problem.clone()
+        lock(&self.state).problem.clone()
     }
 
     /// Notes what came of committing so many writes.
@@ -111,7 +111,7 @@ impl Health {
         };
         count.fetch_add(writes, Relaxed);
         let now = Instant::now();
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if state.works_since.is_some_and(|since| begun < since) {
             return;
         }
@@ -136,7 +136,7 @@ impl Health {
         if !self.failing.load(Relaxed) {
             return;
         }
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         (state.problem, state.works_since) = (None, state.works_since.max(Some(begun())));
         self.failing.store(false, Relaxed);
         let refused = state.refused;
@@ -144,10 +144,6 @@ impl Health {
             drop(state);
             tracing::warn!("store: it works again, after {refused} more were refused");
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -18,6 +18,7 @@ use super::{
     embedded::{USED, VALUES, contain, prepare},
     journal::{Effect, Generation, Journal, Record},
 };
+use crate::locks::lock;
 
 /// Which journal goes on from here, if one does.
 const JOURNAL: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("journal");
@@ -131,7 +132,7 @@ impl Journaled {
             }
         };
         let had_none = journal.is_none();
-        let mut state = this.state();
+        let mut state = lock(&this.state);
         state.is_named = journal.is_some();
         state.flush(transaction, journal)?;
         drop(state);
@@ -160,7 +161,7 @@ impl Journaled {
         if record.is_empty() {
             return Ok(transaction.abort()?);
         }
-        let mut state = self.state();
+        let mut state = lock(&self.state);
         // Back once redb has what it has; what fails before leaves it out, and
         // the next flush of redb forgets it.
         let mut journal = state.journal.take();
@@ -191,7 +192,7 @@ impl Journaled {
 
     /// The same without the journal, for what is no group of writes.
     pub(super) fn flush(&self, transaction: WriteTransaction) -> Result<(), StoreError> {
-        let mut state = self.state();
+        let mut state = lock(&self.state);
         let journal = state.journal.take();
         state.flush(transaction, journal)
     }
@@ -206,13 +207,13 @@ impl Journaled {
     /// Leaves all in redb's file. Where that fails, the journal is left for the
     /// next start.
     pub(super) fn end(&self) {
-        if self.state().journal.is_none() {
+        if lock(&self.state).journal.is_none() {
             return;
         }
         let _ = contain(|| {
             // In the order of a commit.
             let transaction = self.begin_write()?;
-            let mut state = self.state();
+            let mut state = lock(&self.state);
             state.journal = None;
             state.flush(transaction, None)?;
             Ok(self.medium.remove_journal()?)
@@ -241,10 +242,6 @@ impl Journaled {
                 None
             }
         }
-    }
-
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

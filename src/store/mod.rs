@@ -33,6 +33,8 @@ pub use salvage::{Checked, Reader};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::locks::lock;
+
 /// Longest key in bytes; an empty one is refused too.
 pub const MAX_KEY: usize = 1024;
 /// Largest value in bytes.
@@ -240,7 +242,7 @@ impl Namespace {
             (None, _) => {}
             (Some(unflushed), None) => unflushed.wait(deadline)?,
             (Some(unflushed), Some(ahead)) => {
-                let mut ahead = ahead.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut ahead = lock(ahead);
                 Unflushed::join(&mut ahead, unflushed);
             }
         }

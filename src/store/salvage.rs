@@ -6,7 +6,7 @@ use std::{
     io,
     ops::{Bound, RangeBounds},
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::Mutex,
 };
 
 use redb::{
@@ -22,6 +22,7 @@ use super::{
     journal::{Effect, Journal},
     journaled::{Journaled, Medium, generation},
 };
+use crate::locks::lock;
 
 /// Looks into damaged ranges, all of them together.
 const MAX_PROBES: u32 = 50_000;
@@ -563,10 +564,6 @@ impl Overlay {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Written> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn read_through(&self, written: &Written, offset: u64, out: &mut [u8]) -> io::Result<()> {
         out.fill(0);
         let end = self.file.len()?.min(written.cut_at.unwrap_or(u64::MAX));
@@ -601,18 +598,18 @@ impl Overlay {
 
 impl StorageBackend for Overlay {
     fn len(&self) -> Result<u64, io::Error> {
-        self.lock().len.map_or_else(|| self.file.len(), Ok)
+        lock(&self.written).len.map_or_else(|| self.file.len(), Ok)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
         if offset + out.len() as u64 > self.len()? {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.read_through(&self.lock(), offset, out)
+        self.read_through(&lock(&self.written), offset, out)
     }
 
     fn set_len(&self, len: u64) -> Result<(), io::Error> {
-        let mut written = self.lock();
+        let mut written = lock(&self.written);
         let kept = len / BLOCK as u64;
         written.cut_at = Some(written.cut_at.unwrap_or(u64::MAX).min(len));
         written.blocks.split_off(&(kept + 1));
@@ -629,7 +626,7 @@ impl StorageBackend for Overlay {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-        let mut written = self.lock();
+        let mut written = lock(&self.written);
         let mut rest = data;
         let mut offset = offset;
         while !rest.is_empty() {

@@ -24,6 +24,7 @@ pub use epoll::{Epoll, Ready};
 pub use linger::{LINGER, Linger, MAX_ENDING};
 pub use pool::Pool;
 
+pub(crate) use crate::locks::lock;
 pub use crate::transport::{Channel, Received};
 
 /// The time.
@@ -40,12 +41,6 @@ pub fn thread_time() -> Duration {
         u64::try_from(time.tv_sec).unwrap_or_default(),
         u32::try_from(time.tv_nsec).unwrap_or_default(),
     )
-}
-
-/// Takes a lock. None of those of the server guards anything that a panic
-/// leaves half done.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Raises the soft limit of open files to the hard one, and returns it; none

@@ -4,7 +4,7 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{Shutdown, TcpStream},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -16,6 +16,7 @@ use super::{
     socket::{Received, wait},
     tls::Tls,
 };
+use crate::locks::lock;
 
 /// A read may end this much after its deadline. The timeout of a socket
 /// covers one system call from its beginning; as long as what it is set to
@@ -230,12 +231,6 @@ impl Stream {
     pub fn shut_down(&self) {
         let _ = self.socket.stream.shutdown(Shutdown::Both);
     }
-}
-
-/// Nothing here guards anything that a panic leaves half done: whoever panics
-/// with a session ends its connection.
-fn lock(tls: &Mutex<Tls>) -> MutexGuard<'_, Tls> {
-    tls.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

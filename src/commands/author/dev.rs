@@ -8,7 +8,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         mpsc::{self, RecvTimeoutError},
     },
     thread,
@@ -31,6 +31,7 @@ use crate::{
     config::{self, Config, Flags, Loaded},
     dispatch::{Dispatcher, Handle, Outcome, Reply, Request},
     files::Stamp,
+    locks::lock,
     log::Format,
     project::{Built, DEV_STATE, Kind, Project, SETTINGS, build},
     sandbox::CompilerConfig,
@@ -426,18 +427,10 @@ impl State {
         }
     }
 
-    fn stage(&self) -> MutexGuard<'_, Stage> {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn last(&self) -> MutexGuard<'_, Option<(Vec<u8>, bool)>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Notes a good build; returns the file of the one before if that is
     /// another.
     fn built(&self, file: &Path) -> Option<PathBuf> {
-        match std::mem::replace(&mut *self.stage(), Stage::Built(file.into())) {
+        match std::mem::replace(&mut *lock(&self.stage), Stage::Built(file.into())) {
             Stage::Built(before) if before != file => Some(before),
             _ => None,
         }
@@ -445,7 +438,7 @@ impl State {
 
     /// Notes that a build failed; whether there is one from before.
     fn failed(&self, error: &str) -> bool {
-        let mut stage = self.stage();
+        let mut stage = lock(&self.stage);
         if let Stage::Built(_) = &*stage {
             return true;
         }
@@ -458,7 +451,7 @@ impl State {
         if self.name.as_ref().is_some_and(|name| name != service) {
             return None;
         }
-        let (message, details) = match &*self.stage() {
+        let (message, details) = match &*lock(&self.stage) {
             Stage::Built(_) => return None,
             Stage::Building => (
                 format!("service {service} is being built by mb-server dev"),
@@ -485,7 +478,7 @@ impl Handle for Attended {
     fn handle<'a>(&self, request: Request<'a>) -> Reply<'a> {
         let own = request.body.starts_with(b"REQUEST:system.");
         if !own && request.body.len() <= MAX_KEPT_CALL {
-            *self.state.last() = Some((request.body.to_vec(), request.binary));
+            *lock(&self.state.last) = Some((request.body.to_vec(), request.binary));
         }
         if let Ok((header, _)) = Header::parse(request.body)
             && !own
@@ -501,7 +494,7 @@ impl Handle for Attended {
 
 /// Makes the last call once more, as a client.
 fn repeat(state: &State, address: SocketAddr) {
-    let Some((body, binary)) = state.last().clone() else {
+    let Some((body, binary)) = lock(&state.last).clone() else {
         complain!("nothing was called yet");
         return;
     };

@@ -16,7 +16,7 @@ use std::{
     collections::BTreeMap,
     io::{self, BufRead, Write},
     ops::Bound::{Excluded, Included, Unbounded},
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock, Mutex},
     time::{Duration, Instant},
 };
 
@@ -30,6 +30,7 @@ use super::{
 use crate::{
     budget::{Budget, Reservation},
     config::store::Remote as Settings,
+    locks::lock,
     transport::{ClientTls, client_config},
 };
 use connection::Login;
@@ -186,10 +187,6 @@ impl Remote {
             parts.next().unwrap_or_default(),
             parts.next().unwrap_or_default(),
         ))
-    }
-
-    fn services(&self) -> MutexGuard<'_, Services> {
-        self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Memory for a value that goes back to the engine.
@@ -409,7 +406,7 @@ impl Engine for Remote {
     /// As of the last look.
     fn size(&self) -> Result<Size, StoreError> {
         Ok(Size {
-            used: self.services().used.values().sum(),
+            used: lock(&self.services).used.values().sum(),
             on_disk: 0,
         })
     }
@@ -427,17 +424,17 @@ impl Engine for Remote {
     }
 
     fn serves(&self, service: &Arc<str>) {
-        let mut services = self.services();
+        let mut services = lock(&self.services);
         services.used.entry(Arc::clone(service)).or_default();
     }
 
     /// Looks at some services: what they use, and what of them has ended. So it
     /// is noticed without any call that the engine is away, or back.
     fn tend(&self) {
-        let names = self.services().next();
+        let names = lock(&self.services).next();
         for service in names {
             // One whose values can't be read does not stop the turn.
-            self.services().last = Arc::clone(&service);
+            lock(&self.services).last = Arc::clone(&service);
             let deadline = Instant::now() + Duration::from_secs(2);
             let Ok(answer) = self.run(&service, &TEND, &|_| {}, 0, deadline) else {
                 return;
@@ -448,7 +445,7 @@ impl Engine for Remote {
                     .ok()
                     .and_then(|text| text.parse().ok())
             {
-                self.services().used.insert(service, used);
+                lock(&self.services).used.insert(service, used);
             }
         }
     }

@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     config::store::{Node, Remote},
+    locks::lock,
     store::StoreError,
 };
 
@@ -78,7 +79,7 @@ impl Nodes {
     pub(super) fn ask(&self, service: &str, question: &Question<'_>) -> Result<Value, StoreError> {
         let mut tried = Vec::new();
         let mut redirects = 0;
-        let home = self.lock().homes.get(service).cloned();
+        let home = lock(&self.state).homes.get(service).cloned();
         let mut is_home = home.is_some();
         let mut pool = match home {
             Some(home) => home,
@@ -126,7 +127,7 @@ impl Nodes {
                     return Err(fault.into());
                 }
                 Err(fault) => {
-                    self.lock().homes.remove(service);
+                    lock(&self.state).homes.remove(service);
                     if fault.was_sent {
                         return Err(fault.into());
                     }
@@ -163,7 +164,7 @@ impl Nodes {
 
     /// The node that has answered for a service last.
     pub(super) fn home(&self, service: &str) -> Option<Node> {
-        let state = self.lock();
+        let state = lock(&self.state);
         Some(state.homes.get(service)?.node().clone())
     }
 
@@ -198,7 +199,7 @@ impl Nodes {
 
     /// The nodes of the settings, the one first that was reached last.
     fn listed(&self) -> Vec<Node> {
-        let first = self.lock().first;
+        let first = lock(&self.state).first;
         let mut nodes = self.remote.nodes.clone();
         nodes.rotate_left(first);
         nodes
@@ -207,7 +208,7 @@ impl Nodes {
     /// This node of the settings was not reached, so another is asked first.
     fn pass_over(&self, node: &Node) {
         let nodes = &self.remote.nodes;
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if nodes.get(state.first) == Some(node) {
             state.first = (state.first + 1) % nodes.len();
         }
@@ -268,7 +269,7 @@ impl Nodes {
     }
 
     fn pool(&self, node: &Node) -> Arc<Pool> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if state.pools.len() >= MAX_NODES {
             (state.pools, state.homes) = Default::default();
         }
@@ -284,7 +285,7 @@ impl Nodes {
 
     /// This node has the service's values, unless it has gone meanwhile.
     fn settle(&self, service: &str, pool: Arc<Pool>) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let known = state.pools.get(pool.node());
         if known.is_some_and(|known| Arc::ptr_eq(known, &pool)) {
             state.homes.insert(service.into(), pool);
@@ -294,14 +295,10 @@ impl Nodes {
     /// No service's values are there any more: another node may have them, or
     /// the same one by new connections.
     fn gone(&self, pool: &Arc<Pool>, error: &redis::ServerError) -> StoreError {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.homes.retain(|_, home| !Arc::ptr_eq(home, pool));
         state.pools.retain(|_, known| !Arc::ptr_eq(known, pool));
         StoreError::Away(format!("{}: {}", pool.node(), refusal(error)))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -15,7 +15,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     thread::{self, Thread},
     time::{Duration, Instant},
 };
@@ -27,6 +27,7 @@ use super::{
     pool::Lease,
 };
 use crate::config::store::Node;
+use crate::locks::lock;
 
 /// Why a caller leaves that others kept from sending.
 const UNSENT: &str = "not sent in time";
@@ -88,7 +89,7 @@ pub(super) type End = Option<Result<Value, Fault>>;
 impl Mailbox {
     /// Has its caller lead, unless it has gone.
     fn lead(&self, lease: &mut Option<Lease>) {
-        let mut content = self.content();
+        let mut content = lock(&self.content);
         if !content.is_left {
             content.lead = lease.take();
             drop(content);
@@ -97,12 +98,8 @@ impl Mailbox {
     }
 
     fn end(&self, end: End) {
-        self.content().end = Some(end);
+        lock(&self.content).end = Some(end);
         self.thread.unpark();
-    }
-
-    fn content(&self) -> MutexGuard<'_, Content> {
-        self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -113,13 +110,13 @@ impl Pipeline {
             node: node.clone(),
             state: Mutex::default(),
         });
-        let caller = pipeline.add(&mut pipeline.lock(), command);
+        let caller = pipeline.add(&mut lock(&pipeline.state), command);
         (pipeline, caller)
     }
 
     /// Adds a command, unless the pipeline is closed.
     pub(super) fn join(self: &Arc<Self>, command: &[u8]) -> Option<Caller> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         (!state.is_closed).then(|| self.add(&mut state, command))
     }
 
@@ -140,7 +137,7 @@ impl Pipeline {
 
     /// Takes the commands that wait. Their callers are owed answers from now on.
     fn take_unsent(&self) -> (Vec<u8>, usize) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let unsent = std::mem::take(&mut state.unsent);
         let count = unsent.len();
         if state.sent.is_empty() {
@@ -156,7 +153,7 @@ impl Pipeline {
 
     /// Takes the callers of the next answers; none if fewer are owed.
     fn take_owed(&self, answers: usize) -> Option<Vec<Arc<Mailbox>>> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if answers > 0 {
             state.quiet_since = Some(Instant::now());
         }
@@ -166,7 +163,7 @@ impl Pipeline {
 
     /// Ends all waiting after a fault. The last `unsent` commands were not sent.
     fn fail(&self, why: &str, unsent: usize) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.close();
         let sent = state.sent.len() - unsent;
         for (number, caller) in state.sent.drain(..).enumerate() {
@@ -181,7 +178,7 @@ impl Pipeline {
     /// connection is free unless an answer is owed.
     fn hand_over(&self, lease: Lease) {
         let mut lease = Some(lease);
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let unsent = state.unsent.iter().map(|command| &command.mailbox);
         for caller in state.sent.iter().chain(unsent) {
             caller.lead(&mut lease);
@@ -198,10 +195,6 @@ impl Pipeline {
     /// Names the node to whoever reads of a fault.
     fn named(&self, why: &str) -> String {
         format!("{}: {why}", self.node)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -229,7 +222,7 @@ impl Caller {
     /// Waits for the answer, and leads when the lead is handed over.
     pub(super) fn wait(self, deadline: Instant) -> End {
         loop {
-            let mut content = self.mailbox.content();
+            let mut content = lock(&self.mailbox.content);
             if let Some(lease) = content.lead.take() {
                 drop(content);
                 return self.lead(lease, deadline);
@@ -245,7 +238,7 @@ impl Caller {
             }
             thread::park_timeout(remaining.min(STALL));
             if now.elapsed() >= STALL {
-                self.pipeline.lock().close_if_stalled();
+                lock(&self.pipeline.state).close_if_stalled();
             }
         }
     }
@@ -265,7 +258,7 @@ impl Caller {
             for (caller, answer) in answers {
                 caller.end(Some(Ok(answer)));
             }
-            if let Some(end) = self.mailbox.content().end.take() {
+            if let Some(end) = lock(&self.mailbox.content).end.take() {
                 return end;
             }
             if Instant::now() >= deadline {
@@ -278,8 +271,8 @@ impl Caller {
 
     /// Gives up at the deadline, unless there was a notice.
     fn leave(self) -> End {
-        let mut state = self.pipeline.lock();
-        let mut content = self.mailbox.content();
+        let mut state = lock(&self.pipeline.state);
+        let mut content = lock(&self.mailbox.content);
         content.is_left = true;
         let (lead, end) = (content.lead.take(), content.end.take());
         drop(content);
@@ -432,7 +425,7 @@ mod tests {
     ) -> ScopedJoinHandle<'scope, Answer> {
         let waiting = || {
             let open = pool.pipeline().upgrade();
-            open.map_or(0, |open| open.lock().unsent.len())
+            open.map_or(0, |open| lock(&open.state).unsent.len())
         };
         let before = waiting();
         let asking = scope.spawn(move || ask(pool, command, time));

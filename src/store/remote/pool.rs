@@ -17,6 +17,7 @@ use super::{
     pipeline::{End, Pipeline},
 };
 use crate::config::store::{MAX_CONNECTIONS, Node};
+use crate::locks::lock;
 
 pub(super) struct Pool {
     node: Node,
@@ -93,13 +94,13 @@ impl Pool {
         drop(pipeline);
         // Those who wait for a connection need none any more.
         self.opened.fetch_add(1, SeqCst);
-        drop(self.lock());
+        drop(lock(&self.state));
         self.freed.notify_all();
         caller.lead(lease, deadline)
     }
 
     pub(super) fn pipeline(&self) -> MutexGuard<'_, Weak<Pipeline>> {
-        self.pipeline.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pipeline)
     }
 
     /// A connection, once one is free.
@@ -114,7 +115,7 @@ impl Pool {
         deadline: Instant,
         is_wanted: impl Fn() -> bool,
     ) -> Result<Option<Lease>, Fault> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         while is_wanted() {
             if let Some(connection) = state.idle.pop() {
                 drop(state);
@@ -125,7 +126,7 @@ impl Pool {
                     return Ok(Some(lease));
                 }
                 drop(lease);
-                state = self.lock();
+                state = lock(&self.state);
             } else if state.open < MAX_CONNECTIONS {
                 state.open += 1;
                 drop(state);
@@ -158,10 +159,6 @@ impl Pool {
             pool: Arc::clone(self),
             connection,
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -197,7 +194,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let mut state = self.pool.lock();
+        let mut state = lock(&self.pool.state);
         match self.connection.take().filter(Connection::is_between) {
             Some(connection) => state.idle.push(connection),
             None => state.open -= 1,
