@@ -8,13 +8,16 @@ pub use rate::Rate;
 use std::{
     fmt,
     sync::{
-        Arc, Condvar, Mutex, OnceLock, PoisonError,
+        Arc, Condvar, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
 
-use crate::stripes::Stripes;
+use crate::{
+    locks::{lock, wait_while},
+    stripes::Stripes,
+};
 
 /// Released permits that stay with a processor, for the next thread on it that
 /// takes one.
@@ -157,15 +160,12 @@ impl Budget {
     }
 
     fn wait(&self, amount: usize, deadline: Instant) -> bool {
-        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = lock(&self.lock);
         // A waiter counts itself before it tries again, and a thread releases
         // before it looks for waiters, so one of the two sees the other.
         self.waiting.fetch_add(1, SeqCst);
-        let remaining = deadline.saturating_duration_since(Instant::now());
         let misses = |(): &mut ()| !self.try_take(amount);
-        let waited = self.released.wait_timeout_while(guard, remaining, misses);
-        let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-        let taken = !timeout.timed_out();
+        let (guard, taken) = wait_while(guard, &self.released, deadline, misses);
         self.waiting.fetch_sub(1, SeqCst);
         drop(guard);
         // One thread is woken at a time: what is left may do for the next one.

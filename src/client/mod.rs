@@ -23,7 +23,7 @@ mod queue;
 mod shared;
 
 use std::{
-    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -35,8 +35,11 @@ use queue::{Entry, Sent, Slot};
 use serde::{Serialize, de::DeserializeOwned};
 use shared::ClientCore;
 
-use crate::wire::{
-    DEFAULT_TIMEOUT, Payload, Topic, Version, header::MAX_TIMEOUT, message::MAX_PAYLOAD_SIZE,
+use crate::{
+    locks::wait_while,
+    wire::{
+        DEFAULT_TIMEOUT, Payload, Topic, Version, header::MAX_TIMEOUT, message::MAX_PAYLOAD_SIZE,
+    },
 };
 
 /// How much longer than the request's own timeout the client waits, for the
@@ -204,20 +207,13 @@ impl Client {
             lost_once: false,
             slot: Arc::clone(&slot),
         };
-        let mut state = shared.state();
-        while state.queue.len() >= shared.settings.options.max_waiting {
-            let remaining = deadline.saturating_duration_since(Instant::now());
-            if remaining.is_zero() {
-                let limit = shared.settings.options.max_waiting;
-                return Err(ClientError::NotSent(format!(
-                    "{limit} requests wait for their answers already"
-                )));
-            }
-            state = shared
-                .changed
-                .wait_timeout(state, remaining)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+        let limit = shared.settings.options.max_waiting;
+        let is_full = |state: &mut shared::State| state.queue.len() >= limit;
+        let (mut state, has_room) = wait_while(shared.state(), &shared.changed, deadline, is_full);
+        if !has_room {
+            return Err(ClientError::NotSent(format!(
+                "{limit} requests wait for their answers already"
+            )));
         }
         if state.queue.contains(&id) {
             return Err(ClientError::NotSent(format!("request id {id} is in use")));

@@ -3,13 +3,13 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex},
     time::{Duration, Instant},
 };
 
 use super::{Answer, error::ClientError};
 use crate::{
-    locks::lock,
+    locks::{lock, wait_while},
     wire::{Header, Kind, Payload, Topic, Version, message::write_message},
 };
 
@@ -31,21 +31,11 @@ impl Slot {
 
     /// None at the deadline.
     pub(super) fn wait(&self, deadline: Instant) -> Option<Result<Answer, ClientError>> {
-        let mut answer = lock(&self.answer);
-        loop {
-            if let Some(answer) = answer.take() {
-                return Some(answer);
-            }
-            let remaining = deadline.saturating_duration_since(Instant::now());
-            if remaining.is_zero() {
-                return None;
-            }
-            answer = self
-                .ready
-                .wait_timeout(answer, remaining)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
+        let is_missing = |answer: &mut Option<_>| answer.is_none();
+        let answer = lock(&self.answer);
+        wait_while(answer, &self.ready, deadline, is_missing)
+            .0
+            .take()
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     queue::{Loss, Queue},
 };
 use crate::{
-    locks::lock,
+    locks::{lock, wait_while},
     wire::{Header, Incoming, Kind, Reassembly, frame::KEEPALIVE_FRAME},
 };
 
@@ -210,14 +210,9 @@ impl ClientCore {
                     let chance = u32::from(uuid::Uuid::new_v4().as_bytes()[0]);
                     let until = Instant::now() + pause / 2 + pause / 2 * chance / 256;
                     pause = (pause * 2).min(LONGEST_PAUSE);
-                    while !state.closed && Instant::now() < until {
-                        let remaining = until.saturating_duration_since(Instant::now());
-                        state = self
-                            .changed
-                            .wait_timeout(state, remaining)
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .0;
-                    }
+                    drop(wait_while(state, &self.changed, until, |state| {
+                        !state.closed
+                    }));
                 }
             }
         }

@@ -64,6 +64,8 @@ pub(super) struct Endpoint {
     pub(super) address: String,
     token_file: PathBuf,
     deploy_token_file: PathBuf,
+    /// The user has named the file of the token.
+    is_token_named: bool,
     allow_unsecure: bool,
     /// Where that is over TCP, looked up once: the token goes where it was
     /// found to be allowed, and nowhere else.
@@ -153,6 +155,7 @@ impl Endpoint {
             address: address.unwrap_or_else(own),
             token_file: config.token_file(),
             deploy_token_file: config.deploy_token_file(),
+            is_token_named: false,
             allow_unsecure,
             addresses: OnceLock::new(),
         }
@@ -168,8 +171,14 @@ impl Endpoint {
 
     /// The token of a file, in place of that of the settings.
     pub(super) fn with_token(self, file: Option<&Path>) -> Self {
-        let token_file = file.map_or_else(|| self.token_file.clone(), Path::to_owned);
-        Self { token_file, ..self }
+        match file {
+            Some(file) => Self {
+                token_file: file.to_owned(),
+                is_token_named: true,
+                ..self
+            },
+            None => self,
+        }
     }
 
     /// A page, whatever its status.
@@ -249,10 +258,11 @@ impl Endpoint {
         }
         let file = &self.token_file;
         let token = token::load(file).map_err(|error| {
-            usage(format!(
-                "token {}: {error}; the server makes it, run this as the same user",
-                file.display()
-            ))
+            let hint = match self.is_token_named {
+                true => "",
+                false => "; the server makes it, run this as the same user",
+            };
+            usage(format!("token {}: {error}{hint}", file.display()))
         })?;
         Ok(format!("Authorization: Bearer {token}\r\n"))
     }

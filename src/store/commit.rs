@@ -20,7 +20,7 @@ use super::{
     journal::Effect,
     journaled::{Journaled, Tables},
 };
-use crate::locks::lock;
+use crate::locks::{lock, wait_while};
 
 /// Writes of a group, and the bytes that they leave, from which on others wait
 /// for the disk first.
@@ -90,18 +90,10 @@ impl Unflushed {
     /// # Errors
     /// They are not, and maybe none of them will be.
     pub fn wait(&self, deadline: Instant) -> Result<(), StoreError> {
-        let mut waiting = lock(&self.0.waiting);
-        loop {
-            if let Some(outcome) = self.0.outcome.get() {
-                return outcome.clone();
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(late());
-            }
-            let woken = self.0.is_over.wait_timeout(waiting, left);
-            waiting = woken.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let is_open = |_: &mut Vec<_>| self.0.outcome.get().is_none();
+        let waiting = lock(&self.0.waiting);
+        drop(wait_while(waiting, &self.0.is_over, deadline, is_open));
+        self.0.outcome.get().cloned().unwrap_or_else(|| Err(late()))
     }
 
     /// Whether they are on the disk.
