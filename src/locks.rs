@@ -16,10 +16,16 @@ pub(crate) fn wait_while<'a, T>(
     guard: MutexGuard<'a, T>,
     changed: &Condvar,
     deadline: Instant,
-    waits: impl FnMut(&mut T) -> bool,
+    mut waits: impl FnMut(&mut T) -> bool,
 ) -> (MutexGuard<'a, T>, bool) {
     let remaining = deadline.saturating_duration_since(Instant::now());
-    let waited = changed.wait_timeout_while(guard, remaining, waits);
-    let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-    (guard, !timeout.timed_out())
+    // What a poisoned lock returns says nothing of the condition.
+    let mut is_over = false;
+    let still_waits = |value: &mut T| {
+        is_over = !waits(value);
+        !is_over
+    };
+    let waited = changed.wait_timeout_while(guard, remaining, still_waits);
+    let (guard, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    (guard, is_over)
 }

@@ -24,6 +24,8 @@ use crate::{
 /// Of a server that takes connections and says nothing.
 pub(crate) const SILENT: &str =
     "no answer to the hello in time; is it stopped, or busy with others?";
+/// Of a server that ends the connection before its hello.
+pub(crate) const CLOSED: &str = "it closed the connection";
 /// First size of the read buffer, in bytes.
 const READ_SIZE: usize = 8 * 1024;
 
@@ -169,7 +171,7 @@ fn hello(
                 Ok(0) => {
                     return Err(sent
                         .err()
-                        .map_or("it closed the connection".into(), |error| error.to_string()));
+                        .map_or_else(|| CLOSED.into(), |error| error.to_string()));
                 }
                 Ok(count) => buffer.advance(count),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {

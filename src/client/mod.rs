@@ -30,7 +30,7 @@ use std::{
 pub use builder::Builder;
 pub use error::{ClientError, ServerError};
 #[cfg(feature = "compiler")]
-pub(crate) use link::{SILENT, check_token_path};
+pub(crate) use link::{CLOSED, SILENT, check_token_path};
 use queue::{Entry, Sent, Slot};
 use serde::{Serialize, de::DeserializeOwned};
 use shared::ClientCore;

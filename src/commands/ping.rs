@@ -13,8 +13,9 @@ use crate::{
 
 /// Check that a server answers
 ///
-/// Prints one line for each answer. Exit codes: 0 all answered, 2 wrong
-/// usage, 3 the server could not be reached or an answer is missing.
+/// Prints one line for each answer. Exit codes: 0 all answered, 1 the server
+/// refuses the connection, 2 wrong usage, 3 the server could not be reached or an
+/// answer is missing.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     #[command(flatten)]

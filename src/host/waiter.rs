@@ -9,6 +9,9 @@ use super::{Context, Stop, Watch};
 /// may wait with it, and then this often.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The same of one that has begun: it holds memory and a thread. Each time that it
+/// goes on waiting for memory, idle instances are released again.
+const LOOK_EVERY_INSIDE: Duration = Duration::from_millis(10);
 
 /// Who waits for something, until when.
 #[derive(Clone, Copy)]
@@ -114,6 +117,10 @@ impl<'a> Waiter<'a> {
     pub fn looks(self) -> Looks<'a> {
         Looks {
             next: self.deadline.min(Instant::now() + FIRST_LOOK),
+            every: match self.is_outermost {
+                true => LOOK_EVERY,
+                false => LOOK_EVERY_INSIDE,
+            },
             waiter: self,
         }
     }
@@ -124,6 +131,8 @@ pub struct Looks<'a> {
     waiter: Waiter<'a>,
     /// Until then it may wait.
     pub next: Instant,
+    /// From one look to the next.
+    pub every: Duration,
 }
 
 impl Looks<'_> {
@@ -143,7 +152,7 @@ impl Looks<'_> {
             return Err(WaitError::Late);
         }
         watch.waits();
-        self.next = deadline.min(now + LOOK_EVERY);
+        self.next = deadline.min(now + self.every);
         Ok(())
     }
 }
@@ -169,6 +178,14 @@ mod tests {
             assert!(until <= Instant::now() + LOOK_EVERY, "it is looked after");
             false
         };
+        let mut tries = 0;
+        let inside = Waiter::inside(&Unwatched, hour).take(|until| {
+            let in_time = until <= Instant::now() + LOOK_EVERY_INSIDE;
+            assert!(in_time, "idle instances are released");
+            tries += 1;
+            tries == 3
+        });
+        assert_eq!(inside, Ok(()));
         let mut tries = 0;
         let third = |_| {
             tries += 1;

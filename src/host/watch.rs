@@ -8,6 +8,10 @@ use std::{
 use super::waiter::Waiter;
 use crate::scheduler::{Attendant, Cost, PermitError, Ticket};
 
+/// How often a call that sleeps is looked after: a server that ends leaves it 50 ms
+/// and more to notice (`drain_timeout` of 100 ms).
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
 /// A sleep that is shorter is not worth another thread.
 const LONG_ENOUGH: Duration = Duration::from_millis(1);
 
@@ -126,6 +130,7 @@ pub(super) fn sleep(watch: &dyn Watch, until: Instant, deadline: Instant) -> Res
         watch.pause();
     }
     let mut looks = Waiter::inside(watch, deadline).looks();
+    looks.every = LOOK_EVERY;
     loop {
         let next = looks.next.min(until);
         thread::sleep(next.saturating_duration_since(Instant::now()));

@@ -42,6 +42,7 @@ pub(super) enum ChunkedError {
     TooLarge,
 }
 
+const NO_SIZE: ChunkedError = ChunkedError::Malformed("a chunk must begin with its size and CR LF");
 const MALFORMED: ChunkedError = ChunkedError::Malformed("the chunked body is malformed");
 
 impl Chunked {
@@ -91,6 +92,7 @@ impl Chunked {
                 _ if end == most => return Err(too_long),
                 [] | [b'\r'] => return Ok(()),
                 [b'\r', b'\n', ..] => {}
+                _ if self.at == At::Size => return Err(NO_SIZE),
                 _ => return Err(MALFORMED),
             }
             self.at = self.read(&bytes[..end])?;
@@ -106,7 +108,7 @@ impl Chunked {
                 let digits = line.split(|byte| *byte == b';').next().unwrap_or_default();
                 let digits = std::str::from_utf8(digits).map_err(|_| MALFORMED)?;
                 if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-                    return Err(Malformed("a chunk must begin with its size and CR LF"));
+                    return Err(NO_SIZE);
                 }
                 let counted = &digits[..digits.len().min(MAX_DIGITS)];
                 let size = usize::from_str_radix(counted, 16).map_err(|_| TooLarge)?;

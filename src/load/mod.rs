@@ -208,7 +208,7 @@ struct Driver<'a, S> {
     interval_ns: f64,
     /// Requests that were sent.
     sent: u64,
-    /// Answers that end it.
+    /// Answers that end it: this thread's share of those that count.
     share: u64,
     /// Requests that will be; without a warm-up just as many as answers count.
     to_send: u64,

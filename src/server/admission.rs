@@ -155,8 +155,8 @@ impl Admission {
         let waited = self
             .empty
             .wait_timeout_while(self.lock(), remaining, are_held);
-        let (_inner, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-        !timeout.timed_out()
+        let (inner, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        inner.free.len() == self.slots.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -322,9 +322,14 @@ impl Engine for Embedded {
                 let flushed = removed.and_then(|(_, unflushed)| {
                     unflushed.map_or(Ok(()), |unflushed| unflushed.wait(deadline))
                 });
-                // What is not removed now is found in a later round.
-                if flushed.is_err() {
-                    return;
+                match flushed {
+                    Ok(()) => {}
+                    // The disk is behind: what is left is found in the next round.
+                    Err(StoreError::Busy | StoreError::Unconfirmed(_)) => {
+                        *next = from;
+                        return;
+                    }
+                    Err(_) => break,
                 }
             }
         }

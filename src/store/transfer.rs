@@ -163,7 +163,12 @@ pub(super) fn read_entries(
                 read += 1;
             }
             Line::Last { entries, .. } if entries == read => return Ok(read),
-            _ => return Err(refuse("the last line does not fit the number of entries")),
+            Line::First { .. } => {
+                return Err(refuse(format!("line {number} begins another backup")));
+            }
+            Line::Last { .. } => {
+                return Err(refuse("the last line does not fit the number of entries"));
+            }
         }
     }
 }

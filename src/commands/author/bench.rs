@@ -42,8 +42,9 @@ const QUANTILES: [(f64, &str); 6] = [
 /// request. With --rate in an open loop: requests are due at that rate
 /// whatever the server does, and times count from when a request was due.
 /// Where answers stopped coming, what waits counts with the time until the end.
-/// Exit codes: 0 all answered, 1 some were refused or answers stopped coming, 2
-/// wrong usage, 3 the server could not be reached or a connection broke.
+/// Exit codes: 0 all answered, 1 a connection or some requests were refused or
+/// answers stopped coming, 2 wrong usage, 3 the server could not be reached or a
+/// connection broke.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  mb-server bench\n  \
                         mb-server bench calc.add '{\"a\":2,\"b\":40}' --connections 8 --pipeline 16\n  \

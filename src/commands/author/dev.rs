@@ -523,7 +523,7 @@ fn ask(
 ) -> Result<String, String> {
     let client = Client::builder(address.to_string())
         .connect()
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| error.of_connection(&address.to_string()))?;
     let text = std::str::from_utf8(payload).unwrap_or_default();
     let payload = if binary {
         Payload::Binary(payload)

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{Exit, Result, connect::Connect, usage};
 use crate::{
-    client::{SILENT, ServerError, check_token_path},
+    client::{CLOSED, SILENT, ServerError, check_token_path},
     load::LoadStream,
     transport::{HTTP_ALPN, client_config, connect_any, host_and_port, resolve_until, server_name},
     wire::{FrameHeader, Header, Kind},
@@ -103,18 +103,21 @@ fn hello(stream: &mut LoadStream, token: Option<&str>) -> io::Result<Option<Stri
     };
     stream.write_all(&[&header.encode(), body.as_bytes()].concat())?;
     stream.flush()?;
-    let mut head = [0; 8];
-    // Its timeout is over.
-    stream
-        .read_exact(&mut head)
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, SILENT),
+    let mut read = |into: &mut [u8]| {
+        let read = stream.read_exact(into);
+        read.map_err(|error| match error.kind() {
+            // The timeout of the socket.
+            io::ErrorKind::WouldBlock => io::Error::new(error.kind(), SILENT),
+            io::ErrorKind::UnexpectedEof => io::Error::new(error.kind(), CLOSED),
             _ => error,
-        })?;
+        })
+    };
+    let mut head = [0; 8];
+    read(&mut head)?;
     let header = FrameHeader::parse(head)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
     let mut answer = vec![0; (header.length as usize).min(MAX_HELLO_SIZE)];
-    stream.read_exact(&mut answer)?;
+    read(&mut answer)?;
     let no_answer = || io::Error::new(io::ErrorKind::InvalidData, "an answer that is none");
     let (header, payload) = Header::parse(&answer).map_err(|_| no_answer())?;
     if header.kind != Kind::Error {
