@@ -204,11 +204,10 @@ impl Deploys {
         Ok(undone)
     }
 
-    /// Drops what was held for too long: nobody may come for it. Removes what a
-    /// killed server has left. Called once a minute.
+    /// Drops what was held for too long: nobody may come for it. Called once a
+    /// minute, so its file goes within three minutes.
     pub fn expire(&self) {
         lock(&self.state).drop_expired();
-        files::remove_unfinished(&self.dir, 2 * HELD_FOR);
     }
 
     /// Drops what is held: the server ends, and its folder is left as it was.

@@ -9,8 +9,8 @@ use super::{Context, Stop, Watch};
 /// may wait with it, and then this often.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// The same of one that has begun: it holds memory and a thread. Each time that it
-/// goes on waiting for memory, idle instances are released again.
+/// How often a call that has begun is looked after while it waits for memory. Each
+/// time, idle instances are released again.
 const LOOK_EVERY_INSIDE: Duration = Duration::from_millis(10);
 
 /// Who waits for something, until when.
@@ -20,6 +20,8 @@ pub struct Waiter<'a> {
     deadline: Instant,
     /// It is the call of a client, which may be handed back before it begins.
     pub is_outermost: bool,
+    /// From one look to the next.
+    every: Duration,
 }
 
 /// Why something was not had.
@@ -52,17 +54,25 @@ impl<'a> Waiter<'a> {
             watch,
             deadline: context.deadline,
             is_outermost: context.depth() == 0,
+            every: LOOK_EVERY,
         }
     }
 
-    /// A call that has begun.
+    /// A call that has begun, which waits for memory.
     #[must_use]
     pub fn inside(watch: &'a dyn Watch, deadline: Instant) -> Self {
         Self {
             watch,
             deadline,
             is_outermost: false,
+            every: LOOK_EVERY_INSIDE,
         }
+    }
+
+    /// The same, looked after so often.
+    #[must_use]
+    pub fn each(self, every: Duration) -> Self {
+        Self { every, ..self }
     }
 
     /// The call of a client, before there is a context.
@@ -72,6 +82,7 @@ impl<'a> Waiter<'a> {
             watch,
             deadline,
             is_outermost: true,
+            every: LOOK_EVERY,
         }
     }
 
@@ -117,10 +128,6 @@ impl<'a> Waiter<'a> {
     pub fn looks(self) -> Looks<'a> {
         Looks {
             next: self.deadline.min(Instant::now() + FIRST_LOOK),
-            every: match self.is_outermost {
-                true => LOOK_EVERY,
-                false => LOOK_EVERY_INSIDE,
-            },
             waiter: self,
         }
     }
@@ -131,8 +138,6 @@ pub struct Looks<'a> {
     waiter: Waiter<'a>,
     /// Until then it may wait.
     pub next: Instant,
-    /// From one look to the next.
-    pub every: Duration,
 }
 
 impl Looks<'_> {
@@ -142,7 +147,10 @@ impl Looks<'_> {
     /// If the call shall end.
     pub fn look(&mut self) -> Result<(), WaitError> {
         let Waiter {
-            watch, deadline, ..
+            watch,
+            deadline,
+            every,
+            ..
         } = self.waiter;
         if let Some(stop) = watch.tick() {
             return Err(WaitError::Stopped(stop));
@@ -152,7 +160,7 @@ impl Looks<'_> {
             return Err(WaitError::Late);
         }
         watch.waits();
-        self.next = deadline.min(now + self.every);
+        self.next = deadline.min(now + every);
         Ok(())
     }
 }

@@ -129,8 +129,7 @@ pub(super) fn sleep(watch: &dyn Watch, until: Instant, deadline: Instant) -> Res
     } else {
         watch.pause();
     }
-    let mut looks = Waiter::inside(watch, deadline).looks();
-    looks.every = LOOK_EVERY;
+    let mut looks = Waiter::inside(watch, deadline).each(LOOK_EVERY).looks();
     loop {
         let next = looks.next.min(until);
         thread::sleep(next.saturating_duration_since(Instant::now()));

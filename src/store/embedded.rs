@@ -324,12 +324,12 @@ impl Engine for Embedded {
                 });
                 match flushed {
                     Ok(()) => {}
-                    // The disk is behind: what is left is found in the next round.
-                    Err(StoreError::Busy | StoreError::Unconfirmed(_)) => {
+                    Err(StoreError::Damaged(_)) => break,
+                    // What is left is found in the next round.
+                    Err(_) => {
                         *next = from;
                         return;
                     }
-                    Err(_) => break,
                 }
             }
         }

@@ -30,13 +30,16 @@ impl Connect {
     ) -> Result<Vec<LoadStream>> {
         let server = self.server();
         let unreachable = |error: io::Error| {
-            let hint = match error.kind() {
+            let problem = match error.kind() {
                 io::ErrorKind::ConnectionRefused => {
-                    "; is the server running? `mb-server serve` starts one"
+                    format!("{error}; is the server running? `mb-server serve` starts one")
                 }
-                _ => "",
+                // The timeout of the socket.
+                io::ErrorKind::WouldBlock => SILENT.into(),
+                io::ErrorKind::UnexpectedEof => CLOSED.into(),
+                _ => error.to_string(),
             };
-            let problem = format!("can't reach {server}: {error}{hint}");
+            let problem = format!("can't reach {server}: {problem}");
             (Exit::Unreachable, problem)
         };
         let (host, port) = host_and_port(server).map_err(usage)?;
@@ -103,21 +106,12 @@ fn hello(stream: &mut LoadStream, token: Option<&str>) -> io::Result<Option<Stri
     };
     stream.write_all(&[&header.encode(), body.as_bytes()].concat())?;
     stream.flush()?;
-    let mut read = |into: &mut [u8]| {
-        let read = stream.read_exact(into);
-        read.map_err(|error| match error.kind() {
-            // The timeout of the socket.
-            io::ErrorKind::WouldBlock => io::Error::new(error.kind(), SILENT),
-            io::ErrorKind::UnexpectedEof => io::Error::new(error.kind(), CLOSED),
-            _ => error,
-        })
-    };
     let mut head = [0; 8];
-    read(&mut head)?;
+    stream.read_exact(&mut head)?;
     let header = FrameHeader::parse(head)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
     let mut answer = vec![0; (header.length as usize).min(MAX_HELLO_SIZE)];
-    read(&mut answer)?;
+    stream.read_exact(&mut answer)?;
     let no_answer = || io::Error::new(io::ErrorKind::InvalidData, "an answer that is none");
     let (header, payload) = Header::parse(&answer).map_err(|_| no_answer())?;
     if header.kind != Kind::Error {

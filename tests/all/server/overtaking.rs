@@ -88,7 +88,7 @@ fn what_comes_after_a_slow_call_overtakes_it() {
     );
     // It runs for an instant each time that it is looked after.
     let waits = |_: &usize| server.json("/calls")["calls"][0]["state"] == "waiting";
-    assert_eq!((0..300).filter(waits).take(30).count(), 30);
+    assert!((0..300).filter(waits).count() >= 200);
     stop_calls(&server);
     let stopped = client.message();
     assert_eq!(
